@@ -1,0 +1,102 @@
+//! The one way to answer with an error: a gRPC code, a sentence for the
+//! caller, and `google.rpc` details (`ErrorInfo` reason and metadata, field
+//! violations, retry delay). Clients branch on the reason, people read the
+//! sentence.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+/// `ErrorInfo.domain` of every error Torpor makes.
+pub const DOMAIN: &str = "torpor";
+
+/// Reasons, `ErrorInfo.reason`. Part of the API: never renamed.
+pub mod reason {
+    /// A field breaks a rule; the violations name it.
+    pub const INVALID_ARGUMENT: &str = "INVALID_ARGUMENT";
+    /// Nothing has this id.
+    pub const NOT_FOUND: &str = "NOT_FOUND";
+    /// The name is taken.
+    pub const ALREADY_EXISTS: &str = "ALREADY_EXISTS";
+    /// The client token was used with other parameters.
+    pub const CLIENT_TOKEN_CONFLICT: &str = "CLIENT_TOKEN_CONFLICT";
+    /// The resource's state forbids the call.
+    pub const STATE_CONFLICT: &str = "STATE_CONFLICT";
+    /// The microVM has ended.
+    pub const TERMINATED: &str = "TERMINATED";
+    /// No version can be launched.
+    pub const NO_ACTIVE_VERSION: &str = "NO_ACTIVE_VERSION";
+    /// MicroVMs of the image are still alive.
+    pub const IMAGE_IN_USE: &str = "IMAGE_IN_USE";
+    /// No host has room.
+    pub const INSUFFICIENT_CAPACITY: &str = "INSUFFICIENT_CAPACITY";
+    /// A configured limit is reached.
+    pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
+    /// Stored bytes do not match their digest; nothing was started from them.
+    pub const CORRUPT_OBJECT: &str = "CORRUPT_OBJECT";
+    /// The command is older than the placement the host holds.
+    pub const STALE_GENERATION: &str = "STALE_GENERATION";
+    /// The host does not hold the microVM.
+    pub const NOT_HERE: &str = "NOT_HERE";
+    /// This replica does not lead.
+    pub const NOT_LEADER: &str = "NOT_LEADER";
+    /// The host is out of disk.
+    pub const DISK_FULL: &str = "DISK_FULL";
+    /// The app's hook failed or timed out.
+    pub const HOOK_FAILED: &str = "HOOK_FAILED";
+    /// The guest did not answer or misbehaved.
+    pub const GUEST_FAILED: &str = "GUEST_FAILED";
+    /// The engine failed.
+    pub const ENGINE_FAILED: &str = "ENGINE_FAILED";
+    /// A store (etcd, S3) is out of reach for now.
+    pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// The caller's certificate has no right to the call.
+    pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
+    /// A bug.
+    pub const INTERNAL: &str = "INTERNAL";
+}
+
+/// An error with a reason and, optionally, metadata.
+#[must_use]
+pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+}
+
+/// INVALID_ARGUMENT naming every violated field: `(path, description)`.
+#[must_use]
+pub fn invalid(violations: &[(String, String)]) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
+    for (field, description) in violations {
+        details.add_bad_request_violation(field, description);
+    }
+    let message = violations
+        .iter()
+        .map(|(field, description)| format!("{field}: {description}"))
+        .collect::<Vec<_>>()
+        .join("; ");
+    Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// NOT_FOUND for a resource: kind ("microVM") and the name asked for.
+#[must_use]
+pub fn not_found(kind: &str, name: &str) -> Status {
+    status(Code::NotFound, reason::NOT_FOUND, format!("{kind} not found: {name}"), &[("resource", name)])
+}
+
+/// UNAVAILABLE with a delay after which a retry makes sense.
+#[must_use]
+pub fn unavailable(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// The `ErrorInfo.reason` of an error, if it carries one.
+#[must_use]
+pub fn reason_of(status: &Status) -> Option<String> {
+    status.get_details_error_info().map(|info| info.reason)
+}
