@@ -61,9 +61,15 @@ pub mod reason {
 /// An error with a reason and, optionally, metadata.
 #[must_use]
 pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
-    let metadata: HashMap<String, String> =
-        metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
-    Status::with_error_details(code, message, ErrorDetails::with_error_info(reason, DOMAIN, metadata))
+    let metadata: HashMap<String, String> = metadata
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .collect();
+    Status::with_error_details(
+        code,
+        message,
+        ErrorDetails::with_error_info(reason, DOMAIN, metadata),
+    )
 }
 
 /// INVALID_ARGUMENT naming every violated field: `(path, description)`.
@@ -84,7 +90,12 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
 /// NOT_FOUND for a resource: kind ("microVM") and the name asked for.
 #[must_use]
 pub fn not_found(kind: &str, name: &str) -> Status {
-    status(Code::NotFound, reason::NOT_FOUND, format!("{kind} not found: {name}"), &[("resource", name)])
+    status(
+        Code::NotFound,
+        reason::NOT_FOUND,
+        format!("{kind} not found: {name}"),
+        &[("resource", name)],
+    )
 }
 
 /// UNAVAILABLE with a delay after which a retry makes sense.

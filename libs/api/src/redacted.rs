@@ -14,14 +14,59 @@ macro_rules! redacted {
     };
 }
 
-redacted!(crate::guest::v1::RepairIdentityRequest, "RepairIdentityRequest", microvm_id, restore_count);
-redacted!(crate::guest::v1::StartAppRequest, "StartAppRequest", working_directory, user);
-redacted!(crate::guest::v1::CallHookRequest, "CallHookRequest", kind, port, timeout);
-redacted!(crate::image::v1::ImageConfiguration, "ImageConfiguration", code_artifact, base_image_arn, resources);
-redacted!(crate::image::v1::AppConfiguration, "AppConfiguration", exposed_ports, user);
-redacted!(crate::hostagent::v1::BakeRequest, "BakeRequest", build_id, generation, image_name, image_version);
-redacted!(crate::hostagent::v1::MicrovmSpec, "MicrovmSpec", microvm_id, image_name, image_version);
-redacted!(crate::microvm::v1::RunMicrovmRequest, "RunMicrovmRequest", image_identifier, image_version);
+redacted!(
+    crate::guest::v1::RepairIdentityRequest,
+    "RepairIdentityRequest",
+    microvm_id,
+    restore_count
+);
+redacted!(
+    crate::guest::v1::StartAppRequest,
+    "StartAppRequest",
+    working_directory,
+    user
+);
+redacted!(
+    crate::guest::v1::CallHookRequest,
+    "CallHookRequest",
+    kind,
+    port,
+    timeout
+);
+redacted!(
+    crate::image::v1::ImageConfiguration,
+    "ImageConfiguration",
+    code_artifact,
+    base_image_arn,
+    resources
+);
+redacted!(
+    crate::image::v1::AppConfiguration,
+    "AppConfiguration",
+    exposed_ports,
+    user
+);
+redacted!(
+    crate::hostagent::v1::BakeRequest,
+    "BakeRequest",
+    build_id,
+    generation,
+    image_name,
+    image_version
+);
+redacted!(
+    crate::hostagent::v1::MicrovmSpec,
+    "MicrovmSpec",
+    microvm_id,
+    image_name,
+    image_version
+);
+redacted!(
+    crate::microvm::v1::RunMicrovmRequest,
+    "RunMicrovmRequest",
+    image_identifier,
+    image_version
+);
 redacted!(
     crate::microvm::v1::CreateMicrovmAuthTokenResponse,
     "CreateMicrovmAuthTokenResponse",

@@ -1,1 +1,12 @@
-//! Being written.
+//! The words of Torpor as types: ids and names, state tables, limits, and the
+//! way a request's violations are collected. Pure: no I/O, no clock, no wire
+//! types. Services translate their wire messages into these at the edge.
+
+pub mod ids;
+pub mod limits;
+pub mod state;
+pub mod validate;
+
+pub use ids::{ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, VersionNumber};
+pub use limits::MemoryClass;
+pub use validate::Violations;

@@ -1,1 +1,135 @@
-//! Being written.
+//! What a process tells about itself: log lines on standard error, spans to an
+//! OTLP collector when one is configured, and `/metrics` for Prometheus.
+//!
+//! [`init`] is called once, first thing in `main`; dropping the [`Guard`]
+//! flushes what is still buffered.
+
+mod context;
+mod metrics;
+
+use std::io::IsTerminal as _;
+use std::sync::{Arc, Mutex};
+
+use opentelemetry::trace::TracerProvider as _;
+use opentelemetry_otlp::WithExportConfig as _;
+use opentelemetry_sdk::Resource;
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_sdk::trace::SdkTracerProvider;
+use prometheus_client::registry::Registry;
+use settings::TelemetrySettings;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer as _};
+
+pub use context::{TRACEPARENT, current_traceparent, set_parent};
+pub use metrics::serve_metrics;
+
+/// Why telemetry could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The filter is not in `tracing`'s syntax.
+    #[error("telemetry.log_filter '{filter}' is not a filter")]
+    Filter {
+        /// The filter.
+        filter: String,
+        /// What the parser says.
+        source: tracing_subscriber::filter::ParseError,
+    },
+    /// The OTLP endpoint cannot be used.
+    #[error("telemetry.otlp_endpoint cannot be used: {message}")]
+    Otlp {
+        /// Why.
+        message: String,
+    },
+    /// `/metrics` cannot be served.
+    #[error("telemetry.metrics_address {address} cannot be used")]
+    Metrics {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// Keeps telemetry alive; dropping it flushes buffered spans.
+pub struct Guard {
+    provider: Option<SdkTracerProvider>,
+    registry: Arc<Mutex<Registry>>,
+}
+
+impl Guard {
+    /// The process's metrics.
+    #[must_use]
+    pub fn registry(&self) -> Arc<Mutex<Registry>> {
+        Arc::clone(&self.registry)
+    }
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        if let Some(provider) = self.provider.take()
+            && let Err(error) = provider.shutdown()
+        {
+            eprintln!("telemetry: spans may be lost: {error}");
+        }
+    }
+}
+
+/// Starts logs, traces and metrics of `service` ("scheduler"). Needs a tokio
+/// runtime.
+///
+/// # Errors
+/// [`Error`] names the setting that cannot be used.
+pub async fn init(service: &'static str, settings: &TelemetrySettings) -> Result<Guard, Error> {
+    let filter = || {
+        EnvFilter::try_new(&settings.log_filter).map_err(|source| Error::Filter {
+            filter: settings.log_filter.clone(),
+            source,
+        })
+    };
+    let provider = settings
+        .otlp_endpoint
+        .as_deref()
+        .map(|url| tracer_provider(service, url))
+        .transpose()?;
+    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+    let lines = tracing_subscriber::fmt::layer()
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_filter(filter()?);
+    let spans = match &provider {
+        Some(provider) => Some(
+            tracing_opentelemetry::layer()
+                .with_tracer(provider.tracer(service))
+                .with_filter(filter()?),
+        ),
+        None => None,
+    };
+    // A second subscriber in one process (tests) is not an error worth failing for.
+    let _ = tracing_subscriber::registry().with(lines).with(spans).try_init();
+    let registry = Arc::new(Mutex::new(Registry::with_prefix("torpor")));
+    if let Some(address) = settings.metrics_address {
+        serve_metrics(address, Arc::clone(&registry))
+            .await
+            .map_err(|source| Error::Metrics { address, source })?;
+    }
+    Ok(Guard { provider, registry })
+}
+
+fn tracer_provider(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {
+    let exporter = opentelemetry_otlp::SpanExporter::builder()
+        .with_tonic()
+        .with_endpoint(endpoint)
+        .build()
+        .map_err(|error| Error::Otlp {
+            message: error.to_string(),
+        })?;
+    Ok(SdkTracerProvider::builder()
+        .with_batch_exporter(exporter)
+        .with_resource(
+            Resource::builder()
+                .with_service_name(format!("torpor-{service}"))
+                .build(),
+        )
+        .build())
+}

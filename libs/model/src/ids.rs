@@ -1,0 +1,348 @@
+//! Ids and names. Each parses from text in one place, so that everything behind
+//! the edge holds a value that is already known to be well-formed.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Text that is not a well-formed id; the message says what one looks like.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{message}")]
+pub struct IdError {
+    message: String,
+}
+
+impl IdError {
+    fn new(message: impl Into<String>) -> Self {
+        Self {
+            message: message.into(),
+        }
+    }
+}
+
+macro_rules! text_id {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(String);
+
+        impl $name {
+            /// The id as text.
+            #[must_use]
+            pub fn as_str(&self) -> &str {
+                &self.0
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(&self.0)
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = IdError;
+            fn try_from(text: String) -> Result<Self, IdError> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.0
+            }
+        }
+
+        impl AsRef<str> for $name {
+            fn as_ref(&self) -> &str {
+                &self.0
+            }
+        }
+    };
+}
+
+text_id!(
+    /// A microVM's id: `microvm-` and a UUID in lower-case hyphenated form.
+    MicrovmId
+);
+text_id!(
+    /// An image's name: 1 to 64 characters of `[a-zA-Z0-9-_]`.
+    ImageName
+);
+text_id!(
+    /// A host's id: 1 to 63 characters of `[a-z0-9-]`.
+    HostId
+);
+text_id!(
+    /// A caller's idempotency token: 1 to 128 characters of visible ASCII.
+    ClientToken
+);
+
+const MICROVM_PREFIX: &str = "microvm-";
+
+impl MicrovmId {
+    /// The id made from a UUID.
+    #[must_use]
+    pub fn from_uuid(uuid: Uuid) -> Self {
+        Self(format!("{MICROVM_PREFIX}{}", uuid.hyphenated()))
+    }
+
+    /// The UUID in the id.
+    #[must_use]
+    pub fn uuid(&self) -> Uuid {
+        Uuid::parse_str(&self.0[MICROVM_PREFIX.len()..]).expect("checked when it was parsed")
+    }
+}
+
+impl FromStr for MicrovmId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let well_formed = text
+            .strip_prefix(MICROVM_PREFIX)
+            .filter(|rest| rest.len() == 36)
+            .and_then(|rest| {
+                Uuid::try_parse(rest)
+                    .ok()
+                    .filter(|uuid| uuid.hyphenated().to_string() == rest)
+            });
+        match well_formed {
+            Some(_) => Ok(Self(text.to_owned())),
+            None => Err(IdError::new("must be 'microvm-' followed by a lower-case UUID")),
+        }
+    }
+}
+
+fn is_name_character(character: char) -> bool {
+    character.is_ascii_alphanumeric() || character == '-' || character == '_'
+}
+
+impl FromStr for ImageName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        if text.is_empty() || text.len() > 64 || !text.chars().all(is_name_character) {
+            return Err(IdError::new("must be 1 to 64 characters of [a-zA-Z0-9-_]"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for HostId {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if text.is_empty() || text.len() > 63 || !text.chars().all(allowed) {
+            return Err(IdError::new("must be 1 to 63 characters of [a-z0-9-]"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for ClientToken {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        if text.is_empty() || text.len() > 128 || !text.chars().all(|c| c.is_ascii_graphic()) {
+            return Err(IdError::new("must be 1 to 128 visible ASCII characters"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// An image version, `"major.minor"`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct VersionNumber {
+    /// Rises by one with every build.
+    pub major: u32,
+    /// Always 0 so far.
+    pub minor: u32,
+}
+
+impl VersionNumber {
+    /// The first version of an image, "1.0".
+    pub const FIRST: Self = Self { major: 1, minor: 0 };
+
+    /// The version the next build makes.
+    #[must_use]
+    pub fn next(self) -> Self {
+        Self {
+            major: self.major.saturating_add(1),
+            minor: 0,
+        }
+    }
+}
+
+impl fmt::Display for VersionNumber {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+impl FromStr for VersionNumber {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let parse = || {
+            let (major, minor) = text.split_once('.')?;
+            let version = Self {
+                major: major.parse().ok()?,
+                minor: minor.parse().ok()?,
+            };
+            // One spelling per version: no signs, no leading zeros.
+            (version.to_string() == text && version.major > 0).then_some(version)
+        };
+        parse().ok_or_else(|| IdError::new("must have the form 'major.minor', for example '1.0'"))
+    }
+}
+
+impl TryFrom<String> for VersionNumber {
+    type Error = IdError;
+    fn try_from(text: String) -> Result<Self, IdError> {
+        text.parse()
+    }
+}
+
+impl From<VersionNumber> for String {
+    fn from(version: VersionNumber) -> String {
+        version.to_string()
+    }
+}
+
+/// `arn:aws:lambda:<region>:<account>:microvm-image:<name>`.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct ImageArn {
+    /// Region, for example "local-1".
+    pub region: String,
+    /// Account, 12 digits, or "aws" for a platform image.
+    pub account: String,
+    /// Name of the image.
+    pub name: ImageName,
+}
+
+impl fmt::Display for ImageArn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "arn:aws:lambda:{}:{}:microvm-image:{}",
+            self.region, self.account, self.name
+        )
+    }
+}
+
+impl FromStr for ImageArn {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let form = || IdError::new(format!("Invalid ARN format: {text}"));
+        let parts: Vec<&str> = text.split(':').collect();
+        let ["arn", "aws", "lambda", region, account, "microvm-image", name] = parts[..] else {
+            return Err(form());
+        };
+        if region.is_empty() || account.is_empty() {
+            return Err(form());
+        }
+        let name = name.parse().map_err(|_| form())?;
+        Ok(Self {
+            region: region.to_owned(),
+            account: account.to_owned(),
+            name,
+        })
+    }
+}
+
+/// An image as a caller names it: by name or by ARN, always of this fleet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ImageIdentifier(ImageName);
+
+impl ImageIdentifier {
+    /// Parses a name, or an ARN of the given region and account.
+    ///
+    /// # Errors
+    /// When it is neither, or the ARN belongs to another region or account.
+    pub fn parse(text: &str, region: &str, account: &str) -> Result<Self, IdError> {
+        if !text.starts_with("arn:") {
+            return Ok(Self(text.parse()?));
+        }
+        let arn: ImageArn = text.parse()?;
+        if arn.region != region || arn.account != account {
+            return Err(IdError::new(format!(
+                "belongs to another account or region: {text}"
+            )));
+        }
+        Ok(Self(arn.name))
+    }
+
+    /// The image's name.
+    #[must_use]
+    pub fn name(&self) -> &ImageName {
+        &self.0
+    }
+
+    /// The image's name, by value.
+    #[must_use]
+    pub fn into_name(self) -> ImageName {
+        self.0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn ids_accept_their_form_and_nothing_else() {
+        let microvm = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
+        assert_eq!(microvm.parse::<MicrovmId>().unwrap().to_string(), microvm);
+        for bad in [
+            "",
+            "microvm-",
+            "mvm-0190a5e2-7c3b-3f00-8000-000000000001",
+            &microvm.to_uppercase(),
+        ] {
+            assert!(bad.parse::<MicrovmId>().is_err(), "{bad}");
+        }
+        for (text, good) in [
+            ("a", true),
+            ("my-image_1", true),
+            ("", false),
+            ("bad name!", false),
+        ] {
+            assert_eq!(text.parse::<ImageName>().is_ok(), good, "{text}");
+        }
+        assert!("a".repeat(64).parse::<ImageName>().is_ok());
+        assert!("a".repeat(65).parse::<ImageName>().is_err());
+        for (text, good) in [
+            ("1.0", true),
+            ("12.3", true),
+            ("1", false),
+            ("01.0", false),
+            ("0.1", false),
+            ("+1.0", false),
+        ] {
+            assert_eq!(text.parse::<VersionNumber>().is_ok(), good, "{text}");
+        }
+        assert!("t".repeat(128).parse::<ClientToken>().is_ok());
+        assert!("t".repeat(129).parse::<ClientToken>().is_err());
+    }
+
+    #[test]
+    fn image_identifiers_are_names_or_arns_of_this_fleet() {
+        let arn = "arn:aws:lambda:local-1:000000000000:microvm-image:app";
+        for text in ["app", arn] {
+            let parsed = ImageIdentifier::parse(text, "local-1", "000000000000").unwrap();
+            assert_eq!(parsed.name().as_str(), "app");
+        }
+        assert!(ImageIdentifier::parse(arn, "local-1", "111111111111").is_err());
+        assert!(ImageIdentifier::parse("arn:aws:s3:::bucket", "local-1", "000000000000").is_err());
+    }
+
+    proptest! {
+        #[test]
+        fn parsing_never_panics_and_round_trips(text in ".{0,80}") {
+            if let Ok(id) = text.parse::<MicrovmId>() { prop_assert_eq!(id.to_string(), text.clone()); let _ = id.uuid(); }
+            if let Ok(version) = text.parse::<VersionNumber>() { prop_assert_eq!(version.to_string(), text.clone()); }
+            if let Ok(arn) = text.parse::<ImageArn>() { prop_assert_eq!(arn.to_string(), text); }
+        }
+    }
+}

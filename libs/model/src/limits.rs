@@ -1,0 +1,95 @@
+//! Limits of the API. Where a deployment may choose, the service's settings
+//! hold the value and these are the defaults.
+
+use std::time::Duration;
+
+const GIB: u64 = 1 << 30;
+
+/// What a baseline memory size brings with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MemoryClass {
+    /// Baseline guest memory, MiB.
+    pub baseline_mib: u32,
+    /// Virtual CPUs at the peak.
+    pub peak_vcpus: u32,
+    /// Size of the root disk, bytes.
+    pub disk_bytes: u64,
+}
+
+/// Every memory class, smallest first.
+pub const MEMORY_CLASSES: [MemoryClass; 5] = [
+    MemoryClass {
+        baseline_mib: 512,
+        peak_vcpus: 1,
+        disk_bytes: 8 * GIB,
+    },
+    MemoryClass {
+        baseline_mib: 1024,
+        peak_vcpus: 2,
+        disk_bytes: 8 * GIB,
+    },
+    MemoryClass {
+        baseline_mib: 2048,
+        peak_vcpus: 4,
+        disk_bytes: 8 * GIB,
+    },
+    MemoryClass {
+        baseline_mib: 4096,
+        peak_vcpus: 8,
+        disk_bytes: 16 * GIB,
+    },
+    MemoryClass {
+        baseline_mib: 8192,
+        peak_vcpus: 16,
+        disk_bytes: 32 * GIB,
+    },
+];
+
+impl MemoryClass {
+    /// The class of a baseline in MiB, if there is one.
+    #[must_use]
+    pub fn of(baseline_mib: u32) -> Option<Self> {
+        MEMORY_CLASSES
+            .into_iter()
+            .find(|class| class.baseline_mib == baseline_mib)
+    }
+}
+
+/// Longest life of a microVM, running and suspended together.
+pub const MAXIMUM_DURATION: Duration = Duration::from_secs(28_800);
+/// Shortest idle window a caller may ask for.
+pub const IDLE_DURATION_MIN: Duration = Duration::from_secs(60);
+/// Longest idle window a caller may ask for.
+pub const IDLE_DURATION_MAX: Duration = Duration::from_secs(28_800);
+/// Longest suspended window a caller may ask for.
+pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(28_800);
+/// Largest run-hook payload, bytes.
+pub const RUN_HOOK_PAYLOAD_BYTES_MAX: usize = 4096;
+/// Most connectors of one direction.
+pub const CONNECTORS_MAX: usize = 10;
+/// Shortest life of a token.
+pub const TOKEN_DURATION_MIN: Duration = Duration::from_secs(60);
+/// Longest life of a token.
+pub const TOKEN_DURATION_MAX: Duration = Duration::from_secs(3600);
+/// Most port scopes in a token.
+pub const TOKEN_PORT_SCOPES_MAX: usize = 100;
+/// Most environment variables of an image.
+pub const ENVIRONMENT_ENTRIES_MAX: usize = 100;
+/// Longest environment key, characters.
+pub const ENVIRONMENT_KEY_MAX: usize = 256;
+/// Longest environment value, characters.
+pub const ENVIRONMENT_VALUE_MAX: usize = 4096;
+/// Most tags of an image.
+pub const TAGS_MAX: usize = 50;
+/// Largest page a list call returns.
+pub const PAGE_SIZE_MAX: u32 = 50;
+/// Longest window of the ready and validate hooks.
+pub const BUILD_HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(3600);
+/// Longest window of the run, resume, suspend and terminate hooks.
+pub const RUNTIME_HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(60);
+/// Window of the ready and validate hooks when the image gives none.
+pub const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Window of the other hooks when the image gives none.
+pub const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+/// Guest port a request goes to when it names none.
+pub const DEFAULT_GUEST_PORT: u16 = 8080;

@@ -1,0 +1,104 @@
+//! Who is calling.
+
+use std::fmt;
+use std::str::FromStr;
+
+use rustls::pki_types::CertificateDer;
+use tonic::{Code, Request, Status};
+use x509_parser::extensions::GeneralName;
+
+use api::errors::{self, reason};
+
+const SUFFIX: &str = ".torpor.internal";
+
+/// What a process is, as its certificate says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The scheduler.
+    Scheduler,
+    /// The image-builder.
+    ImageBuilder,
+    /// The edge-proxy.
+    EdgeProxy,
+    /// A host-agent.
+    HostAgent,
+    /// An operator: the CLI and platform teams' clients.
+    Admin,
+    /// An etcd member.
+    Etcd,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 6] = [
+        Self::Scheduler,
+        Self::ImageBuilder,
+        Self::EdgeProxy,
+        Self::HostAgent,
+        Self::Admin,
+        Self::Etcd,
+    ];
+
+    /// The name, as in file names and certificates.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scheduler => "scheduler",
+            Self::ImageBuilder => "image-builder",
+            Self::EdgeProxy => "edge-proxy",
+            Self::HostAgent => "host-agent",
+            Self::Admin => "admin",
+            Self::Etcd => "etcd",
+        }
+    }
+
+    /// The DNS name in the role's certificate.
+    #[must_use]
+    pub fn dns_name(self) -> String {
+        format!("{}{SUFFIX}", self.name())
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for Role {
+    type Err = ();
+    fn from_str(text: &str) -> Result<Self, ()> {
+        Self::ALL.into_iter().find(|role| role.name() == text).ok_or(())
+    }
+}
+
+/// The role in a verified peer's certificate chain (its first certificate).
+#[must_use]
+pub fn peer_role(chain: &[CertificateDer<'_>]) -> Option<Role> {
+    let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
+    let names = certificate.subject_alternative_name().ok()??;
+    names.value.general_names.iter().find_map(|name| match name {
+        GeneralName::DNSName(dns) => dns.strip_suffix(SUFFIX)?.parse().ok(),
+        _ => None,
+    })
+}
+
+/// The caller's role, if it is one of `allowed`.
+///
+/// # Errors
+/// PERMISSION_DENIED otherwise.
+pub fn authorize<T>(request: &Request<T>, allowed: &[Role]) -> Result<Role, Status> {
+    let role = request.peer_certs().and_then(|chain| peer_role(&chain));
+    match role {
+        Some(role) if allowed.contains(&role) => Ok(role),
+        other => {
+            let caller = other.map_or("a caller without a role".to_owned(), |role| role.to_string());
+            Err(errors::status(
+                Code::PermissionDenied,
+                reason::PERMISSION_DENIED,
+                format!("{caller} may not make this call"),
+                &[("role", &caller)],
+            ))
+        }
+    }
+}

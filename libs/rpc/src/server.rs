@@ -1,0 +1,113 @@
+//! The server side: bind first, so that a service knows its address and fails
+//! early, then serve.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+
+use crate::TlsIdentity;
+use crate::layer::CallLayer;
+
+const CALLS_PER_CONNECTION_MAX: usize = 1024;
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long running calls may take to end after shutdown began; watches never
+/// end by themselves.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Why a server could not start or stopped.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The address cannot be bound.
+    #[error("cannot listen on {address}")]
+    Bind {
+        /// The address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// TLS or the transport failed.
+    #[error("the gRPC server failed")]
+    Transport(#[from] tonic::transport::Error),
+    /// The descriptors for reflection are broken: a bug.
+    #[error("the reflection service cannot start: {0}")]
+    Reflection(String),
+}
+
+/// Makes servers.
+pub struct ServerBuilder;
+
+impl ServerBuilder {
+    /// Binds `address` ("127.0.0.1:0" for any port) and serves nothing yet.
+    ///
+    /// # Errors
+    /// When the address cannot be bound.
+    pub async fn bind(address: &str, identity: &Arc<TlsIdentity>) -> Result<BoundServer, ServeError> {
+        let failed = |source| ServeError::Bind {
+            address: address.to_owned(),
+            source,
+        };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let local_addr = listener.local_addr().map_err(failed)?;
+        Ok(BoundServer {
+            listener,
+            local_addr,
+            identity: Arc::clone(identity),
+        })
+    }
+}
+
+/// A server that holds its address.
+#[derive(Debug)]
+pub struct BoundServer {
+    listener: TcpListener,
+    local_addr: SocketAddr,
+    identity: Arc<TlsIdentity>,
+}
+
+impl BoundServer {
+    /// The address it listens on.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.local_addr
+    }
+
+    /// Serves `routes`, health and reflection until `shutdown`, then gives
+    /// running calls a moment to end.
+    ///
+    /// # Errors
+    /// When TLS cannot be set up or the listener fails.
+    pub async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
+        let (_, health) = tonic_health::server::health_reporter();
+        let reflection = tonic_reflection::server::Builder::configure()
+            .register_encoded_file_descriptor_set(api::FILE_DESCRIPTOR_SET)
+            .build_v1()
+            .map_err(|error| ServeError::Reflection(error.to_string()))?;
+        let stopped = shutdown.clone();
+        // Small answers must not wait for an acknowledgement.
+        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+        let serving = Server::builder()
+            .layer(CallLayer)
+            .tls_config(self.identity.tonic_server())?
+            .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+            .add_routes(routes)
+            .add_service(health)
+            .add_service(reflection)
+            .serve_with_incoming_shutdown(incoming, async move {
+                stopped.cancelled().await;
+            });
+        tokio::pin!(serving);
+        tokio::select! {
+            served = &mut serving => Ok(served?),
+            () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => Ok(()),
+        }
+    }
+}
