@@ -1,0 +1,166 @@
+//! Makes and destroys the namespace, devices and rules of one slot.
+
+use std::collections::BTreeSet;
+use std::fmt::Write as _;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use crate::command::{self, CommandError};
+use crate::firewall::{self, UPLINK};
+use crate::inside::{Inside, Namespace};
+use crate::pool::Error;
+use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_PREFIX_LENGTH, TAP};
+
+const NAMESPACES: &str = "/run/netns";
+const DEVICES: &str = "/sys/class/net";
+/// Switches of a fresh namespace, set before it has any device but loopback.
+/// A kernel without IPv6 lacks the first two, which is as good.
+const SWITCHES: &[(&str, &str)] = &[
+    ("ipv6/conf/all/disable_ipv6", "1"),
+    ("ipv6/conf/default/disable_ipv6", "1"),
+    ("ipv4/conf/all/accept_redirects", "0"),
+    ("ipv4/conf/default/accept_redirects", "0"),
+    ("ipv4/conf/all/send_redirects", "0"),
+    ("ipv4/conf/default/send_redirects", "0"),
+    ("ipv4/ip_forward", "1"),
+];
+
+/// Makes a slot. On any error nothing of it remains.
+pub(crate) async fn create(
+    settings: &PoolSettings,
+    index: u32,
+    closed: &[Subnet],
+    inside: &Inside,
+) -> Result<Arc<Namespace>, Error> {
+    let made = create_parts(settings, index, closed, inside).await;
+    if made.is_err()
+        && let Err(error) = destroy(settings, index).await
+    {
+        tracing::error!(%error, slot = settings.namespace(index), "cannot remove a half-made slot");
+    }
+    made
+}
+
+async fn create_parts(
+    settings: &PoolSettings,
+    index: u32,
+    closed: &[Subnet],
+    inside: &Inside,
+) -> Result<Arc<Namespace>, Error> {
+    let name = settings.namespace(index);
+    let veth = settings.veth(index);
+    let (root_side, slot_side) = settings.outer(index);
+    // Dying anywhere from here on leaves a namespace of our prefix, which the
+    // next start removes.
+    let mut script = format!("netns add {name}\nlink add {veth} type veth peer name {UPLINK} netns {name}\n");
+    if Path::new("/proc/sys/net/ipv6").exists() {
+        let _ = writeln!(script, "link set {veth} addrgenmode none");
+    }
+    let _ = writeln!(script, "addr add {root_side}/30 dev {veth}\nlink set {veth} up");
+    ip(&["-batch", "-"], &script).await?;
+
+    let namespace = Arc::new(Namespace::open(&name).map_err(|source| Error::Namespace { name: name.clone(), source })?);
+    inside
+        .run(&namespace, || SWITCHES.iter().try_for_each(|(switch, value)| set_switch(switch, value)))
+        .await
+        .map_err(|source| Error::Namespace { name: name.clone(), source })?;
+    // Rules first, then the devices that traffic could come through.
+    apply_inside(&name, &firewall::slot_table(closed, Egress::Internet)).await?;
+
+    let owner = settings.tap_owner.map(|owner| format!("user {} group {}", owner.uid, owner.gid)).unwrap_or_default();
+    let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let script = format!(
+        "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {mac}\n\
+         addr add {GATEWAY_ADDRESS}/{GUEST_PREFIX_LENGTH} dev {TAP}\nlink set {TAP} up\n\
+         addr add {slot_side}/30 dev {UPLINK}\nlink set {UPLINK} up\nroute add default via {root_side}\n"
+    );
+    ip(&["-n", &name, "-batch", "-"], &script).await?;
+    Ok(namespace)
+}
+
+fn set_switch(switch: &str, value: &str) -> io::Result<()> {
+    match std::fs::write(Path::new("/proc/sys/net").join(switch), value) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound && switch.starts_with("ipv6") => Ok(()),
+        result => result,
+    }
+}
+
+/// Removes whatever exists of a slot. Repeating it succeeds.
+pub(crate) async fn destroy(settings: &PoolSettings, index: u32) -> Result<(), Error> {
+    let (name, veth) = (settings.namespace(index), settings.veth(index));
+    let has_veth = || Path::new(DEVICES).join(&veth).exists();
+    let has_namespace = || Path::new(NAMESPACES).join(&name).exists();
+    // The outer device goes first: it works at once, while the namespace lives
+    // on for as long as any process or socket holds it.
+    let mut script = String::new();
+    if has_veth() {
+        let _ = writeln!(script, "link del {veth}");
+    }
+    if has_namespace() {
+        let _ = writeln!(script, "netns del {name}");
+    }
+    if script.is_empty() {
+        return Ok(());
+    }
+    let result = ip(&["-force", "-batch", "-"], &script).await;
+    // Somebody else may have removed a part in between; what counts is that
+    // nothing is left.
+    if has_veth() || has_namespace() {
+        return Err(result.err().map_or(Error::Remains { name }, Error::from));
+    }
+    Ok(())
+}
+
+/// Indexes of which anything exists on this machine.
+pub(crate) fn existing(settings: &PoolSettings) -> BTreeSet<u32> {
+    let names = |directory: &str| {
+        let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
+    };
+    let namespaces = names(NAMESPACES).into_iter().filter_map(|name| settings.index_of(&name)).collect::<Vec<_>>();
+    let devices = names(DEVICES).into_iter().filter_map(|name| settings.index_of_veth(&name));
+    namespaces.into_iter().chain(devices).collect()
+}
+
+/// Applies an `nft` document in a slot, all or nothing.
+pub(crate) async fn apply_inside(namespace: &str, document: &Value) -> Result<(), Error> {
+    command::run("ip", &["netns", "exec", namespace, "nft", "-j", "-f", "-"], &document.to_string()).await?;
+    Ok(())
+}
+
+/// Applies an `nft` document in the root namespace, all or nothing.
+pub(crate) async fn apply(document: &Value) -> Result<(), Error> {
+    command::run("nft", &["-j", "-f", "-"], &document.to_string()).await?;
+    Ok(())
+}
+
+/// Names of all pools' tables in the root namespace.
+pub(crate) async fn root_tables() -> Result<Vec<String>, Error> {
+    let listing: Value = parse(&command::run("nft", &["-j", "list", "tables"], "").await?)?;
+    let tables = listing["nftables"].as_array().into_iter().flatten();
+    let names = tables.filter_map(|item| item["table"]["name"].as_str());
+    Ok(names.filter(|name| name.starts_with(firewall::ROOT_TABLE_PREFIX)).map(str::to_owned).collect())
+}
+
+/// Networks this machine is directly on.
+pub(crate) async fn on_link() -> Result<Vec<Subnet>, Error> {
+    let listing: Value = parse(&command::run("ip", &["-4", "-j", "addr", "show"], "").await?)?;
+    let addresses = listing.as_array().into_iter().flatten().flat_map(|link| link["addr_info"].as_array());
+    let networks = addresses.flatten().filter_map(|address| {
+        let length = u8::try_from(address["prefixlen"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
+        Some(Subnet::new(address["local"].as_str()?.parse().ok()?, length))
+    });
+    Ok(networks.collect())
+}
+
+fn parse(output: &[u8]) -> Result<Value, Error> {
+    serde_json::from_slice(output).map_err(Error::Listing)
+}
+
+async fn ip(arguments: &[&str], script: &str) -> Result<(), CommandError> {
+    command::run("ip", arguments, script).await.map(|_| ())
+}

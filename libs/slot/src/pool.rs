@@ -1,0 +1,472 @@
+//! The pool: keeps slots ready, hands them out, removes them.
+//!
+//! ```text
+//! making -> ready -> taken -> (recycle) -> gone
+//!                      ^ adopt, after a restart
+//! ```
+
+use std::collections::{BTreeSet, VecDeque};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::net::{TcpStream, UdpSocket};
+use tokio::sync::Notify;
+use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::command::CommandError;
+use crate::connector::Connector;
+use crate::creation;
+use crate::firewall;
+use crate::forwarding;
+use crate::inside::{Inside, Namespace};
+use crate::relay::{self, Relay};
+use crate::settings::{Egress, PoolSettings, SettingsError, Subnet};
+
+/// First and longest pause after a slot could not be made.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(500);
+const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+
+/// Why a slot, or the pool, could not be had.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The settings break a rule.
+    #[error(transparent)]
+    Settings(#[from] SettingsError),
+    /// `ip` or `nft` did not do its work.
+    #[error(transparent)]
+    Command(#[from] CommandError),
+    /// `ip` or `nft` printed something unexpected.
+    #[error("cannot read a listing")]
+    Listing(#[source] serde_json::Error),
+    /// A namespace could not be opened or set up.
+    #[error("namespace {name}")]
+    Namespace {
+        /// Its name.
+        name: String,
+        /// What the system said.
+        #[source]
+        source: io::Error,
+    },
+    /// A slot was removed and is still there.
+    #[error("namespace {name} cannot be removed")]
+    Remains {
+        /// Its name.
+        name: String,
+    },
+    /// No slot came free in time.
+    #[error("no slot came free within {} ms", .waited.as_millis())]
+    Exhausted {
+        /// How long the caller waited.
+        waited: Duration,
+    },
+    /// The name is not one this pool was told to keep.
+    #[error("{name} is not a slot in use of this pool")]
+    NotInUse {
+        /// The name asked for.
+        name: String,
+    },
+    /// The pool has been shut down.
+    #[error("the pool of slots is shut down")]
+    Closed,
+    /// The machine's forwarding switch could not be set.
+    #[error("cannot switch IPv4 forwarding")]
+    Forwarding(#[source] io::Error),
+}
+
+/// Keeps slots ready. Clones are handles to the same pool; with the last one
+/// dropped the pool stops making slots, and only [`Pool::shutdown`] removes them.
+#[derive(Debug, Clone)]
+pub struct Pool {
+    shared: Arc<Shared>,
+    filler: Arc<Mutex<Option<JoinHandle<()>>>>,
+    _stop_with_last_handle: Arc<DropGuard>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    settings: PoolSettings,
+    closed_networks: Vec<Subnet>,
+    resolvers: Arc<[SocketAddr]>,
+    inside: Inside,
+    state: Mutex<State>,
+    /// A slot became ready, or the pool closed.
+    filled: Notify,
+    /// A slot was taken or removed.
+    wanted: Notify,
+    stop: CancellationToken,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    ready: VecDeque<(u32, Arc<Namespace>)>,
+    /// Every index of which something may exist.
+    used: BTreeSet<u32>,
+    /// In use before the pool started, and not adopted yet.
+    kept: BTreeSet<u32>,
+    /// Callers waiting in `take`.
+    waiting: usize,
+    next: u32,
+    closed: bool,
+}
+
+impl Pool {
+    /// Puts the machine in order and starts filling: slots of this prefix not
+    /// named in `in_use` are removed, the pool's table is replaced.
+    ///
+    /// # Errors
+    /// When the settings are unusable or the kernel refuses (not root, no `ip`
+    /// or `nft`).
+    pub async fn start(settings: PoolSettings, in_use: &[String]) -> Result<Self, Error> {
+        settings.check()?;
+        let kept: BTreeSet<u32> = in_use.iter().filter_map(|name| settings.index_of(name)).collect();
+        let existing = creation::existing(&settings);
+        for index in existing.difference(&kept) {
+            creation::destroy(&settings, *index).await?;
+        }
+        let kept: BTreeSet<u32> = kept.intersection(&existing).copied().collect();
+
+        let mut more = creation::on_link().await?;
+        more.extend(settings.blocked.iter().copied().chain([settings.outer_subnet]));
+        let closed_networks = firewall::closed(&more);
+        // Rules before forwarding: the other way round there is a moment
+        // without a filter.
+        creation::apply(&firewall::root_table(&settings, &closed_networks)).await?;
+        if settings.forwarding {
+            forwarding::switch_on().map_err(Error::Forwarding)?;
+        }
+        let resolvers =
+            if settings.resolvers.is_empty() { relay::system_resolvers() } else { settings.resolvers.clone() };
+        let inside =
+            Inside::start().map_err(|source| Error::Namespace { name: "of the host".to_owned(), source })?;
+        let state = State { used: kept.clone(), kept, ..State::default() };
+        let stop = CancellationToken::new();
+        let shared = Arc::new(Shared {
+            settings,
+            closed_networks,
+            resolvers: resolvers.into(),
+            inside,
+            state: Mutex::new(state),
+            filled: Notify::new(),
+            wanted: Notify::new(),
+            stop: stop.clone(),
+        });
+        let filler = tokio::spawn(shared.clone().fill());
+        Ok(Self {
+            shared,
+            filler: Arc::new(Mutex::new(Some(filler))),
+            _stop_with_last_handle: Arc::new(stop.drop_guard()),
+        })
+    }
+
+    /// Takes a ready slot, waiting a bounded time for one.
+    ///
+    /// # Errors
+    /// [`Error::Exhausted`] when none came free in time.
+    pub async fn take(&self, egress: Egress) -> Result<Slot, Error> {
+        let waited = self.shared.settings.take_timeout();
+        let (index, namespace) = tokio::time::timeout(waited, self.shared.next_ready())
+            .await
+            .map_err(|_| Error::Exhausted { waited })??;
+        let change = (egress != Egress::Internet).then(|| firewall::change_egress(egress));
+        self.hand_out(index, namespace, egress, change).await
+    }
+
+    /// Takes over a slot that was named in `in_use` at the start, with its
+    /// rules brought up to date.
+    ///
+    /// # Errors
+    /// [`Error::NotInUse`] when it was not, does not exist or was adopted before.
+    pub async fn adopt(&self, name: &str, egress: Egress) -> Result<Slot, Error> {
+        let index = self.shared.settings.index_of(name);
+        let index = index.filter(|index| self.shared.state().kept.remove(index));
+        let index = index.ok_or_else(|| Error::NotInUse { name: name.to_owned() })?;
+        let opened = Namespace::open(name).map_err(|source| Error::Namespace { name: name.to_owned(), source });
+        let rules = firewall::slot_table(&self.shared.closed_networks, egress);
+        let adopted = match opened {
+            Ok(namespace) => self.prepare(index, Arc::new(namespace), egress, Some(rules)).await,
+            Err(error) => Err(error),
+        };
+        if adopted.is_err() {
+            // Its engine may still run: it stays known, for another attempt.
+            self.shared.state().kept.insert(index);
+        }
+        adopted
+    }
+
+    /// Destroys a slot and makes room for a fresh one. The engine process must
+    /// have been reaped: a process that still holds the tap would keep the
+    /// namespace alive.
+    ///
+    /// # Errors
+    /// When something of it remains; its index is then not used again until the
+    /// next start, which removes it.
+    pub async fn recycle(&self, slot: Slot) -> Result<(), Error> {
+        let Slot { index, connector, relay, .. } = slot;
+        if let Some(relay) = relay {
+            relay.stop().await;
+        }
+        drop(connector);
+        self.shared.remove(index).await
+    }
+
+    /// Number of slots ready and taken.
+    #[must_use]
+    pub fn counts(&self) -> (usize, usize) {
+        let state = self.shared.state();
+        (state.ready.len(), state.used.len() - state.ready.len())
+    }
+
+    /// Stops and removes every slot, the rules and the forwarding. With
+    /// `keep_in_use`, slots that are taken stay and keep working, and so do the
+    /// rules that guard them.
+    ///
+    /// # Errors
+    /// The first thing that could not be removed; the rest is removed anyway.
+    pub async fn shutdown(&self, keep_in_use: bool) -> Result<(), Error> {
+        let shared = &self.shared;
+        shared.state().closed = true;
+        shared.stop.cancel();
+        shared.filled.notify_waiters();
+        let filler = self.filler.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(filler) = filler {
+            // It ends after the slot it is making; a panic there was reported.
+            let _ = filler.await;
+        }
+        let ready: Vec<u32> = std::mem::take(&mut shared.state().ready).into_iter().map(|(index, _)| index).collect();
+        let mut first_error = None;
+        let doomed = if keep_in_use { ready } else { creation::existing(&shared.settings).into_iter().collect() };
+        for index in doomed {
+            if let Err(error) = shared.remove(index).await {
+                first_error.get_or_insert(error);
+            }
+        }
+        if creation::existing(&shared.settings).is_empty() {
+            creation::apply(&firewall::without_root_table(&shared.settings.table())).await?;
+            if shared.settings.forwarding && creation::root_tables().await?.is_empty() {
+                forwarding::put_back().map_err(Error::Forwarding)?;
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    }
+
+    async fn hand_out(
+        &self,
+        index: u32,
+        namespace: Arc<Namespace>,
+        egress: Egress,
+        change: Option<serde_json::Value>,
+    ) -> Result<Slot, Error> {
+        // Also runs when the caller stops waiting half-way.
+        let unfinished = Unfinished { shared: Some(self.shared.clone()), index };
+        let slot = self.prepare(index, namespace, egress, change).await?;
+        unfinished.disarm();
+        Ok(slot)
+    }
+
+    async fn prepare(
+        &self,
+        index: u32,
+        namespace: Arc<Namespace>,
+        egress: Egress,
+        change: Option<serde_json::Value>,
+    ) -> Result<Slot, Error> {
+        let name = namespace.name.clone();
+        if let Some(change) = change {
+            creation::apply_inside(&name, &change).await?;
+        }
+        let connector = Connector::new(namespace, self.shared.inside.clone());
+        let relay = match egress {
+            Egress::Internet => {
+                let started = Relay::start(&connector, self.shared.resolvers.clone()).await;
+                Some(started.map_err(|source| Error::Namespace { name: name.clone(), source })?)
+            }
+            Egress::None => None,
+        };
+        Ok(Slot { index, name, egress, connector, relay })
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        // The state is consistent between any two of its changes, so a panic
+        // elsewhere while it was held does not spoil it.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn next_ready(&self) -> Result<(u32, Arc<Namespace>), Error> {
+        let _waiting = Waiting::count(self);
+        loop {
+            let filled = self.filled.notified();
+            tokio::pin!(filled);
+            filled.as_mut().enable();
+            {
+                let mut state = self.state();
+                if state.closed {
+                    return Err(Error::Closed);
+                }
+                if let Some(ready) = state.ready.pop_front() {
+                    return Ok(ready);
+                }
+            }
+            self.wanted.notify_one();
+            filled.await;
+        }
+    }
+
+    /// Keeps the ready slots at their number until the pool stops.
+    async fn fill(self: Arc<Self>) {
+        let mut pause = RETRY_PAUSE_MIN;
+        while !self.stop.is_cancelled() {
+            let Some(index) = self.state().allocate(&self.settings) else {
+                tokio::select! {
+                    () = self.wanted.notified() => {}
+                    () = self.stop.cancelled() => {}
+                }
+                continue;
+            };
+            match creation::create(&self.settings, index, &self.closed_networks, &self.inside).await {
+                Ok(namespace) => {
+                    pause = RETRY_PAUSE_MIN;
+                    self.state().ready.push_back((index, namespace));
+                    self.filled.notify_waiters();
+                }
+                Err(error) => {
+                    self.state().used.remove(&index);
+                    tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot make a slot");
+                    tokio::select! {
+                        () = tokio::time::sleep(pause) => {}
+                        () = self.stop.cancelled() => {}
+                    }
+                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
+                }
+            }
+        }
+    }
+
+    async fn remove(&self, index: u32) -> Result<(), Error> {
+        creation::destroy(&self.settings, index).await?;
+        {
+            let mut state = self.state();
+            state.used.remove(&index);
+            state.kept.remove(&index);
+        }
+        self.wanted.notify_one();
+        Ok(())
+    }
+}
+
+impl State {
+    /// Reserves an index when another slot is wanted. Indexes go round, so that
+    /// an outer address rests before it is used again and what the machine's
+    /// connection tracking remembers of it has faded.
+    fn allocate(&mut self, settings: &PoolSettings) -> Option<u32> {
+        let target = (settings.ready as usize).max(self.waiting);
+        if self.closed || self.ready.len() >= target || self.used.len() >= settings.total as usize {
+            return None;
+        }
+        let index = (0..settings.total)
+            .map(|step| (self.next + step) % settings.total)
+            .find(|index| !self.used.contains(index))?;
+        self.used.insert(index);
+        self.next = (index + 1) % settings.total;
+        Some(index)
+    }
+}
+
+/// Counts a caller of `take` while it waits.
+struct Waiting<'a>(&'a Shared);
+
+impl<'a> Waiting<'a> {
+    fn count(shared: &'a Shared) -> Self {
+        shared.state().waiting += 1;
+        Self(shared)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.state().waiting -= 1;
+        // A slot was taken, most likely: there is one to make.
+        self.0.wanted.notify_one();
+    }
+}
+
+/// Removes a slot that was taken from the ready ones and reached nobody.
+struct Unfinished {
+    shared: Option<Arc<Shared>>,
+    index: u32,
+}
+
+impl Unfinished {
+    fn disarm(mut self) {
+        self.shared = None;
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        let Some(shared) = self.shared.take() else { return };
+        let index = self.index;
+        tokio::spawn(async move {
+            if let Err(error) = shared.remove(index).await {
+                tracing::error!(%error, "cannot remove a slot that could not be handed out");
+            }
+        });
+    }
+}
+
+/// A taken slot. Dropping it stops the resolver relay and leaves the namespace
+/// for a later [`Pool::adopt`]; [`Pool::recycle`] removes it.
+#[derive(Debug)]
+pub struct Slot {
+    index: u32,
+    name: String,
+    egress: Egress,
+    connector: Connector,
+    relay: Option<Relay>,
+}
+
+impl Slot {
+    /// Number of the slot within its pool.
+    #[must_use]
+    pub fn index(&self) -> u32 {
+        self.index
+    }
+
+    /// Name of its namespace under `/run/netns`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// What its guest may reach.
+    #[must_use]
+    pub fn egress(&self) -> Egress {
+        self.egress
+    }
+
+    /// Opens sockets in the slot, for tasks of their own.
+    #[must_use]
+    pub fn connector(&self) -> Connector {
+        self.connector.clone()
+    }
+
+    /// Connects from inside the slot; see [`Connector::connect`].
+    ///
+    /// # Errors
+    /// What the attempt met; `TimedOut` after `timeout`.
+    pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
+        self.connector.connect(address, timeout).await
+    }
+
+    /// A UDP socket bound inside the slot.
+    ///
+    /// # Errors
+    /// What binding met.
+    pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        self.connector.bind_udp(address).await
+    }
+}

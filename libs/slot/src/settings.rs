@@ -1,0 +1,264 @@
+//! What a pool is made from, checked once.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::str::FromStr;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+/// Longest prefix: device names hold 15 characters, `<prefix>-v<index>`, and an
+/// index has at most five digits.
+const PREFIX_LENGTH_MAX: usize = 8;
+/// Most slots of one pool.
+const TOTAL_MAX: u32 = 16_384;
+
+/// What a guest may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Egress {
+    /// TCP to public addresses, and names through the resolver relay.
+    Internet,
+    /// Nothing at all; names neither, since DNS carries data out too.
+    None,
+}
+
+/// Who may open a slot's tap device besides root.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TapOwner {
+    /// User id of the engine process.
+    pub uid: u32,
+    /// Group id of the engine process.
+    pub gid: u32,
+}
+
+/// An IPv4 network, written "10.201.0.0/16".
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Subnet {
+    /// First address.
+    pub address: Ipv4Addr,
+    /// Prefix length, 0 to 32.
+    pub length: u8,
+}
+
+impl Subnet {
+    /// Network of `length` bits that holds `address`.
+    #[must_use]
+    pub const fn new(address: Ipv4Addr, length: u8) -> Self {
+        let mask = if length == 0 { 0 } else { u32::MAX << (32 - length as u32) };
+        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), length }
+    }
+
+    /// True when every address of `other` lies in this network.
+    #[must_use]
+    pub fn contains(&self, other: &Self) -> bool {
+        self.length <= other.length && Self::new(other.address, self.length) == *self
+    }
+}
+
+impl fmt::Display for Subnet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
+}
+
+impl FromStr for Subnet {
+    type Err = SettingsError;
+
+    fn from_str(text: &str) -> Result<Self, SettingsError> {
+        let parsed = text.split_once('/').and_then(|(address, length)| {
+            let (address, length) = (address.parse().ok()?, length.parse().ok().filter(|length| *length <= 32)?);
+            Some((address, length))
+        });
+        let (address, length) = parsed.ok_or(SettingsError("a network is written ADDRESS/LENGTH"))?;
+        let network = Self::new(address, length);
+        if network.address == address { Ok(network) } else { Err(SettingsError("a network's host bits are zero")) }
+    }
+}
+
+impl Serialize for Subnet {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Subnet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
+    }
+}
+
+/// A pool's settings.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct PoolSettings {
+    /// Prefix of every name this pool makes, unique on the machine; lower-case
+    /// letters, digits and dashes, at most 8 characters.
+    pub prefix: String,
+    /// Network that the slots' outer /30s are cut from. Pools on one machine
+    /// must not overlap.
+    pub outer_subnet: Subnet,
+    /// Slots kept made and waiting.
+    pub ready: u32,
+    /// Most slots at one time, waiting or taken.
+    pub total: u32,
+    /// Owner of the tap devices; absent means root only.
+    pub tap_owner: Option<TapOwner>,
+    /// False keeps the machine from forwarding at all: [`Egress::Internet`] then
+    /// reaches nothing but the resolver relay.
+    pub forwarding: bool,
+    /// Networks closed to guests besides the private, reserved and on-link ones.
+    pub blocked: Vec<Subnet>,
+    /// Resolvers the relay asks; empty means those of `/etc/resolv.conf`.
+    pub resolvers: Vec<SocketAddr>,
+    /// Longest wait for a slot, in milliseconds.
+    pub take_timeout_ms: u64,
+}
+
+impl Default for PoolSettings {
+    fn default() -> Self {
+        Self {
+            prefix: "tp-h1".to_owned(),
+            outer_subnet: Subnet::new(Ipv4Addr::new(10, 201, 0, 0), 16),
+            ready: 8,
+            total: 512,
+            tap_owner: None,
+            forwarding: true,
+            blocked: Vec::new(),
+            resolvers: Vec::new(),
+            take_timeout_ms: 10_000,
+        }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("slots: {0}")]
+pub struct SettingsError(pub(crate) &'static str);
+
+impl PoolSettings {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// Names the first rule that is broken.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if self.prefix.is_empty() || self.prefix.len() > PREFIX_LENGTH_MAX || !self.prefix.chars().all(allowed) {
+            return Err(SettingsError("prefix: 1 to 8 lower-case letters, digits and dashes"));
+        }
+        if !self.prefix.starts_with(|c: char| c.is_ascii_lowercase()) {
+            return Err(SettingsError("prefix: starts with a letter"));
+        }
+        if self.total == 0 || self.total > TOTAL_MAX {
+            return Err(SettingsError("total: 1 to 16384"));
+        }
+        if self.ready > self.total {
+            return Err(SettingsError("ready: at most total"));
+        }
+        let room = 1u64 << (32 - u32::from(self.outer_subnet.length.min(32)));
+        if room / 4 < u64::from(self.total) {
+            return Err(SettingsError("outer_subnet: too small, each slot takes four addresses"));
+        }
+        if self.take_timeout_ms == 0 || self.take_timeout_ms > 600_000 {
+            return Err(SettingsError("take_timeout_ms: 1 to 600000"));
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_timeout(&self) -> Duration {
+        Duration::from_millis(self.take_timeout_ms)
+    }
+
+    /// Name of a slot's namespace.
+    #[must_use]
+    pub fn namespace(&self, index: u32) -> String {
+        format!("{}-{index}", self.prefix)
+    }
+
+    /// Index of a namespace this pool named.
+    #[must_use]
+    pub fn index_of(&self, namespace: &str) -> Option<u32> {
+        index_after(namespace, &format!("{}-", self.prefix))
+    }
+
+    pub(crate) fn veth(&self, index: u32) -> String {
+        format!("{}-v{index}", self.prefix)
+    }
+
+    pub(crate) fn index_of_veth(&self, device: &str) -> Option<u32> {
+        index_after(device, &format!("{}-v", self.prefix))
+    }
+
+    /// Name of this pool's table in the root namespace.
+    pub(crate) fn table(&self) -> String {
+        format!("{}{}", crate::firewall::ROOT_TABLE_PREFIX, self.prefix.replace('-', "_"))
+    }
+
+    /// Outer addresses of a slot: root side, namespace side.
+    pub(crate) fn outer(&self, index: u32) -> (Ipv4Addr, Ipv4Addr) {
+        let base = self.outer_subnet.address.to_bits() + index * 4;
+        (Ipv4Addr::from_bits(base + 1), Ipv4Addr::from_bits(base + 2))
+    }
+}
+
+/// The number after `start`, when that is all there is and it is written the
+/// one way we write it.
+fn index_after(name: &str, start: &str) -> Option<u32> {
+    let digits = name.strip_prefix(start)?;
+    let index = digits.parse().ok()?;
+    (format!("{index}") == digits).then_some(index)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_and_addresses_of_a_slot() {
+        let settings = PoolSettings::default();
+        assert_eq!(settings.namespace(12), "tp-h1-12");
+        assert_eq!(settings.veth(12), "tp-h1-v12");
+        assert_eq!(settings.table(), "torpor_tp_h1");
+        assert_eq!(settings.outer(0), (Ipv4Addr::new(10, 201, 0, 1), Ipv4Addr::new(10, 201, 0, 2)));
+        assert_eq!(settings.outer(300).0, Ipv4Addr::new(10, 201, 4, 177));
+        for (name, index) in
+            [("tp-h1-7", Some(7)), ("tp-h1-07", None), ("tp-h1-v7", None), ("tp-h10-7", None), ("tp-h1-", None)]
+        {
+            assert_eq!(settings.index_of(name), index, "{name}");
+        }
+        assert_eq!(settings.index_of_veth("tp-h1-v7"), Some(7));
+        assert_eq!(settings.index_of_veth("tp-h1-7"), None);
+    }
+
+    #[test]
+    fn settings_are_checked() {
+        let ok = PoolSettings::default();
+        assert_eq!(ok.check(), Ok(()));
+        let broken: &[(&str, fn(&mut PoolSettings))] = &[
+            ("prefix", |s| s.prefix = "too-long-x".into()),
+            ("prefix", |s| s.prefix = "Tp".into()),
+            ("prefix", |s| s.prefix = "-tp".into()),
+            ("total", |s| s.total = 0),
+            ("ready", |s| s.ready = s.total + 1),
+            ("outer_subnet", |s| s.outer_subnet = "10.0.0.0/24".parse().unwrap()),
+            ("take_timeout_ms", |s| s.take_timeout_ms = 0),
+        ];
+        for (field, break_it) in broken {
+            let mut settings = ok.clone();
+            break_it(&mut settings);
+            let error = settings.check().unwrap_err();
+            assert!(error.0.starts_with(field), "{field}: {error}");
+        }
+    }
+
+    #[test]
+    fn networks_parse_and_nest() {
+        let private: Subnet = "10.0.0.0/8".parse().unwrap();
+        assert!(private.contains(&"10.201.0.0/16".parse().unwrap()));
+        assert!(!private.contains(&"11.0.0.0/16".parse().unwrap()));
+        assert!("10.0.0.1/8".parse::<Subnet>().is_err());
+        assert!("10.0.0.0/33".parse::<Subnet>().is_err());
+        assert!("0.0.0.0/0".parse::<Subnet>().unwrap().contains(&private));
+    }
+}
