@@ -1,0 +1,264 @@
+//! Where the fleet is and how to speak to it: `client.toml`, written by
+//! `torpor up` into its data directory (mode 0600: it names the admin key and
+//! holds the S3 secret), read by every client on the machine.
+//!
+//! Each address can be overridden by environment, so that a client also works
+//! against a fleet elsewhere: `TORPOR_SCHEDULER`, `TORPOR_IMAGE_BUILDER`,
+//! `TORPOR_EDGE`, `TORPOR_CA`, `TORPOR_CERT`, `TORPOR_KEY`.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use api::host::v1::host_service_client::HostServiceClient;
+use api::image::v1::image_service_client::ImageServiceClient;
+use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
+use rpc::{IdentityError, Role, TlsIdentity};
+use serde::{Deserialize, Serialize};
+use tonic::transport::Channel;
+
+/// Where a fleet's data is unless told otherwise.
+pub const DEFAULT_DATA_DIR: &str = "/var/lib/torpor";
+/// Bucket for artifacts that clients upload.
+pub const ARTIFACT_BUCKET: &str = "torpor-artifacts";
+
+/// A fleet as its clients see it.
+#[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct Context {
+    /// gRPC address of the scheduler, "address:port".
+    pub scheduler: String,
+    /// gRPC address of image-builder, "address:port".
+    pub image_builder: String,
+    /// HTTPS address of edge-proxy, "address:port".
+    pub edge: String,
+    /// Domain under which endpoints live.
+    pub endpoint_domain: String,
+    /// The fleet's CA certificate, PEM.
+    pub ca: PathBuf,
+    /// The admin certificate, PEM.
+    pub cert: PathBuf,
+    /// Its key, PEM.
+    pub key: PathBuf,
+    /// The S3 endpoint for artifacts.
+    pub s3: S3Access,
+}
+
+/// How to reach S3.
+#[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
+#[serde(deny_unknown_fields)]
+pub struct S3Access {
+    /// URL of the endpoint.
+    pub endpoint: String,
+    /// Region used in signatures.
+    pub region: String,
+    /// Access key id.
+    pub access_key_id: String,
+    /// Secret access key.
+    pub secret_access_key: String,
+}
+
+impl std::fmt::Debug for S3Access {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("S3Access")
+            .field("endpoint", &self.endpoint)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Why a fleet's context cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum ContextError {
+    /// No fleet was ever started there.
+    #[error("no fleet in {data_dir}")]
+    NoFleet {
+        /// The data directory.
+        data_dir: PathBuf,
+    },
+    /// The file is not ours to read or write.
+    #[error("cannot use {path}")]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is not what `torpor up` writes.
+    #[error("{path} is damaged: {message}")]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        message: String,
+    },
+    /// The admin certificate cannot be used.
+    #[error("cannot use the admin certificate")]
+    Identity(#[from] IdentityError),
+    /// An address is malformed.
+    #[error("{}", .0.message())]
+    Address(tonic::Status),
+}
+
+impl Context {
+    /// The context file of a data directory.
+    #[must_use]
+    pub fn file(data_dir: &Path) -> PathBuf {
+        data_dir.join("client.toml")
+    }
+
+    /// Reads the context of the fleet in `data_dir`, environment applied.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub fn load(data_dir: &Path) -> Result<Self, ContextError> {
+        let path = Self::file(data_dir);
+        let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => ContextError::NoFleet {
+                data_dir: data_dir.to_owned(),
+            },
+            _ => ContextError::File {
+                path: path.clone(),
+                source,
+            },
+        })?;
+        let mut context: Self = toml::from_str(&text).map_err(|e| ContextError::Damaged {
+            path,
+            message: e.to_string(),
+        })?;
+        context.apply_environment(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
+        Ok(context)
+    }
+
+    /// The file's text, for `torpor up` to write (mode 0600).
+    #[must_use]
+    pub fn to_toml(&self) -> String {
+        toml::to_string_pretty(self).expect("strings and paths of text serialize")
+    }
+
+    fn apply_environment(&mut self, variable: impl Fn(&str) -> Option<String>) {
+        let texts = [
+            ("TORPOR_SCHEDULER", &mut self.scheduler),
+            ("TORPOR_IMAGE_BUILDER", &mut self.image_builder),
+            ("TORPOR_EDGE", &mut self.edge),
+        ];
+        for (name, field) in texts {
+            if let Some(value) = variable(name) {
+                *field = value;
+            }
+        }
+        let paths = [
+            ("TORPOR_CA", &mut self.ca),
+            ("TORPOR_CERT", &mut self.cert),
+            ("TORPOR_KEY", &mut self.key),
+        ];
+        for (name, field) in paths {
+            if let Some(value) = variable(name) {
+                *field = value.into();
+            }
+        }
+    }
+
+    /// The admin identity.
+    ///
+    /// # Errors
+    /// When a file is missing or unusable.
+    pub fn identity(&self) -> Result<Arc<TlsIdentity>, ContextError> {
+        Ok(TlsIdentity::load(&self.ca, &self.cert, &self.key)?)
+    }
+
+    fn channel(&self, address: &str, role: Role) -> Result<Channel, ContextError> {
+        rpc::channel(&*self.identity()?, address, role).map_err(ContextError::Address)
+    }
+
+    /// Client of the scheduler's microVM service.
+    ///
+    /// # Errors
+    /// When the identity or the address cannot be used; it connects later.
+    pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
+        Ok(MicrovmServiceClient::new(
+            self.channel(&self.scheduler, Role::Scheduler)?,
+        ))
+    }
+
+    /// Client of the scheduler's host service.
+    ///
+    /// # Errors
+    /// As [`Context::microvms`].
+    pub fn hosts(&self) -> Result<HostServiceClient<Channel>, ContextError> {
+        Ok(HostServiceClient::new(
+            self.channel(&self.scheduler, Role::Scheduler)?,
+        ))
+    }
+
+    /// Client of image-builder.
+    ///
+    /// # Errors
+    /// As [`Context::microvms`].
+    pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
+        Ok(ImageServiceClient::new(
+            self.channel(&self.image_builder, Role::ImageBuilder)?,
+        ))
+    }
+
+    /// How to connect to the fleet's S3.
+    #[must_use]
+    pub fn object_store(&self) -> object_store::Config {
+        object_store::Config {
+            endpoint: Some(self.s3.endpoint.clone()),
+            region: self.s3.region.clone(),
+            access_key_id: Some(self.s3.access_key_id.clone()),
+            secret_access_key: Some(self.s3.secret_access_key.clone()),
+            path_style: true,
+            ..object_store::Config::default()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn example() -> Context {
+        Context {
+            scheduler: "127.0.0.1:1".to_owned(),
+            image_builder: "127.0.0.1:2".to_owned(),
+            edge: "127.0.0.1:3".to_owned(),
+            endpoint_domain: "microvms.localhost".to_owned(),
+            ca: "/ca".into(),
+            cert: "/cert".into(),
+            key: "/key".into(),
+            s3: S3Access {
+                endpoint: "http://127.0.0.1:4".to_owned(),
+                region: "local-1".to_owned(),
+                access_key_id: "id".to_owned(),
+                secret_access_key: "hunter2".to_owned(),
+            },
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Context::load(directory.path()),
+            Err(ContextError::NoFleet { .. })
+        ));
+        std::fs::write(Context::file(directory.path()), example().to_toml()).unwrap();
+        assert_eq!(Context::load(directory.path()).unwrap(), example());
+        std::fs::write(Context::file(directory.path()), "scheduler = 1").unwrap();
+        assert!(matches!(
+            Context::load(directory.path()),
+            Err(ContextError::Damaged { .. })
+        ));
+    }
+
+    #[test]
+    fn environment_overrides_addresses_and_secrets_stay_hidden() {
+        let mut context = example();
+        context.apply_environment(|name| (name == "TORPOR_EDGE").then(|| "10.0.0.1:443".to_owned()));
+        assert_eq!(
+            (context.edge.as_str(), context.scheduler.as_str()),
+            ("10.0.0.1:443", "127.0.0.1:1")
+        );
+        assert!(!format!("{context:?}").contains("hunter2"));
+    }
+}

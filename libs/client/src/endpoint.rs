@@ -1,0 +1,180 @@
+//! HTTPS to a microVM's endpoint. The name is resolved to the edge's address
+//! here, so that it works without DNS; the certificate is checked against the
+//! fleet's CA and the endpoint's own name all the same.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{Request, Response, Uri};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, RootCertStore};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+/// Header that carries the token.
+pub const AUTH_HEADER: &str = "x-aws-proxy-auth";
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Protocol spoken to the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum HttpVersion {
+    /// HTTP/1.1.
+    #[default]
+    Http1,
+    /// HTTP/2, agreed by ALPN.
+    Http2,
+}
+
+/// Why a request could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum EndpointError {
+    /// The CA file cannot be used.
+    #[error("cannot use the CA certificate {path}")]
+    Ca {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// The endpoint's name is no host name.
+    #[error("'{0}' is not a host name")]
+    Name(String),
+    /// The edge cannot be reached, or TLS failed.
+    #[error("cannot connect to the edge at {address}")]
+    Connect {
+        /// The edge's address.
+        address: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The connection broke.
+    #[error("the request failed")]
+    Http(#[from] hyper::Error),
+}
+
+/// Makes connections to endpoints.
+#[derive(Clone)]
+pub struct EndpointClient {
+    tls: Arc<ClientConfig>,
+}
+
+impl EndpointClient {
+    /// Trusts the CA in the PEM file `ca`.
+    ///
+    /// # Errors
+    /// When the file holds no certificate.
+    pub fn new(ca: &Path) -> Result<Self, EndpointError> {
+        rpc::install_crypto_provider();
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| EndpointError::Ca {
+            path: ca.to_owned(),
+            source,
+        };
+        let pem = std::fs::read(ca).map_err(|error| failed(error.into()))?;
+        let mut roots = RootCertStore::empty();
+        for certificate in CertificateDer::pem_slice_iter(&pem) {
+            let certificate = certificate.map_err(|error| failed(error.into()))?;
+            roots.add(certificate).map_err(|error| failed(error.into()))?;
+        }
+        let tls = ClientConfig::builder()
+            .with_root_certificates(roots)
+            .with_no_client_auth();
+        Ok(Self { tls: Arc::new(tls) })
+    }
+
+    /// Connects to the edge at `address` for the endpoint `host`.
+    ///
+    /// # Errors
+    /// When the edge is out of reach or its certificate does not fit.
+    pub async fn connect(
+        &self,
+        address: &str,
+        host: &str,
+        version: HttpVersion,
+    ) -> Result<EndpointConnection, EndpointError> {
+        let failed = |source| EndpointError::Connect {
+            address: address.to_owned(),
+            source,
+        };
+        let name = ServerName::try_from(host.to_owned()).map_err(|_| EndpointError::Name(host.to_owned()))?;
+        let mut tls = ClientConfig::clone(&self.tls);
+        tls.alpn_protocols = match version {
+            HttpVersion::Http1 => vec![b"http/1.1".to_vec()],
+            HttpVersion::Http2 => vec![b"h2".to_vec()],
+        };
+        let connecting = async {
+            let stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            TlsConnector::from(Arc::new(tls)).connect(name, stream).await
+        };
+        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            .await
+            .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+            .map_err(failed)?;
+        let sender = match version {
+            HttpVersion::Http1 => {
+                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                Sender::Http1(sender)
+            }
+            HttpVersion::Http2 => {
+                let (sender, connection) =
+                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                tokio::spawn(connection);
+                Sender::Http2(sender)
+            }
+        };
+        Ok(EndpointConnection {
+            sender,
+            host: host.to_owned(),
+        })
+    }
+}
+
+enum Sender {
+    Http1(http1::SendRequest<Full<Bytes>>),
+    Http2(http2::SendRequest<Full<Bytes>>),
+}
+
+/// An open connection to one endpoint.
+pub struct EndpointConnection {
+    sender: Sender,
+    host: String,
+}
+
+impl EndpointConnection {
+    /// Sends a request whose URI is a path; answers when the response's head is
+    /// there. The caller bounds the wait.
+    ///
+    /// # Errors
+    /// When the connection breaks.
+    pub async fn send(
+        &mut self,
+        mut request: Request<Full<Bytes>>,
+    ) -> Result<Response<Incoming>, EndpointError> {
+        let host =
+            http::HeaderValue::from_str(&self.host).map_err(|_| EndpointError::Name(self.host.clone()))?;
+        match &mut self.sender {
+            Sender::Http1(sender) => {
+                request.headers_mut().insert(http::header::HOST, host);
+                sender.ready().await?;
+                Ok(sender.send_request(request).await?)
+            }
+            Sender::Http2(sender) => {
+                let mut parts = request.uri().clone().into_parts();
+                parts.scheme = Some(http::uri::Scheme::HTTPS);
+                parts.authority = self.host.parse().ok();
+                *request.uri_mut() =
+                    Uri::from_parts(parts).map_err(|_| EndpointError::Name(self.host.clone()))?;
+                sender.ready().await?;
+                Ok(sender.send_request(request).await?)
+            }
+        }
+    }
+}
