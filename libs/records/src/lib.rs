@@ -1,1 +1,39 @@
-//! Being written.
+//! Small durable records in etcd: compare-and-set writes, watches that heal,
+//! leases with a fencing deadline, elections.
+//!
+//! Keys are relative: the configured root prefix is put in front on the way
+//! out and taken off on the way in. Every call is bounded in time; etcd may be
+//! killed and restarted at any moment, and a caller sees [`Error::Unavailable`]
+//! until it is back. Nothing here retries a write whose fate is unknown: the
+//! error says whether it was [determinate](Error::is_determinate), and only the
+//! owner of a record can say what to do then.
+//!
+//! Not here: what the values mean. They are bytes.
+
+mod election;
+mod error;
+mod lease;
+mod options;
+mod store;
+#[cfg(feature = "testing")]
+pub mod testing;
+mod watch;
+
+pub use election::Leadership;
+pub use error::Error;
+pub use lease::Lease;
+pub use options::{Options, TlsFiles};
+pub use store::{Expect, Listing, Store, Versioned, Write};
+pub use watch::{Event, Watch};
+
+/// Result of every call here.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// Largest value in bytes. Anything larger belongs into the object store.
+pub const VALUE_BYTES_MAX: usize = 100 * 1024;
+/// Largest key in bytes, root prefix included.
+pub const KEY_BYTES_MAX: usize = 512;
+/// Most writes in one transaction (etcd's own default bound is 128 operations).
+pub const WRITES_MAX: usize = 100;
+/// Most entries one listing or one watch's snapshot may hold.
+pub const LIST_ENTRIES_MAX: usize = 2_000_000;

@@ -1,0 +1,181 @@
+//! One leader at a time, by a key that exists once and is tied to a lease.
+//!
+//! A leader's writes carry its key's creation revision as a guard, so a leader
+//! that does not know yet that it was replaced cannot write.
+
+use std::time::Duration;
+
+use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use tokio::time::Instant;
+
+use crate::store::bounded;
+use crate::watch::{BACKOFF_FIRST, Event, pause};
+use crate::{Error, Expect, Lease, Result, Store};
+
+/// A campaigner asks again after this long even if its watch was silent.
+const RECHECK: Duration = Duration::from_secs(5);
+
+pub(crate) fn election_key(name: &str) -> String {
+    format!("elections/{name}")
+}
+
+/// Proof of having won an election. Clones share it.
+#[derive(Debug, Clone)]
+pub struct Leadership {
+    key: String,
+    create_revision: i64,
+    lease: Lease,
+    store: Store,
+}
+
+impl Leadership {
+    /// True until the lease's local deadline passes or a guarded write is
+    /// refused.
+    #[must_use]
+    pub fn is_leader(&self) -> bool {
+        self.lease.is_alive()
+    }
+
+    /// Returns once leadership is over, at the local deadline at the latest.
+    pub async fn lost(&self) {
+        self.lease.lost().await;
+    }
+
+    /// When the leader must have stopped unless its lease is renewed.
+    #[must_use]
+    pub fn deadline(&self) -> Instant {
+        self.lease.deadline()
+    }
+
+    /// Fencing number: rises with every new leader.
+    #[must_use]
+    pub fn create_revision(&self) -> i64 {
+        self.create_revision
+    }
+
+    /// Steps down, so that another can lead at once.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`]: the lease then runs out by itself.
+    pub async fn resign(&self) -> Result<()> {
+        self.end();
+        let _ = self
+            .store
+            .delete_if(&self.key, Expect::Revision(self.create_revision), None)
+            .await;
+        self.lease.revoke().await
+    }
+
+    pub(crate) fn key(&self) -> &str {
+        &self.key
+    }
+
+    pub(crate) fn end(&self) {
+        self.lease.end();
+    }
+}
+
+impl Store {
+    /// Waits until this instance leads the election `name`; however long etcd
+    /// or another leader makes it wait. `instance` (an address) is what others
+    /// read as the leader and must belong to one process at a time: an earlier
+    /// term of the same instance, left behind by a crash, is replaced at once.
+    ///
+    /// # Errors
+    /// [`Error::Refused`], [`Error::TooLarge`]: asking again will not help.
+    pub async fn campaign(&self, name: &str, instance: &str, ttl: Duration) -> Result<Leadership> {
+        let key = election_key(name);
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            match self.campaign_once(&key, instance, ttl).await {
+                Ok(Some(leadership)) => return Ok(leadership),
+                Ok(None) => backoff = BACKOFF_FIRST,
+                Err(error) if error.is_unavailable() || matches!(error, Error::LeaseLost) => {
+                    tracing::debug!(%error, name, "cannot campaign; trying again");
+                    pause(&mut backoff).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// One attempt; None when another leader came and went meanwhile.
+    async fn campaign_once(&self, key: &str, instance: &str, ttl: Duration) -> Result<Option<Leadership>> {
+        let lease = self.lease(ttl).await?;
+        loop {
+            match self.claim(key, instance, &lease).await {
+                Ok(Some(create_revision)) => {
+                    let (key, store) = (key.to_owned(), self.clone());
+                    return Ok(Some(Leadership {
+                        key,
+                        create_revision,
+                        lease,
+                        store,
+                    }));
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    let _ = lease.revoke().await;
+                    return Err(error);
+                }
+            }
+            tokio::select! {
+                () = lease.lost() => return Ok(None),
+                () = self.vacant(key) => {}
+            }
+        }
+    }
+
+    /// Creates the key if it is not there or is our own former term's. Returns
+    /// its creation revision.
+    async fn claim(&self, key: &str, instance: &str, lease: &Lease) -> Result<Option<i64>> {
+        let full = self.full(key)?;
+        let put = || {
+            TxnOp::put(
+                full.clone(),
+                instance,
+                Some(PutOptions::new().with_lease(lease.id())),
+            )
+        };
+        let create = Txn::new()
+            .when(vec![Compare::create_revision(full.clone(), CompareOp::Equal, 0)])
+            .and_then(vec![put()])
+            .or_else(vec![TxnOp::get(full.clone(), None)]);
+        let mut kv = self.client().kv_client();
+        let response = bounded("claim", kv.txn(create)).await?;
+        if response.succeeded() {
+            return Ok(response.header().map(|header| header.revision()));
+        }
+        let holder = match response.op_responses().into_iter().next() {
+            Some(TxnOpResponse::Get(mut get)) => get.take_kvs().into_iter().next(),
+            _ => None,
+        };
+        let Some(holder) = holder.filter(|holder| holder.value() == instance.as_bytes()) else {
+            return Ok(None);
+        };
+        // Our own former term, or a claim whose answer was lost. Deleting it
+        // fences whatever of it still runs; the next round creates anew.
+        match self
+            .delete_if(key, Expect::Revision(holder.mod_revision()), None)
+            .await
+        {
+            Ok(_) | Err(Error::Conflict { .. }) => Err(Error::LeaseLost),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Returns when the key is gone, or after a while to look again.
+    async fn vacant(&self, key: &str) {
+        let mut watch = self.watch(key);
+        let gone = async {
+            loop {
+                match watch.next().await {
+                    Event::Snapshot(entries) if !entries.iter().any(|(found, _)| found == key) => return,
+                    Event::Delete(deleted) if deleted == key => return,
+                    _ => {}
+                }
+            }
+        };
+        let _ = tokio::time::timeout(RECHECK, gone).await;
+    }
+}

@@ -1,0 +1,59 @@
+//! How to reach etcd.
+
+use std::path::PathBuf;
+
+use etcd_client::{Certificate, Identity, TlsOptions};
+
+use crate::{Error, Result};
+
+/// Client certificate and authority, as PEM files.
+#[derive(Debug, Clone)]
+pub struct TlsFiles {
+    /// Authority that signed etcd's certificate.
+    pub ca: PathBuf,
+    /// Our certificate.
+    pub cert: PathBuf,
+    /// Our key.
+    pub key: PathBuf,
+}
+
+/// How to reach etcd.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// "https://address:port" (or "http://…"), at least one.
+    pub endpoints: Vec<String>,
+    /// Prefix of every key, for example "/torpor/".
+    pub root: String,
+    /// Absent means plain TCP, for tests.
+    pub tls: Option<TlsFiles>,
+}
+
+impl From<&settings::EtcdSettings> for Options {
+    fn from(value: &settings::EtcdSettings) -> Self {
+        Self {
+            endpoints: value.endpoints.clone(),
+            root: value.root.clone(),
+            tls: value.tls.as_ref().map(|tls| TlsFiles {
+                ca: tls.ca.clone(),
+                cert: tls.cert.clone(),
+                key: tls.key.clone(),
+            }),
+        }
+    }
+}
+
+pub(crate) async fn tls_options(files: &TlsFiles) -> Result<TlsOptions> {
+    let read = async |path: &PathBuf| {
+        tokio::fs::read(path).await.map_err(|error| Error::Settings {
+            detail: format!("{}: {error}", path.display()),
+        })
+    };
+    let (ca, cert, key) = (
+        read(&files.ca).await?,
+        read(&files.cert).await?,
+        read(&files.key).await?,
+    );
+    Ok(TlsOptions::new()
+        .ca_certificate(Certificate::from_pem(ca))
+        .identity(Identity::from_pem(cert, key)))
+}

@@ -1,0 +1,414 @@
+//! Reads, compare-and-set writes and transactions.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::time::Duration;
+
+use etcd_client::{
+    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions, SortOrder,
+    SortTarget, Txn, TxnOp, TxnOpResponse,
+};
+
+use crate::options::{Options, tls_options};
+use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
+
+/// Longest wait for one answer of etcd.
+const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+/// Longest wait for a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// Interval of, and patience with, HTTP/2 pings: a dead peer is noticed.
+const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+/// Entries per page of a listing; with values at their bound this is 50 MB.
+const PAGE_ENTRIES: i64 = 500;
+/// Largest message taken from etcd; a page of values at their bound fits.
+pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+/// How often a listing starts over because its revision was compacted away.
+const LIST_ATTEMPTS: usize = 3;
+
+/// A value and the revision that wrote it, for the next compare-and-set.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Versioned<T = Vec<u8>> {
+    /// The value.
+    pub value: T,
+    /// etcd's `mod_revision` of the key.
+    pub revision: i64,
+}
+
+/// Entries of a listing (key without root, in key order) and the revision at
+/// which all of them were read.
+pub type Listing = (Vec<(String, Versioned)>, i64);
+
+/// What a write expects to find.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// The key does not exist.
+    Absent,
+    /// The key was last written at this revision.
+    Revision(i64),
+    /// Anything.
+    Any,
+}
+
+/// One write of a transaction.
+#[derive(Debug, Clone)]
+pub enum Write {
+    /// Sets a key, optionally tied to a lease id.
+    Put {
+        /// Key without root.
+        key: String,
+        /// At most [`VALUE_BYTES_MAX`] bytes.
+        value: Vec<u8>,
+        /// What must be there.
+        expect: Expect,
+        /// [`Lease::id`]; the key goes when the lease goes.
+        lease: Option<i64>,
+    },
+    /// Removes a key.
+    Delete {
+        /// Key without root.
+        key: String,
+        /// What must be there.
+        expect: Expect,
+    },
+}
+
+impl Write {
+    fn key(&self) -> &str {
+        match self {
+            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+        }
+    }
+
+    fn expect(&self) -> Expect {
+        match self {
+            Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+        }
+    }
+}
+
+/// A connection to etcd; clones share it. Connects when first used and again
+/// whenever it must.
+#[derive(Clone)]
+pub struct Store {
+    client: Client,
+    root: Arc<str>,
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Store")
+            .field("root", &self.root)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Store {
+    /// Prepares a connection; does not wait for etcd to be there.
+    ///
+    /// # Errors
+    /// [`Error::Settings`] for unusable addresses or certificate files.
+    pub async fn connect(options: impl Into<Options>) -> Result<Self> {
+        let options = options.into();
+        if options.endpoints.is_empty() {
+            return Err(Error::Settings {
+                detail: "no endpoints".to_owned(),
+            });
+        }
+        let mut connect = ConnectOptions::new()
+            .with_connect_timeout(CONNECT_TIMEOUT)
+            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+            .with_keep_alive_while_idle(true)
+            .with_require_leader(true);
+        if let Some(tls) = &options.tls {
+            connect = connect.with_tls(tls_options(tls).await?);
+        }
+        let client = Client::connect(&options.endpoints, Some(connect))
+            .await
+            .map_err(|error| Error::Settings {
+                detail: error.to_string(),
+            })?;
+        Ok(Self {
+            client,
+            root: options.root.into(),
+        })
+    }
+
+    /// Reads one key.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub async fn get(&self, key: &str) -> Result<Option<Versioned>> {
+        let mut kv = self.kv();
+        let full = self.full(key)?;
+        let mut response = bounded("get", kv.get(full, None)).await?;
+        Ok(response.take_kvs().into_iter().next().map(versioned))
+    }
+
+    /// Reads every key that starts with `prefix`, all at one revision, in
+    /// pages.
+    ///
+    /// # Errors
+    /// [`Error::TooLarge`] beyond [`LIST_ENTRIES_MAX`], [`Error::Unavailable`].
+    pub async fn list(&self, prefix: &str) -> Result<Listing> {
+        let mut last = None;
+        for _ in 0..LIST_ATTEMPTS {
+            match self.list_once(prefix).await {
+                // The pages' revision went between two pages; start over.
+                Err(error @ Error::Refused { .. }) => last = Some(error),
+                other => return other,
+            }
+        }
+        Err(last.unwrap_or_else(|| Error::timeout("list")))
+    }
+
+    async fn list_once(&self, prefix: &str) -> Result<Listing> {
+        let start = self.full(prefix)?;
+        let end = prefix_end(&start);
+        let mut next = start;
+        let mut entries = Vec::new();
+        let mut revision = 0;
+        loop {
+            let options = GetOptions::new()
+                .with_range(end.clone())
+                .with_limit(PAGE_ENTRIES)
+                .with_sort(SortTarget::Key, SortOrder::Ascend)
+                .with_revision(revision);
+            let mut kv = self.kv();
+            let mut page = bounded("list", kv.get(next, Some(options))).await?;
+            if revision == 0 {
+                revision = page.header().map_or(0, |header| header.revision());
+            }
+            for pair in page.take_kvs() {
+                entries.push((self.relative(pair.key()), versioned(pair)));
+            }
+            if entries.len() > LIST_ENTRIES_MAX {
+                return Err(Error::TooLarge {
+                    what: format!("list of {prefix}"),
+                    limit: LIST_ENTRIES_MAX,
+                });
+            }
+            match entries.last() {
+                Some((key, _)) if page.more() => {
+                    next = self.full(key)?;
+                    next.push(0);
+                }
+                _ => return Ok((entries, revision)),
+            }
+        }
+    }
+
+    /// Sets a key if it is as expected. Returns its new revision.
+    ///
+    /// # Errors
+    /// [`Error::Conflict`], [`Error::LeadershipLost`], [`Error::TooLarge`]: not
+    /// written. [`Error::Unavailable`] says itself.
+    pub async fn put_if(
+        &self,
+        key: &str,
+        value: impl Into<Vec<u8>>,
+        expect: Expect,
+        guard: Option<&Leadership>,
+    ) -> Result<i64> {
+        let put = Write::Put {
+            key: key.to_owned(),
+            value: value.into(),
+            expect,
+            lease: None,
+        };
+        self.txn(vec![put], guard).await
+    }
+
+    /// Removes a key if it is as expected. Returns the revision of the removal.
+    ///
+    /// # Errors
+    /// As [`Store::put_if`].
+    pub async fn delete_if(&self, key: &str, expect: Expect, guard: Option<&Leadership>) -> Result<i64> {
+        self.txn(
+            vec![Write::Delete {
+                key: key.to_owned(),
+                expect,
+            }],
+            guard,
+        )
+        .await
+    }
+
+    /// Sets a key that goes when the lease goes, whatever was there.
+    ///
+    /// # Errors
+    /// [`Error::LeaseLost`] when the lease is over, else as [`Store::put_if`].
+    pub async fn put_leased(&self, key: &str, value: impl Into<Vec<u8>>, lease: &Lease) -> Result<i64> {
+        if !lease.is_alive() {
+            return Err(Error::LeaseLost);
+        }
+        let put = Write::Put {
+            key: key.to_owned(),
+            value: value.into(),
+            expect: Expect::Any,
+            lease: Some(lease.id()),
+        };
+        match self.txn(vec![put], None).await {
+            Err(Error::Refused { detail }) if detail.contains("lease not found") => Err(Error::LeaseLost),
+            other => other,
+        }
+    }
+
+    /// Does all writes or none. With a guard, only while that leadership holds:
+    /// checked by the local clock first and by etcd in the same transaction.
+    /// Returns the revision of the transaction.
+    ///
+    /// # Errors
+    /// As [`Store::put_if`].
+    pub async fn txn(&self, writes: Vec<Write>, guard: Option<&Leadership>) -> Result<i64> {
+        if writes.len() > WRITES_MAX {
+            return Err(Error::TooLarge {
+                what: "transaction".to_owned(),
+                limit: WRITES_MAX,
+            });
+        }
+        let mut compares = Vec::new();
+        let mut operations = Vec::new();
+        let mut reads = Vec::new();
+        for write in &writes {
+            let key = self.full(write.key())?;
+            match write.expect() {
+                Expect::Absent => {
+                    compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
+                }
+                Expect::Revision(revision) => {
+                    compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, revision));
+                }
+                Expect::Any => {}
+            }
+            reads.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
+            operations.push(operation(write, key)?);
+        }
+        if let Some(leadership) = guard {
+            if !leadership.is_leader() {
+                return Err(Error::LeadershipLost);
+            }
+            let key = self.full(leadership.key())?;
+            compares.push(Compare::create_revision(
+                key.clone(),
+                CompareOp::Equal,
+                leadership.create_revision(),
+            ));
+            reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
+        }
+        let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
+        let mut kv = self.kv();
+        let response = bounded("transaction", kv.txn(txn)).await?;
+        if response.succeeded() {
+            return Ok(response.header().map_or(0, |header| header.revision()));
+        }
+        Err(why_refused(&writes, guard, &response.op_responses()))
+    }
+
+    /// The instance that holds an election now, if any.
+    ///
+    /// # Errors
+    /// As [`Store::get`].
+    pub async fn leader(&self, election: &str) -> Result<Option<String>> {
+        let value = self.get(&crate::election::election_key(election)).await?;
+        Ok(value.map(|versioned| String::from_utf8_lossy(&versioned.value).into_owned()))
+    }
+
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    fn kv(&self) -> etcd_client::KvClient {
+        self.client
+            .kv_client()
+            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+    }
+
+    pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
+        let full = format!("{}{key}", self.root).into_bytes();
+        if full.len() > KEY_BYTES_MAX {
+            return Err(Error::TooLarge {
+                what: "key".to_owned(),
+                limit: KEY_BYTES_MAX,
+            });
+        }
+        Ok(full)
+    }
+
+    pub(crate) fn relative(&self, key: &[u8]) -> String {
+        let key = String::from_utf8_lossy(key);
+        key.strip_prefix(&*self.root).unwrap_or(&key).to_owned()
+    }
+}
+
+/// Runs one call of etcd within [`CALL_TIMEOUT`].
+pub(crate) async fn bounded<T>(
+    what: &str,
+    call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
+) -> Result<T> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(result) => result.map_err(Error::from_etcd),
+        Err(_) => Err(Error::timeout(what)),
+    }
+}
+
+pub(crate) fn versioned(pair: KeyValue) -> Versioned {
+    let revision = pair.mod_revision();
+    Versioned {
+        value: pair.into_key_value().1,
+        revision,
+    }
+}
+
+fn operation(write: &Write, key: Vec<u8>) -> Result<TxnOp> {
+    match write {
+        Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => Err(Error::TooLarge {
+            what: format!("value of {}", write.key()),
+            limit: VALUE_BYTES_MAX,
+        }),
+        Write::Put { value, lease, .. } => {
+            let options = lease.map(|id| PutOptions::new().with_lease(id));
+            Ok(TxnOp::put(key, value.clone(), options))
+        }
+        Write::Delete { .. } => Ok(TxnOp::delete(key, None::<DeleteOptions>)),
+    }
+}
+
+/// Reads the revisions a refused transaction returned: leadership first, then
+/// the first key that is not as expected.
+fn why_refused(writes: &[Write], guard: Option<&Leadership>, responses: &[TxnOpResponse]) -> Error {
+    let revisions = |index: usize| match responses.get(index) {
+        Some(TxnOpResponse::Get(get)) => get
+            .kvs()
+            .first()
+            .map_or((0, 0), |pair| (pair.create_revision(), pair.mod_revision())),
+        _ => (0, 0),
+    };
+    if let Some(leadership) = guard
+        && revisions(writes.len()).0 != leadership.create_revision()
+    {
+        leadership.end();
+        return Error::LeadershipLost;
+    }
+    let differs = writes
+        .iter()
+        .enumerate()
+        .find(|(index, write)| match write.expect() {
+            Expect::Absent => revisions(*index).0 != 0,
+            Expect::Revision(revision) => revisions(*index).1 != revision,
+            Expect::Any => false,
+        });
+    let key = differs.map_or("", |(_, write)| write.key()).to_owned();
+    Error::Conflict { key }
+}
+
+/// First key after every key with this prefix.
+pub(crate) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            return end;
+        }
+    }
+    vec![0]
+}
