@@ -8,16 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::Store;
 
 use crate::Progress;
 use crate::chunk::{self, CHUNK_BYTES, Decoded};
 use crate::error::Error;
-use crate::manifest::{
-    ChunkEntry, FileEntry, FileKind, MANIFEST_BYTES_MAX, Manifest, chunk_key, digest, prefix_of,
-};
-use crate::transfer::{CONCURRENCY, Tally, address, blocking};
+use crate::manifest::{ChunkEntry, FileKind, MANIFEST_BYTES_MAX, Manifest, chunk_key, digest, prefix_of};
+use crate::transfer::{Piece, Tally, address, blocking, for_each_piece, pieces};
 
 /// A snapshot that lies in a local folder.
 #[derive(Debug)]
@@ -107,6 +104,7 @@ pub async fn fetch(
         store,
         bucket,
         prefix: prefix_of(manifest_key)?,
+        manifest: &manifest,
     };
     let layout: Vec<(FileKind, u64)> = manifest
         .files
@@ -117,11 +115,10 @@ pub async fn fetch(
     let targets = blocking(move || create_files(&place, &layout)).await?;
 
     let tally = Tally::start(manifest.raw_bytes(), progress);
-    futures::stream::iter(pieces(&manifest))
-        .map(|(file, chunk)| source.write_chunk(&targets[&file.kind], file.kind, chunk, &tally))
-        .buffer_unordered(CONCURRENCY)
-        .try_collect::<()>()
-        .await?;
+    for_each_piece(chunks_of(&manifest), |piece| {
+        source.write_chunk(&targets, piece, &tally)
+    })
+    .await?;
 
     // A crash before all of this is synced must not leave a folder that looks
     // finished: the caller renames it only after we return.
@@ -157,13 +154,10 @@ pub async fn verify(
         store,
         bucket,
         prefix: prefix_of(manifest_key)?,
+        manifest: &manifest,
     };
     let tally = Tally::start(manifest.raw_bytes(), progress);
-    let findings: Vec<Option<Problem>> = futures::stream::iter(pieces(&manifest))
-        .map(|(file, chunk)| source.check_chunk(file.kind, chunk, &tally))
-        .buffered(CONCURRENCY)
-        .try_collect()
-        .await?;
+    let findings = for_each_piece(chunks_of(&manifest), |piece| source.check_chunk(piece, &tally)).await?;
     let problems = findings.into_iter().flatten().collect();
     Ok(Verification {
         manifest,
@@ -172,11 +166,8 @@ pub async fn verify(
     })
 }
 
-fn pieces(manifest: &Manifest) -> impl Iterator<Item = (&FileEntry, &ChunkEntry)> {
-    manifest
-        .files
-        .iter()
-        .flat_map(|file| file.chunks.iter().map(move |chunk| (file, chunk)))
+fn chunks_of(manifest: &Manifest) -> Vec<Piece> {
+    pieces(manifest.files.iter().map(|file| file.chunks.len()))
 }
 
 /// Where chunks come from.
@@ -184,16 +175,23 @@ struct Source<'a> {
     store: &'a Store,
     bucket: &'a str,
     prefix: &'a str,
+    manifest: &'a Manifest,
 }
 
 impl Source<'_> {
+    fn entry(&self, piece: Piece) -> (FileKind, &ChunkEntry) {
+        let file = &self.manifest.files[piece.file];
+        (file.kind, &file.chunks[piece.chunk])
+    }
+
     async fn write_chunk(
         &self,
-        target: &Target,
-        kind: FileKind,
-        chunk: &ChunkEntry,
+        targets: &BTreeMap<FileKind, Target>,
+        piece: Piece,
         tally: &Tally<'_>,
     ) -> Result<(), Error> {
+        let (kind, chunk) = self.entry(piece);
+        let target = &targets[&kind];
         let decoded = self.read_chunk(kind, chunk).await?;
         let file = Arc::clone(&target.file);
         let offset = u64::from(chunk.index) * CHUNK_BYTES;
@@ -204,12 +202,8 @@ impl Source<'_> {
         Ok(())
     }
 
-    async fn check_chunk(
-        &self,
-        kind: FileKind,
-        chunk: &ChunkEntry,
-        tally: &Tally<'_>,
-    ) -> Result<Option<Problem>, Error> {
+    async fn check_chunk(&self, piece: Piece, tally: &Tally<'_>) -> Result<Option<Problem>, Error> {
+        let (kind, chunk) = self.entry(piece);
         let finding = match self.read_chunk(kind, chunk).await {
             Ok(_) => None,
             Err(Error::Corrupt { object, detail }) => Some(Problem { object, detail }),

@@ -2,7 +2,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use futures::stream::{FuturesOrdered, StreamExt as _};
+
 use crate::Progress;
+use crate::error::Error;
 
 /// Chunks on their way at once. Each takes up to three times its size of memory
 /// while it is encoded or decoded: about 25 MiB in all.
@@ -19,6 +22,49 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
             Err(_) => std::future::pending().await,
         },
     }
+}
+
+/// Does the work for every piece, [`CONCURRENCY`] at a time, and returns the
+/// results in the order of the pieces. The first error drops what is running.
+///
+/// Pieces are plain indices: closures over borrowed ones would make futures
+/// that the compiler cannot prove to be `Send`.
+pub(crate) async fn for_each_piece<T, F>(
+    pieces: Vec<Piece>,
+    work: impl Fn(Piece) -> F,
+) -> Result<Vec<T>, Error>
+where
+    F: Future<Output = Result<T, Error>>,
+{
+    let mut results = Vec::with_capacity(pieces.len());
+    let mut pieces = pieces.into_iter();
+    let mut running = FuturesOrdered::new();
+    loop {
+        while running.len() < CONCURRENCY
+            && let Some(piece) = pieces.next()
+        {
+            running.push_back(work(piece));
+        }
+        match running.next().await {
+            Some(result) => results.push(result?),
+            None => return Ok(results),
+        }
+    }
+}
+
+/// One chunk's worth of work.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Piece {
+    /// Position of its file among the snapshot's files.
+    pub file: usize,
+    /// Position of the chunk in what there is to do for the file.
+    pub chunk: usize,
+}
+
+/// Every piece of files that have this many chunks each.
+pub(crate) fn pieces(chunks: impl Iterator<Item = usize>) -> Vec<Piece> {
+    let of_file = |(file, count)| (0..count).map(move |chunk| Piece { file, chunk });
+    chunks.enumerate().flat_map(of_file).collect()
 }
 
 /// Adds up finished bytes of concurrent pieces.

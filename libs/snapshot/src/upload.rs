@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use futures::{StreamExt as _, TryStreamExt as _};
 use object_store::Store;
 
 use crate::Progress;
@@ -17,7 +16,7 @@ use crate::manifest::{
     manifest_key, prefix_of, raw_len,
 };
 use crate::sparse;
-use crate::transfer::{CONCURRENCY, Tally, address, blocking};
+use crate::transfer::{Piece, Tally, address, blocking, for_each_piece, pieces};
 
 /// A local file that becomes part of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -82,11 +81,7 @@ pub async fn upload(
     };
     let sources = sources.to_vec();
     let plans = blocking(move || plan(sources)).await?;
-    let total = plans
-        .iter()
-        .flat_map(Plan::pieces)
-        .map(|(_, _, raw_len)| raw_len)
-        .sum();
+    let total = plans.iter().map(Plan::raw_bytes).sum();
     let sink = Sink {
         store,
         bucket,
@@ -171,11 +166,9 @@ struct Plan {
 }
 
 impl Plan {
-    /// The plan itself, and index and raw length of each chunk that may have data.
-    fn pieces(&self) -> impl Iterator<Item = (&Self, u32, u64)> {
-        self.blocks
-            .iter()
-            .map(move |index| (self, *index, raw_len(self.size, *index)))
+    /// What there is to read.
+    fn raw_bytes(&self) -> u64 {
+        self.blocks.iter().map(|index| raw_len(self.size, *index)).sum()
     }
 }
 
@@ -222,12 +215,8 @@ struct Sink<'a> {
 
 impl Sink<'_> {
     async fn store_files(&self, plans: &[Plan]) -> Result<Vec<FileEntry>, Error> {
-        let pieces = plans.iter().flat_map(Plan::pieces);
-        let stored: Vec<(FileKind, Option<ChunkEntry>)> = futures::stream::iter(pieces)
-            .map(|(plan, index, raw_len)| self.store_chunk(plan, index, raw_len))
-            .buffered(CONCURRENCY)
-            .try_collect()
-            .await?;
+        let pieces = pieces(plans.iter().map(|plan| plan.blocks.len()));
+        let chunks = for_each_piece(pieces.clone(), |piece| self.store_chunk(plans, piece)).await?;
         let mut files: Vec<FileEntry> = plans
             .iter()
             .map(|plan| FileEntry {
@@ -236,21 +225,17 @@ impl Sink<'_> {
                 chunks: Vec::new(),
             })
             .collect();
-        for (kind, chunk) in stored {
-            let file = files.iter_mut().find(|file| file.kind == kind);
-            file.expect("every kind has an entry").chunks.extend(chunk);
+        for (piece, chunk) in pieces.into_iter().zip(chunks) {
+            files[piece.file].chunks.extend(chunk);
         }
         Ok(files)
     }
 
     /// Encodes and stores one chunk; `None` when it turns out to be zero.
-    async fn store_chunk(
-        &self,
-        plan: &Plan,
-        index: u32,
-        raw_len: u64,
-    ) -> Result<(FileKind, Option<ChunkEntry>), Error> {
-        let kind = plan.source.kind;
+    async fn store_chunk(&self, plans: &[Plan], piece: Piece) -> Result<Option<ChunkEntry>, Error> {
+        let plan = &plans[piece.file];
+        let index = plan.blocks[piece.chunk];
+        let raw_len = raw_len(plan.size, index);
         let file = Arc::clone(&plan.file);
         let length = usize::try_from(raw_len).expect("a chunk fits in memory");
         let encoded = blocking(move || {
@@ -269,14 +254,14 @@ impl Sink<'_> {
                     digest,
                 };
                 if self.write {
-                    let key = chunk_key(self.prefix, kind, index);
+                    let key = chunk_key(self.prefix, plan.source.kind, index);
                     self.store.put(self.bucket, &key, stored.into()).await?;
                 }
                 Some(entry)
             }
         };
         self.tally.add(raw_len);
-        Ok((kind, entry))
+        Ok(entry)
     }
 }
 

@@ -110,7 +110,12 @@ fn what_is_not_a_chunk_is_refused() {
     wrong_magic[0] ^= 1;
     let cases: Vec<(&str, Vec<u8>, usize, &str)> = vec![
         ("empty", vec![], PAGE, "shorter than a chunk's header"),
-        ("header only", good[..HEADER_BYTES].to_vec(), PAGE, "zstd"),
+        (
+            "header only",
+            good[..HEADER_BYTES].to_vec(),
+            PAGE,
+            "its payload is",
+        ),
         ("cut", good[..good.len() - 1].to_vec(), PAGE, "zstd"),
         ("magic", wrong_magic, PAGE, "does not start"),
         ("other length", good.clone(), PAGE - 1, "it holds 4096 bytes"),
