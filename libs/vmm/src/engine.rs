@@ -1,0 +1,238 @@
+//! The engine interface. Object-safe, so that a host can choose its engine when it starts.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+
+use crate::error::Result;
+use crate::process::ProcessHandle;
+
+/// Everything an engine needs to start a machine, the same for a cold boot and for a restore: a snapshot fits only a
+/// machine of the same shape (`vcpu_count`, `memory_mib`, a disk, a network or none).
+#[derive(Debug, Clone)]
+pub struct MachineSpec {
+    /// Shown in process listings; letters, digits, `-`, `_` and `.`, at most 64.
+    pub name: String,
+    /// Virtual CPUs, at least 1.
+    pub vcpu_count: u32,
+    /// Guest memory in MiB, at least 64.
+    pub memory_mib: u32,
+    /// ELF kernel image.
+    pub kernel: PathBuf,
+    /// Initial RAM file system.
+    pub initramfs: PathBuf,
+    /// Kernel command line, complete.
+    pub cmdline: String,
+    /// Raw disk image, this machine's own; the engine locks it while it runs.
+    pub disk: PathBuf,
+    /// The network device, if the machine has one.
+    pub network: Option<NetworkSpec>,
+    /// Directory for this machine's control socket; made if missing, this machine's own, only for root.
+    pub run_dir: PathBuf,
+    /// User and group ids the process drops to once it has opened its files.
+    pub run_as: Option<(u32, u32)>,
+}
+
+/// How a machine reaches the network.
+#[derive(Debug, Clone)]
+pub struct NetworkSpec {
+    /// Name under `/run/netns` of the namespace the process starts in; `None` is the caller's own.
+    pub netns: Option<String>,
+    /// An existing tap device in that namespace.
+    pub tap: String,
+    /// The guest's hardware address.
+    pub mac: [u8; 6],
+}
+
+/// What to restore.
+#[derive(Debug, Clone)]
+pub struct RestoreSpec {
+    /// Memory file of the image, mapped privately: never written, shared by any number of machines.
+    pub base_memory: PathBuf,
+    /// Device state that belongs to the base or, with a difference, to that difference.
+    pub device_state: PathBuf,
+    /// Memory pages that differ from the base.
+    pub memory_difference: Option<PathBuf>,
+}
+
+/// What an engine is. Snapshots move only between equal fingerprints.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EngineDescription {
+    /// `qemu`.
+    pub name: String,
+    /// The engine's own version.
+    pub version: String,
+    /// Digest over everything that device state depends on: version, machine type, accelerator, CPU features.
+    pub platform_fingerprint: String,
+}
+
+/// One timed step, for traces and reports.
+#[derive(Debug, Clone)]
+pub struct Phase {
+    /// Short stable name.
+    pub name: &'static str,
+    /// When it began.
+    pub start: SystemTime,
+    /// How long it took.
+    pub duration: Duration,
+}
+
+/// A loaded machine, still paused.
+pub struct Restored {
+    /// The machine; call [`Machine::resume`].
+    pub machine: Arc<dyn Machine>,
+    /// `process` (unless prepared ahead), `difference` (if there is one), `state`.
+    pub phases: Vec<Phase>,
+}
+
+/// What a machine is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// A process that waits for the state it should load.
+    Prepared,
+    /// The guest runs.
+    Running,
+    /// The guest stands still, ready to run.
+    Paused,
+    /// The guest is over; its exit reason follows.
+    Ended,
+}
+
+/// Why a machine is over.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitReason {
+    /// The guest powered off.
+    GuestShutdown,
+    /// The guest rebooted; machines do not come back from that.
+    GuestReset,
+    /// The guest's kernel gave up with this line.
+    GuestPanic(String),
+    /// A signal ended the process: 9 after [`Machine::stop`].
+    Killed(i32),
+    /// The process ended by itself; no code if it was not this program's child.
+    Failed {
+        /// Exit code, if known.
+        code: Option<i32>,
+        /// Last words on standard error.
+        message: String,
+    },
+}
+
+/// What a saved difference holds.
+#[derive(Debug, Clone)]
+pub struct DifferenceStats {
+    /// Size of the difference file in bytes.
+    pub bytes: u64,
+    /// Pages that differ from the base, 4 KiB each.
+    pub pages: u64,
+    /// Those among them that are all zero and take no room in the file.
+    pub zero_pages: u64,
+    /// `device`, `scan`, `copy`, `sync`.
+    pub phases: Vec<Phase>,
+}
+
+/// What a machine has used.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Usage {
+    /// CPU time of the whole process, guest and engine, in seconds.
+    pub cpu_seconds: f64,
+    /// Host memory that is this machine's alone, in bytes.
+    pub anonymous_bytes: u64,
+}
+
+/// Starts machines.
+///
+/// Every method that fails, or whose future is dropped, leaves no process behind.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Name, version and fingerprint; settled when the engine was made.
+    fn describe(&self) -> EngineDescription;
+
+    /// Cold boot. `memory_file` must not exist; it becomes the guest's memory, sparse, `memory_mib` long. The machine
+    /// is running when this returns.
+    async fn boot(&self, spec: &MachineSpec, memory_file: &Path) -> Result<Arc<dyn Machine>>;
+
+    /// A process that maps `base_memory` privately and waits for state to load.
+    async fn prepare(&self, spec: &MachineSpec, base_memory: &Path) -> Result<Box<dyn Prepared>>;
+
+    /// [`Engine::prepare`] and [`Prepared::load`] in one.
+    async fn restore(&self, spec: &MachineSpec, from: &RestoreSpec) -> Result<Restored> {
+        let start = SystemTime::now();
+        let clock = std::time::Instant::now();
+        let prepared = self.prepare(spec, &from.base_memory).await?;
+        let process = Phase {
+            name: "process",
+            start,
+            duration: clock.elapsed(),
+        };
+        let mut restored = prepared
+            .load(&from.device_state, from.memory_difference.as_deref())
+            .await?;
+        restored.phases.insert(0, process);
+        Ok(restored)
+    }
+
+    /// Takes over a process that an earlier run of this program started with the same `spec`. `None` when that process
+    /// is gone, or its id belongs to another one now. A machine found [`Status::Prepared`] can only be stopped.
+    async fn adopt(&self, spec: &MachineSpec, process: &ProcessHandle) -> Result<Option<Arc<dyn Machine>>>;
+
+    /// [`Engine::adopt`] for a process that still waits for its state; `None` also when it no longer waits.
+    async fn adopt_prepared(
+        &self,
+        spec: &MachineSpec,
+        process: &ProcessHandle,
+    ) -> Result<Option<Box<dyn Prepared>>>;
+}
+
+/// A process ready to become a machine. Dropping it kills the process: there is nothing in it to lose.
+#[async_trait]
+pub trait Prepared: Send + Sync {
+    /// The process, to be recorded so that a later run can adopt or end it.
+    fn process(&self) -> ProcessHandle;
+
+    /// Loads the state; the machine is paused when this returns. On failure the process is gone.
+    async fn load(self: Box<Self>, device_state: &Path, memory_difference: Option<&Path>)
+    -> Result<Restored>;
+
+    /// Lets go of the process without killing it, for a program that hands over to its successor.
+    fn release(self: Box<Self>) -> ProcessHandle;
+}
+
+/// One machine. Dropping the last handle leaves the process running, to be adopted.
+#[async_trait]
+pub trait Machine: Send + Sync {
+    /// The process, to be recorded.
+    fn process(&self) -> ProcessHandle;
+
+    /// What the machine is doing now.
+    async fn status(&self) -> Result<Status>;
+
+    /// Stands the guest still. Idempotent.
+    async fn pause(&self) -> Result<()>;
+
+    /// Lets the guest run. Idempotent.
+    async fn resume(&self) -> Result<()>;
+
+    /// Writes the device state of a paused machine, synced to disk. For the bake: memory is in its file already.
+    async fn save_device_state(&self, device_state: &Path) -> Result<()>;
+
+    /// Writes device state and memory difference of a paused machine that was restored; both synced to disk, their
+    /// directory not. After a failure neither file exists and the machine is still paused, ready to `resume`.
+    async fn save_difference(&self, device_state: &Path, memory_difference: &Path)
+    -> Result<DifferenceStats>;
+
+    /// The end of what the guest wrote to its console, at most 64 KiB; still there after the guest's own exit.
+    async fn console(&self) -> Result<String>;
+
+    /// Kills the process and waits until the kernel has let go of its memory and files. Idempotent.
+    async fn stop(&self) -> Result<()>;
+
+    /// Waits for the end of the machine. Any number of callers, also afterwards.
+    async fn exited(&self) -> ExitReason;
+
+    /// CPU and memory used so far; costs the same for every memory size.
+    fn usage(&self) -> Result<Usage>;
+}
