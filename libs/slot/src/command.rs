@@ -41,7 +41,11 @@ pub enum CommandError {
 }
 
 /// Runs `program` with `script` as its input and returns its output.
-pub(crate) async fn run(program: &'static str, arguments: &[&str], script: &str) -> Result<Vec<u8>, CommandError> {
+pub(crate) async fn run(
+    program: &'static str,
+    arguments: &[&str],
+    script: &str,
+) -> Result<Vec<u8>, CommandError> {
     let io = |source| CommandError::Io { program, source };
     let mut child = Command::new(program)
         .args(arguments)
@@ -63,12 +67,16 @@ pub(crate) async fn run(program: &'static str, arguments: &[&str], script: &str)
         let ((), output) = tokio::join!(feed, child.wait_with_output());
         output
     };
-    let output =
-        tokio::time::timeout(COMMAND_TIMEOUT, talk).await.map_err(|_| CommandError::TimedOut { program })?.map_err(io)?;
+    let output = tokio::time::timeout(COMMAND_TIMEOUT, talk)
+        .await
+        .map_err(|_| CommandError::TimedOut { program })?
+        .map_err(io)?;
     if output.status.success() {
         return Ok(output.stdout);
     }
     let end = output.stderr.len().min(COMPLAINT_MAX);
-    let complaint = String::from_utf8_lossy(&output.stderr[..end]).trim().replace('\n', "; ");
+    let complaint = String::from_utf8_lossy(&output.stderr[..end])
+        .trim()
+        .replace('\n', "; ");
     Err(CommandError::Failed { program, complaint })
 }

@@ -39,7 +39,9 @@ const CLOSED: &[(u32, u8)] = &[
 
 /// All closed networks, `more` included, without those that lie in another.
 pub(crate) fn closed(more: &[Subnet]) -> Vec<Subnet> {
-    let built_in = CLOSED.iter().map(|(bits, length)| Subnet::new(Ipv4Addr::from_bits(*bits), *length));
+    let built_in = CLOSED
+        .iter()
+        .map(|(bits, length)| Subnet::new(Ipv4Addr::from_bits(*bits), *length));
     let mut all: Vec<Subnet> = built_in.chain(more.iter().copied()).collect();
     all.sort_by_key(|network| (network.length, network.address));
     let mut kept: Vec<Subnet> = Vec::new();
@@ -63,17 +65,27 @@ impl Table {
         // Adding before deleting makes the replacement work whether or not the
         // table is there, in the same transaction as the new rules.
         let table = json!({"table": {"family": "inet", "name": name}});
-        let commands = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
-        Self { name: name.to_owned(), commands }
+        let commands = vec![
+            json!({"add": table}),
+            json!({"delete": table}),
+            json!({"add": table}),
+        ];
+        Self {
+            name: name.to_owned(),
+            commands,
+        }
     }
 
     fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: i32, policy: &str) {
-        self.commands.push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name,
-            "type": kind, "hook": hook, "prio": priority, "policy": policy}}}));
+        self.commands.push(
+            json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name,
+            "type": kind, "hook": hook, "prio": priority, "policy": policy}}}),
+        );
     }
 
     fn chain(&mut self, name: &str) {
-        self.commands.push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name}}}));
+        self.commands
+            .push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name}}}));
     }
 
     fn rule(&mut self, chain: &str, expressions: &[Value]) {
@@ -102,11 +114,19 @@ fn outgoing(device: &str) -> Value {
 }
 
 fn source(operator: &str, network: Value) -> Value {
-    compare(operator, json!({"payload": {"protocol": "ip", "field": "saddr"}}), network)
+    compare(
+        operator,
+        json!({"payload": {"protocol": "ip", "field": "saddr"}}),
+        network,
+    )
 }
 
 fn destination(network: Value) -> Value {
-    compare("==", json!({"payload": {"protocol": "ip", "field": "daddr"}}), network)
+    compare(
+        "==",
+        json!({"payload": {"protocol": "ip", "field": "daddr"}}),
+        network,
+    )
 }
 
 fn tracked(states: &[&str]) -> Value {
@@ -140,13 +160,29 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &[Subnet]) -> Value {
     table.rule("input", &[incoming(&slots), drop()]);
     table.base_chain("forward", "filter", "forward", -10, "accept");
     table.rule("forward", &[incoming(&slots), tracked(&["invalid"]), drop()]);
-    table.rule("forward", &[incoming(&slots), source("!=", outer.clone()), drop()]);
-    table.rule("forward", &[incoming(&slots), json!({"match": {"op": "==",
-        "left": {"meta": {"key": "nfproto"}}, "right": "ipv6"}}), drop()]);
+    table.rule(
+        "forward",
+        &[incoming(&slots), source("!=", outer.clone()), drop()],
+    );
+    table.rule(
+        "forward",
+        &[
+            incoming(&slots),
+            json!({"match": {"op": "==",
+        "left": {"meta": {"key": "nfproto"}}, "right": "ipv6"}}),
+            drop(),
+        ],
+    );
     table.rule("forward", &[incoming(&slots), outgoing(&slots), drop()]);
-    table.rule("forward", &[incoming(&slots), destination(any_of(closed)), drop()]);
+    table.rule(
+        "forward",
+        &[incoming(&slots), destination(any_of(closed)), drop()],
+    );
     // Only answers go in.
-    table.rule("forward", &[outgoing(&slots), tracked(&["established", "related"]), accept()]);
+    table.rule(
+        "forward",
+        &[outgoing(&slots), tracked(&["established", "related"]), accept()],
+    );
     table.rule("forward", &[outgoing(&slots), drop()]);
     table.base_chain("postrouting", "nat", "postrouting", 100, "accept");
     table.rule("postrouting", &[source("==", outer), json!({"masquerade": null})]);
@@ -167,15 +203,44 @@ pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
     // Answers to connections the host made to the guest.
     table.rule("input", &[incoming(TAP), tracked(&["established"]), accept()]);
     table.chain("names");
-    table.rule("input", &[incoming(TAP), source("==", json!(GUEST_ADDRESS.to_string())),
-        destination(json!(GATEWAY_ADDRESS.to_string())), json!({"jump": {"target": "names"}})]);
+    table.rule(
+        "input",
+        &[
+            incoming(TAP),
+            source("==", json!(GUEST_ADDRESS.to_string())),
+            destination(json!(GATEWAY_ADDRESS.to_string())),
+            json!({"jump": {"target": "names"}}),
+        ],
+    );
     table.base_chain("forward", "filter", "forward", 0, "drop");
     table.rule("forward", &[tracked(&["invalid"]), drop()]);
-    table.rule("forward", &[incoming(UPLINK), outgoing(TAP), tracked(&["established", "related"]), accept()]);
+    table.rule(
+        "forward",
+        &[
+            incoming(UPLINK),
+            outgoing(TAP),
+            tracked(&["established", "related"]),
+            accept(),
+        ],
+    );
     table.chain("egress");
-    table.rule("forward", &[incoming(TAP), source("!=", json!(GUEST_ADDRESS.to_string())), drop()]);
+    table.rule(
+        "forward",
+        &[
+            incoming(TAP),
+            source("!=", json!(GUEST_ADDRESS.to_string())),
+            drop(),
+        ],
+    );
     table.rule("forward", &[incoming(TAP), destination(any_of(closed)), drop()]);
-    table.rule("forward", &[incoming(TAP), outgoing(UPLINK), json!({"jump": {"target": "egress"}})]);
+    table.rule(
+        "forward",
+        &[
+            incoming(TAP),
+            outgoing(UPLINK),
+            json!({"jump": {"target": "egress"}}),
+        ],
+    );
     table.base_chain("postrouting", "nat", "postrouting", 100, "accept");
     table.rule("postrouting", &[outgoing(UPLINK), json!({"masquerade": null})]);
     table.commands.extend(egress_rules(egress));
@@ -184,7 +249,8 @@ pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
 
 /// Changes what a slot's guest may reach, in one transaction.
 pub(crate) fn change_egress(egress: Egress) -> Value {
-    let flush = |chain: &str| json!({"flush": {"chain": {"family": "inet", "table": SLOT_TABLE, "name": chain}}});
+    let flush =
+        |chain: &str| json!({"flush": {"chain": {"family": "inet", "table": SLOT_TABLE, "name": chain}}});
     let mut commands = vec![flush("names"), flush("egress")];
     commands.extend(egress_rules(egress));
     json!({"nftables": commands})
@@ -192,14 +258,25 @@ pub(crate) fn change_egress(egress: Egress) -> Value {
 
 fn egress_rules(egress: Egress) -> Vec<Value> {
     let port = |protocol: &str| {
-        compare("==", json!({"payload": {"protocol": protocol, "field": "dport"}}), json!(DNS_PORT))
+        compare(
+            "==",
+            json!({"payload": {"protocol": protocol, "field": "dport"}}),
+            json!(DNS_PORT),
+        )
     };
     match egress {
         Egress::None => Vec::new(),
         Egress::Internet => vec![
             add_rule(SLOT_TABLE, "names", &[port("udp"), accept()]),
             add_rule(SLOT_TABLE, "names", &[port("tcp"), accept()]),
-            add_rule(SLOT_TABLE, "egress", &[compare("==", json!({"meta": {"key": "l4proto"}}), json!("tcp")), accept()]),
+            add_rule(
+                SLOT_TABLE,
+                "egress",
+                &[
+                    compare("==", json!({"meta": {"key": "l4proto"}}), json!("tcp")),
+                    accept(),
+                ],
+            ),
         ],
     }
 }
@@ -238,6 +315,10 @@ mod tests {
     fn no_egress_adds_no_rules() {
         let text = slot_table(&closed(&[]), Egress::None).to_string();
         assert!(!text.contains("dport"));
-        assert!(slot_table(&closed(&[]), Egress::Internet).to_string().contains("dport"));
+        assert!(
+            slot_table(&closed(&[]), Egress::Internet)
+                .to_string()
+                .contains("dport")
+        );
     }
 }

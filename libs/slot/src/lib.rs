@@ -19,17 +19,21 @@
 mod command;
 mod connector;
 mod creation;
+mod error;
 mod firewall;
 mod forwarding;
 mod inside;
 mod pool;
 mod relay;
 mod settings;
+mod taken;
 
 pub use command::CommandError;
 pub use connector::Connector;
-pub use pool::{Error, Pool, Slot};
+pub use error::Error;
+pub use pool::Pool;
 pub use settings::{Egress, PoolSettings, SettingsError, Subnet, TapOwner};
+pub use taken::Slot;
 
 use std::net::Ipv4Addr;
 

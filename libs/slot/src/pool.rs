@@ -6,75 +6,27 @@
 //! ```
 
 use std::collections::{BTreeSet, VecDeque};
-use std::io;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::net::{TcpStream, UdpSocket};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::command::CommandError;
 use crate::connector::Connector;
 use crate::creation;
+use crate::error::Error;
 use crate::firewall;
 use crate::forwarding;
 use crate::inside::{Inside, Namespace};
 use crate::relay::{self, Relay};
-use crate::settings::{Egress, PoolSettings, SettingsError, Subnet};
+use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::taken::Slot;
 
 /// First and longest pause after a slot could not be made.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(500);
 const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
-
-/// Why a slot, or the pool, could not be had.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The settings break a rule.
-    #[error(transparent)]
-    Settings(#[from] SettingsError),
-    /// `ip` or `nft` did not do its work.
-    #[error(transparent)]
-    Command(#[from] CommandError),
-    /// `ip` or `nft` printed something unexpected.
-    #[error("cannot read a listing")]
-    Listing(#[source] serde_json::Error),
-    /// A namespace could not be opened or set up.
-    #[error("namespace {name}")]
-    Namespace {
-        /// Its name.
-        name: String,
-        /// What the system said.
-        #[source]
-        source: io::Error,
-    },
-    /// A slot was removed and is still there.
-    #[error("namespace {name} cannot be removed")]
-    Remains {
-        /// Its name.
-        name: String,
-    },
-    /// No slot came free in time.
-    #[error("no slot came free within {} ms", .waited.as_millis())]
-    Exhausted {
-        /// How long the caller waited.
-        waited: Duration,
-    },
-    /// The name is not one this pool was told to keep.
-    #[error("{name} is not a slot in use of this pool")]
-    NotInUse {
-        /// The name asked for.
-        name: String,
-    },
-    /// The pool has been shut down.
-    #[error("the pool of slots is shut down")]
-    Closed,
-    /// The machine's forwarding switch could not be set.
-    #[error("cannot switch IPv4 forwarding")]
-    Forwarding(#[source] io::Error),
-}
 
 /// Keeps slots ready. Clones are handles to the same pool; with the last one
 /// dropped the pool stops making slots, and only [`Pool::shutdown`] removes them.
@@ -137,11 +89,20 @@ impl Pool {
         if settings.forwarding {
             forwarding::switch_on().map_err(Error::Forwarding)?;
         }
-        let resolvers =
-            if settings.resolvers.is_empty() { relay::system_resolvers() } else { settings.resolvers.clone() };
-        let inside =
-            Inside::start().map_err(|source| Error::Namespace { name: "of the host".to_owned(), source })?;
-        let state = State { used: kept.clone(), kept, ..State::default() };
+        let resolvers = if settings.resolvers.is_empty() {
+            relay::system_resolvers()
+        } else {
+            settings.resolvers.clone()
+        };
+        let inside = Inside::start().map_err(|source| Error::Namespace {
+            name: "of the host".to_owned(),
+            source,
+        })?;
+        let state = State {
+            used: kept.clone(),
+            kept,
+            ..State::default()
+        };
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             settings,
@@ -182,11 +143,19 @@ impl Pool {
     pub async fn adopt(&self, name: &str, egress: Egress) -> Result<Slot, Error> {
         let index = self.shared.settings.index_of(name);
         let index = index.filter(|index| self.shared.state().kept.remove(index));
-        let index = index.ok_or_else(|| Error::NotInUse { name: name.to_owned() })?;
-        let opened = Namespace::open(name).map_err(|source| Error::Namespace { name: name.to_owned(), source });
+        let index = index.ok_or_else(|| Error::NotInUse {
+            name: name.to_owned(),
+        })?;
+        let opened = Namespace::open(name).map_err(|source| Error::Namespace {
+            name: name.to_owned(),
+            source,
+        });
         let rules = firewall::slot_table(&self.shared.closed_networks, egress);
         let adopted = match opened {
-            Ok(namespace) => self.prepare(index, Arc::new(namespace), egress, Some(rules)).await,
+            Ok(namespace) => {
+                self.prepare(index, Arc::new(namespace), egress, Some(rules))
+                    .await
+            }
             Err(error) => Err(error),
         };
         if adopted.is_err() {
@@ -204,7 +173,12 @@ impl Pool {
     /// When something of it remains; its index is then not used again until the
     /// next start, which removes it.
     pub async fn recycle(&self, slot: Slot) -> Result<(), Error> {
-        let Slot { index, connector, relay, .. } = slot;
+        let Slot {
+            index,
+            connector,
+            relay,
+            ..
+        } = slot;
         if let Some(relay) = relay {
             relay.stop().await;
         }
@@ -235,9 +209,16 @@ impl Pool {
             // It ends after the slot it is making; a panic there was reported.
             let _ = filler.await;
         }
-        let ready: Vec<u32> = std::mem::take(&mut shared.state().ready).into_iter().map(|(index, _)| index).collect();
+        let ready: Vec<u32> = std::mem::take(&mut shared.state().ready)
+            .into_iter()
+            .map(|(index, _)| index)
+            .collect();
         let mut first_error = None;
-        let doomed = if keep_in_use { ready } else { creation::existing(&shared.settings).into_iter().collect() };
+        let doomed = if keep_in_use {
+            ready
+        } else {
+            creation::existing(&shared.settings).into_iter().collect()
+        };
         for index in doomed {
             if let Err(error) = shared.remove(index).await {
                 first_error.get_or_insert(error);
@@ -260,7 +241,10 @@ impl Pool {
         change: Option<serde_json::Value>,
     ) -> Result<Slot, Error> {
         // Also runs when the caller stops waiting half-way.
-        let unfinished = Unfinished { shared: Some(self.shared.clone()), index };
+        let unfinished = Unfinished {
+            shared: Some(self.shared.clone()),
+            index,
+        };
         let slot = self.prepare(index, namespace, egress, change).await?;
         unfinished.disarm();
         Ok(slot)
@@ -281,11 +265,20 @@ impl Pool {
         let relay = match egress {
             Egress::Internet => {
                 let started = Relay::start(&connector, self.shared.resolvers.clone()).await;
-                Some(started.map_err(|source| Error::Namespace { name: name.clone(), source })?)
+                Some(started.map_err(|source| Error::Namespace {
+                    name: name.clone(),
+                    source,
+                })?)
             }
             Egress::None => None,
         };
-        Ok(Slot { index, name, egress, connector, relay })
+        Ok(Slot {
+            index,
+            name,
+            egress,
+            connector,
+            relay,
+        })
     }
 }
 
@@ -415,58 +408,5 @@ impl Drop for Unfinished {
                 tracing::error!(%error, "cannot remove a slot that could not be handed out");
             }
         });
-    }
-}
-
-/// A taken slot. Dropping it stops the resolver relay and leaves the namespace
-/// for a later [`Pool::adopt`]; [`Pool::recycle`] removes it.
-#[derive(Debug)]
-pub struct Slot {
-    index: u32,
-    name: String,
-    egress: Egress,
-    connector: Connector,
-    relay: Option<Relay>,
-}
-
-impl Slot {
-    /// Number of the slot within its pool.
-    #[must_use]
-    pub fn index(&self) -> u32 {
-        self.index
-    }
-
-    /// Name of its namespace under `/run/netns`.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
-    /// What its guest may reach.
-    #[must_use]
-    pub fn egress(&self) -> Egress {
-        self.egress
-    }
-
-    /// Opens sockets in the slot, for tasks of their own.
-    #[must_use]
-    pub fn connector(&self) -> Connector {
-        self.connector.clone()
-    }
-
-    /// Connects from inside the slot; see [`Connector::connect`].
-    ///
-    /// # Errors
-    /// What the attempt met; `TimedOut` after `timeout`.
-    pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-        self.connector.connect(address, timeout).await
-    }
-
-    /// A UDP socket bound inside the slot.
-    ///
-    /// # Errors
-    /// What binding met.
-    pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        self.connector.bind_udp(address).await
     }
 }

@@ -49,7 +49,10 @@ impl Relay {
         let socket = Arc::new(connector.bind_udp(address).await?);
         let listener = connector.listen(address).await?;
         let task = tokio::spawn(async move {
-            tokio::join!(serve_datagrams(socket, resolvers.clone()), serve_connections(listener, resolvers));
+            tokio::join!(
+                serve_datagrams(socket, resolvers.clone()),
+                serve_connections(listener, resolvers)
+            );
         });
         Ok(Self { task })
     }
@@ -76,9 +79,13 @@ pub(crate) fn system_resolvers() -> Vec<SocketAddr> {
 fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
-        (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok()).flatten()
+        (words.next() == Some("nameserver"))
+            .then(|| words.next()?.parse().ok())
+            .flatten()
     });
-    servers.map(|address| SocketAddr::new(address, DNS_PORT)).collect()
+    servers
+        .map(|address| SocketAddr::new(address, DNS_PORT))
+        .collect()
 }
 
 async fn serve_datagrams(socket: Arc<UdpSocket>, resolvers: Arc<[SocketAddr]>) {
@@ -90,10 +97,18 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolvers: Arc<[SocketAddr]>) {
             Ok((length, guest)) => {
                 while questions.try_join_next().is_some() {}
                 let question = &buffer[..length];
-                if !is_question(question) || questions.len() >= QUESTIONS_IN_FLIGHT || !bucket.take(Instant::now()) {
+                if !is_question(question)
+                    || questions.len() >= QUESTIONS_IN_FLIGHT
+                    || !bucket.take(Instant::now())
+                {
                     continue;
                 }
-                questions.spawn(answer(socket.clone(), guest, question.to_vec(), resolvers.clone()));
+                questions.spawn(answer(
+                    socket.clone(),
+                    guest,
+                    question.to_vec(),
+                    resolvers.clone(),
+                ));
             }
             Err(_) => tokio::time::sleep(ERROR_PAUSE).await,
         }
@@ -143,7 +158,8 @@ async fn serve_connections(listener: TcpListener, resolvers: Arc<[SocketAddr]>) 
                 if connections.len() < CONNECTIONS {
                     let resolvers = resolvers.clone();
                     connections.spawn(async move {
-                        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, relay_connection(guest, &resolvers)).await;
+                        let _ = tokio::time::timeout(CONNECTION_TIMEOUT, relay_connection(guest, &resolvers))
+                            .await;
                     });
                 }
             }
@@ -154,7 +170,9 @@ async fn serve_connections(listener: TcpListener, resolvers: Arc<[SocketAddr]>) 
 
 async fn relay_connection(mut guest: TcpStream, resolvers: &[SocketAddr]) -> io::Result<()> {
     for resolver in resolvers.iter().take(RESOLVERS_TRIED) {
-        if let Ok(Ok(mut upstream)) = tokio::time::timeout(RESOLVER_TIMEOUT, TcpStream::connect(resolver)).await {
+        if let Ok(Ok(mut upstream)) =
+            tokio::time::timeout(RESOLVER_TIMEOUT, TcpStream::connect(resolver)).await
+        {
             tokio::io::copy_bidirectional(&mut guest, &mut upstream).await?;
             return Ok(());
         }
@@ -170,7 +188,10 @@ struct Bucket {
 
 impl Bucket {
     fn new(now: Instant) -> Self {
-        Self { level: QUESTIONS_BURST, at: now }
+        Self {
+            level: QUESTIONS_BURST,
+            at: now,
+        }
     }
 
     fn take(&mut self, now: Instant) -> bool {
@@ -191,8 +212,12 @@ mod tests {
 
     #[test]
     fn resolvers_are_read() {
-        let text = "# nameserver 1.1.1.1\nsearch lan\nnameserver 9.9.9.9\nnameserver ::1\nnameserver fe80::1%eth0\n";
-        assert_eq!(parse_resolvers(text), ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
+        let text =
+            "# nameserver 1.1.1.1\nsearch lan\nnameserver 9.9.9.9\nnameserver ::1\nnameserver fe80::1%eth0\n";
+        assert_eq!(
+            parse_resolvers(text),
+            ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
+        );
     }
 
     #[test]

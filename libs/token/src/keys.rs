@@ -32,7 +32,11 @@ impl Key {
     pub fn generate(now: u64) -> Result<Self, KeySetError> {
         let mut secret = [0; SECRET];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| KeySetError::NoRandomness)?;
-        Ok(Self { id: Uuid::new_v4(), created_at: now, secret })
+        Ok(Self {
+            id: Uuid::new_v4(),
+            created_at: now,
+            secret,
+        })
     }
 
     pub(crate) fn secret(&self) -> &[u8; SECRET] {
@@ -42,7 +46,10 @@ impl Key {
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Key").field("id", &self.id).field("created_at", &self.created_at).finish_non_exhaustive()
+        f.debug_struct("Key")
+            .field("id", &self.id)
+            .field("created_at", &self.created_at)
+            .finish_non_exhaustive()
     }
 }
 
@@ -52,8 +59,12 @@ fn secret_out<S: Serializer>(secret: &[u8; SECRET], serializer: S) -> Result<S::
 
 fn secret_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SECRET], D::Error> {
     // The text is kept out of the error: it is a secret, if a broken one.
-    let bytes = STANDARD.decode(String::deserialize(deserializer)?).unwrap_or_default();
-    bytes.try_into().map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
+    let bytes = STANDARD
+        .decode(String::deserialize(deserializer)?)
+        .unwrap_or_default();
+    bytes
+        .try_into()
+        .map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
 }
 
 /// Why a set of keys cannot be used.

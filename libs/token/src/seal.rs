@@ -59,7 +59,11 @@ impl KeySet {
     /// See [`MintError`].
     pub fn mint(&self, claims: &Claims) -> Result<String, MintError> {
         let key = self.newest().ok_or(MintError::NoKey)?;
-        let header = Header { kid: key.id, alg: "dir".to_owned(), enc: "A256GCM".to_owned() };
+        let header = Header {
+            kid: key.id,
+            alg: "dir".to_owned(),
+            enc: "A256GCM".to_owned(),
+        };
         let header = serde_json::to_vec(&header).expect("a header of strings has a JSON form");
         let header = URL_SAFE_NO_PAD.encode(header);
         // Random nonces of 96 bits: a key may seal some 2^32 tokens, which
@@ -68,11 +72,19 @@ impl KeySet {
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| MintError::NoRandomness)?;
         let mut body = serde_json::to_vec(claims).expect("claims have a JSON form");
         let tag = aead(key)
-            .seal_in_place_separate_tag(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut body)
+            .seal_in_place_separate_tag(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(header.as_bytes()),
+                &mut body,
+            )
             .map_err(|_| MintError::TooLong)?;
         let [nonce, body, tag] = [&nonce[..], &body, tag.as_ref()].map(|part| URL_SAFE_NO_PAD.encode(part));
         let token = format!("{header}..{nonce}.{body}.{tag}");
-        if token.len() > TOKEN_LENGTH_MAX { Err(MintError::TooLong) } else { Ok(token) }
+        if token.len() > TOKEN_LENGTH_MAX {
+            Err(MintError::TooLong)
+        } else {
+            Ok(token)
+        }
     }
 
     /// Opens a token with whichever key sealed it. The seal is compared in
@@ -85,8 +97,14 @@ impl KeySet {
             return Err(VerifyError::Malformed);
         }
         let segments: Vec<&str> = token.splitn(6, '.').collect();
-        let [header, "", nonce, body, tag] = segments[..] else { return Err(VerifyError::Malformed) };
-        let decode = |segment: &str| URL_SAFE_NO_PAD.decode(segment).map_err(|_| VerifyError::Malformed);
+        let [header, "", nonce, body, tag] = segments[..] else {
+            return Err(VerifyError::Malformed);
+        };
+        let decode = |segment: &str| {
+            URL_SAFE_NO_PAD
+                .decode(segment)
+                .map_err(|_| VerifyError::Malformed)
+        };
         let parsed: Header = serde_json::from_slice(&decode(header)?).map_err(|_| VerifyError::Malformed)?;
         if parsed.alg != "dir" || parsed.enc != "A256GCM" {
             return Err(VerifyError::Malformed);
@@ -100,11 +118,19 @@ impl KeySet {
         let key = self.find(parsed.kid).ok_or(VerifyError::UnknownKey)?;
         sealed.extend_from_slice(&tag);
         let body = aead(key)
-            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut sealed)
+            .open_in_place(
+                Nonce::assume_unique_for_key(nonce),
+                Aad::from(header.as_bytes()),
+                &mut sealed,
+            )
             .map_err(|_| VerifyError::Bad)?;
         // Sealed by us and still not claims: made by a version that says more.
         let claims: Claims = serde_json::from_slice(body).map_err(|_| VerifyError::Bad)?;
-        if claims.expires_at <= now { Err(VerifyError::Expired) } else { Ok(claims) }
+        if claims.expires_at <= now {
+            Err(VerifyError::Expired)
+        } else {
+            Ok(claims)
+        }
     }
 }
 

@@ -45,7 +45,11 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut guest = Counted { inner: guest, copied: Copied::default(), activity };
+    let mut guest = Counted {
+        inner: guest,
+        copied: Copied::default(),
+        activity,
+    };
     let ended = tokio::select! {
         result = tokio::io::copy_bidirectional_with_sizes(&mut tunnel, &mut guest, BUFFER, BUFFER) => match result {
             Ok(_) => Ended::Closed,
@@ -64,7 +68,11 @@ struct Counted<S, A> {
 }
 
 impl<S: AsyncRead + Unpin, A: FnMut(u64) + Unpin> AsyncRead for Counted<S, A> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
         let count = (buffer.filled().len() - before) as u64;
@@ -123,7 +131,13 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "an answer");
         let (copied, ended, seen) = carried.await.unwrap();
-        assert_eq!(copied, Copied { to_guest: 8, from_guest: 9 });
+        assert_eq!(
+            copied,
+            Copied {
+                to_guest: 8,
+                from_guest: 9
+            }
+        );
         assert!(matches!(ended, Ended::Closed));
         assert_eq!(seen, 17);
     }

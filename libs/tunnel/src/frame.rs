@@ -28,7 +28,9 @@ pub enum FrameError {
 ///
 /// # Errors
 /// See [`FrameError`]; after one the connection is of no further use.
-pub async fn read_frame<M: Message + Default>(stream: &mut (impl AsyncRead + Unpin)) -> Result<M, FrameError> {
+pub async fn read_frame<M: Message + Default>(
+    stream: &mut (impl AsyncRead + Unpin),
+) -> Result<M, FrameError> {
     let mut length = [0; LENGTH];
     stream.read_exact(&mut length).await?;
     let length = u32::from_be_bytes(length) as usize;
@@ -44,7 +46,10 @@ pub async fn read_frame<M: Message + Default>(stream: &mut (impl AsyncRead + Unp
 ///
 /// # Errors
 /// See [`FrameError`].
-pub async fn write_frame(stream: &mut (impl AsyncWrite + Unpin), message: &impl Message) -> Result<(), FrameError> {
+pub async fn write_frame(
+    stream: &mut (impl AsyncWrite + Unpin),
+    message: &impl Message,
+) -> Result<(), FrameError> {
     let length = message.encoded_len();
     let prefix = u32::try_from(length).ok().filter(|_| length <= FRAME_MAX);
     let prefix = prefix.ok_or(FrameError::TooLong { length })?;
@@ -64,7 +69,12 @@ mod tests {
 
     #[tokio::test]
     async fn frames_come_back_and_leave_the_rest() {
-        let request = OpenRequest { microvm_id: "microvm-x".into(), port: 8080, wake: true, ..Default::default() };
+        let request = OpenRequest {
+            microvm_id: "microvm-x".into(),
+            port: 8080,
+            wake: true,
+            ..Default::default()
+        };
         let mut bytes = Vec::new();
         write_frame(&mut bytes, &request).await.unwrap();
         bytes.extend_from_slice(b"rest");
@@ -76,12 +86,27 @@ mod tests {
     #[tokio::test]
     async fn bad_frames_are_refused() {
         let too_long = u32::try_from(FRAME_MAX + 1).unwrap().to_be_bytes();
-        assert!(matches!(read_frame::<OpenRequest>(&mut too_long.as_slice()).await, Err(FrameError::TooLong { .. })));
+        assert!(matches!(
+            read_frame::<OpenRequest>(&mut too_long.as_slice()).await,
+            Err(FrameError::TooLong { .. })
+        ));
         let cut = [0, 0, 0, 9, 1];
-        assert!(matches!(read_frame::<OpenRequest>(&mut cut.as_slice()).await, Err(FrameError::Io(_))));
+        assert!(matches!(
+            read_frame::<OpenRequest>(&mut cut.as_slice()).await,
+            Err(FrameError::Io(_))
+        ));
         let garbage = [0, 0, 0, 2, 0xff, 0xff];
-        assert!(matches!(read_frame::<OpenRequest>(&mut garbage.as_slice()).await, Err(FrameError::Malformed(_))));
-        let long = OpenRequest { microvm_id: "x".repeat(FRAME_MAX), ..Default::default() };
-        assert!(matches!(write_frame(&mut Vec::new(), &long).await, Err(FrameError::TooLong { .. })));
+        assert!(matches!(
+            read_frame::<OpenRequest>(&mut garbage.as_slice()).await,
+            Err(FrameError::Malformed(_))
+        ));
+        let long = OpenRequest {
+            microvm_id: "x".repeat(FRAME_MAX),
+            ..Default::default()
+        };
+        assert!(matches!(
+            write_frame(&mut Vec::new(), &long).await,
+            Err(FrameError::TooLong { .. })
+        ));
     }
 }

@@ -40,7 +40,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { connections: 16_384, opening: Duration::from_secs(5) }
+        Self {
+            connections: 16_384,
+            opening: Duration::from_secs(5),
+        }
     }
 }
 
@@ -53,7 +56,9 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
+        f.debug_struct("Server")
+            .field("listener", &self.listener)
+            .finish_non_exhaustive()
     }
 }
 
@@ -69,7 +74,11 @@ impl Server {
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         config.send_tls13_tickets = TICKETS;
         let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
+        Ok(Self {
+            listener,
+            acceptor: TlsAcceptor::from(Arc::new(config)),
+            limits,
+        })
     }
 
     /// Where it listens.
@@ -110,7 +119,9 @@ impl Server {
             tasks.spawn(async move {
                 match tokio::time::timeout(limit, opening(acceptor, stream, peer)).await {
                     Ok(Ok((request, responder))) => handler(request, responder).await,
-                    Ok(Err(error)) => tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no tunnel"),
+                    Ok(Err(error)) => {
+                        tracing::debug!(%peer, error = &error as &dyn std::error::Error, "no tunnel")
+                    }
                     Err(_) => tracing::debug!(%peer, "no tunnel: too slow"),
                 }
                 drop(permit);
@@ -130,7 +141,11 @@ async fn opening(
     let mut stream = acceptor.accept(stream).await?;
     let role = stream.get_ref().1.peer_certificates().and_then(rpc::peer_role);
     let Some(role @ (Role::EdgeProxy | Role::Admin)) = role else {
-        return Err(io::Error::new(io::ErrorKind::PermissionDenied, "the peer's role may not open tunnels").into());
+        return Err(io::Error::new(
+            io::ErrorKind::PermissionDenied,
+            "the peer's role may not open tunnels",
+        )
+        .into());
     };
     let request = read_frame(&mut stream).await?;
     Ok((request, Responder { stream, peer, role }))
@@ -170,15 +185,29 @@ impl Responder {
     /// # Errors
     /// When the peer is gone.
     pub async fn connect(mut self, phases: Vec<Phase>) -> Result<ServerStream, FrameError> {
-        let response = OpenResponse { status: OpenStatus::Connected.into(), phases, ..Default::default() };
+        let response = OpenResponse {
+            status: OpenStatus::Connected.into(),
+            phases,
+            ..Default::default()
+        };
         self.send(&response).await?;
         Ok(self.stream)
     }
 
     /// Says no and closes. `retry_after` goes with BUSY.
-    pub async fn refuse(mut self, status: OpenStatus, message: impl Into<String>, retry_after: Option<Duration>) {
+    pub async fn refuse(
+        mut self,
+        status: OpenStatus,
+        message: impl Into<String>,
+        retry_after: Option<Duration>,
+    ) {
         let retry_after = retry_after.map(api::duration_proto);
-        let response = OpenResponse { status: status.into(), message: message.into(), retry_after, ..Default::default() };
+        let response = OpenResponse {
+            status: status.into(),
+            message: message.into(),
+            retry_after,
+            ..Default::default()
+        };
         if self.send(&response).await.is_ok() {
             // A peer that does not take the close in time is dropped.
             let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.stream.shutdown()).await;

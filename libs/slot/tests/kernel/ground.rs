@@ -1,0 +1,158 @@
+//! What the tests stand on: settings of their own, stand-ins for guests, and a
+//! net that removes whatever a test left.
+
+use std::io::Write as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use slot::{PoolSettings, Slot, Subnet};
+
+/// Settings of one test; sweeps before and after.
+pub struct Ground(pub PoolSettings);
+
+impl Ground {
+    pub fn new(letter: char, third: u8) -> Self {
+        let ground = Self(PoolSettings {
+            prefix: format!("tpt-{letter}"),
+            outer_subnet: Subnet::new([10, 203, third, 0].into(), 24),
+            ready: 2,
+            total: 8,
+            take_timeout_ms: 5000,
+            ..PoolSettings::default()
+        });
+        ground.sweep();
+        ground
+    }
+
+    /// Names of namespaces and devices with this test's prefix.
+    pub fn names(&self) -> Vec<String> {
+        let list = |directory: &str| {
+            let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
+            entries
+                .filter_map(|entry| entry.file_name().into_string().ok())
+                .collect::<Vec<_>>()
+        };
+        let mut names = list("/run/netns");
+        names.extend(list("/sys/class/net"));
+        names.retain(|name| name.starts_with(&format!("{}-", self.0.prefix)));
+        names
+    }
+
+    pub fn has_table(&self) -> bool {
+        let output = Command::new("nft").args(["list", "tables"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap().contains(&self.table())
+    }
+
+    fn table(&self) -> String {
+        format!("torpor_{}", self.0.prefix.replace('-', "_"))
+    }
+
+    fn sweep(&self) {
+        for name in self.names() {
+            let kind = if Path::new("/run/netns").join(&name).exists() {
+                "netns"
+            } else {
+                "link"
+            };
+            let _ = Command::new("ip").args([kind, "del", &name]).output();
+        }
+        let _ = Command::new("nft")
+            .args(["delete", "table", "inet", &self.table()])
+            .output();
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        self.sweep();
+    }
+}
+
+/// A stand-in for the guest: a namespace of its own behind a veth pair that
+/// takes the tap's place and name, with the guest's address.
+pub struct Guest {
+    pub name: String,
+}
+
+impl Guest {
+    pub fn attach(slot: &Slot) -> Self {
+        let name = format!("{}-guest", slot.name());
+        let slot = slot.name();
+        batch(
+            &[],
+            &format!("netns add {name}\nlink add tap1 netns {slot} type veth peer name eth0 netns {name}\n"),
+        );
+        batch(
+            &["-n", slot],
+            "link set tap0 down\nlink set tap0 name tap9\naddr flush dev tap9\nlink set tap1 name tap0\n\
+             addr add 169.254.100.1/30 dev tap0\nlink set tap0 up\n",
+        );
+        batch(
+            &["-n", &name],
+            "link set lo up\naddr add 169.254.100.2/30 dev eth0\nlink set eth0 up\n\
+             route add default via 169.254.100.1\n",
+        );
+        Self { name }
+    }
+
+    /// Runs a program in the guest: whether it succeeded, and its output.
+    pub fn run(&self, arguments: &[&str]) -> (bool, String) {
+        let output = Command::new("ip")
+            .args(["netns", "exec", &self.name])
+            .args(arguments)
+            .output()
+            .unwrap();
+        (
+            output.status.success(),
+            String::from_utf8_lossy(&output.stdout).into_owned(),
+        )
+    }
+
+    /// True when a TCP connection from the guest succeeds.
+    pub fn reaches(&self, address: &str, port: u16) -> bool {
+        let script = format!("exec 3<>/dev/tcp/{address}/{port}");
+        self.run(&["timeout", "0.4", "bash", "-c", &script]).0
+    }
+}
+
+impl Drop for Guest {
+    fn drop(&mut self) {
+        let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
+    }
+}
+
+/// Runs a script of `ip` commands.
+pub fn batch(arguments: &[&str], script: &str) {
+    let mut ip = Command::new("ip");
+    let mut child = ip
+        .args(arguments)
+        .args(["-batch", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .unwrap();
+    child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
+    assert!(child.wait().unwrap().success(), "{script}");
+}
+
+/// A program in a namespace, killed when dropped.
+pub struct Program(pub std::process::Child);
+
+impl Program {
+    pub fn start(namespace: &str, arguments: &[&str]) -> Self {
+        let mut ip = Command::new("ip");
+        Self(
+            ip.args(["netns", "exec", namespace])
+                .args(arguments)
+                .stdout(Stdio::piped())
+                .spawn()
+                .unwrap(),
+        )
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
