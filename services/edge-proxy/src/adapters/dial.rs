@@ -1,0 +1,234 @@
+//! Finds the host of a microVM and opens a tunnel to it, through launches,
+//! wakes and moves. Every wait is bounded: a launch or wake by `launch_wait`,
+//! the search for a host that takes the tunnel by `connect`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
+use tokio::sync::watch;
+use tunnel::{ClientStream, OpenError};
+use uuid::Uuid;
+
+use crate::adapters::scheduler::Scheduler;
+use crate::config::Limits;
+use crate::domain::attempt::{self, Move, Outcome};
+use crate::domain::refusal::Refusal;
+use crate::domain::route::{Life, Route, Table};
+use crate::domain::timing::Step;
+
+/// First and longest pause before another look at an unchanged route.
+const PAUSE_MIN: Duration = Duration::from_millis(25);
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// When a host that is busy does not say for how long.
+const BUSY_FOR: Duration = Duration::from_secs(1);
+
+/// A tunnel that stands.
+pub struct Dialed {
+    /// The guest's bytes.
+    pub stream: ClientStream,
+    /// Generation of the placement it leads to.
+    pub generation: u64,
+    /// Steps of the launch or wake that was waited for; empty when none was.
+    pub steps: Vec<Step>,
+}
+
+/// Opens tunnels.
+pub struct Dialer {
+    /// What is known of every microVM.
+    pub table: Arc<Table>,
+    /// For microVMs that have no host.
+    pub scheduler: Arc<Scheduler>,
+    /// For everything else.
+    pub client: tunnel::Client,
+    /// Bounds of the waits.
+    pub limits: Limits,
+}
+
+/// One search: its clocks and its place in the changes.
+struct Search {
+    label: Uuid,
+    changes: watch::Receiver<()>,
+    give_up: Instant,
+    /// Set by the first host that does not take the tunnel.
+    stop_looking: Option<Instant>,
+    pause: Duration,
+}
+
+impl Dialer {
+    /// Opens a tunnel to a port.
+    ///
+    /// # Errors
+    /// The answer to give the client.
+    pub async fn dial(&self, label: Uuid, port: u16, request_id: &str) -> Result<Dialed, Refusal> {
+        let mut search = Search {
+            label,
+            changes: self.table.changes(label),
+            give_up: Instant::now() + self.limits.launch_wait(),
+            stop_looking: None,
+            pause: PAUSE_MIN,
+        };
+        loop {
+            search.changes.mark_unchanged();
+            let route = self.table.get(label).ok_or(Refusal::MicrovmConnectFailed)?.route;
+            match attempt::for_route(&route) {
+                Move::Refuse(refusal) => return Err(refusal),
+                Move::Wait => self.wait_for_host(&mut search, &route).await?,
+                Move::Resume => self.resume(&mut search, &route).await?,
+                Move::Open => match self.open(&search, &route, port, request_id).await {
+                    Ok(dialed) => return Ok(dialed),
+                    Err(outcome) => {
+                        tracing::debug!(microvm_id = %route.microvm_id, ?outcome, "no tunnel");
+                        match attempt::after(outcome) {
+                            Some(refusal) => return Err(refusal),
+                            None => self.look_again(&mut search, &route).await?,
+                        }
+                    }
+                },
+            }
+        }
+    }
+
+    async fn wait_for_host(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
+        let left = search.give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            // A launch that takes this long is still no failure of the microVM.
+            let pending = route.life == Life::Pending;
+            return Err(if pending {
+                Refusal::Asleep
+            } else {
+                Refusal::MicrovmConnectFailed
+            });
+        }
+        let _ = tokio::time::timeout(left, search.changes.changed()).await;
+        Ok(())
+    }
+
+    async fn resume(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
+        let left = search.give_up.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Refusal::Asleep);
+        }
+        match self.scheduler.resume(&route.microvm_id, left).await {
+            // The route with the new host is on its way, or here.
+            Ok(()) => search.pause().await,
+            Err(tonic::Code::Unavailable | tonic::Code::FailedPrecondition | tonic::Code::Aborted) => {
+                self.still_looking(search).map_err(|_| Refusal::Asleep)?;
+                search.pause().await;
+            }
+            Err(code) => {
+                tracing::warn!(microvm_id = %route.microvm_id, ?code, "not woken");
+                return Err(Refusal::Asleep);
+            }
+        }
+        Ok(())
+    }
+
+    /// After a host that does not take the tunnel.
+    async fn look_again(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
+        self.still_looking(search)?;
+        if route.life == Life::Suspended && route.wake {
+            // Its host is gone, perhaps for good; the scheduler knows whether
+            // another may have it. Whatever it says, the route tells.
+            let left = search.give_up.saturating_duration_since(Instant::now());
+            if let Err(code) = self.scheduler.resume(&route.microvm_id, left).await {
+                tracing::debug!(microvm_id = %route.microvm_id, ?code, "not placed elsewhere");
+            }
+        }
+        search.pause().await;
+        Ok(())
+    }
+
+    fn still_looking(&self, search: &mut Search) -> Result<(), Refusal> {
+        let now = Instant::now();
+        let stop = *search.stop_looking.get_or_insert(now + self.limits.connect());
+        if now >= stop || now >= search.give_up {
+            Err(Refusal::MicrovmConnectFailed)
+        } else {
+            Ok(())
+        }
+    }
+
+    async fn open(
+        &self,
+        search: &Search,
+        route: &Route,
+        port: u16,
+        request_id: &str,
+    ) -> Result<Dialed, Outcome> {
+        let address = route.tunnel_address.as_deref().ok_or(Outcome::Elsewhere)?;
+        let request = OpenRequest {
+            microvm_id: route.microvm_id.to_string(),
+            generation: route.generation,
+            port: u32::from(port),
+            wake: route.wake,
+            request_id: request_id.to_owned(),
+            traceparent: telemetry::current_traceparent().unwrap_or_default(),
+        };
+        let left = search.give_up.saturating_duration_since(Instant::now());
+        let (response, stream) = self.client.open(address, &request, left).await.map_err(|error| {
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
+            match error {
+                OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
+                OpenError::TimedOut { .. } => Outcome::TooLate,
+            }
+        })?;
+        match refused(&response) {
+            Some(outcome) => Err(outcome),
+            None => Ok(Dialed {
+                stream,
+                generation: route.generation,
+                steps: steps(&response),
+            }),
+        }
+    }
+}
+
+impl Search {
+    /// Waits for a change of the route, or a growing while.
+    async fn pause(&mut self) {
+        let _ = tokio::time::timeout(self.pause, self.changes.changed()).await;
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+    }
+}
+
+impl std::fmt::Debug for Search {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Search")
+            .field("label", &self.label)
+            .finish_non_exhaustive()
+    }
+}
+
+fn refused(response: &OpenResponse) -> Option<Outcome> {
+    let retry_after = response
+        .retry_after
+        .as_ref()
+        .and_then(|after| api::duration(after).ok());
+    Some(match response.status() {
+        OpenStatus::Connected => return None,
+        OpenStatus::NotHere | OpenStatus::Fenced => Outcome::Elsewhere,
+        OpenStatus::Suspended => Outcome::Suspended,
+        OpenStatus::WakeFailed => Outcome::WakeFailed,
+        OpenStatus::PortClosed => Outcome::PortClosed,
+        OpenStatus::Terminated => Outcome::Ended,
+        OpenStatus::Busy => Outcome::Busy(retry_after.unwrap_or(BUSY_FOR)),
+        OpenStatus::NoIngress => Outcome::NoIngress,
+        OpenStatus::Invalid | OpenStatus::Unspecified => Outcome::Invalid,
+    })
+}
+
+fn steps(response: &OpenResponse) -> Vec<Step> {
+    let duration = |value: &Option<_>| {
+        value
+            .as_ref()
+            .and_then(|value| api::duration(value).ok())
+            .unwrap_or_default()
+    };
+    let step = |phase: &api::common::v1::Phase| Step {
+        name: phase.name.clone(),
+        start: duration(&phase.start),
+        duration: duration(&phase.duration),
+    };
+    response.phases.iter().map(step).collect()
+}

@@ -1,0 +1,87 @@
+//! Keeps the route table as the scheduler tells it: list, then changes; after a
+//! disconnection the old table serves until a new listing is complete.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::scheduler::{Scheduler, label, route};
+use crate::domain::route::Table;
+
+/// First and longest pause between attempts while no scheduler answers.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+
+/// Follows until `stop`. The receiver turns true with the first full listing.
+#[must_use]
+pub fn follow(
+    scheduler: Arc<Scheduler>,
+    table: Arc<Table>,
+    stop: CancellationToken,
+) -> watch::Receiver<bool> {
+    let (sender, synced) = watch::channel(false);
+    tokio::spawn(async move {
+        tokio::select! {
+            () = keep_following(&scheduler, &table, &sender) => {}
+            () = stop.cancelled() => {}
+        }
+    });
+    synced
+}
+
+async fn keep_following(scheduler: &Scheduler, table: &Table, synced: &watch::Sender<bool>) {
+    let (mut pause, mut listing) = (PAUSE_MIN, 0);
+    loop {
+        listing += 1;
+        if follow_once(scheduler, table, listing, synced).await {
+            pause = PAUSE_MIN;
+        }
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(PAUSE_MAX);
+    }
+}
+
+/// One stream from its listing to its end; true when the listing was complete.
+async fn follow_once(
+    scheduler: &Scheduler,
+    table: &Table,
+    listing: u64,
+    synced: &watch::Sender<bool>,
+) -> bool {
+    let mut stream = match scheduler.watch().await {
+        Ok(stream) => stream,
+        Err(status) => {
+            tracing::debug!(code = ?status.code(), message = status.message(), "cannot watch microVMs");
+            return false;
+        }
+    };
+    let mut complete = false;
+    loop {
+        match stream.message().await {
+            Ok(Some(message)) if message.synced => {
+                complete = true;
+                table.finish_listing(listing);
+                synced.send_replace(true);
+                tracing::info!(microvms = table.len(), "routes are complete");
+            }
+            Ok(Some(message)) if message.deleted => {
+                if let Some(label) = message.microvm.as_ref().and_then(label) {
+                    table.remove(label);
+                }
+            }
+            Ok(Some(message)) => match route(&message) {
+                Some((label, route)) => table.put(label, route, listing),
+                None => tracing::error!("a microVM without an endpoint or a state; left out"),
+            },
+            Ok(None) | Err(_) => {
+                if complete {
+                    tracing::warn!("lost the scheduler; serving with the routes of before");
+                }
+                scheduler.next_replica();
+                return complete;
+            }
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! The edge's settings.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use settings::{EtcdSettings, TelemetrySettings, TlsSettings};
+
+/// Longest of any time setting, in milliseconds: a day.
+const TIME_MAX_MS: u64 = 86_400_000;
+
+/// Settings of one edge-proxy.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Config {
+    /// Where the endpoints are served, over TLS.
+    pub listen: SocketAddr,
+    /// Domain of the endpoints, "<uuid>.<domain>".
+    pub domain: String,
+    /// Certificate chain for `*.<domain>`, PEM.
+    pub endpoint_cert: PathBuf,
+    /// The key of that certificate, PEM.
+    pub endpoint_key: PathBuf,
+    /// Addresses of the schedulers, "host:port".
+    pub schedulers: Vec<String>,
+    /// This process's own identity within the fleet.
+    pub tls: TlsSettings,
+    /// Where the token keys are.
+    pub etcd: EtcdSettings,
+    /// Logs, traces, metrics.
+    pub telemetry: TelemetrySettings,
+    /// Bounds of requests and connections.
+    pub limits: Limits,
+}
+
+/// Bounds, all of which have a default that works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Limits {
+    /// Most client connections at one time.
+    pub connections: usize,
+    /// Most requests in flight to one microVM; more are answered 429.
+    pub requests_per_microvm: usize,
+    /// Longest TLS handshake of a client, in milliseconds.
+    pub handshake_ms: u64,
+    /// Longest wait for a request's headers, and longest idle time of a client's
+    /// HTTP/1.1 connection, in milliseconds.
+    pub header_read_ms: u64,
+    /// Largest request head in bytes.
+    pub header_bytes: usize,
+    /// Longest wait for a launch or a wake, in milliseconds.
+    pub launch_wait_ms: u64,
+    /// Longest search for a host that takes the tunnel, in milliseconds.
+    pub connect_ms: u64,
+    /// Longest wait for the app's response headers, in milliseconds.
+    pub response_ms: u64,
+    /// How long an unused tunnel is kept, in milliseconds; shorter than any
+    /// microVM's idle time.
+    pub idle_tunnel_ms: u64,
+    /// Most unused tunnels kept per microVM and port.
+    pub idle_tunnels: usize,
+    /// Longest wait for requests in flight at shutdown, in milliseconds.
+    pub drain_ms: u64,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            domain: "microvms.localhost".to_owned(),
+            endpoint_cert: PathBuf::new(),
+            endpoint_key: PathBuf::new(),
+            schedulers: vec!["127.0.0.1:7401".to_owned()],
+            tls: TlsSettings::default(),
+            etcd: EtcdSettings::default(),
+            telemetry: TelemetrySettings::default(),
+            limits: Limits::default(),
+        }
+    }
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 16_384,
+            requests_per_microvm: 1024,
+            handshake_ms: 10_000,
+            header_read_ms: 30_000,
+            header_bytes: 64 * 1024,
+            launch_wait_ms: 30_000,
+            connect_ms: 10_000,
+            response_ms: 900_000,
+            idle_tunnel_ms: 15_000,
+            idle_tunnels: 64,
+            drain_ms: 20_000,
+        }
+    }
+}
+
+/// A setting that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("settings: {0}")]
+pub struct ConfigError(&'static str);
+
+impl Config {
+    /// Checks what types cannot say.
+    ///
+    /// # Errors
+    /// Names the first rule that is broken.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let domain_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let limits = &self.limits;
+        let times = [
+            limits.handshake_ms,
+            limits.header_read_ms,
+            limits.launch_wait_ms,
+            limits.connect_ms,
+            limits.response_ms,
+            limits.idle_tunnel_ms,
+            limits.drain_ms,
+        ];
+        let rules = [
+            (
+                !self.domain.is_empty()
+                    && self.domain.chars().all(domain_ok)
+                    && !self.domain.starts_with('.')
+                    && !self.domain.ends_with('.'),
+                "domain: a host name in lower case",
+            ),
+            (!self.schedulers.is_empty(), "schedulers: at least one address"),
+            (
+                !self.endpoint_cert.as_os_str().is_empty(),
+                "endpoint_cert: the endpoints need a certificate",
+            ),
+            (
+                !self.endpoint_key.as_os_str().is_empty(),
+                "endpoint_key: the endpoints' certificate needs its key",
+            ),
+            (limits.connections > 0, "limits.connections: at least 1"),
+            (
+                limits.requests_per_microvm > 0,
+                "limits.requests_per_microvm: at least 1",
+            ),
+            (
+                (8192..=1 << 20).contains(&limits.header_bytes),
+                "limits.header_bytes: 8192 to 1048576",
+            ),
+            (
+                times.iter().all(|time| (1..=TIME_MAX_MS).contains(time)),
+                "limits: times are 1 ms to a day",
+            ),
+        ];
+        rules
+            .into_iter()
+            .find(|(holds, _)| !holds)
+            .map_or(Ok(()), |(_, text)| Err(ConfigError(text)))
+    }
+}
+
+impl Limits {
+    pub(crate) fn launch_wait(&self) -> Duration {
+        Duration::from_millis(self.launch_wait_ms)
+    }
+
+    pub(crate) fn connect(&self) -> Duration {
+        Duration::from_millis(self.connect_ms)
+    }
+
+    pub(crate) fn response(&self) -> Duration {
+        Duration::from_millis(self.response_ms)
+    }
+
+    pub(crate) fn idle_tunnel(&self) -> Duration {
+        Duration::from_millis(self.idle_tunnel_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked() {
+        let ok = Config {
+            endpoint_cert: "a".into(),
+            endpoint_key: "b".into(),
+            ..Config::default()
+        };
+        assert_eq!(ok.check(), Ok(()));
+        let broken: &[(&str, fn(&mut Config))] = &[
+            ("domain", |config| config.domain = "Example.com".into()),
+            ("domain", |config| config.domain = ".example.com".into()),
+            ("schedulers", |config| config.schedulers.clear()),
+            ("endpoint_cert", |config| config.endpoint_cert = PathBuf::new()),
+            ("limits.connections", |config| config.limits.connections = 0),
+            ("limits.header_bytes", |config| config.limits.header_bytes = 1),
+            ("limits", |config| config.limits.connect_ms = 0),
+        ];
+        for (field, break_it) in broken {
+            let mut config = ok.clone();
+            break_it(&mut config);
+            assert!(config.check().unwrap_err().0.starts_with(field), "{field}");
+        }
+    }
+}

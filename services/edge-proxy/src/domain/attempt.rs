@@ -1,0 +1,111 @@
+//! How a request finds its microVM: what to do for a route as it stands, and
+//! what to make of a host's answer. The loop that acts on it is in
+//! `adapters::dial`.
+
+use std::time::Duration;
+
+use crate::domain::refusal::Refusal;
+use crate::domain::route::{Life, Route};
+
+/// What to do next.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Move {
+    /// Ask the host for a tunnel; it holds the request during a launch or wake.
+    Open,
+    /// Wait until more is known.
+    Wait,
+    /// Have the scheduler place and wake it.
+    Resume,
+    /// Give up.
+    Refuse(Refusal),
+}
+
+/// The move for a route as it stands.
+#[must_use]
+pub fn for_route(route: &Route) -> Move {
+    match (route.life, &route.tunnel_address) {
+        (Life::Ended, _) => Move::Refuse(Refusal::MicrovmConnectFailed),
+        (Life::Suspended, _) if !route.wake => Move::Refuse(Refusal::Asleep),
+        (_, Some(_)) => Move::Open,
+        (Life::Suspended, None) => Move::Resume,
+        (Life::Pending | Life::Running, None) => Move::Wait,
+    }
+}
+
+/// How a host answered, other than with a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It does not hold the microVM, or may not speak for it any more.
+    Elsewhere,
+    /// It cannot be reached, or broke off.
+    Unreachable,
+    /// The microVM sleeps and may not be woken.
+    Suspended,
+    /// It could not be woken.
+    WakeFailed,
+    /// Nothing listens on the port.
+    PortClosed,
+    /// The microVM has ended.
+    Ended,
+    /// Too much at once.
+    Busy(Duration),
+    /// Its ingress is closed.
+    NoIngress,
+    /// The host did not understand, or we did not.
+    Invalid,
+    /// The whole wait for a launch or wake went by.
+    TooLate,
+}
+
+/// What to make of a host's answer: `None` means that the route was out of date
+/// and another look is worth it.
+#[must_use]
+pub fn after(outcome: Outcome) -> Option<Refusal> {
+    match outcome {
+        Outcome::Elsewhere | Outcome::Unreachable => None,
+        Outcome::Suspended | Outcome::WakeFailed => Some(Refusal::Asleep),
+        Outcome::PortClosed => Some(Refusal::AppConnectFailed),
+        Outcome::Ended | Outcome::TooLate => Some(Refusal::MicrovmConnectFailed),
+        Outcome::Busy(retry_after) => Some(Refusal::TooMany { retry_after }),
+        Outcome::NoIngress => Some(Refusal::PortDenied),
+        Outcome::Invalid => Some(Refusal::Internal),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn moves_by_life_address_and_wake() {
+        use Life::{Ended, Pending, Running, Suspended};
+        let asleep = Move::Refuse(Refusal::Asleep);
+        let gone = Move::Refuse(Refusal::MicrovmConnectFailed);
+        for (life, placed, wake, expected) in [
+            (Pending, false, true, Move::Wait),
+            (Pending, true, true, Move::Open),
+            (Pending, true, false, Move::Open),
+            (Running, false, true, Move::Wait),
+            (Running, true, false, Move::Open),
+            (Suspended, true, true, Move::Open),
+            (Suspended, false, true, Move::Resume),
+            (Suspended, true, false, asleep.clone()),
+            (Suspended, false, false, asleep),
+            (Ended, true, true, gone.clone()),
+            (Ended, false, false, gone),
+        ] {
+            let route = Route {
+                microvm_id: "microvm-x".into(),
+                life,
+                generation: 1,
+                tunnel_address: placed.then(|| "127.0.0.1:1".into()),
+                wake,
+            };
+            assert_eq!(
+                for_route(&route),
+                expected,
+                "{life:?} placed={placed} wake={wake}"
+            );
+        }
+    }
+}

@@ -1,0 +1,159 @@
+//! Answers that the edge gives itself. Clients branch on their status, the
+//! exact text of the 403s and the error header, so none of these changes.
+
+use std::time::Duration;
+
+/// A request that reaches no app.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// No token, or something that is none.
+    NoAuthentication,
+    /// A token that does not open this endpoint, or no such endpoint; which of
+    /// the two is not for the caller to learn.
+    AuthenticationFailed,
+    /// The token does not cover the port.
+    PortDenied,
+    /// Malformed, with a sentence that says how.
+    BadRequest(&'static str),
+    /// Too many requests or connections of this microVM.
+    TooMany {
+        /// When to try again.
+        retry_after: Duration,
+    },
+    /// The microVM runs and nothing listens on the port.
+    AppConnectFailed,
+    /// The microVM has ended or cannot be reached.
+    MicrovmConnectFailed,
+    /// The microVM sleeps and is not woken, or could not be.
+    Asleep,
+    /// The edge does not know enough yet to answer.
+    NotReady,
+    /// A bug, here or at the host.
+    Internal,
+}
+
+/// The parts of an answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status.
+    pub status: u16,
+    /// Value of `x-aws-proxy-error`.
+    pub error: Option<&'static str>,
+    /// Plain text; may be empty.
+    pub body: &'static str,
+    /// Value of `retry-after`, in whole seconds.
+    pub retry_after_s: Option<u64>,
+}
+
+impl Refusal {
+    /// The answer to give.
+    #[must_use]
+    pub fn answer(&self) -> Answer {
+        let plain = |status, error, body| Answer {
+            status,
+            error,
+            body,
+            retry_after_s: None,
+        };
+        let later = |status, after: Duration| Answer {
+            retry_after_s: Some(
+                after
+                    .as_millis()
+                    .div_ceil(1000)
+                    .max(1)
+                    .try_into()
+                    .unwrap_or(u64::MAX),
+            ),
+            ..plain(status, None, "")
+        };
+        match self {
+            Self::NoAuthentication => plain(403, Some("UNAUTHORIZED"), "Request missing authentication"),
+            Self::AuthenticationFailed => plain(403, Some("UNAUTHORIZED"), "Token authentication failed"),
+            Self::PortDenied => plain(403, Some("UNAUTHORIZED"), "Access to port denied"),
+            Self::BadRequest(text) => plain(400, None, text),
+            Self::TooMany { retry_after } => later(429, *retry_after),
+            Self::AppConnectFailed => plain(502, Some("APP_CONNECT_FAILED"), ""),
+            Self::MicrovmConnectFailed => plain(502, Some("MICROVM_CONNECT_FAILED"), ""),
+            Self::Asleep => plain(502, None, ""),
+            Self::NotReady => later(503, Duration::from_secs(1)),
+            Self::Internal => plain(500, None, ""),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_as_clients_know_them() {
+        let second = Duration::from_secs(1);
+        for (refusal, status, error, body, retry_after) in [
+            (
+                Refusal::NoAuthentication,
+                403,
+                Some("UNAUTHORIZED"),
+                "Request missing authentication",
+                None,
+            ),
+            (
+                Refusal::AuthenticationFailed,
+                403,
+                Some("UNAUTHORIZED"),
+                "Token authentication failed",
+                None,
+            ),
+            (
+                Refusal::PortDenied,
+                403,
+                Some("UNAUTHORIZED"),
+                "Access to port denied",
+                None,
+            ),
+            (Refusal::BadRequest("no"), 400, None, "no", None),
+            (
+                Refusal::TooMany {
+                    retry_after: second / 3,
+                },
+                429,
+                None,
+                "",
+                Some(1),
+            ),
+            (
+                Refusal::TooMany {
+                    retry_after: second * 3 / 2,
+                },
+                429,
+                None,
+                "",
+                Some(2),
+            ),
+            (
+                Refusal::AppConnectFailed,
+                502,
+                Some("APP_CONNECT_FAILED"),
+                "",
+                None,
+            ),
+            (
+                Refusal::MicrovmConnectFailed,
+                502,
+                Some("MICROVM_CONNECT_FAILED"),
+                "",
+                None,
+            ),
+            (Refusal::Asleep, 502, None, "", None),
+            (Refusal::NotReady, 503, None, "", Some(1)),
+            (Refusal::Internal, 500, None, "", None),
+        ] {
+            let expected = Answer {
+                status,
+                error,
+                body,
+                retry_after_s: retry_after,
+            };
+            assert_eq!(refusal.answer(), expected, "{refusal:?}");
+        }
+    }
+}

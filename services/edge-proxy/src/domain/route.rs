@@ -1,0 +1,236 @@
+//! What is known of every microVM: a table that many requests read and one
+//! follower of the scheduler writes.
+//!
+//! A listing replaces the table without a moment of emptiness: entries are
+//! renewed as they come, and what was not renewed goes when the listing ends.
+//! While the scheduler is away the table simply stays as it was.
+
+use std::collections::HashMap;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+
+use tokio::sync::{Semaphore, watch};
+use uuid::Uuid;
+
+/// Parts of the table with a lock each.
+const SHARDS: usize = 64;
+
+/// Where a microVM is in its life, as far as the edge cares.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// Being launched.
+    Pending,
+    /// Running, or on its way to sleep: its host has the last word.
+    Running,
+    /// Asleep.
+    Suspended,
+    /// Ended or ending.
+    Ended,
+}
+
+/// One microVM.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Route {
+    /// "microvm-<uuid>".
+    pub microvm_id: Arc<str>,
+    /// Where it is in its life.
+    pub life: Life,
+    /// Fencing number of its placement.
+    pub generation: u64,
+    /// Where its host takes tunnels; absent while it is not placed.
+    pub tunnel_address: Option<Arc<str>>,
+    /// True when a request may wake it.
+    pub wake: bool,
+}
+
+/// A route and what belongs to it in this process.
+#[derive(Debug, Clone)]
+pub struct Entry {
+    /// The route as it was when it was read.
+    pub route: Arc<Route>,
+    /// Requests in flight to this microVM.
+    pub permits: Arc<Semaphore>,
+}
+
+#[derive(Debug)]
+struct Stored {
+    entry: Entry,
+    listing: u64,
+}
+
+#[derive(Debug)]
+struct Shard {
+    stored: RwLock<HashMap<Uuid, Stored>>,
+    changed: watch::Sender<()>,
+}
+
+impl Shard {
+    fn read(&self) -> RwLockReadGuard<'_, HashMap<Uuid, Stored>> {
+        // Each change is one insertion or removal: a panic leaves no half of one.
+        self.stored.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, HashMap<Uuid, Stored>> {
+        self.stored.write().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// All routes, by the label of their endpoints.
+#[derive(Debug)]
+pub struct Table {
+    shards: Vec<Shard>,
+    requests_per_microvm: usize,
+}
+
+impl Table {
+    /// An empty table. At most `requests_per_microvm` requests are in flight to
+    /// one microVM.
+    #[must_use]
+    pub fn new(requests_per_microvm: usize) -> Self {
+        let shard = || Shard {
+            stored: RwLock::default(),
+            changed: watch::Sender::new(()),
+        };
+        Self {
+            shards: (0..SHARDS).map(|_| shard()).collect(),
+            requests_per_microvm,
+        }
+    }
+
+    /// What is known of an endpoint.
+    #[must_use]
+    pub fn get(&self, label: Uuid) -> Option<Entry> {
+        self.shard(label)
+            .read()
+            .get(&label)
+            .map(|stored| stored.entry.clone())
+    }
+
+    /// Subscribes to changes around an endpoint. Neighbours in the table wake
+    /// the subscriber too. Subscribe first, read then.
+    #[must_use]
+    pub fn changes(&self, label: Uuid) -> watch::Receiver<()> {
+        self.shard(label).changed.subscribe()
+    }
+
+    /// Notes a microVM as part of a listing, or as a change after it.
+    pub fn put(&self, label: Uuid, route: Route, listing: u64) {
+        let shard = self.shard(label);
+        {
+            let mut stored = shard.write();
+            let permits = stored.get(&label).map(|old| old.entry.permits.clone());
+            let permits = permits.unwrap_or_else(|| Arc::new(Semaphore::new(self.requests_per_microvm)));
+            stored.insert(
+                label,
+                Stored {
+                    entry: Entry {
+                        route: Arc::new(route),
+                        permits,
+                    },
+                    listing,
+                },
+            );
+        }
+        shard.changed.send_replace(());
+    }
+
+    /// Notes a microVM that was asked for by itself, unless the follower has
+    /// noted it in the meantime, and returns what is known now.
+    pub fn put_if_absent(&self, label: Uuid, route: Route) -> Entry {
+        let mut stored = self.shard(label).write();
+        let fresh = || {
+            let permits = Arc::new(Semaphore::new(self.requests_per_microvm));
+            Stored {
+                entry: Entry {
+                    route: Arc::new(route),
+                    permits,
+                },
+                listing: 0,
+            }
+        };
+        stored.entry(label).or_insert_with(fresh).entry.clone()
+    }
+
+    /// Forgets a microVM.
+    pub fn remove(&self, label: Uuid) {
+        let shard = self.shard(label);
+        shard.write().remove(&label);
+        shard.changed.send_replace(());
+    }
+
+    /// Forgets what a listing did not name.
+    pub fn finish_listing(&self, listing: u64) {
+        for shard in &self.shards {
+            shard.write().retain(|_, stored| stored.listing == listing);
+            shard.changed.send_replace(());
+        }
+    }
+
+    /// Number of microVMs known.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.shards.iter().map(|shard| shard.read().len()).sum()
+    }
+
+    /// True when nothing is known.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn shard(&self, label: Uuid) -> &Shard {
+        &self.shards[usize::from(label.as_bytes()[15]) % SHARDS]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn route(generation: u64) -> Route {
+        Route {
+            microvm_id: "microvm-x".into(),
+            life: Life::Running,
+            generation,
+            tunnel_address: None,
+            wake: true,
+        }
+    }
+
+    #[test]
+    fn a_listing_replaces_without_a_gap() {
+        let table = Table::new(1);
+        let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
+        table.put(one, route(1), 1);
+        table.put(two, route(1), 1);
+        table.finish_listing(1);
+        let permit = table.get(one).unwrap().permits.try_acquire_owned().unwrap();
+        table.put(one, route(2), 2);
+        assert!(table.get(two).is_some());
+        table.finish_listing(2);
+        assert!(table.get(two).is_none());
+        assert_eq!(table.get(one).unwrap().route.generation, 2);
+        // The count of requests in flight survives the change.
+        assert!(table.get(one).unwrap().permits.try_acquire_owned().is_err());
+        drop(permit);
+        assert!(table.get(one).unwrap().permits.try_acquire_owned().is_ok());
+    }
+
+    #[test]
+    fn what_the_follower_knows_wins() {
+        let table = Table::new(1);
+        let label = Uuid::from_u128(7);
+        assert_eq!(table.put_if_absent(label, route(1)).route.generation, 1);
+        assert_eq!(table.put_if_absent(label, route(9)).route.generation, 1);
+        table.remove(label);
+        assert!(table.is_empty());
+    }
+
+    #[tokio::test]
+    async fn subscribers_see_changes() {
+        let table = Table::new(1);
+        let label = Uuid::from_u128(7);
+        let mut changes = table.changes(label);
+        table.put(label, route(1), 1);
+        changes.changed().await.unwrap();
+    }
+}

@@ -1,0 +1,69 @@
+//! What the edge counts.
+
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::registry::Registry;
+
+/// Bounds of the wait histogram, in seconds.
+const WAIT_BOUNDS: [f64; 12] = [0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
+
+/// Label of the request counter.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+pub struct Status {
+    /// HTTP status.
+    pub code: u16,
+}
+
+/// The edge's metrics.
+#[derive(Debug)]
+pub struct Metrics {
+    /// Requests answered, by status.
+    pub requests: Family<Status, Counter>,
+    /// Seconds that requests waited for a launch or a wake.
+    pub waits: Histogram,
+    /// Tunnels that stand.
+    pub tunnels_open: Gauge,
+    /// Tunnels opened since the start.
+    pub tunnels_opened: Counter,
+    /// Requests sent again after they met a dead connection.
+    pub resent: Counter,
+    /// Client connections.
+    pub connections: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything under "edge".
+    pub fn register(registry: &mut Registry) -> Self {
+        let metrics = Self {
+            requests: Family::default(),
+            waits: Histogram::new(WAIT_BOUNDS),
+            tunnels_open: Gauge::default(),
+            tunnels_opened: Counter::default(),
+            resent: Counter::default(),
+            connections: Gauge::default(),
+        };
+        let edge = registry.sub_registry_with_prefix("edge");
+        edge.register(
+            "requests",
+            "Requests answered, by status",
+            metrics.requests.clone(),
+        );
+        edge.register(
+            "wait_seconds",
+            "Waits for a launch or a wake",
+            metrics.waits.clone(),
+        );
+        edge.register("tunnels_open", "Tunnels that stand", metrics.tunnels_open.clone());
+        edge.register("tunnels_opened", "Tunnels opened", metrics.tunnels_opened.clone());
+        edge.register(
+            "requests_resent",
+            "Requests sent again after a dead connection",
+            metrics.resent.clone(),
+        );
+        edge.register("connections", "Client connections", metrics.connections.clone());
+        metrics
+    }
+}

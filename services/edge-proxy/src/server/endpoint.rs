@@ -1,0 +1,187 @@
+//! Requests to endpoints: who may pass, and what everybody else is told.
+//!
+//! The order matters. The token is checked before anything is looked up at the
+//! scheduler, woken or opened, and a caller without a good token learns nothing
+//! about which microVMs exist.
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use http::header::{CONTENT_TYPE, RETRY_AFTER};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use token::{Claims, Kind, VerifyError};
+use tracing::Instrument as _;
+use uuid::Uuid;
+
+use crate::adapters::keys::{KeyError, Keys};
+use crate::adapters::scheduler::Scheduler;
+use crate::domain::host::{self, Target};
+use crate::domain::port;
+use crate::domain::refusal::Refusal;
+use crate::domain::route::{Entry, Table};
+use crate::metrics::{Metrics, Status};
+use crate::server::body::ResponseBody;
+use crate::server::headers;
+use crate::server::send::{Admitted, Sender};
+
+/// When a microVM has all the requests it may have.
+const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Serves endpoints.
+pub struct Endpoints {
+    /// Domain of the endpoints.
+    pub domain: String,
+    /// Token keys.
+    pub keys: Keys,
+    /// What is known of every microVM.
+    pub table: Arc<Table>,
+    /// For microVMs that the table does not know yet.
+    pub scheduler: Arc<Scheduler>,
+    /// To the apps.
+    pub sender: Sender,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+impl Endpoints {
+    /// Answers one request of a client at `client`; `server_name` is the name it
+    /// gave in the TLS handshake.
+    ///
+    /// # Errors
+    /// Never: every failure has an answer.
+    pub async fn handle(
+        self: Arc<Self>,
+        client: IpAddr,
+        server_name: Option<Arc<str>>,
+        request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Infallible> {
+        let request_id = Uuid::new_v4().to_string();
+        let span = tracing::info_span!("request", request_id, method = %request.method());
+        let answered = self
+            .forward(client, server_name.as_deref(), request, &request_id)
+            .instrument(span.clone());
+        let mut response = match answered.await {
+            Ok(response) => response,
+            Err(refusal) => {
+                span.in_scope(|| tracing::debug!(?refusal, "refused"));
+                refuse(&refusal)
+            }
+        };
+        let id = HeaderValue::try_from(request_id).expect("a UUID is visible ASCII");
+        response.headers_mut().insert(headers::REQUEST_ID, id);
+        self.metrics
+            .requests
+            .get_or_create(&Status {
+                code: response.status().as_u16(),
+            })
+            .inc();
+        Ok(response)
+    }
+
+    async fn forward(
+        &self,
+        client: IpAddr,
+        server_name: Option<&str>,
+        request: Request<Incoming>,
+        request_id: &str,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let started = Instant::now();
+        let (parts, body) = request.into_parts();
+        let host = headers::host(&parts)
+            .or(server_name)
+            .ok_or(Refusal::BadRequest("Missing host"))?
+            .to_owned();
+        let claims = self.claims(&parts.headers).await?;
+        let Target::Endpoint(label) = host::target(&host, &self.domain) else {
+            return Err(Refusal::AuthenticationFailed);
+        };
+        let entry = self.entry(label, &claims).await?;
+        let wanted = parts
+            .headers
+            .get_all(headers::PORT)
+            .iter()
+            .map(HeaderValue::as_bytes);
+        let port = port::requested(wanted).map_err(|_| Refusal::BadRequest("Invalid port"))?;
+        if !claims.allows(port) {
+            return Err(Refusal::PortDenied);
+        }
+        if headers::is_websocket(&parts) || parts.method == Method::CONNECT {
+            return Err(Refusal::BadRequest("Upgrades are not supported"));
+        }
+        let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
+        let busy = Refusal::TooMany {
+            retry_after: TOO_MANY_AGAIN,
+        };
+        let permit = entry.permits.try_acquire_owned().map_err(|_| busy)?;
+        let admitted = Admitted {
+            label,
+            route: entry.route,
+            port,
+            request_id: request_id.to_owned(),
+            token_time: started.elapsed(),
+            permit,
+        };
+        self.sender
+            .send(admitted, client, &host, Request::from_parts(parts, body))
+            .await
+    }
+
+    async fn claims(&self, headers: &http::HeaderMap) -> Result<Claims, Refusal> {
+        let mut values = headers.get_all(headers::AUTH).iter();
+        let (first, more) = (values.next(), values.next());
+        let token = first
+            .filter(|_| more.is_none())
+            .and_then(|value| value.to_str().ok());
+        let token = token.ok_or(Refusal::NoAuthentication)?;
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(u64::MAX, |time| time.as_secs());
+        match self.keys.verify(token, now).await {
+            Ok(claims) if claims.kind == Kind::Endpoint => Ok(claims),
+            Ok(_) => Err(Refusal::AuthenticationFailed),
+            Err(KeyError::NotReady) => Err(Refusal::NotReady),
+            Err(KeyError::Token(VerifyError::Malformed)) => Err(Refusal::NoAuthentication),
+            Err(KeyError::Token(VerifyError::UnknownKey | VerifyError::Bad | VerifyError::Expired)) => {
+                Err(Refusal::AuthenticationFailed)
+            }
+        }
+    }
+
+    /// What is known of the endpoint, when the token is for it. A good token may
+    /// be ahead of the news of its microVM, which is then asked for.
+    async fn entry(&self, label: Uuid, claims: &Claims) -> Result<Entry, Refusal> {
+        let entry = match self.table.get(label) {
+            Some(entry) => Some(entry),
+            None => match self.scheduler.look_up(&claims.microvm_id).await {
+                Some((found, route)) if found == label => Some(self.table.put_if_absent(label, route)),
+                _ => None,
+            },
+        };
+        entry
+            .filter(|entry| *entry.route.microvm_id == *claims.microvm_id)
+            .ok_or(Refusal::AuthenticationFailed)
+    }
+}
+
+fn refuse(refusal: &Refusal) -> Response<ResponseBody> {
+    let answer = refusal.answer();
+    let mut response = Response::new(ResponseBody::text(answer.body));
+    *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    let headers = response.headers_mut();
+    if !answer.body.is_empty() {
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("text/plain; charset=utf-8"),
+        );
+    }
+    if let Some(error) = answer.error {
+        headers.insert(headers::ERROR, HeaderValue::from_static(error));
+    }
+    if let Some(seconds) = answer.retry_after_s {
+        headers.insert(RETRY_AFTER, HeaderValue::from(seconds));
+    }
+    response
+}

@@ -1,0 +1,198 @@
+//! Sends one admitted request to its app and brings the response back.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http::request::Parts;
+use http::{HeaderValue, Request, Response};
+use hyper::body::{Body as _, Incoming};
+use hyper::client::conn::TrySendError;
+use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
+
+use crate::adapters::dial::Dialer;
+use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
+use crate::domain::refusal::Refusal;
+use crate::domain::route::Route;
+use crate::domain::timing;
+use crate::metrics::Metrics;
+use crate::server::body::{ReplayBody, ResponseBody};
+use crate::server::headers;
+
+/// Sends requests to apps.
+pub struct Sender {
+    /// Opens tunnels.
+    pub dialer: Dialer,
+    /// Connections kept.
+    pub tunnels: Arc<Tunnels>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+}
+
+/// A request that may pass.
+pub struct Admitted {
+    /// Label of the endpoint.
+    pub label: Uuid,
+    /// The route as it was at admission.
+    pub route: Arc<Route>,
+    /// Guest port.
+    pub port: u16,
+    /// Id of the request.
+    pub request_id: String,
+    /// How long the token took to check.
+    pub token_time: Duration,
+    /// Held until the response has been sent.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// Why a try brought no response.
+enum Failure {
+    /// Give this answer.
+    Final(Refusal),
+    /// The connection was dead; here is the request again.
+    Resend(Box<Request<Incoming>>),
+}
+
+struct Opened {
+    connection: Connection,
+    key: PortKey,
+    reused: bool,
+    server_timing: Option<String>,
+}
+
+impl Sender {
+    /// Sends the request, a second time on a fresh tunnel when a kept connection
+    /// turned out dead and nothing of the request can have been acted upon.
+    ///
+    /// # Errors
+    /// The answer to give the client instead.
+    pub async fn send(
+        &self,
+        admitted: Admitted,
+        client: IpAddr,
+        host: &HeaderValue,
+        request: Request<Incoming>,
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let http2 = request
+            .headers()
+            .get(headers::FORCE_H2)
+            .is_some_and(|value| value.as_bytes() == b"true");
+        let (mut parts, body) = request.into_parts();
+        headers::forward_request(&mut parts, host, client, http2);
+        let opened = self.connection(&admitted, http2, false).await?;
+        let again = match self.attempt(opened, parts, body).await {
+            Ok(response) => return Ok(finish(response, admitted.permit)),
+            Err(Failure::Final(refusal)) => return Err(refusal),
+            Err(Failure::Resend(request)) => request,
+        };
+        self.metrics.resent.inc();
+        let (parts, body) = again.into_parts();
+        let opened = self.connection(&admitted, http2, true).await?;
+        match self.attempt(opened, parts, body).await {
+            Ok(response) => Ok(finish(response, admitted.permit)),
+            Err(Failure::Final(refusal)) => Err(refusal),
+            Err(Failure::Resend(_)) => Err(Refusal::AppConnectFailed),
+        }
+    }
+
+    async fn connection(&self, admitted: &Admitted, http2: bool, fresh: bool) -> Result<Opened, Refusal> {
+        let key = |generation| PortKey {
+            microvm_id: admitted.route.microvm_id.clone(),
+            generation,
+            port: admitted.port,
+        };
+        let kept = key(admitted.route.generation);
+        if !fresh && let Some(connection) = self.tunnels.take(&kept, http2) {
+            return Ok(Opened {
+                connection,
+                key: kept,
+                reused: true,
+                server_timing: None,
+            });
+        }
+        let started = Instant::now();
+        let dialed = self
+            .dialer
+            .dial(admitted.label, admitted.port, &admitted.request_id)
+            .await?;
+        self.metrics.tunnels_opened.inc();
+        let open_time = started.elapsed();
+        let waited = !dialed.steps.is_empty();
+        if waited {
+            self.metrics.waits.observe(open_time.as_secs_f64());
+        }
+        let server_timing = waited.then(|| timing::header(admitted.token_time, open_time, &dialed.steps));
+        let key = key(dialed.generation);
+        let connection = self.tunnels.connect(&key, dialed.stream, http2).await;
+        let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
+        Ok(Opened {
+            connection,
+            key,
+            reused: false,
+            server_timing,
+        })
+    }
+
+    async fn attempt(
+        &self,
+        opened: Opened,
+        parts: Parts,
+        body: Incoming,
+    ) -> Result<Response<Incoming>, Failure> {
+        let Opened {
+            connection,
+            key,
+            reused,
+            server_timing,
+        } = opened;
+        // Only a kept connection can be dead without anybody's fault.
+        let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
+        let (body, replay) = ReplayBody::new(body);
+        let request = Request::from_parts(parts, body);
+        let limit = self.dialer.limits.response();
+        let (sent, sender) = match connection {
+            Connection::Http1(mut sender) => (
+                tokio::time::timeout(limit, sender.try_send_request(request)).await,
+                Some(sender),
+            ),
+            Connection::Http2(mut sender) => (
+                tokio::time::timeout(limit, sender.try_send_request(request)).await,
+                None,
+            ),
+        };
+        let error = match sent {
+            Ok(Ok(mut response)) => {
+                if let Some(sender) = sender {
+                    self.tunnels.keep(key, sender);
+                }
+                headers::forward_response(response.headers_mut());
+                if let Some(value) = server_timing.and_then(|text| HeaderValue::try_from(text).ok()) {
+                    response.headers_mut().append(headers::SERVER_TIMING, value);
+                }
+                return Ok(response);
+            }
+            Ok(Err(error)) => error,
+            Err(_) => return Err(Failure::Final(Refusal::AppConnectFailed)),
+        };
+        tracing::debug!(error = %error.error(), reused, "no response");
+        let body = replay.back();
+        match (spare, body) {
+            (Some((parts, empty)), Some(body)) if may_resend(error, &parts, empty) => {
+                Err(Failure::Resend(Box::new(Request::from_parts(parts, body))))
+            }
+            _ => Err(Failure::Final(Refusal::AppConnectFailed)),
+        }
+    }
+}
+
+/// True when the app cannot have acted on the request, or may act on it twice.
+/// The body, if any, has not been read.
+fn may_resend<T>(mut error: TrySendError<T>, parts: &Parts, empty_body: bool) -> bool {
+    let never_sent = error.take_message().is_some();
+    never_sent || headers::is_idempotent(&parts.method) || !empty_body
+}
+
+fn finish(response: Response<Incoming>, permit: OwnedSemaphorePermit) -> Response<ResponseBody> {
+    response.map(|body| ResponseBody::app(body, permit))
+}
