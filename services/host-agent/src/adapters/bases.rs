@@ -1,0 +1,393 @@
+//! Image snapshots on this host: fetched once from S3, used by every microVM
+//! of the version, removed when room is needed and nobody runs on them.
+//!
+//! A snapshot appears in the cache by a rename, so what has a name is whole. Two
+//! launches of an image that is not there fetch it once.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+use snapshot::FileKind;
+
+use super::files::{self, DataDirectory};
+use crate::domain::Failure;
+use crate::failpoint;
+
+/// Label of an image's manifest: the guest's next log line when it was taken.
+pub const LOG_LABEL: &str = "guest-log-next";
+/// Names of the files of a cached snapshot.
+const ORIGIN: &str = "origin.json";
+
+/// Where a cached snapshot came from.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Origin {
+    /// Key of its manifest.
+    pub manifest_key: String,
+    /// Guest bundle in it.
+    pub guest_bundle_version: String,
+    /// First log line of the guest after the bake.
+    pub log_start: u64,
+}
+
+/// The cache.
+#[derive(Clone)]
+pub struct Bases {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    data: DataDirectory,
+    store: object_store::Store,
+    bucket: String,
+    bytes_max: u64,
+    entries: Mutex<HashMap<String, Entry>>,
+    fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
+}
+
+struct Entry {
+    origin: Origin,
+    bytes: u64,
+    leases: usize,
+    used: std::time::Instant,
+}
+
+/// Keeps one snapshot in the cache while it is held.
+pub struct BaseLease {
+    bases: Bases,
+    digest: String,
+    origin: Origin,
+}
+
+impl Bases {
+    /// Opens the cache and takes stock of what an earlier agent left.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn open(
+        data: &DataDirectory,
+        store: object_store::Store,
+        bucket: &str,
+        bytes_max: u64,
+    ) -> Result<Self, Failure> {
+        let mut entries = HashMap::new();
+        let directory = data.bases();
+        for entry in std::fs::read_dir(&directory).map_err(|error| Failure::io(&directory, &error))? {
+            let path = entry.map_err(|error| Failure::io(&directory, &error))?.path();
+            let origin = std::fs::read(path.join(ORIGIN))
+                .ok()
+                .and_then(|text| serde_json::from_slice(&text).ok());
+            match (path.file_name().and_then(|name| name.to_str()), origin) {
+                (Some(digest), Some(origin)) => {
+                    let bytes = files::occupied_bytes(&path);
+                    let entry = Entry {
+                        origin,
+                        bytes,
+                        leases: 0,
+                        used: std::time::Instant::now(),
+                    };
+                    entries.insert(digest.to_owned(), entry);
+                }
+                _ => files::discard(&path),
+            }
+        }
+        Ok(Self {
+            inner: Arc::new(Inner {
+                data: data.clone(),
+                store,
+                bucket: bucket.to_owned(),
+                bytes_max,
+                entries: Mutex::new(entries),
+                fetching: Mutex::new(HashMap::new()),
+            }),
+        })
+    }
+
+    /// The snapshot, from the cache or from S3.
+    ///
+    /// # Errors
+    /// [`Failure::Corrupt`] naming the object when a digest does not match, and
+    /// then nothing of it is kept; [`Failure::StoreUnavailable`],
+    /// [`Failure::Missing`], [`Failure::DiskFull`].
+    pub async fn ensure(&self, snapshot: &api::image::v1::SnapshotRef) -> Result<BaseLease, Failure> {
+        let digest = &snapshot.manifest_digest;
+        check_digest(digest)?;
+        if let Some(lease) = self.lease(digest) {
+            return Ok(lease);
+        }
+        let turn = {
+            let mut fetching = self.inner.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(fetching.entry(digest.clone()).or_default())
+        };
+        let turn_taken = turn.lock().await;
+        let result = match self.lease(digest) {
+            Some(lease) => Ok(lease),
+            None => self.fetch(&snapshot.manifest_key, digest).await,
+        };
+        drop(turn_taken);
+        let mut fetching = self.inner.fetching.lock().unwrap_or_else(PoisonError::into_inner);
+        // Two: the table's and ours. A third belongs to someone who waits for the next turn.
+        if Arc::strong_count(&turn) == 2 {
+            fetching.remove(digest);
+        }
+        result
+    }
+
+    async fn fetch(&self, manifest_key: &str, digest: &str) -> Result<BaseLease, Failure> {
+        let temporary = self.inner.data.tmp().join(format!("base-{digest}"));
+        files::remove(&temporary)?;
+        tracing::info!(manifest_key, "fetching an image snapshot");
+        let fetched = snapshot::fetch(
+            &self.inner.store,
+            &self.inner.bucket,
+            manifest_key,
+            Some(digest),
+            &temporary,
+            &|_, _| (),
+        )
+        .await;
+        let result = match fetched {
+            Ok(fetched) => {
+                self.take_fetched(&fetched, &temporary, manifest_key, digest)
+                    .await
+            }
+            Err(error) => Err(fetch_failure(&error, &temporary)),
+        };
+        files::discard(&temporary);
+        result
+    }
+
+    async fn take_fetched(
+        &self,
+        fetched: &snapshot::Fetched,
+        temporary: &Path,
+        manifest_key: &str,
+        digest: &str,
+    ) -> Result<BaseLease, Failure> {
+        for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
+            let path = fetched.paths.get(&kind).ok_or_else(|| Failure::Corrupt {
+                object: manifest_key.to_owned(),
+            })?;
+            let to = temporary.join(file_name(kind));
+            if *path != to {
+                std::fs::rename(path, &to).map_err(|error| Failure::io(&to, &error))?;
+            }
+        }
+        failpoint::hit("fetch-fetched");
+        let head = &fetched.manifest.head;
+        let origin = Origin {
+            manifest_key: manifest_key.to_owned(),
+            guest_bundle_version: head.guest_bundle_version.clone(),
+            log_start: head
+                .labels
+                .get(LOG_LABEL)
+                .and_then(|text| text.parse().ok())
+                .unwrap_or(0),
+        };
+        self.adopt(temporary, digest, origin).await
+    }
+
+    /// Takes a finished directory with `memory`, `disk` and `device.state` into
+    /// the cache: from a fetch or from a bake on this host.
+    ///
+    /// # Errors
+    /// When it cannot be synced or renamed.
+    pub async fn adopt(&self, directory: &Path, digest: &str, origin: Origin) -> Result<BaseLease, Failure> {
+        check_digest(digest)?;
+        let text =
+            serde_json::to_vec(&origin).map_err(|error| Failure::Internal(format!("origin: {error}")))?;
+        let (from, to) = (directory.to_owned(), self.inner.data.base(digest));
+        let target = to.clone();
+        files::blocking(move || {
+            for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
+                // Also makes the first reflink of the disk quick: it would have to write this back.
+                files::sync(&from.join(file_name(kind)))?;
+            }
+            files::replace(&from.join(ORIGIN), &text, true)?;
+            files::remove(&to)?;
+            std::fs::rename(&from, &to).map_err(|error| Failure::io(&to, &error))?;
+            files::sync(to.parent().unwrap_or(&to))
+        })
+        .await?;
+        let bytes = files::occupied_bytes(&target);
+        let entry = Entry {
+            origin,
+            bytes,
+            leases: 0,
+            used: std::time::Instant::now(),
+        };
+        self.inner
+            .entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(digest.to_owned(), entry);
+        let lease = self
+            .lease(digest)
+            .ok_or_else(|| Failure::Internal("an image snapshot vanished from the cache".to_owned()))?;
+        self.make_room();
+        Ok(lease)
+    }
+
+    /// The snapshot when it is in the cache.
+    fn lease(&self, digest: &str) -> Option<BaseLease> {
+        let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = entries.get_mut(digest)?;
+        entry.leases += 1;
+        entry.used = std::time::Instant::now();
+        Some(BaseLease {
+            bases: self.clone(),
+            digest: digest.to_owned(),
+            origin: entry.origin.clone(),
+        })
+    }
+
+    /// Removes unused snapshots, oldest use first, until the cache fits.
+    fn make_room(&self) {
+        let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        while entries.values().map(|entry| entry.bytes).sum::<u64>() > self.inner.bytes_max {
+            let oldest = entries
+                .iter()
+                .filter(|(_, entry)| entry.leases == 0)
+                .min_by_key(|(_, entry)| entry.used);
+            let Some(digest) = oldest.map(|(digest, _)| digest.clone()) else {
+                return;
+            };
+            entries.remove(&digest);
+            tracing::info!(digest, "evicting an image snapshot");
+            files::discard(&self.inner.data.base(&digest));
+        }
+    }
+
+    /// Removes the snapshot with this manifest key; one that is not there is
+    /// no error.
+    ///
+    /// # Errors
+    /// [`Failure::Conflict`] while a microVM runs on it.
+    pub fn evict(&self, manifest_key: &str) -> Result<(), Failure> {
+        let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let digest = entries
+            .iter()
+            .find(|(_, entry)| entry.origin.manifest_key == manifest_key)
+            .map(|(digest, _)| digest.clone());
+        let Some(digest) = digest else { return Ok(()) };
+        if entries.get(&digest).is_some_and(|entry| entry.leases > 0) {
+            return Err(Failure::Conflict(format!("a microVM runs on {manifest_key}")));
+        }
+        entries.remove(&digest);
+        // Dying here leaves a directory that the next start takes into the cache again; evicting repeats.
+        files::remove(&self.inner.data.base(&digest))
+    }
+
+    /// Manifest keys of what is in the cache, at most `count`.
+    #[must_use]
+    pub fn manifest_keys(&self, count: usize) -> Vec<String> {
+        let entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries
+            .values()
+            .take(count)
+            .map(|entry| entry.origin.manifest_key.clone())
+            .collect()
+    }
+}
+
+impl BaseLease {
+    /// Digest of its manifest.
+    #[must_use]
+    pub fn digest(&self) -> &str {
+        &self.digest
+    }
+
+    /// All guest memory.
+    #[must_use]
+    pub fn memory(&self) -> PathBuf {
+        self.path(FileKind::Memory)
+    }
+
+    /// The disk.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.path(FileKind::Disk)
+    }
+
+    /// The engine's device state.
+    #[must_use]
+    pub fn device_state(&self) -> PathBuf {
+        self.path(FileKind::Device)
+    }
+
+    /// First log line of the guest after the bake.
+    #[must_use]
+    pub fn log_start(&self) -> u64 {
+        self.origin.log_start
+    }
+
+    fn path(&self, kind: FileKind) -> PathBuf {
+        self.bases.inner.data.base(&self.digest).join(file_name(kind))
+    }
+}
+
+impl Drop for BaseLease {
+    fn drop(&mut self) {
+        let mut entries = self
+            .bases
+            .inner
+            .entries
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(entry) = entries.get_mut(&self.digest) {
+            entry.leases = entry.leases.saturating_sub(1);
+            entry.used = std::time::Instant::now();
+        }
+    }
+}
+
+/// Name of a file in a cached snapshot.
+#[must_use]
+pub fn file_name(kind: FileKind) -> &'static str {
+    match kind {
+        FileKind::Memory => "memory",
+        FileKind::Disk => "disk",
+        FileKind::Device => "device.state",
+        FileKind::MemoryDifference => "memory.diff",
+        FileKind::DiskDifference => "disk.diff",
+    }
+}
+
+/// The digest becomes a directory's name.
+fn check_digest(digest: &str) -> Result<(), Failure> {
+    if digest.len() == 64
+        && digest
+            .bytes()
+            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    {
+        return Ok(());
+    }
+    let problem = "must be 64 lower-case hex digits".to_owned();
+    Err(Failure::Invalid(vec![(
+        "spec.snapshot.manifest_digest".to_owned(),
+        problem,
+    )]))
+}
+
+/// What a failed fetch means to the caller.
+#[must_use]
+pub fn fetch_failure(error: &snapshot::Error, writing: &Path) -> Failure {
+    if error.disk_full() {
+        return Failure::disk_full(writing);
+    }
+    match error {
+        snapshot::Error::Corrupt { object, .. } => {
+            tracing::error!(object, %error, "stored bytes do not match their digest");
+            Failure::Corrupt {
+                object: object.clone(),
+            }
+        }
+        snapshot::Error::NotFound { object } => Failure::Missing {
+            object: object.clone(),
+        },
+        snapshot::Error::Store(_) => Failure::StoreUnavailable(Failure::chain(error).0),
+        _ => Failure::Internal(Failure::chain(error).0),
+    }
+}

@@ -1,0 +1,398 @@
+//! The data directory: where everything lies, and the few file operations
+//! whose order matters.
+//!
+//! ```text
+//! <data>/bases/<manifest digest>/   image snapshots: memory, disk, device.state, manifest.json
+//! <data>/microvms/<id>/             journal.json, disk.live, snap-<sequence>/, logs/, run/
+//! <data>/ended/<id>/                tombstone.json, logs/
+//! <data>/bakes/<build id>/          a bake under way; never survives a restart
+//! <data>/tmp/                       downloads under way; emptied at start
+//! ```
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use crate::domain::Failure;
+
+/// Mode of files that hold secrets.
+const SECRET_MODE: u32 = 0o600;
+/// Mode of directories the unprivileged engine must pass through but not list.
+const DIRECTORY_MODE: u32 = 0o711;
+
+/// Paths of the data directory.
+#[derive(Debug, Clone)]
+pub struct DataDirectory {
+    root: PathBuf,
+}
+
+impl DataDirectory {
+    /// Opens (and makes) the directory, and empties what never survives a
+    /// restart.
+    ///
+    /// # Errors
+    /// When it cannot be made, or its file system cannot share extents between
+    /// files (reflink), without which every launch would copy a whole disk.
+    pub fn open(root: &Path) -> Result<Self, Failure> {
+        let this = Self {
+            root: root.to_owned(),
+        };
+        for directory in [
+            root.to_owned(),
+            this.bases(),
+            this.microvms(),
+            this.ended(),
+            this.bakes(),
+            this.tmp(),
+        ] {
+            make_directory(&directory)?;
+        }
+        empty(&this.tmp())?;
+        this.check_reflink()?;
+        Ok(this)
+    }
+
+    fn check_reflink(&self) -> Result<(), Failure> {
+        let why = match snapshot::disk::is_reflink_filesystem(&self.tmp()) {
+            Ok(true) => return Ok(()),
+            Ok(false) => "it cannot share extents between files".to_owned(),
+            Err(error) => Failure::chain(&error).0,
+        };
+        Err(Failure::Internal(format!(
+            "data_dir {} is not on a file system with reflinks ({why}); use XFS (mkfs.xfs -m reflink=1), for example \
+             in a loop-mounted file",
+            self.root.display()
+        )))
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Image snapshots.
+    #[must_use]
+    pub fn bases(&self) -> PathBuf {
+        self.root.join("bases")
+    }
+
+    /// One image snapshot.
+    #[must_use]
+    pub fn base(&self, manifest_digest: &str) -> PathBuf {
+        self.bases().join(manifest_digest)
+    }
+
+    /// MicroVMs.
+    #[must_use]
+    pub fn microvms(&self) -> PathBuf {
+        self.root.join("microvms")
+    }
+
+    /// One microVM.
+    #[must_use]
+    pub fn microvm(&self, id: &str) -> MicrovmFiles {
+        MicrovmFiles {
+            directory: self.microvms().join(id),
+        }
+    }
+
+    /// Reports and logs of microVMs that have ended.
+    #[must_use]
+    pub fn ended(&self) -> PathBuf {
+        self.root.join("ended")
+    }
+
+    /// Bakes under way.
+    #[must_use]
+    pub fn bakes(&self) -> PathBuf {
+        self.root.join("bakes")
+    }
+
+    /// Downloads under way.
+    #[must_use]
+    pub fn tmp(&self) -> PathBuf {
+        self.root.join("tmp")
+    }
+
+    /// Free bytes of its file system.
+    #[must_use]
+    pub fn free_bytes(&self) -> u64 {
+        nix::sys::statvfs::statvfs(&self.root)
+            .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
+    }
+}
+
+/// Paths of one microVM.
+#[derive(Debug, Clone)]
+pub struct MicrovmFiles {
+    directory: PathBuf,
+}
+
+impl MicrovmFiles {
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Its journal.
+    #[must_use]
+    pub fn journal(&self) -> PathBuf {
+        self.directory.join("journal.json")
+    }
+
+    /// The disk its engine writes to.
+    #[must_use]
+    pub fn live_disk(&self) -> PathBuf {
+        self.directory.join("disk.live")
+    }
+
+    /// Sockets and console of its engine.
+    #[must_use]
+    pub fn run(&self) -> PathBuf {
+        self.directory.join("run")
+    }
+
+    /// Its app's output.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.directory.join("logs")
+    }
+
+    /// One of its snapshots.
+    #[must_use]
+    pub fn snapshot(&self, sequence: u64) -> SnapshotFiles {
+        SnapshotFiles {
+            directory: self.directory.join(format!("snap-{sequence}")),
+        }
+    }
+
+    /// Sequences of the snapshot directories there are, whole or not.
+    #[must_use]
+    pub fn snapshot_sequences(&self) -> Vec<u64> {
+        let Ok(entries) = std::fs::read_dir(&self.directory) else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| {
+                entry
+                    .ok()?
+                    .file_name()
+                    .to_str()?
+                    .strip_prefix("snap-")?
+                    .parse()
+                    .ok()
+            })
+            .collect()
+    }
+}
+
+/// Paths of one snapshot of a microVM.
+#[derive(Debug, Clone)]
+pub struct SnapshotFiles {
+    directory: PathBuf,
+}
+
+impl SnapshotFiles {
+    /// Its directory.
+    #[must_use]
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Device state.
+    #[must_use]
+    pub fn device_state(&self) -> PathBuf {
+        self.directory.join("device.state")
+    }
+
+    /// Memory pages that differ from the image's.
+    #[must_use]
+    pub fn memory_difference(&self) -> PathBuf {
+        self.directory.join("memory.diff")
+    }
+
+    /// The whole disk, sharing what is unchanged with the image's.
+    #[must_use]
+    pub fn disk(&self) -> PathBuf {
+        self.directory.join("disk")
+    }
+
+    /// Disk blocks that differ from the image's, made for the upload.
+    #[must_use]
+    pub fn disk_difference(&self) -> PathBuf {
+        self.directory.join("disk.diff")
+    }
+
+    /// Written last: with it the snapshot exists, without it it does not.
+    #[must_use]
+    pub fn manifest(&self) -> PathBuf {
+        self.directory.join("manifest.json")
+    }
+}
+
+/// Makes a directory and its parents.
+///
+/// # Errors
+/// Names the directory.
+pub fn make_directory(path: &Path) -> Result<(), Failure> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(DIRECTORY_MODE)
+        .create(path)
+        .map_err(|error| Failure::io(path, &error))
+}
+
+/// Replaces `path` with `bytes`: a reader sees the old or the new file, never
+/// a part. With `durable` the new one also survives a power cut when this
+/// returns; without, it survives the death of this process.
+///
+/// # Errors
+/// Names the file.
+pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Failure> {
+    let temporary = path.with_extension("tmp");
+    let write = || -> std::io::Result<()> {
+        let mut file = std::fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(SECRET_MODE)
+            .open(&temporary)?;
+        file.write_all(bytes)?;
+        if durable {
+            file.sync_all()?;
+        }
+        // Dying here leaves the old file and a temporary one that the next write truncates.
+        std::fs::rename(&temporary, path)?;
+        if durable && let Some(parent) = path.parent() {
+            std::fs::File::open(parent)?.sync_all()?;
+        }
+        Ok(())
+    };
+    write().map_err(|error| {
+        let _ = std::fs::remove_file(&temporary);
+        Failure::io(path, &error)
+    })
+}
+
+/// Makes a file's data and its directory's entries durable.
+///
+/// # Errors
+/// Names the file.
+pub fn sync(path: &Path) -> Result<(), Failure> {
+    std::fs::File::open(path)
+        .and_then(|file| file.sync_all())
+        .map_err(|error| Failure::io(path, &error))
+}
+
+/// Removes a file or a whole directory; what is not there is no error.
+///
+/// # Errors
+/// Names the path.
+pub fn remove(path: &Path) -> Result<(), Failure> {
+    let result = match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
+        Ok(_) => std::fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match result {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::io(path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// [`remove`] for a clean-up whose failure only costs space; logged.
+pub fn discard(path: &Path) {
+    if let Err(error) = remove(path) {
+        tracing::warn!(path = %path.display(), %error, "left over; the next start removes it");
+    }
+}
+
+/// Removes everything in a directory, which stays.
+///
+/// # Errors
+/// Names the path.
+pub fn empty(directory: &Path) -> Result<(), Failure> {
+    let entries = std::fs::read_dir(directory).map_err(|error| Failure::io(directory, &error))?;
+    for entry in entries {
+        remove(&entry.map_err(|error| Failure::io(directory, &error))?.path())?;
+    }
+    Ok(())
+}
+
+/// Bytes a file or directory occupies on disk (shared extents count).
+#[must_use]
+pub fn occupied_bytes(path: &Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => std::fs::read_dir(path)
+            .map(|entries| {
+                entries
+                    .filter_map(Result::ok)
+                    .map(|entry| occupied_bytes(&entry.path()))
+                    .sum()
+            })
+            .unwrap_or(0),
+        Ok(metadata) => metadata.blocks() * 512,
+        Err(_) => 0,
+    }
+}
+
+/// Runs blocking file work off the runtime's own threads.
+///
+/// # Errors
+/// What the work returns.
+pub async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
+) -> Result<T, Failure> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(Failure::Internal(format!("file work died: {error}"))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    #[test]
+    fn replacing_is_whole_and_private() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        replace(&path, b"one", true).unwrap();
+        replace(&path, b"two", false).unwrap();
+        assert_eq!(std::fs::read(&path).unwrap(), b"two");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn removing_twice_succeeds() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a");
+        make_directory(&path.join("b/c")).unwrap();
+        remove(&path).unwrap();
+        remove(&path).unwrap();
+        assert!(!path.exists());
+    }
+
+    #[test]
+    fn snapshots_are_found() {
+        let directory = tempfile::tempdir().unwrap();
+        let files = MicrovmFiles {
+            directory: directory.path().to_owned(),
+        };
+        for name in ["snap-3", "snap-12", "snap-x", "logs"] {
+            make_directory(&directory.path().join(name)).unwrap();
+        }
+        let mut found = files.snapshot_sequences();
+        found.sort_unstable();
+        assert_eq!(found, [3, 12]);
+    }
+}

@@ -1,0 +1,241 @@
+//! What the agent must still know after it died: one JSON file per microVM,
+//! replaced as a whole.
+//!
+//! Which writes wait for the disk: only the step to RUNNING and the step to
+//! SUSPENDED. The others need to outlive this process, not a power cut, and the
+//! page cache does that; a power cut ends every engine too, and then the
+//! decision table comes to the truth from the older words and the manifest.
+
+use std::path::Path;
+
+use base64::Engine as _;
+use prost::Message as _;
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use crate::domain::metering::Meter;
+use crate::domain::transition::Transition;
+use crate::domain::{Failure, Phase};
+
+/// Version of the layout below.
+const FORMAT: u32 = 1;
+
+/// One microVM's record.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Journal {
+    /// Layout; anything else is refused.
+    pub format: u32,
+    /// The spec, `MicrovmSpec` in base64. Holds the run hook's payload, which is why
+    /// the file is readable by root alone.
+    pub spec: String,
+    /// Fencing number.
+    pub generation: u64,
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Why it ended or is ending; otherwise what its last failure was.
+    pub reason: String,
+    /// When the phase began, in milliseconds since 1970.
+    pub phase_since_ms: u64,
+    /// The engine, while there is one.
+    pub process: Option<Process>,
+    /// Its slot, while it has one.
+    pub slot: Option<u32>,
+    /// Its latest whole snapshot; 0 when there is none.
+    pub sequence: u64,
+    /// Size of that snapshot's difference in bytes.
+    pub difference_bytes: u64,
+    /// The copy in S3, if there is one.
+    pub remote: Option<RemoteCopy>,
+    /// Restores so far; the guest ignores a number it has seen.
+    pub restore_count: u64,
+    /// Number of the latest observation reported.
+    pub observation: u64,
+    /// Totals.
+    pub meter: Meter,
+    /// The latest launch, suspend or wake.
+    pub transition: Transition,
+    /// True when its end, once begun, leaves no report and nothing in S3 is touched.
+    pub discard: bool,
+    /// First line of the guest's own log numbering that belongs to this microVM.
+    pub log_start: u64,
+}
+
+/// An engine process. The start time tells it from a later one with its id.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Process {
+    /// Process id.
+    pub pid: u32,
+    /// Start time in clock ticks since boot.
+    pub start_time: u64,
+}
+
+/// A snapshot of a microVM in S3.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RemoteCopy {
+    /// Its sequence.
+    pub sequence: u64,
+    /// Key of its manifest.
+    pub manifest_key: String,
+    /// Digest of its manifest.
+    pub manifest_digest: String,
+}
+
+impl Journal {
+    /// The first record of a microVM.
+    #[must_use]
+    pub fn new(spec: &api::hostagent::v1::MicrovmSpec, generation: u64, phase: Phase, now_ms: u64) -> Self {
+        Self {
+            format: FORMAT,
+            spec: encode_spec(spec),
+            generation,
+            phase,
+            reason: String::new(),
+            phase_since_ms: now_ms,
+            process: None,
+            slot: None,
+            sequence: 0,
+            difference_bytes: 0,
+            remote: None,
+            restore_count: 0,
+            observation: 0,
+            meter: Meter::default(),
+            transition: Transition::default(),
+            discard: false,
+            log_start: 0,
+        }
+    }
+
+    /// The spec.
+    ///
+    /// # Errors
+    /// When the file was damaged.
+    pub fn spec(&self) -> Result<api::hostagent::v1::MicrovmSpec, Failure> {
+        let bytes = base64::engine::general_purpose::STANDARD
+            .decode(&self.spec)
+            .map_err(|error| Failure::Internal(format!("journal: spec: {error}")))?;
+        api::hostagent::v1::MicrovmSpec::decode(bytes.as_slice())
+            .map_err(|error| Failure::Internal(format!("journal: spec: {error}")))
+    }
+
+    /// Replaces the spec.
+    pub fn set_spec(&mut self, spec: &api::hostagent::v1::MicrovmSpec) {
+        self.spec = encode_spec(spec);
+    }
+
+    /// Writes it; see the module for `durable`.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, path: &Path, durable: bool) -> Result<(), Failure> {
+        let text =
+            serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("journal: {error}")))?;
+        files::replace(path, &text, durable)
+    }
+
+    /// Reads one; `None` when there is no file.
+    ///
+    /// # Errors
+    /// When it cannot be read or understood.
+    pub fn read(path: &Path) -> Result<Option<Self>, Failure> {
+        let text = match std::fs::read(path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(Failure::io(path, &error)),
+        };
+        let journal: Self = serde_json::from_slice(&text)
+            .map_err(|error| Failure::Internal(format!("{}: {error}", path.display())))?;
+        if journal.format != FORMAT {
+            return Err(Failure::Internal(format!(
+                "{}: format {} is not known",
+                path.display(),
+                journal.format
+            )));
+        }
+        Ok(Some(journal))
+    }
+}
+
+fn encode_spec(spec: &api::hostagent::v1::MicrovmSpec) -> String {
+    base64::engine::general_purpose::STANDARD.encode(spec.encode_to_vec())
+}
+
+/// What is left of a microVM that has ended: its last report, until nobody
+/// asks any more.
+#[derive(Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Tombstone {
+    /// Fencing number.
+    pub generation: u64,
+    /// Why it ended.
+    pub reason: String,
+    /// When it ended, in milliseconds since 1970.
+    pub ended_ms: u64,
+    /// Number of the last observation.
+    pub observation: u64,
+    /// Totals.
+    pub meter: Meter,
+    /// Prefix in S3 that is still to be removed; empty when that is done.
+    pub remote_prefix: String,
+}
+
+impl Tombstone {
+    /// Writes it durably into the microVM's directory among the ended.
+    ///
+    /// # Errors
+    /// When the file cannot be written.
+    pub fn write(&self, directory: &Path) -> Result<(), Failure> {
+        let text =
+            serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("tombstone: {error}")))?;
+        files::replace(&directory.join("tombstone.json"), &text, true)
+    }
+
+    /// Reads one; `None` when it is missing or damaged.
+    #[must_use]
+    pub fn read(directory: &Path) -> Option<Self> {
+        serde_json::from_slice(&std::fs::read(directory.join("tombstone.json")).ok()?).ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn survives_the_disk() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        assert!(Journal::read(&path).unwrap().is_none());
+        let spec = api::hostagent::v1::MicrovmSpec {
+            microvm_id: "microvm-x".to_owned(),
+            run_hook_payload: "hunter2".to_owned(),
+            ..Default::default()
+        };
+        let mut journal = Journal::new(&spec, 7, Phase::Launching, 1);
+        journal.process = Some(Process {
+            pid: 12,
+            start_time: 99,
+        });
+        journal.meter.cpu_before_seconds = 0.1;
+        journal.write(&path, true).unwrap();
+        let back = Journal::read(&path).unwrap().unwrap();
+        assert_eq!(
+            (back.generation, back.phase, back.process),
+            (7, Phase::Launching, journal.process)
+        );
+        assert_eq!(back.spec().unwrap().run_hook_payload, "hunter2");
+        assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
+    }
+
+    #[test]
+    fn damage_is_an_error_not_a_default() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        for text in ["", "{", r#"{"format":1}"#] {
+            std::fs::write(&path, text).unwrap();
+            assert!(Journal::read(&path).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Telling the scheduler's leader what this host is and observes: registration,
+//! then heartbeats at the interval it asks for, and at once when a microVM
+//! changes.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::host::v1::host_service_client::HostServiceClient;
+use api::host::v1::{HeartbeatRequest, HostSpec, ObservedMicrovm, RegisterHostRequest};
+use rpc::{Role, TlsIdentity};
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::transport::Channel;
+
+use crate::fleet::Fleet;
+use crate::host::Host;
+
+/// Longest wait for one answer.
+const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Changes within this time go in one heartbeat.
+const COALESCE: Duration = Duration::from_millis(10);
+/// Interval when the scheduler names none.
+const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
+/// Shortest and longest interval taken from the scheduler.
+const INTERVAL_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
+/// How often a heartbeat carries everything.
+const COMPLETE_INTERVAL: Duration = Duration::from_secs(30);
+/// Stale microVMs dropped per answer.
+const STALE_MAX: usize = 1000;
+
+/// The reporting task.
+pub struct Reporter {
+    host: Arc<Host>,
+    fleet: Arc<Fleet>,
+    spec: HostSpec,
+    clients: Vec<HostServiceClient<Channel>>,
+    /// Which client answered last.
+    current: usize,
+    regained: watch::Receiver<u64>,
+    /// What the leader has answered for: generation and observation by id.
+    known: HashMap<String, (u64, u64)>,
+}
+
+impl Reporter {
+    /// A reporter for these schedulers.
+    ///
+    /// # Errors
+    /// When an address is malformed.
+    pub fn new(
+        host: Arc<Host>,
+        fleet: Arc<Fleet>,
+        spec: HostSpec,
+        identity: &TlsIdentity,
+        regained: watch::Receiver<u64>,
+    ) -> Result<Self, Status> {
+        let clients = host
+            .config
+            .scheduler_addresses
+            .iter()
+            .map(|address| {
+                Ok(HostServiceClient::new(rpc::channel(
+                    identity,
+                    address,
+                    Role::Scheduler,
+                )?))
+            })
+            .collect::<Result<_, Status>>()?;
+        Ok(Self {
+            host,
+            fleet,
+            spec,
+            clients,
+            current: 0,
+            regained,
+            known: HashMap::new(),
+        })
+    }
+
+    /// Reports until it is dropped.
+    pub async fn run(mut self) {
+        let mut attempt = 0;
+        loop {
+            match self.session(&mut attempt).await {
+                Ok(()) => {}
+                Err(status) => {
+                    tracing::warn!(code = ?status.code(), message = status.message(), "the scheduler does not take reports");
+                    self.current = (self.current + 1) % self.clients.len();
+                    tokio::time::sleep(self.host.retry_pause(attempt).min(INTERVAL_DEFAULT)).await;
+                    attempt = attempt.saturating_add(1);
+                }
+            }
+        }
+    }
+
+    /// Registers and reports until the leader asks for another registration, the
+    /// lease has been regained, or a call fails.
+    async fn session(&mut self, attempt: &mut u32) -> Result<(), Status> {
+        self.regained.mark_unchanged();
+        let interval = self.register().await?;
+        *attempt = 0;
+        let mut changes = self.host.changes.subscribe();
+        changes.mark_changed();
+        let mut completed = Instant::now();
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(interval) => {}
+                _ = changes.changed() => tokio::time::sleep(COALESCE).await,
+                _ = self.regained.changed() => return Ok(()),
+            }
+            changes.mark_unchanged();
+            let complete = completed.elapsed() >= COMPLETE_INTERVAL;
+            if !self.heartbeat(complete).await? {
+                return Ok(());
+            }
+            if complete {
+                completed = Instant::now();
+            }
+        }
+    }
+
+    async fn register(&mut self) -> Result<Duration, Status> {
+        let observed = self.fleet.observed();
+        let request = RegisterHostRequest {
+            spec: Some(self.spec.clone()),
+            observed: observed.clone(),
+        };
+        let response = timely(self.clients[self.current].register_host(rpc::request(request))).await?;
+        tracing::info!(microvms = observed.len(), "registered");
+        self.known.clear();
+        self.answered(&observed);
+        self.drop_stale(response.stale_microvm_ids);
+        let interval = response
+            .heartbeat_interval
+            .as_ref()
+            .and_then(|interval| api::duration(interval).ok());
+        Ok(interval
+            .unwrap_or(INTERVAL_DEFAULT)
+            .clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
+    }
+
+    /// False when the leader wants a registration.
+    async fn heartbeat(&mut self, complete: bool) -> Result<bool, Status> {
+        let mut observed = self.fleet.observed();
+        if complete {
+            self.known
+                .retain(|id, _| observed.iter().any(|one| one.microvm_id == *id));
+        } else {
+            observed
+                .retain(|one| self.known.get(&one.microvm_id) != Some(&(one.generation, one.observation)));
+        }
+        let request = HeartbeatRequest {
+            host_id: self.spec.host_id.clone(),
+            usage: Some(self.fleet.usage()),
+            observed: observed.clone(),
+            complete,
+        };
+        let response = timely(self.clients[self.current].heartbeat(rpc::request(request))).await?;
+        if response.register {
+            return Ok(false);
+        }
+        self.answered(&observed);
+        self.drop_stale(response.stale_microvm_ids);
+        Ok(true)
+    }
+
+    fn answered(&mut self, observed: &[ObservedMicrovm]) {
+        for one in observed {
+            self.known
+                .insert(one.microvm_id.clone(), (one.generation, one.observation));
+        }
+        self.fleet.reported(observed);
+    }
+
+    fn drop_stale(&self, ids: Vec<String>) {
+        for id in ids.into_iter().take(STALE_MAX) {
+            let fleet = Arc::clone(&self.fleet);
+            tokio::spawn(async move { fleet.drop_stale(&id).await });
+        }
+    }
+}
+
+async fn timely<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
+    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+        Ok(answer) => Ok(answer?.into_inner()),
+        Err(_) => Err(Status::deadline_exceeded("the scheduler did not answer in time")),
+    }
+}

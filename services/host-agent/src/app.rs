@@ -1,0 +1,313 @@
+//! The composition root: binds sockets, puts what an earlier agent left into a
+//! true state, starts everything, and on SIGTERM stops without touching a
+//! microVM, so that the next agent finds them as they are.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+use api::common::v1::Architecture;
+use api::host::v1::HostSpec;
+use api::hostagent::v1::host_agent_service_server::HostAgentServiceServer;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use crate::adapters::bases::Bases;
+use crate::adapters::files::DataDirectory;
+use crate::adapters::lease::{self, Fenced};
+use crate::adapters::leftovers;
+use crate::adapters::scheduler::Reporter;
+use crate::bake::{self, Bakes};
+use crate::config::Config;
+use crate::domain::capacity::Capacity;
+use crate::fleet::Fleet;
+use crate::host::{Bundle, Host, Template};
+use crate::metrics::Metrics;
+use crate::microvm::{self, First, Found, Recovered};
+use crate::server::host_agent::HostAgent;
+use crate::server::tunnel::Tunnels;
+
+/// How long transitions under way may take to settle after SIGTERM. What has
+/// not settled by then is settled by the next start.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const SETTLE_POLL: Duration = Duration::from_millis(20);
+
+/// A host-agent with its sockets bound.
+pub struct App {
+    host: Arc<Host>,
+    fleet: Arc<Fleet>,
+    bakes: Arc<Bakes>,
+    records: records::Store,
+    identity: Arc<rpc::TlsIdentity>,
+    grpc: rpc::BoundServer,
+    tunnels: tunnel::Server,
+}
+
+impl App {
+    /// Binds, opens, surveys and recovers; serves nothing yet.
+    ///
+    /// # Errors
+    /// One clear line about the setting or the machine.
+    pub async fn build(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<Self> {
+        rpc::install_crypto_provider();
+        let identity = rpc::TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+        let grpc = rpc::ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
+        let tunnels = tunnel::Server::bind(config.tunnel_listen, &identity, tunnel::Limits::default())
+            .await
+            .with_context(|| format!("tunnel_listen {}", config.tunnel_listen))?;
+        let records = records::Store::connect(&config.etcd).await?;
+        let store = object_store(&config)?;
+        let data = DataDirectory::open(&config.data_dir)?;
+        let template = Template {
+            bundle: read_bundle(&config.guest_bundle)?,
+            run_as: config.engine.run_as.map(|ids| (ids.uid, ids.gid)),
+        };
+        let settings = vmm::qemu::QemuSettings {
+            binary: (&config.engine.binary).into(),
+            ..Default::default()
+        };
+        let engine: Arc<dyn vmm::Engine> = Arc::new(vmm::qemu::Qemu::new(settings).await?);
+        let found = survey(&config, &data, engine.as_ref(), &template).await?;
+        let in_use: Vec<String> = found
+            .iter()
+            .filter_map(|found| found.slot(&config.slots))
+            .collect();
+        let pool = slot::Pool::start(config.slots.clone(), &in_use)
+            .await
+            .context("slots")?;
+        let bases = Bases::open(
+            &data,
+            store.clone(),
+            &config.snapshot_bucket,
+            config.limits.image_cache_bytes,
+        )?;
+        let host = Arc::new(Host {
+            capacity: Capacity::new(config.memory_capacity_mib),
+            engine_description: engine.describe(),
+            metrics: Metrics::register(&telemetry.registry()),
+            changes: watch::Sender::new(0),
+            started: Instant::now(),
+            config,
+            data,
+            engine,
+            template,
+            pool,
+            store,
+            bases,
+        });
+        let fleet = Fleet::open(Arc::clone(&host));
+        recover(&host, &fleet, found).await?;
+        let bakes = Bakes::new(Arc::clone(&host));
+        Ok(Self {
+            host,
+            fleet,
+            bakes,
+            records,
+            identity,
+            grpc,
+            tunnels,
+        })
+    }
+
+    /// Serves until SIGTERM or SIGINT.
+    ///
+    /// # Errors
+    /// When a server fails.
+    pub async fn run(self) -> anyhow::Result<()> {
+        let spec = host_spec(&self.host, self.grpc.local_addr(), self.tunnels.local_address()?);
+        tracing::info!(
+            host = spec.host_id,
+            grpc = spec.grpc_address,
+            tunnel = spec.tunnel_address,
+            engine = self.host.engine_description.name,
+            version = self.host.engine_description.version,
+            "host-agent up"
+        );
+        let (fenced_out, fenced) = watch::channel(Fenced::Yes);
+        let (regained_out, regained) = watch::channel(0);
+        let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
+        let lease = tokio::spawn(lease::keep(
+            self.records,
+            spec.clone(),
+            ttl,
+            fenced_out,
+            regained_out,
+        ));
+        let reporter = Reporter::new(
+            Arc::clone(&self.host),
+            Arc::clone(&self.fleet),
+            spec,
+            &self.identity,
+            regained,
+        )
+        .map_err(|status| anyhow::anyhow!("scheduler_addresses: {}", status.message()))?;
+        let reporter = tokio::spawn(reporter.run());
+        let janitor = tokio::spawn(Arc::clone(&self.fleet).keep_tidy());
+        let shutdown = CancellationToken::new();
+        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.fleet), fenced);
+        let tunnels = tokio::spawn(self.tunnels.serve(
+            move |request, responder| tunnels.clone().serve(request, responder),
+            shutdown.clone(),
+        ));
+        let service = HostAgent::new(Arc::clone(&self.host), Arc::clone(&self.fleet), self.bakes);
+        let routes = Routes::new(HostAgentServiceServer::new(service));
+        let grpc = self.grpc.serve(routes, shutdown.clone());
+        let stopping = async {
+            wait_for_signal().await?;
+            tracing::info!("stopping; microVMs stay as they are");
+            shutdown.cancel();
+            anyhow::Ok(())
+        };
+        let (served, stopped) = tokio::join!(grpc, stopping);
+        // Tunnels may be open for hours; the next agent's edges open new ones.
+        tunnels.abort();
+        settle(&self.fleet).await;
+        for task in [lease, reporter, janitor] {
+            task.abort();
+        }
+        self.host.pool.shutdown(true).await.context("slots")?;
+        stopped?;
+        Ok(served?)
+    }
+}
+
+async fn survey(
+    config: &Config,
+    data: &DataDirectory,
+    engine: &dyn vmm::Engine,
+    template: &Template,
+) -> anyhow::Result<Vec<Found>> {
+    let found = microvm::survey(data, engine, template, &config.slots).await?;
+    let keep: Vec<u32> = found.iter().filter_map(Found::pid).collect();
+    let reaped = leftovers::reap(data.root(), &engine.describe().name, &keep).await;
+    tracing::info!(microvms = found.len(), kept = keep.len(), reaped, "surveyed");
+    Ok(found)
+}
+
+async fn recover(host: &Arc<Host>, fleet: &Arc<Fleet>, found: Vec<Found>) -> anyhow::Result<()> {
+    let remover = Arc::clone(host);
+    tokio::spawn(async move { bake::remove_leftovers(&remover).await });
+    for one in found {
+        match microvm::recover(host, one).await {
+            Ok(Recovered::Driver(driver, handle)) => fleet.adopt(*driver, handle, First::Settled),
+            Ok(Recovered::Ended(id, tombstone)) => fleet.bury(id.to_string(), tombstone),
+            Ok(Recovered::Nothing) => {}
+            Err(error) => tracing::error!(%error, "a microVM could not be recovered"),
+        }
+    }
+    Ok(())
+}
+
+async fn wait_for_signal() -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+async fn settle(fleet: &Arc<Fleet>) {
+    let deadline = Instant::now() + SETTLE_TIMEOUT;
+    while !fleet.is_settled() && Instant::now() < deadline {
+        tokio::time::sleep(SETTLE_POLL).await;
+    }
+}
+
+fn object_store(config: &Config) -> anyhow::Result<object_store::Store> {
+    let s3 = &config.s3;
+    Ok(object_store::Store::connect(&object_store::Config {
+        endpoint: s3.endpoint.clone(),
+        region: s3.region.clone(),
+        access_key_id: s3.access_key_id.clone(),
+        secret_access_key: s3
+            .secret_access_key
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
+        path_style: s3.path_style,
+        ..Default::default()
+    })?)
+}
+
+fn host_spec(host: &Host, grpc: std::net::SocketAddr, tunnel: std::net::SocketAddr) -> HostSpec {
+    let config = &host.config;
+    let or = |configured: &str, bound: std::net::SocketAddr| {
+        if configured.is_empty() {
+            bound.to_string()
+        } else {
+            configured.to_owned()
+        }
+    };
+    let architecture = match std::env::consts::ARCH {
+        "x86_64" => Architecture::X8664,
+        "aarch64" => Architecture::Arm64,
+        _ => Architecture::Unspecified,
+    };
+    HostSpec {
+        host_id: config.host_id.clone(),
+        grpc_address: or(&config.advertised_address, grpc),
+        tunnel_address: or(&config.advertised_tunnel_address, tunnel),
+        architecture: architecture.into(),
+        chipset: chipset(),
+        engines: vec![host.engine_description.name.clone()],
+        platform_fingerprint: host.engine_description.platform_fingerprint.clone(),
+        memory_capacity_mib: config.memory_capacity_mib,
+        slot_capacity: config.slots.total,
+        agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+    }
+}
+
+/// The vendor where the CPU itself runs guests, else "EMULATED".
+fn chipset() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let has = |flag: &str| {
+        cpuinfo
+            .lines()
+            .any(|line| line.starts_with("flags") && line.split_whitespace().any(|f| f == flag))
+    };
+    let kvm = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .open("/dev/kvm")
+        .is_ok();
+    match (kvm && has("vmx"), kvm && has("svm")) {
+        (true, _) => "INTEL".to_owned(),
+        (_, true) => "AMD".to_owned(),
+        _ => "EMULATED".to_owned(),
+    }
+}
+
+#[derive(serde::Deserialize)]
+struct BundleManifest {
+    version: String,
+    kernel: String,
+    initramfs: String,
+    cmdline: String,
+}
+
+fn read_bundle(directory: &Path) -> anyhow::Result<Bundle> {
+    let path = directory.join("manifest.json");
+    let text = std::fs::read(&path).with_context(|| {
+        format!(
+            "guest_bundle: cannot read {}; make one with deploy/guest-bundle",
+            path.display()
+        )
+    })?;
+    let manifest: BundleManifest =
+        serde_json::from_slice(&text).with_context(|| format!("guest_bundle: {}", path.display()))?;
+    let bundle = Bundle {
+        version: manifest.version,
+        kernel: directory.join(manifest.kernel),
+        initramfs: directory.join(manifest.initramfs),
+        cmdline: manifest.cmdline,
+    };
+    for file in [&bundle.kernel, &bundle.initramfs] {
+        anyhow::ensure!(file.is_file(), "guest_bundle: {} is missing", file.display());
+    }
+    Ok(bundle)
+}

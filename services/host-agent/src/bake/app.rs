@@ -1,0 +1,202 @@
+//! Starting the app in a booted guest as a container runtime would, and waiting
+//! until it is ready.
+
+use std::time::Duration;
+
+use api::guest::v1::{AwaitReadyRequest, ReadyOutcome, StartAppRequest};
+use api::hostagent::v1::BakeRequest;
+use guest_link::Link;
+use tokio::sync::watch;
+
+use super::Progress;
+use crate::domain::Failure;
+use crate::domain::hooks::{self, HookName};
+use crate::microvm::{app_exit_sentence, link_failure};
+
+/// Longest wait for a port to listen when the request names none.
+const SETTLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
+/// Port awaited when the image exposes none.
+const PORT_DEFAULT: u32 = 8080;
+/// How long the app's exit status may take after the news that it has ended.
+const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How the app ended: exit code and signal.
+pub type AppEnd = Option<(i32, i32)>;
+
+/// Starts the app.
+///
+/// # Errors
+/// [`Failure::Guest`] with the guest's own sentence when it cannot be started.
+pub async fn start(link: &Link, request: &BakeRequest, region: &str) -> Result<(), Failure> {
+    let app = request.app.clone().unwrap_or_default();
+    let start = StartAppRequest {
+        argv: app.entrypoint.iter().chain(&app.command).cloned().collect(),
+        environment: environment(request, region),
+        working_directory: app.working_directory,
+        user: app.user,
+        all_capabilities: request.all_capabilities,
+        name_servers: vec![slot::GATEWAY_ADDRESS.to_string()],
+    };
+    match link.start_app(start).await {
+        Ok(_) => Ok(()),
+        Err(guest_link::Error::Failed { message, .. }) => Err(Failure::Guest {
+            message: format!("the application could not be started: {message}"),
+            outcome: "start_failed",
+            exit_code: None,
+        }),
+        Err(error) => Err(link_failure(&error)),
+    }
+}
+
+/// The image's environment, then the caller's, then the platform's; a later
+/// value of a name replaces an earlier one.
+fn environment(request: &BakeRequest, region: &str) -> Vec<String> {
+    let app = request.app.as_ref();
+    let mut entries: Vec<(String, String)> = Vec::new();
+    let mut set = |name: &str, value: &str| {
+        entries.retain(|(held, _)| held != name);
+        entries.push((name.to_owned(), value.to_owned()));
+    };
+    for entry in app.iter().flat_map(|app| &app.environment) {
+        if let Some((name, value)) = entry.split_once('=') {
+            set(name, value);
+        }
+    }
+    let mut own: Vec<_> = request.environment_variables.iter().collect();
+    own.sort();
+    for (name, value) in own {
+        set(name, value);
+    }
+    set("AWS_LAMBDA_MICROVM_IMAGE_ARN", &request.image_arn);
+    set("AWS_LAMBDA_MICROVM_IMAGE_NAME", &request.image_name);
+    set("AWS_LAMBDA_MICROVM_IMAGE_VERSION", &request.image_version);
+    set("AWS_REGION", region);
+    entries
+        .into_iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect()
+}
+
+/// Waits for the ready hook, or without one for a port to listen; without a
+/// hook the wait running out is no failure.
+///
+/// # Errors
+/// [`Failure::Hook`] when the hook refused or never answered 200 in time,
+/// [`Failure::Guest`] when the app ended first.
+pub async fn await_ready(
+    link: &Link,
+    request: &BakeRequest,
+    progress: &Progress,
+    ended: &mut watch::Receiver<AppEnd>,
+) -> Result<(), Failure> {
+    let hook = hooks::enabled(request.hooks.as_ref(), HookName::Ready);
+    let settle = request
+        .settle_timeout
+        .as_ref()
+        .and_then(|timeout| api::duration(timeout).ok());
+    let timeout = hook.map_or(settle.unwrap_or(SETTLE_TIMEOUT_DEFAULT), |hook| hook.timeout);
+    let exposed = request
+        .app
+        .as_ref()
+        .map(|app| app.exposed_ports.clone())
+        .unwrap_or_default();
+    let ports = if exposed.is_empty() {
+        vec![PORT_DEFAULT]
+    } else {
+        exposed
+    };
+    let wait = AwaitReadyRequest {
+        hook_port: hook.map_or(0, |hook| hook.port),
+        timeout: Some(api::duration_proto(timeout)),
+        listen_ports: if hook.is_some() { Vec::new() } else { ports.clone() },
+    };
+    let answer = link
+        .await_ready(wait)
+        .await
+        .map_err(|error| link_failure(&error))?;
+    let seconds = timeout.as_secs();
+    match (answer.outcome(), hook) {
+        (ReadyOutcome::Ready, _) => {
+            if answer.listening_port > 0 {
+                progress
+                    .say(format!("port {} listens", answer.listening_port))
+                    .await;
+            }
+            Ok(())
+        }
+        (ReadyOutcome::TimedOut, None) => {
+            let text =
+                format!("no port of {ports:?} listens after {seconds} s; taking the snapshot as it is");
+            progress.say(text).await;
+            Ok(())
+        }
+        (ReadyOutcome::AppExited, _) => Err(exited(ended).await),
+        (ReadyOutcome::TimedOut, Some(_)) => Err(Failure::Hook {
+            hook: "ready",
+            message: format!("Ready lifecycle hook did not answer 200 within {seconds} seconds."),
+            http_status: answer.http_status,
+            timed_out: true,
+        }),
+        (_, _) => Err(Failure::Hook {
+            hook: "ready",
+            message: format!(
+                "Ready lifecycle hook returned HTTP status {}.",
+                answer.http_status
+            ),
+            http_status: answer.http_status,
+            timed_out: false,
+        }),
+    }
+}
+
+/// The app ended before it was ready.
+pub async fn exited(ended: &mut watch::Receiver<AppEnd>) -> Failure {
+    let known = tokio::time::timeout(EXIT_STATUS_TIMEOUT, ended.wait_for(Option::is_some)).await;
+    let end = match known {
+        Ok(Ok(end)) => *end,
+        _ => None,
+    };
+    let message = match end {
+        Some((exit_code, signal)) => app_exit_sentence(exit_code, signal),
+        None => "The application exited.".to_owned(),
+    };
+    Failure::Guest {
+        message,
+        outcome: "app_exited",
+        exit_code: end.map(|(exit_code, _)| exit_code),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn later_values_replace_earlier_ones() {
+        let request = BakeRequest {
+            image_name: "app".to_owned(),
+            image_version: "1.0".to_owned(),
+            app: Some(api::image::v1::AppConfiguration {
+                environment: vec![
+                    "PATH=/bin".to_owned(),
+                    "A=1=2".to_owned(),
+                    "AWS_REGION=mine".to_owned(),
+                ],
+                ..Default::default()
+            }),
+            environment_variables: [("A".to_owned(), "3".to_owned())].into(),
+            ..Default::default()
+        };
+        assert_eq!(
+            environment(&request, "local-1"),
+            [
+                "PATH=/bin",
+                "A=3",
+                "AWS_LAMBDA_MICROVM_IMAGE_ARN=",
+                "AWS_LAMBDA_MICROVM_IMAGE_NAME=app",
+                "AWS_LAMBDA_MICROVM_IMAGE_VERSION=1.0",
+                "AWS_REGION=local-1"
+            ]
+        );
+    }
+}

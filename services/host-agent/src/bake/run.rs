@@ -1,0 +1,400 @@
+//! One bake from disk to published snapshot, step by step. Whatever ends it
+//! early, [`Workshop::clean`] gives everything back.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::hostagent::v1::{BakeRequest, BakeResponse, BakeResult};
+use api::image::v1::SnapshotRef;
+use guest_link::Event;
+use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::app::{self, AppEnd};
+use super::{MARKER, Progress, memory, validate};
+use crate::adapters::bases::{LOG_LABEL, Origin, fetch_failure, file_name};
+use crate::adapters::files;
+use crate::domain::Failure;
+use crate::domain::capacity::Reservation;
+use crate::domain::transition::Stopwatch;
+use crate::failpoint;
+use crate::host::{Host, now_ms};
+use crate::microvm::{self, GuestConnection, connect_guest, engine_failure, exit_sentence, link_failure};
+
+/// What a bake holds while it runs.
+pub struct Workshop {
+    /// Shared services.
+    pub host: Arc<Host>,
+    /// What was asked for.
+    pub request: BakeRequest,
+    /// Where it reports.
+    pub progress: Progress,
+    /// Its directory.
+    pub directory: PathBuf,
+    /// Its engine, while there is one.
+    pub machine: Option<Arc<dyn vmm::Machine>>,
+    /// Its slot, while it has one.
+    pub slot: Option<slot::Slot>,
+    pump: Option<AbortHandle>,
+    _memory: Reservation,
+    published: Option<String>,
+    watch: Stopwatch,
+}
+
+/// Bakes, reporting to `progress`; ends early when the caller hangs up or
+/// `cancel` fires.
+///
+/// # Errors
+/// Why there is no snapshot; nothing is left then.
+pub async fn bake(
+    host: &Arc<Host>,
+    request: BakeRequest,
+    progress: &Progress,
+    cancel: &CancellationToken,
+) -> Result<(), Failure> {
+    let baseline = u64::from(host.baseline_mib(request.memory_mib));
+    let memory = host
+        .capacity
+        .reserve(baseline)
+        .map_err(|free| Failure::Capacity(format!("the host has {free} MiB of guest memory left")))?;
+    let directory = host
+        .data
+        .bakes()
+        .join(format!("{}-{}", request.build_id, request.generation));
+    files::remove(&directory)?;
+    files::make_directory(&directory)?;
+    let mut workshop = Workshop {
+        host: Arc::clone(host),
+        request,
+        progress: progress.clone(),
+        directory,
+        machine: None,
+        slot: None,
+        pump: None,
+        _memory: memory,
+        published: None,
+        watch: Stopwatch::start("bake"),
+    };
+    let outcome = tokio::select! {
+        biased;
+        () = cancel.cancelled() => Err(Failure::Interrupted("a newer attempt replaced this bake".to_owned())),
+        () = progress.sender.closed() => Err(Failure::Interrupted("the caller hung up".to_owned())),
+        outcome = workshop.work() => outcome,
+    };
+    let told = match &outcome {
+        Ok(result) => {
+            // From here on the caller owns the snapshot: a restart must not remove it.
+            files::discard(&workshop.directory.join(MARKER));
+            failpoint::hit("bake-published");
+            let response = BakeResponse {
+                result: Some(result.clone()),
+                ..Default::default()
+            };
+            progress.sender.send(Ok(response)).await.is_ok()
+        }
+        Err(_) => false,
+    };
+    workshop.clean(told).await;
+    outcome.map(|_| ())
+}
+
+impl Workshop {
+    async fn work(&mut self) -> Result<BakeResult, Failure> {
+        self.fetch_disk().await?;
+        failpoint::hit("bake-fetched");
+        let log_next = self.boot_and_snapshot().await?;
+        failpoint::hit("bake-snapshotted");
+        let (memory_bytes, disk_difference_bytes) = self.measure().await?;
+        validate::validate(self).await?;
+        let published = self.upload(log_next).await?;
+        let result = BakeResult {
+            snapshot: Some(SnapshotRef {
+                manifest_key: published.manifest_key.clone(),
+                manifest_digest: published.manifest_digest.clone(),
+                engine: self.host.engine_description.name.clone(),
+                guest_bundle_version: self.host.template.bundle.version.clone(),
+                memory_mib: self.request.memory_mib,
+                vcpu_count: self.request.vcpu_count,
+                disk_size_bytes: std::fs::metadata(self.file(FileKind::Disk)).map_or(0, |data| data.len()),
+            }),
+            memory_bytes,
+            disk_difference_bytes,
+            stored_bytes: published.stored_bytes,
+            phases: Vec::new(),
+        };
+        self.keep(&published, log_next).await?;
+        let transition = self.watch.finish();
+        self.host
+            .metrics
+            .transition("bake", self.watch.elapsed().as_secs_f64());
+        Ok(BakeResult {
+            phases: microvm::phases(&transition),
+            ..result
+        })
+    }
+
+    /// Path of a file of the snapshot in the making.
+    #[must_use]
+    pub fn file(&self, kind: FileKind) -> PathBuf {
+        self.directory.join(file_name(kind))
+    }
+
+    fn original_disk(&self) -> PathBuf {
+        self.directory.join("disk.original")
+    }
+
+    /// The root disk, and a copy of it that shares its blocks, to tell later
+    /// what the boot has written.
+    async fn fetch_disk(&self) -> Result<(), Failure> {
+        self.progress.step("fetch").await;
+        let disk = self.request.disk.clone().unwrap_or_default();
+        let into = self.directory.join("fetched");
+        let digest = Some(disk.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
+        let (store, bucket) = (&self.host.store, self.host.bucket());
+        let fetch = snapshot::fetch(store, bucket, &disk.manifest_key, digest, &into, &|_, _| ());
+        let fetched = self
+            .watch
+            .step("fetch", fetch)
+            .await
+            .map_err(|error| fetch_failure(&error, &into))?;
+        let from = fetched
+            .paths
+            .get(&FileKind::Disk)
+            .cloned()
+            .ok_or_else(|| Failure::Corrupt {
+                object: disk.manifest_key.clone(),
+            })?;
+        let (original, work) = (self.original_disk(), self.file(FileKind::Disk));
+        files::blocking(move || {
+            std::fs::rename(&from, &original).map_err(|error| Failure::io(&original, &error))?;
+            snapshot::disk::reflink(&original, &work).map_err(|error| fetch_failure(&error, &work))?;
+            files::remove(&into)
+        })
+        .await
+    }
+
+    /// Boots, starts the app, waits for it, freezes it. Returns the guest's next
+    /// log line.
+    async fn boot_and_snapshot(&mut self) -> Result<u64, Failure> {
+        self.progress.step("boot").await;
+        let pool = self.host.pool.clone();
+        let slot = self.watch.step("slot", pool.take(slot::Egress::Internet)).await;
+        let slot = slot.map_err(|error| Failure::Capacity(Failure::chain(&error).0))?;
+        let connector = slot.connector();
+        let spec = self.machine_spec(slot.name(), self.file(FileKind::Disk), "run");
+        self.slot = Some(slot);
+        let memory_file = self.file(FileKind::Memory);
+        let boot = self.host.engine.boot(&spec, &memory_file);
+        let machine = self
+            .watch
+            .step("engine", boot)
+            .await
+            .map_err(|error| engine_failure(&error))?;
+        self.machine = Some(Arc::clone(&machine));
+        failpoint::hit("bake-booted");
+        let timeout = Duration::from_millis(self.host.config.timeouts.guest_boot_ms);
+        let mut connection = None;
+        let boot = alive(
+            &machine,
+            self.watch.step("boot", connect_guest(&connector, timeout)),
+        )
+        .await?;
+        let (ended_out, mut ended) = watch::channel(None);
+        let (next_out, next) = watch::channel(0);
+        let GuestConnection { link, events } = boot;
+        connection.replace(link.clone());
+        self.pump =
+            Some(tokio::spawn(pump(events, self.progress.clone(), ended_out, next_out)).abort_handle());
+        link.stream_logs(0).await.map_err(|error| link_failure(&error))?;
+        self.progress.step("ready").await;
+        let region = self.host.config.region.clone();
+        let start = app::start(&link, &self.request, &region);
+        alive(&machine, self.watch.step("start", start)).await?;
+        let ready = app::await_ready(&link, &self.request, &self.progress, &mut ended);
+        alive(&machine, self.watch.step("ready", ready)).await?;
+        failpoint::hit("bake-ready");
+
+        self.progress.step("snapshot").await;
+        alive(&machine, async {
+            link.prepare_snapshot(true)
+                .await
+                .map_err(|error| link_failure(&error))
+        })
+        .await?;
+        if ended.borrow().is_some() {
+            return Err(app::exited(&mut ended).await);
+        }
+        let device_state = self.file(FileKind::Device);
+        let freeze = async {
+            machine.pause().await?;
+            machine.save_device_state(&device_state).await
+        };
+        self.watch
+            .step("freeze", freeze)
+            .await
+            .map_err(|error| engine_failure(&error))?;
+        let log_next = *next.borrow();
+        self.down().await;
+        Ok(log_next)
+    }
+
+    /// What the engine is told about a machine of this bake.
+    #[must_use]
+    pub fn machine_spec(&self, netns: &str, disk: PathBuf, run_dir: &str) -> vmm::MachineSpec {
+        let size = (self.request.vcpu_count, self.request.memory_mib);
+        let name = format!("bake-{}", self.request.build_id);
+        self.host
+            .template
+            .machine(&name, size, netns, disk, self.directory.join(run_dir))
+    }
+
+    /// Ends the engine, then gives the slot back.
+    pub async fn down(&mut self) {
+        if let Some(pump) = self.pump.take() {
+            pump.abort();
+        }
+        if let Some(machine) = self.machine.take() {
+            microvm::stop(machine.as_ref()).await;
+        }
+        if let Some(slot) = self.slot.take() {
+            microvm::recycle(&self.host, slot);
+        }
+    }
+
+    /// Sizes for the report; also makes the files sparse and durable.
+    async fn measure(&self) -> Result<(u64, u64), Failure> {
+        let memory = self.file(FileKind::Memory);
+        let (disk, original) = (self.file(FileKind::Disk), self.original_disk());
+        let difference = self.directory.join("disk.diff");
+        let work = files::blocking(move || {
+            let memory_bytes = memory::punch_zero_pages(&memory)?;
+            files::sync(&memory)?;
+            files::sync(&disk)?;
+            let stats = snapshot::disk::difference(&disk, &original, &difference)
+                .map_err(|error| fetch_failure(&error, &difference))?;
+            files::remove(&difference)?;
+            files::remove(&original)?;
+            Ok((memory_bytes, stats.data_bytes))
+        });
+        self.watch.step("measure", work).await
+    }
+
+    async fn upload(&mut self, log_next: u64) -> Result<snapshot::Published, Failure> {
+        self.progress.step("upload").await;
+        let prefix = self.request.destination_prefix.trim_end_matches('/').to_owned();
+        files::replace(&self.directory.join(MARKER), prefix.as_bytes(), true)?;
+        let head = ManifestHead {
+            kind: SnapshotKind::Image,
+            engine: self.host.engine_description.name.clone(),
+            platform_fingerprint: self.host.engine_description.platform_fingerprint.clone(),
+            guest_bundle_version: self.host.template.bundle.version.clone(),
+            memory_mib: self.request.memory_mib,
+            vcpu_count: self.request.vcpu_count,
+            disk_size_bytes: std::fs::metadata(self.file(FileKind::Disk)).map_or(0, |data| data.len()),
+            image_name: self.request.image_name.clone(),
+            image_version: self.request.image_version.clone(),
+            microvm_id: None,
+            generation: Some(self.request.generation),
+            sequence: None,
+            parent: None,
+            created_unix_ms: now_ms(),
+            labels: [(LOG_LABEL.to_owned(), log_next.to_string())].into(),
+        };
+        let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device].map(|kind| FileSource {
+            kind,
+            path: self.file(kind),
+        });
+        self.published = Some(snapshot::manifest_key(&prefix));
+        failpoint::hit("bake-upload-begun");
+        let (store, bucket) = (&self.host.store, self.host.bucket());
+        let upload = snapshot::upload(store, bucket, &prefix, &head, &sources, &|_, _| ());
+        let published = self.watch.step("upload", upload).await;
+        published.map_err(|error| match error {
+            snapshot::Error::Store(_) => Failure::StoreUnavailable(Failure::chain(&error).0),
+            _ => fetch_failure(&error, &self.directory),
+        })
+    }
+
+    /// The host keeps what it has made: the first launch is likely to come here.
+    async fn keep(&self, published: &snapshot::Published, log_next: u64) -> Result<(), Failure> {
+        let kept = self.directory.join("base");
+        files::make_directory(&kept)?;
+        for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
+            let to = kept.join(file_name(kind));
+            std::fs::rename(self.file(kind), &to).map_err(|error| Failure::io(&to, &error))?;
+        }
+        let origin = Origin {
+            manifest_key: published.manifest_key.clone(),
+            guest_bundle_version: self.host.template.bundle.version.clone(),
+            log_start: log_next,
+        };
+        self.host
+            .bases
+            .adopt(&kept, &published.manifest_digest, origin)
+            .await
+            .map(drop)
+    }
+
+    /// Gives everything back. Unless the caller was told of the snapshot, what
+    /// was stored of it goes too.
+    async fn clean(mut self, told: bool) {
+        self.down().await;
+        if !told && let Some(key) = &self.published {
+            let _ = self.host.bases.evict(key);
+            if let Err(error) = snapshot::delete(&self.host.store, self.host.bucket(), key).await {
+                tracing::warn!(key, %error, "chunks of a failed bake stay in S3 for now");
+            }
+        }
+        files::discard(&self.directory);
+    }
+}
+
+/// Runs `work` as long as the machine lives.
+///
+/// # Errors
+/// What `work` returns, or how the guest ended.
+pub async fn alive<T>(
+    machine: &Arc<dyn vmm::Machine>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    tokio::select! {
+        biased;
+        result = work => result,
+        reason = machine.exited() => Err(Failure::Guest {
+            message: exit_sentence(&reason),
+            outcome: "guest_ended",
+            exit_code: None,
+        }),
+    }
+}
+
+/// Passes the guest's lines on and notes how the app ended.
+async fn pump(
+    mut events: mpsc::Receiver<Event>,
+    progress: Progress,
+    ended: watch::Sender<AppEnd>,
+    next: watch::Sender<u64>,
+) {
+    while let Some(event) = events.recv().await {
+        match event {
+            Event::Logs { lines, dropped } => {
+                if dropped > 0 {
+                    progress
+                        .say(format!("{dropped} lines were dropped: too much output"))
+                        .await;
+                }
+                if let Some(last) = lines.last() {
+                    next.send_replace(last.sequence + 1);
+                }
+                progress.lines(lines).await;
+            }
+            Event::AppExited(exit) => {
+                ended.send_replace(Some((exit.exit_code, exit.signal)));
+            }
+            Event::Closed { .. } => return,
+        }
+    }
+}

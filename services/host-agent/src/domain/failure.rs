@@ -1,0 +1,172 @@
+//! Everything that can go wrong with a command, as its caller is to
+//! understand it. The server layer turns each into a gRPC status.
+
+use std::path::Path;
+
+/// Why a command failed. `Display` is the sentence for people.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// The command belongs to an older placement.
+    #[error("generation {offered} is older than {held}, which this host holds")]
+    StaleGeneration {
+        /// What the host holds.
+        held: u64,
+        /// What the command carried.
+        offered: u64,
+    },
+    /// The host does not hold it.
+    #[error("this host does not hold {id}")]
+    NotHere {
+        /// The microVM.
+        id: String,
+    },
+    /// It has ended.
+    #[error("the microVM has ended: {reason}")]
+    Ended {
+        /// Why it ended.
+        reason: String,
+    },
+    /// Its state forbids the command.
+    #[error("{0}")]
+    Conflict(String),
+    /// A field breaks a rule: path and description.
+    #[error("invalid argument: {}", .0.iter().map(|(field, why)| format!("{field}: {why}")).collect::<Vec<_>>().join("; "))]
+    Invalid(Vec<(String, String)>),
+    /// No room: memory, slots or mailbox.
+    #[error("{0}")]
+    Capacity(String),
+    /// Stored bytes do not match their digest; nothing was started from them.
+    #[error("stored object {object} is corrupt; nothing was started from it")]
+    Corrupt {
+        /// Key or path of the object.
+        object: String,
+    },
+    /// A stored object is missing.
+    #[error("stored object {object} is missing")]
+    Missing {
+        /// Key or path of the object.
+        object: String,
+    },
+    /// S3 or etcd is out of reach.
+    #[error("{0}")]
+    StoreUnavailable(String),
+    /// The host's disk is full.
+    #[error(
+        "no space left on the host's disk for {path} (limit: {limit}); free space or grow the file system, then try again"
+    )]
+    DiskFull {
+        /// What could not be written.
+        path: String,
+        /// What sets the limit.
+        limit: String,
+    },
+    /// An app's hook failed.
+    #[error("{message}")]
+    Hook {
+        /// Which hook.
+        hook: &'static str,
+        /// The sentence for people.
+        message: String,
+        /// HTTP status; 0 when there was no answer.
+        http_status: u32,
+        /// True when time ran out.
+        timed_out: bool,
+    },
+    /// The guest did not answer, misbehaved or ended.
+    #[error("{message}")]
+    Guest {
+        /// The sentence for people.
+        message: String,
+        /// "timed_out", "app_exited", "guest_ended" or "no_answer".
+        outcome: &'static str,
+        /// Exit status of the app, when it ended.
+        exit_code: Option<i32>,
+    },
+    /// The engine failed.
+    #[error("{0}")]
+    Engine(String),
+    /// A newer command or the caller's hang-up stopped it.
+    #[error("{0}")]
+    Interrupted(String),
+    /// A bug, or a file system that refuses what it must do.
+    #[error("{0}")]
+    Internal(String),
+}
+
+impl Failure {
+    /// An I/O failure on one of the host's files.
+    #[must_use]
+    pub fn io(path: &Path, error: &std::io::Error) -> Self {
+        if is_disk_full(error) {
+            return Self::disk_full(path);
+        }
+        Self::Internal(format!("{}: {error}", path.display()))
+    }
+
+    /// The disk is full; names the data directory's file system as the limit.
+    #[must_use]
+    pub fn disk_full(path: &Path) -> Self {
+        let limit = nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)).map_or_else(
+            |_| "size of its file system".to_owned(),
+            |stat| {
+                let unit = stat.fragment_size();
+                format!(
+                    "{} MiB of file system, {} MiB free",
+                    (stat.blocks() * unit) >> 20,
+                    (stat.blocks_available() * unit) >> 20
+                )
+            },
+        );
+        Self::DiskFull {
+            path: path.display().to_string(),
+            limit,
+        }
+    }
+
+    /// The message of an error with all its sources, and whether one of them
+    /// is a full disk.
+    #[must_use]
+    pub fn chain(error: &(dyn std::error::Error + 'static)) -> (String, bool) {
+        let mut text = error.to_string();
+        let mut full = false;
+        let mut next = Some(error);
+        while let Some(error) = next {
+            full |= error.downcast_ref::<std::io::Error>().is_some_and(is_disk_full);
+            if let Some(source) = error.source() {
+                text.push_str(": ");
+                text.push_str(&source.to_string());
+            }
+            next = error.source();
+        }
+        (text, full)
+    }
+}
+
+fn is_disk_full(error: &std::io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
+        || matches!(
+            error.kind(),
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_found_under_any_error() {
+        #[derive(Debug, thiserror::Error)]
+        #[error("writing the difference")]
+        struct Outer(#[source] std::io::Error);
+        let (text, full) = Failure::chain(&Outer(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+        assert!(full && text.starts_with("writing the difference: "), "{text}");
+        let (_, full) = Failure::chain(&Outer(std::io::Error::from_raw_os_error(libc::EIO)));
+        assert!(!full);
+        let failure = Failure::io(
+            Path::new("/tmp/x"),
+            &std::io::Error::from_raw_os_error(libc::ENOSPC),
+        );
+        assert!(failure.to_string().contains("/tmp/x"), "{failure}");
+    }
+}

@@ -1,0 +1,222 @@
+//! Lifecycle hooks: which are on, how long each may take, what they are sent
+//! and how their answers are judged.
+
+use std::time::Duration;
+
+use api::common::v1 as common;
+
+use super::failure::Failure;
+
+/// Timeout of a build hook that gives none.
+const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
+/// Timeout of a runtime hook that gives none.
+const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
+
+/// A hook of an image.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HookName {
+    /// During the bake.
+    Ready,
+    /// On a clone of the new snapshot.
+    Validate,
+    /// After launch.
+    Run,
+    /// After a wake.
+    Resume,
+    /// Before a suspend.
+    Suspend,
+    /// Before the end.
+    Terminate,
+}
+
+impl HookName {
+    /// As users write it.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Validate => "validate",
+            Self::Run => "run",
+            Self::Resume => "resume",
+            Self::Suspend => "suspend",
+            Self::Terminate => "terminate",
+        }
+    }
+
+    fn title(self) -> &'static str {
+        match self {
+            Self::Ready => "Ready",
+            Self::Validate => "Validate",
+            Self::Run => "Run",
+            Self::Resume => "Resume",
+            Self::Suspend => "Suspend",
+            Self::Terminate => "Terminate",
+        }
+    }
+}
+
+/// A hook that is to be called.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hook {
+    /// Which.
+    pub name: HookName,
+    /// TCP port on guest loopback.
+    pub port: u32,
+    /// Longest wait for the answer.
+    pub timeout: Duration,
+}
+
+/// The hook `name` of `hooks`, when it is enabled.
+#[must_use]
+pub fn enabled(hooks: Option<&common::Hooks>, name: HookName) -> Option<Hook> {
+    let hooks = hooks?;
+    let hook = match name {
+        HookName::Ready => &hooks.ready,
+        HookName::Validate => &hooks.validate,
+        HookName::Run => &hooks.run,
+        HookName::Resume => &hooks.resume,
+        HookName::Suspend => &hooks.suspend,
+        HookName::Terminate => &hooks.terminate,
+    }
+    .as_ref()?;
+    if hook.mode() != common::HookMode::Enabled {
+        return None;
+    }
+    let default = match name {
+        HookName::Ready | HookName::Validate => BUILD_HOOK_TIMEOUT_DEFAULT,
+        _ => RUNTIME_HOOK_TIMEOUT_DEFAULT,
+    };
+    let timeout = hook
+        .timeout
+        .as_ref()
+        .and_then(|timeout| api::duration(timeout).ok())
+        .unwrap_or(default);
+    Some(Hook {
+        name,
+        port: hooks.port,
+        timeout,
+    })
+}
+
+/// Body of the run hook. The payload is a string inside the JSON, whatever it
+/// holds itself.
+#[must_use]
+pub fn run_body(microvm_id: &str, run_hook_payload: &str) -> String {
+    serde_json::json!({ "microvmId": microvm_id, "runHookPayload": run_hook_payload }).to_string()
+}
+
+/// How a hook's call ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// HTTP status; 0 when there was no answer.
+    pub http_status: u32,
+    /// True when time ran out.
+    pub timed_out: bool,
+    /// What went wrong when there was no answer.
+    pub error: String,
+}
+
+/// Judges the answer of a runtime hook: only 200 is success.
+///
+/// # Errors
+/// [`Failure::Hook`] with the sentence the caller reads.
+pub fn judge(hook: Hook, answer: &Answer) -> Result<(), Failure> {
+    if answer.http_status == 200 && !answer.timed_out {
+        return Ok(());
+    }
+    let title = hook.name.title();
+    let message = if answer.timed_out {
+        format!(
+            "{title} lifecycle hook did not answer within {} seconds. Please check your hook endpoint and application logs for more details.",
+            hook.timeout.as_secs()
+        )
+    } else if answer.http_status == 0 {
+        format!(
+            "{title} lifecycle hook could not be called: {}. Please check your hook endpoint and application logs for more details.",
+            answer.error
+        )
+    } else {
+        format!(
+            "{title} lifecycle hook returned HTTP status {}. Please check your hook endpoint and application logs for more details.",
+            answer.http_status
+        )
+    };
+    Err(Failure::Hook {
+        hook: hook.name.as_str(),
+        message,
+        http_status: answer.http_status,
+        timed_out: answer.timed_out,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hooks(mode: common::HookMode, seconds: Option<i64>) -> common::Hooks {
+        common::Hooks {
+            port: 9000,
+            run: Some(common::Hook {
+                mode: mode.into(),
+                timeout: seconds.map(|seconds| prost_types::Duration { seconds, nanos: 0 }),
+            }),
+            ..common::Hooks::default()
+        }
+    }
+
+    #[test]
+    fn only_enabled_hooks_are_called() {
+        assert_eq!(enabled(None, HookName::Run), None);
+        assert_eq!(
+            enabled(Some(&hooks(common::HookMode::Disabled, None)), HookName::Run),
+            None
+        );
+        assert_eq!(
+            enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Resume),
+            None
+        );
+        let hook = enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Run).unwrap();
+        assert_eq!((hook.port, hook.timeout), (9000, Duration::from_secs(1)));
+        let hook = enabled(Some(&hooks(common::HookMode::Enabled, Some(20))), HookName::Run).unwrap();
+        assert_eq!(hook.timeout, Duration::from_secs(20));
+    }
+
+    #[test]
+    fn the_payload_stays_a_string() {
+        assert_eq!(
+            run_body("microvm-1", r#"{"a":1}"#),
+            r#"{"microvmId":"microvm-1","runHookPayload":"{\"a\":1}"}"#
+        );
+    }
+
+    #[test]
+    fn only_200_is_success() {
+        let hook = Hook {
+            name: HookName::Run,
+            port: 1,
+            timeout: Duration::from_secs(3),
+        };
+        let answer = |http_status, timed_out, error: &str| Answer {
+            http_status,
+            timed_out,
+            error: error.to_owned(),
+        };
+        assert_eq!(judge(hook, &answer(200, false, "")), Ok(()));
+        for (answer, sentence) in [
+            (
+                answer(500, false, ""),
+                "Run lifecycle hook returned HTTP status 500. Please check your hook endpoint and application logs for more details.",
+            ),
+            (
+                answer(0, true, ""),
+                "Run lifecycle hook did not answer within 3 seconds. Please check your hook endpoint and application logs for more details.",
+            ),
+            (
+                answer(0, false, "connection refused"),
+                "Run lifecycle hook could not be called: connection refused. Please check your hook endpoint and application logs for more details.",
+            ),
+        ] {
+            assert_eq!(judge(hook, &answer).unwrap_err().to_string(), sentence);
+        }
+    }
+}

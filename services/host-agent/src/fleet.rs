@@ -1,0 +1,510 @@
+//! Every microVM this host holds, and the reports of those that have ended.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use api::host::v1::{HostUsage, ObservedMicrovm};
+use api::hostagent::v1::MicrovmSpec;
+use api::microvm::v1::{MicrovmState, SnapshotCopies};
+use model::ids::MicrovmId;
+use tokio::sync::oneshot;
+
+use crate::adapters::files;
+use crate::adapters::journal::Tombstone;
+use crate::domain::fence::{Fence, fence};
+use crate::domain::metering::Meter;
+use crate::domain::{Failure, Phase};
+use crate::host::{Host, now_ms, timestamp};
+use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
+
+/// Rounds of "drop the older, start the newer" before a launch gives up.
+const REPLACE_ROUNDS_MAX: usize = 3;
+/// How often the ended are looked through.
+const JANITOR_INTERVAL: Duration = Duration::from_secs(5);
+/// Most manifest keys reported.
+const MANIFEST_KEYS_MAX: usize = 1000;
+
+/// The microVMs of this host.
+pub struct Fleet {
+    host: Arc<Host>,
+    live: Mutex<HashMap<String, Handle>>,
+    ended: Mutex<HashMap<String, Ended>>,
+}
+
+struct Ended {
+    tombstone: Tombstone,
+    /// True once the scheduler has answered a report that named it.
+    known: bool,
+    remote_done: bool,
+}
+
+impl Fleet {
+    /// A fleet with the reports an earlier agent left.
+    #[must_use]
+    pub fn open(host: Arc<Host>) -> Arc<Self> {
+        let mut ended = HashMap::new();
+        if let Ok(entries) = std::fs::read_dir(host.data.ended()) {
+            for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
+                let id = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+                match (id, Tombstone::read(&path)) {
+                    (Some(id), Some(tombstone)) => {
+                        let remote_done = tombstone.remote_prefix.is_empty();
+                        ended.insert(
+                            id,
+                            Ended {
+                                tombstone,
+                                known: false,
+                                remote_done,
+                            },
+                        );
+                    }
+                    _ => files::discard(&path),
+                }
+            }
+        }
+        Arc::new(Self {
+            host,
+            live: Mutex::default(),
+            ended: Mutex::new(ended),
+        })
+    }
+
+    /// Drives a microVM and remembers it until it is gone.
+    pub fn adopt(self: &Arc<Self>, driver: Driver, handle: Handle, first: First) {
+        let id = handle.id.to_string();
+        self.live().insert(id.clone(), handle.clone());
+        let fleet = Arc::clone(self);
+        tokio::spawn(async move {
+            let tombstone = driver.drive(first).await;
+            fleet.retire(&handle);
+            if let Some(tombstone) = tombstone {
+                fleet.bury(id, tombstone);
+            }
+            fleet.host.changed();
+        });
+    }
+
+    /// Keeps the report of a microVM that has ended.
+    pub fn bury(&self, id: String, tombstone: Tombstone) {
+        let remote_done = tombstone.remote_prefix.is_empty();
+        self.ended().insert(
+            id,
+            Ended {
+                tombstone,
+                known: false,
+                remote_done,
+            },
+        );
+    }
+
+    fn retire(&self, handle: &Handle) {
+        let mut live = self.live();
+        // A newer one with this id may have taken its place.
+        if live
+            .get(&*handle.id)
+            .is_some_and(|held| held.view.same_channel(&handle.view))
+        {
+            live.remove(&*handle.id);
+        }
+    }
+
+    /// The microVM, if the host holds it.
+    #[must_use]
+    pub fn get(&self, id: &str) -> Option<Handle> {
+        let handle = self.live().get(id)?.clone();
+        if handle.view.borrow().phase == Phase::Gone {
+            self.retire(&handle);
+            return None;
+        }
+        Some(handle)
+    }
+
+    /// Why a microVM has ended, if this host still knows.
+    #[must_use]
+    pub fn epitaph(&self, id: &str) -> Option<String> {
+        self.ended().get(id).map(|ended| ended.tombstone.reason.clone())
+    }
+
+    /// Starts a microVM; answers when it is RUNNING.
+    ///
+    /// # Errors
+    /// Why it could not be started, or why the command is refused.
+    pub async fn launch(self: &Arc<Self>, spec: MicrovmSpec, generation: u64) -> Outcome {
+        let id = check(&spec, generation)?;
+        for _ in 0..REPLACE_ROUNDS_MAX {
+            let Some(handle) = self.get(id.as_str()) else {
+                return self.launch_new(id, spec, generation).await;
+            };
+            let held = handle.view.borrow().generation;
+            match fence(held, generation) {
+                Fence::Stale => {
+                    return Err(Failure::StaleGeneration {
+                        held,
+                        offered: generation,
+                    });
+                }
+                Fence::Same => return handle.command(Command::Launch, Some(generation)).await,
+                Fence::Newer => {
+                    let reason = format!("Replaced by generation {generation}.");
+                    let order = EndOrder {
+                        reason,
+                        discard: true,
+                    };
+                    handle.command(Command::End(order), Some(generation)).await?;
+                }
+            }
+        }
+        Err(Failure::Conflict(format!("{id} is being replaced")))
+    }
+
+    async fn launch_new(self: &Arc<Self>, id: MicrovmId, spec: MicrovmSpec, generation: u64) -> Outcome {
+        self.refuse_ended(id.as_str(), generation)?;
+        let (reply, answer) = oneshot::channel();
+        let joined = {
+            let mut live = self.live();
+            match live.get(id.as_str()) {
+                Some(handle) => Some(handle.clone()),
+                None => {
+                    let (driver, handle) =
+                        microvm::create(&self.host, id.clone(), spec, generation, Phase::Launching)?;
+                    // The lock is held, so that a second launch of this id joins this one.
+                    live.insert(id.to_string(), handle.clone());
+                    drop(live);
+                    self.adopt(driver, handle, First::Launch(reply));
+                    None
+                }
+            }
+        };
+        match joined {
+            Some(handle) => handle.command(Command::Launch, Some(generation)).await,
+            None => answer
+                .await
+                .unwrap_or_else(|_| Err(Failure::Internal("the driver is gone".to_owned()))),
+        }
+    }
+
+    /// A microVM that ended under this or a newer generation never starts again.
+    fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), Failure> {
+        let mut ended = self.ended();
+        let Some(entry) = ended.get(id) else { return Ok(()) };
+        match fence(entry.tombstone.generation, generation) {
+            Fence::Stale | Fence::Same => Err(Failure::Ended {
+                reason: entry.tombstone.reason.clone(),
+            }),
+            Fence::Newer => {
+                ended.remove(id);
+                files::discard(&self.host.data.ended().join(id));
+                Ok(())
+            }
+        }
+    }
+
+    /// Puts a microVM to sleep; answers when it is SUSPENDED.
+    ///
+    /// # Errors
+    /// Why it runs on, or why the command is refused.
+    pub async fn suspend(&self, id: &str, generation: u64) -> Outcome {
+        self.held(id)?.command(Command::Suspend, Some(generation)).await
+    }
+
+    /// Wakes a microVM; answers when it is RUNNING. One that this host does not
+    /// hold is fetched from S3 first.
+    ///
+    /// # Errors
+    /// Why it sleeps on, or why the command is refused.
+    pub async fn resume(
+        self: &Arc<Self>,
+        spec: MicrovmSpec,
+        generation: u64,
+        snapshot: Option<SnapshotCopies>,
+    ) -> Outcome {
+        let id = check(&spec, generation)?;
+        let handle = match self.get(id.as_str()) {
+            Some(handle) => handle,
+            None => {
+                self.refuse_ended(id.as_str(), generation)?;
+                if !snapshot
+                    .as_ref()
+                    .is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty())
+                {
+                    return Err(Failure::NotHere { id: id.to_string() });
+                }
+                let (driver, handle) =
+                    microvm::create(&self.host, id.clone(), spec.clone(), generation, Phase::Suspended)?;
+                self.adopt(driver, handle.clone(), First::Settled);
+                handle
+            }
+        };
+        handle
+            .command(
+                Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot }))),
+                Some(generation),
+            )
+            .await
+    }
+
+    /// Ends a microVM. Repeating it succeeds.
+    ///
+    /// # Errors
+    /// When the command is too old.
+    pub async fn terminate(&self, id: &str, generation: u64, order: EndOrder) -> Outcome {
+        let id: MicrovmId = id.parse().map_err(|error| invalid("microvm_id", &error))?;
+        if let Some(handle) = self.get(id.as_str()) {
+            let (discard, reason) = (order.discard, order.reason.clone());
+            return match handle.command(Command::End(order), Some(generation)).await {
+                Err(Failure::Ended { .. }) => Ok(self.gone(&id, generation, &reason, discard)),
+                outcome => outcome,
+            };
+        }
+        Ok(self.gone(&id, generation, &order.reason, order.discard))
+    }
+
+    /// The answer for a microVM that is not here. Without `discard` what S3 has
+    /// of it is removed, since no other host will do that.
+    fn gone(&self, id: &MicrovmId, generation: u64, reason: &str, discard: bool) -> ObservedMicrovm {
+        let mut ended = self.ended();
+        if discard {
+            ended.remove(id.as_str());
+            files::discard(&self.host.data.ended().join(id.as_str()));
+        } else if !ended.contains_key(id.as_str()) {
+            let tombstone = Tombstone {
+                generation,
+                reason: reason.to_owned(),
+                ended_ms: now_ms(),
+                observation: 1,
+                meter: Meter::default(),
+                remote_prefix: microvm::remote_prefix(id.as_str()),
+            };
+            let place = self.host.data.ended().join(id.as_str());
+            if let Err(error) = files::make_directory(&place).and_then(|()| tombstone.write(&place)) {
+                tracing::error!(microvm = %id, %error, "an end is not recorded");
+            }
+            ended.insert(
+                id.to_string(),
+                Ended {
+                    tombstone,
+                    known: false,
+                    remote_done: false,
+                },
+            );
+        }
+        match ended.get(id.as_str()) {
+            Some(entry) => observed_end(id.as_str(), &entry.tombstone),
+            None => ObservedMicrovm {
+                microvm_id: id.to_string(),
+                generation,
+                state: MicrovmState::Terminated.into(),
+                state_reason: reason.to_owned(),
+                ..Default::default()
+            },
+        }
+    }
+
+    /// Drops what the scheduler says is stale: no hook, no report.
+    pub async fn drop_stale(&self, id: &str) {
+        if let Some(handle) = self.get(id) {
+            tracing::info!(microvm = id, "stale; dropping it");
+            let order = EndOrder {
+                reason: "The scheduler placed it elsewhere.".to_owned(),
+                discard: true,
+            };
+            if let Err(error) = handle.command(Command::End(order), None).await {
+                tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet");
+            }
+        } else if let Some(entry) = self.ended().get_mut(id) {
+            entry.known = true;
+        }
+    }
+
+    /// Everything held, and the ends not known yet.
+    #[must_use]
+    pub fn observed(&self) -> Vec<ObservedMicrovm> {
+        let handles: Vec<Handle> = self.live().values().cloned().collect();
+        let mut all: Vec<ObservedMicrovm> = handles
+            .iter()
+            .filter(|handle| handle.view.borrow().phase != Phase::Gone)
+            .map(Handle::observed)
+            .collect();
+        let ended = self.ended();
+        all.extend(
+            ended
+                .iter()
+                .filter(|(_, entry)| !entry.known)
+                .map(|(id, entry)| observed_end(id, &entry.tombstone)),
+        );
+        all
+    }
+
+    /// The scheduler has answered a report that named these.
+    pub fn reported(&self, observed: &[ObservedMicrovm]) {
+        let mut ended = self.ended();
+        for one in observed
+            .iter()
+            .filter(|one| one.state() == MicrovmState::Terminated)
+        {
+            if let Some(entry) = ended.get_mut(&one.microvm_id)
+                && entry.tombstone.generation == one.generation
+            {
+                entry.known = true;
+            }
+        }
+    }
+
+    /// What the host uses now.
+    #[must_use]
+    pub fn usage(&self) -> HostUsage {
+        let (mut running, mut suspended) = (0, 0);
+        for handle in self.live().values() {
+            match handle.view.borrow().phase {
+                Phase::Suspended => suspended += 1,
+                Phase::Gone => {}
+                _ => running += 1,
+            }
+        }
+        let (_, slots_used) = self.host.pool.counts();
+        self.host
+            .metrics
+            .holds(running, suspended, self.host.capacity.used_mib());
+        HostUsage {
+            memory_used_mib: self.host.capacity.used_mib(),
+            slots_used: u32::try_from(slots_used).unwrap_or(u32::MAX),
+            running,
+            suspended,
+            disk_free_bytes: self.host.data.free_bytes(),
+            cached_manifest_keys: self.host.bases.manifest_keys(MANIFEST_KEYS_MAX),
+        }
+    }
+
+    /// Removes what S3 still has of the ended, and forgets the oldest of them.
+    /// Runs until it is dropped.
+    pub async fn keep_tidy(self: Arc<Self>) {
+        loop {
+            tokio::time::sleep(JANITOR_INTERVAL).await;
+            self.clean_remote().await;
+            self.forget_old();
+        }
+    }
+
+    async fn clean_remote(&self) {
+        let due: Vec<(String, String)> = self
+            .ended()
+            .iter()
+            .filter(|(_, entry)| !entry.remote_done)
+            .map(|(id, entry)| (id.clone(), entry.tombstone.remote_prefix.clone()))
+            .collect();
+        for (id, prefix) in due {
+            match self.host.store.delete_prefix(self.host.bucket(), &prefix).await {
+                Ok(_) => {
+                    if let Some(entry) = self.ended().get_mut(&id) {
+                        entry.remote_done = true;
+                        entry.tombstone.remote_prefix.clear();
+                        let _ = entry.tombstone.write(&self.host.data.ended().join(&id));
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(microvm = id, %error, "its snapshots stay in S3 for now");
+                    return;
+                }
+            }
+        }
+    }
+
+    fn forget_old(&self) {
+        let (timeouts, limits) = (&self.host.config.timeouts, &self.host.config.limits);
+        let keep_ms = timeouts.tombstone_retention_ms.max(timeouts.log_retention_ms);
+        let now = now_ms();
+        let mut ended = self.ended();
+        let mut by_age: Vec<(u64, String, bool)> = ended
+            .iter()
+            .map(|(id, entry)| {
+                (
+                    entry.tombstone.ended_ms,
+                    id.clone(),
+                    entry.known && entry.remote_done,
+                )
+            })
+            .collect();
+        by_age.sort();
+        let excess = by_age.len().saturating_sub(limits.tombstones);
+        for (position, (ended_ms, id, settled)) in by_age.into_iter().enumerate() {
+            let old = now.saturating_sub(ended_ms) > keep_ms;
+            if position < excess || (old && settled) {
+                ended.remove(&id);
+                files::discard(&self.host.data.ended().join(&id));
+            }
+        }
+    }
+
+    /// True when no transition is under way.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.live()
+            .values()
+            .all(|handle| handle.view.borrow().phase.is_settled())
+    }
+
+    fn held(&self, id: &str) -> Result<Handle, Failure> {
+        if let Some(handle) = self.get(id) {
+            return Ok(handle);
+        }
+        match self.epitaph(id) {
+            Some(reason) => Err(Failure::Ended { reason }),
+            None => Err(Failure::NotHere { id: id.to_owned() }),
+        }
+    }
+
+    fn live(&self) -> MutexGuard<'_, HashMap<String, Handle>> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, Ended>> {
+        self.ended.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
+    ObservedMicrovm {
+        microvm_id: id.to_owned(),
+        generation: tombstone.generation,
+        state: MicrovmState::Terminated.into(),
+        state_reason: tombstone.reason.clone(),
+        state_time: Some(timestamp(tombstone.ended_ms)),
+        observation: tombstone.observation,
+        metering: Some(microvm::metering(
+            &tombstone.meter,
+            tombstone.meter.endpoint_bytes,
+        )),
+        ..Default::default()
+    }
+}
+
+fn check(spec: &MicrovmSpec, generation: u64) -> Result<MicrovmId, Failure> {
+    let id = spec
+        .microvm_id
+        .parse()
+        .map_err(|error| invalid("spec.microvm_id", &error))?;
+    let mut violations = Vec::new();
+    if generation == 0 {
+        violations.push(("generation".to_owned(), "must be at least 1".to_owned()));
+    }
+    match &spec.snapshot {
+        None => violations.push(("spec.snapshot".to_owned(), "is required".to_owned())),
+        Some(snapshot) if snapshot.memory_mib == 0 || snapshot.manifest_key.is_empty() => {
+            violations.push((
+                "spec.snapshot".to_owned(),
+                "needs memory_mib and manifest_key".to_owned(),
+            ));
+        }
+        Some(_) => {}
+    }
+    if violations.is_empty() {
+        Ok(id)
+    } else {
+        Err(Failure::Invalid(violations))
+    }
+}
+
+fn invalid(field: &str, error: &model::ids::IdError) -> Failure {
+    Failure::Invalid(vec![(field.to_owned(), error.to_string())])
+}

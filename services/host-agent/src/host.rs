@@ -1,0 +1,145 @@
+//! What every microVM of this host shares: the engine, the slots, the stores,
+//! the budget. Holds no microVM itself (`fleet` does).
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::sync::watch;
+
+use crate::adapters::bases::Bases;
+use crate::adapters::files::DataDirectory;
+use crate::config::Config;
+use crate::domain::capacity::Capacity;
+use crate::metrics::Metrics;
+
+/// The guest bundle this host boots with.
+#[derive(Debug, Clone)]
+pub struct Bundle {
+    /// Its version, recorded in every snapshot.
+    pub version: String,
+    /// Kernel image.
+    pub kernel: PathBuf,
+    /// Initial root file system.
+    pub initramfs: PathBuf,
+    /// Kernel command line.
+    pub cmdline: String,
+}
+
+/// What every machine of this host is started with.
+#[derive(Debug, Clone)]
+pub struct Template {
+    /// Kernel and initramfs.
+    pub bundle: Bundle,
+    /// User and group of engine processes.
+    pub run_as: Option<(u32, u32)>,
+}
+
+impl Template {
+    /// What the engine is told about one machine of `(virtual CPUs, memory in MiB)`.
+    #[must_use]
+    pub fn machine(
+        &self,
+        name: &str,
+        size: (u32, u32),
+        netns: &str,
+        disk: PathBuf,
+        run_dir: PathBuf,
+    ) -> vmm::MachineSpec {
+        vmm::MachineSpec {
+            name: name.to_owned(),
+            vcpu_count: size.0.max(1),
+            memory_mib: size.1,
+            kernel: self.bundle.kernel.clone(),
+            initramfs: self.bundle.initramfs.clone(),
+            cmdline: self.bundle.cmdline.clone(),
+            disk,
+            network: Some(vmm::NetworkSpec {
+                netns: Some(netns.to_owned()),
+                tap: slot::TAP.to_owned(),
+                mac: slot::GUEST_MAC,
+            }),
+            run_dir,
+            run_as: self.run_as,
+        }
+    }
+}
+
+/// Shared by every task of the agent.
+pub struct Host {
+    /// Settings.
+    pub config: Config,
+    /// Files.
+    pub data: DataDirectory,
+    /// The engine.
+    pub engine: Arc<dyn vmm::Engine>,
+    /// What the engine is.
+    pub engine_description: vmm::EngineDescription,
+    /// What machines are started with.
+    pub template: Template,
+    /// Slots.
+    pub pool: slot::Pool,
+    /// S3.
+    pub store: object_store::Store,
+    /// Image snapshots.
+    pub bases: Bases,
+    /// Memory.
+    pub capacity: Capacity,
+    /// Counters.
+    pub metrics: Metrics,
+    /// Rises with every change of any microVM.
+    pub changes: watch::Sender<u64>,
+    /// Zero of [`Host::monotonic_ms`].
+    pub started: Instant,
+}
+
+impl Host {
+    /// Tells everyone who watches that a microVM has changed.
+    pub fn changed(&self) {
+        self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// Milliseconds since the agent started, on a clock that only rises.
+    #[must_use]
+    pub fn monotonic_ms(&self) -> u64 {
+        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Baseline memory accounted for a guest of `memory_mib`, in MiB.
+    #[must_use]
+    pub fn baseline_mib(&self, memory_mib: u32) -> u32 {
+        (memory_mib / self.config.memory_peak_factor).max(1)
+    }
+
+    /// Bucket of snapshots.
+    #[must_use]
+    pub fn bucket(&self) -> &str {
+        &self.config.snapshot_bucket
+    }
+
+    /// Pauses between attempts, `retry_min_ms` doubling up to `retry_max_ms`.
+    #[must_use]
+    pub fn retry_pause(&self, attempt: u32) -> Duration {
+        let timeouts = &self.config.timeouts;
+        let pause = timeouts.retry_min_ms.saturating_mul(1 << attempt.min(16));
+        Duration::from_millis(pause.min(timeouts.retry_max_ms))
+    }
+}
+
+/// Milliseconds since 1970.
+#[must_use]
+pub fn now_ms() -> u64 {
+    let since = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Milliseconds since 1970 as the wire has them.
+#[must_use]
+pub fn timestamp(ms: u64) -> prost_types::Timestamp {
+    prost_types::Timestamp {
+        seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),
+        nanos: i32::try_from(ms % 1000).unwrap_or(0) * 1_000_000,
+    }
+}

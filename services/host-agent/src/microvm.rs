@@ -1,0 +1,154 @@
+//! One microVM on this host: a task that drives it, and the handle others hold.
+//!
+//! ```text
+//!  RPC handlers, tunnels ──commands──> mailbox (bounded) ──> driver task ──> engine, slot, guest, files
+//!                        <──view (watch channel)────────────────┘
+//! ```
+//!
+//! The driver does one thing at a time. While a launch, suspend or wake is
+//! under way it still reads its mailbox and sorts what comes by the admission
+//! table: callers of the same transition share its outcome, others queue, the
+//! end interrupts.
+
+mod core;
+mod driver;
+mod end;
+mod gate;
+mod guest;
+mod recover;
+mod start;
+mod suspend;
+mod upload;
+mod wake;
+
+use std::sync::Arc;
+
+use api::host::v1::ObservedMicrovm;
+use api::hostagent::v1::MicrovmSpec;
+use api::microvm::v1::SnapshotCopies;
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::core::{app_exit_sentence, metering, phases, recycle, stop};
+pub use self::driver::{Driver, First};
+pub use self::end::exit_sentence;
+pub use self::end::remote_prefix;
+pub use self::gate::{Activity, Gate, GateError, GuestStream};
+pub use self::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
+pub use self::recover::{Found, Recovered, create, recover, survey};
+pub use self::start::engine_failure;
+
+use crate::adapters::logs::Log;
+use crate::domain::{Failure, Phase};
+
+/// What others see of a microVM.
+#[derive(Clone)]
+pub struct View {
+    /// Where it is in its life.
+    pub phase: Phase,
+    /// Fencing number.
+    pub generation: u64,
+    /// What is reported of it.
+    pub observed: ObservedMicrovm,
+    /// The way into the guest; present while it is RUNNING.
+    pub gate: Option<Arc<Gate>>,
+}
+
+/// What a driver is asked for.
+pub enum Command {
+    /// A repeat of the launch that made it.
+    Launch,
+    /// Put it to sleep.
+    Suspend,
+    /// Wake it.
+    Resume(Option<Box<ResumeOrder>>),
+    /// End it.
+    End(EndOrder),
+}
+
+/// A wake ordered by the scheduler.
+pub struct ResumeOrder {
+    /// The spec of the new placement.
+    pub spec: MicrovmSpec,
+    /// Its latest snapshot, as the scheduler knows it.
+    pub snapshot: Option<SnapshotCopies>,
+}
+
+/// An end.
+#[derive(Debug, Clone)]
+pub struct EndOrder {
+    /// Reason to record.
+    pub reason: String,
+    /// Without the hook and without a report.
+    pub discard: bool,
+}
+
+/// The answer to a command: what is observed afterwards.
+pub type Outcome = Result<ObservedMicrovm, Failure>;
+
+/// A command on its way.
+pub struct Message {
+    /// What is asked.
+    pub command: Command,
+    /// Generation it was given under; `None` for what the host decides itself.
+    pub generation: Option<u64>,
+    /// Where the answer goes.
+    pub reply: oneshot::Sender<Outcome>,
+}
+
+/// The way to a driver.
+#[derive(Clone)]
+pub struct Handle {
+    /// Id, "microvm-<uuid>".
+    pub id: Arc<str>,
+    /// True when its ingress connectors close the endpoint.
+    pub no_ingress: bool,
+    /// What it is doing.
+    pub view: watch::Receiver<View>,
+    /// Bytes through its tunnel.
+    pub activity: Arc<Activity>,
+    /// Its app's output.
+    pub log: Arc<Log>,
+    mailbox: mpsc::Sender<Message>,
+}
+
+impl Handle {
+    /// Gives a command and waits for its outcome, however long the transition
+    /// takes; every step of it is bounded.
+    ///
+    /// # Errors
+    /// The command's failure; [`Failure::Capacity`] when the mailbox is full,
+    /// [`Failure::Ended`] when the driver is gone.
+    pub async fn command(&self, command: Command, generation: Option<u64>) -> Outcome {
+        let (reply, answer) = oneshot::channel();
+        self.mailbox
+            .try_send(Message {
+                command,
+                generation,
+                reply,
+            })
+            .map_err(|error| match error {
+                mpsc::error::TrySendError::Full(_) => {
+                    Failure::Capacity(format!("too many commands wait for {}", self.id))
+                }
+                mpsc::error::TrySendError::Closed(_) => self.ended(),
+            })?;
+        answer.await.unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    fn ended(&self) -> Failure {
+        Failure::Ended {
+            reason: self.view.borrow().observed.state_reason.clone(),
+        }
+    }
+
+    /// What is observed now, activity included.
+    #[must_use]
+    pub fn observed(&self) -> ObservedMicrovm {
+        let mut observed = self.view.borrow().observed.clone();
+        observed.activity_time = self.activity.last_wall_ms().map(crate::host::timestamp);
+        if let Some(metering) = &mut observed.metering {
+            metering.endpoint_bytes = self.activity.bytes();
+        }
+        observed
+    }
+}

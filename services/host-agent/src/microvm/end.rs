@@ -1,0 +1,148 @@
+//! The end of a microVM, whoever asks for it: hook, engine, files, and a
+//! tombstone so that the end is reported until it is known.
+
+use super::EndOrder;
+use super::core::Core;
+use super::guest::call_hook;
+use crate::adapters::files;
+use crate::adapters::journal::Tombstone;
+use crate::domain::hooks::{self, HookName};
+use crate::domain::phase::Event;
+use crate::failpoint;
+use crate::host::now_ms;
+
+/// Longest panic message reported.
+const PANIC_CHARACTERS_MAX: usize = 200;
+
+impl Core {
+    /// Ends the microVM and releases everything. Never fails: what cannot be
+    /// removed is logged and removed by the next start.
+    pub async fn end(&mut self, order: &EndOrder, call_hook: bool) -> Option<Tombstone> {
+        self.enter(Event::EndBegan, &order.reason);
+        self.journal.discard = order.discard;
+        self.save_settled(false);
+        self.publish();
+        failpoint::hit("end-begun");
+        if let Some(upload) = self.upload.take() {
+            upload.abort();
+        }
+        self.sample();
+        if let Some(live) = self.live.take() {
+            if call_hook && !order.discard {
+                self.terminate_hook(&live).await;
+            }
+            self.release(live).await;
+        }
+        self.log.append(format!("terminated: {}", order.reason));
+        failpoint::hit("end-released");
+        let tombstone = self.bury(order);
+        self.enter(Event::IsGone, &order.reason);
+        self.publish();
+        self.host.metrics.ended();
+        tombstone
+    }
+
+    async fn terminate_hook(&self, live: &super::core::Live) {
+        let Some(hook) = hooks::enabled(self.spec.hooks.as_ref(), HookName::Terminate) else {
+            return;
+        };
+        let called = match live.link() {
+            Ok(link) => call_hook(&link, hook, String::new()).await,
+            Err(failure) => Err(failure),
+        };
+        if let Err(failure) = called {
+            tracing::warn!(microvm = %self.id, error = %failure, "the terminate hook failed; the microVM ends anyway");
+            self.log.append(failure.to_string());
+        }
+    }
+
+    /// Tombstone first, then the directory: dying in between leaves both, and
+    /// the next start, which finds the journal TERMINATING, comes here again.
+    pub fn bury(&self, order: &EndOrder) -> Option<Tombstone> {
+        let mut kept = None;
+        if !order.discard {
+            let tombstone = Tombstone {
+                generation: self.journal.generation,
+                reason: order.reason.clone(),
+                ended_ms: now_ms(),
+                observation: self.journal.observation + 1,
+                meter: self.journal.meter,
+                remote_prefix: remote_prefix(self.id.as_str()),
+            };
+            let place = self.host.data.ended().join(self.id.as_str());
+            let buried = files::make_directory(&place).and_then(|()| tombstone.write(&place));
+            if let Err(error) = buried {
+                tracing::error!(microvm = %self.id, %error, "the end is reported only while this process lives");
+            }
+            let _ = std::fs::rename(self.files.logs(), place.join("logs"));
+            kept = Some(tombstone);
+        }
+        files::discard(self.files.directory());
+        kept
+    }
+}
+
+/// Where everything of a microVM is in S3.
+#[must_use]
+pub fn remote_prefix(id: &str) -> String {
+    format!("microvms/{id}/")
+}
+
+/// Why a guest ended by itself, as a sentence.
+#[must_use]
+pub fn exit_sentence(reason: &vmm::ExitReason) -> String {
+    match reason {
+        vmm::ExitReason::GuestShutdown => "The guest powered off.".to_owned(),
+        vmm::ExitReason::GuestReset => "The guest restarted itself, which ends a microVM.".to_owned(),
+        vmm::ExitReason::GuestPanic(line) => format!("The guest kernel panicked: {}", panic_message(line)),
+        vmm::ExitReason::Killed(signal) => format!("The engine process was killed (signal {signal})."),
+        vmm::ExitReason::Failed { code: Some(code), .. } => {
+            format!("The engine process ended with status {code}.")
+        }
+        vmm::ExitReason::Failed { code: None, .. } => "The engine process ended.".to_owned(),
+    }
+}
+
+/// The kernel's own words in the line it gave up with. The guest wrote them, so
+/// they are cut and cleaned.
+fn panic_message(line: &str) -> String {
+    const MARK: &str = "Kernel panic - not syncing: ";
+    let words = line.find(MARK).map_or(line, |start| &line[start + MARK.len()..]);
+    words
+        .trim()
+        .chars()
+        .filter(|c| !c.is_control())
+        .take(PANIC_CHARACTERS_MAX)
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_has_a_sentence() {
+        let failed = |code| vmm::ExitReason::Failed {
+            code,
+            message: "oops".to_owned(),
+        };
+        for (reason, sentence) in [
+            (vmm::ExitReason::GuestShutdown, "The guest powered off."),
+            (
+                vmm::ExitReason::GuestPanic(
+                    "[ 2.0] Kernel panic - not syncing: sysrq triggered crash\r".to_owned(),
+                ),
+                "The guest kernel panicked: sysrq triggered crash",
+            ),
+            (
+                vmm::ExitReason::Killed(9),
+                "The engine process was killed (signal 9).",
+            ),
+            (failed(Some(1)), "The engine process ended with status 1."),
+            (failed(None), "The engine process ended."),
+        ] {
+            assert_eq!(exit_sentence(&reason), sentence);
+        }
+        assert_eq!(panic_message(&"x".repeat(5000)).len(), PANIC_CHARACTERS_MAX);
+    }
+}

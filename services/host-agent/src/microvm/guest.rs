@@ -1,0 +1,160 @@
+//! Reaching the guest-agent after a boot or a restore, and what it is told
+//! about the clone it now is.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use api::guest::v1::{CallHookRequest, HookKind, RepairIdentityRequest};
+use guest_link::{Event, Link};
+use model::ids::MicrovmId;
+use rand::TryRng as _;
+use tokio::sync::mpsc;
+
+use super::gate::control_address;
+use crate::domain::Failure;
+use crate::domain::hooks::{self, Answer, Hook, HookName};
+
+/// Entropy given to each restored guest, in bytes: 256 from the system.
+const ENTROPY_BYTES: usize = 256;
+/// First attempt to connect; a guest that has just been resumed answers within it.
+const ATTEMPT_MIN: Duration = Duration::from_millis(250);
+/// Longest attempt.
+const ATTEMPT_MAX: Duration = Duration::from_secs(1);
+/// Pause after a refusal: the guest-agent is not listening yet.
+const REFUSED_PAUSE: Duration = Duration::from_millis(5);
+
+/// A link and what comes through it unasked.
+pub struct GuestConnection {
+    /// Calls.
+    pub link: Link,
+    /// Log lines, the app's end, the link's end.
+    pub events: mpsc::Receiver<Event>,
+}
+
+/// Connects to the guest-agent, trying at once and again until `deadline`.
+///
+/// # Errors
+/// [`Failure::Guest`] when it did not answer.
+pub async fn connect_guest(
+    connector: &slot::Connector,
+    timeout: Duration,
+) -> Result<GuestConnection, Failure> {
+    let deadline = Instant::now() + timeout;
+    let mut attempt = ATTEMPT_MIN;
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Failure::Guest {
+                message: format!(
+                    "the guest-agent did not answer within {} seconds",
+                    timeout.as_secs()
+                ),
+                outcome: "no_answer",
+                exit_code: None,
+            });
+        }
+        match connector.connect(control_address(), attempt.min(left)).await {
+            Ok(stream) => {
+                let (link, events) = Link::start(stream);
+                return Ok(GuestConnection { link, events });
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
+                attempt = (attempt * 2).min(ATTEMPT_MAX)
+            }
+            Err(_) => tokio::time::sleep(REFUSED_PAUSE).await,
+        }
+    }
+}
+
+/// What a clone is told about itself. `first` for a launch, which also gets a
+/// machine id of its own.
+///
+/// # Errors
+/// When the system gives no entropy; the guest must not run without.
+pub fn repair_request(
+    id: &MicrovmId,
+    restore_count: u64,
+    first: bool,
+) -> Result<RepairIdentityRequest, Failure> {
+    let mut entropy = vec![0u8; ENTROPY_BYTES];
+    rand::rngs::SysRng
+        .try_fill_bytes(&mut entropy)
+        .map_err(|error| Failure::Internal(format!("no entropy from the system: {error}")))?;
+    Ok(RepairIdentityRequest {
+        entropy,
+        wall_clock: Some(api::timestamp(SystemTime::now())),
+        host_name: host_name(id),
+        machine_id: if first {
+            id.uuid().simple().to_string()
+        } else {
+            String::new()
+        },
+        microvm_id: id.to_string(),
+        restore_count,
+        credentials: Vec::new(),
+    })
+}
+
+/// Host name of a microVM: short, and told apart by a glance.
+#[must_use]
+pub fn host_name(id: &MicrovmId) -> String {
+    let digits = id.uuid().simple().to_string();
+    format!("microvm-{}", &digits[..12])
+}
+
+/// Turns a link's error into what the caller is told.
+#[must_use]
+pub fn link_failure(error: &guest_link::Error) -> Failure {
+    Failure::Guest {
+        message: error.to_string(),
+        outcome: "no_answer",
+        exit_code: None,
+    }
+}
+
+/// Calls a runtime hook and judges its answer.
+///
+/// # Errors
+/// [`Failure::Hook`] or [`Failure::Guest`].
+pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), Failure> {
+    let kind = match hook.name {
+        HookName::Ready => HookKind::Ready,
+        HookName::Validate => HookKind::Validate,
+        HookName::Run => HookKind::Run,
+        HookName::Resume => HookKind::Resume,
+        HookName::Suspend => HookKind::Suspend,
+        HookName::Terminate => HookKind::Terminate,
+    };
+    let request = CallHookRequest {
+        kind: kind.into(),
+        port: hook.port,
+        timeout: Some(api::duration_proto(hook.timeout)),
+        body,
+    };
+    let answer = link
+        .call_hook(request)
+        .await
+        .map_err(|error| link_failure(&error))?;
+    let answer = Answer {
+        http_status: answer.http_status,
+        timed_out: answer.timed_out,
+        error: answer.error,
+    };
+    hooks::judge(hook, &answer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_are_told_apart() {
+        let id: MicrovmId = "microvm-0123abcd-0000-4000-8000-000000000000".parse().unwrap();
+        let first = repair_request(&id, 1, true).unwrap();
+        let second = repair_request(&id, 2, false).unwrap();
+        assert_eq!(first.host_name, "microvm-0123abcd0000");
+        assert_eq!(first.machine_id, "0123abcd000040008000000000000000");
+        assert_eq!(second.machine_id, "");
+        assert_eq!(first.entropy.len(), ENTROPY_BYTES);
+        assert_ne!(first.entropy, second.entropy);
+    }
+}

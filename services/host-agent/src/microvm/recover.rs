@@ -1,0 +1,375 @@
+//! After a restart: what became of each microVM of the journal, and putting it
+//! into a true state.
+//!
+//! Two steps, because slots of engines that go must not be handed out and those
+//! of engines that stay must not be removed: [`survey`] looks at everything and
+//! ends what must not live, then the slot pool starts, then [`recover`] builds
+//! the drivers.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use api::hostagent::v1::MicrovmSpec;
+use model::ids::MicrovmId;
+use tokio::sync::{mpsc, watch};
+
+use super::core::{self, Core, Live};
+use super::driver::{Driver, NOTICES_MAX};
+use super::end::exit_sentence;
+use super::gate::{Activity, Gate};
+use super::guest::{connect_guest, repair_request};
+use super::suspend::LocalManifest;
+use super::{EndOrder, Handle, View};
+use crate::adapters::files::{self, DataDirectory};
+use crate::adapters::journal::{Journal, Tombstone};
+use crate::adapters::logs::Log;
+use crate::domain::phase::Event;
+use crate::domain::recovery::{Cause, Decision, EngineFound, SnapshotFound, decide};
+use crate::domain::{Failure, Phase};
+use crate::host::{Host, Template, now_ms};
+
+/// How long an engine whose guest has ended may take to say so.
+const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+
+/// A microVM as a restart found it.
+pub struct Found {
+    id: MicrovmId,
+    journal: Journal,
+    spec: MicrovmSpec,
+    machine: Option<Arc<dyn vmm::Machine>>,
+    decision: Decision,
+    /// How its guest had ended, when the engine could still tell.
+    last_words: Option<String>,
+}
+
+/// What became of it.
+pub enum Recovered {
+    /// It lives or sleeps; drive it.
+    Driver(Box<Driver>, Handle),
+    /// It has ended; report it.
+    Ended(MicrovmId, Tombstone),
+    /// Nothing is left of it.
+    Nothing,
+}
+
+impl Found {
+    /// Name of the slot that must be kept for it.
+    #[must_use]
+    pub fn slot(&self, slots: &slot::PoolSettings) -> Option<String> {
+        self.machine.as_ref()?;
+        self.journal.slot.map(|index| slots.namespace(index))
+    }
+
+    /// Its engine, when that lives on.
+    #[must_use]
+    pub fn pid(&self) -> Option<u32> {
+        self.machine.as_ref().map(|machine| machine.process().pid)
+    }
+}
+
+/// Looks at every journal, decides, and ends the engines that must not live.
+///
+/// # Errors
+/// When the data directory cannot be read.
+pub async fn survey(
+    data: &DataDirectory,
+    engine: &dyn vmm::Engine,
+    template: &Template,
+    slots: &slot::PoolSettings,
+) -> Result<Vec<Found>, Failure> {
+    let directory = data.microvms();
+    let mut all = Vec::new();
+    for entry in std::fs::read_dir(&directory).map_err(|error| Failure::io(&directory, &error))? {
+        let path = entry.map_err(|error| Failure::io(&directory, &error))?.path();
+        match look(data, engine, template, slots, &path).await {
+            Ok(Some(found)) => all.push(found),
+            Ok(None) => files::discard(&path),
+            Err(error) => {
+                tracing::error!(path = %path.display(), %error, "not a microVM's directory; removed");
+                files::discard(&path);
+            }
+        }
+    }
+    Ok(all)
+}
+
+async fn look(
+    data: &DataDirectory,
+    engine: &dyn vmm::Engine,
+    template: &Template,
+    slots: &slot::PoolSettings,
+    path: &Path,
+) -> Result<Option<Found>, Failure> {
+    let name = path
+        .file_name()
+        .and_then(|name| name.to_str())
+        .unwrap_or_default();
+    let id: MicrovmId = name
+        .parse()
+        .map_err(|error| Failure::Internal(format!("{name}: {error}")))?;
+    let files = data.microvm(name);
+    let Some(journal) = Journal::read(&files.journal())? else {
+        return Ok(None);
+    };
+    let spec = journal.spec()?;
+    let mut machine = None;
+    if let (Some(process), Some(slot)) = (journal.process, journal.slot) {
+        let image = spec.snapshot.clone().unwrap_or_default();
+        let size = (image.vcpu_count, image.memory_mib);
+        let machine_spec =
+            template.machine(name, size, &slots.namespace(slot), files.live_disk(), files.run());
+        let handle = vmm::ProcessHandle {
+            pid: process.pid,
+            start_time: process.start_time,
+        };
+        machine = engine
+            .adopt(&machine_spec, &handle)
+            .await
+            .unwrap_or_else(|error| {
+                tracing::warn!(microvm = name, %error, "an engine could not be adopted");
+                None
+            });
+    }
+    let mut last_words = None;
+    let found = match &machine {
+        None => EngineFound::Dead,
+        Some(machine) => match machine.status().await {
+            Ok(vmm::Status::Running) => EngineFound::Running,
+            Ok(vmm::Status::Paused) => EngineFound::Paused,
+            _ => {
+                let exited = tokio::time::timeout(EXIT_TIMEOUT, machine.exited()).await;
+                last_words = exited.ok().map(|reason| exit_sentence(&reason));
+                EngineFound::Dead
+            }
+        },
+    };
+    let new_manifest = LocalManifest::read(&files.snapshot(journal.sequence + 1)).is_some();
+    let snapshot = if journal.sequence > 0 && LocalManifest::read(&files.snapshot(journal.sequence)).is_some()
+    {
+        SnapshotFound::Local
+    } else if journal.remote.is_some() || journal.sequence == 0 {
+        // Without a sequence the host was about to fetch it from S3.
+        SnapshotFound::Remote
+    } else {
+        SnapshotFound::Missing
+    };
+    let decision = decide(journal.phase, found, new_manifest, snapshot);
+    tracing::info!(microvm = name, phase = ?journal.phase, engine = ?found, new_manifest, ?snapshot, ?decision, "found");
+    if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
+        && let Some(machine) = machine.take()
+    {
+        core::stop(machine.as_ref()).await;
+    }
+    Ok(Some(Found {
+        id,
+        journal,
+        spec,
+        machine,
+        decision,
+        last_words,
+    }))
+}
+
+/// Puts a microVM into the state that was decided.
+///
+/// # Errors
+/// When its log cannot be opened.
+pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failure> {
+    let Found {
+        id,
+        journal,
+        spec,
+        machine,
+        decision,
+        last_words,
+    } = found;
+    let (mut core, notices) = build(host, id, journal, spec)?;
+    match decision {
+        Decision::Remove => {
+            files::remove(core.files.directory())?;
+            return Ok(Recovered::Nothing);
+        }
+        Decision::ReportTerminated(cause) => return bury(&mut core, cause, last_words),
+        Decision::FinishSuspend => {
+            if core.journal.phase == Phase::Running {
+                core.enter(Event::SuspendBegan, "");
+            }
+            let snapshot = core.files.snapshot(core.journal.sequence + 1);
+            let manifest = LocalManifest::read(&snapshot)
+                .ok_or_else(|| Failure::Internal("a manifest vanished".to_owned()))?;
+            core.settle_snapshot(&manifest);
+            clear(&mut core);
+        }
+        Decision::BackToSuspended => {
+            if core.journal.phase == Phase::Waking {
+                core.enter(Event::IsSuspended, "");
+            }
+            core.remove_other_snapshots();
+            clear(&mut core);
+        }
+        Decision::Adopt | Decision::ResumeInPlace => {
+            let Some(machine) = machine else {
+                return bury(&mut core, Cause::EngineLost, None);
+            };
+            if let Err(failure) = adopt(&mut core, &machine, decision == Decision::ResumeInPlace).await {
+                tracing::error!(microvm = %core.id, error = %failure, "a running microVM could not be kept");
+                core::stop(machine.as_ref()).await;
+                return bury(&mut core, Cause::EngineLost, None);
+            }
+        }
+    }
+    core.save_settled(true);
+    core.publish();
+    let (driver, handle) = Driver::new(core, notices);
+    Ok(Recovered::Driver(Box::new(driver), handle))
+}
+
+fn clear(core: &mut Core) {
+    core.journal.meter.close_engine();
+    core.journal.process = None;
+    core.journal.slot = None;
+    files::discard(&core.files.live_disk());
+    files::discard(&core.files.run());
+}
+
+fn bury(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Recovered, Failure> {
+    let reason = match cause {
+        Cause::EngineLost => last_words
+            .unwrap_or_else(|| "The host lost the microVM's engine while its agent was down.".to_owned()),
+        Cause::SnapshotLost => "The host lost the microVM's snapshot.".to_owned(),
+        Cause::EndHadBegun => core.journal.reason.clone(),
+    };
+    let discard = core.journal.discard;
+    Ok(match core.bury(&EndOrder { reason, discard }) {
+        Some(tombstone) => Recovered::Ended(core.id.clone(), tombstone),
+        None => Recovered::Nothing,
+    })
+}
+
+/// Takes over a running engine: its slot, its memory, its image, its link.
+async fn adopt(core: &mut Core, machine: &Arc<dyn vmm::Machine>, paused: bool) -> Result<(), Failure> {
+    let host = Arc::clone(&core.host);
+    core.remove_other_snapshots();
+    let index = core
+        .journal
+        .slot
+        .ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
+    let slot = host
+        .pool
+        .adopt(
+            &host.config.slots.namespace(index),
+            super::start::egress(&core.spec),
+        )
+        .await
+        .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;
+    let snapshot = core.spec.snapshot.clone().unwrap_or_default();
+    let base = host.bases.ensure(&snapshot).await?;
+    let memory = host
+        .capacity
+        .reserve_adopted(u64::from(host.baseline_mib(core::memory_mib(&core.spec))));
+    let connector = slot.connector();
+    let mut connection = None;
+    if paused {
+        machine
+            .resume()
+            .await
+            .map_err(|error| super::start::engine_failure(&error))?;
+        // It stood still while the agent was away: its clock is behind.
+        core.journal.restore_count += 1;
+        let repair = repair_request(&core.id, core.journal.restore_count, false)?;
+        let timeout = std::time::Duration::from_millis(host.config.timeouts.guest_connect_ms);
+        if let Ok(linked) = connect_guest(&connector, timeout).await {
+            let _ = linked.link.repair_identity(repair).await;
+            connection = Some(linked);
+        }
+    }
+    let gate = Arc::new(Gate::new(
+        connector.clone(),
+        host.config.limits.connections_per_microvm,
+    ));
+    let (link, pump) = core.pump(connection, connector);
+    if core.journal.phase == Phase::Suspending {
+        core.enter(Event::IsRunning, "");
+    }
+    core.idle_floor_ms = host.monotonic_ms();
+    let machine = Arc::clone(machine);
+    core.live = Some(Live {
+        machine,
+        slot,
+        link,
+        gate,
+        memory,
+        base,
+        sampled: Instant::now(),
+        pump,
+    });
+    core.log
+        .append("the host-agent restarted; the microVM was not touched");
+    Ok(())
+}
+
+/// The state of a microVM from its journal.
+///
+/// # Errors
+/// When its log cannot be opened.
+pub fn build(
+    host: &Arc<Host>,
+    id: MicrovmId,
+    journal: Journal,
+    spec: MicrovmSpec,
+) -> Result<(Core, mpsc::Receiver<super::core::Notice>), Failure> {
+    let files = host.data.microvm(id.as_str());
+    let limits = &host.config.limits;
+    let log = Log::open(
+        &files.logs(),
+        limits.log_file_bytes,
+        limits.log_bytes_per_second,
+        journal.log_start,
+    )?;
+    let (notices, receiver) = mpsc::channel(NOTICES_MAX);
+    let activity = Arc::new(Activity::default());
+    activity.restore(journal.meter.endpoint_bytes);
+    let observed = core::observed(&id, &journal, journal.meter.endpoint_bytes);
+    let view = View {
+        phase: journal.phase,
+        generation: journal.generation,
+        observed,
+        gate: None,
+    };
+    let core = Core {
+        host: Arc::clone(host),
+        id,
+        spec,
+        files,
+        journal,
+        view: watch::Sender::new(view),
+        live: None,
+        activity,
+        idle_floor_ms: host.monotonic_ms(),
+        log: Arc::new(log),
+        notices,
+        upload: None,
+    };
+    Ok((core, receiver))
+}
+
+/// A microVM that this host has not held before.
+///
+/// # Errors
+/// When its directory or log cannot be made.
+pub fn create(
+    host: &Arc<Host>,
+    id: MicrovmId,
+    spec: MicrovmSpec,
+    generation: u64,
+    phase: Phase,
+) -> Result<(Driver, Handle), Failure> {
+    let files = host.data.microvm(id.as_str());
+    files::remove(files.directory())?;
+    files::make_directory(files.directory())?;
+    let journal = Journal::new(&spec, generation, phase, now_ms());
+    let (core, notices) = build(host, id, journal, spec)?;
+    core.save(false)?;
+    Ok(Driver::new(core, notices))
+}

@@ -1,0 +1,204 @@
+//! `HostAgentService`: decode, one domain call, encode.
+
+use std::collections::HashMap;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use api::hostagent::v1::host_agent_service_server::HostAgentService;
+use api::hostagent::v1::{
+    BakeRequest, BakeResponse, EvictImageRequest, EvictImageResponse, FollowLogRequest, FollowLogResponse,
+    LaunchRequest, LaunchResponse, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
+    TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
+};
+use futures::Stream;
+use rpc::Role;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use super::log_stream;
+use super::status::status;
+use crate::bake::Bakes;
+use crate::domain::Failure;
+use crate::fleet::Fleet;
+use crate::host::Host;
+use crate::microvm::EndOrder;
+
+/// Messages of a stream that may wait for a slow reader.
+const STREAM_BUFFER: usize = 16;
+
+type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+/// The service.
+pub struct HostAgent {
+    host: Arc<Host>,
+    fleet: Arc<Fleet>,
+    bakes: Arc<Bakes>,
+}
+
+impl HostAgent {
+    /// The service over these.
+    #[must_use]
+    pub fn new(host: Arc<Host>, fleet: Arc<Fleet>, bakes: Arc<Bakes>) -> Self {
+        Self { host, fleet, bakes }
+    }
+}
+
+#[tonic::async_trait]
+impl HostAgentService for HostAgent {
+    type BakeStream = BoxStream<BakeResponse>;
+    type WatchStream = BoxStream<WatchResponse>;
+    type FollowLogStream = BoxStream<FollowLogResponse>;
+
+    async fn bake(&self, request: Request<BakeRequest>) -> Result<Response<Self::BakeStream>, Status> {
+        rpc::authorize(&request, &[Role::ImageBuilder])?;
+        let stream = self
+            .bakes
+            .start(request.into_inner())
+            .map_err(|failure| status(&failure))?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn launch(&self, request: Request<LaunchRequest>) -> Result<Response<LaunchResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let fleet = Arc::clone(&self.fleet);
+        let spec = request.spec.unwrap_or_default();
+        let observed = detached(async move { fleet.launch(spec, request.generation).await }).await?;
+        Ok(Response::new(LaunchResponse {
+            observed: Some(observed),
+        }))
+    }
+
+    async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let fleet = Arc::clone(&self.fleet);
+        let observed =
+            detached(async move { fleet.suspend(&request.microvm_id, request.generation).await }).await?;
+        Ok(Response::new(SuspendResponse {
+            observed: Some(observed),
+        }))
+    }
+
+    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let fleet = Arc::clone(&self.fleet);
+        let spec = request.spec.unwrap_or_default();
+        let observed =
+            detached(async move { fleet.resume(spec, request.generation, request.snapshot).await }).await?;
+        Ok(Response::new(ResumeResponse {
+            observed: Some(observed),
+        }))
+    }
+
+    async fn terminate(
+        &self,
+        request: Request<TerminateRequest>,
+    ) -> Result<Response<TerminateResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let fleet = Arc::clone(&self.fleet);
+        let order = EndOrder {
+            reason: request.reason,
+            discard: request.discard,
+        };
+        let ended = async move {
+            fleet
+                .terminate(&request.microvm_id, request.generation, order)
+                .await
+        };
+        let observed = detached(ended).await?;
+        Ok(Response::new(TerminateResponse {
+            observed: Some(observed),
+        }))
+    }
+
+    async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler, Role::Admin])?;
+        let (sender, receiver) = mpsc::channel(STREAM_BUFFER);
+        tokio::spawn(watch(Arc::clone(&self.host), Arc::clone(&self.fleet), sender));
+        Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
+    }
+
+    async fn follow_log(
+        &self,
+        request: Request<FollowLogRequest>,
+    ) -> Result<Response<Self::FollowLogStream>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler, Role::Admin])?;
+        let stream = log_stream::follow(&self.host, &self.fleet, request.into_inner())
+            .map_err(|failure| status(&failure))?;
+        Ok(Response::new(Box::pin(stream)))
+    }
+
+    async fn evict_image(
+        &self,
+        request: Request<EvictImageRequest>,
+    ) -> Result<Response<EvictImageResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler, Role::ImageBuilder])?;
+        let bases = self.host.bases.clone();
+        let key = request.into_inner().manifest_key;
+        crate::adapters::files::blocking(move || bases.evict(&key))
+            .await
+            .map_err(|failure| status(&failure))?;
+        self.host.changed();
+        Ok(Response::new(EvictImageResponse {}))
+    }
+}
+
+/// A caller that hangs up does not stop what it asked for: commands are
+/// idempotent, and half of one must never be left.
+async fn detached<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+) -> Result<T, Status> {
+    match tokio::spawn(work).await {
+        Ok(result) => result.map_err(|failure| status(&failure)),
+        Err(error) => Err(status(&Failure::Internal(format!("the command died: {error}")))),
+    }
+}
+
+/// Everything held, a mark, then every change, until the reader is gone.
+async fn watch(host: Arc<Host>, fleet: Arc<Fleet>, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+    let mut changes = host.changes.subscribe();
+    let mut sent: HashMap<String, (u64, u64)> = HashMap::new();
+    let mut synced = false;
+    loop {
+        changes.mark_unchanged();
+        let all = fleet.observed();
+        sent.retain(|id, _| all.iter().any(|observed| observed.microvm_id == *id));
+        for observed in all {
+            let number = (observed.generation, observed.observation);
+            if sent.insert(observed.microvm_id.clone(), number) == Some(number) {
+                continue;
+            }
+            if sender
+                .send(Ok(WatchResponse {
+                    observed: Some(observed),
+                    synced: false,
+                }))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        if !synced {
+            synced = true;
+            if sender
+                .send(Ok(WatchResponse {
+                    observed: None,
+                    synced: true,
+                }))
+                .await
+                .is_err()
+            {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            () = sender.closed() => return,
+        }
+    }
+}

@@ -1,0 +1,226 @@
+//! Tunnels: an edge asks for a guest port, waits for a launch or a wake when
+//! there is one to wait for, and then the guest's bytes flow.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::common::v1::Phase as WirePhase;
+use api::tunnel::v1::{OpenRequest, OpenStatus};
+use tokio::sync::{Semaphore, watch};
+use tunnel::Responder;
+
+use super::status::RETRY_AFTER;
+use crate::adapters::lease::Fenced;
+use crate::domain::phase::{Admission, Ask, admit};
+use crate::domain::{Failure, Phase};
+use crate::fleet::Fleet;
+use crate::host::Host;
+use crate::microvm::{Command, Gate, GateError, Handle, View};
+
+/// How often an open looks again because the gate closed under it.
+const ROUNDS_MAX: usize = 8;
+/// Longest wait for a launch or wake that somebody else began.
+const WAIT_MAX: Duration = Duration::from_secs(120);
+
+/// Answers tunnel requests. Clones share the bounds.
+#[derive(Clone)]
+pub struct Tunnels {
+    host: Arc<Host>,
+    fleet: Arc<Fleet>,
+    fenced: watch::Receiver<Fenced>,
+    waiting: Arc<Semaphore>,
+}
+
+/// Why an open is refused.
+struct Refusal {
+    status: OpenStatus,
+    message: String,
+    retry_after: Option<Duration>,
+}
+
+impl Refusal {
+    fn new(status: OpenStatus, message: impl Into<String>) -> Self {
+        Self {
+            status,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    fn busy(message: &str) -> Self {
+        Self {
+            status: OpenStatus::Busy,
+            message: message.to_owned(),
+            retry_after: Some(RETRY_AFTER),
+        }
+    }
+
+    fn ended(reason: &str) -> Self {
+        Self::new(OpenStatus::Terminated, reason)
+    }
+}
+
+impl Tunnels {
+    /// Tunnels into this fleet.
+    #[must_use]
+    pub fn new(host: Arc<Host>, fleet: Arc<Fleet>, fenced: watch::Receiver<Fenced>) -> Self {
+        let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
+        Self {
+            host,
+            fleet,
+            fenced,
+            waiting,
+        }
+    }
+
+    /// Answers one request and carries its bytes until either side ends it.
+    pub async fn serve(self, request: OpenRequest, mut responder: Responder) {
+        let opened = tokio::select! {
+            biased;
+            opened = self.open(&request) => opened,
+            // A wake that was begun goes on: others may wait for it.
+            () = responder.abandoned() => return,
+        };
+        let (handle, guest, phases) = match opened {
+            Ok(opened) => opened,
+            Err(refusal) => {
+                tracing::debug!(microvm = request.microvm_id, status = ?refusal.status, "tunnel refused");
+                return responder
+                    .refuse(refusal.status, refusal.message, refusal.retry_after)
+                    .await;
+            }
+        };
+        let Ok(tunnel) = responder.connect(phases).await else {
+            return;
+        };
+        self.host.metrics.tunnel_opened();
+        let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
+        let count = move |bytes| activity.stamp(bytes, host.monotonic_ms());
+        let mut fenced = self.fenced.clone();
+        tokio::select! {
+            _ = tunnel::copy(tunnel, guest.stream, count, &guest.closed) => {}
+            // Another host may run the microVM from now on.
+            _ = fenced.wait_for(|fenced| *fenced == Fenced::Yes) => {}
+        }
+        drop(guest.permit);
+    }
+
+    async fn open(
+        &self,
+        request: &OpenRequest,
+    ) -> Result<(Handle, crate::microvm::GuestStream, Vec<WirePhase>), Refusal> {
+        if *self.fenced.borrow() == Fenced::Yes {
+            return Err(Refusal::new(OpenStatus::Fenced, "the host has lost its lease"));
+        }
+        let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
+        let port = port.ok_or_else(|| Refusal::new(OpenStatus::Invalid, "the port must be 1 to 65535"))?;
+        let Some(handle) = self.fleet.get(&request.microvm_id) else {
+            return Err(match self.fleet.epitaph(&request.microvm_id) {
+                Some(reason) => Refusal::ended(&reason),
+                None => Refusal::new(OpenStatus::NotHere, "this host does not hold the microVM"),
+            });
+        };
+        if request.generation > handle.view.borrow().generation {
+            return Err(Refusal::new(
+                OpenStatus::NotHere,
+                "this host holds an older placement",
+            ));
+        }
+        if handle.no_ingress {
+            return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
+        }
+        handle.activity.stamp(0, self.host.monotonic_ms());
+        let mut waited = false;
+        for _ in 0..ROUNDS_MAX {
+            let gate = self.reach(&handle, request.wake, &mut waited).await?;
+            match gate.connect(port).await {
+                Ok(guest) => {
+                    let phases = if waited { last_phases(&handle) } else { Vec::new() };
+                    return Ok((handle, guest, phases));
+                }
+                Err(GateError::Closed) => {}
+                Err(GateError::Refused) => {
+                    return Err(Refusal::new(
+                        OpenStatus::PortClosed,
+                        format!("nothing listens on port {port}"),
+                    ));
+                }
+                Err(GateError::Busy) => return Err(Refusal::busy("too many connections to the microVM")),
+                Err(GateError::Silent) => {
+                    return Err(Refusal::new(OpenStatus::PortClosed, "the guest does not answer"));
+                }
+            }
+        }
+        Err(Refusal::busy("the microVM keeps changing its state"))
+    }
+
+    /// The gate of a running guest, waking it or waiting for it as the phase
+    /// and the request say.
+    async fn reach(&self, handle: &Handle, wake: bool, waited: &mut bool) -> Result<Arc<Gate>, Refusal> {
+        let ask = if wake { Ask::OpenWaking } else { Ask::Open };
+        let mut permit = None;
+        let mut view = handle.view.clone();
+        loop {
+            let (phase, gate, reason) = {
+                let view = view.borrow_and_update();
+                (view.phase, view.gate.clone(), view.observed.state_reason.clone())
+            };
+            if let (Phase::Running, Some(gate)) = (phase, gate) {
+                return Ok(gate);
+            }
+            let admission = admit(phase, ask);
+            match admission {
+                Admission::Asleep => {
+                    return Err(Refusal::new(OpenStatus::Suspended, "the microVM is suspended"));
+                }
+                Admission::Ended => return Err(Refusal::ended(&reason)),
+                _ => {}
+            }
+            if permit.is_none() {
+                let taken = Arc::clone(&self.waiting).try_acquire_owned();
+                permit = Some(taken.map_err(|_| Refusal::busy("too many requests wait for microVMs"))?);
+            }
+            *waited = true;
+            if admission == Admission::Begin {
+                self.wake(handle).await?;
+            } else {
+                wait(&mut view, &reason).await?;
+            }
+        }
+    }
+
+    async fn wake(&self, handle: &Handle) -> Result<(), Refusal> {
+        let handle = handle.clone();
+        // Its own task: a caller that hangs up must not stop a wake that others have joined.
+        let woken = tokio::spawn(async move { handle.command(Command::Resume(None), None).await }).await;
+        match woken {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(Failure::Capacity(message))) => Err(Refusal::busy(&message)),
+            Ok(Err(Failure::Ended { reason })) => Err(Refusal::ended(&reason)),
+            Ok(Err(failure)) => Err(Refusal::new(OpenStatus::WakeFailed, failure.to_string())),
+            Err(error) => Err(Refusal::new(
+                OpenStatus::WakeFailed,
+                format!("the wake died: {error}"),
+            )),
+        }
+    }
+}
+
+async fn wait(view: &mut watch::Receiver<View>, reason: &str) -> Result<(), Refusal> {
+    match tokio::time::timeout(WAIT_MAX, view.changed()).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(Refusal::ended(reason)),
+        Err(_) => Err(Refusal::busy("the microVM took too long")),
+    }
+}
+
+/// The steps of the launch or wake that was just waited for.
+fn last_phases(handle: &Handle) -> Vec<WirePhase> {
+    let view = handle.view.borrow();
+    view.observed
+        .last_transition
+        .as_ref()
+        .filter(|transition| transition.kind != "suspend")
+        .map(|transition| transition.phases.clone())
+        .unwrap_or_default()
+}
