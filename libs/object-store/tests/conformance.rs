@@ -1,6 +1,7 @@
 //! What Torpor asks of an S3 server. Runs against one in the process, and also
 //! against `$TORPOR_TEST_S3_ENDPOINT` (with the usual `AWS_ACCESS_KEY_ID`,
 //! `AWS_SECRET_ACCESS_KEY` and `AWS_REGION`) when that is set.
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic like the tests themselves.
 
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};

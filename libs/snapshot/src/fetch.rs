@@ -14,7 +14,7 @@ use crate::Progress;
 use crate::chunk::{self, CHUNK_BYTES, Decoded};
 use crate::error::Error;
 use crate::manifest::{ChunkEntry, FileKind, MANIFEST_BYTES_MAX, Manifest, chunk_key, digest, prefix_of};
-use crate::transfer::{Piece, Tally, address, blocking, for_each_piece, pieces};
+use crate::transfer::{DOWNLOADS_IN_FLIGHT, Piece, Tally, address, blocking, for_each_piece, pieces};
 
 /// A snapshot that lies in a local folder.
 #[derive(Debug)]
@@ -115,7 +115,7 @@ pub async fn fetch(
     let targets = blocking(move || create_files(&place, &layout)).await?;
 
     let tally = Tally::start(manifest.raw_bytes(), progress);
-    for_each_piece(chunks_of(&manifest), |piece| {
+    for_each_piece(DOWNLOADS_IN_FLIGHT, chunks_of(&manifest), |piece| {
         source.write_chunk(&targets, piece, &tally)
     })
     .await?;
@@ -157,7 +157,10 @@ pub async fn verify(
         manifest: &manifest,
     };
     let tally = Tally::start(manifest.raw_bytes(), progress);
-    let findings = for_each_piece(chunks_of(&manifest), |piece| source.check_chunk(piece, &tally)).await?;
+    let findings = for_each_piece(DOWNLOADS_IN_FLIGHT, chunks_of(&manifest), |piece| {
+        source.check_chunk(piece, &tally)
+    })
+    .await?;
     let problems = findings.into_iter().flatten().collect();
     Ok(Verification {
         manifest,

@@ -40,7 +40,7 @@ pub use manifest::{
     ChunkEntry, FILE_BYTES_MAX, FORMAT, FileEntry, FileKind, MANIFEST_BYTES_MAX, MANIFEST_NAME, Manifest,
     ManifestHead, Parent, SnapshotKind, manifest_key,
 };
-pub use transfer::CONCURRENCY;
+pub use transfer::{DOWNLOADS_IN_FLIGHT, UPLOADS_IN_FLIGHT};
 pub use upload::{FileSource, FileStats, Published, delete, discard_unpublished, upload};
 
 /// Told `(bytes done, bytes in total)` from time to time, counted in bytes of

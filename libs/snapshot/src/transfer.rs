@@ -7,9 +7,14 @@ use futures::stream::{FuturesOrdered, StreamExt as _};
 use crate::Progress;
 use crate::error::Error;
 
-/// Chunks on their way at once. Each takes up to three times its size of memory
-/// while it is encoded or decoded: about 25 MiB in all.
-pub const CONCURRENCY: usize = 2;
+/// Chunks on their way up at once. Uploads run in the background of a host that
+/// serves others. Each takes up to three times its size of memory while it is
+/// encoded: 25 MiB in all.
+pub const UPLOADS_IN_FLIGHT: usize = 2;
+
+/// Chunks on their way down at once. Somebody waits for a download, and most of
+/// it is waiting for the store. Each takes up to twice its size: 33 MiB in all.
+pub const DOWNLOADS_IN_FLIGHT: usize = 4;
 
 /// Runs file and CPU work where it may block. A panic in it goes on here.
 pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
@@ -24,12 +29,13 @@ pub(crate) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send 
     }
 }
 
-/// Does the work for every piece, [`CONCURRENCY`] at a time, and returns the
+/// Does the work for every piece, `at_once` at a time, and returns the
 /// results in the order of the pieces. The first error drops what is running.
 ///
 /// Pieces are plain indices: closures over borrowed ones would make futures
 /// that the compiler cannot prove to be `Send`.
 pub(crate) async fn for_each_piece<T, F>(
+    at_once: usize,
     pieces: Vec<Piece>,
     work: impl Fn(Piece) -> F,
 ) -> Result<Vec<T>, Error>
@@ -40,7 +46,7 @@ where
     let mut pieces = pieces.into_iter();
     let mut running = FuturesOrdered::new();
     loop {
-        while running.len() < CONCURRENCY
+        while running.len() < at_once
             && let Some(piece) = pieces.next()
         {
             running.push_back(work(piece));

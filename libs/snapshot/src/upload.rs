@@ -16,7 +16,7 @@ use crate::manifest::{
     manifest_key, prefix_of, raw_len,
 };
 use crate::sparse;
-use crate::transfer::{Piece, Tally, address, blocking, for_each_piece, pieces};
+use crate::transfer::{Piece, Tally, UPLOADS_IN_FLIGHT, address, blocking, for_each_piece, pieces};
 
 /// A local file that becomes part of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -216,7 +216,10 @@ struct Sink<'a> {
 impl Sink<'_> {
     async fn store_files(&self, plans: &[Plan]) -> Result<Vec<FileEntry>, Error> {
         let pieces = pieces(plans.iter().map(|plan| plan.blocks.len()));
-        let chunks = for_each_piece(pieces.clone(), |piece| self.store_chunk(plans, piece)).await?;
+        let chunks = for_each_piece(UPLOADS_IN_FLIGHT, pieces.clone(), |piece| {
+            self.store_chunk(plans, piece)
+        })
+        .await?;
         let mut files: Vec<FileEntry> = plans
             .iter()
             .map(|plan| FileEntry {

@@ -1,5 +1,6 @@
 //! Disk copies and differences, on an XFS of our own and on whatever the
 //! temporary folder is on. The XFS tests need root.
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic like the tests themselves.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};

@@ -212,7 +212,8 @@ mod tests {
             backing: Backing::Unplaced,
         };
         let base = [placed(0, 40, 1000), placed(60, 100, 2000)];
-        let cases: &[(&str, &[Extent], &[Extent], &[(u64, u64)])] = &[
+        type Case<'a> = (&'a str, &'a [Extent], &'a [Extent], &'a [(u64, u64)]);
+        let cases: &[Case] = &[
             ("both empty", &[], &[], &[]),
             ("the same", &base, &base, &[]),
             (

@@ -1,138 +1,21 @@
 //! Snapshots against a real S3 server in the process.
 
-use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
-use std::path::{Path, PathBuf};
+#![allow(clippy::unwrap_used)] // Helpers of tests may panic like the tests themselves.
+
+mod bench;
+mod damage;
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
-use object_store::Store;
-use object_store::test_server::TestS3;
+use bench::{BUCKET, Bench, MIB, PREFIX, allocated, head, noise, same};
 use proptest::prelude::*;
 use snapshot::{
-    CHUNK_BYTES, Error, FileKind, FileSource, ManifestHead, Parent, Published, SnapshotKind, delete,
-    discard_unpublished, fetch, manifest_key, read_manifest, upload, verify,
+    CHUNK_BYTES, Error, FileKind, FileSource, ManifestHead, delete, discard_unpublished, fetch, manifest_key,
+    upload, verify,
 };
-
-const BUCKET: &str = "snapshots";
-const PREFIX: &str = "microvms/a/g1/s1";
-const MIB: u64 = 1 << 20;
-
-fn head() -> ManifestHead {
-    ManifestHead {
-        kind: SnapshotKind::Microvm,
-        engine: "qemu 7.2.0".to_owned(),
-        platform_fingerprint: "tcg".to_owned(),
-        guest_bundle_version: "1".to_owned(),
-        memory_mib: 512,
-        vcpu_count: 1,
-        disk_size_bytes: 0,
-        image_name: "app".to_owned(),
-        image_version: "1.0".to_owned(),
-        microvm_id: None,
-        generation: Some(1),
-        sequence: Some(1),
-        parent: Some(Parent {
-            manifest_key: "images/app/manifest.json".to_owned(),
-            manifest_digest: "00".repeat(32),
-        }),
-        created_unix_ms: 0,
-        labels: BTreeMap::new(),
-    }
-}
-
-/// A server, a bucket, and a folder with files to store.
-struct Bench {
-    server: TestS3,
-    store: Store,
-    folder: tempfile::TempDir,
-}
-
-impl Bench {
-    async fn new() -> Self {
-        let server = TestS3::start().await;
-        let store = server.store();
-        store.ensure_bucket(BUCKET).await.unwrap();
-        Self {
-            server,
-            store,
-            folder: tempfile::tempdir().unwrap(),
-        }
-    }
-
-    /// A sparse file of `size` bytes with these pieces of data.
-    fn file(&self, kind: FileKind, size: u64, pieces: &[(u64, Vec<u8>)]) -> FileSource {
-        let path = self.folder.path().join(format!("source-{kind}"));
-        let file = File::create(&path).unwrap();
-        file.set_len(size).unwrap();
-        for (offset, bytes) in pieces {
-            file.write_all_at(bytes, *offset).unwrap();
-        }
-        FileSource { kind, path }
-    }
-
-    /// Memory of three chunks, the middle one a hole, and a little device state.
-    fn sources(&self) -> Vec<FileSource> {
-        let pieces = [(4096, noise(1, 100_000)), (2 * CHUNK_BYTES + 77, noise(2, 9_000))];
-        let memory = self.file(FileKind::MemoryDifference, 3 * CHUNK_BYTES - 100, &pieces);
-        vec![
-            memory,
-            self.file(FileKind::Device, 13_000, &[(0, noise(3, 13_000))]),
-        ]
-    }
-
-    async fn publish(&self, sources: &[FileSource]) -> Published {
-        upload(&self.store, BUCKET, PREFIX, &head(), sources, &|_, _| {})
-            .await
-            .unwrap()
-    }
-
-    fn empty_folder(&self, name: &str) -> PathBuf {
-        let path = self.folder.path().join(name);
-        let _ = std::fs::remove_dir_all(&path);
-        std::fs::create_dir(&path).unwrap();
-        path
-    }
-
-    async fn fetch_to(&self, name: &str, digest: Option<&str>) -> Result<snapshot::Fetched, Error> {
-        let key = manifest_key(PREFIX);
-        fetch(
-            &self.store,
-            BUCKET,
-            &key,
-            digest,
-            &self.empty_folder(name),
-            &|_, _| {},
-        )
-        .await
-    }
-
-    async fn keys(&self) -> Vec<String> {
-        let listed = self.store.list_prefix(BUCKET, "microvms/", 10_000).await.unwrap();
-        listed.into_iter().map(|entry| entry.key).collect()
-    }
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut bytes = vec![0; length];
-    let mut state = seed.wrapping_mul(0x9E37_79B9_7F4A_7C15) | 1;
-    for chunk in bytes.chunks_mut(8) {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        chunk.copy_from_slice(&state.to_le_bytes()[..chunk.len()]);
-    }
-    bytes
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
-}
-
-fn allocated(path: &Path) -> u64 {
-    std::fs::metadata(path).unwrap().blocks() * 512
-}
 
 #[tokio::test]
 async fn a_snapshot_comes_back() {
@@ -217,7 +100,7 @@ async fn files_of_zeros_and_empty_files_need_no_chunks() {
         bench.file(FileKind::Device, 0, &[]),
     ];
     let published = bench.publish(&sources).await;
-    assert_eq!(bench.keys().await, [published.manifest_key.clone()]);
+    assert_eq!(bench.keys().await, std::slice::from_ref(&published.manifest_key));
     let fetched = bench.fetch_to("fetched", None).await.unwrap();
     assert_eq!(allocated(&fetched.paths[&FileKind::Memory]), 0);
     assert!(
@@ -313,150 +196,6 @@ async fn an_upload_that_is_dropped_publishes_nothing_and_can_be_discarded() {
         .unwrap();
     assert!(discard_unpublished(&bench.store, BUCKET, PREFIX).await.unwrap() > 0);
     assert_eq!(bench.keys().await, [format!("{PREFIX}/deeper/manifest.json")]);
-}
-
-#[tokio::test]
-async fn every_kind_of_damage_is_found_and_named() {
-    type Damage = fn(&Path);
-    fn flip(path: &Path, at: impl Fn(u64) -> u64) {
-        let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
-        let at = at(file.metadata().unwrap().len());
-        let mut byte = [0];
-        file.read_exact_at(&mut byte, at).unwrap();
-        file.write_all_at(&[byte[0] ^ 1], at).unwrap();
-    }
-    fn resize(path: &Path, by: i64) {
-        let file = OpenOptions::new().write(true).open(path).unwrap();
-        let length = file.metadata().unwrap().len();
-        file.set_len(length.saturating_add_signed(by)).unwrap();
-    }
-    let damages: &[(&str, Damage)] = &[
-        ("first byte", |path| flip(path, |_| 0)),
-        ("a byte inside", |path| flip(path, |length| length / 2)),
-        ("last byte", |path| flip(path, |length| length - 1)),
-        ("one byte short", |path| resize(path, -1)),
-        ("one byte long", |path| resize(path, 1)),
-        ("empty", |path| resize(path, -1_000_000_000)),
-        ("missing", |path| std::fs::remove_file(path).unwrap()),
-    ];
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
-    let digest = Some(published.manifest_digest.as_str());
-    for key in bench.keys().await {
-        let path = bench.server.object_path(BUCKET, &key);
-        let good = std::fs::read(&path).unwrap();
-        let is_manifest = key == published.manifest_key;
-        for (name, damage) in damages {
-            damage(&path);
-            let error = bench.fetch_to("fetched", digest).await.unwrap_err();
-            let named = format!("s3://{BUCKET}/{key}");
-            match &error {
-                Error::NotFound { object } if is_manifest && *name == "missing" => assert_eq!(*object, named),
-                Error::Corrupt { object, .. } => assert_eq!(*object, named, "{name}"),
-                other => panic!("{key}, {name}: {other:?}"),
-            }
-            let found = verify(&bench.store, BUCKET, &published.manifest_key, digest, &|_, _| {}).await;
-            if is_manifest {
-                assert!(found.is_err(), "{name}");
-            } else {
-                let problems = found.unwrap().problems;
-                assert_eq!(
-                    problems
-                        .iter()
-                        .map(|problem| problem.object.as_str())
-                        .collect::<Vec<_>>(),
-                    [named]
-                );
-            }
-            std::fs::write(&path, &good).unwrap();
-        }
-    }
-    bench.fetch_to("fetched", digest).await.unwrap();
-}
-
-#[tokio::test]
-async fn objects_that_changed_places_are_found() {
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
-    let path = |index: u32| {
-        bench
-            .server
-            .object_path(BUCKET, &format!("{PREFIX}/memory-difference/{index:06}"))
-    };
-    let aside = bench.folder.path().join("aside");
-    std::fs::rename(path(0), &aside).unwrap();
-    std::fs::rename(path(2), path(0)).unwrap();
-    std::fs::rename(&aside, path(2)).unwrap();
-    assert!(matches!(
-        bench.fetch_to("f", None).await,
-        Err(Error::Corrupt { .. })
-    ));
-    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {})
-        .await
-        .unwrap();
-    assert_eq!(found.problems.len(), 2);
-}
-
-/// A manifest and its chunks that fit each other, but are not what we write.
-#[tokio::test]
-async fn a_forged_snapshot_cannot_take_more_than_it_may() {
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
-    let (mut manifest, _) = read_manifest(&bench.store, BUCKET, &published.manifest_key, None)
-        .await
-        .unwrap();
-    // 64 MiB of zeros in the place of one chunk, with its true digest in the manifest.
-    let frame = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
-    let header = [
-        b"TCK1".as_slice(),
-        &(CHUNK_BYTES as u32).to_le_bytes(),
-        &200_000u32.to_le_bytes(),
-    ]
-    .concat();
-    let bomb = [header, frame].concat();
-    let chunk = &mut manifest.files[1].chunks[0];
-    chunk.stored_len = bomb.len() as u32;
-    chunk.digest = blake3::hash(&bomb).to_hex().to_string();
-    let (bytes, digest) = manifest.encode().unwrap();
-    let key = format!("{PREFIX}/memory-difference/000000");
-    bench.store.put(BUCKET, &key, bomb.into()).await.unwrap();
-    bench
-        .store
-        .put(BUCKET, &published.manifest_key, bytes.into())
-        .await
-        .unwrap();
-    let error = bench.fetch_to("fetched", Some(&digest)).await.unwrap_err();
-    let expected = format!("s3://{BUCKET}/{key}");
-    assert!(
-        matches!(&error, Error::Corrupt { object, .. } if *object == expected),
-        "{error}"
-    );
-
-    let long = vec![b' '; 9 << 20];
-    bench
-        .store
-        .put(BUCKET, &published.manifest_key, long.into())
-        .await
-        .unwrap();
-    let error = bench.fetch_to("fetched", None).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Corrupt { detail, .. } if detail.contains("too long")),
-        "{error}"
-    );
-}
-
-#[tokio::test]
-async fn a_manifest_with_another_digest_is_refused() {
-    let bench = Bench::new().await;
-    bench.publish(&bench.sources()).await;
-    let error = bench
-        .fetch_to("fetched", Some(&"00".repeat(32)))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, Error::Corrupt { object, .. } if object.ends_with("manifest.json")),
-        "{error}"
-    );
 }
 
 #[tokio::test]
@@ -589,7 +328,7 @@ proptest! {
 }
 
 /// Prints throughput; run with `--run-ignored only --no-capture`.
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement, not a check"]
 async fn throughput() {
     let bench = Bench::new().await;
