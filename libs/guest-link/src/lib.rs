@@ -1,1 +1,69 @@
-//! Being written.
+//! How a host-agent and a guest-agent talk: length-prefixed protobuf frames
+//! over one byte stream, several exchanges at a time, events in between.
+//!
+//! ```text
+//! host-agent                                       guest-agent (process 1)
+//!   Link ── u32 BE length ── Frame{exchange: n, ...Request} ──>
+//!        <── u32 BE length ── Frame{exchange: n, ...Response | Failure} ──
+//!        <── u32 BE length ── Frame{exchange: 0, logs | app exited} ──
+//! ```
+//!
+//! [`frame`] is the codec both ends share. [`Link`] (feature `host`) is the
+//! host's end. It treats everything the guest sends as hostile: sizes, counts
+//! and waits are bounded, and nothing it sends can panic the host.
+//!
+//! What this is not: it opens no connection (the caller brings the stream) and
+//! decides nothing about what an answer means.
+
+pub mod frame;
+#[cfg(feature = "host")]
+mod link;
+
+#[cfg(feature = "host")]
+pub use link::{Error, Event, Link};
+
+/// TCP port of the guest-agent's control connection.
+pub const CONTROL_PORT: u16 = 1024;
+
+/// TCP port of the guest-agent's relay to ports on guest loopback.
+///
+/// The caller sends the port (u16, big-endian), the guest answers one byte of
+/// [`RelayAnswer`], then bytes flow both ways.
+pub const RELAY_PORT: u16 = 1025;
+
+/// Longest line of app output that a log event carries, in bytes.
+pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
+
+/// Most lines in one log event.
+pub const LOG_LINES_PER_EVENT_MAX: usize = 256;
+
+/// Fewest bytes of entropy a repair takes.
+pub const ENTROPY_BYTES_MIN: usize = 64;
+
+/// Most bytes of entropy a repair takes.
+pub const ENTROPY_BYTES_MAX: usize = 512;
+
+/// The relay's one-byte answer to a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RelayAnswer {
+    /// Connected; the next byte comes from the app.
+    Connected = 0,
+    /// Nothing listens on that port of guest loopback.
+    Refused = 1,
+    /// The relay carries as many connections as it may.
+    Busy = 2,
+}
+
+impl RelayAnswer {
+    /// Reads the byte; `None` for a value that is no answer.
+    #[must_use]
+    pub fn from_byte(byte: u8) -> Option<Self> {
+        match byte {
+            0 => Some(Self::Connected),
+            1 => Some(Self::Refused),
+            2 => Some(Self::Busy),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! One direction of a relayed connection: a bounded buffer between two
+//! non-blocking streams, and the half-close behind it.
+
+use std::io::{self, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
+
+/// Bytes in flight in one direction.
+const BUFFER_BYTES: usize = 16 * 1024;
+
+/// A direction; the streams are given at each step.
+pub struct Pipe {
+    buffer: Box<[u8]>,
+    start: usize,
+    end: usize,
+    ended: bool,
+    shut: bool,
+}
+
+impl Pipe {
+    /// An empty, open direction.
+    pub fn new() -> Self {
+        Self {
+            buffer: vec![0; BUFFER_BYTES].into(),
+            start: 0,
+            end: 0,
+            ended: false,
+            shut: false,
+        }
+    }
+
+    /// True while it makes sense to wait for input.
+    pub fn wants_input(&self) -> bool {
+        !self.ended && self.start == self.end
+    }
+
+    /// True while output waits for room.
+    pub fn has_output(&self) -> bool {
+        self.start < self.end
+    }
+
+    /// True once everything, the end included, has been passed on.
+    pub fn finished(&self) -> bool {
+        self.shut
+    }
+
+    /// Moves what can be moved without blocking.
+    ///
+    /// # Errors
+    /// A stream failed; both are to be closed.
+    pub fn pump(&mut self, mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
+        while !self.shut {
+            if self.start == self.end {
+                if self.ended {
+                    to.shutdown(Shutdown::Write)?;
+                    self.shut = true;
+                    return Ok(());
+                }
+                match not_blocked(from.read(&mut self.buffer))? {
+                    None => return Ok(()),
+                    Some(count) => {
+                        (self.start, self.end) = (0, count);
+                        self.ended = count == 0;
+                    }
+                }
+            } else {
+                match not_blocked(to.write(&self.buffer[self.start..self.end]))? {
+                    None => return Ok(()),
+                    Some(count) => self.start += count,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+fn not_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
+    match result {
+        Ok(count) => Ok(Some(count)),
+        Err(error)
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+            ) =>
+        {
+            Ok(None)
+        }
+        Err(error) => Err(error),
+    }
+}

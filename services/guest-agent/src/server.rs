@@ -1,0 +1,326 @@
+//! The control connection: one host-agent at a time, frames in, frames out.
+//!
+//! Process 1's own thread polls the listener and the current connection. Identity
+//! repairs, which are on every wake's path, are done right there; whatever may wait
+//! goes to a few worker threads that exist beforehand, because starting a thread on a
+//! cold CPU costs more than the work.
+//!
+//! A newer connection replaces the older: after a restore the older one's peer is
+//! gone for good. Closing it sends packets, so that happens after the first answer.
+
+use std::io;
+use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::os::fd::AsFd as _;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use api::guest::v1::{AppExited, RepairIdentityRequest, RepairIdentityResponse, StreamLogsRequest};
+use guest_link::frame::{Body, Frame};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::socket::{setsockopt, sockopt};
+use nix::sys::time::{TimeVal, TimeValLike as _};
+
+use crate::app::App;
+use crate::boot::network::{GUEST, HOST};
+use crate::boot::{Booted, Error, ExtraModules, Settings, Step as _};
+use crate::console::say;
+use crate::identity::{self, Identity, ResolverFile};
+use crate::netlink;
+use crate::relay::{Epoch, Relay};
+
+mod connection;
+mod forwarder;
+mod jobs;
+
+use connection::{Connection, Receiver};
+use forwarder::Forwarder;
+use jobs::{Job, Jobs};
+
+/// How long the host may refuse to take an answer before its connection is closed.
+const SEND_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 16;
+
+/// What the workers and the app's end need of the server.
+#[derive(Debug)]
+struct Shared {
+    settings: Settings,
+    app: Arc<App>,
+    extra_modules: ExtraModules,
+    resolver: ResolverFile,
+    /// The connection that events go to.
+    current: Mutex<Option<Arc<Connection>>>,
+    /// Connections that the next restore will leave without a peer.
+    doomed: Mutex<Vec<netlink::Connection>>,
+}
+
+impl Shared {
+    fn current(&self) -> MutexGuard<'_, Option<Arc<Connection>>> {
+        self.current.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn doomed(&self) -> MutexGuard<'_, Vec<netlink::Connection>> {
+        self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Tells the current connection; later ones are told when they come.
+    fn report_exit(&self, exited: AppExited) {
+        let current = self.current().clone();
+        if let Some(connection) = current {
+            connection.send(&Frame {
+                exchange: 0,
+                body: Some(Body::AppExited(exited)),
+            });
+        }
+    }
+}
+
+/// The serving agent.
+pub struct Server {
+    listener: TcpListener,
+    identity: Identity,
+    shared: Arc<Shared>,
+    jobs: Jobs,
+    forwarder: Forwarder,
+    relay_epoch: Arc<Epoch>,
+    /// The connection before the current one, until the current one's first answer.
+    stale: Option<Arc<Connection>>,
+    /// Whether the current connection has been told what it must know.
+    greeted: bool,
+}
+
+impl Server {
+    /// Binds the ports and starts the threads.
+    pub fn start(booted: Booted) -> Result<Self, Error> {
+        let Booted {
+            settings,
+            identity,
+            resolver,
+            extra_modules,
+        } = booted;
+        let listener = listen(settings.agent_port).step("listen on the agent's port")?;
+        let relay_listener = listen(settings.relay_port).step("listen on the relay's port")?;
+        let relay_epoch = Epoch::new().step("make the relay's wake-up")?;
+        let relay =
+            Relay::new(relay_listener, HOST.into(), Arc::clone(&relay_epoch)).step("start the relay")?;
+        spawn("relay", move || match relay.run() {
+            Ok(()) => {}
+            Err(error) => say(&format!("the relay ended: {error}")),
+        })?;
+        let app = Arc::new(App::default());
+        let forwarder = Forwarder::start(Arc::clone(&app.logs)).step("start the log forwarder")?;
+        let shared = Arc::new(Shared {
+            settings,
+            app,
+            extra_modules,
+            resolver,
+            current: Mutex::default(),
+            doomed: Mutex::default(),
+        });
+        let jobs = Jobs::start(&shared).step("start the workers")?;
+        Ok(Self {
+            listener,
+            identity,
+            shared,
+            jobs,
+            forwarder,
+            relay_epoch,
+            stale: None,
+            greeted: false,
+        })
+    }
+
+    /// Serves for ever. An error of its own sockets ends it, and with it the microVM.
+    pub fn run(mut self) -> std::process::ExitCode {
+        let error = loop {
+            if let Err(error) = self.turn() {
+                break error;
+            }
+        };
+        say(&format!("the control port failed: {error}"));
+        std::process::ExitCode::FAILURE
+    }
+
+    fn turn(&mut self) -> io::Result<()> {
+        let mut receiver: Option<Receiver> = None;
+        loop {
+            let connecting = match &receiver {
+                None => self.wait(None)?.0,
+                Some(current) => {
+                    let (connecting, readable) = self.wait(Some(current.connection()))?;
+                    if readable && !connecting {
+                        receiver = self.serve(receiver.take());
+                    }
+                    connecting
+                }
+            };
+            if connecting && let Some(connection) = self.accept()? {
+                receiver = self.serve(Some(Receiver::new(connection)));
+            }
+        }
+    }
+
+    /// Waits for a new connection or input on the current one.
+    fn wait(&self, current: Option<&Connection>) -> io::Result<(bool, bool)> {
+        let listener = PollFd::new(self.listener.as_fd(), PollFlags::POLLIN);
+        let mut set = match current {
+            None => vec![listener],
+            Some(connection) => vec![listener, PollFd::new(connection.as_fd(), PollFlags::POLLIN)],
+        };
+        match poll(&mut set, PollTimeout::NONE) {
+            Ok(_) | Err(nix::Error::EINTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+        let ready = |index: usize| {
+            set.get(index)
+                .and_then(PollFd::revents)
+                .is_some_and(|events| !events.is_empty())
+        };
+        Ok((ready(0), ready(1)))
+    }
+
+    /// Takes the new connection in place of the current one.
+    fn accept(&mut self) -> io::Result<Option<Arc<Connection>>> {
+        let (stream, peer) = match self.listener.accept() {
+            Ok(accepted) => accepted,
+            // The peer has given up again.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionAborted | io::ErrorKind::Interrupted | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        if peer.ip() != IpAddr::from(HOST) {
+            return Ok(None);
+        }
+        let connection = Arc::new(Connection::new(stream));
+        let replaced = self.shared.current().replace(Arc::clone(&connection));
+        if let Some(replaced) = &replaced {
+            replaced.retire();
+        }
+        self.stale = replaced;
+        self.greeted = false;
+        Ok(Some(connection))
+    }
+
+    /// Handles what has arrived; `None` when the connection is over.
+    fn serve(&mut self, receiver: Option<Receiver>) -> Option<Receiver> {
+        let mut receiver = receiver?;
+        let connection = Arc::clone(receiver.connection());
+        let open = receiver.receive(|frame| self.handle(&connection, frame));
+        match open {
+            Ok(true) => return Some(receiver),
+            Ok(false) => {}
+            Err(error) => say(&format!("dropped the control connection: {error}")),
+        }
+        connection.close();
+        let mut current = self.shared.current();
+        if current
+            .as_ref()
+            .is_some_and(|current| Arc::ptr_eq(current, &connection))
+        {
+            *current = None;
+        }
+        None
+    }
+
+    fn handle(&mut self, connection: &Arc<Connection>, frame: Frame) {
+        let exchange = frame.exchange;
+        match frame.body {
+            Some(Body::RepairIdentityRequest(request)) => self.repair(connection, exchange, &request),
+            Some(Body::StreamLogsRequest(StreamLogsRequest { from_sequence })) => {
+                self.forwarder.follow(Arc::clone(connection), from_sequence);
+            }
+            Some(body) => self.jobs.put(Job {
+                connection: Arc::clone(connection),
+                exchange,
+                body,
+            }),
+            None => connection.fail(exchange, "the frame has no message this agent knows", true),
+        }
+        if !self.greeted {
+            self.greet(connection);
+        }
+    }
+
+    /// After a connection's first request: what could wait until then.
+    fn greet(&mut self, connection: &Arc<Connection>) {
+        self.greeted = true;
+        if let Some(stale) = self.stale.take() {
+            stale.close();
+        }
+        connection.send_without_delay();
+        if let Some(exited) = self.shared.app.exited() {
+            connection.send(&Frame {
+                exchange: 0,
+                body: Some(Body::AppExited(exited)),
+            });
+        }
+    }
+
+    /// The wake path: repair, answer, and only then tidy up.
+    fn repair(&mut self, connection: &Arc<Connection>, exchange: u32, request: &RepairIdentityRequest) {
+        let repaired = match self.identity.repair(request, self.shared.app.owner()) {
+            Ok(repaired) => repaired,
+            Err(error) => {
+                let invalid = matches!(error, identity::Error::Invalid(_));
+                return connection.fail(exchange, &error.to_string(), invalid);
+            }
+        };
+        if repaired {
+            // Before the answer: whatever the host opens after it belongs to the new epoch.
+            self.relay_epoch.advance();
+        }
+        let answer = Body::RepairIdentityResponse(RepairIdentityResponse { repaired });
+        connection.send(&Frame {
+            exchange,
+            body: Some(answer),
+        });
+        if repaired {
+            self.relay_epoch.sweep();
+            let doomed = std::mem::take(&mut *self.shared.doomed());
+            // A kernel without SOCK_DESTROY leaves them to their own time-outs.
+            let _ = netlink::abort(&doomed);
+        }
+    }
+}
+
+/// A listener on the guest's address. What is set here, accepted connections inherit.
+fn listen(port: u16) -> io::Result<TcpListener> {
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};
+    let listener = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    setsockopt(&listener, sockopt::ReuseAddr, &true)?;
+    setsockopt(
+        &listener,
+        sockopt::SendTimeout,
+        &TimeVal::seconds(SEND_TIMEOUT.as_secs().cast_signed()),
+    )?;
+    let SocketAddr::V4(address) = SocketAddr::from((GUEST, port)) else {
+        return Err(io::ErrorKind::AddrNotAvailable.into());
+    };
+    bind(
+        std::os::fd::AsRawFd::as_raw_fd(&listener),
+        &SockaddrIn::from(address),
+    )?;
+    listen(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(TcpListener::from(listener))
+}
+
+fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
+    thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .step(format!("start the {name} thread"))
+        .map(drop)
+}
