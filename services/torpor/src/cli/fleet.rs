@@ -1,0 +1,88 @@
+//! Arguments of the commands that run a fleet.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+/// Arguments of `torpor up`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Examples:
+  torpor up                                    in the foreground, Ctrl-C stops it
+  torpor up --detach                           in the background
+  torpor up --detach --hosts 2                 two host-agents, to see microVMs move
+  torpor up --set scheduler.idle_floor_seconds=5    a setting of one service
+
+What it needs: root, Debian's packages (deploy/packages installs them) and the
+guest bundle (deploy/guest-bundle makes it). Everything it keeps is in the data
+directory; torpor down leaves it there, and the next up wakes what slept.")]
+pub struct Up {
+    /// Number of host-agents, each with its own data directory.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    pub hosts: u16,
+    /// Return when everything is healthy and leave it running.
+    #[arg(long)]
+    pub detach: bool,
+    /// Port of the endpoints (HTTPS).
+    #[arg(long, value_name = "PORT", default_value_t = 8443)]
+    pub edge_port: u16,
+    /// Address the endpoints listen on.
+    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
+    pub edge_address: std::net::IpAddr,
+    /// Added to every internal port (etcd 7379, S3 7390, services 7401 and up,
+    /// metrics 7501 and up), for several fleets on one machine.
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=20_000))]
+    pub port_offset: u16,
+    /// Domain of the endpoints; names under localhost resolve to this machine.
+    #[arg(long, value_name = "NAME", default_value = "microvms.localhost")]
+    pub domain: String,
+    /// Guest bundle (kernel and initramfs); default: bundle in the data directory.
+    #[arg(long, value_name = "DIR", env = "TORPOR_BUNDLE")]
+    pub bundle: Option<PathBuf>,
+    /// Largest size of each host's disk where one has to be made, in GiB.
+    #[arg(long, value_name = "GIB", default_value_t = 48, value_parser = clap::value_parser!(u64).range(2..=65_536))]
+    pub host_disk: u64,
+    /// Setting of a service, "scheduler.key.path=value"; may be repeated.
+    /// Services: scheduler, image-builder, host-agent, edge-proxy.
+    #[arg(long = "set", value_name = "SERVICE.KEY=VALUE")]
+    pub settings: Vec<String>,
+    /// Start only these components, for tests of the supervisor.
+    #[arg(long, value_delimiter = ',', hide = true)]
+    pub only: Vec<String>,
+    /// This process is the supervisor that `--detach` started.
+    #[arg(long, hide = true)]
+    pub supervised: bool,
+}
+
+/// Arguments of `torpor down`.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = "\
+Running microVMs are put to sleep first; the next torpor up wakes them again on
+their next request. Running it twice is fine.")]
+pub struct Down {
+    /// Also delete the data directory: images, microVMs, keys, everything.
+    #[arg(long)]
+    pub purge: bool,
+}
+
+/// Arguments of `torpor hosts`.
+#[derive(Debug, Args)]
+pub struct Hosts {
+    #[command(subcommand)]
+    pub command: Option<HostCommand>,
+}
+
+/// What to do with a host.
+#[derive(Debug, Subcommand)]
+pub enum HostCommand {
+    /// Stop new placements and put what runs there to sleep.
+    Drain {
+        /// Id of the host, or a unique prefix.
+        id: String,
+    },
+    /// Take placements again.
+    Undrain {
+        /// Id of the host, or a unique prefix.
+        id: String,
+    },
+}

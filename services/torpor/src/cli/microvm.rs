@@ -1,0 +1,166 @@
+//! Arguments of the microVM commands.
+
+use std::time::Duration;
+
+use clap::Args;
+
+use crate::durations::parse;
+
+/// Arguments of `torpor run`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor run web
+  torpor run web --idle 60s --suspended 2h       sleeps after a minute, ends after two hours asleep
+  torpor run web --token-ttl 30m                 with a token for port 8080
+  torpor run web -o json --no-wait               for scripts")]
+pub struct Run {
+    /// Name or ARN of the image.
+    pub image: String,
+    /// Version; default: the newest active one.
+    #[arg(long)]
+    pub version: Option<String>,
+    /// Put it to sleep after this long without traffic; default: never by itself.
+    #[arg(long, value_name = "TIME", value_parser = parse)]
+    pub idle: Option<Duration>,
+    /// With --idle: end it after this long asleep.
+    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "1h", requires = "idle")]
+    pub suspended: Duration,
+    /// With --idle: let no request wake it.
+    #[arg(long, requires = "idle")]
+    pub no_auto_resume: bool,
+    /// Longest life, running and asleep together; default: 8h.
+    #[arg(long, value_name = "TIME", value_parser = parse)]
+    pub max_duration: Option<Duration>,
+    /// Text for the run hook.
+    #[arg(long, value_name = "TEXT")]
+    pub payload: Option<String>,
+    /// Also make a token for port 8080 that lasts this long.
+    #[arg(long, value_name = "TIME", value_parser = parse)]
+    pub token_ttl: Option<Duration>,
+    /// Return at once instead of waiting until it runs.
+    #[arg(long)]
+    pub no_wait: bool,
+    /// Role the app acts as (ARN).
+    #[arg(long, value_name = "ARN")]
+    pub execution_role: Option<String>,
+    /// Ingress connector (ARN); may be repeated.
+    #[arg(long, value_name = "ARN")]
+    pub ingress: Vec<String>,
+    /// Egress connector (ARN); may be repeated.
+    #[arg(long, value_name = "ARN")]
+    pub egress: Vec<String>,
+    /// Idempotency token; default: a fresh one.
+    #[arg(long, value_name = "TOKEN")]
+    pub client_token: Option<String>,
+}
+
+/// Arguments of `torpor list`.
+#[derive(Debug, Args)]
+pub struct List {
+    /// Only those of this image (name or ARN).
+    #[arg(long)]
+    pub image: Option<String>,
+    /// Only those of this version.
+    #[arg(long, requires = "image")]
+    pub version: Option<String>,
+    /// Also those that have ended.
+    #[arg(short, long)]
+    pub all: bool,
+}
+
+/// One microVM.
+#[derive(Debug, Args)]
+pub struct One {
+    /// Id or a unique prefix of it.
+    pub id: String,
+}
+
+/// Several microVMs.
+#[derive(Debug, Args)]
+pub struct Some {
+    /// Ids or unique prefixes of them.
+    #[arg(required = true, value_name = "ID")]
+    pub ids: Vec<String>,
+}
+
+/// Arguments of `torpor token`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL")]
+pub struct Token {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Port it opens: N, FIRST-LAST or all; may be repeated.
+    #[arg(short, long = "port", value_name = "PORT", default_value = "8080")]
+    pub ports: Vec<String>,
+    /// How long it lasts, 1m to 60m.
+    #[arg(long, value_name = "TIME", value_parser = parse, default_value = "30m")]
+    pub ttl: Duration,
+}
+
+/// Arguments of `torpor logs`.
+#[derive(Debug, Args)]
+pub struct Logs {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Wait for more until the microVM ends.
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Show when each line was written.
+    #[arg(short, long)]
+    pub timestamps: bool,
+}
+
+/// Arguments of `torpor curl`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor curl ID /
+  torpor curl ID /items -X POST -H 'content-type: application/json' -d '{\"a\": 1}'
+  torpor curl ID /upload -d @file --port 9000 -i
+
+It makes a token for the port, connects to the edge whatever DNS says, and checks
+the edge's certificate against the fleet's CA. Like curl it succeeds whatever the
+status is; --fail makes a status of 400 and above an error.")]
+pub struct Curl {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Path with its query, "/" when left out.
+    #[arg(default_value = "/")]
+    pub path: String,
+    /// Method; default: GET, or POST with --data.
+    #[arg(short = 'X', long, value_name = "METHOD")]
+    pub request: Option<String>,
+    /// Body; @FILE reads a file, @- standard input.
+    #[arg(short, long, value_name = "DATA")]
+    pub data: Option<String>,
+    /// Header line, "Name: value"; may be repeated.
+    #[arg(short = 'H', long = "header", value_name = "LINE")]
+    pub headers: Vec<String>,
+    /// Show the status line and headers too.
+    #[arg(short, long)]
+    pub include: bool,
+    /// Make a status of 400 and above a failure.
+    #[arg(short, long)]
+    pub fail: bool,
+    /// Guest port.
+    #[arg(short, long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Speak HTTP/1.1.
+    #[arg(long = "http1.1")]
+    pub http1: bool,
+    /// Speak HTTP/2.
+    #[arg(long = "http2", conflicts_with = "http1")]
+    pub http2: bool,
+    /// Use this token instead of making one.
+    #[arg(long, value_name = "TOKEN")]
+    pub token: Option<String>,
+    /// Longest wait for the answer.
+    #[arg(short, long, value_name = "TIME", value_parser = parse, default_value = "60s")]
+    pub max_time: Duration,
+    /// Afterwards say on standard error how long it took.
+    #[arg(short, long)]
+    pub verbose: bool,
+}

@@ -1,0 +1,188 @@
+//! Calling a service: a deadline on every call, a bounded number of further
+//! tries where the service asks for one, and ids from prefixes.
+
+use std::future::Future;
+use std::time::{Duration, Instant};
+
+use api::microvm::v1::{ListMicrovmsRequest, Microvm};
+use tonic::{Code, Request, Response, Status};
+use tonic_types::StatusExt as _;
+
+use super::Session;
+use crate::failure::{Failure, Kind};
+
+/// Longest wait for a call that only reads or records.
+pub const QUICK: Duration = Duration::from_secs(15);
+/// Longest wait for a call that moves a microVM: hooks take up to a minute each.
+pub const SLOW: Duration = Duration::from_secs(150);
+/// How long a service may ask for further tries, for example during an election.
+const RETRY_WINDOW: Duration = Duration::from_secs(10);
+/// Shortest pause between two tries.
+const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
+/// Most pages read to resolve a prefix (50 microVMs a page).
+const PREFIX_PAGES_MAX: usize = 200;
+
+/// A request with a deadline.
+pub fn request<T>(message: T, timeout: Duration) -> Request<T> {
+    let mut request = Request::new(message);
+    request.set_timeout(timeout);
+    request
+}
+
+/// Makes a call, again while the service answers UNAVAILABLE and names a delay.
+/// Every call repeated here is idempotent, by its nature or its client token.
+pub async fn call<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Failure>
+where
+    F: Future<Output = Result<Response<T>, Status>>,
+{
+    let started = Instant::now();
+    loop {
+        match attempt().await {
+            Ok(response) => return Ok(response.into_inner()),
+            Err(status) => match retry_delay(&status) {
+                Some(delay) if started.elapsed() + delay < RETRY_WINDOW => tokio::time::sleep(delay).await,
+                _ => return Err(status.into()),
+            },
+        }
+    }
+}
+
+fn retry_delay(status: &Status) -> Option<Duration> {
+    if status.code() != Code::Unavailable {
+        return None;
+    }
+    let info = status.get_details_retry_info()?;
+    Some(info.retry_delay.unwrap_or_default().max(RETRY_PAUSE_MIN))
+}
+
+/// The full id for an id or a unique prefix of one, with or without "microvm-".
+pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failure> {
+    let wanted = match given.strip_prefix("microvm-") {
+        Some(rest) => rest,
+        None => given,
+    }
+    .to_ascii_lowercase();
+    if wanted.is_empty() || !wanted.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
+        return Err(
+            Failure::new(Kind::Usage, format!("'{given}' is not a microVM id"))
+                .next("ids look like microvm-6f1c…; see torpor list --all"),
+        );
+    }
+    if uuid::Uuid::parse_str(&wanted).is_ok() {
+        return Ok(format!("microvm-{wanted}"));
+    }
+    let prefix = format!("microvm-{wanted}");
+    let matches: Vec<String> = all_microvms(session, None, None)
+        .await?
+        .into_iter()
+        .map(|microvm| microvm.microvm_id)
+        .filter(|id| id.starts_with(&prefix))
+        .collect();
+    match matches.as_slice() {
+        [id] => Ok(id.clone()),
+        [] => Err(
+            Failure::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
+                .next("see torpor list --all"),
+        ),
+        [first, second, ..] => Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "'{given}' is not unique: {} microVMs, {first} and {second} among them",
+                matches.len()
+            ),
+        )
+        .next("give more characters of the id")),
+    }
+}
+
+/// Every microVM, newest first.
+pub async fn all_microvms(
+    session: &Session,
+    image: Option<&str>,
+    version: Option<&str>,
+) -> Result<Vec<Microvm>, Failure> {
+    let client = session.context.microvms()?;
+    let mut microvms = Vec::new();
+    let mut page_token = String::new();
+    for _ in 0..PREFIX_PAGES_MAX {
+        let message = ListMicrovmsRequest {
+            page_size: 0,
+            page_token,
+            image_identifier: image.unwrap_or_default().to_owned(),
+            image_version: version.unwrap_or_default().to_owned(),
+        };
+        let page = call(|| {
+            let mut client = client.clone();
+            let message = message.clone();
+            async move { client.list_microvms(request(message, QUICK)).await }
+        })
+        .await?;
+        microvms.extend(page.microvms);
+        if page.next_page_token.is_empty() {
+            return Ok(microvms);
+        }
+        page_token = page.next_page_token;
+    }
+    Ok(microvms)
+}
+
+/// Splits "KEY=VALUE".
+pub fn pair(text: &str, option: &str) -> Result<(String, String), Failure> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err(Failure::new(
+            Kind::Usage,
+            format!("{option} {text}: must have the form KEY=VALUE"),
+        )),
+    }
+}
+
+/// An idempotency token: the given one, else a fresh one, so that our own
+/// further tries of a call count as one.
+pub fn client_token(given: Option<String>) -> String {
+    given.unwrap_or_else(|| uuid::Uuid::new_v4().to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_an_asked_for_retry_is_made() {
+        let asked = api::errors::unavailable("NOT_LEADER", "no leader yet", Duration::from_millis(5));
+        assert_eq!(retry_delay(&asked), Some(RETRY_PAUSE_MIN));
+        assert_eq!(retry_delay(&Status::unavailable("connection refused")), None);
+        assert_eq!(retry_delay(&Status::not_found("x")), None);
+    }
+
+    #[tokio::test]
+    async fn a_call_is_tried_again_until_it_works() {
+        let mut left = 2;
+        let result = call(|| {
+            let fail = left > 0;
+            left -= 1;
+            async move {
+                if fail {
+                    return Err(api::errors::unavailable(
+                        "NOT_LEADER",
+                        "later",
+                        Duration::from_millis(1),
+                    ));
+                }
+                Ok(Response::new(7))
+            }
+        })
+        .await;
+        assert_eq!(result.unwrap(), 7);
+    }
+
+    #[test]
+    fn pairs_need_a_key() {
+        assert_eq!(
+            pair("A=b=c", "--env").unwrap(),
+            ("A".to_owned(), "b=c".to_owned())
+        );
+        assert_eq!(pair("=b", "--env").expect_err("no key").kind, Kind::Usage);
+        assert_eq!(pair("A", "--env").expect_err("no value").kind, Kind::Usage);
+    }
+}

@@ -1,0 +1,161 @@
+//! Images, versions and builds as tables.
+
+use std::time::{Duration, SystemTime};
+
+use api::image::v1::{BuildState, Image, ImageBuild, ImageVersion};
+
+use super::follow::step_name;
+use crate::durations;
+use crate::failure::Failure;
+use crate::output::{self, json};
+
+/// Full names of the messages shown here.
+pub const IMAGE: &str = "torpor.image.v1.Image";
+/// See [`IMAGE`].
+pub const VERSION: &str = "torpor.image.v1.ImageVersion";
+/// See [`IMAGE`].
+pub const BUILD: &str = "torpor.image.v1.ImageBuild";
+
+fn image_state(image: &Image) -> String {
+    json::short_name(image.state().as_str_name(), "ImageState")
+}
+
+/// One image.
+pub fn image(image: &Image) -> Result<(), Failure> {
+    let mut tags: Vec<String> = image
+        .tags
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
+    tags.sort();
+    output::fields(vec![
+        ("name", image.name.clone()),
+        ("arn", image.image_arn.clone()),
+        ("state", image_state(image)),
+        ("active version", image.latest_active_image_version.clone()),
+        ("newest version", image.latest_image_version.clone()),
+        ("failed version", image.latest_failed_image_version.clone()),
+        ("created", durations::rfc3339(image.create_time.as_ref())),
+        ("changed", durations::rfc3339(image.update_time.as_ref())),
+        ("tags", tags.join(", ")),
+    ])
+}
+
+/// Several images.
+pub fn images(images: &[Image]) -> Result<(), Failure> {
+    let now = SystemTime::now();
+    let rows = images
+        .iter()
+        .map(|image| {
+            vec![
+                image.name.clone(),
+                image_state(image),
+                image.latest_active_image_version.clone(),
+                image.latest_image_version.clone(),
+                durations::age(image.update_time.as_ref(), now),
+            ]
+        })
+        .collect();
+    let empty = "no images; build one: torpor image create NAME --artifact DIR";
+    output::table(&["name", "state", "active", "newest", "changed"], rows, empty)
+}
+
+/// Several versions.
+pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
+    let now = SystemTime::now();
+    let rows = versions
+        .iter()
+        .map(|version| {
+            let snapshot = version.snapshot.clone().unwrap_or_default();
+            let memory = match snapshot.memory_mib {
+                0 => "-".to_owned(),
+                mib => format!("{mib} MiB"),
+            };
+            vec![
+                version.image_version.clone(),
+                json::short_name(version.state().as_str_name(), "VersionState"),
+                json::short_name(version.status().as_str_name(), "VersionStatus"),
+                memory,
+                durations::age(version.create_time.as_ref(), now),
+                version.state_reason.clone(),
+            ]
+        })
+        .collect();
+    output::table(
+        &["version", "state", "status", "guest memory", "created", "reason"],
+        rows,
+        "no versions",
+    )
+}
+
+/// Several builds.
+pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
+    let rows = builds
+        .iter()
+        .map(|build| {
+            let sizes = build.snapshot_build.unwrap_or_default();
+            let size = |bytes: u64| {
+                if bytes == 0 {
+                    "-".to_owned()
+                } else {
+                    output::bytes(bytes)
+                }
+            };
+            let taken = build
+                .phases
+                .iter()
+                .map(|phase| durations::of(phase.duration.as_ref()))
+                .sum();
+            vec![
+                build.build_id.clone(),
+                build.image_version.clone(),
+                json::short_name(build.state().as_str_name(), "BuildState"),
+                step_name(build.step()).to_owned(),
+                durations::short(taken),
+                size(sizes.code_install_size_bytes),
+                size(sizes.memory_snapshot_size_bytes),
+                size(sizes.disk_snapshot_size_bytes),
+                size(sizes.stored_size_bytes),
+                build.state_reason.clone(),
+            ]
+        })
+        .collect();
+    let header = [
+        "build", "version", "state", "step", "took", "code", "memory", "disk", "stored", "reason",
+    ];
+    output::table(&header, rows, "no builds")
+}
+
+/// What a build that has just ended made.
+pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Result<(), Failure> {
+    let sizes = build.snapshot_build.unwrap_or_default();
+    let steps: Vec<String> = build
+        .phases
+        .iter()
+        .map(|phase| {
+            format!(
+                "{} {}",
+                phase.name,
+                durations::short(durations::of(phase.duration.as_ref()))
+            )
+        })
+        .collect();
+    output::fields(vec![
+        ("image", image.name.clone()),
+        ("version", build.image_version.clone()),
+        (
+            "state",
+            json::short_name(build.state().as_str_name(), "BuildState"),
+        ),
+        ("took", durations::short(took)),
+        ("steps", steps.join(", ")),
+        ("code", output::bytes(sizes.code_install_size_bytes)),
+        ("memory", output::bytes(sizes.memory_snapshot_size_bytes)),
+        ("disk", output::bytes(sizes.disk_snapshot_size_bytes)),
+        ("stored in S3", output::bytes(sizes.stored_size_bytes)),
+    ])?;
+    if build.state() == BuildState::Successful {
+        output::remark(format_args!("next: torpor run {} --idle 60s", image.name));
+    }
+    Ok(())
+}

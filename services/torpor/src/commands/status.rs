@@ -1,0 +1,151 @@
+//! `torpor status`: the components as their supervisor sees them, and the hosts
+//! as the scheduler sees them.
+
+use std::path::Path;
+use std::time::Duration;
+
+use client::Context;
+
+use super::{Session, hosts};
+use crate::durations;
+use crate::failure::{Failure, Kind};
+use crate::fleet::record::{ComponentRecord, FleetRecord, Health, Phase, unix_now};
+use crate::output::{self, Format, json};
+
+/// Longest wait for the list of hosts: status must answer when things are broken.
+const HOSTS_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Runs the command.
+pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
+    let record = FleetRecord::load(&data_dir.join("run")).ok_or_else(|| {
+        Failure::new(Kind::Unavailable, format!("no fleet in {}", data_dir.display()))
+            .next("start one with torpor up, or name its directory with --data-dir")
+    })?;
+    if !record.supervised() {
+        let (message, next) = match record.phase {
+            Phase::Failed => (
+                format!("the fleet could not run: {}", record.message),
+                record.next.clone(),
+            ),
+            Phase::Stopped => ("the fleet is down".to_owned(), String::new()),
+            _ => ("the fleet's supervisor was killed".to_owned(), String::new()),
+        };
+        let next = if next.is_empty() {
+            "start it: torpor up --detach".to_owned()
+        } else {
+            next
+        };
+        return Err(Failure::new(Kind::Unavailable, message).next(next));
+    }
+    let session = Session {
+        context: Context::load(data_dir)?,
+        format,
+    };
+    let with_hosts = record
+        .components
+        .iter()
+        .any(|component| component.name == "scheduler");
+    let hosts = match with_hosts {
+        true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list(&session)).await {
+            Ok(result) => result,
+            Err(_) => Err(Failure::new(Kind::Timeout, "the scheduler does not answer")),
+        },
+        false => Ok(Vec::new()),
+    };
+    if session.json() {
+        show_json(&record, &hosts)?;
+    } else {
+        show_tables(&record, &hosts, with_hosts)?;
+    }
+    verdict(&record, &hosts, with_hosts)
+}
+
+fn show_json(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, Failure>) -> Result<(), Failure> {
+    let components: Vec<serde_json::Value> = record
+        .components
+        .iter()
+        .map(|component| {
+            serde_json::json!({
+                "name": component.name,
+                "health": component.health.name(),
+                "pid": component.process.map(|process| process.pid),
+                "uptimeSeconds": uptime(component),
+                "restarts": component.restarts,
+                "readyMs": component.ready_ms,
+                "detail": component.detail,
+            })
+        })
+        .collect();
+    let hosts = hosts
+        .as_deref()
+        .map(|hosts| json::messages("torpor.host.v1.Host", hosts))
+        .unwrap_or_default();
+    output::value(&serde_json::json!({ "phase": record.phase, "components": components, "hosts": hosts }))
+}
+
+fn uptime(component: &ComponentRecord) -> Option<u64> {
+    component
+        .process
+        .map(|_| unix_now().saturating_sub(component.started))
+}
+
+fn show_tables(
+    record: &FleetRecord,
+    hosts: &Result<Vec<api::host::v1::Host>, Failure>,
+    with_hosts: bool,
+) -> Result<(), Failure> {
+    let rows = record
+        .components
+        .iter()
+        .map(|component| {
+            vec![
+                component.name.clone(),
+                component.health.name().to_owned(),
+                component
+                    .process
+                    .map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
+                uptime(component)
+                    .map_or_else(|| "-".to_owned(), |s| durations::coarse(Duration::from_secs(s))),
+                component.restarts.to_string(),
+                component.detail.clone(),
+            ]
+        })
+        .collect();
+    output::table(
+        &["component", "health", "pid", "uptime", "restarts", "detail"],
+        rows,
+        "no components",
+    )?;
+    if with_hosts {
+        output::line("")?;
+        match hosts {
+            Ok(hosts) => output::table(&hosts::HEADER, hosts::rows(hosts), "no hosts")?,
+            Err(failure) => output::remark(format_args!("hosts: {failure}")),
+        }
+    }
+    Ok(())
+}
+
+fn verdict(
+    record: &FleetRecord,
+    hosts: &Result<Vec<api::host::v1::Host>, Failure>,
+    with_hosts: bool,
+) -> Result<(), Failure> {
+    let sick: Vec<&str> = record
+        .components
+        .iter()
+        .filter(|component| component.health != Health::Healthy)
+        .map(|component| component.name.as_str())
+        .collect();
+    if !sick.is_empty() {
+        return Err(Failure::failed(format!("not healthy: {}", sick.join(", ")))
+            .next("read logs/<component>.log in the data directory"));
+    }
+    match hosts {
+        Err(failure) => Err(Failure::failed(format!("the hosts are unknown: {failure}"))),
+        Ok(hosts) if with_hosts && !hosts.iter().any(hosts::ready) => {
+            Err(Failure::failed("no host is ready"))
+        }
+        Ok(_) => Ok(()),
+    }
+}

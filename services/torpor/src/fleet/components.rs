@@ -1,0 +1,236 @@
+//! The components of a fleet, in the order they start: how each is run, how
+//! one sees that it works, how long it may take to stop.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use rpc::Role;
+
+use super::authority;
+use super::plan::{Plan, users};
+
+/// How a component's health is seen.
+#[derive(Debug, Clone)]
+pub enum Probe {
+    /// `GET /health` over TLS with the admin certificate; etcd answers `{"health":"true"}`.
+    Etcd(SocketAddr),
+    /// Any HTTP answer.
+    Http(SocketAddr),
+    /// The standard gRPC health service.
+    Grpc(SocketAddr, Role),
+    /// A TLS handshake for the endpoints' domain.
+    Tls(SocketAddr, String),
+}
+
+/// One process under the supervisor.
+#[derive(Debug, Clone)]
+pub struct Component {
+    /// Name in tables, log and pid files.
+    pub name: String,
+    /// Program to run.
+    pub program: PathBuf,
+    /// Its arguments. Never secrets: everybody can read them.
+    pub arguments: Vec<OsString>,
+    /// Variables added to its environment.
+    pub environment: Vec<(String, String)>,
+    /// True for programs that must not see ours.
+    pub clean_environment: bool,
+    /// Numeric user and group; absent means root.
+    pub user: Option<u32>,
+    /// How its health is seen.
+    pub probe: Probe,
+    /// Components of a stage start together, after all of the stage before.
+    pub stage: u8,
+    /// How long it may take to end when asked to.
+    pub stop_timeout: Duration,
+}
+
+/// Time for a component to end when asked to.
+const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for a host-agent, which removes its slots.
+const HOST_STOP_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Every wanted component, in starting order.
+pub fn all(plan: &Plan) -> Vec<Component> {
+    let mut components = vec![etcd(plan), s3(plan)];
+    let scheduler_probe = Probe::Grpc(plan.scheduler(), Role::Scheduler);
+    components.push(service(
+        plan,
+        "scheduler",
+        "scheduler",
+        scheduler_probe,
+        Some(users::SCHEDULER),
+        1,
+    ));
+    for number in 1..=plan.hosts {
+        let probe = Probe::Grpc(plan.host_grpc(number), Role::HostAgent);
+        let mut host = service(
+            plan,
+            "host-agent",
+            &format!("host-agent-{number}"),
+            probe,
+            None,
+            2,
+        );
+        host.stop_timeout = HOST_STOP_TIMEOUT;
+        components.push(host);
+    }
+    let builder_probe = Probe::Grpc(plan.image_builder(), Role::ImageBuilder);
+    components.push(service(
+        plan,
+        "image-builder",
+        "image-builder",
+        builder_probe,
+        None,
+        2,
+    ));
+    let edge_probe = Probe::Tls(plan.edge_reachable(), plan.domain.clone());
+    components.push(service(
+        plan,
+        "edge-proxy",
+        "edge-proxy",
+        edge_probe,
+        Some(users::EDGE_PROXY),
+        3,
+    ));
+    components.retain(|component| plan.wants(&component.name));
+    components
+}
+
+/// Names of our programs, as they are beside the `torpor` binary.
+pub fn programs(plan: &Plan) -> Vec<&'static str> {
+    let all = [
+        ("s3", "torpor"),
+        ("scheduler", "torpor-scheduler"),
+        ("host-agent-1", "torpor-host-agent"),
+        ("image-builder", "torpor-image-builder"),
+        ("edge-proxy", "torpor-edge-proxy"),
+    ];
+    all.into_iter()
+        .filter(|(component, _)| plan.wants(component))
+        .map(|(_, program)| program)
+        .collect()
+}
+
+fn service(plan: &Plan, service: &str, name: &str, probe: Probe, user: Option<u32>, stage: u8) -> Component {
+    let mut arguments: Vec<OsString> = vec!["--config".into(), plan.config(name).into()];
+    for (_, setting) in plan.settings.iter().filter(|(target, _)| target == service) {
+        arguments.push("--set".into());
+        arguments.push(setting.into());
+    }
+    Component {
+        name: name.to_owned(),
+        program: plan.path("bin").join(format!("torpor-{service}")),
+        arguments,
+        environment: Vec::new(),
+        clean_environment: false,
+        user,
+        probe,
+        stage,
+        stop_timeout: STOP_TIMEOUT,
+    }
+}
+
+fn s3(plan: &Plan) -> Component {
+    Component {
+        name: "s3".to_owned(),
+        program: plan.path("bin/torpor"),
+        arguments: vec!["s3".into(), "--config".into(), plan.config("s3").into()],
+        environment: Vec::new(),
+        clean_environment: true,
+        user: Some(users::S3),
+        probe: Probe::Http(plan.s3()),
+        stage: 0,
+        stop_timeout: STOP_TIMEOUT,
+    }
+}
+
+fn etcd(plan: &Plan) -> Component {
+    let ca = authority::ca_file(plan);
+    let (certificate, key) = authority::pair(plan, "etcd");
+    let client = format!("https://{}", plan.etcd());
+    let peer = format!("https://{}", plan.etcd_peer());
+    let mut arguments: Vec<OsString> = Vec::new();
+    let mut flag = |name: &str, value: OsString| {
+        let mut argument = OsString::from(format!("--{name}="));
+        argument.push(value);
+        arguments.push(argument);
+    };
+    flag("name", "fleet".into());
+    flag("data-dir", plan.path("etcd").into());
+    flag("listen-client-urls", client.clone().into());
+    flag("advertise-client-urls", client.into());
+    flag("listen-peer-urls", peer.clone().into());
+    flag("initial-advertise-peer-urls", peer.clone().into());
+    flag("initial-cluster", format!("fleet={peer}").into());
+    for prefix in ["", "peer-"] {
+        flag(&format!("{prefix}cert-file"), certificate.clone().into());
+        flag(&format!("{prefix}key-file"), key.clone().into());
+        flag(&format!("{prefix}trusted-ca-file"), ca.clone().into());
+        flag(&format!("{prefix}client-cert-auth"), "true".into());
+    }
+    flag("auto-compaction-mode", "periodic".into());
+    flag("auto-compaction-retention", "1h".into());
+    flag("logger", "zap".into());
+    flag("log-level", "warn".into());
+    Component {
+        name: "etcd".to_owned(),
+        program: super::prerequisites::find("etcd").unwrap_or_else(|| "/usr/bin/etcd".into()),
+        arguments,
+        environment: Vec::new(),
+        clean_environment: true,
+        user: Some(users::ETCD),
+        probe: Probe::Etcd(plan.etcd()),
+        stage: 0,
+        stop_timeout: STOP_TIMEOUT,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::fleet::plan::tests::plan;
+
+    #[test]
+    fn stages_rise_and_settings_reach_their_service_only() {
+        let plan = plan(&["--hosts", "2", "--set", "host-agent.limits.bakes=2"]);
+        let components = all(&plan);
+        let names: Vec<&str> = components
+            .iter()
+            .map(|component| component.name.as_str())
+            .collect();
+        let expected = [
+            "etcd",
+            "s3",
+            "scheduler",
+            "host-agent-1",
+            "host-agent-2",
+            "image-builder",
+            "edge-proxy",
+        ];
+        assert_eq!(names, expected);
+        assert!(components.is_sorted_by_key(|component| component.stage));
+        for component in components {
+            let told = component
+                .arguments
+                .iter()
+                .any(|argument| argument == "limits.bakes=2");
+            assert_eq!(
+                told,
+                component.name.starts_with("host-agent"),
+                "{}",
+                component.name
+            );
+        }
+    }
+
+    #[test]
+    fn only_what_needs_root_has_it() {
+        for component in all(&plan(&[])) {
+            let root = ["host-agent-1", "image-builder"].contains(&component.name.as_str());
+            assert_eq!(component.user.is_none(), root, "{}", component.name);
+        }
+    }
+}

@@ -1,0 +1,283 @@
+//! What one `torpor up` runs: paths, ports, users. Pure; nothing is touched.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+
+use crate::cli::fleet::Up;
+use crate::failure::{Failure, Kind};
+
+/// Region of the fleet's ARNs and of its S3.
+pub const REGION: &str = "local-1";
+/// Account of the fleet's ARNs.
+pub const ACCOUNT: &str = "000000000000";
+/// Services that take `--set`.
+pub const SERVICES: [&str; 4] = ["scheduler", "image-builder", "host-agent", "edge-proxy"];
+
+/// Numeric users of the components that need no rights. Nobody logs in as them,
+/// so they need no names.
+pub mod users {
+    /// etcd.
+    pub const ETCD: u32 = 61_001;
+    /// The embedded S3.
+    pub const S3: u32 = 61_002;
+    /// The scheduler.
+    pub const SCHEDULER: u32 = 61_003;
+    /// The edge.
+    pub const EDGE_PROXY: u32 = 61_004;
+}
+
+/// Everything the fleet is made from.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Data directory, absolute.
+    pub data_dir: PathBuf,
+    /// Number of host-agents.
+    pub hosts: u16,
+    /// Where the edge listens.
+    pub edge: SocketAddr,
+    /// Added to every internal port.
+    pub port_offset: u16,
+    /// Domain of endpoints.
+    pub domain: String,
+    /// Guest bundle.
+    pub bundle: PathBuf,
+    /// Where the service binaries are.
+    pub binaries: PathBuf,
+    /// Largest size of a host's disk, in bytes.
+    pub host_disk_bytes: u64,
+    /// Settings of services: (service, "key=value").
+    pub settings: Vec<(String, String)>,
+    /// Only these components; empty means all.
+    pub only: Vec<String>,
+}
+
+impl Plan {
+    /// Reads a plan from the command line.
+    pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, Failure> {
+        let settings = arguments
+            .settings
+            .iter()
+            .map(|text| setting(text))
+            .collect::<Result<_, _>>()?;
+        let binaries = std::env::current_exe()?
+            .parent()
+            .map(Path::to_owned)
+            .ok_or_else(|| Failure::failed("the torpor binary has no directory"))?;
+        Ok(Self {
+            data_dir: data_dir.to_owned(),
+            hosts: arguments.hosts,
+            edge: SocketAddr::new(arguments.edge_address, arguments.edge_port),
+            port_offset: arguments.port_offset,
+            domain: arguments.domain.clone(),
+            bundle: match &arguments.bundle {
+                Some(path) => std::path::absolute(path)?,
+                None => data_dir.join("bundle"),
+            },
+            binaries,
+            host_disk_bytes: arguments.host_disk << 30,
+            settings,
+            only: arguments.only.clone(),
+        })
+    }
+
+    /// A path in the data directory.
+    pub fn path(&self, relative: &str) -> PathBuf {
+        self.data_dir.join(relative)
+    }
+
+    /// Directory of pid files, the lock and the record.
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// A component's log.
+    pub fn log(&self, component: &str) -> PathBuf {
+        self.data_dir.join("logs").join(format!("{component}.log"))
+    }
+
+    /// A service's settings file.
+    pub fn config(&self, component: &str) -> PathBuf {
+        self.data_dir.join("config").join(format!("{component}.toml"))
+    }
+
+    /// A host's data directory.
+    pub fn host_dir(&self, number: u16) -> PathBuf {
+        self.data_dir.join("hosts").join(format!("h{number}"))
+    }
+
+    /// True when the component is wanted.
+    pub fn wants(&self, component: &str) -> bool {
+        self.only.is_empty() || self.only.iter().any(|name| name == component)
+    }
+
+    /// An internal address on loopback.
+    pub fn internal(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(
+            IpAddr::V4(Ipv4Addr::LOCALHOST),
+            port.saturating_add(self.port_offset),
+        )
+    }
+
+    /// Where etcd takes clients.
+    pub fn etcd(&self) -> SocketAddr {
+        self.internal(7379)
+    }
+
+    /// Where etcd would take peers.
+    pub fn etcd_peer(&self) -> SocketAddr {
+        self.internal(7380)
+    }
+
+    /// Where the embedded S3 listens.
+    pub fn s3(&self) -> SocketAddr {
+        self.internal(7390)
+    }
+
+    /// Where the scheduler listens.
+    pub fn scheduler(&self) -> SocketAddr {
+        self.internal(7401)
+    }
+
+    /// Where image-builder listens.
+    pub fn image_builder(&self) -> SocketAddr {
+        self.internal(7402)
+    }
+
+    /// Where host `number` (from 1) takes gRPC.
+    pub fn host_grpc(&self, number: u16) -> SocketAddr {
+        self.internal(7410 + 10 * (number - 1))
+    }
+
+    /// Where host `number` (from 1) takes tunnels.
+    pub fn host_tunnel(&self, number: u16) -> SocketAddr {
+        self.internal(7411 + 10 * (number - 1))
+    }
+
+    /// Where the edge can be reached from this machine.
+    pub fn edge_reachable(&self) -> SocketAddr {
+        match self.edge.ip() {
+            ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.edge.port()),
+            _ => self.edge,
+        }
+    }
+
+    /// Every address something will listen on, with its component.
+    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
+        let mut all = vec![
+            ("etcd".to_owned(), self.etcd()),
+            ("etcd".to_owned(), self.etcd_peer()),
+            ("s3".to_owned(), self.s3()),
+            ("scheduler".to_owned(), self.scheduler()),
+            ("image-builder".to_owned(), self.image_builder()),
+            ("edge-proxy".to_owned(), self.edge),
+        ];
+        for number in 1..=self.hosts {
+            all.push((format!("host-agent-{number}"), self.host_grpc(number)));
+            all.push((format!("host-agent-{number}"), self.host_tunnel(number)));
+        }
+        all.retain(|(name, _)| self.wants(name));
+        all
+    }
+
+    /// Prefix of the network names of host `number`, at most 8 characters and
+    /// different for every fleet (by its port offset) and host of this machine.
+    pub fn slot_prefix(&self, number: u16) -> String {
+        match self.port_offset {
+            0 => format!("tp-h{number}"),
+            offset => format!("t{}-h{number}", base36(offset)),
+        }
+    }
+
+    /// Network of the slots of host `number`: a /20 for 1024 slots.
+    pub fn slot_subnet(&self, number: u16) -> String {
+        // 10.201 to 10.254, one per fleet; sixteen hosts share its /16.
+        let fleet = self.port_offset % 54;
+        format!("10.{}.{}.0/20", 201 + fleet, 16 * (number - 1))
+    }
+}
+
+fn base36(mut value: u16) -> String {
+    let mut digits = Vec::new();
+    while value > 0 {
+        digits.push(std::char::from_digit(u32::from(value % 36), 36).expect("a remainder below 36"));
+        value /= 36;
+    }
+    digits.iter().rev().collect()
+}
+
+fn setting(text: &str) -> Result<(String, String), Failure> {
+    let usage = |message: String| {
+        Failure::new(Kind::Usage, format!("--set {text}: {message}"))
+            .next(format!("services are {}", SERVICES.join(", ")))
+    };
+    let (service, rest) = text
+        .split_once('.')
+        .ok_or_else(|| usage("must have the form SERVICE.KEY=VALUE".to_owned()))?;
+    if !SERVICES.contains(&service) {
+        return Err(usage(format!("there is no service '{service}'")));
+    }
+    if !rest.contains('=') {
+        return Err(usage("must have the form SERVICE.KEY=VALUE".to_owned()));
+    }
+    Ok((service.to_owned(), rest.to_owned()))
+}
+
+#[cfg(test)]
+pub mod tests {
+    use super::*;
+    use clap::Parser as _;
+
+    /// A plan as the command line gives it.
+    pub fn plan(line: &[&str]) -> Plan {
+        let line = ["torpor", "up"].iter().chain(line);
+        match crate::cli::Cli::parse_from(line).command {
+            crate::cli::Command::Up(arguments) => Plan::new(Path::new("/data"), &arguments).unwrap(),
+            other => panic!("parsed {other:?}"),
+        }
+    }
+
+    #[test]
+    fn ports_of_all_listeners_differ() {
+        let mut ports: Vec<u16> = plan(&["--hosts", "8"])
+            .listeners()
+            .iter()
+            .map(|(_, a)| a.port())
+            .collect();
+        let count = ports.len();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!((ports.len(), count), (22, 22));
+    }
+
+    #[test]
+    fn two_fleets_on_one_machine_share_no_names() {
+        let (first, second) = (
+            plan(&["--hosts", "16"]),
+            plan(&["--hosts", "16", "--port-offset", "20000"]),
+        );
+        assert_eq!(first.slot_prefix(1), "tp-h1");
+        assert_eq!(second.slot_prefix(16), "tffk-h16");
+        assert_ne!(first.slot_subnet(1), second.slot_subnet(1));
+        assert_eq!(first.slot_subnet(16), "10.201.240.0/20");
+        assert_ne!(first.scheduler(), second.scheduler());
+    }
+
+    #[test]
+    fn settings_name_a_service() {
+        assert_eq!(
+            setting("host-agent.limits.bakes=2").unwrap(),
+            ("host-agent".to_owned(), "limits.bakes=2".to_owned())
+        );
+        for wrong in ["bakes=2", "builder.x=1", "scheduler.x", ""] {
+            assert_eq!(setting(wrong).expect_err("wrong").kind, Kind::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_edge_on_every_address_is_reached_on_loopback() {
+        assert_eq!(
+            plan(&["--edge-address", "0.0.0.0"]).edge_reachable().to_string(),
+            "127.0.0.1:8443"
+        );
+    }
+}

@@ -1,0 +1,236 @@
+//! The hosts' data directories: on XFS with reflinks, made in a sparse file and
+//! loop-mounted where the data directory is not on such a file system already.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+use nix::mount::{MntFlags, umount2};
+
+use super::files;
+use super::plan::{Plan, users};
+use super::prerequisites::find;
+use crate::failure::{Failure, Kind};
+use crate::output;
+
+/// Least size of a host's disk.
+const HOST_DISK_BYTES_MIN: u64 = 2 << 30;
+/// Share of the free space that the hosts' disks may promise, in percent.
+const FREE_SHARE_PERCENT: u64 = 80;
+/// How long a mount may stay busy after everything has stopped.
+const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
+const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
+
+/// Makes every directory of the fleet, with owner and mode.
+pub fn directories(plan: &Plan) -> Result<(), Failure> {
+    if let Some(parent) = plan.data_dir.parent() {
+        std::fs::create_dir_all(parent).map_err(|error| files::named(parent, &error))?;
+    }
+    // Passable but not readable: the unprivileged components reach their own part.
+    files::directory(&plan.data_dir, 0o711, None)?;
+    for (name, mode, owner) in [
+        ("run", 0o700, None),
+        ("logs", 0o700, None),
+        ("bin", 0o755, None),
+        ("builder", 0o700, None),
+        ("hosts", 0o711, None),
+        ("etcd", 0o700, Some(users::ETCD)),
+        ("s3", 0o700, Some(users::S3)),
+    ] {
+        files::directory(&plan.path(name), mode, owner)?;
+    }
+    Ok(())
+}
+
+/// Copies our programs into the data directory: the unprivileged components
+/// need not be able to read wherever they were built, and building anew does
+/// not change what runs.
+pub fn install_programs(plan: &Plan) -> Result<(), Failure> {
+    for program in super::components::programs(plan) {
+        let (from, to) = (plan.binaries.join(program), plan.path("bin").join(program));
+        let source = std::fs::metadata(&from).map_err(|error| files::named(&from, &error))?;
+        let current = std::fs::metadata(&to).ok();
+        let same = current.is_some_and(|current| {
+            current.len() == source.len() && current.modified().ok() == source.modified().ok()
+        });
+        if same || from == to {
+            continue;
+        }
+        // A rename, because a program that runs cannot be written.
+        let temporary = to.with_extension("new");
+        std::fs::copy(&from, &temporary).map_err(|error| files::named(&temporary, &error))?;
+        if let Ok(modified) = source.modified() {
+            File::options()
+                .write(true)
+                .open(&temporary)?
+                .set_modified(modified)?;
+        }
+        std::fs::rename(&temporary, &to)?;
+    }
+    Ok(())
+}
+
+/// Mounts (and on the first time makes) the data directory of every host.
+pub fn mount_hosts(plan: &Plan) -> Result<(), Failure> {
+    for number in 1..=plan.hosts {
+        let (directory, image) = (plan.host_dir(number), image(plan, number));
+        files::directory(&directory, 0o711, None)?;
+        if mounts_below(&directory)?.contains(&directory) {
+            continue;
+        }
+        if !image.is_file() {
+            if has_reflinks(&plan.path("hosts")) {
+                continue;
+            }
+            make_image(plan, &image)?;
+        }
+        let program = find("mount").unwrap_or_else(|| "/bin/mount".into());
+        let arguments = ["-t", "xfs", "-o", "loop,nodev,nosuid,noatime"];
+        run(Command::new(program).args(arguments).arg(&image).arg(&directory)).map_err(|failure| {
+            failure.next("does this kernel have XFS? it is needed unless the data directory is on a reflink file system")
+        })?;
+    }
+    Ok(())
+}
+
+fn image(plan: &Plan, number: u16) -> PathBuf {
+    plan.path(&format!("hosts/h{number}.xfs"))
+}
+
+/// True when the kernel can share blocks between two files of a directory.
+fn has_reflinks(directory: &Path) -> bool {
+    let try_it = || -> std::io::Result<()> {
+        let source = tempfile::tempfile_in(directory)?;
+        source.write_all_at(&[1; 4096], 0)?;
+        let target = tempfile::tempfile_in(directory)?;
+        rustix::fs::ioctl_ficlone(&target, &source)?;
+        Ok(())
+    };
+    try_it().is_ok()
+}
+
+fn make_image(plan: &Plan, image: &Path) -> Result<(), Failure> {
+    let stats = rustix::fs::statvfs(&plan.data_dir).map_err(std::io::Error::from)?;
+    let free = stats.f_bavail * stats.f_frsize;
+    let share = free / 100 * FREE_SHARE_PERCENT / u64::from(plan.hosts);
+    let size = plan.host_disk_bytes.min(share);
+    if size < HOST_DISK_BYTES_MIN {
+        return Err(Failure::new(
+            Kind::Failed,
+            format!(
+                "{} has only {} free",
+                plan.data_dir.display(),
+                output::bytes(free)
+            ),
+        )
+        .next(format!(
+            "free space; each host needs at least {}",
+            output::bytes(HOST_DISK_BYTES_MIN)
+        )));
+    }
+    let temporary = image.with_extension("new");
+    File::create(&temporary)
+        .and_then(|file| file.set_len(size))
+        .map_err(|error| files::named(&temporary, &error))?;
+    let program = find("mkfs.xfs").unwrap_or_else(|| "/sbin/mkfs.xfs".into());
+    run(Command::new(program)
+        .args(["-q", "-f", "-K", "-m", "reflink=1"])
+        .arg(&temporary))?;
+    // Dying before this leaves a file that the next start makes anew.
+    std::fs::rename(&temporary, image)?;
+    Ok(())
+}
+
+fn run(command: &mut Command) -> Result<(), Failure> {
+    let program = command.get_program().to_string_lossy().into_owned();
+    let output = command
+        .output()
+        .map_err(|error| Failure::failed(format!("cannot run {program}: {error}")))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
+    Err(Failure::failed(format!("{program} failed: {said}")))
+}
+
+/// Takes every mount below the data directory away, deepest first; its loop
+/// devices go with them. Returns what could not be unmounted, a sentence each.
+pub fn unmount_all(data_dir: &Path) -> Vec<String> {
+    let started = Instant::now();
+    loop {
+        let mounts = match mounts_below(data_dir) {
+            Ok(mounts) => mounts,
+            Err(failure) => return vec![failure.message],
+        };
+        let mut stuck = Vec::new();
+        for mount in mounts.iter().rev() {
+            if let Err(error) = umount2(mount, MntFlags::UMOUNT_NOFOLLOW) {
+                stuck.push(format!("cannot unmount {}: {error}", mount.display()));
+            }
+        }
+        if stuck.is_empty() || started.elapsed() > UNMOUNT_TIMEOUT {
+            return stuck;
+        }
+        std::thread::sleep(UNMOUNT_PAUSE);
+    }
+}
+
+/// Mount points at or below a directory, in the order they were mounted.
+pub fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo")?;
+    Ok(mount_points(&table)
+        .filter(|point| point.starts_with(directory))
+        .collect())
+}
+
+fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> {
+    // Field 5; spaces and the like are written in octal.
+    table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(|field| {
+            let mut text = Vec::with_capacity(field.len());
+            let mut rest = field.as_bytes();
+            while let [first, tail @ ..] = rest {
+                let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+                match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                    Some(code) if *first == b'\\' => {
+                        text.push(code);
+                        rest = &tail[3..];
+                    }
+                    _ => {
+                        text.push(*first);
+                        rest = tail;
+                    }
+                }
+            }
+            PathBuf::from(std::ffi::OsString::from(
+                String::from_utf8_lossy(&text).into_owned(),
+            ))
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes() {
+        let table = "22 1 0:20 / /data/hosts/h1 rw - xfs /dev/loop0 rw\n23 1 0:21 / /data/a\\040b rw - tmpfs tmpfs rw";
+        let points: Vec<PathBuf> = mount_points(table).collect();
+        assert_eq!(points, [Path::new("/data/hosts/h1"), Path::new("/data/a b")]);
+    }
+
+    #[test]
+    fn the_root_is_mounted_and_nothing_below_a_fresh_directory() {
+        assert!(
+            mounts_below(Path::new("/"))
+                .unwrap()
+                .contains(&PathBuf::from("/"))
+        );
+        let directory = tempfile::tempdir().unwrap();
+        assert!(mounts_below(directory.path()).unwrap().is_empty());
+    }
+}
