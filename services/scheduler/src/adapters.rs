@@ -1,0 +1,5 @@
+//! The world outside: records in etcd, channels to hosts, token keys.
+
+pub mod agents;
+pub mod codec;
+pub mod keys;

@@ -1,0 +1,207 @@
+//! The settings of a scheduler, with defaults that suit one machine.
+
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use settings::{EtcdSettings, TelemetrySettings, TlsSettings};
+
+/// Everything a scheduler can be told.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Settings {
+    /// Where the gRPC server listens, "address:port".
+    pub listen: String,
+    /// Address others reach it at; also its name in the election, so it must
+    /// belong to one process. Empty means the address it listens on.
+    pub advertise: String,
+    /// Name of the cell: the hosts and microVMs under one leader.
+    pub cell: String,
+    /// Region in ARNs.
+    pub region: String,
+    /// Account in ARNs.
+    pub account: String,
+    /// Domain of endpoints; a microVM's is "<uuid>.<domain>".
+    pub endpoint_domain: String,
+    /// Port of endpoints.
+    pub endpoint_port: u16,
+    /// Shortest idle window a caller may ask for, seconds.
+    pub idle_floor_seconds: u64,
+    /// Shortest life of a token a caller may ask for, seconds.
+    pub token_floor_seconds: u64,
+    /// Most microVMs that live at once.
+    pub microvms_max: usize,
+    /// How long a terminated record stays readable, seconds.
+    pub retention_seconds: u64,
+    /// Most terminated records; beyond this the oldest are forgotten early.
+    pub retained_max: usize,
+    /// Life of the leader's lease without keepalive, seconds.
+    pub lease_seconds: u64,
+    /// After a host's lease is gone this long, what ran there is given up, seconds.
+    pub host_lost_grace_seconds: u64,
+    /// After a host's lease is gone this long, what sleeps there may be placed
+    /// elsewhere: by then the host has stopped its traffic, seconds.
+    pub fence_grace_seconds: u64,
+    /// How often hosts report, milliseconds.
+    pub heartbeat_interval_ms: u64,
+    /// Age at which the newest token key gets a successor, seconds.
+    pub key_rotation_seconds: u64,
+    /// Longest waits for hosts.
+    pub timeouts: Timeouts,
+    /// Certificates for gRPC.
+    pub tls: TlsSettings,
+    /// Where etcd is.
+    pub etcd: EtcdSettings,
+    /// Logs, traces, metrics.
+    pub telemetry: TelemetrySettings,
+}
+
+/// Longest waits for one answer of a host, seconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Timeouts {
+    /// A whole launch, fetching the snapshot and the run hook included.
+    pub launch_seconds: u64,
+    /// A suspend with its hook.
+    pub suspend_seconds: u64,
+    /// A wake, fetching the snapshot and the resume hook included.
+    pub resume_seconds: u64,
+    /// One attempt to end a microVM, with its hook.
+    pub terminate_seconds: u64,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            launch_seconds: 180,
+            suspend_seconds: 90,
+            resume_seconds: 180,
+            terminate_seconds: 75,
+        }
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            listen: "127.0.0.1:7401".to_owned(),
+            advertise: String::new(),
+            cell: "local".to_owned(),
+            region: "local-1".to_owned(),
+            account: "000000000000".to_owned(),
+            endpoint_domain: "microvms.localhost".to_owned(),
+            endpoint_port: 8443,
+            idle_floor_seconds: 60,
+            token_floor_seconds: 60,
+            microvms_max: 1_000_000,
+            retention_seconds: 24 * 3600,
+            retained_max: 100_000,
+            lease_seconds: 3,
+            host_lost_grace_seconds: 30,
+            fence_grace_seconds: 5,
+            heartbeat_interval_ms: 1000,
+            key_rotation_seconds: 24 * 3600,
+            timeouts: Timeouts::default(),
+            tls: TlsSettings::default(),
+            etcd: EtcdSettings::default(),
+            telemetry: TelemetrySettings::default(),
+        }
+    }
+}
+
+/// A setting that does not make sense.
+#[derive(Debug, thiserror::Error)]
+#[error("settings: {key} {message}")]
+pub struct SettingsError {
+    key: &'static str,
+    message: &'static str,
+}
+
+impl Settings {
+    /// Checks what types cannot.
+    ///
+    /// # Errors
+    /// The first setting that does not make sense.
+    pub fn check(&self) -> Result<(), SettingsError> {
+        let rules = [
+            (
+                !self.listen.is_empty(),
+                "listen",
+                "must be an address with a port",
+            ),
+            (
+                !self.advertise.is_empty() || !self.listens_everywhere(),
+                "advertise",
+                "must be set when listen is not one address",
+            ),
+            (!self.region.is_empty(), "region", "must not be empty"),
+            (!self.account.is_empty(), "account", "must not be empty"),
+            (
+                !self.endpoint_domain.is_empty(),
+                "endpoint_domain",
+                "must not be empty",
+            ),
+            (
+                (1..=60).contains(&self.lease_seconds),
+                "lease_seconds",
+                "must be 1 to 60",
+            ),
+            (
+                self.host_lost_grace_seconds >= self.fence_grace_seconds,
+                "host_lost_grace_seconds",
+                "must not be shorter than fence_grace_seconds",
+            ),
+            (
+                (50..=60_000).contains(&self.heartbeat_interval_ms),
+                "heartbeat_interval_ms",
+                "must be 50 to 60000",
+            ),
+            (
+                self.key_rotation_seconds >= 3600,
+                "key_rotation_seconds",
+                "must be at least 3600",
+            ),
+            (self.microvms_max > 0, "microvms_max", "must be at least 1"),
+        ];
+        match rules.into_iter().find(|(holds, _, _)| !holds) {
+            Some((_, key, message)) => Err(SettingsError { key, message }),
+            None => Ok(()),
+        }
+    }
+
+    /// Two replicas must not have the same name in the election.
+    fn listens_everywhere(&self) -> bool {
+        self.listen
+            .parse::<std::net::SocketAddr>()
+            .is_ok_and(|address| address.ip().is_unspecified())
+    }
+
+    pub(crate) fn retention(&self) -> Duration {
+        Duration::from_secs(self.retention_seconds)
+    }
+
+    pub(crate) fn lost_grace(&self) -> Duration {
+        Duration::from_secs(self.host_lost_grace_seconds)
+    }
+
+    pub(crate) fn fence_grace(&self) -> Duration {
+        Duration::from_secs(self.fence_grace_seconds)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn defaults_make_sense_and_bad_values_are_named() {
+        Settings::default().check().unwrap();
+        let bad = Settings {
+            lease_seconds: 0,
+            ..Settings::default()
+        };
+        assert_eq!(
+            bad.check().unwrap_err().to_string(),
+            "settings: lease_seconds must be 1 to 60"
+        );
+    }
+}

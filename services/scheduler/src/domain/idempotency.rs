@@ -1,0 +1,65 @@
+//! Client tokens: the same token with the same parameters is the same microVM,
+//! with other parameters a conflict. A token lives as long as its record.
+
+/// BLAKE3 digest.
+pub type Digest = [u8; 32];
+
+/// A client token and what it was used for. Digests only: tokens are the
+/// caller's, and parameters hold a payload.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TokenUse {
+    /// Digest of the token.
+    pub token: Digest,
+    /// Digest of the request without its token.
+    pub parameters: Digest,
+}
+
+impl TokenUse {
+    /// Digests of a token and of the encoded request without it.
+    #[must_use]
+    pub fn of(token: &str, parameters: &[u8]) -> Self {
+        Self {
+            token: *blake3::hash(token.as_bytes()).as_bytes(),
+            parameters: *blake3::hash(parameters).as_bytes(),
+        }
+    }
+}
+
+/// What a request with a token means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// The token is new.
+    New,
+    /// The same request again.
+    Replay,
+    /// The token belongs to another request.
+    Conflict,
+}
+
+/// Compares a request's token with the recorded use of the same token.
+#[must_use]
+pub fn judge(recorded: Option<&TokenUse>, asked: &TokenUse) -> Verdict {
+    match recorded {
+        None => Verdict::New,
+        Some(recorded) if recorded == asked => Verdict::Replay,
+        Some(_) => Verdict::Conflict,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_token_means_one_request() {
+        let first = TokenUse::of("token", b"parameters");
+        let other = TokenUse::of("token", b"others");
+        for (recorded, asked, verdict) in [
+            (None, first, Verdict::New),
+            (Some(&first), first, Verdict::Replay),
+            (Some(&first), other, Verdict::Conflict),
+        ] {
+            assert_eq!(judge(recorded, &asked), verdict);
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! A microVM's record: what was asked for, where it was placed, what was seen.
+//!
+//! ```text
+//! PENDING -> RUNNING -> SUSPENDING -> SUSPENDED -> RUNNING ... -> TERMINATING -> TERMINATED
+//! ```
+//!
+//! The table is `model::state`; this adds what goes with a transition. Intent
+//! is durable before a host is asked: [`Intent::Live`] with the placement of a
+//! launch, [`Intent::End`] with the reason of an end. Suspends and wakes need
+//! no intent, the host reports what became of them.
+
+use std::fmt;
+use std::time::{Duration, SystemTime};
+
+use api::common::v1::{Hooks, Logging, Metering};
+use api::image::v1::SnapshotRef;
+use api::microvm::v1::{LastTransition, SnapshotCopies};
+use model::state::{IllegalTransition, MicrovmEvent, MicrovmState};
+use model::{HostId, ImageArn, MicrovmId, VersionNumber};
+
+use super::idempotency::TokenUse;
+
+/// Reason of a clean end.
+pub const REASON_SUCCESS: &str = "Success.";
+/// Reason of an end by the maximum duration or the suspended window.
+pub const REASON_LIFETIME: &str = "MicroVM exceeded maximum lifetime.";
+
+/// When a microVM sleeps and what wakes it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdlePolicy {
+    /// Time without traffic after which it is suspended.
+    pub max_idle: Duration,
+    /// Time it may stay suspended.
+    pub suspended: Duration,
+    /// Whether a request wakes it.
+    pub auto_resume: bool,
+}
+
+/// The run hook's payload, which is nobody's business: never printed.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct Payload(pub String);
+
+impl fmt::Debug for Payload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "({} bytes)", self.0.len())
+    }
+}
+
+/// What was asked for; fixed for life.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Spec {
+    /// The image.
+    pub image: ImageArn,
+    /// Its version.
+    pub version: VersionNumber,
+    /// The version's snapshot.
+    pub snapshot: SnapshotRef,
+    /// The version's hooks.
+    pub hooks: Option<Hooks>,
+    /// Memory the host accounts for, MiB.
+    pub baseline_mib: u32,
+    /// First label of the endpoint's name.
+    pub endpoint_label: String,
+    /// Role the app acts as; may be empty.
+    pub execution_role_arn: String,
+    /// When it sleeps; absent means never by itself.
+    pub idle_policy: Option<IdlePolicy>,
+    /// Longest life.
+    pub maximum_duration: Duration,
+    /// For the run hook; dropped once it runs.
+    pub payload: Payload,
+    /// Where its logs go.
+    pub logging: Option<Logging>,
+    /// Ingress connectors by ARN.
+    pub ingress: Vec<String>,
+    /// Egress connectors by ARN.
+    pub egress: Vec<String>,
+}
+
+/// What should become of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Intent {
+    /// Live: run, sleep, wake.
+    Live,
+    /// End; the state reason says why.
+    End,
+}
+
+/// Where it is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Placement {
+    /// The host.
+    pub host: HostId,
+    /// Fencing number, raised at every placement.
+    pub generation: u64,
+    /// When it was placed there.
+    pub time: SystemTime,
+    /// The host's platform fingerprint then: its snapshots start only on the same.
+    pub fingerprint: String,
+}
+
+/// A microVM's record.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Microvm {
+    /// Id.
+    pub id: MicrovmId,
+    /// What was asked for.
+    pub spec: Spec,
+    /// The client token it was launched with, if the caller gave one.
+    pub token: Option<TokenUse>,
+    /// What should become of it.
+    pub intent: Intent,
+    /// Where it is.
+    pub placement: Placement,
+    /// Where it is in its life.
+    pub state: MicrovmState,
+    /// Why; empty when there is nothing to say.
+    pub state_reason: String,
+    /// When the state began.
+    pub state_time: SystemTime,
+    /// When it was accepted.
+    pub start_time: SystemTime,
+    /// When it ended.
+    pub terminate_time: Option<SystemTime>,
+    /// Last observation of this generation that was taken in.
+    pub observation: u64,
+    /// Copies of its latest snapshot.
+    pub snapshot: Option<SnapshotCopies>,
+    /// What it used so far; written with the next change only.
+    pub metering: Option<Metering>,
+    /// Its latest launch, suspend or wake.
+    pub last_transition: Option<LastTransition>,
+}
+
+impl Microvm {
+    /// Applies an event: state, reason and, when the state changed, its time.
+    ///
+    /// # Errors
+    /// When the state does not allow the event; nothing is changed then.
+    pub fn happen(
+        &mut self,
+        event: MicrovmEvent,
+        reason: &str,
+        at: SystemTime,
+    ) -> Result<(), IllegalTransition> {
+        let next = self.state.next(event)?;
+        if next != self.state {
+            self.state = next;
+            self.state_time = at;
+        }
+        reason.clone_into(&mut self.state_reason);
+        if next != MicrovmState::Pending {
+            self.spec.payload = Payload::default();
+        }
+        if next == MicrovmState::Terminated && self.terminate_time.is_none() {
+            self.terminate_time = Some(at);
+            self.intent = Intent::End;
+            self.snapshot = None;
+        }
+        Ok(())
+    }
+
+    /// Moves it to another host with the next generation. Observations of the
+    /// new generation count anew, and the old host's copy is out of play.
+    pub fn place(&mut self, host: HostId, fingerprint: String, now: SystemTime) {
+        let generation = self.placement.generation + 1;
+        self.placement = Placement {
+            host,
+            generation,
+            time: now,
+            fingerprint,
+        };
+        self.observation = 0;
+        if let Some(snapshot) = &mut self.snapshot {
+            snapshot.local = false;
+        }
+    }
+
+    /// Baseline memory it holds on its host, MiB; `None` while it holds nothing.
+    #[must_use]
+    pub fn held_mib(&self) -> Option<u32> {
+        use MicrovmState as S;
+        match self.state {
+            S::Pending | S::Running | S::Suspending | S::Terminating => Some(self.spec.baseline_mib),
+            S::Suspended | S::Terminated => None,
+        }
+    }
+
+    /// When it must have ended, whatever its state.
+    #[must_use]
+    pub fn deadline(&self) -> SystemTime {
+        self.start_time + self.spec.maximum_duration
+    }
+
+    /// Whether S3 holds its latest snapshot.
+    #[must_use]
+    pub fn has_remote_copy(&self) -> bool {
+        self.snapshot.as_ref().is_some_and(|copies| copies.remote)
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A PENDING record on host "h1", for tests of this crate.
+    pub(crate) fn sample(number: u128, start: SystemTime) -> Microvm {
+        Microvm {
+            id: MicrovmId::from_uuid(uuid::Uuid::from_u128(number)),
+            spec: Spec {
+                image: "arn:aws:lambda:local-1:000000000000:microvm-image:app"
+                    .parse()
+                    .unwrap(),
+                version: VersionNumber::FIRST,
+                snapshot: SnapshotRef {
+                    manifest_key: "m".into(),
+                    engine: "qemu".into(),
+                    ..Default::default()
+                },
+                hooks: None,
+                baseline_mib: 512,
+                endpoint_label: "label".into(),
+                execution_role_arn: String::new(),
+                idle_policy: None,
+                maximum_duration: Duration::from_secs(28_800),
+                payload: Payload("secret".into()),
+                logging: None,
+                ingress: vec![],
+                egress: vec![],
+            },
+            token: None,
+            intent: Intent::Live,
+            placement: Placement {
+                host: "h1".parse().unwrap(),
+                generation: 1,
+                time: start,
+                fingerprint: "f".into(),
+            },
+            state: MicrovmState::Pending,
+            state_reason: String::new(),
+            state_time: start,
+            start_time: start,
+            terminate_time: None,
+            observation: 0,
+            snapshot: None,
+            metering: None,
+            last_transition: None,
+        }
+    }
+
+    #[test]
+    fn the_payload_is_dropped_once_it_runs_and_never_printed() {
+        let start = SystemTime::UNIX_EPOCH;
+        let mut microvm = sample(1, start);
+        assert!(!format!("{microvm:?}").contains("secret"));
+        microvm.happen(MicrovmEvent::Started, "", start).unwrap();
+        assert_eq!(microvm.spec.payload, Payload::default());
+    }
+
+    #[test]
+    fn an_end_is_timed_once_and_a_refused_event_changes_nothing() {
+        let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+        let mut microvm = sample(1, at(0));
+        let before = microvm.clone();
+        assert!(microvm.happen(MicrovmEvent::WakeFailed, "x", at(1)).is_err());
+        assert_eq!(microvm, before);
+        microvm.happen(MicrovmEvent::Ended, "one", at(2)).unwrap();
+        microvm.happen(MicrovmEvent::Ended, "one", at(3)).unwrap();
+        assert_eq!((microvm.terminate_time, microvm.state_time), (Some(at(2)), at(2)));
+        assert_eq!(microvm.held_mib(), None);
+    }
+}

@@ -1,0 +1,383 @@
+//! Takes in what a host observed. Observations are ordered by generation, then
+//! by number; what is older than the record changes nothing, and what comes
+//! from an older placement is told to go.
+
+use std::time::SystemTime;
+
+use api::common::v1::Metering;
+use api::microvm::v1::{LastTransition, SnapshotCopies};
+use model::state::{MicrovmEvent, MicrovmState};
+use model::{HostId, MicrovmId};
+
+use super::microvm::{Intent, Microvm};
+
+/// What a host observed of one microVM.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observation {
+    /// The microVM.
+    pub id: MicrovmId,
+    /// Generation the host holds.
+    pub generation: u64,
+    /// Number of the observation within the generation.
+    pub number: u64,
+    /// State on the host.
+    pub state: MicrovmState,
+    /// Why.
+    pub reason: String,
+    /// When the state began, by the host's clock.
+    pub state_time: Option<SystemTime>,
+    /// Copies of its latest snapshot.
+    pub snapshot: Option<SnapshotCopies>,
+    /// What it used so far.
+    pub metering: Option<Metering>,
+    /// Its latest launch, suspend or wake.
+    pub last_transition: Option<LastTransition>,
+}
+
+/// What an observation means for a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Effect {
+    /// Nothing new.
+    None,
+    /// Running totals only: kept in memory, written with the next change.
+    Totals,
+    /// The record changed and must be written.
+    Changed,
+    /// The host must drop it: placed elsewhere since, or ended.
+    Stale,
+    /// It cannot be: a newer generation than was ever given out, or a
+    /// transition the table does not have. A human should look.
+    Impossible,
+}
+
+/// Merges what `host` observed into the record.
+pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: SystemTime) -> Effect {
+    let placement = &record.placement;
+    if seen.generation > placement.generation {
+        return Effect::Impossible;
+    }
+    if seen.generation < placement.generation || *host != placement.host {
+        return Effect::Stale;
+    }
+    if record.state == MicrovmState::Terminated {
+        let gone = seen.state == MicrovmState::Terminated;
+        return if gone { Effect::None } else { Effect::Stale };
+    }
+    if seen.number <= record.observation {
+        return Effect::None;
+    }
+    let before = (record.state, record.state_reason.clone(), record.snapshot.clone());
+    let mut next = record.clone();
+    if !follow(&mut next, seen, now) {
+        return Effect::Impossible;
+    }
+    *record = next;
+    let totals = seen.metering.is_some() && seen.metering != record.metering;
+    if totals {
+        record.metering = seen.metering;
+    }
+    if seen.last_transition.is_some() {
+        record.last_transition.clone_from(&seen.last_transition);
+    }
+    if record.state != MicrovmState::Terminated
+        && let Some(copies) = &seen.snapshot
+    {
+        record.snapshot = Some(newer(record.snapshot.take(), copies));
+    }
+    record.observation = seen.number;
+    if (record.state, record.state_reason.clone(), record.snapshot.clone()) != before {
+        Effect::Changed
+    } else if totals {
+        Effect::Totals
+    } else {
+        Effect::None
+    }
+}
+
+/// Brings the record's state to the observed one. False when the table has no
+/// way there.
+fn follow(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
+    use MicrovmEvent as E;
+    use MicrovmState as S;
+    // An end that was decided stays decided, whatever the host was doing meanwhile.
+    if record.intent == Intent::End && seen.state != S::Terminated {
+        return true;
+    }
+    let events: &[E] = match (record.state, seen.state) {
+        (_, S::Terminated) => &[E::Ended],
+        (_, S::Terminating) => &[E::TerminateBegan],
+        // Steps in between that were too quick to be reported.
+        (S::Pending, S::Suspending) => &[E::Started, E::SuspendBegan],
+        (S::Pending, S::Suspended) => &[E::Started, E::SuspendDone],
+        (S::Suspended, S::Suspending) => &[E::Started, E::SuspendBegan],
+        (S::Suspending, S::Running) => &[E::SuspendFailed],
+        (_, S::Running) => &[E::Started],
+        (_, S::Suspending) => &[E::SuspendBegan],
+        (_, S::Suspended) => &[E::SuspendDone],
+        (S::Pending, S::Pending) => &[],
+        (_, S::Pending) => return false,
+    };
+    // A host's clock may be off; a state never begins in the future.
+    let at = seen.state_time.map_or(now, |time| time.min(now));
+    // Why an end was asked for is ours to say; the host's word counts otherwise.
+    let ours = record.intent == Intent::End && !record.state_reason.is_empty();
+    let reason = if ours {
+        record.state_reason.clone()
+    } else {
+        seen.reason.clone()
+    };
+    events
+        .iter()
+        .all(|event| record.happen(*event, &reason, at).is_ok())
+}
+
+/// Copies of the newer snapshot; of the same one, a remote copy that was seen
+/// once stays known.
+fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies) -> SnapshotCopies {
+    match known {
+        Some(known) if known.sequence > seen.sequence => known,
+        Some(known) if known.sequence == seen.sequence && known.remote && !seen.remote => SnapshotCopies {
+            local: seen.local,
+            ..known
+        },
+        _ => seen.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::microvm::tests::sample;
+    use super::*;
+    use proptest::prelude::*;
+    use std::time::Duration;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn seen(record: &Microvm, number: u64, state: MicrovmState) -> Observation {
+        Observation {
+            id: record.id.clone(),
+            generation: record.placement.generation,
+            number,
+            state,
+            reason: String::new(),
+            state_time: Some(at(number)),
+            snapshot: None,
+            metering: None,
+            last_transition: None,
+        }
+    }
+
+    #[test]
+    fn effects_table() {
+        use Effect as F;
+        use MicrovmState as S;
+        let host: HostId = "h1".parse().unwrap();
+        let other: HostId = "h2".parse().unwrap();
+        let record = sample(1, at(0));
+        let mut running = record.clone();
+        running.observation = 5;
+        running.state = S::Running;
+        let mut ending = running.clone();
+        ending.intent = Intent::End;
+        ending.state = S::Terminating;
+        let mut ended = running.clone();
+        ended.happen(MicrovmEvent::Ended, "x", at(6)).unwrap();
+        let generation = |record: &Microvm, generation, state| Observation {
+            generation,
+            ..seen(record, 9, state)
+        };
+        for (name, record, host, observation, effect, state) in [
+            (
+                "launched",
+                &record,
+                &host,
+                seen(&record, 1, S::Running),
+                F::Changed,
+                S::Running,
+            ),
+            (
+                "quick sleep",
+                &record,
+                &host,
+                seen(&record, 3, S::Suspended),
+                F::Changed,
+                S::Suspended,
+            ),
+            (
+                "launch failed",
+                &record,
+                &host,
+                seen(&record, 1, S::Terminated),
+                F::Changed,
+                S::Terminated,
+            ),
+            (
+                "seen already",
+                &running,
+                &host,
+                seen(&running, 5, S::Suspended),
+                F::None,
+                S::Running,
+            ),
+            (
+                "the same again",
+                &running,
+                &host,
+                seen(&running, 6, S::Running),
+                F::None,
+                S::Running,
+            ),
+            (
+                "suspending",
+                &running,
+                &host,
+                seen(&running, 6, S::Suspending),
+                F::Changed,
+                S::Suspending,
+            ),
+            (
+                "older placement",
+                &running,
+                &host,
+                generation(&running, 0, S::Running),
+                F::Stale,
+                S::Running,
+            ),
+            (
+                "wrong host",
+                &running,
+                &other,
+                seen(&running, 9, S::Running),
+                F::Stale,
+                S::Running,
+            ),
+            (
+                "from nowhere",
+                &running,
+                &host,
+                generation(&running, 2, S::Running),
+                F::Impossible,
+                S::Running,
+            ),
+            (
+                "back to pending",
+                &running,
+                &host,
+                seen(&running, 9, S::Pending),
+                F::Impossible,
+                S::Running,
+            ),
+            (
+                "being ended",
+                &ending,
+                &host,
+                seen(&ending, 9, S::Running),
+                F::None,
+                S::Terminating,
+            ),
+            (
+                "end done",
+                &ending,
+                &host,
+                seen(&ending, 9, S::Terminated),
+                F::Changed,
+                S::Terminated,
+            ),
+            (
+                "alive after its end",
+                &ended,
+                &host,
+                seen(&ended, 9, S::Running),
+                F::Stale,
+                S::Terminated,
+            ),
+            (
+                "gone after its end",
+                &ended,
+                &host,
+                seen(&ended, 9, S::Terminated),
+                F::None,
+                S::Terminated,
+            ),
+        ] {
+            let mut record = record.clone();
+            assert_eq!(merge(&mut record, host, &observation, at(99)), effect, "{name}");
+            assert_eq!(record.state, state, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_failed_suspend_says_why_and_our_reason_for_an_end_stays() {
+        let host: HostId = "h1".parse().unwrap();
+        let mut record = sample(1, at(0));
+        for (number, state) in [(1, MicrovmState::Running), (2, MicrovmState::Suspending)] {
+            let observation = seen(&record, number, state);
+            merge(&mut record, &host, &observation, at(9));
+        }
+        let failed = Observation {
+            reason: "disk full".into(),
+            ..seen(&record, 3, MicrovmState::Running)
+        };
+        assert_eq!(merge(&mut record, &host, &failed, at(9)), Effect::Changed);
+        assert_eq!(
+            (record.state, record.state_reason.as_str()),
+            (MicrovmState::Running, "disk full")
+        );
+        record.intent = Intent::End;
+        record
+            .happen(MicrovmEvent::TerminateBegan, "ours", at(9))
+            .unwrap();
+        let ended = Observation {
+            reason: "theirs".into(),
+            ..seen(&record, 4, MicrovmState::Terminated)
+        };
+        merge(&mut record, &host, &ended, at(9));
+        assert_eq!(record.state_reason, "ours");
+    }
+
+    #[test]
+    fn a_remote_copy_once_seen_stays_known() {
+        let copies = |sequence, remote| SnapshotCopies {
+            local: true,
+            remote,
+            sequence,
+            ..Default::default()
+        };
+        for (known, seen, expected) in [
+            (None, copies(1, false), copies(1, false)),
+            (Some(copies(1, true)), copies(1, false), copies(1, true)),
+            (Some(copies(1, true)), copies(2, false), copies(2, false)),
+            (Some(copies(2, false)), copies(1, true), copies(2, false)),
+        ] {
+            assert_eq!(newer(known, &seen), expected);
+        }
+    }
+
+    proptest! {
+        /// However observations arrive, doubled and out of order, a record never
+        /// goes back to an older one and never leaves TERMINATED.
+        #[test]
+        fn records_never_go_back(steps in proptest::collection::vec((0u64..3, 0u64..20, 0usize..6), 0..60)) {
+            let host: HostId = "h1".parse().unwrap();
+            let mut record = sample(1, at(0));
+            for (generation, number, state) in steps {
+                let before = record.clone();
+                let observation = Observation {
+                    generation,
+                    ..seen(&record, number, MicrovmState::ALL[state])
+                };
+                let effect = merge(&mut record, &host, &observation, at(99));
+                prop_assert!(record.observation >= before.observation);
+                prop_assert!(record.placement == before.placement);
+                if before.state == MicrovmState::Terminated {
+                    prop_assert_eq!(record.state, MicrovmState::Terminated);
+                }
+                if generation != 1 || effect == Effect::Stale || effect == Effect::Impossible {
+                    prop_assert_eq!(record.state, before.state);
+                }
+            }
+        }
+    }
+}

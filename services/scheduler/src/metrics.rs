@@ -1,0 +1,120 @@
+//! Counters and gauges for Prometheus.
+
+use std::sync::atomic::AtomicU64;
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use api::host::v1::HostState;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Operation {
+    operation: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct State {
+    state: &'static str,
+}
+
+/// The scheduler's metrics; clones share them.
+#[derive(Debug, Clone)]
+pub struct Metrics {
+    operations: Family<Operation, Counter>,
+    launch_seconds: Histogram,
+    leading: Gauge,
+    terms: Counter<u64, AtomicU64>,
+    living: Gauge,
+    bakes: Gauge,
+    hosts: Family<State, Gauge>,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self {
+            operations: Family::default(),
+            // 5 ms to about 80 s.
+            launch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
+            leading: Gauge::default(),
+            terms: Counter::default(),
+            living: Gauge::default(),
+            bakes: Gauge::default(),
+            hosts: Family::default(),
+        }
+    }
+}
+
+impl Metrics {
+    /// Metrics that show up in `registry`.
+    #[must_use]
+    pub fn register(registry: &Mutex<Registry>) -> Self {
+        let metrics = Self::default();
+        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+        let registry = registry.sub_registry_with_prefix("scheduler");
+        registry.register(
+            "operations",
+            "Operations on microVMs by outcome",
+            metrics.operations.clone(),
+        );
+        registry.register(
+            "launch_seconds",
+            "Time from the record to RUNNING or failure",
+            metrics.launch_seconds.clone(),
+        );
+        registry.register("leading", "1 while this replica leads", metrics.leading.clone());
+        registry.register("terms", "Terms of leadership begun", metrics.terms.clone());
+        registry.register("microvms", "MicroVMs that have not ended", metrics.living.clone());
+        registry.register("bakes", "Bakes with a reservation", metrics.bakes.clone());
+        registry.register("hosts", "Hosts by state", metrics.hosts.clone());
+        metrics
+    }
+
+    pub(crate) fn operation(&self, operation: &'static str, succeeded: bool) {
+        let outcome = if succeeded { "succeeded" } else { "failed" };
+        self.operations
+            .get_or_create(&Operation { operation, outcome })
+            .inc();
+    }
+
+    pub(crate) fn launch(&self, outcome: &'static str, took: Duration) {
+        self.operations
+            .get_or_create(&Operation {
+                operation: "launch",
+                outcome,
+            })
+            .inc();
+        self.launch_seconds.observe(took.as_secs_f64());
+    }
+
+    pub(crate) fn leads(&self, leads: bool) {
+        self.leading.set(i64::from(leads));
+        if leads {
+            self.terms.inc();
+        }
+    }
+
+    pub(crate) fn fleet(&self, living: usize, bakes: usize, hosts: impl Iterator<Item = HostState>) {
+        let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.living.set(signed(living));
+        self.bakes.set(signed(bakes));
+        let mut counts = [("READY", 0), ("DRAINING", 0), ("DRAINED", 0), ("LOST", 0)];
+        for host in hosts {
+            let index = match host {
+                HostState::Ready => 0,
+                HostState::Draining => 1,
+                HostState::Drained => 2,
+                HostState::Lost | HostState::Unspecified => 3,
+            };
+            counts[index].1 += 1;
+        }
+        for (state, count) in counts {
+            self.hosts.get_or_create(&State { state }).set(count);
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! The gRPC services: decode, one call, encode. Who may call what is said at
+//! the top of each handler; nothing here logs or retries.
+
+mod errors;
+mod hosts;
+mod microvms;
+mod validation;
+mod wire;
+
+use std::sync::Arc;
+
+use api::host::v1::host_service_server::HostServiceServer;
+use api::microvm::v1::microvm_service_server::MicrovmServiceServer;
+use tonic::Status;
+use tonic::service::Routes;
+
+use crate::app::Leader;
+use crate::config::Settings;
+use crate::term::{Context, Term};
+
+/// What every handler has.
+#[derive(Debug, Clone)]
+struct Shared {
+    leader: Arc<Leader>,
+    settings: Arc<Settings>,
+}
+
+impl Shared {
+    /// The running term, or UNAVAILABLE naming the leader.
+    fn term(&self) -> Result<Arc<Term>, Status> {
+        self.leader
+            .term()
+            .ok_or_else(|| errors::not_leader(&self.leader.address()))
+    }
+
+    /// A refusal on the wire.
+    fn refuse(&self, refusal: crate::refusal::Refusal) -> Status {
+        errors::status(refusal, &self.leader.address())
+    }
+}
+
+/// The services of a scheduler.
+#[must_use]
+pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
+    let shared = Shared {
+        leader: Arc::clone(leader),
+        settings: Arc::clone(&context.settings),
+    };
+    let mut routes = Routes::builder();
+    routes
+        .add_service(MicrovmServiceServer::new(microvms::Microvms::new(shared.clone())))
+        .add_service(HostServiceServer::new(hosts::Hosts::new(shared)));
+    routes.routes()
+}

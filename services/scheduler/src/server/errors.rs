@@ -1,0 +1,128 @@
+//! Refusals as wire statuses, in one place.
+
+use std::time::Duration;
+
+use api::errors::{self, reason};
+use tonic::{Code, Status};
+use tonic_types::{ErrorDetails, StatusExt as _};
+
+use crate::refusal::Refusal;
+
+/// When asking again makes sense while nobody leads.
+const RETRY_AFTER: Duration = Duration::from_millis(200);
+
+/// The status for a refusal. `leader` is the leader's address as far as known.
+pub fn status(refusal: Refusal, leader: &str) -> Status {
+    let text = refusal.to_string();
+    let plain = |code, reason| errors::status(code, reason, text.clone(), &[]);
+    match refusal {
+        Refusal::Invalid(violations) => errors::invalid(&violations.into_vec()),
+        Refusal::MicrovmNotFound(id) => errors::status(
+            Code::NotFound,
+            reason::NOT_FOUND,
+            text,
+            &[("resource", id.as_str())],
+        ),
+        Refusal::HostNotFound(id) => errors::status(
+            Code::NotFound,
+            reason::NOT_FOUND,
+            text,
+            &[("resource", id.as_str())],
+        ),
+        Refusal::LogGone(_) => plain(Code::NotFound, reason::NOT_FOUND),
+        Refusal::NoActiveVersion { .. } => plain(Code::NotFound, reason::NO_ACTIVE_VERSION),
+        Refusal::TokenConflict => plain(Code::Aborted, reason::CLIENT_TOKEN_CONFLICT),
+        Refusal::Terminated(_) => plain(Code::FailedPrecondition, reason::TERMINATED),
+        Refusal::StateConflict { state, .. } => errors::status(
+            Code::FailedPrecondition,
+            reason::STATE_CONFLICT,
+            text,
+            &[("state", state.name())],
+        ),
+        Refusal::Busy(_) => plain(Code::ResourceExhausted, reason::QUOTA_EXCEEDED),
+        Refusal::NoRoom(_) => plain(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY),
+        Refusal::Quota { .. } => plain(Code::ResourceExhausted, reason::QUOTA_EXCEEDED),
+        Refusal::HostAway { retry_after, .. } => errors::unavailable(reason::NOT_HERE, text, retry_after),
+        Refusal::Host(answer) => passed_on(&answer),
+        Refusal::NotLeading => not_leader(leader),
+        Refusal::Store(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
+        Refusal::Internal(detail) => {
+            // The one log line of this layer: a bug must be seen where it surfaces.
+            tracing::error!(detail, "a call ended in a bug");
+            errors::status(
+                Code::Internal,
+                reason::INTERNAL,
+                "a bug in Torpor ended this call",
+                &[],
+            )
+        }
+    }
+}
+
+/// UNAVAILABLE that names the leader, so that a caller can go there.
+pub fn not_leader(leader: &str) -> Status {
+    let mut details = ErrorDetails::with_error_info(
+        reason::NOT_LEADER,
+        errors::DOMAIN,
+        [("leader".to_owned(), leader.to_owned())],
+    );
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::Unavailable, "This scheduler does not lead.", details)
+}
+
+/// A host's answer without its transport metadata.
+fn passed_on(answer: &Status) -> Status {
+    // A status without a reason did not come from our code.
+    if errors::reason_of(answer).is_none() {
+        return errors::unavailable(reason::NOT_HERE, answer.message(), RETRY_AFTER);
+    }
+    Status::with_details(answer.code(), answer.message(), answer.details().to_vec().into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn statuses_carry_code_reason_and_metadata() {
+        let id: model::MicrovmId = "microvm-0190a5e2-7c3b-3f00-8000-000000000001".parse().unwrap();
+        let conflict = Refusal::StateConflict {
+            id: id.clone(),
+            state: model::state::MicrovmState::Pending,
+            action: "suspended",
+        };
+        let disk = errors::status(Code::FailedPrecondition, reason::DISK_FULL, "no space", &[]);
+        for (refusal, code, reason) in [
+            (
+                Refusal::Terminated(id.clone()),
+                Code::FailedPrecondition,
+                reason::TERMINATED,
+            ),
+            (Refusal::MicrovmNotFound(id), Code::NotFound, reason::NOT_FOUND),
+            (conflict, Code::FailedPrecondition, reason::STATE_CONFLICT),
+            (
+                Refusal::TokenConflict,
+                Code::Aborted,
+                reason::CLIENT_TOKEN_CONFLICT,
+            ),
+            (
+                Refusal::Host(Box::new(disk)),
+                Code::FailedPrecondition,
+                reason::DISK_FULL,
+            ),
+            (
+                Refusal::Host(Box::new(Status::unknown("h2"))),
+                Code::Unavailable,
+                reason::NOT_HERE,
+            ),
+            (Refusal::NotLeading, Code::Unavailable, reason::NOT_LEADER),
+            (Refusal::Internal("x".into()), Code::Internal, reason::INTERNAL),
+        ] {
+            let status = status(refusal, "10.0.0.1:7401");
+            assert_eq!(status.code(), code, "{status:?}");
+            assert_eq!(errors::reason_of(&status).as_deref(), Some(reason));
+        }
+        let info = not_leader("10.0.0.1:7401").get_details_error_info().unwrap();
+        assert_eq!(info.metadata["leader"], "10.0.0.1:7401");
+    }
+}

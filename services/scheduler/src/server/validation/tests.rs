@@ -1,0 +1,203 @@
+use super::*;
+use api::microvm::v1::{AllPorts, PortRange};
+
+fn seconds(seconds: i64) -> prost_types::Duration {
+    prost_types::Duration { seconds, nanos: 0 }
+}
+
+fn fields(refusal: Refusal) -> Vec<String> {
+    match refusal {
+        Refusal::Invalid(violations) => violations
+            .into_vec()
+            .into_iter()
+            .map(|(field, _)| field)
+            .collect(),
+        other => panic!("{other}"),
+    }
+}
+
+fn policy(idle: i64, suspended: i64) -> Option<WireIdlePolicy> {
+    Some(WireIdlePolicy {
+        max_idle_duration: Some(seconds(idle)),
+        suspended_duration: Some(seconds(suspended)),
+        auto_resume_enabled: true,
+    })
+}
+
+#[test]
+fn run_fills_in_defaults() {
+    let request = RunMicrovmRequest {
+        image_identifier: "app".into(),
+        ..Default::default()
+    };
+    let run = run(&request, &Settings::default()).unwrap();
+    assert_eq!(run.maximum_duration.as_secs(), 28_800);
+    let prefix = "arn:aws:lambda:local-1:aws:network-connector:aws-network-connector:";
+    assert_eq!(run.ingress, [format!("{prefix}HTTP_INGRESS")]);
+    assert_eq!(run.egress, [format!("{prefix}INTERNET_EGRESS")]);
+    assert!(run.token.is_none() && run.idle_policy.is_none() && run.version.is_none());
+}
+
+#[test]
+fn run_names_every_violated_field() {
+    let arn =
+        |name: &str| format!("arn:aws:lambda:local-1:aws:network-connector:aws-network-connector:{name}");
+    type Change = Box<dyn Fn(&mut RunMicrovmRequest)>;
+    let change = |change: fn(&mut RunMicrovmRequest)| Box::new(change) as Change;
+    let cases: Vec<(Change, &[&str])> = vec![
+        (
+            change(|r| r.image_identifier = "bad name!".into()),
+            &["imageIdentifier"],
+        ),
+        (change(|r| r.image_identifier.clear()), &["imageIdentifier"]),
+        (change(|r| r.image_version = "1".into()), &["imageVersion"]),
+        (change(|r| r.idle_policy = policy(60, 0)), &[]),
+        (
+            change(|r| r.idle_policy = policy(59, 0)),
+            &["idlePolicy.maxIdleDurationSeconds"],
+        ),
+        (
+            change(|r| r.idle_policy = policy(28_801, 28_800)),
+            &["idlePolicy.maxIdleDurationSeconds"],
+        ),
+        (
+            change(|r| r.idle_policy = policy(60, -1)),
+            &["idlePolicy.suspendedDurationSeconds"],
+        ),
+        (
+            change(|r| r.idle_policy = Some(WireIdlePolicy::default())),
+            &[
+                "idlePolicy.maxIdleDurationSeconds",
+                "idlePolicy.suspendedDurationSeconds",
+            ],
+        ),
+        (
+            change(|r| r.maximum_duration = Some(seconds(0))),
+            &["maximumDurationInSeconds"],
+        ),
+        (change(|r| r.maximum_duration = Some(seconds(1))), &[]),
+        (
+            change(|r| r.maximum_duration = Some(seconds(28_801))),
+            &["maximumDurationInSeconds"],
+        ),
+        (
+            change(|r| r.maximum_duration = Some(prost_types::Duration { seconds: 1, nanos: 5 })),
+            &["maximumDurationInSeconds"],
+        ),
+        (change(|r| r.run_hook_payload = "x".repeat(4096)), &[]),
+        (
+            change(|r| r.run_hook_payload = "x".repeat(4097)),
+            &["runHookPayload"],
+        ),
+        (change(|r| r.client_token = "t".repeat(128)), &[]),
+        (change(|r| r.client_token = "t".repeat(129)), &["clientToken"]),
+        (
+            change(|r| r.execution_role_arn = "r".repeat(2049)),
+            &["executionRoleArn"],
+        ),
+        (
+            change(|r| r.egress_network_connectors = vec!["nonsense".into()]),
+            &["egressNetworkConnectors[0]"],
+        ),
+        (
+            Box::new(move |r| r.ingress_network_connectors = vec![arn("SHELL_INGRESS"), arn("HTTP_INGRESS")]),
+            &[],
+        ),
+        (
+            Box::new(move |r| r.ingress_network_connectors = vec![arn("NO_INGRESS"), arn("HTTP_INGRESS")]),
+            &["ingressNetworkConnectors"],
+        ),
+        (
+            Box::new(move |r| r.ingress_network_connectors = vec![arn("HTTP_INGRESS"); 11]),
+            &["ingressNetworkConnectors"],
+        ),
+        (
+            change(|r| {
+                r.image_version = "x".into();
+                r.client_token = " ".into();
+            }),
+            &["imageVersion", "clientToken"],
+        ),
+    ];
+    for (number, (change, expected)) in cases.into_iter().enumerate() {
+        let mut request = RunMicrovmRequest {
+            image_identifier: "app".into(),
+            ..Default::default()
+        };
+        change(&mut request);
+        let violated = run(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
+        assert_eq!(violated, expected, "case {number}");
+    }
+}
+
+#[test]
+fn the_idle_floor_is_a_setting() {
+    let request = RunMicrovmRequest {
+        image_identifier: "app".into(),
+        idle_policy: policy(2, 0),
+        ..Default::default()
+    };
+    assert!(run(&request, &Settings::default()).is_err());
+    assert!(
+        run(
+            &request,
+            &Settings {
+                idle_floor_seconds: 1,
+                ..Settings::default()
+            }
+        )
+        .is_ok()
+    );
+}
+
+#[test]
+fn the_same_request_has_the_same_digest() {
+    let request = |token: &str, image: &str| {
+        let request = RunMicrovmRequest {
+            image_identifier: image.into(),
+            client_token: token.into(),
+            ..Default::default()
+        };
+        run(&request, &Settings::default()).unwrap().token.unwrap()
+    };
+    assert_eq!(request("a", "app"), request("a", "app"));
+    assert_eq!(request("a", "app").token, request("a", "other").token);
+    assert_ne!(request("a", "app").parameters, request("a", "other").parameters);
+}
+
+#[test]
+fn token_requests() {
+    let ports = |scopes: Vec<Scope>| {
+        scopes
+            .into_iter()
+            .map(|scope| WirePortScope { scope: Some(scope) })
+            .collect()
+    };
+    let range = |start_port, end_port| Scope::Range(PortRange { start_port, end_port });
+    let minute = seconds(60);
+    for (expiration, scopes, expected) in [
+        (
+            minute,
+            vec![Scope::Port(8080), range(1, 2), Scope::AllPorts(AllPorts {})],
+            &[][..],
+        ),
+        (seconds(3600), vec![Scope::Port(1)], &[]),
+        (seconds(3601), vec![Scope::Port(1)], &["expirationInMinutes"]),
+        (seconds(90), vec![Scope::Port(1)], &["expirationInMinutes"]),
+        (seconds(0), vec![Scope::Port(1)], &["expirationInMinutes"]),
+        (minute, vec![], &["allowedPorts"]),
+        (minute, vec![Scope::Port(1); 100], &[]),
+        (minute, vec![Scope::Port(1); 101], &["allowedPorts"]),
+        (minute, vec![Scope::Port(1), Scope::Port(0)], &["allowedPorts[1]"]),
+        (minute, vec![Scope::Port(65_536)], &["allowedPorts[0]"]),
+        (minute, vec![range(2, 1)], &["allowedPorts[0]"]),
+    ] {
+        let request = CreateMicrovmAuthTokenRequest {
+            microvm_id: String::new(),
+            expiration: Some(expiration),
+            allowed_ports: ports(scopes),
+        };
+        let violated = token(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
+        assert_eq!(violated, expected, "{request:?}");
+    }
+}

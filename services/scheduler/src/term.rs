@@ -1,0 +1,262 @@
+//! One term of leadership: everything the leader knows, and every task it runs.
+//! A term is loaded when leadership is won and dropped whole when it is lost;
+//! nothing of it survives into the next.
+//!
+//! Two locks, never held together with one another's waits: [`Memory`] for an
+//! instant, and one write lock per microVM around its compare-and-set. What is
+//! in memory is what etcd said last, except running totals.
+
+pub mod drive;
+pub mod hosts;
+pub mod logs;
+pub mod memory;
+pub mod operations;
+pub mod run;
+pub mod subscribers;
+pub mod sweep;
+pub mod write;
+
+use std::future::Future;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use model::MicrovmId;
+use records::{Event, Leadership, Store};
+use tokio::sync::Notify;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::adapters::agents::Agents;
+use crate::adapters::codec;
+use crate::adapters::keys::Keys;
+use crate::config::Settings;
+use crate::domain::catalog::Catalog;
+use crate::domain::microvm::{Intent, Microvm};
+use crate::metrics::Metrics;
+use crate::refusal::Refusal;
+use memory::{Handle, Memory};
+use model::state::MicrovmState;
+
+/// First and longest pause between attempts to reach a host.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// What a term needs from the process around it.
+#[derive(Debug, Clone)]
+pub struct Context {
+    /// The settings.
+    pub settings: Arc<Settings>,
+    /// The records.
+    pub store: Store,
+    /// Channels to hosts.
+    pub agents: Arc<Agents>,
+    /// Counters.
+    pub metrics: Metrics,
+}
+
+/// One term.
+#[derive(Debug)]
+pub struct Term {
+    pub(crate) context: Context,
+    pub(crate) leadership: Leadership,
+    pub(crate) keys: Keys,
+    memory: Mutex<Memory>,
+    catalog: Mutex<Catalog>,
+    tasks: TaskTracker,
+    over: CancellationToken,
+    pub(crate) timers_changed: Notify,
+}
+
+/// Why a term could not begin.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    /// The records could not be read.
+    #[error("cannot read the records")]
+    Store(#[from] records::Error),
+    /// The token keys could not be read or made.
+    #[error("cannot set up token keys")]
+    Keys(#[from] crate::adapters::keys::KeysError),
+    /// Leadership was lost meanwhile.
+    #[error("leadership was lost while loading")]
+    Lost,
+}
+
+impl Term {
+    /// Reads everything, then starts the tasks that keep it true and finish
+    /// what an earlier leader began.
+    ///
+    /// # Errors
+    /// [`LoadError`]: nothing was started.
+    pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
+        let now = SystemTime::now();
+        let keys = Keys::load(&context.store, &leadership, now).await?;
+        let mut memory = Memory::new(context.settings.retention());
+        for (key, value) in context.store.list(codec::PREFIX).await?.0 {
+            match codec::decode(&value.value) {
+                Ok(microvm) => drop(memory.insert(Arc::new(microvm), value.revision, now)),
+                // Never deleted by us: a newer scheduler may know what it means.
+                Err(error) => tracing::error!(key, %error, "a record cannot be read and is left alone"),
+            }
+        }
+        for (key, _) in context.store.list(hosts::DRAINS).await?.0 {
+            if let Ok(host) = key[hosts::DRAINS.len()..].parse() {
+                memory.fleet.entry(&host, now).draining = true;
+            }
+        }
+        let mut watches = ["hosts/", "images/", "versions/"].map(|prefix| context.store.watch(prefix));
+        let term = Arc::new(Self {
+            context,
+            leadership,
+            keys,
+            memory: Mutex::new(memory),
+            catalog: Mutex::default(),
+            tasks: TaskTracker::new(),
+            over: CancellationToken::new(),
+            timers_changed: Notify::new(),
+        });
+        for (prefix, watch) in ["hosts/", "images/", "versions/"].into_iter().zip(&mut watches) {
+            tokio::select! {
+                event = watch.next() => term.take_in(prefix, event),
+                () = term.leadership.lost() => return Err(LoadError::Lost),
+            }
+        }
+        let [hosts, images, versions] = watches;
+        term.clone().follow("hosts/", hosts);
+        term.clone().follow("images/", images);
+        term.clone().follow("versions/", versions);
+        term.start_sweeps();
+        term.continue_unfinished();
+        Ok(term)
+    }
+
+    /// Stops every task at once and cuts every subscriber.
+    pub async fn stop(&self) {
+        self.over.cancel();
+        self.memory().subscribers.close();
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    /// Returns once the term is over.
+    pub async fn over(&self) {
+        self.over.cancelled().await;
+    }
+
+    /// Whether the term is over.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.over.is_cancelled() || !self.leadership.is_leader()
+    }
+
+    pub(crate) fn settings(&self) -> &Settings {
+        &self.context.settings
+    }
+
+    pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
+        // A panic inside the lock is a bug; the data of the panicked step is in
+        // etcd, and refusing everything afterwards would help nobody.
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn catalog(&self) -> MutexGuard<'_, Catalog> {
+        self.catalog.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn handle(&self, id: &MicrovmId) -> Result<Arc<Handle>, Refusal> {
+        self.memory()
+            .get(id)
+            .ok_or_else(|| Refusal::MicrovmNotFound(id.clone()))
+    }
+
+    /// Runs a task of the term; it is dropped where it stands when the term is
+    /// over.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        let over = self.over.clone();
+        self.tasks.spawn(async move {
+            tokio::select! { () = over.cancelled() => {}, () = task => {} }
+        });
+    }
+
+    /// Runs what must not stop half-way when a caller hangs up, and waits for it.
+    pub(crate) async fn detached<T: Send + 'static>(
+        &self,
+        task: impl Future<Output = Result<T, Refusal>> + Send + 'static,
+    ) -> Result<T, Refusal> {
+        let (sender, receiver) = tokio::sync::oneshot::channel();
+        let span = tracing::Span::current();
+        self.spawn(tracing::Instrument::instrument(
+            async move {
+                let _ = sender.send(task.await);
+            },
+            span,
+        ));
+        // The sender is dropped when the term is over.
+        receiver.await.unwrap_or(Err(Refusal::NotLeading))
+    }
+
+    fn follow(self: Arc<Self>, prefix: &'static str, mut watch: records::Watch) {
+        let term = Arc::clone(&self);
+        self.spawn(async move {
+            loop {
+                let event = watch.next().await;
+                term.take_in(prefix, event);
+            }
+        });
+    }
+
+    fn take_in(self: &Arc<Self>, prefix: &str, event: Event) {
+        if prefix == "hosts/" {
+            return self.take_in_hosts(event);
+        }
+        let mut catalog = self.catalog();
+        let entries = match event {
+            Event::Put(key, value) => vec![(key, value)],
+            Event::Delete(key) => return catalog.delete(&key),
+            Event::Snapshot(entries) => {
+                if prefix == "images/" {
+                    catalog.clear_images();
+                } else {
+                    catalog.clear_versions();
+                }
+                entries
+            }
+        };
+        for (key, value) in entries {
+            if let Err(error) = catalog.put(&key, &value.value) {
+                tracing::warn!(%error, "image record ignored");
+            }
+        }
+    }
+
+    /// An earlier leader may have died between a record and its host call.
+    fn continue_unfinished(self: &Arc<Self>) {
+        let unfinished: Vec<Arc<Handle>> = {
+            let memory = self.memory();
+            memory
+                .handles()
+                .filter(|handle| is_unfinished(&handle.current()))
+                .cloned()
+                .collect()
+        };
+        for handle in unfinished {
+            let term = Arc::clone(self);
+            match handle.current().intent {
+                Intent::End => self.spawn(async move { term.drive_end(handle).await }),
+                // Same generation: a host that has it already answers with it.
+                Intent::Live => self.spawn(async move { term.drive_launch(handle).await }),
+            }
+        }
+    }
+}
+
+fn is_unfinished(microvm: &Microvm) -> bool {
+    let ending = microvm.intent == Intent::End && microvm.state != MicrovmState::Terminated;
+    ending || microvm.state == MicrovmState::Pending
+}
+
+/// Waits, twice as long each time.
+pub(crate) async fn pause(backoff: &mut Duration) {
+    tokio::time::sleep(*backoff).await;
+    *backoff = (*backoff * 2).min(BACKOFF.1);
+}
+
+pub(crate) const BACKOFF_FIRST: Duration = BACKOFF.0;

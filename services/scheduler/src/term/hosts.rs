@@ -1,0 +1,433 @@
+//! Hosts: their leases, their reports, draining, bakes. What a host observes is
+//! merged here; what it should not hold is named back to it.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use api::host::v1::{Host, HostSpec, HostUsage, ObservedMicrovm};
+use futures::StreamExt as _;
+use model::state::{MicrovmEvent, MicrovmState};
+use model::{HostId, MicrovmId};
+use prost::Message as _;
+use records::{Event, Expect};
+
+use super::Term;
+use super::drive::happen;
+use super::memory::Handle;
+use super::write::{Changed, refused};
+use crate::adapters::codec;
+use crate::domain::fleet;
+use crate::domain::microvm::{Intent, Microvm};
+use crate::domain::observation::{Effect, Observation, merge};
+use crate::domain::placement::Demand;
+use crate::refusal::Refusal;
+
+/// Prefix of the keys that mark drained hosts.
+pub const DRAINS: &str = "drains/";
+/// Records written at a time for one report.
+const MERGES_CONCURRENT: usize = 32;
+/// A record that changed within this time may not be in a host's list yet.
+const SETTLED: Duration = Duration::from_secs(10);
+/// How often a merge that could not be recorded is tried again.
+const RECORD_ATTEMPTS: usize = 3;
+
+const REASON_GONE: &str = "The host no longer holds this MicroVM.";
+const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snapshot.";
+
+/// What a host is told after a report.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Told {
+    /// It must register first.
+    pub register: bool,
+    /// What it must drop.
+    pub stale: Vec<String>,
+}
+
+impl Term {
+    /// A host says who it is and what it holds.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it should say it again.
+    pub async fn register(
+        self: &Arc<Self>,
+        host: HostId,
+        spec: HostSpec,
+        observed: Vec<ObservedMicrovm>,
+    ) -> Result<Told, Refusal> {
+        let now = SystemTime::now();
+        let address = spec.grpc_address.clone();
+        tracing::info!(%host, address, "host registered");
+        {
+            let mut memory = self.memory();
+            let entry = memory.fleet.entry(&host, now);
+            entry.spec = spec;
+            entry.registered = true;
+            entry.heartbeat_time = Some(now);
+        }
+        let term = Arc::clone(self);
+        self.spawn(async move { term.context.agents.warm(&address).await });
+        let stale = self.take_in_report(&host, observed, true).await?;
+        Ok(Told {
+            register: false,
+            stale,
+        })
+    }
+
+    /// A host's report.
+    ///
+    /// # Errors
+    /// [`Refusal`]: it should report it again.
+    pub async fn heartbeat(
+        self: &Arc<Self>,
+        host: HostId,
+        usage: Option<HostUsage>,
+        observed: Vec<ObservedMicrovm>,
+        complete: bool,
+    ) -> Result<Told, Refusal> {
+        if !self.memory().fleet.report(&host, usage, SystemTime::now()) {
+            return Ok(Told {
+                register: true,
+                stale: Vec::new(),
+            });
+        }
+        let stale = self.take_in_report(&host, observed, complete).await?;
+        Ok(Told {
+            register: false,
+            stale,
+        })
+    }
+
+    /// Merges a report and returns what the host must drop. Answers only when
+    /// every change is durable: the host keeps what was not answered.
+    async fn take_in_report(
+        self: &Arc<Self>,
+        host: &HostId,
+        observed: Vec<ObservedMicrovm>,
+        complete: bool,
+    ) -> Result<Vec<String>, Refusal> {
+        if observed.is_empty() && !complete {
+            return Ok(Vec::new());
+        }
+        let (term, host) = (Arc::clone(self), host.clone());
+        self.detached(async move {
+            let mut present = HashSet::new();
+            let mut seen = Vec::new();
+            for wire in observed {
+                match observation(wire) {
+                    Some(observation) => {
+                        present.insert(observation.id.clone());
+                        seen.push(observation);
+                    }
+                    None => tracing::warn!(%host, "an observation cannot be read and is ignored"),
+                }
+            }
+            let merges = seen.into_iter().map(|seen| {
+                let (term, host) = (Arc::clone(&term), host.clone());
+                async move { (seen.id.to_string(), term.observe(&host, &seen).await) }
+            });
+            let mut stale = Vec::new();
+            let mut merges = futures::stream::iter(merges).buffer_unordered(MERGES_CONCURRENT);
+            while let Some((id, effect)) = merges.next().await {
+                if effect? == Effect::Stale {
+                    stale.push(id);
+                }
+            }
+            if complete {
+                term.miss(&host, &present).await?;
+            }
+            Ok(stale)
+        })
+        .await
+    }
+
+    /// Merges one observation; durable when this returns.
+    pub(crate) async fn observe(
+        self: &Arc<Self>,
+        host: &HostId,
+        seen: &Observation,
+    ) -> Result<Effect, Refusal> {
+        let Ok(handle) = self.handle(&seen.id) else {
+            return Ok(Effect::Stale);
+        };
+        let now = SystemTime::now();
+        // Most observations say nothing new: no lock, no write.
+        let effect = merge(&mut (*handle.current()).clone(), host, seen, now);
+        match effect {
+            Effect::None | Effect::Stale => return Ok(effect),
+            Effect::Impossible => {
+                tracing::error!(microvm = %seen.id, %host, generation = seen.generation, state = %seen.state,
+                    "a host reports what cannot be; ignored");
+                return Ok(effect);
+            }
+            Effect::Totals | Effect::Changed => {}
+        }
+        let change = |record: &mut Microvm| {
+            Ok(match merge(record, host, seen, now) {
+                Effect::None | Effect::Stale | Effect::Impossible => Changed::No,
+                Effect::Totals => Changed::Totals,
+                Effect::Changed => Changed::Yes,
+            })
+        };
+        self.update(&handle, change).await?;
+        Ok(effect)
+    }
+
+    /// Merges what a host answered to a call.
+    pub(crate) async fn observe_answer(
+        self: &Arc<Self>,
+        host: &HostId,
+        observed: Option<ObservedMicrovm>,
+    ) -> Result<(), Refusal> {
+        let Some(seen) = observed.and_then(observation) else {
+            return Err(Refusal::Internal(format!(
+                "host {host} answered without an observation"
+            )));
+        };
+        let mut attempt = 1;
+        loop {
+            match self.observe(host, &seen).await {
+                Ok(_) => return Ok(()),
+                // The host reports it again with its next heartbeat.
+                Err(refusal) if attempt == RECORD_ATTEMPTS || self.is_over() => return Err(refusal),
+                Err(_) => attempt += 1,
+            }
+        }
+    }
+
+    /// Deals with microVMs that a host's complete list does not have.
+    async fn miss(self: &Arc<Self>, host: &HostId, present: &HashSet<MicrovmId>) -> Result<(), Refusal> {
+        let now = SystemTime::now();
+        let missing: Vec<Arc<Handle>> = {
+            let memory = self.memory();
+            memory
+                .on_host(host)
+                .into_iter()
+                .filter(|handle| !present.contains(&handle.id))
+                .collect()
+        };
+        for handle in missing {
+            // What is being launched, woken or ended is not the list's to judge.
+            if !handle.is_idle() {
+                continue;
+            }
+            let change = |record: &mut Microvm| {
+                let latest = record.state_time.max(record.placement.time);
+                if record.placement.host != *host || latest + SETTLED > now || record.intent == Intent::End {
+                    return Ok(Changed::No);
+                }
+                miss_one(record, now)
+            };
+            self.update(&handle, change).await?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn take_in_hosts(self: &Arc<Self>, event: Event) {
+        let now = SystemTime::now();
+        let id = |key: &str| key["hosts/".len()..].parse::<HostId>().ok();
+        match event {
+            Event::Put(key, value) => self.lease_seen(&key, &value.value, now),
+            Event::Delete(key) => {
+                if let Some(host) = id(&key) {
+                    tracing::warn!(%host, "host lease is gone");
+                    self.memory().fleet.lease_lost(&host, now);
+                }
+            }
+            Event::Snapshot(entries) => {
+                let leased: HashSet<HostId> = entries.iter().filter_map(|(key, _)| id(key)).collect();
+                {
+                    let mut memory = self.memory();
+                    for host in memory.fleet.leased() {
+                        if !leased.contains(&host) {
+                            tracing::warn!(%host, "host lease is gone");
+                            memory.fleet.lease_lost(&host, now);
+                        }
+                    }
+                }
+                for (key, value) in entries {
+                    self.lease_seen(&key, &value.value, now);
+                }
+            }
+        }
+    }
+
+    fn lease_seen(self: &Arc<Self>, key: &str, value: &[u8], now: SystemTime) {
+        let spec = HostSpec::decode(value).ok();
+        let host = spec.as_ref().and_then(|spec| spec.host_id.parse::<HostId>().ok());
+        let (Some(spec), Some(host)) = (spec, host) else {
+            tracing::error!(key, "a host's record cannot be read and is ignored");
+            return;
+        };
+        let address = spec.grpc_address.clone();
+        {
+            let mut memory = self.memory();
+            let moved = memory.fleet.lease_seen(&host, spec, now);
+            // Edges route by the address in the microVM's entry.
+            for handle in if moved { memory.on_host(&host) } else { Vec::new() } {
+                memory.announce(&handle);
+            }
+        }
+        tracing::info!(%host, address, "host lease is there");
+        let term = Arc::clone(self);
+        self.spawn(async move { term.context.agents.warm(&address).await });
+    }
+
+    /// Stops placements on a host and lets what runs there be suspended.
+    ///
+    /// # Errors
+    /// [`Refusal::HostNotFound`], [`Refusal::Store`].
+    pub async fn drain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
+        self.host(host)?;
+        let key = format!("{DRAINS}{host}");
+        let put = self
+            .context
+            .store
+            .put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
+        put.await.map_err(refused)?;
+        // Dying here is fine: the next leader reads the mark and drains.
+        tracing::info!(%host, "draining");
+        self.memory().fleet.entry(host, SystemTime::now()).draining = true;
+        self.suspend_all(host);
+        self.host(host)
+    }
+
+    /// Lets a drained host take placements again.
+    ///
+    /// # Errors
+    /// As [`Term::drain`].
+    pub async fn undrain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
+        self.host(host)?;
+        let key = format!("{DRAINS}{host}");
+        let delete = self
+            .context
+            .store
+            .delete_if(&key, Expect::Any, Some(&self.leadership));
+        delete.await.map_err(refused)?;
+        tracing::info!(%host, "taking placements again");
+        self.memory().fleet.entry(host, SystemTime::now()).draining = false;
+        self.host(host)
+    }
+
+    /// A host as callers see it.
+    ///
+    /// # Errors
+    /// [`Refusal::HostNotFound`].
+    pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
+        let memory = self.memory();
+        memory
+            .fleet
+            .get(id)
+            .map(|host| describe(id, host))
+            .ok_or_else(|| Refusal::HostNotFound(id.clone()))
+    }
+
+    /// Up to `limit` hosts after `after`, by id.
+    #[must_use]
+    pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
+        let memory = self.memory();
+        let behind = memory
+            .fleet
+            .iter()
+            .filter(|(id, _)| after.is_none_or(|after| *id > after));
+        behind.take(limit).map(|(id, host)| describe(id, host)).collect()
+    }
+
+    /// Reserves a host for a bake.
+    ///
+    /// # Errors
+    /// [`Refusal::NoRoom`].
+    pub fn place_bake(
+        &self,
+        build_id: &str,
+        demand: &Demand,
+        reservation: Duration,
+    ) -> Result<HostSpec, Refusal> {
+        let mut memory = self.memory();
+        let now = SystemTime::now();
+        let host = memory
+            .fleet
+            .place_bake(build_id, demand, reservation, now)
+            .map_err(Refusal::NoRoom)?;
+        let placed = memory
+            .fleet
+            .get(&host)
+            .ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
+        Ok(HostSpec {
+            host_id: host.to_string(),
+            ..placed.spec.clone()
+        })
+    }
+
+    /// Gives a bake's reservation back.
+    pub fn release_bake(&self, build_id: &str) {
+        self.memory().fleet.release_bake(build_id);
+    }
+
+    /// Where a host's gRPC server listens; `None` while its lease is gone.
+    pub(crate) fn grpc_address(&self, host: &HostId) -> Option<String> {
+        let memory = self.memory();
+        let host = memory.fleet.get(host).filter(|host| host.lease_gone.is_none())?;
+        (!host.spec.grpc_address.is_empty()).then(|| host.spec.grpc_address.clone())
+    }
+
+    /// Whether a host is given up.
+    pub(crate) fn is_lost(&self, host: &HostId) -> bool {
+        let memory = self.memory();
+        let grace = self.settings().lost_grace();
+        memory
+            .fleet
+            .get(host)
+            .is_none_or(|host| host.gone_for(grace, SystemTime::now()))
+    }
+}
+
+fn miss_one(record: &mut Microvm, now: SystemTime) -> Result<Changed, Refusal> {
+    match record.state {
+        MicrovmState::Running | MicrovmState::Suspending => {
+            happen(record, MicrovmEvent::Ended, REASON_GONE, now)
+        }
+        MicrovmState::Suspended if !record.has_remote_copy() => {
+            happen(record, MicrovmEvent::Ended, REASON_SNAPSHOT_GONE, now)
+        }
+        // S3 has it: it wakes from there.
+        MicrovmState::Suspended => match &mut record.snapshot {
+            Some(copies) if copies.local => {
+                copies.local = false;
+                Ok(Changed::Yes)
+            }
+            _ => Ok(Changed::No),
+        },
+        MicrovmState::Pending | MicrovmState::Terminating | MicrovmState::Terminated => Ok(Changed::No),
+    }
+}
+
+fn describe(id: &HostId, host: &fleet::Host) -> Host {
+    Host {
+        spec: Some(HostSpec {
+            host_id: id.to_string(),
+            ..host.spec.clone()
+        }),
+        usage: Some(host.usage.clone()),
+        state: host.state().into(),
+        heartbeat_time: host.heartbeat_time.map(api::timestamp),
+    }
+}
+
+/// From the wire; `None` when it says nothing that can be understood.
+fn observation(wire: ObservedMicrovm) -> Option<Observation> {
+    Some(Observation {
+        id: wire.microvm_id.parse().ok()?,
+        generation: wire.generation,
+        number: wire.observation,
+        state: codec::model_state(wire.state())?,
+        state_time: wire
+            .state_time
+            .as_ref()
+            .and_then(|time| api::system_time(time).ok()),
+        reason: wire.state_reason,
+        snapshot: wire.snapshot,
+        metering: wire.metering,
+        last_transition: wire.last_transition,
+    })
+}

@@ -1,0 +1,48 @@
+//! An app's output: asked of the host that holds, or held, the microVM.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::hostagent::v1::{FollowLogRequest, FollowLogResponse};
+use model::MicrovmId;
+use tonic::Streaming;
+
+use super::Term;
+use crate::adapters::agents::{Failure, bounded, classify};
+use crate::refusal::Refusal;
+
+/// Longest wait for the first answer; the stream itself may last.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Term {
+    /// Opens the log of a microVM at a line.
+    ///
+    /// # Errors
+    /// [`Refusal::LogGone`] when its host keeps it no more, or is gone.
+    pub async fn follow_log(
+        self: &Arc<Self>,
+        id: &MicrovmId,
+        from_sequence: u64,
+        follow: bool,
+    ) -> Result<Streaming<FollowLogResponse>, Refusal> {
+        let microvm = self.handle(id)?.current();
+        let host = &microvm.placement.host;
+        let address = self
+            .grpc_address(host)
+            .ok_or_else(|| Refusal::LogGone(id.clone()))?;
+        let request = FollowLogRequest {
+            microvm_id: id.to_string(),
+            generation: microvm.placement.generation,
+            from_sequence,
+            follow,
+        };
+        let refused = |status: tonic::Status| match classify(&status) {
+            Failure::NotHere => Refusal::LogGone(id.clone()),
+            _ => Refusal::Host(Box::new(status)),
+        };
+        let mut client = self.context.agents.client(&address).map_err(refused)?;
+        bounded(OPEN_TIMEOUT, client.follow_log(rpc::request(request)))
+            .await
+            .map_err(refused)
+    }
+}

@@ -1,0 +1,357 @@
+//! Every record in memory, with the indexes that calls need. All changes go
+//! through [`Memory::insert`], [`Memory::publish`] and [`Memory::forget`], which
+//! keep indexes, bookings and timers in step.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Bound;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, SystemTime};
+
+use model::state::MicrovmState;
+use model::{HostId, ImageName, MicrovmId, VersionNumber};
+use tokio::sync::{Mutex, MutexGuard, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::subscribers::{Change, Subscribers};
+use crate::domain::fleet::Fleet;
+use crate::domain::idempotency::{Digest, TokenUse};
+use crate::domain::microvm::Microvm;
+use crate::domain::paging::Position;
+use crate::domain::timers::{self, Timers};
+use crate::refusal::Refusal;
+
+/// Most calls that wait for one microVM's operation.
+const WAITING_MAX: usize = 16;
+
+/// One microVM: its record and the locks around it.
+#[derive(Debug)]
+pub struct Handle {
+    /// Id.
+    pub id: MicrovmId,
+    record: watch::Sender<Arc<Microvm>>,
+    /// Revision in etcd; whoever holds the lock may write.
+    pub revision: Arc<Mutex<i64>>,
+    /// One launch, suspend, wake or end at a time.
+    operation: Mutex<()>,
+    waiting: AtomicUsize,
+    /// Set when the end is decided: what runs gives way.
+    pub ending: CancellationToken,
+}
+
+impl Handle {
+    /// The record now.
+    #[must_use]
+    pub fn current(&self) -> Arc<Microvm> {
+        Arc::clone(&self.record.borrow())
+    }
+
+    /// Waits for its turn to operate on the microVM.
+    ///
+    /// # Errors
+    /// [`Refusal::Busy`] when too many wait already.
+    pub async fn operate(&self) -> Result<MutexGuard<'_, ()>, Refusal> {
+        if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
+            self.waiting.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refusal::Busy(self.id.clone()));
+        }
+        let _waiting = Waiting(&self.waiting);
+        Ok(self.operation.lock().await)
+    }
+
+    /// Its turn to end the microVM; never refused.
+    pub async fn operate_end(&self) -> MutexGuard<'_, ()> {
+        self.operation.lock().await
+    }
+
+    /// True when nothing operates on it.
+    #[must_use]
+    pub fn is_idle(&self) -> bool {
+        self.operation.try_lock().is_ok()
+    }
+
+    /// Waits until the record is as wanted.
+    pub async fn until(&self, wanted: impl FnMut(&Arc<Microvm>) -> bool) -> Arc<Microvm> {
+        let mut records = self.record.subscribe();
+        match records.wait_for(wanted).await {
+            Ok(record) => Arc::clone(&record),
+            Err(_) => self.current(),
+        }
+    }
+}
+
+/// Counts a waiting call for as long as it waits, also when it gives up.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Everything a leader knows.
+#[derive(Debug)]
+pub struct Memory {
+    microvms: HashMap<MicrovmId, Arc<Handle>>,
+    by_start: BTreeSet<Position>,
+    by_image: HashMap<ImageName, BTreeSet<Position>>,
+    by_host: HashMap<HostId, HashSet<MicrovmId>>,
+    tokens: HashMap<Digest, MicrovmId>,
+    ended: BTreeSet<(SystemTime, MicrovmId)>,
+    retention: Duration,
+    /// The hosts.
+    pub fleet: Fleet,
+    /// What is due when.
+    pub timers: Timers,
+    /// Who watches.
+    pub subscribers: Subscribers,
+}
+
+impl Memory {
+    /// Nothing yet. `retention` is how long terminated records are kept.
+    #[must_use]
+    pub fn new(retention: Duration) -> Self {
+        Self {
+            microvms: HashMap::new(),
+            by_start: BTreeSet::new(),
+            by_image: HashMap::new(),
+            by_host: HashMap::new(),
+            tokens: HashMap::new(),
+            ended: BTreeSet::new(),
+            retention,
+            fleet: Fleet::default(),
+            timers: Timers::default(),
+            subscribers: Subscribers::default(),
+        }
+    }
+
+    /// A microVM by id.
+    #[must_use]
+    pub fn get(&self, id: &MicrovmId) -> Option<Arc<Handle>> {
+        self.microvms.get(id).cloned()
+    }
+
+    /// The microVM launched with a token, and how the token was used.
+    #[must_use]
+    pub fn by_token(&self, token: &Digest) -> Option<(Arc<Handle>, TokenUse)> {
+        let handle = self.get(self.tokens.get(token)?)?;
+        let used = handle.current().token?;
+        Some((handle, used))
+    }
+
+    /// Every microVM, in no order.
+    pub fn handles(&self) -> impl Iterator<Item = &Arc<Handle>> {
+        self.microvms.values()
+    }
+
+    /// The microVMs placed on a host and not ended.
+    #[must_use]
+    pub fn on_host(&self, host: &HostId) -> Vec<Arc<Handle>> {
+        let ids = self.by_host.get(host).into_iter().flatten();
+        ids.filter_map(|id| self.get(id)).collect()
+    }
+
+    /// MicroVMs that have not ended.
+    #[must_use]
+    pub fn living(&self) -> usize {
+        self.microvms.len() - self.ended.len()
+    }
+
+    /// One page of microVMs, newest first, and whether more may follow.
+    #[must_use]
+    pub fn page(
+        &self,
+        image: Option<&ImageName>,
+        version: Option<VersionNumber>,
+        after: Option<Position>,
+        size: usize,
+    ) -> (Vec<Arc<Microvm>>, bool) {
+        let empty = BTreeSet::new();
+        let index = match image {
+            Some(image) => self.by_image.get(image).unwrap_or(&empty),
+            None => &self.by_start,
+        };
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut page = Vec::new();
+        for position in index.range((from, Bound::Unbounded)) {
+            let Some(microvm) = self.microvms.get(&position.id).map(|handle| handle.current()) else {
+                continue;
+            };
+            if version.is_some_and(|version| version != microvm.spec.version) {
+                continue;
+            }
+            if page.len() == size {
+                return (page, true);
+            }
+            page.push(microvm);
+        }
+        (page, false)
+    }
+
+    /// Takes in a record. Announces nothing: it may not be durable yet.
+    pub fn insert(&mut self, microvm: Arc<Microvm>, revision: i64, now: SystemTime) -> Arc<Handle> {
+        let id = microvm.id.clone();
+        let position = Position::new(microvm.start_time, id.clone());
+        self.by_image
+            .entry(microvm.spec.image.name.clone())
+            .or_default()
+            .insert(position.clone());
+        self.by_start.insert(position);
+        if let Some(used) = microvm.token {
+            self.tokens.insert(used.token, id.clone());
+        }
+        self.account(None, Some(&microvm), now);
+        let handle = Arc::new(Handle {
+            id: id.clone(),
+            record: watch::Sender::new(microvm),
+            revision: Arc::new(Mutex::new(revision)),
+            operation: Mutex::new(()),
+            waiting: AtomicUsize::new(0),
+            ending: CancellationToken::new(),
+        });
+        self.microvms.insert(id, Arc::clone(&handle));
+        handle
+    }
+
+    /// Replaces a record and tells everybody.
+    pub fn publish(&mut self, handle: &Handle, microvm: Arc<Microvm>, now: SystemTime) {
+        let before = handle.current();
+        self.account(Some(&before), Some(&microvm), now);
+        handle.record.send_replace(microvm);
+        self.announce(handle);
+    }
+
+    /// Replaces a record for its running totals only; nobody is told.
+    pub fn retotal(&mut self, handle: &Handle, microvm: Arc<Microvm>) {
+        handle.record.send_if_modified(|record| {
+            *record = microvm;
+            false
+        });
+    }
+
+    /// Tells subscribers how a microVM stands.
+    pub fn announce(&mut self, handle: &Handle) {
+        let microvm = handle.current();
+        let change = Change {
+            tunnel_address: self.tunnel_address(&microvm),
+            microvm,
+            deleted: false,
+        };
+        self.subscribers.tell(&change);
+    }
+
+    /// Takes a record out.
+    pub fn forget(&mut self, id: &MicrovmId, now: SystemTime) {
+        let Some(handle) = self.microvms.remove(id) else {
+            return;
+        };
+        let microvm = handle.current();
+        let position = Position::new(microvm.start_time, id.clone());
+        self.by_start.remove(&position);
+        if let Some(index) = self.by_image.get_mut(&microvm.spec.image.name) {
+            index.remove(&position);
+            if index.is_empty() {
+                self.by_image.remove(&microvm.spec.image.name);
+            }
+        }
+        if let Some(used) = microvm.token
+            && self.tokens.get(&used.token) == Some(id)
+        {
+            self.tokens.remove(&used.token);
+        }
+        self.account(Some(&microvm), None, now);
+        self.subscribers.tell(&Change {
+            microvm,
+            tunnel_address: String::new(),
+            deleted: true,
+        });
+    }
+
+    /// Current microVMs with their tunnel addresses, and a queue of what
+    /// changes from this instant on.
+    pub fn subscribe(
+        &mut self,
+        only: Option<&MicrovmId>,
+    ) -> (Vec<Change>, tokio::sync::mpsc::Receiver<Change>) {
+        let handles: Vec<Arc<Handle>> = match only {
+            Some(id) => self.get(id).into_iter().collect(),
+            None => self.microvms.values().cloned().collect(),
+        };
+        let changes = handles.iter().map(|handle| {
+            let microvm = handle.current();
+            Change {
+                tunnel_address: self.tunnel_address(&microvm),
+                microvm,
+                deleted: false,
+            }
+        });
+        let current = changes.collect();
+        (current, self.subscribers.add(only.cloned()))
+    }
+
+    /// The oldest ended microVMs beyond `keep`.
+    #[must_use]
+    pub fn surplus(&self, keep: usize, limit: usize) -> Vec<MicrovmId> {
+        let surplus = self.ended.len().saturating_sub(keep).min(limit);
+        self.ended
+            .iter()
+            .take(surplus)
+            .map(|(_, id)| id.clone())
+            .collect()
+    }
+
+    /// MicroVMs by state, for metrics.
+    #[must_use]
+    pub fn count_by_state(&self) -> HashMap<MicrovmState, u64> {
+        let mut counts = HashMap::new();
+        for handle in self.microvms.values() {
+            *counts.entry(handle.record.borrow().state).or_default() += 1;
+        }
+        counts
+    }
+
+    /// Keeps bookings, host index, ended set and timers in step with one record.
+    fn account(&mut self, before: Option<&Microvm>, after: Option<&Microvm>, now: SystemTime) {
+        if let Some(before) = before {
+            let host = &before.placement.host;
+            if let Some(held) = before.held_mib() {
+                self.fleet.book(host, held, false, now);
+            }
+            if let Some(ids) = self.by_host.get_mut(host) {
+                ids.remove(&before.id);
+                if ids.is_empty() {
+                    self.by_host.remove(host);
+                }
+            }
+            if let Some(ended) = before.terminate_time {
+                self.ended.remove(&(ended, before.id.clone()));
+            }
+            self.timers.set(&before.id, None);
+        }
+        if let Some(after) = after {
+            let host = &after.placement.host;
+            if let Some(held) = after.held_mib() {
+                self.fleet.book(host, held, true, now);
+            }
+            match after.terminate_time {
+                Some(ended) => drop(self.ended.insert((ended, after.id.clone()))),
+                None => drop(
+                    self.by_host
+                        .entry(host.clone())
+                        .or_default()
+                        .insert(after.id.clone()),
+                ),
+            }
+            let due = timers::next(after, self.retention).map(|(deadline, _)| deadline);
+            self.timers.set(&after.id, due);
+        }
+    }
+
+    fn tunnel_address(&self, microvm: &Microvm) -> String {
+        if microvm.state == MicrovmState::Terminated {
+            return String::new();
+        }
+        let host = self.fleet.get(&microvm.placement.host);
+        host.map_or_else(String::new, |host| host.spec.tunnel_address.clone())
+    }
+}
