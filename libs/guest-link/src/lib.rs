@@ -43,6 +43,18 @@ pub const ENTROPY_BYTES_MIN: usize = 64;
 /// Most bytes of entropy a repair takes.
 pub const ENTROPY_BYTES_MAX: usize = 512;
 
+/// Cuts a text to at most `bytes_max` bytes, between characters.
+pub fn truncate_text(text: &mut String, bytes_max: usize) {
+    if text.len() > bytes_max {
+        // At most three steps: a character has at most four bytes, and position 0 is a boundary.
+        let end = (0..=bytes_max)
+            .rev()
+            .find(|end| text.is_char_boundary(*end))
+            .unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
 /// The relay's one-byte answer to a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]

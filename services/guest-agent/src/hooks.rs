@@ -126,16 +126,15 @@ fn read_status(stream: &mut TcpStream, deadline: Instant) -> Result<u16, Error> 
             return Err(Error::Malformed("the answer ended before its head"));
         }
         head.extend_from_slice(&chunk[..count]);
-        if let Some(end) = find(&head, b"\r\n\r\n") {
-            match parse_status(&head)? {
-                // An interim answer; the real one follows.
-                100..200 => drop(head.drain(..end + 4)),
-                status => {
-                    let expected = content_length(&head[..end]);
-                    drain(stream, expected, head.len() - end - 4, deadline);
-                    return Ok(status);
-                }
+        while let Some(end) = find(&head, b"\r\n\r\n") {
+            let status = parse_status(&head)?;
+            if status >= 200 {
+                let expected = content_length(&head[..end]);
+                drain(stream, expected, head.len() - end - 4, deadline);
+                return Ok(status);
             }
+            // An interim answer; the real one follows.
+            head.drain(..end + 4);
         }
         if head.len() > HEAD_BYTES_MAX {
             return Err(Error::Malformed("the answer's head is too large"));

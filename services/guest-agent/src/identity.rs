@@ -2,34 +2,46 @@
 //! clock, host name, machine id, its id and its credentials.
 //!
 //! [`Identity::repair`] is on every launch's and wake's path, on a CPU that is
-//! cold. So the files it rewrites live in memory (a tmpfs, bound over the
-//! image's files the way container runtimes do it), are held open, and are
-//! written only when they change: a wake is one clock call and two ioctls.
+//! cold. So what has not changed is not written, and files are written without system
+//! calls (see [`files`]): a wake is one clock call and two ioctls.
 //!
 //! Clocks other than the wall clock cannot be moved from inside a guest; they stand
 //! still while the microVM sleeps.
 #![allow(unsafe_code)] // the random device is spoken to with ioctls
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::Path;
 
 use api::guest::v1::RepairIdentityRequest;
 use guest_link::{ENTROPY_BYTES_MAX, ENTROPY_BYTES_MIN};
-use nix::mount::{MsFlags, mount};
 use nix::sys::time::TimeSpec;
 use nix::time::{ClockId, clock_settime};
 
 use crate::boot::mounts::RUN_DIRECTORY;
 use crate::boot::{self, Step as _};
 
+mod files;
+
+pub use files::ResolverFile;
+use files::{MappedFile, write_credentials};
+
 /// The host name until the first repair.
 const FIRST_HOST_NAME: &str = "localhost";
 
 /// Longest host name, in bytes (the kernel's limit is 64).
 const HOST_NAME_BYTES_MAX: usize = 63;
+
+/// Size of /etc/hostname, in bytes.
+const HOST_NAME_FILE_BYTES: usize = HOST_NAME_BYTES_MAX + 1;
+
+/// Size of /etc/hosts, in bytes.
+const HOSTS_FILE_BYTES: usize = 256;
+
+/// Size of the file with the microVM's id, in bytes.
+const MICROVM_ID_FILE_BYTES: usize = 128;
 
 /// Hex digits of a machine id.
 const MACHINE_ID_DIGITS: usize = 32;
@@ -54,34 +66,14 @@ pub enum Error {
 #[derive(Debug)]
 pub struct Identity {
     random: File,
-    host_name_file: File,
-    hosts_file: File,
-    machine_id_file: File,
-    microvm_id_file: File,
+    host_name_file: MappedFile,
+    hosts_file: MappedFile,
+    machine_id_file: MappedFile,
+    microvm_id_file: MappedFile,
     host_name: String,
     microvm_id: String,
     /// Number of the last repair that succeeded.
     restore_count: u64,
-}
-
-/// /etc/resolv.conf, which is no part of a clone's identity but lives the same way.
-#[derive(Debug)]
-pub struct ResolverFile(File);
-
-impl ResolverFile {
-    /// Puts it in memory, empty.
-    pub fn prepare() -> Result<Self, boot::Error> {
-        bound_file("resolv.conf", "").map(Self)
-    }
-
-    /// Names the servers; what is no address is left out.
-    pub fn set_name_servers(&self, servers: &[String]) -> io::Result<()> {
-        let lines = servers
-            .iter()
-            .filter(|server| server.parse::<std::net::IpAddr>().is_ok());
-        let text: String = lines.map(|server| format!("nameserver {server}\n")).collect();
-        rewrite(&self.0, &text)
-    }
 }
 
 impl Identity {
@@ -99,10 +91,10 @@ impl Identity {
         nix::unistd::sethostname(FIRST_HOST_NAME).step("set the host name")?;
         Ok(Self {
             random: File::open("/dev/urandom").step("open /dev/urandom")?,
-            host_name_file: bound_file("hostname", &format!("{FIRST_HOST_NAME}\n"))?,
-            hosts_file: bound_file("hosts", &hosts(FIRST_HOST_NAME))?,
-            machine_id_file: bound_file("machine-id", &format!("{machine_id}\n"))?,
-            microvm_id_file: memory_file("microvm-id", "")?,
+            host_name_file: MappedFile::create_bound("hostname", HOST_NAME_FILE_BYTES, FIRST_HOST_NAME)?,
+            hosts_file: MappedFile::create_bound("hosts", HOSTS_FILE_BYTES, &hosts(FIRST_HOST_NAME))?,
+            machine_id_file: MappedFile::create_bound("machine-id", MACHINE_ID_DIGITS + 1, &machine_id)?,
+            microvm_id_file: MappedFile::create("microvm-id", MICROVM_ID_FILE_BYTES, "")?,
             host_name: FIRST_HOST_NAME.to_owned(),
             microvm_id: String::new(),
             restore_count: 0,
@@ -126,20 +118,22 @@ impl Identity {
         set_clock(request.wall_clock.as_ref())?;
         if self.host_name != request.host_name {
             nix::unistd::sethostname(&request.host_name).map_err(failed("set the host name"))?;
-            rewrite(&self.host_name_file, &format!("{}\n", request.host_name))
+            self.host_name_file
+                .replace(&request.host_name)
                 .map_err(failed("write the host name"))?;
-            rewrite(&self.hosts_file, &hosts(&request.host_name)).map_err(failed("write the hosts file"))?;
+            self.hosts_file
+                .replace(&hosts(&request.host_name))
+                .map_err(failed("write the hosts file"))?;
             self.host_name.clone_from(&request.host_name);
         }
         if !request.machine_id.is_empty() {
-            // Always the same length, so no truncation and no moment without an id.
-            let line = format!("{}\n", request.machine_id);
             self.machine_id_file
-                .write_all_at(line.as_bytes(), 0)
+                .replace(&request.machine_id)
                 .map_err(failed("write the machine id"))?;
         }
         if self.microvm_id != request.microvm_id {
-            rewrite(&self.microvm_id_file, &format!("{}\n", request.microvm_id))
+            self.microvm_id_file
+                .replace(&request.microvm_id)
                 .map_err(failed("write the microVM id"))?;
             self.microvm_id.clone_from(&request.microvm_id);
         }
@@ -243,70 +237,6 @@ fn hosts(name: &str) -> String {
         format!("169.254.100.2\t{name}\n")
     };
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
-}
-
-/// A file in memory, readable by all, open for rewriting.
-fn memory_file(name: &str, text: &str) -> Result<File, boot::Error> {
-    let path = Path::new(RUN_DIRECTORY).join(name);
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o644)
-        .open(&path)
-        .step(format!("create {}", path.display()))?;
-    file.write_all_at(text.as_bytes(), 0)
-        .step(format!("write {}", path.display()))?;
-    Ok(file)
-}
-
-/// A file in memory bound over `/etc/<name>`, which is made a plain file first
-/// when the image has none or has a link there.
-fn bound_file(name: &str, text: &str) -> Result<File, boot::Error> {
-    let file = memory_file(name, text)?;
-    let target = Path::new("/etc").join(name);
-    let plain = fs::symlink_metadata(&target).is_ok_and(|metadata| metadata.is_file());
-    if !plain {
-        fs::create_dir_all("/etc").step("make /etc")?;
-        let _ = fs::remove_file(&target);
-        File::create_new(&target).step(format!("create {}", target.display()))?;
-    }
-    let source = Path::new(RUN_DIRECTORY).join(name);
-    mount(
-        Some(&source),
-        &target,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .step(format!("bind {}", target.display()))?;
-    Ok(file)
-}
-
-/// Replaces a file's text. A reader may see the new text before the old tail is
-/// cut off; nobody reads before the repair is acknowledged.
-fn rewrite(file: &File, text: &str) -> io::Result<()> {
-    file.write_all_at(text.as_bytes(), 0)?;
-    file.set_len(text.len() as u64)
-}
-
-/// Replaces the credentials file: directory 0700 and file 0400, both the app's.
-fn write_credentials(credentials: &[u8], (uid, gid): (u32, u32)) -> io::Result<()> {
-    let directory = Path::new(RUN_DIRECTORY).join("credentials");
-    let (new, current) = (directory.join(".new"), directory.join("default"));
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o400)
-        .open(&new)?;
-    file.write_all_at(credentials, 0)?;
-    file.set_permissions(fs::Permissions::from_mode(0o400))?;
-    std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;
-    chown(&directory, Some(uid), Some(gid))?;
-    fs::rename(&new, &current)
 }
 
 #[cfg(test)]

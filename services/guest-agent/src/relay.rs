@@ -15,7 +15,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use guest_link::RelayAnswer;
@@ -41,6 +41,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Epoch {
     number: AtomicU64,
+    /// Connections the relay holds.
+    connections: AtomicUsize,
     wake: EventFd,
 }
 
@@ -49,6 +51,7 @@ impl Epoch {
     pub fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             number: AtomicU64::new(0),
+            connections: AtomicUsize::new(0),
             wake: EventFd::new()?,
         }))
     }
@@ -58,8 +61,12 @@ impl Epoch {
         self.number.fetch_add(1, Ordering::Release);
     }
 
-    /// Has the relay drop the dead connections.
+    /// Has the relay drop the dead connections, if it holds any.
     pub fn sweep(&self) {
+        if self.connections.load(Ordering::Acquire) == 0 {
+            // One that is being accepted just now is noticed with its first byte.
+            return;
+        }
         // It can only fail when the counter is full, and then the relay is awake.
         let _ = self.wake.write(1);
     }
@@ -146,6 +153,9 @@ impl Relay {
             if waiting {
                 self.accept(epoch, now)?;
             }
+            self.epoch
+                .connections
+                .store(self.connections.len(), Ordering::Release);
         }
     }
 

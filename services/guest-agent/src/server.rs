@@ -6,10 +6,10 @@
 //! cold CPU costs more than the work.
 //!
 //! A newer connection replaces the older: after a restore the older one's peer is
-//! gone for good. Closing it sends packets, so that happens after the first answer.
+//! gone for good. Closing it sends packets, so that waits for a quiet moment.
 
 use std::io;
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd as _;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
@@ -18,11 +18,9 @@ use std::time::Duration;
 use api::guest::v1::{AppExited, RepairIdentityRequest, RepairIdentityResponse, StreamLogsRequest};
 use guest_link::frame::{Body, Frame};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::socket::{setsockopt, sockopt};
-use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use crate::app::App;
-use crate::boot::network::{GUEST, HOST};
+use crate::boot::network::{self, HOST};
 use crate::boot::{Booted, Error, ExtraModules, Settings, Step as _};
 use crate::console::say;
 use crate::identity::{self, Identity, ResolverFile};
@@ -40,8 +38,8 @@ use jobs::{Job, Jobs};
 /// How long the host may refuse to take an answer before its connection is closed.
 const SEND_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Connections waiting to be accepted.
-const BACKLOG: i32 = 16;
+/// How long nothing must have arrived before a replaced connection is closed.
+const QUIET: Duration = Duration::from_secs(1);
 
 /// What the workers and the app's end need of the server.
 #[derive(Debug)]
@@ -85,7 +83,7 @@ pub struct Server {
     jobs: Jobs,
     forwarder: Forwarder,
     relay_epoch: Arc<Epoch>,
-    /// The connection before the current one, until the current one's first answer.
+    /// The connection before the current one, until a quiet moment.
     stale: Option<Arc<Connection>>,
     /// Whether the current connection has been told what it must know.
     greeted: bool,
@@ -100,8 +98,10 @@ impl Server {
             resolver,
             extra_modules,
         } = booted;
-        let listener = listen(settings.agent_port).step("listen on the agent's port")?;
-        let relay_listener = listen(settings.relay_port).step("listen on the relay's port")?;
+        let listener =
+            network::listen(settings.agent_port, SEND_TIMEOUT).step("listen on the agent's port")?;
+        let relay_listener =
+            network::listen(settings.relay_port, SEND_TIMEOUT).step("listen on the relay's port")?;
         let relay_epoch = Epoch::new().step("make the relay's wake-up")?;
         let relay =
             Relay::new(relay_listener, HOST.into(), Arc::clone(&relay_epoch)).step("start the relay")?;
@@ -163,22 +163,33 @@ impl Server {
     }
 
     /// Waits for a new connection or input on the current one.
-    fn wait(&self, current: Option<&Connection>) -> io::Result<(bool, bool)> {
+    fn wait(&mut self, current: Option<&Connection>) -> io::Result<(bool, bool)> {
         let listener = PollFd::new(self.listener.as_fd(), PollFlags::POLLIN);
         let mut set = match current {
             None => vec![listener],
             Some(connection) => vec![listener, PollFd::new(connection.as_fd(), PollFlags::POLLIN)],
         };
-        match poll(&mut set, PollTimeout::NONE) {
-            Ok(_) | Err(nix::Error::EINTR) => {}
+        let quiet = PollTimeout::try_from(QUIET).expect("a second fits");
+        let timeout = if self.stale.is_some() {
+            quiet
+        } else {
+            PollTimeout::NONE
+        };
+        let polled = match poll(&mut set, timeout) {
+            Ok(count) => count,
+            Err(nix::Error::EINTR) => return Ok((false, false)),
             Err(error) => return Err(error.into()),
-        }
+        };
         let ready = |index: usize| {
             set.get(index)
                 .and_then(PollFd::revents)
                 .is_some_and(|events| !events.is_empty())
         };
-        Ok((ready(0), ready(1)))
+        let (connecting, readable) = (ready(0), ready(1));
+        if polled == 0 {
+            self.close_stale();
+        }
+        Ok((connecting, readable))
     }
 
     /// Takes the new connection in place of the current one.
@@ -204,9 +215,16 @@ impl Server {
         if let Some(replaced) = &replaced {
             replaced.retire();
         }
+        self.close_stale();
         self.stale = replaced;
         self.greeted = false;
         Ok(Some(connection))
+    }
+
+    fn close_stale(&mut self) {
+        if let Some(stale) = self.stale.take() {
+            stale.close();
+        }
     }
 
     /// Handles what has arrived; `None` when the connection is over.
@@ -245,22 +263,13 @@ impl Server {
             None => connection.fail(exchange, "the frame has no message this agent knows", true),
         }
         if !self.greeted {
-            self.greet(connection);
-        }
-    }
-
-    /// After a connection's first request: what could wait until then.
-    fn greet(&mut self, connection: &Arc<Connection>) {
-        self.greeted = true;
-        if let Some(stale) = self.stale.take() {
-            stale.close();
-        }
-        connection.send_without_delay();
-        if let Some(exited) = self.shared.app.exited() {
-            connection.send(&Frame {
-                exchange: 0,
-                body: Some(Body::AppExited(exited)),
-            });
+            self.greeted = true;
+            if let Some(exited) = self.shared.app.exited() {
+                connection.send(&Frame {
+                    exchange: 0,
+                    body: Some(Body::AppExited(exited)),
+                });
+            }
         }
     }
 
@@ -289,32 +298,6 @@ impl Server {
             let _ = netlink::abort(&doomed);
         }
     }
-}
-
-/// A listener on the guest's address. What is set here, accepted connections inherit.
-fn listen(port: u16) -> io::Result<TcpListener> {
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, socket};
-    let listener = socket(
-        AddressFamily::Inet,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
-    setsockopt(&listener, sockopt::ReuseAddr, &true)?;
-    setsockopt(
-        &listener,
-        sockopt::SendTimeout,
-        &TimeVal::seconds(SEND_TIMEOUT.as_secs().cast_signed()),
-    )?;
-    let SocketAddr::V4(address) = SocketAddr::from((GUEST, port)) else {
-        return Err(io::ErrorKind::AddrNotAvailable.into());
-    };
-    bind(
-        std::os::fd::AsRawFd::as_raw_fd(&listener),
-        &SockaddrIn::from(address),
-    )?;
-    listen(&listener, Backlog::new(BACKLOG)?)?;
-    Ok(TcpListener::from(listener))
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {

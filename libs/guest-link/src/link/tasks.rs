@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, Waiting};
 use crate::frame::{self, Body, Frame, PREFIX_BYTES};
-use crate::{LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX};
+use crate::{LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX, truncate_text};
 
 /// Places in the event queue for what is never dropped: AppExited and Closed.
 pub(super) const EVENTS_RESERVED: usize = 2;
@@ -150,7 +150,7 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
         }
         let mut lines = logs.lines;
         for line in &mut lines {
-            truncate(&mut line.text, LOG_LINE_BYTES_MAX);
+            truncate_text(&mut line.text, LOG_LINE_BYTES_MAX);
         }
         let lost = self.lost.saturating_add(logs.dropped);
         if self.events.capacity() <= EVENTS_RESERVED {
@@ -190,12 +190,6 @@ impl Rate {
 
 /// A guest's sentence, cut to [`MESSAGE_BYTES_MAX`].
 pub(super) fn cut(mut message: String) -> String {
-    truncate(&mut message, MESSAGE_BYTES_MAX);
+    truncate_text(&mut message, MESSAGE_BYTES_MAX);
     message
-}
-
-fn truncate(text: &mut String, bytes_max: usize) {
-    if text.len() > bytes_max {
-        text.truncate(text.floor_char_boundary(bytes_max));
-    }
 }

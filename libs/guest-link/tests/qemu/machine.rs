@@ -124,7 +124,7 @@ impl Drop for Engine {
 
 /// A microVM and its network. Fields are dropped in order: the process ends first.
 pub struct Machine {
-    _process: Engine,
+    process: Engine,
     control: UnixStream,
     /// Where the guest is reached.
     pub network: Network,
@@ -135,7 +135,7 @@ pub struct Machine {
 
 impl Drop for Machine {
     fn drop(&mut self) {
-        if std::thread::panicking() {
+        if std::thread::panicking() || std::env::var_os("TORPOR_TEST_CONSOLE").is_some() {
             println!(
                 "console:\n{}",
                 fs::read_to_string(&self.console).unwrap_or_default()
@@ -242,7 +242,7 @@ impl Machine {
         let process = Engine(process);
         let control = connect_control(&socket)?;
         let mut machine = Self {
-            _process: process,
+            process,
             control,
             network,
             memory: base,
@@ -289,6 +289,17 @@ impl Machine {
             line.push(byte[0]);
         }
         Ok(serde_json::from_slice(&line)?)
+    }
+
+    /// CPU time the engine has used; unlike a clock, other work on the host does not change it.
+    pub fn cpu_time(&self) -> Result<Duration> {
+        let mut nanoseconds = 0;
+        for task in fs::read_dir(format!("/proc/{}/task", self.process.0.id()))? {
+            // "<ns running> <ns waiting> <slices>"
+            let times = fs::read_to_string(task?.path().join("schedstat"))?;
+            nanoseconds += times.split(' ').next().context("schedstat")?.parse::<u64>()?;
+        }
+        Ok(Duration::from_nanos(nanoseconds))
     }
 
     /// A connection to a port of the guest.

@@ -2,6 +2,8 @@
 //! starts an app, takes a snapshot, and restores clones of it. Needs root, QEMU, busybox-static,
 //! and once the kernel package.
 
+#![allow(clippy::unwrap_used, reason = "a test")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
@@ -214,4 +216,61 @@ async fn clones_of_one_snapshot_differ() -> Result<()> {
         );
     }
     Ok(())
+}
+
+/// What the repair adds to a wake, up to the app's first byte. Not a check; run it
+/// with `--ignored`.
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn wake_path_timings() -> Result<()> {
+    const ROUNDS: usize = 8;
+    let fixture = Fixture::new()?;
+    bake(&fixture).await?;
+    println!("engine CPU time / time since the resume, in ms");
+    for round in 0..ROUNDS {
+        let machine = Machine::restore(&fixture, &format!("bare{round}"))?;
+        let watch = Watch::start(&machine)?;
+        machine.network.http_get(8080, "/index.html")?;
+        let bare = watch.read()?;
+        drop(machine);
+        let name = format!("full{round}");
+        let machine = Machine::restore(&fixture, &name)?;
+        let watch = Watch::start(&machine)?;
+        let stream = machine.connect(1024).await?;
+        let connected = watch.read()?;
+        let (link, _events) = Link::start(stream);
+        let mut request = repair(&name, 1, 1);
+        request.credentials.clear();
+        link.repair_identity(request).await?;
+        let repaired = watch.read()?;
+        machine.network.http_get(8080, "/index.html")?;
+        let full = watch.read()?;
+        println!("bare {bare}  connected {connected} repaired {repaired} full {full}");
+    }
+    Ok(())
+}
+
+struct Watch<'a> {
+    machine: &'a Machine,
+    started: Instant,
+    cpu: Duration,
+}
+
+impl<'a> Watch<'a> {
+    fn start(machine: &'a Machine) -> Result<Self> {
+        Ok(Self {
+            machine,
+            started: Instant::now(),
+            cpu: machine.cpu_time()?,
+        })
+    }
+
+    fn read(&self) -> Result<String> {
+        let cpu = self.machine.cpu_time()? - self.cpu;
+        Ok(format!(
+            "{:5.1}/{:5.1}",
+            cpu.as_secs_f64() * 1e3,
+            self.started.elapsed().as_secs_f64() * 1e3
+        ))
+    }
 }

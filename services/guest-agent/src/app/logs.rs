@@ -10,7 +10,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Instant, SystemTime};
 
 use api::common::v1::{LogLine, LogSource};
-use guest_link::{LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX};
+use guest_link::{LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX, truncate_text};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -181,9 +181,7 @@ impl Intake {
 /// Text of a line: invalid UTF-8 replaced, at most [`LOG_LINE_BYTES_MAX`].
 fn text_of(line: &[u8]) -> String {
     let mut text = String::from_utf8_lossy(line).into_owned();
-    if text.len() > LOG_LINE_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(LOG_LINE_BYTES_MAX));
-    }
+    truncate_text(&mut text, LOG_LINE_BYTES_MAX);
     text
 }
 

@@ -3,11 +3,18 @@
 #![allow(unsafe_code)] // interface and route requests are ioctls
 
 use std::fs;
+use std::io;
 use std::mem::zeroed;
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddrV4, TcpListener};
 use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::time::Duration;
 
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::errno::Errno;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen as start_listening, setsockopt,
+    socket, sockopt,
+};
+use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{Error, Step as _};
 
@@ -16,6 +23,12 @@ pub const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 2);
 /// The host's side of the link.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 252);
+
+/// Connections waiting to be accepted.
+const BACKLOG: i32 = 16;
+
+/// How long the kernel keeps a connection without a first byte from the agent, in seconds.
+const DEFER_SECONDS: libc::c_int = 1;
 
 /// Kernel settings before the link comes up: no IPv6 chatter on it, and what
 /// container runtimes give apps without CAP_NET_BIND_SERVICE and CAP_NET_RAW.
@@ -56,6 +69,43 @@ pub fn bring_up() -> Result<(), Error> {
     )?;
     set_up(&control, "eth0")?;
     default_route(&control)
+}
+
+/// A listener on the guest's address. What is set here, accepted connections inherit.
+///
+/// A connection shows up with its first bytes, which on a wake saves the agent one turn
+/// of its loop; one that sends nothing shows up after about a second.
+pub fn listen(port: u16, send_timeout: Duration) -> io::Result<TcpListener> {
+    let listener = socket(
+        AddressFamily::Inet,
+        SockType::Stream,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    setsockopt(&listener, sockopt::ReuseAddr, &true)?;
+    setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
+    setsockopt(
+        &listener,
+        sockopt::SendTimeout,
+        &TimeVal::seconds(send_timeout.as_secs().cast_signed()),
+    )?;
+    // SAFETY: the option takes one int, which lives until the call returns.
+    let deferred = unsafe {
+        libc::setsockopt(
+            listener.as_raw_fd(),
+            libc::IPPROTO_TCP,
+            libc::TCP_DEFER_ACCEPT,
+            std::ptr::from_ref(&DEFER_SECONDS).cast(),
+            size_of::<libc::c_int>() as libc::socklen_t,
+        )
+    };
+    Errno::result(deferred)?;
+    bind(
+        listener.as_raw_fd(),
+        &SockaddrIn::from(SocketAddrV4::new(GUEST, port)),
+    )?;
+    start_listening(&listener, Backlog::new(BACKLOG)?)?;
+    Ok(TcpListener::from(listener))
 }
 
 fn named(interface: &str) -> libc::ifreq {
@@ -106,5 +156,5 @@ fn request<T>(control: &OwnedFd, code: libc::c_ulong, argument: &T, step: &str) 
     // SAFETY: every caller pairs the code with the structure the kernel expects for
     // it, and the kernel only reads from it.
     let result = unsafe { libc::ioctl(control.as_raw_fd(), code, std::ptr::from_ref(argument)) };
-    nix::errno::Errno::result(result).step(step).map(drop)
+    Errno::result(result).step(step).map(drop)
 }

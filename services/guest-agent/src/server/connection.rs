@@ -74,11 +74,6 @@ impl Connection {
         });
     }
 
-    /// Lets small frames go out at once. The first answer goes out at once anyway.
-    pub fn send_without_delay(&self) {
-        let _ = self.stream.set_nodelay(true);
-    }
-
     /// Marks it as one that nobody reads; sends nothing.
     pub fn retire(&self) {
         self.retired.store(true, Ordering::Release);
