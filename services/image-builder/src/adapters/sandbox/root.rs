@@ -1,0 +1,141 @@
+//! The sandbox's root file system.
+
+use std::fs;
+use std::io;
+use std::os::unix::fs::symlink;
+use std::path::Path;
+
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::unistd::{chdir, pivot_root};
+
+use super::{Bind, IDS, Spec};
+
+/// Parts of `/etc` that programs need and that hold no secrets.
+const ETC: [&str; 14] = [
+    "alternatives",
+    "ca-certificates",
+    "containers",
+    "gai.conf",
+    "group",
+    "host.conf",
+    "ld.so.cache",
+    "localtime",
+    "mime.types",
+    "mke2fs.conf",
+    "nsswitch.conf",
+    "passwd",
+    "services",
+    "ssl",
+];
+/// What else of the system is needed, as links or directories.
+const SYSTEM: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+const DIRECTORIES: [&str; 9] = ["etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "root"];
+/// The root holds little: what is large is bound into it.
+const ROOT_OPTIONS: &str = "mode=755,size=256m,nr_inodes=100k";
+
+/// Makes the root and moves this process into it; the machine's own file system
+/// is out of reach afterwards. Needs a mount namespace of our own.
+pub(super) fn enter(spec: &Spec) -> io::Result<()> {
+    debug_assert!(spec.uid_base >= IDS);
+    plain("", Path::new("/"), "", MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
+    let root = &spec.root;
+    let owner = format!("{ROOT_OPTIONS},uid={0},gid={0}", spec.uid_base);
+    plain("tmpfs", root, "tmpfs", MsFlags::MS_NOSUID, Some(&owner))?;
+    for directory in DIRECTORIES {
+        make_directory(&root.join(directory), spec.uid_base)?;
+    }
+    for name in SYSTEM {
+        let place = Path::new("/").join(name);
+        match fs::read_link(&place) {
+            Ok(target) => symlink(target, root.join(name))?,
+            Err(_) if place.is_dir() => bind(root, &Bind::read_only(&place, &place), spec.uid_base)?,
+            Err(_) => {}
+        }
+    }
+    bind(root, &Bind::read_only("/usr", "/usr"), spec.uid_base)?;
+    for name in ETC {
+        let place = Path::new("/etc").join(name);
+        if place.exists() {
+            bind(root, &Bind::read_only(&place, &place), spec.uid_base)?;
+        }
+    }
+    let resolvers: String = spec.resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
+    fs::write(root.join("etc/resolv.conf"), resolvers)?;
+    fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
+    for name in DEVICES {
+        let device = Path::new("/dev").join(name);
+        bind(root, &Bind::writable(&device, &device), spec.uid_base)?;
+    }
+    let locked_down = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    // A full view of proc and sys is what lets the next stages mount their own.
+    plain("proc", &root.join("proc"), "proc", locked_down, None)?;
+    plain("sysfs", &root.join("sys"), "sysfs", locked_down | MsFlags::MS_RDONLY, None)?;
+    for wanted in &spec.binds {
+        bind(root, wanted, spec.uid_base)?;
+    }
+    chdir(root)?;
+    pivot_root(".", ".")?;
+    umount2(".", MntFlags::MNT_DETACH)?;
+    Ok(chdir("/")?)
+}
+
+/// Mounts what belongs to the new pid and user namespaces.
+pub(super) fn finish() -> io::Result<()> {
+    let locked_down = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
+    plain("proc", Path::new("/proc"), "proc", locked_down, None)?;
+    for directory in ["/dev/pts", "/dev/shm"] {
+        fs::create_dir(directory)?;
+    }
+    let terminals = "newinstance,ptmxmode=0666,mode=0620";
+    plain("devpts", Path::new("/dev/pts"), "devpts", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, Some(terminals))?;
+    plain("tmpfs", Path::new("/dev/shm"), "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=64m"))?;
+    symlink("pts/ptmx", "/dev/ptmx")?;
+    symlink("/proc/self/fd", "/dev/fd")?;
+    for (number, name) in ["stdin", "stdout", "stderr"].into_iter().enumerate() {
+        symlink(format!("/proc/self/fd/{number}"), Path::new("/dev").join(name))?;
+    }
+    Ok(())
+}
+
+fn bind(root: &Path, bind: &Bind, owner: u32) -> io::Result<()> {
+    let place = root.join(bind.target.strip_prefix("/").unwrap_or(&bind.target));
+    let source = bind.source.canonicalize()?;
+    if source.is_dir() {
+        make_directory(&place, owner)?;
+    } else {
+        if let Some(parent) = place.parent() {
+            make_directory(parent, owner)?;
+        }
+        fs::write(&place, "")?;
+    }
+    let described = |error: nix::Error| {
+        io::Error::other(format!("cannot make {} visible: {error}", bind.source.display()))
+    };
+    mount(Some(&source), &place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(described)?;
+    if !bind.writable {
+        let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+        mount(None::<&str>, &place, None::<&str>, flags | MsFlags::MS_NODEV, None::<&str>).map_err(described)?;
+    }
+    Ok(())
+}
+
+fn make_directory(path: &Path, owner: u32) -> io::Result<()> {
+    let mut missing = Vec::new();
+    let mut next = Some(path);
+    while let Some(directory) = next.filter(|directory| !directory.exists()) {
+        missing.push(directory);
+        next = directory.parent();
+    }
+    for directory in missing.into_iter().rev() {
+        fs::create_dir(directory)?;
+        std::os::unix::fs::chown(directory, Some(owner), Some(owner))?;
+    }
+    Ok(())
+}
+
+fn plain(source: &str, target: &Path, kind: &str, flags: MsFlags, data: Option<&str>) -> io::Result<()> {
+    mount(Some(source), target, Some(kind), flags, data)
+        .map_err(|error| io::Error::other(format!("cannot mount {kind} on {}: {error}", target.display())))
+}

@@ -1,0 +1,213 @@
+//! Removes images and versions that are DELETING: host caches, S3 objects, then
+//! the records. Everything can be repeated: a process that dies anywhere in
+//! between leaves records that still say DELETING, and the next start goes on.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::image::v1::{Image, ImageState, ImageVersion, VersionState};
+use model::state::{ImageEvent, VersionEvent};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::catalog::{Change, Error, Record};
+use crate::domain::lifecycle;
+use crate::pipeline::{self, Context};
+
+/// Requests that may wait; more are found again by the next sweep.
+const PENDING_MAX: usize = 256;
+/// How often records that still say DELETING are looked for.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
+/// Attempts before a deletion is marked DELETE_FAILED.
+const ATTEMPTS: u32 = 5;
+const RETRY_PAUSE: Duration = Duration::from_secs(1);
+/// Token records removed in one transaction.
+const TOKENS_PER_CHANGE: usize = 50;
+
+/// Tells the remover that there is something to do.
+#[derive(Debug, Clone)]
+pub struct Remover {
+    wake: mpsc::Sender<String>,
+}
+
+/// The receiving end of [`Remover`].
+#[derive(Debug)]
+pub struct Requests(mpsc::Receiver<String>);
+
+/// A remover and its other end.
+#[must_use]
+pub fn channel() -> (Remover, Requests) {
+    let (wake, requests) = mpsc::channel(PENDING_MAX);
+    (Remover { wake }, Requests(requests))
+}
+
+impl Remover {
+    /// Something of the image `name` is DELETING now.
+    pub fn notify(&self, name: &str) {
+        // When the queue is full the next sweep finds it.
+        let _ = self.wake.try_send(name.to_owned());
+    }
+}
+
+/// Removes what is DELETING until `shutdown`.
+pub async fn run(context: Arc<Context>, mut requests: Requests, shutdown: CancellationToken) {
+    let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    loop {
+        let name = tokio::select! {
+            () = shutdown.cancelled() => return,
+            name = requests.0.recv() => name,
+            _ = sweep.tick() => None,
+        };
+        let names = match name {
+            Some(name) => vec![name],
+            None => match context.catalog.images().await {
+                Ok(images) => images.into_iter().map(|image| image.value.name).collect(),
+                Err(_) => continue,
+            },
+        };
+        for name in names {
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                removed = remove(&context, &name) => if let Err(error) = removed {
+                    tracing::warn!(image = name, %error, "a deletion did not get on; it is tried again");
+                }
+            }
+        }
+    }
+}
+
+/// Why a deletion did not get on.
+#[derive(Debug, thiserror::Error)]
+enum Stuck {
+    #[error("records")]
+    Records(#[from] Error),
+    #[error("S3")]
+    Objects(#[from] object_store::Error),
+    #[error("a snapshot")]
+    Snapshot(#[from] snapshot::Error),
+    #[error("the scheduler: {0}")]
+    Fleet(String),
+    #[error("microVMs of it are still alive")]
+    InUse,
+}
+
+async fn remove(context: &Context, name: &str) -> Result<(), Stuck> {
+    let Some(image) = context.catalog.image(name).await? else { return Ok(()) };
+    let versions = context.catalog.versions(name).await?;
+    if image.value.state() == ImageState::Deleting {
+        for attempt in 1.. {
+            match remove_image(context, &image, &versions).await {
+                Ok(()) => return Ok(()),
+                Err(stuck) if attempt >= ATTEMPTS => return give_up_image(context, image, &stuck).await,
+                Err(stuck) => pause(name, attempt, &stuck).await,
+            }
+        }
+    }
+    for version in versions.iter().filter(|version| version.value.state() == VersionState::Deleting) {
+        for attempt in 1.. {
+            match remove_version(context, &image.value, &version.value).await {
+                Ok(()) => break,
+                Err(stuck) if attempt >= ATTEMPTS => {
+                    give_up_version(context, version, &stuck).await?;
+                    break;
+                }
+                Err(stuck) => pause(name, attempt, &stuck).await,
+            }
+        }
+    }
+    Ok(())
+}
+
+async fn pause(name: &str, attempt: u32, stuck: &Stuck) {
+    tracing::warn!(image = name, attempt, %stuck, "a deletion is tried again");
+    tokio::time::sleep(RETRY_PAUSE * attempt).await;
+}
+
+async fn remove_image(
+    context: &Context,
+    image: &Record<Image>,
+    versions: &[Record<ImageVersion>],
+) -> Result<(), Stuck> {
+    let Image { name, id, image_arn, .. } = &image.value;
+    // Launches are refused since the record says DELETING; this sees those that
+    // were on their way.
+    still_unused(context, image_arn, None).await?;
+    for version in versions {
+        remove_files(context, &image.value, &version.value).await?;
+        context.catalog.apply(records_of(context, &version.value).await?).await?;
+    }
+    let tokens = context.catalog.tokens_of(id).await?;
+    for some in tokens.chunks(TOKENS_PER_CHANGE) {
+        let change = some.iter().fold(Change::new(), |change, (key, revision)| change.remove_token(key.clone(), *revision));
+        context.catalog.apply(change).await?;
+    }
+    // Dying before this line: the image still says DELETING and has nothing left.
+    context.catalog.apply(Change::new().remove_image(name, image.revision)).await?;
+    tracing::info!(image = name, "image DELETED");
+    Ok(())
+}
+
+async fn remove_version(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Stuck> {
+    still_unused(context, &image.image_arn, Some(&version.image_version)).await?;
+    remove_files(context, image, version).await?;
+    let change = records_of(context, version).await?;
+    // Dying before this line: the version still says DELETING and has no files.
+    context.catalog.apply(change).await?;
+    tracing::info!(image = image.name, version = version.image_version, "version DELETED");
+    Ok(())
+}
+
+async fn still_unused(context: &Context, arn: &str, version: Option<&str>) -> Result<(), Stuck> {
+    match context.fleet.in_use(arn, version).await {
+        Ok(false) => Ok(()),
+        Ok(true) => Err(Stuck::InUse),
+        Err(status) => Err(Stuck::Fleet(status.message().to_owned())),
+    }
+}
+
+/// Removes a version's snapshot from hosts and everything of it from S3.
+async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Stuck> {
+    let settings = &context.settings;
+    if let Some(snapshot) = &version.snapshot {
+        let key = &snapshot.manifest_key;
+        // Hosts that cannot be asked now drop it when they miss its manifest.
+        if let Err(status) = context.fleet.evict(key).await {
+            tracing::warn!(key, error = status.message(), "hosts were not asked to drop an image");
+        }
+        snapshot::delete(&context.objects, &settings.snapshot_bucket, key).await?;
+    }
+    for prefix in pipeline::version_prefixes(&image.id, &version.image_version) {
+        context.objects.delete_prefix(&settings.snapshot_bucket, &prefix).await?;
+    }
+    for build in context.catalog.build_ids(&version.image_name, &version.image_version).await? {
+        context.objects.delete(&settings.log_bucket, &format!("builds/{build}.log")).await?;
+    }
+    Ok(())
+}
+
+/// The removal of a version's records.
+async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change, Error> {
+    let (name, number) = (&version.image_name, &version.image_version);
+    let builds = context.catalog.build_ids(name, number).await?;
+    let change = builds.iter().fold(Change::new(), |change, build| change.remove_build(name, number, build).dequeue(build));
+    Ok(change.remove_version(name, number))
+}
+
+async fn give_up_image(context: &Context, image: Record<Image>, stuck: &Stuck) -> Result<(), Stuck> {
+    let Record { mut value, revision } = image;
+    if lifecycle::image(&mut value, ImageEvent::DeleteFailed, pipeline::now()).is_ok() {
+        context.catalog.apply(Change::new().image(&value, Some(revision))).await?;
+        tracing::error!(image = value.name, %stuck, "image DELETE_FAILED; deleting it again tries again");
+    }
+    Ok(())
+}
+
+async fn give_up_version(context: &Context, version: &Record<ImageVersion>, stuck: &Stuck) -> Result<(), Stuck> {
+    let mut value = version.value.clone();
+    if lifecycle::version(&mut value, VersionEvent::DeleteFailed, pipeline::now()).is_ok() {
+        value.state_reason = format!("The deletion failed: {stuck}.");
+        context.catalog.apply(Change::new().version(&value, Some(version.revision))).await?;
+        tracing::error!(image = value.image_name, version = value.image_version, %stuck, "version DELETE_FAILED");
+    }
+    Ok(())
+}

@@ -1,0 +1,12 @@
+//! What an image-builder decides, without touching anything: std and our pure
+//! libs only (and wire messages, which are also what its records hold).
+
+pub mod app;
+pub mod archive;
+pub mod bake;
+pub mod configuration;
+pub mod dockerfile;
+pub mod failure;
+pub mod lifecycle;
+pub mod reference;
+pub mod transcript;

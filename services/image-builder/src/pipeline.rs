@@ -1,0 +1,159 @@
+//! One build, from artifact to version.
+//!
+//! ```text
+//! FETCH -> UNPACK -> CONTAINER -> DISK -> BAKE (-> VALIDATE) -> PUBLISH
+//! ```
+//!
+//! The state is in etcd: the build's record names the step it is in. Nothing
+//! before PUBLISH is kept when a builder dies; whoever takes the build over
+//! starts from the front with a higher attempt number, which is part of every
+//! S3 key and of the generation hosts are given, so that nothing an older
+//! attempt still does can be mistaken for the newer one's.
+//!
+//! Every write of a running build names the revision of the build's record it
+//! replaces. Taking a build over writes that record, so that a builder that lost
+//! its lease without noticing fails its next write and stops ([`Stop::Lost`]).
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use api::image::v1::{Image, ImageBuild, ImageVersion};
+use object_store::Store as Objects;
+use records::Lease;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::buildah::Buildah;
+use crate::adapters::catalog::{Catalog, QueueEntry, Record};
+use crate::adapters::hosts::Fleet;
+use crate::adapters::layout::Layout;
+use crate::adapters::network::Networks;
+use crate::config::Settings;
+use crate::domain::failure::Failure;
+use crate::log::Logs;
+use crate::metrics::Metrics;
+
+mod bake;
+pub mod bases;
+mod container;
+mod finish;
+mod job;
+mod source;
+
+use job::Job;
+
+/// Everything a build uses; one per process.
+#[derive(Debug)]
+pub struct Context {
+    /// Settings.
+    pub settings: Settings,
+    /// Name of this replica.
+    pub instance: String,
+    /// Records.
+    pub catalog: Catalog,
+    /// S3.
+    pub objects: Objects,
+    /// Scheduler and hosts.
+    pub fleet: Fleet,
+    /// Directories.
+    pub layout: Layout,
+    /// Networks of builds.
+    pub networks: Networks,
+    /// Container builds.
+    pub buildah: Buildah,
+    /// Logs of running builds.
+    pub logs: Logs,
+    /// Metrics.
+    pub metrics: Metrics,
+}
+
+/// A build this replica owns.
+#[derive(Debug)]
+pub struct Claim {
+    /// Its place in the queue.
+    pub entry: QueueEntry,
+    /// Its record, IN_PROGRESS.
+    pub build: Record<ImageBuild>,
+    /// The version it builds, IN_PROGRESS.
+    pub version: ImageVersion,
+    /// What its ownership hangs on.
+    pub lease: Lease,
+}
+
+/// Why a build stopped without a version.
+#[derive(Debug)]
+pub enum Stop {
+    /// It failed; the record must say so.
+    Failed(Failure),
+    /// It is not ours any more, or we are shutting down; another builder goes on.
+    Lost,
+}
+
+impl From<Failure> for Stop {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// S3 prefixes of one version's files, all attempts.
+pub fn version_prefixes(image_id: &str, version: &str) -> [String; 2] {
+    [format!("disks/{image_id}/{version}/"), format!("images/{image_id}/{version}/")]
+}
+
+/// Runs a build to its end, or until it is no longer ours.
+pub async fn run(context: Arc<Context>, claim: Claim, shutdown: CancellationToken) {
+    let build_id = claim.entry.build_id.clone();
+    context.metrics.began();
+    let lease = claim.lease.clone();
+    let outcome = match Job::begin(Arc::clone(&context), claim).await {
+        Ok(mut job) => {
+            let steps = job.steps();
+            let result = tokio::select! {
+                result = steps => result,
+                () = lease.lost() => Err(Stop::Lost),
+                () = shutdown.cancelled() => Err(Stop::Lost),
+            };
+            // Dropping the steps killed their processes and hung up on hosts.
+            job.clean_up().await;
+            job.finish(result).await
+        }
+        Err(stop) => {
+            tracing::warn!(build_id, ?stop, "a build could not begin here; another attempt will");
+            "LOST"
+        }
+    };
+    context.logs.end(&build_id);
+    context.metrics.ended(outcome);
+    // If this fails the lease runs out by itself and the build is taken over then.
+    let _ = lease.revoke().await;
+}
+
+/// Records of an image that change together when a build ends.
+#[derive(Debug)]
+struct Target {
+    image: Record<Image>,
+    version: Record<ImageVersion>,
+}
+
+/// Cleans buildah's storage up; only while no build runs here.
+pub async fn prune(context: &Context) {
+    let layout = context.layout.clone();
+    let made = tokio::task::spawn_blocking(move || layout.work("prune")).await;
+    let Ok(Ok(work)) = made else { return };
+    let pruned = match context.buildah.session(None, "torpor-build-prune").await {
+        Ok(session) => {
+            let pruned = context.buildah.prune(&session, &work).await;
+            session.close().await;
+            pruned
+        }
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = pruned {
+        tracing::warn!(%error, "the layer cache could not be pruned");
+    }
+    let _ = tokio::task::spawn_blocking(move || work.remove()).await;
+}
+
+/// The time; here and nowhere else in the pipeline.
+pub fn now() -> SystemTime {
+    SystemTime::now()
+}

@@ -1,0 +1,228 @@
+//! CONTAINER and DISK: the Dockerfile becomes an image, the image an ext4 disk
+//! in S3.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use api::common::v1::LogSource;
+use api::hostagent::v1::DiskRef;
+use api::image::v1::{AppConfiguration, BuildStep, SnapshotBuild};
+use model::MemoryClass;
+use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
+
+use super::job::Job;
+use super::{Stop, bases, now};
+use crate::adapters::buildah::Error as BuildahError;
+use crate::domain::archive::DOCKERFILE;
+use crate::domain::configuration::base_name;
+use crate::domain::dockerfile::{Bases, DOCKERFILE_BYTES_MAX, Error as DockerfileError, Plan, prepare};
+use crate::domain::failure::{Failure, Reason};
+use crate::domain::transcript::Transcript;
+use crate::domain::app;
+
+/// A disk in S3 and how its app is started.
+pub(super) struct Prepared {
+    pub(super) disk: DiskRef,
+    pub(super) app: AppConfiguration,
+}
+
+impl Job {
+    /// Builds the Dockerfile; returns the image's name.
+    pub(super) async fn container(&mut self) -> Result<String, Stop> {
+        let step = BuildStep::Container;
+        let broken = |error: std::io::Error| Failure::io(step, "cannot build", &error);
+        let plan = self.plan().await?;
+        let network = self.context.networks.create().await.map_err(broken)?;
+        let name = format!("torpor-build-{}", self.entry.build_id);
+        self.session = Some(self.context.buildah.session(Some(network), &name).await.map_err(broken)?);
+        for (base, version) in &plan.local_bases {
+            self.log.note(format!("Base image {base} version {version}."));
+            self.import(base, &version.to_string()).await?;
+        }
+        let image = format!("localhost/torpor-build/{}:{}", self.entry.build_id, self.entry.attempt);
+        let mut transcript = Transcript::default();
+        let session = self.session.as_ref().expect("made above");
+        let log = Arc::clone(&self.log);
+        let line = |text: String| {
+            if let Some(shown) = plan.translate(&text) {
+                transcript.add(&shown);
+                log.add(LogSource::Stdout, shown);
+            }
+        };
+        let built = self.context.buildah.build(session, &self.work, &plan.text, &image, line).await;
+        built.map_err(|error| self.container_failure(error, &transcript, &plan))?;
+        Ok(image)
+    }
+
+    async fn plan(&self) -> Result<Plan, Stop> {
+        let step = BuildStep::Container;
+        let path = self.work.context().join(DOCKERFILE);
+        let broken = |error: std::io::Error| Failure::io(step, "cannot read the Dockerfile", &error);
+        let size = tokio::fs::metadata(&path).await.map_err(broken)?.len();
+        if size > DOCKERFILE_BYTES_MAX as u64 {
+            let refusal = DockerfileError::Unreadable("is larger than 1 MiB");
+            return Err(Failure::new(step, Reason::ContainerBuildFailed, refusal.to_string()).into());
+        }
+        let source = tokio::fs::read(&path).await.map_err(broken)?;
+        let known = self.bases().await?;
+        let configuration = self.version.configuration.as_ref();
+        let pinned = configuration.and_then(|configuration| {
+            let version = configuration.base_image_version.parse().ok()?;
+            Some((base_name(configuration), version))
+        });
+        let variables = self.context.buildah.run_variables();
+        prepare(&source, &known, pinned, &variables).map_err(|refusal| {
+            let reason = match refusal {
+                DockerfileError::UnknownBase { .. } => Reason::BaseImageNotFound,
+                _ => Reason::ContainerBuildFailed,
+            };
+            Failure::new(step, reason, refusal.to_string()).into()
+        })
+    }
+
+    async fn bases(&self) -> Result<Bases, Stop> {
+        bases::known(&self.context.catalog).await.map_err(|error| {
+            let text = format!("The base images cannot be listed: {error}.");
+            Failure::new(BuildStep::Container, Reason::DependencyUnavailable, text).into()
+        })
+    }
+
+    /// Makes sure that buildah has a base image, from S3 if need be.
+    async fn import(&self, name: &str, version: &str) -> Result<(), Stop> {
+        let step = BuildStep::Container;
+        let tar = bases::local_tar(&self.context, name, version)
+            .await
+            .map_err(|error| Failure::internal(step, format!("base image {name} {version}: {error}")))?;
+        let session = self.session.as_ref().expect("a container build has a session");
+        let log = |text: String| self.log.add(LogSource::Stdout, text);
+        let imported = self.context.buildah.import(session, &self.work, &tar, (name, version), log).await;
+        Ok(imported.map_err(|error| own_failure(step, error, false))?)
+    }
+
+    fn container_failure(&self, error: BuildahError, transcript: &Transcript, plan: &Plan) -> Failure {
+        let step = BuildStep::Container;
+        match error {
+            BuildahError::Failed(_) if transcript.disk_was_full() => Failure::disk_full(step),
+            BuildahError::Failed(_) if transcript.stopped_at_from() && !plan.remote_images.is_empty() => {
+                let bases: BTreeMap<String, Vec<u64>> =
+                    plan.local_bases.iter().map(|(name, version)| (name.clone(), vec![*version])).collect();
+                let local = if bases.is_empty() { self.bases_hint() } else { Bases(bases).sentence() };
+                let sentence = format!(
+                    "The image '{}' of a FROM line could not be pulled from its registry ({}). {local}",
+                    plan.remote_images.join("' or '"),
+                    transcript.detail(),
+                );
+                Failure::new(step, Reason::BaseImageNotFound, sentence)
+            }
+            BuildahError::Failed(_) => Failure::new(step, Reason::ContainerBuildFailed, transcript.sentence()),
+            BuildahError::Timeout(limit) => Self::timed_out(step, limit),
+            other => own_failure(step, other, false),
+        }
+    }
+
+    /// What the request's own base says about bases that exist.
+    fn bases_hint(&self) -> String {
+        let configuration = self.version.configuration.as_ref();
+        configuration.map_or_else(String::new, |configuration| {
+            format!("A local base image is, for example, '{}'.", base_name(configuration))
+        })
+    }
+
+    /// Makes the disk, reads how the app starts, and uploads the disk.
+    pub(super) async fn disk(&mut self, image: &str) -> Result<Prepared, Stop> {
+        let step = BuildStep::Disk;
+        let memory = self.version.configuration.as_ref().and_then(|c| c.resources).unwrap_or_default();
+        let class = MemoryClass::of(memory.minimum_memory_mib)
+            .ok_or_else(|| Failure::internal(step, "the version has no memory class"))?;
+        let full = Mutex::new(false);
+        let line = |text: String| {
+            if text.contains("Could not allocate block") {
+                *full.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            }
+            self.log.add(LogSource::Stdout, text);
+        };
+        let session = self.session.as_ref().expect("a container build has a session");
+        let made = self.context.buildah.disk(session, &self.work, image, class.disk_bytes, line).await;
+        let disk = made.map_err(|error| {
+            if full.into_inner().unwrap_or_else(PoisonError::into_inner) {
+                let gib = class.disk_bytes >> 30;
+                let text = format!("The image needs more than the {gib} GiB disk of its memory class.");
+                return Failure::new(step, Reason::DiskStorageFull, text);
+            }
+            own_failure(step, error, true)
+        })?;
+        let app = app::read(&disk.configuration).map_err(|error| {
+            let reason = match error {
+                app::Error::NoStartCommand => Reason::NoStartCommand,
+                app::Error::Unreadable(_) => Reason::InternalPlatformError,
+            };
+            Failure::new(step, reason, error.to_string())
+        })?;
+        self.log.note(format!("Uploading the disk ({} bytes of files).", disk.tree_bytes));
+        let sizes = SnapshotBuild { code_install_size_bytes: disk.tree_bytes, ..SnapshotBuild::default() };
+        self.build.value.snapshot_build = Some(sizes);
+        let prefix = self.disk_prefix();
+        let sources = [FileSource { kind: FileKind::Disk, path: disk.path }];
+        let bucket = &self.context.settings.snapshot_bucket;
+        // Dying in the middle: the next attempt removes the prefix.
+        let published = snapshot::upload(
+            &self.context.objects,
+            bucket,
+            &prefix,
+            &self.disk_head(class.disk_bytes),
+            &sources,
+            &|_, _| {},
+        )
+        .await
+        .map_err(|error| upload_failure(&error))?;
+        let disk = DiskRef {
+            manifest_key: published.manifest_key,
+            manifest_digest: published.manifest_digest,
+            size_bytes: class.disk_bytes,
+        };
+        Ok(Prepared { disk, app })
+    }
+
+    pub(super) fn disk_prefix(&self) -> String {
+        format!("disks/{}/{}/{}", self.entry.image_id, self.entry.image_version, self.entry.attempt)
+    }
+
+    fn disk_head(&self, size: u64) -> ManifestHead {
+        let elapsed = now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        ManifestHead {
+            kind: SnapshotKind::Disk,
+            engine: String::new(),
+            platform_fingerprint: String::new(),
+            guest_bundle_version: String::new(),
+            memory_mib: 0,
+            vcpu_count: 0,
+            disk_size_bytes: size,
+            image_name: self.entry.image_name.clone(),
+            image_version: self.entry.image_version.clone(),
+            microvm_id: None,
+            generation: Some(u64::from(self.entry.attempt)),
+            sequence: None,
+            parent: None,
+            created_unix_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            labels: BTreeMap::new(),
+        }
+    }
+}
+
+/// A failure of a step that is ours, not the user's.
+fn own_failure(step: BuildStep, error: BuildahError, in_disk: bool) -> Failure {
+    match error {
+        BuildahError::DiskFull => Failure::disk_full(step),
+        BuildahError::Io(error) => Failure::io(step, "cannot run buildah", &error),
+        BuildahError::Timeout(limit) => Job::timed_out(step, limit),
+        BuildahError::Failed(status) => {
+            let what = if in_disk { "making the disk" } else { "importing the base image" };
+            Failure::internal(step, format!("{what} ended with {status}"))
+        }
+    }
+}
+
+fn upload_failure(error: &snapshot::Error) -> Failure {
+    let reason = if error.retryable() { Reason::DependencyUnavailable } else { Reason::InternalPlatformError };
+    Failure::new(BuildStep::Disk, reason, format!("The disk could not be stored in S3: {error}."))
+}

@@ -1,0 +1,192 @@
+//! A running build: what it holds, and the order of its steps.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::common::v1::Phase;
+use api::image::v1::{BuildStep, ImageBuild, ImageVersion};
+use records::Lease;
+
+use super::{Claim, Context, Stop, version_prefixes};
+use crate::adapters::buildah::Session;
+use crate::adapters::catalog::{Change, Error as CatalogError, QueueEntry, Record};
+use crate::adapters::layout::Work;
+use crate::domain::failure::{Failure, Reason};
+use crate::log::Log;
+
+/// Pause before a write to etcd is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(200);
+
+/// A running build.
+pub(super) struct Job {
+    pub(super) context: Arc<Context>,
+    pub(super) entry: QueueEntry,
+    pub(super) build: Record<ImageBuild>,
+    pub(super) version: ImageVersion,
+    pub(super) lease: Lease,
+    pub(super) log: Arc<Log>,
+    pub(super) work: Work,
+    pub(super) session: Option<Session>,
+    started: Instant,
+    step_started: Instant,
+}
+
+/// Name of a step in phases and metrics.
+pub(super) fn step_name(step: BuildStep) -> &'static str {
+    match step {
+        BuildStep::Unspecified => "queue",
+        BuildStep::Fetch => "fetch",
+        BuildStep::Unpack => "unpack",
+        BuildStep::Container => "container",
+        BuildStep::Disk => "disk",
+        BuildStep::Bake => "bake",
+        BuildStep::Validate => "validate",
+        BuildStep::Publish => "publish",
+    }
+}
+
+impl Job {
+    /// Opens the log and the work directory of a claimed build.
+    pub(super) async fn begin(context: Arc<Context>, claim: Claim) -> Result<Self, Stop> {
+        let build_id = claim.entry.build_id.clone();
+        let broken = |error: std::io::Error| Failure::io(BuildStep::Fetch, "cannot begin the build", &error);
+        let log = context.logs.begin(&build_id).map_err(broken)?;
+        let layout = context.layout.clone();
+        let work = tokio::task::spawn_blocking(move || layout.work(&build_id))
+            .await
+            .map_err(|error| Failure::internal(BuildStep::Fetch, error))?
+            .map_err(broken)?;
+        let now = Instant::now();
+        let Claim { entry, build, version, lease } = claim;
+        log.note(format!("Building {} {} (attempt {}).", entry.image_name, entry.image_version, entry.attempt));
+        Ok(Self {
+            context,
+            entry,
+            build,
+            version,
+            lease,
+            log,
+            work,
+            session: None,
+            started: now,
+            step_started: now,
+        })
+    }
+
+    /// All steps in order.
+    pub(super) async fn steps(&mut self) -> Result<(), Stop> {
+        if self.entry.attempt > 1 {
+            // What an attempt before this one may have left. Its builder is gone;
+            // a host that still works for it writes under that attempt's keys,
+            // which go with the version at the latest.
+            self.remove_objects().await;
+        }
+        self.enter(BuildStep::Fetch).await?;
+        self.fetch().await?;
+        self.enter(BuildStep::Unpack).await?;
+        self.unpack().await?;
+        self.enter(BuildStep::Container).await?;
+        let image = self.container().await?;
+        self.enter(BuildStep::Disk).await?;
+        let disk = self.disk(&image).await?;
+        self.enter(BuildStep::Bake).await?;
+        let baked = self.bake(&disk).await?;
+        self.enter(BuildStep::Publish).await?;
+        self.publish(baked).await
+    }
+
+    /// Writes the step the build is in now, and how long the one before took.
+    pub(super) async fn enter(&mut self, step: BuildStep) -> Result<(), Stop> {
+        self.end_phase();
+        self.build.value.set_step(step);
+        self.build.value.log_lines = *self.log.lines().borrow();
+        tracing::info!(build_id = self.entry.build_id, step = step_name(step), "build step");
+        // Dying after this line: the build is taken over, or failed when it was
+        // its last attempt.
+        self.save().await
+    }
+
+    pub(super) fn end_phase(&mut self) {
+        let step = self.build.value.step();
+        let took = self.step_started.elapsed();
+        if step != BuildStep::Unspecified {
+            self.build.value.phases.push(Phase {
+                name: step_name(step).to_owned(),
+                start: Some(api::duration_proto(self.step_started - self.started)),
+                duration: Some(api::duration_proto(took)),
+            });
+            self.context.metrics.step(step_name(step), took.as_secs_f64());
+        }
+        self.step_started = Instant::now();
+    }
+
+    /// Writes the build's record while it is ours.
+    pub(super) async fn save(&mut self) -> Result<(), Stop> {
+        let (value, revision) = (self.build.value.clone(), self.build.revision);
+        let change = move || Change::new().build(&value, Some(revision));
+        self.build.revision = self.apply(change).await?;
+        Ok(())
+    }
+
+    /// Applies a change that includes the build's record, for as long as the
+    /// lease lives. The build's record decides whether an attempt whose answer
+    /// was lost took place.
+    pub(super) async fn apply(&self, change: impl Fn() -> Change) -> Result<i64, Stop> {
+        loop {
+            if !self.lease.is_alive() {
+                return Err(Stop::Lost);
+            }
+            match self.context.catalog.apply(change()).await {
+                Ok(revision) => return Ok(revision),
+                Err(error) if error.is_conflict() => return self.judge_conflict().await,
+                Err(CatalogError::Store(records::Error::Unavailable { .. })) => {
+                    tokio::time::sleep(RETRY_PAUSE).await;
+                }
+                Err(error) => {
+                    let step = self.build.value.step();
+                    return Err(Failure::internal(step, error).into());
+                }
+            }
+        }
+    }
+
+    /// After a conflict: our own earlier attempt, if the record is as we wanted
+    /// it, else somebody else's.
+    async fn judge_conflict(&self) -> Result<i64, Stop> {
+        match self.context.catalog.build(&self.entry.build_id).await {
+            Ok(Some(found)) if found.value == self.build.value => Ok(found.revision),
+            _ => Err(Stop::Lost),
+        }
+    }
+
+    /// A bound on what a step's own waiting may take.
+    pub(super) fn timed_out(step: BuildStep, limit: Duration) -> Failure {
+        let sentence = format!("The build did not end within {} seconds.", limit.as_secs());
+        Failure::new(step, Reason::BuildTimeout, sentence)
+    }
+
+    /// Removes everything of this build that is not a published version from S3.
+    pub(super) async fn remove_objects(&self) {
+        for prefix in version_prefixes(&self.entry.image_id, &self.entry.image_version) {
+            let bucket = &self.context.settings.snapshot_bucket;
+            if let Err(error) = self.context.objects.delete_prefix(bucket, &prefix).await {
+                // Goes with the image at the latest, whose deletion removes prefixes.
+                tracing::warn!(prefix, %error, "objects of a build are left over");
+            }
+        }
+    }
+
+    /// Gives everything on this machine back.
+    pub(super) async fn clean_up(&mut self) {
+        if let Some(session) = self.session.take()
+            && let Some(network) = session.close().await
+        {
+            self.context.networks.remove(network).await;
+        }
+        let work = std::mem::replace(&mut self.work, Work::none());
+        let removed = tokio::task::spawn_blocking(move || work.remove()).await;
+        if let Ok(Err(error)) = removed {
+            tracing::warn!(build_id = self.entry.build_id, %error, "a work directory is left over");
+        }
+    }
+}

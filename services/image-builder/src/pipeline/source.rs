@@ -1,0 +1,76 @@
+//! FETCH and UNPACK: the artifact becomes a directory.
+
+use api::image::v1::BuildStep;
+use object_store::Error as ObjectError;
+
+use super::job::Job;
+use super::Stop;
+use crate::adapters::unpack::{Error as UnpackError, unpack};
+use crate::domain::archive::Error as Refusal;
+use crate::domain::configuration::S3Uri;
+use crate::domain::failure::{Failure, Reason};
+
+impl Job {
+    pub(super) async fn fetch(&mut self) -> Result<(), Stop> {
+        let step = BuildStep::Fetch;
+        let configuration = self.version.configuration.as_ref();
+        let uri = configuration.and_then(|c| c.code_artifact.as_ref()).map_or("", |artifact| &artifact.uri);
+        let place = S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
+        let limit = self.context.settings.archive.bytes_max;
+        self.log.note(format!("Fetching {uri}."));
+        let fetched = self
+            .context
+            .objects
+            .get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {})
+            .await
+            .map_err(|error| refused(error, uri, limit))?;
+        self.log.note(format!("Fetched {fetched} bytes."));
+        Ok(())
+    }
+
+    pub(super) async fn unpack(&mut self) -> Result<(), Stop> {
+        let step = BuildStep::Unpack;
+        let (archive, target) = (self.work.artifact(), self.work.context());
+        let limits = self.context.settings.archive.clone();
+        let owner = self.context.settings.build.uid_base;
+        let unpacked = tokio::task::spawn_blocking(move || unpack(&archive, &target, &limits, owner))
+            .await
+            .map_err(|error| Failure::internal(step, error))?;
+        match unpacked {
+            Ok(unpacked) => {
+                self.log.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
+                Ok(())
+            }
+            Err(UnpackError::Io(error)) => Err(Failure::io(step, "cannot unpack the artifact", &error).into()),
+            Err(UnpackError::Refused(refusal)) => {
+                let reason = match &refusal {
+                    Refusal::Invalid(_) => Reason::ArchiveInvalid,
+                    Refusal::TooLarge(_) => Reason::ArchiveTooLarge,
+                    Refusal::DockerfileNotFound(_) => Reason::ArchiveDockerfileNotFound,
+                };
+                Err(Failure::new(step, reason, refusal.to_string()).into())
+            }
+        }
+    }
+}
+
+fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
+    let (reason, sentence) = match &error {
+        ObjectError::NotFound { .. } => (Reason::S3NoSuchKey, format!("The artifact {uri} does not exist.")),
+        ObjectError::NoSuchBucket { bucket } => {
+            (Reason::S3NoSuchBucket, format!("The bucket {bucket} of the artifact {uri} does not exist."))
+        }
+        ObjectError::AccessDenied { .. } => {
+            (Reason::S3AccessDenied, format!("Access to the artifact {uri} was denied."))
+        }
+        ObjectError::TooLarge { .. } => {
+            (Reason::ArchiveTooLarge, format!("The artifact {uri} is larger than {limit} bytes."))
+        }
+        ObjectError::Unavailable { .. } => {
+            (Reason::DependencyUnavailable, format!("S3 did not give out the artifact {uri}: {error}."))
+        }
+        ObjectError::File { source, .. } => return Failure::io(BuildStep::Fetch, "cannot store the artifact", source),
+        other => (Reason::InternalPlatformError, format!("The artifact {uri} cannot be fetched: {other}.")),
+    };
+    Failure::new(BuildStep::Fetch, reason, sentence)
+}
