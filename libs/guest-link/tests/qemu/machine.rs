@@ -86,7 +86,7 @@ fn make_root_disk(overlay: &Path, directory: &Path) -> Result<()> {
         .arg(&tree))?;
     fs::copy("/bin/busybox", tree.join("bin/busybox")).context("busybox-static")?;
     for name in [
-        "sh", "cat", "httpd", "id", "grep", "hostname", "date", "kill", "sleep", "pwd", "ls", "seq",
+        "sh", "cat", "httpd", "id", "grep", "hostname", "date", "kill", "sleep", "nc", "yes", "head", "mount",
     ] {
         std::os::unix::fs::symlink("busybox", tree.join("bin").join(name))?;
     }

@@ -11,6 +11,7 @@ use api::guest::v1::{
     AwaitReadyRequest, CallHookRequest, HookKind, ReadyOutcome, RepairIdentityRequest, StartAppRequest,
 };
 use guest_link::{Event, Link, RelayAnswer};
+use tokio::sync::mpsc;
 
 mod machine;
 mod network;
@@ -215,6 +216,67 @@ async fn clones_of_one_snapshot_differ() -> Result<()> {
             "clock {seconds}"
         );
     }
+    Ok(())
+}
+
+/// Reads output until a line comes, and counts what was dropped.
+async fn until_line(events: &mut mpsc::Receiver<Event>, wanted: &str) -> Result<(Vec<String>, u64)> {
+    let (mut output, mut lost) = (Vec::new(), 0);
+    let reading = async {
+        loop {
+            match events.recv().await.context("events ended")? {
+                Event::Logs { lines, dropped } => {
+                    lost += dropped;
+                    output.extend(lines.into_iter().map(|line| line.text));
+                    if output.iter().any(|line| line == wanted) {
+                        return Ok(());
+                    }
+                }
+                other => anyhow::bail!("{other:?}"),
+            }
+        }
+    };
+    let read = tokio::time::timeout(Duration::from_secs(60), reading).await;
+    read.with_context(|| format!("no line {wanted:?} in {output:#?}"))??;
+    Ok((output, lost))
+}
+
+#[tokio::test]
+async fn a_flood_is_survived_and_stale_connections_are_aborted() -> Result<()> {
+    let fixture = Fixture::new()?;
+    let machine = Machine::boot(&fixture, "capable", Memory::Shared)?;
+    let (link, mut events) = Link::start(machine.connect_when_up(1024).await?);
+    let outside = machine.network.listen(9000)?;
+    let request = StartAppRequest {
+        argv: vec!["capable-app".to_owned()],
+        all_capabilities: true,
+        ..StartAppRequest::default()
+    };
+    link.start_app(request).await?;
+    link.stream_logs(0).await?;
+    let connection = outside.accept()?;
+    let (output, lost) = until_line(&mut events, "flood over").await?;
+    println!("{} lines, {lost} lost", output.len());
+    ensure!(
+        lost > 0 && output.len() as u64 + lost >= 500_000,
+        "{} lines, {lost} lost",
+        output.len()
+    );
+    for expected in ["a disk in sight", "mounted", "a cgroup of its own", "tun"] {
+        ensure!(output.iter().any(|line| line == expected), "missing {expected:?}");
+    }
+    let suspending = Instant::now();
+    link.prepare_snapshot(false).await?;
+    println!("prepared for a suspend in {:?}", suspending.elapsed());
+    machine.snapshot()?;
+    drop(connection);
+
+    let machine = Machine::restore(&fixture, "woken")?;
+    let (link, mut events) = Link::start(machine.connect(1024).await?);
+    link.repair_identity(repair("woken", 3, 1)).await?;
+    link.stream_logs(u64::MAX).await?;
+    let (output, _) = until_line(&mut events, "connection ended").await?;
+    println!("{output:?}");
     Ok(())
 }
 

@@ -2,13 +2,14 @@
 
 use std::fs::File;
 use std::io::{Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use nix::sched::{CloneFlags, setns};
 
+const HOST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
 const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 2);
 
 /// Longest wait for a connection or an answer.
@@ -66,6 +67,16 @@ impl Network {
             Ok(stream)
         });
         connecting.join().ok().context("the connecting thread panicked")?
+    }
+
+    /// Listens inside the namespace, on the host's side of the link.
+    pub fn listen(&self, port: u16) -> Result<TcpListener> {
+        let namespace = File::open(format!("/run/netns/{}", self.name))?;
+        let listening = std::thread::spawn(move || -> Result<TcpListener> {
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(TcpListener::bind((HOST, port))?)
+        });
+        listening.join().ok().context("the listening thread panicked")?
     }
 
     /// One HTTP/1.0 exchange; the whole answer.
