@@ -145,7 +145,8 @@ pub struct Usage {
 
 /// Starts machines.
 ///
-/// Every method that fails, or whose future is dropped, leaves no process behind.
+/// A method that fails leaves no process behind. One whose future is dropped leaves none either, but its process may take some
+/// milliseconds to go: until then its disk is [`crate::Error::DiskInUse`].
 #[async_trait]
 pub trait Engine: Send + Sync {
     /// Name, version and fingerprint; settled when the engine was made.

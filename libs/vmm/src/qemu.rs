@@ -20,6 +20,7 @@ mod connection;
 mod exit;
 mod machine;
 mod prepared;
+mod tsc;
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
@@ -148,7 +149,12 @@ impl Engine for Qemu {
             .map_err(|e| Error::writing(memory_file, e))?;
         let (connection, spawned) = self.start(spec, memory_file, Mode::Boot).await?;
         let (process, stderr) = spawned.keep();
-        Ok(QemuMachine::new(process, stderr, connection, memory_bytes(spec)))
+        Ok(QemuMachine::start(
+            process,
+            stderr,
+            connection,
+            memory_bytes(spec),
+        ))
     }
 
     async fn prepare(&self, spec: &MachineSpec, base_memory: &Path) -> Result<Box<dyn Prepared>> {
@@ -179,7 +185,7 @@ impl Engine for Qemu {
             Err(Error::Gone) => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(QemuMachine::new(
+        Ok(Some(QemuMachine::start(
             process,
             Default::default(),
             connection,
@@ -221,8 +227,9 @@ fn launch(platform: &Platform, spec: &MachineSpec, memory: &Path, mode: Mode) ->
         .mode(0o700)
         .create(&spec.run_dir)
         .map_err(|e| Error::io(format!("make {}", spec.run_dir.display()), e))?;
-    let listener: OwnedFd = connection::listen(&spec.run_dir)?.into();
+    // The disk's lock comes first: a machine that is started twice must not lose its first one's control socket.
     let disk = open_disk(&spec.disk)?;
+    let listener: OwnedFd = connection::listen(&spec.run_dir)?.into();
     let netns = match spec.network.as_ref().and_then(|network| network.netns.as_ref()) {
         Some(name) => {
             let path = Path::new("/run/netns").join(name);

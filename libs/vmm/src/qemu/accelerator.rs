@@ -25,6 +25,8 @@ pub enum Accelerator {
 pub(super) struct Platform {
     pub(super) binary: PathBuf,
     pub(super) kvm: bool,
+    /// Rate of the guest's time-stamp counter, for guests that have no better way to learn it.
+    pub(super) tsc_khz: Option<u64>,
     /// A private mapping can be made from a file opened for reading only (8.2 and later).
     pub(super) read_only_base: bool,
     pub(super) description: EngineDescription,
@@ -57,6 +59,11 @@ impl Platform {
             // The process starts without `PATH` and in another directory.
             binary: resolve(&settings.binary).ok_or_else(|| failed("not found".into()))?,
             kvm,
+            tsc_khz: if kvm {
+                None
+            } else {
+                super::tsc::measure_khz().await
+            },
             read_only_base: (major, minor) >= (8, 2),
             description: EngineDescription {
                 name: "qemu".into(),

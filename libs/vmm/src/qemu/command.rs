@@ -115,7 +115,7 @@ impl Command<'_> {
         line.option("-object", with_path(&backend, self.memory));
         line.option("-kernel", &spec.kernel)
             .option("-initrd", &spec.initramfs)
-            .option("-append", &spec.cmdline);
+            .option("-append", self.cmdline());
         self.devices(&mut line);
         line.flag("-nodefaults")
             .flag("-no-user-config")
@@ -137,6 +137,13 @@ impl Command<'_> {
                 .option("-global", "migration.send-configuration=off");
         }
         line.0
+    }
+
+    fn cmdline(&self) -> String {
+        match self.platform.tsc_khz {
+            Some(khz) => format!("{} tsc_early_khz={khz}", self.spec.cmdline),
+            None => self.spec.cmdline.clone(),
+        }
     }
 
     /// The disk is given as open files, because QEMU opens it again after it has dropped its privileges. QEMU's own locks

@@ -145,7 +145,8 @@ impl Connection {
         let set = added["fdset-id"]
             .as_i64()
             .ok_or_else(|| Error::Protocol("add-fd without a set".into()))?;
-        let save = json!({ "filename": format!("/dev/fdset/{set}") });
+        // "live" would have the disk given up to another host, and a second save of a paused machine abort QEMU.
+        let save = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
         let saved = self.qmp.command("xen-save-devices-state", save).await;
         self.qmp.command("remove-fd", json!({ "fdset-id": set })).await?;
         saved.map(drop)

@@ -5,6 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Read, Seek};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -47,7 +48,8 @@ struct Inner {
 }
 
 impl QemuMachine {
-    pub(super) fn new(
+    /// Starts watching a process that has been set going.
+    pub(super) fn start(
         process: Arc<Process>,
         stderr: Stderr,
         connection: Connection,
@@ -126,7 +128,12 @@ impl Inner {
         let memory = rustix::fs::memfd_create("device-state", rustix::fs::MemfdFlags::CLOEXEC)
             .map_err(|e| Error::io("make a file in memory", e))?;
         let file = File::from(memory);
-        self.connection.save(&file).await?;
+        // QEMU takes a file only if it was opened exactly as it would have opened it: for writing alone.
+        let for_writing = File::options()
+            .write(true)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let for_writing = for_writing.map_err(|e| Error::io("open a file in memory", e))?;
+        self.connection.save(&for_writing).await?;
         Ok(file)
     }
 }

@@ -118,7 +118,7 @@ impl Prepared for QemuPrepared {
         match self.load_both(device_state, memory_difference).await {
             Ok(phases) => {
                 let (process, stderr) = self.spawned.keep();
-                let machine = QemuMachine::new(process, stderr, self.connection, self.memory_bytes);
+                let machine = QemuMachine::start(process, stderr, self.connection, self.memory_bytes);
                 Ok(Restored { machine, phases })
             }
             Err(error) => {

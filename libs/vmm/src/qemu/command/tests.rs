@@ -31,6 +31,7 @@ fn platform(kvm: bool, read_only_base: bool) -> Platform {
     Platform {
         binary: "/usr/bin/qemu".into(),
         kvm,
+        tsc_khz: (!kvm).then_some(2_300_000),
         read_only_base,
         description,
     }

@@ -1,0 +1,218 @@
+//! What happens when it does not go well.
+
+use std::fs;
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::sync::Arc;
+
+use anyhow::{Result, ensure};
+use vmm::{Engine, Error, ExitReason, Status};
+
+use super::{MEMORY_MIB, ensure_follows};
+use crate::bench::{Bench, last_turn, wait_for, wait_past};
+use crate::guest;
+
+/// A file system that is full after one MiB; unmounted when dropped.
+struct Tiny(PathBuf);
+
+impl Tiny {
+    fn mount(path: PathBuf) -> Result<Self> {
+        fs::create_dir(&path)?;
+        let mounted = Command::new("mount")
+            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
+            .arg(&path)
+            .status()?;
+        ensure!(mounted.success(), "mount");
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Tiny {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
+    }
+}
+
+pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    let tiny = Tiny::mount(bench.path("tiny"))?;
+    let spec = bench.spec("fill")?;
+    let machine = bench.launch(&spec, &base).await?;
+    wait_for(&*machine, |text| text.contains("filled")).await?;
+    machine.pause().await?;
+    let turn = last_turn(&machine.console().await?);
+
+    let (state, memory) = (tiny.0.join("state"), tiny.0.join("difference"));
+    match machine.save_difference(&state, &memory).await {
+        Err(Error::DiskFull { path }) => ensure!(path == memory),
+        other => anyhow::bail!("{other:?}"),
+    }
+    ensure!(
+        !state.exists() && !memory.exists(),
+        "half a snapshot was left behind"
+    );
+    fs::write(tiny.0.join("rest"), vec![1; 2 << 20]).expect_err("larger than the file system");
+    let refused = machine.save_device_state(&state).await;
+    ensure!(
+        matches!(&refused, Err(Error::DiskFull { path }) if *path == state),
+        "{refused:?}"
+    );
+
+    ensure!(machine.status().await? == Status::Paused);
+    machine.resume().await?;
+    wait_past(&*machine, turn + 3).await?;
+    machine.pause().await?;
+    let turn = last_turn(&machine.console().await?);
+    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let stats = machine.save_difference(&state, &memory).await?;
+    ensure!(stats.bytes > 24 << 20, "{stats:?}");
+    machine.stop().await?;
+    let woken = bench
+        .restore(&spec, &base, Some((&state, &memory)))
+        .await?
+        .machine;
+    woken.resume().await?;
+    ensure_follows(turn, &wait_past(&*woken, turn + 2).await?)?;
+    woken.stop().await?;
+    Ok(())
+}
+
+pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
+    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let saved = machine.save_difference(&state, &memory).await;
+    ensure!(matches!(saved, Err(Error::NotPaused { .. })), "{saved:?}");
+    let saved = machine.save_device_state(&state).await;
+    ensure!(matches!(saved, Err(Error::NotPaused { .. })), "{saved:?}");
+    ensure!(!state.exists() && !memory.exists());
+    machine.stop().await?;
+    let saved = machine.save_difference(&state, &memory).await;
+    ensure!(matches!(saved, Err(Error::Gone)), "{saved:?}");
+    ensure!(matches!(machine.resume().await, Err(Error::Gone)));
+    ensure!(matches!(machine.usage(), Err(Error::Gone)));
+
+    // A cold-booted machine has no base to differ from.
+    let booted = bench.boot(&bench.spec("alpha")?, &bench.path("memory")).await?;
+    wait_past(&*booted, 1).await?;
+    booted.pause().await?;
+    ensure!(booted.save_difference(&state, &memory).await.is_err());
+    booted.stop().await?;
+    Ok(())
+}
+
+pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    let spec = bench.spec("alpha")?;
+    let machine = bench.launch(&spec, &base).await?;
+    wait_past(&*machine, base.turn + 3).await?;
+    machine.pause().await?;
+    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    machine.save_difference(&state, &memory).await?;
+    machine.stop().await?;
+
+    let (bad_state, bad_memory) = (bench.path("bad.state"), bench.path("bad.difference"));
+    let flip = |path: &PathBuf, at: u64| -> Result<()> {
+        let file = fs::File::options().read(true).write(true).open(path)?;
+        let mut byte = [0];
+        file.read_exact_at(&mut byte, at)?;
+        file.write_all_at(&[byte[0] ^ 0x40], at)?;
+        Ok(())
+    };
+    for at in [0, 17, 24, 33, 130] {
+        fs::copy(&memory, &bad_memory)?;
+        flip(&bad_memory, at)?;
+        let refused = bench
+            .restore(&spec, &base, Some((&state, &bad_memory)))
+            .await
+            .err();
+        ensure!(
+            matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_memory),
+            "{at}: {refused:?}"
+        );
+    }
+    fs::write(&bad_state, b"this is no device state")?;
+    let refused = bench
+        .restore(&spec, &base, Some((&bad_state, &memory)))
+        .await
+        .err();
+    ensure!(
+        matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_state),
+        "{refused:?}"
+    );
+    let cut = bench.path("cut.memory");
+    fs::File::create(&cut)?.set_len(4096)?;
+    let refused = bench.engine.prepare(&spec, &cut).await.err();
+    ensure!(
+        matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == cut),
+        "{refused:?}"
+    );
+
+    // Nothing of all this holds the disk or the rest: the good files still wake.
+    let woken = bench
+        .restore(&spec, &base, Some((&state, &memory)))
+        .await?
+        .machine;
+    woken.resume().await?;
+    wait_past(&*woken, base.turn + 5).await?;
+    woken.stop().await?;
+    Ok(())
+}
+
+pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    for (word, expected) in [
+        ("poweroff", ExitReason::GuestShutdown),
+        ("reboot", ExitReason::GuestReset),
+    ] {
+        let machine = bench.launch(&bench.spec(word)?, &base).await?;
+        ensure!(
+            machine.exited().await == expected,
+            "{word}: {:?}",
+            machine.exited().await
+        );
+        ensure!(
+            machine.console().await?.contains(" word "),
+            "{word}: the console is gone"
+        );
+        machine.stop().await?;
+    }
+    let machine = bench.launch(&bench.spec("panic")?, &base).await?;
+    match machine.exited().await {
+        ExitReason::GuestPanic(line) => ensure!(line.contains("sysrq triggered crash"), "{line}"),
+        other => anyhow::bail!("{other:?}"),
+    }
+    let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
+    let killed = Command::new("kill")
+        .args(["-9", &machine.process().pid.to_string()])
+        .status()?;
+    ensure!(killed.success() && machine.exited().await == ExitReason::Killed(9));
+    Ok(())
+}
+
+pub async fn one_disk_belongs_to_one_machine(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    let spec = bench.spec("alpha")?;
+    let machine = bench.launch(&spec, &base).await?;
+    let second = bench.restore(&spec, &base, None).await.err();
+    ensure!(matches!(second, Some(Error::DiskInUse { .. })), "{second:?}");
+    let process = machine.process();
+    drop(machine);
+    let machine = bench
+        .engine
+        .adopt(&spec, &process)
+        .await?
+        .expect("the first one is still there");
+    guest::order(&spec.disk, "write")?;
+    wait_for(&*machine, |text| text.contains("wrote")).await?;
+    machine.stop().await?;
+    // Free again at once.
+    bench.launch(&spec, &base).await?.stop().await?;
+    Ok(())
+}
