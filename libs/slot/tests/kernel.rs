@@ -1,5 +1,7 @@
 //! Real namespaces, devices and rules. Needs root, `ip`, `nft` and `python3`.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
 use std::io::{BufRead as _, BufReader, ErrorKind};
 use std::net::SocketAddr;
 use std::path::Path;

@@ -1,0 +1,171 @@
+//! A small real fleet around one edge: etcd with a token key, a scheduler and a
+//! host that speak their real protocols and do as the test says, and an app.
+
+pub mod app;
+pub mod client;
+pub mod host;
+pub mod scheduler;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use api::common::v1::IdlePolicy;
+use api::microvm::v1::{Microvm, MicrovmState, WatchMicrovmsResponse};
+use edge_proxy::app::App;
+use edge_proxy::config::{Config, Limits};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use records::Expect;
+use records::testing::Etcd;
+use rpc::{Role, TlsIdentity};
+use settings::{EtcdSettings, TlsSettings};
+use token::{Claims, Key, KeySet, Kind, PortScope};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+pub const DOMAIN: &str = "microvms.test";
+pub const WAIT: Duration = Duration::from_secs(10);
+
+/// Everything a test talks to. Dropping it stops everything.
+pub struct World {
+    pub edge: SocketAddr,
+    pub host: host::Host,
+    pub scheduler: scheduler::Scheduler,
+    pub app: app::AppServer,
+    pub keys: KeySet,
+    pub store: records::Store,
+    pub directory: tempfile::TempDir,
+    pub shutdown: CancellationToken,
+    pub serving: JoinHandle<()>,
+    _etcd: Etcd,
+}
+
+/// Limits that keep the tests short.
+pub fn limits() -> Limits {
+    Limits { launch_wait_ms: 3000, connect_ms: 400, ..Limits::default() }
+}
+
+impl World {
+    pub async fn start(limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        certificates(directory.path());
+        let etcd = Etcd::start().await;
+        let store = etcd.store().await;
+        let key = Key::generate(1).unwrap();
+        let value = serde_json::to_vec(&key).unwrap();
+        store.put_if(&format!("keys/{}", key.id), value, Expect::Absent, None).await.unwrap();
+        let keys = KeySet::new(vec![key]).unwrap();
+        let app = app::AppServer::start().await;
+        let host = host::Host::start(&identity(directory.path(), Role::HostAgent), app.address).await;
+        let scheduler = scheduler::Scheduler::start(&identity(directory.path(), Role::Scheduler)).await;
+        let file = |name: &str| directory.path().join(name);
+        let config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            domain: DOMAIN.into(),
+            endpoint_cert: file("endpoints.pem"),
+            endpoint_key: file("endpoints.key"),
+            schedulers: vec![scheduler.address.to_string()],
+            tls: TlsSettings { ca: file("ca.pem"), cert: file("edge-proxy.pem"), key: file("edge-proxy.key") },
+            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
+            limits,
+            ..Config::default()
+        };
+        let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
+        let app_under_test = App::build(config, &registry).await.unwrap();
+        let (edge, shutdown) = (app_under_test.local_address().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
+        Self { edge, host, scheduler, app, keys, store, directory, shutdown, serving, _etcd: etcd }
+    }
+
+    /// Tells the scheduler of a microVM on the host; returns it for changes.
+    pub fn microvm(&self, number: u128, state: MicrovmState) -> WatchMicrovmsResponse {
+        let message = microvm(number, state, &self.host.address.to_string());
+        self.scheduler.tell(message.clone());
+        message
+    }
+
+    /// A good token for a microVM's port 8080 and the ports 9000 to 9010.
+    pub fn token(&self, number: u128) -> String {
+        self.keys.mint(&claims(number)).unwrap()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.serving.abort();
+    }
+}
+
+pub fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+pub fn claims(number: u128) -> Claims {
+    Claims {
+        microvm_id: id(number),
+        kind: Kind::Endpoint,
+        ports: vec![PortScope::Single(8080), PortScope::Range(9000, 9010)],
+        issued_at: now(),
+        expires_at: now() + 600,
+    }
+}
+
+pub fn label(number: u128) -> uuid::Uuid {
+    uuid::Uuid::from_u128(number)
+}
+
+pub fn id(number: u128) -> String {
+    format!("microvm-{}", label(number))
+}
+
+pub fn host_name(number: u128) -> String {
+    format!("{}.{DOMAIN}", label(number))
+}
+
+pub fn microvm(number: u128, state: MicrovmState, tunnel_address: &str) -> WatchMicrovmsResponse {
+    let idle_policy = IdlePolicy { auto_resume_enabled: true, ..IdlePolicy::default() };
+    let microvm = Microvm {
+        microvm_id: id(number),
+        endpoint: host_name(number),
+        generation: 1,
+        idle_policy: Some(idle_policy),
+        state: state.into(),
+        ..Microvm::default()
+    };
+    WatchMicrovmsResponse {
+        microvm: Some(microvm),
+        tunnel_address: tunnel_address.into(),
+        ..WatchMicrovmsResponse::default()
+    }
+}
+
+/// Polls until `condition` holds.
+pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while !condition() {
+        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
+    let file = |kind: &str| directory.join(format!("{role}.{kind}"));
+    TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
+}
+
+fn certificates(directory: &Path) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(params, key);
+    let roles = [Role::EdgeProxy, Role::HostAgent, Role::Scheduler].map(|role| (role.to_string(), role.dns_name()));
+    for (file, name) in roles.into_iter().chain([("endpoints".to_owned(), format!("*.{DOMAIN}"))]) {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec![name]).unwrap().signed_by(&key, &issuer).unwrap();
+        std::fs::write(directory.join(format!("{file}.pem")), certificate.pem()).unwrap();
+        std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
+    }
+}

@@ -1,0 +1,97 @@
+//! The user's app: HTTP/1.1 and HTTP/2 without TLS.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue, Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+use tokio::task::JoinHandle;
+
+pub struct AppServer {
+    pub address: SocketAddr,
+    pub requests: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for AppServer {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl AppServer {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let requests = Arc::new(AtomicUsize::new(0));
+        let counter = requests.clone();
+        let task = tokio::spawn(async move {
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                let counter = counter.clone();
+                tokio::spawn(async move {
+                    let served = Arc::new(AtomicUsize::new(0));
+                    let service = service_fn(move |request| {
+                        counter.fetch_add(1, Ordering::SeqCst);
+                        answer(request, served.fetch_add(1, Ordering::SeqCst))
+                    });
+                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                });
+            }
+        });
+        Self { address, requests, task }
+    }
+}
+
+type Answer = Result<Response<BoxBody<Bytes, hyper::Error>>, &'static str>;
+
+fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
+    Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
+}
+
+/// `served` counts the requests of this connection before this one.
+async fn answer(request: Request<Incoming>, served: usize) -> Answer {
+    match request.uri().path() {
+        // What arrived: version, target and headers, one per line.
+        "/seen" => {
+            let mut lines = vec![format!("{:?} {}", request.version(), request.uri())];
+            let header = |(name, value): (&http::HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
+            let mut headers: Vec<String> = request.headers().iter().map(header).collect();
+            headers.sort();
+            lines.extend(headers);
+            let response = Response::builder()
+                .header("x-aws-proxy-error", "SPOOFED")
+                .header("x-app", "yes")
+                .header("keep-alive", "timeout=5");
+            Ok(response.body(text(lines.join("\n"))).unwrap())
+        }
+        "/echo" => Ok(Response::new(request.into_body().boxed())),
+        // Dies on a connection that has been used, before it answers.
+        "/flaky" if served > 0 => Err("the app falls over"),
+        "/flaky" => {
+            let body = request.into_body().collect().await.unwrap().to_bytes();
+            Ok(Response::new(text(body)))
+        }
+        "/slow" => {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            Ok(Response::new(text("slow")))
+        }
+        "/trailers" => {
+            let mut trailers = HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("0"));
+            let body = Full::new(Bytes::from("message")).with_trailers(async move { Some(Ok(trailers)) });
+            Ok(Response::new(body.map_err(|never: Infallible| match never {}).boxed()))
+        }
+        _ => Ok(Response::new(text("hello"))),
+    }
+}
