@@ -1,0 +1,231 @@
+//! What goes wrong around a scheduler, and what its callers see then.
+
+use std::time::Instant;
+
+use api::errors::{reason, status};
+use api::microvm::v1::MicrovmState;
+use rpc::Role;
+use tonic::Code;
+
+use crate::host::{FakeHost, Step};
+use crate::rig::*;
+use MicrovmState::{Pending, Running, Suspended, Terminated};
+
+#[tokio::test]
+async fn a_killed_scheduler_goes_on_where_it_was() {
+    let (rig, mut scheduler, host, client) = Rig::with_host(&[]).await;
+    let asleep = running(&client).await.microvm_id;
+    suspend(&client, &asleep).await.unwrap();
+    host.script(|inner| inner.on_launch.push_back(Step::Hang));
+    let launching = run(&client, app()).await.unwrap().microvm_id;
+    eventually("the launch", || async {
+        host.asked(|inner| (inner.launches.len() == 2).then_some(()))
+    })
+    .await;
+    scheduler.kill();
+    let killed = Instant::now();
+    let address = scheduler.address.clone();
+    let _again = rig.scheduler_at(&address, &[]);
+    let now = becomes(&client, &launching, Running).await;
+    assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
+    assert_eq!(now.generation, 1);
+    let asked = host.asked(|inner| inner.launches.clone());
+    let again: Vec<u64> = asked
+        .iter()
+        .filter(|(id, _)| *id == launching)
+        .map(|(_, g)| *g)
+        .collect();
+    assert!(
+        again.len() >= 2 && again.iter().all(|generation| *generation == 1),
+        "{again:?}"
+    );
+    assert_eq!(get(&client, &asleep).await.unwrap().state(), Suspended);
+    assert_eq!(resume(&client, &asleep).await.unwrap().state(), Running);
+}
+
+#[tokio::test]
+async fn an_end_that_was_decided_is_carried_out_by_the_next_leader() {
+    let (rig, mut scheduler, host, client) = Rig::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    host.lease.revoke().await.unwrap(); // the host cannot be asked now
+    eventually("the host to be away", || async {
+        suspend(&client, &id)
+            .await
+            .err()
+            .filter(|status| status.code() == Code::Unavailable)
+    })
+    .await;
+    terminate(&client, &id).await.unwrap();
+    scheduler.kill();
+    let _again = rig.scheduler_at(&scheduler.address.clone(), &[]);
+    let lease = rig.store.lease(std::time::Duration::from_secs(10)).await.unwrap();
+    let key = format!("hosts/{}", host.spec.host_id);
+    rig.store
+        .put_leased(&key, prost::Message::encode_to_vec(&host.spec), &lease)
+        .await
+        .unwrap();
+    assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
+    assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
+}
+
+#[tokio::test]
+async fn a_standby_names_the_leader_and_takes_over() {
+    let (rig, mut scheduler, _host, client) = Rig::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    let second = rig.scheduler(&[]);
+    let standby = rig.client(&second, Role::Admin);
+    let status = eventually("the standby to know", || async {
+        let status = get(&standby, &id).await.err()?;
+        let named = tonic_types::StatusExt::get_details_error_info(&status)?
+            .metadata
+            .get("leader")
+            .cloned();
+        (named.as_deref() == Some(scheduler.address.as_str())).then_some(status)
+    })
+    .await;
+    refused::<()>(
+        Err(status),
+        Code::Unavailable,
+        reason::NOT_LEADER,
+        "does not lead",
+    );
+    scheduler.kill();
+    let killed = Instant::now();
+    becomes(&standby, &id, Running).await;
+    assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
+    eventually("the host to be known", || async {
+        suspend(&standby, &id).await.ok()
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn etcd_may_be_killed() {
+    let (mut rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    for _ in 0..2 {
+        rig.etcd.kill();
+        // Long enough for the leader's lease to end by its own clock.
+        eventually("leadership to end", || async {
+            let error = run(&client, app()).await.err()?;
+            (error.code() == Code::Unavailable).then_some(())
+        })
+        .await;
+        rig.etcd.restart().await;
+        let back = Instant::now();
+        becomes(&client, &id, Running).await;
+        eventually("the host to be known", || async {
+            suspend(&client, &id).await.ok()
+        })
+        .await;
+        eventually("a wake", || async { resume(&client, &id).await.ok() }).await;
+        assert!(back.elapsed().as_secs() < 10, "{:?}", back.elapsed());
+    }
+    let running = host.asked(|inner| inner.held.values().filter(|held| held.state() == Running).count());
+    let listed = client
+        .clone()
+        .list_microvms(api::microvm::v1::ListMicrovmsRequest::default())
+        .await;
+    let listed = listed.unwrap().into_inner().microvms;
+    let alive = listed
+        .iter()
+        .filter(|microvm| microvm.state() == Running || microvm.state() == Pending)
+        .count();
+    assert!(alive >= running, "nothing runs that has no record");
+}
+
+#[tokio::test]
+async fn a_failed_launch_says_why_and_a_lost_answer_is_asked_again() {
+    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let reason = "Run lifecycle hook returned HTTP status 400.";
+    let failed = status(Code::FailedPrecondition, reason::HOOK_FAILED, reason, &[]);
+    host.script(|inner| inner.on_launch.push_back(Step::Refuse(failed)));
+    let id = run(&client, app()).await.unwrap().microvm_id;
+    assert_eq!(becomes(&client, &id, Terminated).await.state_reason, reason);
+    host.script(|inner| inner.on_launch.push_back(Step::LoseAnswer));
+    let id = running(&client).await.microvm_id;
+    let asked = host.asked(|inner| inner.launches.iter().filter(|(asked, _)| *asked == id).count());
+    assert_eq!(asked, 2);
+}
+
+#[tokio::test]
+async fn a_failed_suspend_and_a_failed_wake_leave_it_as_it_was() {
+    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    let full = status(
+        Code::FailedPrecondition,
+        reason::DISK_FULL,
+        "no space left on the host",
+        &[],
+    );
+    host.script(|inner| inner.on_suspend.push_back(Step::Refuse(full)));
+    refused(
+        suspend(&client, &id).await,
+        Code::FailedPrecondition,
+        reason::DISK_FULL,
+        "no space",
+    );
+    assert_eq!(get(&client, &id).await.unwrap().state(), Running);
+    suspend(&client, &id).await.unwrap();
+    let corrupt = status(
+        Code::DataLoss,
+        reason::CORRUPT_OBJECT,
+        "chunk x is damaged",
+        &[("object", "x")],
+    );
+    host.script(|inner| inner.on_resume.push_back(Step::Refuse(corrupt)));
+    refused(
+        resume(&client, &id).await,
+        Code::DataLoss,
+        reason::CORRUPT_OBJECT,
+        "chunk x",
+    );
+    assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
+    assert_eq!(resume(&client, &id).await.unwrap().state(), Running);
+}
+
+#[tokio::test]
+async fn an_end_goes_before_a_launch_that_hangs() {
+    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    host.script(|inner| inner.on_launch.push_back(Step::Hang));
+    let id = run(&client, app()).await.unwrap().microvm_id;
+    let conflict = suspend(&client, &id).await;
+    refused(
+        conflict,
+        Code::FailedPrecondition,
+        reason::STATE_CONFLICT,
+        "PENDING",
+    );
+    terminate(&client, &id).await.unwrap();
+    assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
+    assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
+}
+
+#[tokio::test]
+async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
+    let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=2"];
+    let (rig, scheduler, host, client) = Rig::with_host(&settings).await;
+    let ran = running(&client).await.microvm_id;
+    let slept = running(&client).await.microvm_id;
+    suspend(&client, &slept).await.unwrap();
+    let other = FakeHost::start(&rig, "h2").await;
+    rig.placeable(&scheduler, 2).await;
+    host.lease.revoke().await.unwrap();
+    let woken = eventually("a wake elsewhere", || async {
+        resume(&client, &slept).await.ok()
+    })
+    .await;
+    assert_eq!(
+        (woken.state(), woken.host_id.as_str(), woken.generation),
+        (Running, "h2", 2)
+    );
+    let asked = other.asked(|inner| inner.resumes[0].clone());
+    assert_eq!(
+        (asked.generation, asked.snapshot.unwrap().manifest_key),
+        (2, format!("{slept}/1"))
+    );
+    assert_eq!(
+        becomes(&client, &ran, Terminated).await.state_reason,
+        "Host h1 was lost."
+    );
+}

@@ -1,0 +1,351 @@
+//! One cell: etcd, certificates, schedulers, hosts, an image.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use api::common::v1::{Hook, HookMode, Hooks, Resources};
+use api::host::v1::host_service_client::HostServiceClient;
+use api::image::v1::{
+    Image, ImageConfiguration, ImageState, ImageVersion, SnapshotRef, VersionState, VersionStatus,
+};
+use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
+use api::microvm::v1::{
+    GetMicrovmRequest, ListMicrovmsRequest, Microvm, MicrovmState, ResumeMicrovmRequest, RunMicrovmRequest,
+    SuspendMicrovmRequest, TerminateMicrovmRequest,
+};
+use prost::Message as _;
+use records::testing::{Etcd, free_port};
+use records::{Expect, Store};
+use rpc::{Role, TlsIdentity};
+use tonic::transport::Channel;
+use tonic::{Code, Status};
+
+use crate::host::FakeHost;
+
+pub const PATIENCE: Duration = Duration::from_secs(20);
+
+pub type Client = MicrovmServiceClient<Channel>;
+
+/// Polls until the condition gives something.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(value) = condition().await {
+            return value;
+        }
+        assert!(Instant::now() < deadline, "{what} did not happen");
+        tokio::time::sleep(Duration::from_millis(15)).await;
+    }
+}
+
+/// Certificates of every role.
+pub struct Pki {
+    directory: tempfile::TempDir,
+}
+
+impl Pki {
+    fn new() -> Self {
+        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+        let directory = tempfile::tempdir().unwrap();
+        let ca_key = KeyPair::generate().unwrap();
+        let mut ca = CertificateParams::new(Vec::new()).unwrap();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+        std::fs::write(directory.path().join("ca.pem"), ca_pem).unwrap();
+        let issuer = Issuer::new(ca, ca_key);
+        for role in Role::ALL {
+            let key = KeyPair::generate().unwrap();
+            let params = CertificateParams::new(vec![role.dns_name(), "127.0.0.1".to_owned()]).unwrap();
+            let certificate = params.signed_by(&key, &issuer).unwrap();
+            let path = |kind: &str| directory.path().join(format!("{role}.{kind}"));
+            std::fs::write(path("pem"), certificate.pem()).unwrap();
+            std::fs::write(path("key"), key.serialize_pem()).unwrap();
+        }
+        Self { directory }
+    }
+
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
+        let (cert, key) = (
+            self.file(&format!("{role}.pem")),
+            self.file(&format!("{role}.key")),
+        );
+        TlsIdentity::load(&self.file("ca.pem"), &cert, &key).unwrap()
+    }
+}
+
+/// A scheduler process, killed when dropped.
+pub struct Scheduler {
+    child: Child,
+    pub address: String,
+}
+
+impl Scheduler {
+    /// SIGKILL.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Drop for Scheduler {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+pub struct Rig {
+    pub etcd: Etcd,
+    pub store: Store,
+    pub pki: Pki,
+}
+
+impl Rig {
+    /// etcd with the image "app" version 1.0; no scheduler and no host yet.
+    pub async fn new() -> Self {
+        let etcd = Etcd::start().await;
+        let store = etcd.store().await;
+        let rig = Self {
+            etcd,
+            store,
+            pki: Pki::new(),
+        };
+        rig.image("app", "1.0", VersionStatus::Active, true).await;
+        rig
+    }
+
+    /// With one scheduler and one host "h1".
+    pub async fn with_host(settings: &[&str]) -> (Self, Scheduler, FakeHost, Client) {
+        let rig = Self::new().await;
+        let scheduler = rig.scheduler(settings);
+        let host = FakeHost::start(&rig, "h1").await;
+        let client = rig.client(&scheduler, Role::Admin);
+        rig.ready(&client).await;
+        rig.placeable(&scheduler, 1).await;
+        (rig, scheduler, host, client)
+    }
+
+    pub async fn image(&self, name: &str, version: &str, status: VersionStatus, run_hook: bool) {
+        let image = Image {
+            name: name.into(),
+            state: ImageState::Created.into(),
+            ..Default::default()
+        };
+        let hook = Hook {
+            mode: HookMode::Enabled.into(),
+            timeout: None,
+        };
+        let record = ImageVersion {
+            image_name: name.into(),
+            image_version: version.into(),
+            state: VersionState::Successful.into(),
+            status: status.into(),
+            configuration: Some(ImageConfiguration {
+                resources: Some(Resources {
+                    minimum_memory_mib: 512,
+                }),
+                hooks: Some(Hooks {
+                    port: 8080,
+                    run: run_hook.then_some(hook),
+                    ..Default::default()
+                }),
+                ..Default::default()
+            }),
+            snapshot: Some(SnapshotRef {
+                manifest_key: format!("{name}/{version}/manifest"),
+                engine: "qemu".into(),
+                memory_mib: 2048,
+                vcpu_count: 1,
+                ..Default::default()
+            }),
+            ..Default::default()
+        };
+        let put = async |key: String, value: Vec<u8>| {
+            self.store.put_if(&key, value, Expect::Any, None).await.unwrap();
+        };
+        put(format!("images/{name}"), image.encode_to_vec()).await;
+        put(format!("versions/{name}/{version}"), record.encode_to_vec()).await;
+    }
+
+    /// Starts a scheduler process; settings are "key=value" overrides.
+    pub fn scheduler(&self, settings: &[&str]) -> Scheduler {
+        let address = format!("127.0.0.1:{}", free_port());
+        self.scheduler_at(&address, settings)
+    }
+
+    pub fn scheduler_at(&self, address: &str, settings: &[&str]) -> Scheduler {
+        let file = self.pki.file("scheduler.toml");
+        let text = format!(
+            "listen = {address:?}\nlease_seconds = 2\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
+             [etcd]\nendpoints = [{:?}]\nroot = \"/torpor/\"\n",
+            self.pki.file("ca.pem"),
+            self.pki.file("scheduler.pem"),
+            self.pki.file("scheduler.key"),
+            self.etcd.endpoint(),
+        );
+        std::fs::write(&file, text).unwrap();
+        // Each process its own file: the next one overwrites this one's.
+        let own = self
+            .pki
+            .file(&format!("scheduler-{}.toml", address.replace(':', "-")));
+        std::fs::rename(&file, &own).unwrap();
+        let log = std::fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(own.with_extension("log"))
+            .unwrap();
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_torpor-scheduler")));
+        command.arg("--config").arg(own).stdout(Stdio::null()).stderr(log);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        Scheduler {
+            child: command.spawn().unwrap(),
+            address: address.to_owned(),
+        }
+    }
+
+    pub fn client(&self, scheduler: &Scheduler, role: Role) -> Client {
+        MicrovmServiceClient::new(self.channel(scheduler, role))
+    }
+
+    pub fn hosts(&self, scheduler: &Scheduler, role: Role) -> HostServiceClient<Channel> {
+        HostServiceClient::new(self.channel(scheduler, role))
+    }
+
+    fn channel(&self, scheduler: &Scheduler, role: Role) -> Channel {
+        rpc::channel(&self.pki.identity(role), &scheduler.address, Role::Scheduler).unwrap()
+    }
+
+    /// Waits until the scheduler leads.
+    pub async fn ready(&self, client: &Client) {
+        eventually("leading", || {
+            let mut client = client.clone();
+            async move { client.list_microvms(ListMicrovmsRequest::default()).await.ok() }
+        })
+        .await;
+    }
+
+    /// Waits until the scheduler sees that many READY hosts.
+    pub async fn placeable(&self, scheduler: &Scheduler, count: usize) {
+        let hosts = self.hosts(scheduler, Role::Admin);
+        eventually("hosts", || {
+            let mut hosts = hosts.clone();
+            async move {
+                let listed = hosts
+                    .list_hosts(api::host::v1::ListHostsRequest::default())
+                    .await
+                    .ok()?;
+                let ready = listed.into_inner().hosts.into_iter();
+                let ready = ready
+                    .filter(|host| host.state() == api::host::v1::HostState::Ready)
+                    .count();
+                (ready == count).then_some(())
+            }
+        })
+        .await;
+    }
+}
+
+pub fn app() -> RunMicrovmRequest {
+    RunMicrovmRequest {
+        image_identifier: "app".into(),
+        ..Default::default()
+    }
+}
+
+pub async fn run(client: &Client, request: RunMicrovmRequest) -> Result<Microvm, Status> {
+    Ok(client
+        .clone()
+        .run_microvm(request)
+        .await?
+        .into_inner()
+        .microvm
+        .unwrap())
+}
+
+pub async fn get(client: &Client, id: &str) -> Result<Microvm, Status> {
+    let request = GetMicrovmRequest {
+        microvm_id: id.into(),
+    };
+    Ok(client
+        .clone()
+        .get_microvm(request)
+        .await?
+        .into_inner()
+        .microvm
+        .unwrap())
+}
+
+pub async fn suspend(client: &Client, id: &str) -> Result<Microvm, Status> {
+    let request = SuspendMicrovmRequest {
+        microvm_id: id.into(),
+    };
+    Ok(client
+        .clone()
+        .suspend_microvm(request)
+        .await?
+        .into_inner()
+        .microvm
+        .unwrap())
+}
+
+pub async fn resume(client: &Client, id: &str) -> Result<Microvm, Status> {
+    let request = ResumeMicrovmRequest {
+        microvm_id: id.into(),
+    };
+    Ok(client
+        .clone()
+        .resume_microvm(request)
+        .await?
+        .into_inner()
+        .microvm
+        .unwrap())
+}
+
+pub async fn terminate(client: &Client, id: &str) -> Result<Microvm, Status> {
+    let request = TerminateMicrovmRequest {
+        microvm_id: id.into(),
+    };
+    Ok(client
+        .clone()
+        .terminate_microvm(request)
+        .await?
+        .into_inner()
+        .microvm
+        .unwrap())
+}
+
+/// Waits until a microVM has a state; errors (no leader yet) are waited out.
+pub async fn becomes(client: &Client, id: &str, state: MicrovmState) -> Microvm {
+    eventually(&format!("{id} {state:?}"), || async {
+        get(client, id)
+            .await
+            .ok()
+            .filter(|microvm| microvm.state() == state)
+    })
+    .await
+}
+
+/// Runs a microVM of "app" and waits until it is RUNNING.
+pub async fn running(client: &Client) -> Microvm {
+    let microvm = run(client, app()).await.unwrap();
+    becomes(client, &microvm.microvm_id, MicrovmState::Running).await
+}
+
+/// Checks an error's code, reason and text.
+pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str, text: &str) {
+    let status = answer.unwrap_err();
+    assert_eq!(status.code(), code, "{status:?}");
+    assert_eq!(
+        api::errors::reason_of(&status).as_deref(),
+        Some(reason),
+        "{status:?}"
+    );
+    assert!(status.message().contains(text), "{}", status.message());
+}
