@@ -269,7 +269,8 @@ mod tests {
     fn settings_are_checked() {
         let ok = PoolSettings::default();
         assert_eq!(ok.check(), Ok(()));
-        let broken: &[(&str, fn(&mut PoolSettings))] = &[
+        type Change = fn(&mut PoolSettings);
+        let broken: &[(&str, Change)] = &[
             ("prefix", |s| s.prefix = "too-long-x".into()),
             ("prefix", |s| s.prefix = "Tp".into()),
             ("prefix", |s| s.prefix = "-tp".into()),

@@ -188,7 +188,8 @@ mod tests {
             ..Config::default()
         };
         assert_eq!(ok.check(), Ok(()));
-        let broken: &[(&str, fn(&mut Config))] = &[
+        type Change = fn(&mut Config);
+        let broken: &[(&str, Change)] = &[
             ("domain", |config| config.domain = "Example.com".into()),
             ("domain", |config| config.domain = ".example.com".into()),
             ("schedulers", |config| config.schedulers.clear()),

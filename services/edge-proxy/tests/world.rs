@@ -43,7 +43,11 @@ pub struct World {
 
 /// Limits that keep the tests short.
 pub fn limits() -> Limits {
-    Limits { launch_wait_ms: 3000, connect_ms: 400, ..Limits::default() }
+    Limits {
+        launch_wait_ms: 3000,
+        connect_ms: 400,
+        ..Limits::default()
+    }
 }
 
 impl World {
@@ -54,7 +58,10 @@ impl World {
         let store = etcd.store().await;
         let key = Key::generate(1).unwrap();
         let value = serde_json::to_vec(&key).unwrap();
-        store.put_if(&format!("keys/{}", key.id), value, Expect::Absent, None).await.unwrap();
+        store
+            .put_if(&format!("keys/{}", key.id), value, Expect::Absent, None)
+            .await
+            .unwrap();
         let keys = KeySet::new(vec![key]).unwrap();
         let app = app::AppServer::start().await;
         let host = host::Host::start(&identity(directory.path(), Role::HostAgent), app.address).await;
@@ -66,8 +73,16 @@ impl World {
             endpoint_cert: file("endpoints.pem"),
             endpoint_key: file("endpoints.key"),
             schedulers: vec![scheduler.address.to_string()],
-            tls: TlsSettings { ca: file("ca.pem"), cert: file("edge-proxy.pem"), key: file("edge-proxy.key") },
-            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
+            tls: TlsSettings {
+                ca: file("ca.pem"),
+                cert: file("edge-proxy.pem"),
+                key: file("edge-proxy.key"),
+            },
+            etcd: EtcdSettings {
+                endpoints: vec![etcd.endpoint()],
+                root: "/torpor/".into(),
+                tls: None,
+            },
             limits,
             ..Config::default()
         };
@@ -75,7 +90,18 @@ impl World {
         let app_under_test = App::build(config, &registry).await.unwrap();
         let (edge, shutdown) = (app_under_test.local_address().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
-        Self { edge, host, scheduler, app, keys, store, directory, shutdown, serving, _etcd: etcd }
+        Self {
+            edge,
+            host,
+            scheduler,
+            app,
+            keys,
+            store,
+            directory,
+            shutdown,
+            serving,
+            _etcd: etcd,
+        }
     }
 
     /// Tells the scheduler of a microVM on the host; returns it for changes.
@@ -125,7 +151,10 @@ pub fn host_name(number: u128) -> String {
 }
 
 pub fn microvm(number: u128, state: MicrovmState, tunnel_address: &str) -> WatchMicrovmsResponse {
-    let idle_policy = IdlePolicy { auto_resume_enabled: true, ..IdlePolicy::default() };
+    let idle_policy = IdlePolicy {
+        auto_resume_enabled: true,
+        ..IdlePolicy::default()
+    };
     let microvm = Microvm {
         microvm_id: id(number),
         endpoint: host_name(number),
@@ -161,10 +190,17 @@ fn certificates(directory: &Path) {
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
     let issuer = Issuer::new(params, key);
-    let roles = [Role::EdgeProxy, Role::HostAgent, Role::Scheduler].map(|role| (role.to_string(), role.dns_name()));
-    for (file, name) in roles.into_iter().chain([("endpoints".to_owned(), format!("*.{DOMAIN}"))]) {
+    let roles =
+        [Role::EdgeProxy, Role::HostAgent, Role::Scheduler].map(|role| (role.to_string(), role.dns_name()));
+    for (file, name) in roles
+        .into_iter()
+        .chain([("endpoints".to_owned(), format!("*.{DOMAIN}"))])
+    {
         let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name]).unwrap().signed_by(&key, &issuer).unwrap();
+        let certificate = CertificateParams::new(vec![name])
+            .unwrap()
+            .signed_by(&key, &issuer)
+            .unwrap();
         std::fs::write(directory.join(format!("{file}.pem")), certificate.pem()).unwrap();
         std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
     }

@@ -45,18 +45,26 @@ impl AppServer {
                         counter.fetch_add(1, Ordering::SeqCst);
                         answer(request, served.fetch_add(1, Ordering::SeqCst))
                     });
-                    let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                    let _ = auto::Builder::new(TokioExecutor::new())
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
                 });
             }
         });
-        Self { address, requests, task }
+        Self {
+            address,
+            requests,
+            task,
+        }
     }
 }
 
 type Answer = Result<Response<BoxBody<Bytes, hyper::Error>>, &'static str>;
 
 fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
-    Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
+    Full::new(text.into())
+        .map_err(|never: Infallible| match never {})
+        .boxed()
 }
 
 /// `served` counts the requests of this connection before this one.
@@ -65,7 +73,9 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
         // What arrived: version, target and headers, one per line.
         "/seen" => {
             let mut lines = vec![format!("{:?} {}", request.version(), request.uri())];
-            let header = |(name, value): (&http::HeaderName, &HeaderValue)| format!("{name}: {}", value.to_str().unwrap());
+            let header = |(name, value): (&http::HeaderName, &HeaderValue)| {
+                format!("{name}: {}", value.to_str().unwrap())
+            };
             let mut headers: Vec<String> = request.headers().iter().map(header).collect();
             headers.sort();
             lines.extend(headers);
@@ -90,7 +100,9 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
             let body = Full::new(Bytes::from("message")).with_trailers(async move { Some(Ok(trailers)) });
-            Ok(Response::new(body.map_err(|never: Infallible| match never {}).boxed()))
+            Ok(Response::new(
+                body.map_err(|never: Infallible| match never {}).boxed(),
+            ))
         }
         _ => Ok(Response::new(text("hello"))),
     }

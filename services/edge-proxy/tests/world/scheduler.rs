@@ -98,7 +98,10 @@ impl MicrovmService for Service {
     type WatchMicrovmsStream = Messages<WatchMicrovmsResponse>;
     type FollowMicrovmLogStream = Messages<FollowMicrovmLogResponse>;
 
-    async fn watch_microvms(&self, request: Request<WatchMicrovmsRequest>) -> Answer<Self::WatchMicrovmsStream> {
+    async fn watch_microvms(
+        &self,
+        request: Request<WatchMicrovmsRequest>,
+    ) -> Answer<Self::WatchMicrovmsStream> {
         rpc::authorize(&request, &[Role::EdgeProxy])?;
         let wanted = request.into_inner().microvm_id;
         let mut changes = self.0.changes.subscribe();
@@ -111,7 +114,12 @@ impl MicrovmService for Service {
                     let _ = sender.send(Ok(message)).await;
                 }
             }
-            let _ = sender.send(Ok(WatchMicrovmsResponse { synced: true, ..Default::default() })).await;
+            let _ = sender
+                .send(Ok(WatchMicrovmsResponse {
+                    synced: true,
+                    ..Default::default()
+                }))
+                .await;
             loop {
                 tokio::select! {
                     message = changes.recv() => {
@@ -133,7 +141,9 @@ impl MicrovmService for Service {
         match message {
             Some(message) => {
                 self.0.tell(message.clone());
-                Ok(Response::new(ResumeMicrovmResponse { microvm: message.microvm }))
+                Ok(Response::new(ResumeMicrovmResponse {
+                    microvm: message.microvm,
+                }))
             }
             None => Err(Status::resource_exhausted("no host has room")),
         }
@@ -151,7 +161,10 @@ impl MicrovmService for Service {
     async fn suspend_microvm(&self, _: Request<SuspendMicrovmRequest>) -> Answer<SuspendMicrovmResponse> {
         Err(Status::unimplemented(""))
     }
-    async fn terminate_microvm(&self, _: Request<TerminateMicrovmRequest>) -> Answer<TerminateMicrovmResponse> {
+    async fn terminate_microvm(
+        &self,
+        _: Request<TerminateMicrovmRequest>,
+    ) -> Answer<TerminateMicrovmResponse> {
         Err(Status::unimplemented(""))
     }
     async fn create_microvm_auth_token(
@@ -160,7 +173,10 @@ impl MicrovmService for Service {
     ) -> Answer<CreateMicrovmAuthTokenResponse> {
         Err(Status::unimplemented(""))
     }
-    async fn follow_microvm_log(&self, _: Request<FollowMicrovmLogRequest>) -> Answer<Self::FollowMicrovmLogStream> {
+    async fn follow_microvm_log(
+        &self,
+        _: Request<FollowMicrovmLogRequest>,
+    ) -> Answer<Self::FollowMicrovmLogStream> {
         Err(Status::unimplemented(""))
     }
 }
