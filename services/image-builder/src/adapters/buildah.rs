@@ -285,7 +285,7 @@ impl Buildah {
         let tree = tokio::fs::read_to_string(shared.join("tree-bytes")).await?;
         Ok(Disk {
             path: shared.join("disk.ext4"),
-            configuration: tokio::fs::read(shared.join("image.json")).await?,
+            configuration: oci_configuration(&tokio::fs::read(shared.join("image.json")).await?)?,
             tree_bytes: tree.trim().parse().map_err(io::Error::other)?,
         })
     }
@@ -324,4 +324,11 @@ fn script(text: &str, arguments: &[&str]) -> Vec<String> {
     let mut command = vec!["/bin/sh".to_owned(), "-euc".to_owned(), text.to_owned(), "sh".to_owned()];
     command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     command
+}
+
+/// The OCI configuration in what `buildah inspect` prints. (Its templates have no
+/// function for JSON, so a part of it cannot be asked for.)
+fn oci_configuration(inspection: &[u8]) -> io::Result<Vec<u8>> {
+    let inspection: serde_json::Value = serde_json::from_slice(inspection)?;
+    Ok(serde_json::to_vec(&inspection["OCIv1"])?)
 }

@@ -2,7 +2,7 @@
 b() { buildah --root=/storage --runroot=/run/buildah --storage-driver=overlay "$@"; }
 out=/build/shared
 container=$(b from --pull-never "$1")
-b inspect --type image --format '{{json .OCIv1}}' "$1" >$out/image.json
+b inspect --type image "$1" >$out/image.json
 tree=$(b mount "$container")
 # What builds mount there is not the image's. A link would lead elsewhere.
 if [ ! -L "$tree/run" ]; then
