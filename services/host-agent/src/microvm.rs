@@ -15,6 +15,7 @@ mod driver;
 mod end;
 mod gate;
 mod guest;
+mod inbox;
 mod recover;
 mod start;
 mod suspend;

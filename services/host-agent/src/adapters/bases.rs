@@ -138,6 +138,7 @@ impl Bases {
     async fn fetch(&self, manifest_key: &str, digest: &str) -> Result<BaseLease, Failure> {
         let temporary = self.inner.data.tmp().join(format!("base-{digest}"));
         files::remove(&temporary)?;
+        files::make_directory(&temporary)?;
         tracing::info!(manifest_key, "fetching an image snapshot");
         let fetched = snapshot::fetch(
             &self.inner.store,

@@ -1,10 +1,10 @@
 //! What the agent must still know after it died: one JSON file per microVM,
 //! replaced as a whole.
 //!
-//! Which writes wait for the disk: only the step to RUNNING and the step to
-//! SUSPENDED. The others need to outlive this process, not a power cut, and the
-//! page cache does that; a power cut ends every engine too, and then the
-//! decision table comes to the truth from the older words and the manifest.
+//! Which writes wait for the disk: only the step to SUSPENDED. The others need to
+//! outlive this process, not a power cut, and the page cache does that; a power
+//! cut ends every engine too, and then the decision table comes to the truth from
+//! the older words and the manifest.
 
 use std::path::Path;
 

@@ -152,6 +152,7 @@ impl Workshop {
         self.progress.step("fetch").await;
         let disk = self.request.disk.clone().unwrap_or_default();
         let into = self.directory.join("fetched");
+        files::make_directory(&into)?;
         let digest = Some(disk.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
         let (store, bucket) = (&self.host.store, self.host.bucket());
         let fetch = snapshot::fetch(store, bucket, &disk.manifest_key, digest, &into, &|_, _| ());

@@ -2,21 +2,20 @@
 //! and timers one after the other, and decides nothing that a table in `domain`
 //! can decide.
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::host::v1::ObservedMicrovm;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Notice};
 use super::end::exit_sentence;
-use super::{Command, EndOrder, Handle, Message, Outcome, View};
+use super::inbox::{Inbox, answer, ask, attend};
+use super::{Command, EndOrder, Handle, Message, Outcome};
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::idle::{Idleness, Verdict, judge};
-use crate::domain::phase::{Admission, Ask, admit};
+use crate::domain::phase::{Admission, admit};
 use crate::domain::{Failure, Phase};
 
 /// Notices that may wait.
@@ -32,14 +31,6 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 pub struct Driver {
     core: Core,
     inbox: Inbox,
-}
-
-struct Inbox {
-    mailbox: mpsc::Receiver<Message>,
-    notices: mpsc::Receiver<Notice>,
-    /// Commands that must wait for what is under way.
-    backlog: VecDeque<Message>,
-    backlog_max: usize,
 }
 
 /// What a driver begins with.
@@ -74,19 +65,8 @@ impl Driver {
             log: Arc::clone(&core.log),
             mailbox: sender,
         };
-        let backlog_max = limits.mailbox;
-        (
-            Self {
-                core,
-                inbox: Inbox {
-                    mailbox,
-                    notices,
-                    backlog: VecDeque::new(),
-                    backlog_max,
-                },
-            },
-            handle,
-        )
+        let inbox = Inbox::new(mailbox, notices, limits.mailbox);
+        (Self { core, inbox }, handle)
     }
 
     /// Drives it until it is gone or nobody holds a handle any more. Returns
@@ -434,84 +414,5 @@ impl Core {
             },
             self.host.monotonic_ms(),
         )
-    }
-}
-
-/// Runs a transition while sorting what arrives meanwhile. Returns its result
-/// and those who share its outcome.
-async fn attend<T>(
-    inbox: &mut Inbox,
-    view: &watch::Receiver<View>,
-    cancel: &CancellationToken,
-    transition: impl Future<Output = T>,
-) -> (T, Vec<oneshot::Sender<Outcome>>) {
-    let mut joined = Vec::new();
-    tokio::pin!(transition);
-    loop {
-        tokio::select! {
-            biased;
-            result = &mut transition => return (result, joined),
-            Some(message) = inbox.mailbox.recv(), if inbox.backlog.len() < inbox.backlog_max => {
-                sort(inbox, view, cancel, &mut joined, message);
-            }
-        }
-    }
-}
-
-fn sort(
-    inbox: &mut Inbox,
-    view: &watch::Receiver<View>,
-    cancel: &CancellationToken,
-    joined: &mut Vec<oneshot::Sender<Outcome>>,
-    message: Message,
-) {
-    let (phase, held, observed): (Phase, u64, ObservedMicrovm) = {
-        let view = view.borrow();
-        (view.phase, view.generation, view.observed.clone())
-    };
-    let offered = message.generation.unwrap_or(held);
-    if fence(held, offered) == Fence::Stale {
-        let _ = message
-            .reply
-            .send(Err(Failure::StaleGeneration { held, offered }));
-        return;
-    }
-    match admit(phase, ask(&message.command)) {
-        // A newer placement's command is not the one under way.
-        Admission::Join if offered == held => joined.push(message.reply),
-        Admission::Already => {
-            let _ = message.reply.send(Ok(observed));
-        }
-        Admission::Ended => {
-            let _ = message.reply.send(Err(Failure::Ended {
-                reason: observed.state_reason,
-            }));
-        }
-        Admission::Asleep => {
-            let _ = message
-                .reply
-                .send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
-        }
-        Admission::Interrupt => {
-            cancel.cancel();
-            inbox.backlog.push_front(message);
-        }
-        Admission::Begin | Admission::After | Admission::Join => inbox.backlog.push_back(message),
-    }
-}
-
-fn ask(command: &Command) -> Ask {
-    match command {
-        Command::Launch => Ask::Launch,
-        Command::Suspend => Ask::Suspend,
-        Command::Resume(_) => Ask::Resume,
-        Command::End(_) => Ask::Terminate,
-    }
-}
-
-fn answer(outcome: Outcome, replies: impl Iterator<Item = oneshot::Sender<Outcome>>) {
-    for reply in replies {
-        // A caller that hung up has nothing to hear.
-        let _ = reply.send(outcome.clone());
     }
 }

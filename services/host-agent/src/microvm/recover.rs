@@ -29,6 +29,9 @@ use crate::domain::recovery::{Cause, Decision, EngineFound, SnapshotFound, decid
 use crate::domain::{Failure, Phase};
 use crate::host::{Host, Template, now_ms};
 
+/// More observations than are ever published between two writes of the journal,
+/// so that their numbers rise across a restart.
+const OBSERVATIONS_UNSAVED_MAX: u64 = 16;
 /// How long an engine whose guest has ended may take to say so.
 const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
 
@@ -185,6 +188,7 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
         last_words,
     } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;
+    core.journal.observation += OBSERVATIONS_UNSAVED_MAX;
     match decision {
         Decision::Remove => {
             files::remove(core.files.directory())?;

@@ -1,6 +1,6 @@
 //! Launching from an image's snapshot, and waking from the microVM's own. The
-//! journal says RUNNING, durably, before the gate opens: a session whose
-//! answers have left the host must not be forgotten.
+//! journal says RUNNING before the gate opens: a session whose answers have left
+//! the host must not be forgotten by the next agent.
 
 use std::path::Path;
 
@@ -114,8 +114,11 @@ impl Core {
         self.run(watch, live, "woken").await
     }
 
-    /// The guest is well: journal, then gate. A journal that cannot be written
-    /// fails the start, because a restart would not know of the session.
+    /// The guest is well: journal, then gate. The write outlives this process at
+    /// once and a power cut a moment later: a power cut in between ends the guest
+    /// too, and leaves the microVM as it last slept, or as never launched. A
+    /// journal that cannot be written fails the start, because a restart would not
+    /// know of the session.
     async fn run(&mut self, watch: &Stopwatch, live: Live, what: &str) -> Result<(), Failure> {
         let before = (
             self.journal.phase,
@@ -123,12 +126,7 @@ impl Core {
             self.journal.phase_since_ms,
         );
         self.enter(Event::IsRunning, "");
-        let path = self.files.journal();
-        let journal = self.journal.clone();
-        let saved = watch
-            .step("journal", files::blocking(move || journal.write(&path, true)))
-            .await;
-        if let Err(failure) = saved {
+        if let Err(failure) = watch.step("journal", async { self.save(false) }).await {
             (
                 self.journal.phase,
                 self.journal.reason,
@@ -144,8 +142,14 @@ impl Core {
         });
         self.live = Some(live);
         self.finished(watch.finish());
-        self.log.append(what);
         self.publish();
+        self.log.append(what);
+        let path = self.files.journal();
+        tokio::task::spawn_blocking(move || {
+            let directory = path.parent().map(Path::to_owned).unwrap_or_default();
+            // A newer journal, or none any more, is just as well.
+            let _ = files::sync(&path).and_then(|()| files::sync(&directory));
+        });
         Ok(())
     }
 
@@ -192,6 +196,7 @@ impl Core {
             .tmp()
             .join(format!("{}-{}", self.id, remote.sequence));
         files::remove(&temporary)?;
+        files::make_directory(&temporary)?;
         let fetched = watch
             .step(
                 "fetch",

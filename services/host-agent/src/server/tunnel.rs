@@ -19,6 +19,9 @@ use crate::microvm::{Command, Gate, GateError, Handle, View};
 
 /// How often an open looks again because the gate closed under it.
 const ROUNDS_MAX: usize = 8;
+/// How long an open waits for a lease that is about to be had: the agent has
+/// just started, or etcd was away for a moment.
+const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait for a launch or wake that somebody else began.
 const WAIT_MAX: Duration = Duration::from_secs(120);
 
@@ -109,7 +112,9 @@ impl Tunnels {
         &self,
         request: &OpenRequest,
     ) -> Result<(Handle, crate::microvm::GuestStream, Vec<WirePhase>), Refusal> {
-        if *self.fenced.borrow() == Fenced::Yes {
+        let mut fenced = self.fenced.clone();
+        let held = fenced.wait_for(|fenced| *fenced == Fenced::No);
+        if tokio::time::timeout(LEASE_WAIT, held).await.is_err() {
             return Err(Refusal::new(OpenStatus::Fenced, "the host has lost its lease"));
         }
         let port = u16::try_from(request.port).ok().filter(|port| *port > 0);

@@ -1,0 +1,123 @@
+//! What waits for a driver, and sorting what arrives while a transition is
+//! under way.
+
+use std::collections::VecDeque;
+
+use api::host::v1::ObservedMicrovm;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::core::Notice;
+use super::{Command, Message, Outcome, View};
+use crate::domain::fence::{Fence, fence};
+use crate::domain::phase::{Admission, Ask, admit};
+use crate::domain::{Failure, Phase};
+
+/// A driver's incoming messages.
+pub struct Inbox {
+    /// Commands.
+    pub mailbox: mpsc::Receiver<Message>,
+    /// News of background work.
+    pub notices: mpsc::Receiver<Notice>,
+    /// Commands that must wait for what is under way.
+    pub backlog: VecDeque<Message>,
+    backlog_max: usize,
+}
+
+impl Inbox {
+    /// An inbox that lets at most `backlog_max` commands wait beyond the mailbox.
+    #[must_use]
+    pub fn new(
+        mailbox: mpsc::Receiver<Message>,
+        notices: mpsc::Receiver<Notice>,
+        backlog_max: usize,
+    ) -> Self {
+        Self {
+            mailbox,
+            notices,
+            backlog: VecDeque::new(),
+            backlog_max,
+        }
+    }
+}
+
+/// Runs a transition while sorting what arrives meanwhile. Returns its result
+/// and those who share its outcome.
+pub async fn attend<T>(
+    inbox: &mut Inbox,
+    view: &watch::Receiver<View>,
+    cancel: &CancellationToken,
+    transition: impl Future<Output = T>,
+) -> (T, Vec<oneshot::Sender<Outcome>>) {
+    let mut joined = Vec::new();
+    tokio::pin!(transition);
+    loop {
+        tokio::select! {
+            biased;
+            result = &mut transition => return (result, joined),
+            Some(message) = inbox.mailbox.recv(), if inbox.backlog.len() < inbox.backlog_max => {
+                sort(inbox, view, cancel, &mut joined, message);
+            }
+        }
+    }
+}
+
+fn sort(
+    inbox: &mut Inbox,
+    view: &watch::Receiver<View>,
+    cancel: &CancellationToken,
+    joined: &mut Vec<oneshot::Sender<Outcome>>,
+    message: Message,
+) {
+    let (phase, held, observed): (Phase, u64, ObservedMicrovm) = {
+        let view = view.borrow();
+        (view.phase, view.generation, view.observed.clone())
+    };
+    let offered = message.generation.unwrap_or(held);
+    if fence(held, offered) == Fence::Stale {
+        let _ = message
+            .reply
+            .send(Err(Failure::StaleGeneration { held, offered }));
+        return;
+    }
+    match admit(phase, ask(&message.command)) {
+        // A newer placement's command is not the one under way.
+        Admission::Join if offered == held => joined.push(message.reply),
+        Admission::Already => {
+            let _ = message.reply.send(Ok(observed));
+        }
+        Admission::Ended => {
+            let _ = message.reply.send(Err(Failure::Ended {
+                reason: observed.state_reason,
+            }));
+        }
+        Admission::Asleep => {
+            let _ = message
+                .reply
+                .send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
+        }
+        Admission::Interrupt => {
+            cancel.cancel();
+            inbox.backlog.push_front(message);
+        }
+        Admission::Begin | Admission::After | Admission::Join => inbox.backlog.push_back(message),
+    }
+}
+
+/// The question a command puts to the admission table.
+pub fn ask(command: &Command) -> Ask {
+    match command {
+        Command::Launch => Ask::Launch,
+        Command::Suspend => Ask::Suspend,
+        Command::Resume(_) => Ask::Resume,
+        Command::End(_) => Ask::Terminate,
+    }
+}
+
+/// Gives everyone the same outcome.
+pub fn answer(outcome: Outcome, replies: impl Iterator<Item = oneshot::Sender<Outcome>>) {
+    for reply in replies {
+        // A caller that hung up has nothing to hear.
+        let _ = reply.send(outcome.clone());
+    }
+}

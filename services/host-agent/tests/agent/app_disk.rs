@@ -1,0 +1,106 @@
+//! The tests' app: busybox on a small ext4 disk, a counter in memory, a hook
+//! server whose answers the tests choose.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Where the app listens.
+pub const APP_PORT: u32 = 8080;
+/// Where its hooks listen.
+pub const HOOK_PORT: u32 = 9000;
+
+const APPLETS: &[&str] = &[
+    "sh", "httpd", "nc", "cat", "echo", "hostname", "mkfifo", "sleep", "poweroff", "head", "dd", "sync",
+    "md5sum",
+];
+
+const APP: &str = r#"#!/bin/sh
+echo 0 > /dev/shm/counter
+echo "app: starting with GREETING=$GREETING image=$AWS_LAMBDA_MICROVM_IMAGE_NAME"
+[ -z "$EXIT_AT_ONCE" ] || exit "$EXIT_AT_ONCE"
+[ -z "$NEVER_LISTEN" ] || exec sleep 100000
+nc -ll -p 9000 -e /bin/hook &
+mkfifo /dev/shm/end
+httpd -f -p 8080 -h /www &
+exec 3<>/dev/shm/end
+code=
+while [ -z "$code" ]; do read -r code <&3; done
+exit "$code"
+"#;
+
+/// Answers every hook with the status in /dev/shm/<hook>, by default 200.
+const HOOK: &str = r#"#!/bin/sh
+read -r method path version
+name=${path##*/}
+length=0
+while read -r line; do
+    line=${line%?}
+    [ -n "$line" ] || break
+    case $line in [Cc]ontent-[Ll]ength:*) length=${line#*: } ;; esac
+done
+body=$(head -c "$length")
+echo "hook: $name $body" >> /dev/shm/hooks
+status=200
+[ ! -f "/dev/shm/$name" ] || status=$(cat "/dev/shm/$name")
+eval "fixed=\$HOOK_$name"
+[ -z "$fixed" ] || status=$fixed
+printf 'HTTP/1.1 %s x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$status"
+"#;
+
+const PAGES: &[(&str, &str)] = &[
+    (
+        "count",
+        "n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n",
+    ),
+    ("uuid", "cat /proc/sys/kernel/random/uuid"),
+    ("host", "hostname; cat /etc/machine-id"),
+    ("hooks", "cat /dev/shm/hooks"),
+    (
+        "set",
+        "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok",
+    ),
+    ("exit", "echo 3 > /dev/shm/end"),
+    ("off", "poweroff -f"),
+    ("panic", "echo c > /proc/sysrq-trigger"),
+    (
+        "write",
+        "dd if=/dev/urandom of=/data bs=1024 count=2048 2>/dev/null; sync; md5sum < /data",
+    ),
+    ("read", "md5sum < /data"),
+];
+
+/// Makes the disk as `path`.
+pub fn make(path: &Path) {
+    let tree = tempfile::tempdir().unwrap();
+    let root = tree.path();
+    for directory in ["bin", "etc", "proc", "sys", "dev", "tmp", "run", "www/cgi-bin"] {
+        std::fs::create_dir_all(root.join(directory)).unwrap();
+    }
+    std::fs::copy("/bin/busybox", root.join("bin/busybox")).expect("busybox-static is needed");
+    for applet in APPLETS {
+        std::os::unix::fs::symlink("busybox", root.join("bin").join(applet)).unwrap();
+    }
+    script(&root.join("bin/app"), APP);
+    script(&root.join("bin/hook"), HOOK);
+    for (name, body) in PAGES {
+        let page = format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n{body}\n");
+        script(&root.join("www/cgi-bin").join(name), &page);
+    }
+    std::fs::write(root.join("etc/machine-id"), "").unwrap();
+    std::fs::write(root.join("etc/passwd"), "root:x:0:0:root:/:/bin/sh\n").unwrap();
+    std::fs::write(root.join("etc/group"), "root:x:0:\n").unwrap();
+    let status = Command::new("mke2fs")
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal", "-d"])
+        .arg(root)
+        .arg(path)
+        .arg("64M")
+        .status()
+        .unwrap();
+    assert!(status.success(), "mke2fs");
+}
+
+fn script(path: &PathBuf, text: &str) {
+    use std::os::unix::fs::PermissionsExt as _;
+    std::fs::write(path, text).unwrap();
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o755)).unwrap();
+}

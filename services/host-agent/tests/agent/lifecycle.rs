@@ -1,0 +1,212 @@
+//! The path every microVM goes: bake, launch, tunnel, suspend, wake, end.
+
+use std::time::Duration;
+
+use api::errors::reason_of;
+use api::microvm::v1::MicrovmState;
+use api::tunnel::v1::OpenStatus;
+use rpc::Role;
+use tonic::Code;
+
+use crate::calls::*;
+use crate::rig::{BUCKET, Rig};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
+    let rig = Rig::start().await;
+    let mut agent = rig.agent(4096).await;
+    let disk = store_disk(&rig).await;
+    let names = ["ready", "validate", "run", "resume", "suspend", "terminate"];
+    let baked = bake(
+        &agent,
+        bake_request(disk, &[("GREETING", "caller")], Some(hooks(&names))),
+    )
+    .await;
+    let result = baked
+        .result
+        .unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines));
+    assert_eq!(
+        baked.steps,
+        ["fetch", "boot", "ready", "snapshot", "validate", "upload"]
+    );
+    assert!(
+        baked
+            .lines
+            .iter()
+            .any(|line| line == "app: starting with GREETING=caller image=app"),
+        "{:?}",
+        baked.lines
+    );
+    let snapshot = result.snapshot.unwrap();
+    eprintln!(
+        "bake: memory {} B, disk {} B, stored {} B",
+        result.memory_bytes, result.disk_difference_bytes, result.stored_bytes
+    );
+    assert!(agent.engines().is_empty() && agent.names("bakes").is_empty());
+
+    // Two clones, told apart.
+    let mut one = spec(&snapshot);
+    one.hooks = Some(hooks(&names));
+    one.run_hook_payload = "{\"a\":1}".to_owned();
+    let two = spec(&snapshot);
+    let launched = launch(&agent, &one, 1).await.unwrap();
+    eprintln!("{}", steps(&launched));
+    assert_eq!(launched.state(), MicrovmState::Running);
+    assert_eq!(
+        launch(&agent, &one, 1).await.unwrap().state(),
+        MicrovmState::Running,
+        "a repeat"
+    );
+    eprintln!("{}", steps(&launch(&agent, &two, 1).await.unwrap()));
+    let (id, other) = (one.microvm_id.as_str(), two.microvm_id.as_str());
+    assert_ne!(get(&agent, id, "uuid").await, get(&agent, other, "uuid").await);
+    assert_ne!(get(&agent, id, "host").await, get(&agent, other, "host").await);
+    let told = get(&agent, id, "hooks").await;
+    assert!(
+        told.contains(&format!(
+            "hook: run {{\"microvmId\":\"{id}\",\"runHookPayload\":\"{{\\\"a\\\":1}}\"}}"
+        )),
+        "{told}"
+    );
+    for expected in ["1", "2", "3"] {
+        assert_eq!(get(&agent, id, "count").await, expected);
+    }
+    let written = get(&agent, id, "write").await;
+
+    // Asleep: no process, no slot; both copies appear.
+    let suspended = suspend(&agent, id, 1).await.unwrap();
+    eprintln!(
+        "{} difference {} B",
+        steps(&suspended),
+        suspended.snapshot.as_ref().unwrap().difference_bytes
+    );
+    assert_eq!(suspended.state(), MicrovmState::Suspended);
+    assert_eq!(agent.engines().len(), 1);
+    assert!(suspended.snapshot.as_ref().unwrap().difference_bytes < 12 << 20);
+    let (response, _) = open(&agent, id, 8080, false).await;
+    assert_eq!(response.status(), OpenStatus::Suspended);
+    let (uploaded, _) = until(&agent, id, |one| {
+        one.snapshot.as_ref().is_some_and(|copies| copies.remote)
+    })
+    .await;
+    assert!(uploaded.snapshot.unwrap().manifest_key.contains("/g1/s1/"));
+
+    // Awake with the next request; a crowd wakes it once.
+    let crowd = futures::future::join_all((0..8).map(|_| get(&agent, id, "uuid"))).await;
+    assert!(crowd.iter().all(|text| text.len() == 36), "{crowd:?}");
+    assert_eq!(get(&agent, id, "count").await, "4");
+    assert_eq!(get(&agent, id, "read").await, written);
+    let woken = observed(&agent).await[id].clone();
+    eprintln!("{}", steps(&woken));
+    assert_eq!(woken.last_transition.as_ref().unwrap().kind, "wake");
+    assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), 1);
+    for _ in 0..3 {
+        let suspended = suspend(&agent, id, 1).await.unwrap();
+        eprintln!("{}", steps(&suspended));
+        let (_, response) = page(&agent, id, "count").await;
+        assert!(
+            response.phases.iter().any(|phase| phase.name == "restore"),
+            "{response:?}"
+        );
+        eprintln!("{}", steps(&observed(&agent).await[id]));
+    }
+    let metering = observed(&agent).await[id].metering.unwrap();
+    assert!(
+        metering.vcpu_seconds > 0.0 && metering.baseline_gib_seconds > 0.0 && metering.endpoint_bytes > 0
+    );
+
+    // A port that nothing listens on, an older command, a stranger.
+    assert_eq!(
+        open(&agent, id, 81, true).await.0.status(),
+        OpenStatus::PortClosed
+    );
+    let raised = resume(&agent, &one, 5, None).await.unwrap();
+    assert_eq!((raised.generation, raised.state()), (5, MicrovmState::Running));
+    let stale = suspend(&agent, id, 4).await.unwrap_err();
+    assert_eq!(reason_of(&stale).as_deref(), Some("STALE_GENERATION"));
+    let stranger = client(&agent, Role::EdgeProxy)
+        .suspend(api::hostagent::v1::SuspendRequest {
+            microvm_id: id.to_owned(),
+            generation: 5,
+        })
+        .await
+        .unwrap_err();
+    assert_eq!(stranger.code(), Code::PermissionDenied);
+
+    // An agent that is stopped or killed leaves microVMs alone.
+    for round in 0..2 {
+        if round == 0 {
+            agent.stop()
+        } else {
+            agent.kill()
+        }
+        agent.start(None).await;
+        assert_eq!(observed(&agent).await[id].state(), MicrovmState::Running);
+        let before: u32 = get(&agent, id, "count").await.parse().unwrap();
+        assert_eq!(get(&agent, id, "count").await, (before + 1).to_string());
+        assert_eq!(agent.engines().len(), 2);
+    }
+
+    // The end: nothing is left here or in S3, and it is reported.
+    let ended = terminate(&agent, id, 5).await.unwrap();
+    assert_eq!(
+        (ended.state(), ended.state_reason.as_str()),
+        (MicrovmState::Terminated, "The test is over.")
+    );
+    terminate(&agent, id, 5).await.expect("a repeat succeeds");
+    terminate(&agent, other, 1).await.unwrap();
+    assert!(agent.engines().is_empty() && agent.names("microvms").is_empty());
+    let began = std::time::Instant::now();
+    loop {
+        let left = rig
+            .s3
+            .store()
+            .list_prefix(BUCKET, &format!("microvms/{id}/"), 1000)
+            .await
+            .unwrap();
+        let known = rig.reports.lock().unwrap().latest.get(id).map(|one| one.state());
+        if left.is_empty() && known == Some(MicrovmState::Terminated) {
+            break;
+        }
+        assert!(
+            began.elapsed() < crate::rig::PATIENCE,
+            "{} objects, {known:?}",
+            left.len()
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
+    let rig = Rig::start().await;
+    let agent = rig.agent(4096).await;
+    let snapshot = image(&rig, &agent, None).await;
+    let one = sleepy(spec(&snapshot), Duration::from_secs(2));
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    assert_eq!(get(&agent, id, "count").await, "1");
+    let (_, idle) = until_state(&agent, id, MicrovmState::Suspended).await;
+    eprintln!("asleep {idle:?} after the last request");
+    assert!(idle > Duration::from_millis(1500), "{idle:?}");
+    let (uploaded, _) = until(&agent, id, |one| {
+        one.snapshot.as_ref().is_some_and(|copies| copies.remote)
+    })
+    .await;
+
+    // A host that never saw it: image and difference come from S3.
+    let elsewhere = rig.agent(4096).await;
+    let nowhere = resume(&elsewhere, &one, 2, None).await.unwrap_err();
+    assert_eq!(reason_of(&nowhere).as_deref(), Some("NOT_HERE"));
+    let woken = resume(&elsewhere, &one, 2, uploaded.snapshot).await.unwrap();
+    eprintln!("elsewhere {}", steps(&woken));
+    assert_eq!(get(&elsewhere, id, "count").await, "2");
+
+    // The first host hears that its copy is stale and drops it, without touching S3.
+    rig.reports.lock().unwrap().stale.push(id.to_owned());
+    let began = std::time::Instant::now();
+    while !agent.names("microvms").is_empty() && !elsewhere.names("microvms").is_empty() {
+        assert!(began.elapsed() < crate::rig::PATIENCE);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}

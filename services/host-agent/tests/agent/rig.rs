@@ -1,0 +1,349 @@
+//! One fleet's surroundings (etcd, S3, CA, a scheduler's ear) and its agents,
+//! each with a loop-mounted XFS of its own. Dropping a rig takes everything away,
+//! also after a failed assertion.
+
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use object_store::test_server::TestS3;
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rpc::{Role, TlsIdentity};
+use tokio_util::sync::CancellationToken;
+
+use crate::scheduler::{self, Reports};
+
+/// Bucket of the tests.
+pub const BUCKET: &str = "snapshots";
+/// Longest wait for anything on a loaded machine without virtualization.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+static NUMBER: AtomicU32 = AtomicU32::new(0);
+
+pub struct Rig {
+    pub directory: tempfile::TempDir,
+    pub s3: TestS3,
+    pub etcd: records::testing::Etcd,
+    pub reports: Arc<Mutex<Reports>>,
+    scheduler: String,
+    stop: CancellationToken,
+}
+
+/// One agent: its process, its disk, its names.
+pub struct Agent {
+    pub data: PathBuf,
+    pub address: String,
+    pub tunnel: String,
+    pub identities: PathBuf,
+    config: PathBuf,
+    log: PathBuf,
+    prefix: String,
+    child: Option<Child>,
+}
+
+impl Rig {
+    pub async fn start() -> Self {
+        rpc::install_crypto_provider();
+        let directory = tempfile::tempdir().unwrap();
+        certificates(directory.path());
+        let stop = CancellationToken::new();
+        let identity = identity(directory.path(), Role::Scheduler);
+        let (scheduler, reports) = scheduler::serve(&identity, stop.clone()).await;
+        let s3 = TestS3::start().await;
+        s3.store().ensure_bucket(BUCKET).await.unwrap();
+        let etcd = records::testing::Etcd::start().await;
+        Self {
+            directory,
+            s3,
+            etcd,
+            reports,
+            scheduler,
+            stop,
+        }
+    }
+
+    /// Starts an agent on a fresh XFS of `mib` MiB.
+    pub async fn agent(&self, mib: u64) -> Agent {
+        let number = NUMBER.fetch_add(1, Ordering::Relaxed);
+        let name = format!("h{number}");
+        let data = self.directory.path().join(&name);
+        mount_xfs(&self.directory.path().join(format!("{name}.xfs")), &data, mib);
+        let unique = std::process::id().wrapping_mul(7).wrapping_add(number);
+        let prefix = format!("t{:x}", unique & 0x00ff_ffff);
+        let (port, tunnel_port) = (records::testing::free_port(), records::testing::free_port());
+        let address = format!("127.0.0.1:{port}");
+        let tunnel = format!("127.0.0.1:{tunnel_port}");
+        let config = self.directory.path().join(format!("{name}.toml"));
+        let ca = self.directory.path();
+        let s3 = self.s3.config();
+        let text = format!(
+            r#"
+host_id = "{name}"
+listen = "{address}"
+tunnel_listen = "{tunnel}"
+snapshot_bucket = "{BUCKET}"
+data_dir = "{data}"
+scheduler_addresses = ["{scheduler}"]
+guest_bundle = "{bundle}"
+memory_capacity_mib = 2048
+memory_peak_factor = 1
+failpoints = true
+[tls]
+ca = "{ca}/ca.pem"
+cert = "{ca}/host-agent.pem"
+key = "{ca}/host-agent.key"
+[etcd]
+endpoints = ["{etcd}"]
+root = "/torpor/"
+[s3]
+endpoint = "{endpoint}"
+region = "us-east-1"
+access_key_id = "{key}"
+secret_access_key = "{secret}"
+path_style = true
+[slots]
+prefix = "{prefix}"
+outer_subnet = "10.{a}.{b}.0/26"
+ready = 2
+total = 8
+[timeouts]
+lease_ttl_ms = 4000
+metering_interval_ms = 500
+retry_min_ms = 200
+[telemetry]
+log_filter = "info,torpor_host_agent=debug"
+"#,
+            data = data.display(),
+            scheduler = self.scheduler,
+            bundle = bundle().display(),
+            ca = ca.display(),
+            etcd = self.etcd.endpoint(),
+            endpoint = s3.endpoint.unwrap(),
+            key = s3.access_key_id.unwrap(),
+            secret = s3.secret_access_key.unwrap(),
+            a = 210 + unique % 40,
+            b = (unique / 40) % 250,
+        );
+        std::fs::write(&config, text).unwrap();
+        let log = self.directory.path().join(format!("{name}.log"));
+        let identities = self.directory.path().to_owned();
+        let mut agent = Agent {
+            data,
+            address,
+            tunnel,
+            identities,
+            config,
+            log,
+            prefix,
+            child: None,
+        };
+        agent.start(None).await;
+        agent
+    }
+}
+
+impl Drop for Rig {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+impl Agent {
+    /// Starts the process; with a failpoint it will die there.
+    pub async fn start(&mut self, failpoint: Option<&str>) {
+        let log = std::fs::File::options()
+            .append(true)
+            .create(true)
+            .open(&self.log)
+            .unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_torpor-host-agent"));
+        command
+            .arg("--config")
+            .arg(&self.config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log);
+        command.env_remove("TORPOR_FAILPOINT");
+        if let Some(failpoint) = failpoint {
+            command.env("TORPOR_FAILPOINT", failpoint);
+        }
+        self.child = Some(command.spawn().unwrap());
+        let began = Instant::now();
+        while std::net::TcpStream::connect(&self.address).is_err() || !self.is_up() {
+            let ended = self.child.as_mut().unwrap().try_wait().unwrap();
+            assert!(ended.is_none(), "the agent ended: {}", self.log_text());
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the agent is not up: {}",
+                self.log_text()
+            );
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    fn is_up(&self) -> bool {
+        let log = self.log_text();
+        let starts = log.matches("surveyed").count();
+        log.matches("host-agent up").count() >= starts && starts > 0
+    }
+
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
+    /// `kill -9`, or waits for a failpoint to do the like.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+
+    pub async fn wait_dead(&mut self) {
+        let began = Instant::now();
+        while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
+            assert!(
+                began.elapsed() < PATIENCE,
+                "the failpoint was not hit: {}",
+                self.log_text()
+            );
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        self.child = None;
+    }
+
+    /// SIGTERM, and waits.
+    pub fn stop(&mut self) {
+        let mut child = self.child.take().unwrap();
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+        assert!(child.wait().unwrap().success(), "{}", self.log_text());
+    }
+
+    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
+        identity(&self.identities, role)
+    }
+
+    /// Engine processes that work on this agent's files.
+    pub fn engines(&self) -> Vec<i32> {
+        let mark = format!("{}/", self.data.display());
+        std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+            .filter(|pid| {
+                let text = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+                let text = String::from_utf8_lossy(&text);
+                text.contains("qemu") && text.contains(&mark)
+            })
+            .collect()
+    }
+
+    /// Names in a directory of the data directory.
+    pub fn names(&self, directory: &str) -> Vec<String> {
+        let mut names: Vec<String> = std::fs::read_dir(self.data.join(directory))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Network namespaces of this agent.
+    pub fn namespaces(&self) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir("/run/netns") else {
+            return Vec::new();
+        };
+        entries
+            .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+            .filter(|name| name.starts_with(&format!("{}-", self.prefix)))
+            .collect()
+    }
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let text = self.log_text();
+            let tail: Vec<&str> = text.lines().rev().take(80).collect();
+            for line in tail.iter().rev() {
+                eprintln!("agent: {line}");
+            }
+        }
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        for pid in self.engines() {
+            let _ =
+                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
+        }
+        let began = Instant::now();
+        while !self.engines().is_empty() && began.elapsed() < Duration::from_secs(5) {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        for name in self.namespaces() {
+            let _ = Command::new("ip").args(["netns", "del", &name]).status();
+        }
+        let table = format!("torpor_{}", self.prefix);
+        if let Ok(tables) = Command::new("nft").args(["list", "tables"]).output() {
+            let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
+            for line in tables.lines().filter(|line| line.ends_with(&table)) {
+                let _ = Command::new("nft")
+                    .arg("delete")
+                    .args(line.split_whitespace())
+                    .status();
+            }
+        }
+        let _ = Command::new("umount").arg("-l").arg(&self.data).status();
+    }
+}
+
+fn bundle() -> PathBuf {
+    let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/guest-bundle");
+    let path = std::env::var_os("TORPOR_GUEST_BUNDLE").map_or_else(default, PathBuf::from);
+    assert!(
+        path.join("manifest.json").exists(),
+        "no guest bundle in {}; run deploy/guest-bundle",
+        path.display()
+    );
+    path
+}
+
+fn mount_xfs(file: &Path, directory: &Path, mib: u64) {
+    std::fs::create_dir_all(directory).unwrap();
+    std::fs::File::create(file).unwrap().set_len(mib << 20).unwrap();
+    let run = |command: &mut Command| {
+        let out = command.output().unwrap();
+        assert!(
+            out.status.success(),
+            "{command:?}: {}",
+            String::from_utf8_lossy(&out.stderr)
+        );
+    };
+    run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(file));
+    run(Command::new("mount")
+        .args(["-o", "loop"])
+        .arg(file)
+        .arg(directory));
+}
+
+fn certificates(directory: &Path) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
+    let issuer = Issuer::new(params, key);
+    for role in Role::ALL {
+        let key = KeyPair::generate().unwrap();
+        let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
+        let certificate = params.signed_by(&key, &issuer).unwrap();
+        std::fs::write(directory.join(format!("{role}.pem")), certificate.pem()).unwrap();
+        std::fs::write(directory.join(format!("{role}.key")), key.serialize_pem()).unwrap();
+    }
+}
+
+fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
+    let file = |kind: &str| directory.join(format!("{role}.{kind}"));
+    TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
+}
