@@ -94,7 +94,12 @@ impl Term {
             match codec::decode(&value.value) {
                 Ok(microvm) => drop(memory.insert(Arc::new(microvm), value.revision, now)),
                 // Never deleted by us: a newer scheduler may know what it means.
-                Err(error) => tracing::error!(key, %error, "a record cannot be read and is left alone"),
+                Err(error) => {
+                    tracing::error!(key, %error, "a record cannot be read and is left alone");
+                    memory
+                        .unreadable
+                        .extend(key[codec::PREFIX.len()..].parse::<MicrovmId>());
+                }
             }
         }
         for (key, _) in context.store.list(hosts::DRAINS).await?.0 {

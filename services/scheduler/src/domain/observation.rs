@@ -56,8 +56,13 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     if seen.generation > placement.generation {
         return Effect::Impossible;
     }
-    if seen.generation < placement.generation || *host != placement.host {
+    if *host != placement.host {
         return Effect::Stale;
+    }
+    // Placed here anew, and the host has not heard of it yet: the command that
+    // is on its way replaces what it holds, and must not find it dropped.
+    if seen.generation < placement.generation {
+        return Effect::None;
     }
     if record.state == MicrovmState::Terminated {
         let gone = seen.state == MicrovmState::Terminated;
@@ -242,7 +247,7 @@ mod tests {
                 &running,
                 &host,
                 generation(&running, 0, S::Running),
-                F::Stale,
+                F::None,
                 S::Running,
             ),
             (

@@ -148,7 +148,8 @@ impl Term {
         seen: &Observation,
     ) -> Result<Effect, Refusal> {
         let Ok(handle) = self.handle(&seen.id) else {
-            return Ok(Effect::Stale);
+            let unreadable = self.memory().unreadable.contains(&seen.id);
+            return Ok(if unreadable { Effect::None } else { Effect::Stale });
         };
         let now = SystemTime::now();
         // Most observations say nothing new: no lock, no write.

@@ -99,6 +99,8 @@ pub struct Memory {
     tokens: HashMap<Digest, MicrovmId>,
     ended: BTreeSet<(SystemTime, MicrovmId)>,
     retention: Duration,
+    /// MicroVMs whose records cannot be read: nobody may touch them.
+    pub unreadable: HashSet<MicrovmId>,
     /// The hosts.
     pub fleet: Fleet,
     /// What is due when.
@@ -119,6 +121,7 @@ impl Memory {
             tokens: HashMap::new(),
             ended: BTreeSet::new(),
             retention,
+            unreadable: HashSet::new(),
             fleet: Fleet::default(),
             timers: Timers::default(),
             subscribers: Subscribers::default(),
@@ -335,12 +338,14 @@ impl Memory {
             }
             match after.terminate_time {
                 Some(ended) => drop(self.ended.insert((ended, after.id.clone()))),
-                None => drop(
+                None => {
+                    // A host that did not come back counts as gone from now on.
+                    self.fleet.entry(host, now);
                     self.by_host
                         .entry(host.clone())
                         .or_default()
-                        .insert(after.id.clone()),
-                ),
+                        .insert(after.id.clone());
+                }
             }
             let due = timers::next(after, self.retention).map(|(deadline, _)| deadline);
             self.timers.set(&after.id, due);

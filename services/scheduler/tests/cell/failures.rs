@@ -48,13 +48,7 @@ async fn an_end_that_was_decided_is_carried_out_by_the_next_leader() {
     let (rig, mut scheduler, host, client) = Rig::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
     host.lease.revoke().await.unwrap(); // the host cannot be asked now
-    eventually("the host to be away", || async {
-        suspend(&client, &id)
-            .await
-            .err()
-            .filter(|status| status.code() == Code::Unavailable)
-    })
-    .await;
+    rig.placeable(&scheduler, 0).await;
     terminate(&client, &id).await.unwrap();
     scheduler.kill();
     let _again = rig.scheduler_at(&scheduler.address.clone(), &[]);
@@ -204,8 +198,10 @@ async fn an_end_goes_before_a_launch_that_hangs() {
 #[tokio::test]
 async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
     let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=2"];
-    let (rig, scheduler, host, client) = Rig::with_host(&settings).await;
+    let (rig, mut scheduler, host, client) = Rig::with_host(&settings).await;
     let ran = running(&client).await.microvm_id;
+    let later = running(&client).await.microvm_id;
+    suspend(&client, &later).await.unwrap();
     let slept = running(&client).await.microvm_id;
     suspend(&client, &slept).await.unwrap();
     let other = FakeHost::start(&rig, "h2").await;
@@ -228,4 +224,12 @@ async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
         becomes(&client, &ran, Terminated).await.state_reason,
         "Host h1 was lost."
     );
+    // A leader that never saw the host comes to the same conclusion.
+    scheduler.kill();
+    let _again = rig.scheduler_at(&scheduler.address.clone(), &settings);
+    let woken = eventually("a wake elsewhere", || async {
+        resume(&client, &later).await.ok()
+    })
+    .await;
+    assert_eq!((woken.state(), woken.host_id.as_str()), (Running, "h2"));
 }
