@@ -316,9 +316,20 @@ impl Fleet {
         }
     }
 
-    /// Everything held, and the ends not known yet.
+    /// What is to be reported: everything held, and the ends that the scheduler
+    /// does not know yet.
+    #[must_use]
+    pub fn unreported(&self) -> Vec<ObservedMicrovm> {
+        self.observed_where(|ended| !ended.known)
+    }
+
+    /// Everything held, and every end still remembered.
     #[must_use]
     pub fn observed(&self) -> Vec<ObservedMicrovm> {
+        self.observed_where(|_| true)
+    }
+
+    fn observed_where(&self, wanted: impl Fn(&Ended) -> bool) -> Vec<ObservedMicrovm> {
         let handles: Vec<Handle> = self.live().values().cloned().collect();
         let mut all: Vec<ObservedMicrovm> = handles
             .iter()
@@ -326,12 +337,8 @@ impl Fleet {
             .map(Handle::observed)
             .collect();
         let ended = self.ended();
-        all.extend(
-            ended
-                .iter()
-                .filter(|(_, entry)| !entry.known)
-                .map(|(id, entry)| observed_end(id, &entry.tombstone)),
-        );
+        let ends = ended.iter().filter(|(_, entry)| wanted(entry));
+        all.extend(ends.map(|(id, entry)| observed_end(id, &entry.tombstone)));
         all
     }
 

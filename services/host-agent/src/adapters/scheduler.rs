@@ -120,7 +120,7 @@ impl Reporter {
     }
 
     async fn register(&mut self) -> Result<Duration, Status> {
-        let observed = self.fleet.observed();
+        let observed = self.fleet.unreported();
         let request = RegisterHostRequest {
             spec: Some(self.spec.clone()),
             observed: observed.clone(),
@@ -141,7 +141,7 @@ impl Reporter {
 
     /// False when the leader wants a registration.
     async fn heartbeat(&mut self, complete: bool) -> Result<bool, Status> {
-        let mut observed = self.fleet.observed();
+        let mut observed = self.fleet.unreported();
         if complete {
             self.known
                 .retain(|id, _| observed.iter().any(|one| one.microvm_id == *id));

@@ -265,13 +265,16 @@ async fn read_events(events: &mut mpsc::Receiver<GuestEvent>, log: &Log, notices
     }
 }
 
-/// How an app ended, as a sentence.
+/// How an app ended, as a sentence. The app is the first process of a process
+/// namespace: no signal from inside can kill it, but the kernel turns its
+/// `reboot(2)` into SIGINT for power-off and SIGHUP for restart.
 #[must_use]
 pub fn app_exit_sentence(exit_code: i32, signal: i32) -> String {
-    if signal == 0 {
-        format!("The application exited with status {exit_code}.")
-    } else {
-        format!("The application was killed by signal {signal}.")
+    match signal {
+        0 => format!("The application exited with status {exit_code}."),
+        libc::SIGINT => "The guest powered off.".to_owned(),
+        libc::SIGHUP => "The guest restarted itself, which ends a microVM.".to_owned(),
+        _ => format!("The application was killed by signal {signal}."),
     }
 }
 
