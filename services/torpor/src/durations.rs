@@ -60,6 +60,14 @@ pub fn rfc3339(timestamp: Option<&prost_types::Timestamp>) -> String {
         .unwrap_or_else(|| "-".to_owned())
 }
 
+/// The time from one protobuf time to another; zero when it is negative.
+pub fn between(from: &prost_types::Timestamp, to: &prost_types::Timestamp) -> Duration {
+    match (api::system_time(from), api::system_time(to)) {
+        (Ok(from), Ok(to)) => to.duration_since(from).unwrap_or_default(),
+        _ => Duration::ZERO,
+    }
+}
+
 /// A protobuf duration; zero when absent or negative.
 pub fn of(duration: Option<&prost_types::Duration>) -> Duration {
     duration

@@ -37,7 +37,7 @@ pub struct Up {
     #[arg(long, value_name = "NAME", default_value = "microvms.localhost")]
     pub domain: String,
     /// Guest bundle (kernel and initramfs); default: bundle in the data directory.
-    #[arg(long, value_name = "DIR", env = "TORPOR_BUNDLE")]
+    #[arg(long, value_name = "DIR", env = "TORPOR_GUEST_BUNDLE")]
     pub bundle: Option<PathBuf>,
     /// Largest size of each host's disk where one has to be made, in GiB.
     #[arg(long, value_name = "GIB", default_value_t = 48, value_parser = clap::value_parser!(u64).range(2..=65_536))]

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 
 use super::Session;
 use super::calls::microvm_id;
-use super::microvm::{mint, single};
+use super::microvm::{fetch, mint, single};
 use crate::cli::microvm::Curl;
 use crate::durations;
 use crate::failure::{Failure, Kind};
@@ -45,8 +45,8 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
     headers
         .entry(PORT_HEADER)
         .or_insert(HeaderValue::from(arguments.port));
-    let uuid = id.strip_prefix("microvm-").unwrap_or(&id);
-    let host = format!("{uuid}.{}", session.context.endpoint_domain);
+    // The endpoint's name is not the microVM's id.
+    let host = fetch(session, &id).await?.endpoint;
     let version = if arguments.http2 {
         HttpVersion::Http2
     } else {

@@ -101,17 +101,16 @@ pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
                     output::bytes(bytes)
                 }
             };
-            let taken = build
-                .phases
-                .iter()
-                .map(|phase| durations::of(phase.duration.as_ref()))
-                .sum();
+            let took = match (build.create_time, build.end_time) {
+                (Some(from), Some(to)) => durations::short(durations::between(&from, &to)),
+                _ => "-".to_owned(),
+            };
             vec![
                 build.build_id.clone(),
                 build.image_version.clone(),
                 json::short_name(build.state().as_str_name(), "BuildState"),
                 step_name(build.step()).to_owned(),
-                durations::short(taken),
+                took,
                 size(sizes.code_install_size_bytes),
                 size(sizes.memory_snapshot_size_bytes),
                 size(sizes.disk_snapshot_size_bytes),
@@ -132,6 +131,8 @@ pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Resu
     let steps: Vec<String> = build
         .phases
         .iter()
+        // "bake/boot" is a part of "bake".
+        .filter(|phase| !phase.name.contains('/'))
         .map(|phase| {
             format!(
                 "{} {}",

@@ -106,7 +106,8 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
     }
 }
 
-async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
+/// One microVM by its full id.
+pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
     let client = session.context.microvms()?;
     let response = call(|| {
         let mut client = client.clone();

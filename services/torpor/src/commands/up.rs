@@ -102,7 +102,7 @@ fn give_up(child: &mut std::process::Child, failure: Failure) -> Result<(), Fail
 
 fn greet(plan: &Plan) {
     output::remark(format_args!(
-        "endpoints: https://<id>.{}:{}/",
+        "endpoints: https://<name>.{}:{}/ (torpor get ID says the name)",
         plan.domain,
         plan.edge.port()
     ));

@@ -191,6 +191,7 @@ fn host_agent(plan: &Plan, keys: &S3Keys, number: u16) -> Result<Table, Failure>
         "prefix" = plan.slot_prefix(number),
         "outer_subnet" = plan.slot_subnet(number),
     };
+    let engine_user = i64::from(users::ENGINE + u32::from(number));
     Ok(table! {
         "host_id" = format!("host-{number}"),
         "listen" = plan.host_grpc(number).to_string(),
@@ -201,6 +202,7 @@ fn host_agent(plan: &Plan, keys: &S3Keys, number: u16) -> Result<Table, Failure>
         "region" = REGION,
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,
+        "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
         "tls" = tls(plan, "host-agent"),
         "etcd" = etcd(plan, "host-agent"),
         "s3" = s3(plan, keys),

@@ -24,6 +24,8 @@ pub mod users {
     pub const SCHEDULER: u32 = 61_003;
     /// The edge.
     pub const EDGE_PROXY: u32 = 61_004;
+    /// The engines of host N run as this plus N.
+    pub const ENGINE: u32 = 61_010;
 }
 
 /// Everything the fleet is made from.
