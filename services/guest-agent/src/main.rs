@@ -16,6 +16,7 @@ mod console;
 mod hooks;
 mod identity;
 mod netlink;
+mod quiet;
 mod ready;
 mod relay;
 mod server;

@@ -1,10 +1,12 @@
-//! Waiting until the app can be snapshotted.
+//! Waiting until the app can be snapshotted: its hook says so, or a port listens and the guest
+//! stands still.
 
 use std::time::{Duration, Instant};
 
 use api::guest::v1::{AwaitReadyRequest, AwaitReadyResponse, HookKind, ReadyOutcome};
 
 use crate::hooks;
+use crate::quiet::{self, Quiet};
 use crate::tcp_table::listening_ports;
 
 /// Pause between two looks. The bake's length, not a wake's, so not too eager: every
@@ -28,11 +30,14 @@ pub fn await_ready(
     let deadline = Instant::now() + timeout.ok_or("timeout is missing or out of range")?;
     let hook = u16::try_from(request.hook_port).map_err(|_| "hook_port is out of range")?;
     let mut response = AwaitReadyResponse::default();
+    let mut quiet = Quiet::default();
     let outcome = loop {
         // The last look comes after the app's end or the deadline was seen, not before.
         let (exited, late) = (exited(), Instant::now() >= deadline);
         let seen = if hook == 0 {
+            // A port alone says little: see `quiet`.
             look_at_ports(request, own_ports, &mut response)
+                .filter(|_| late || quiet.look(Instant::now(), quiet::busy_ticks()))
         } else if late {
             None
         } else {
@@ -106,7 +111,7 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         assert_eq!(
-            outcome(&request(0, &[1, port], 900), false),
+            outcome(&request(0, &[1, port], 990), false),
             (ReadyOutcome::Ready, 0, u32::from(port))
         );
         assert_eq!(

@@ -1,6 +1,5 @@
 //! Requests that may wait, and the few threads that work on them.
 
-use std::fs;
 use std::io;
 use std::sync::mpsc::{self, SyncSender, TrySendError};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -123,20 +122,17 @@ fn start_app(shared: &Arc<Shared>, request: &StartAppRequest) -> Result<StartApp
     }
 }
 
-/// For a bake: writes everything back and drops what can be read again, so that the
-/// base every clone shares is small. For a suspend there is nothing to write back: the
-/// snapshot holds memory and disk of one moment, dirty pages included, and writing
-/// them first would only store them twice and take time.
+/// For a bake: writes everything back, so that no clone has to write it again into a disk
+/// of its own. The page cache stays: what the app has read is in the base that all clones
+/// share, and what they would have to read again each would hold alone. For a suspend
+/// there is nothing to write back: the snapshot holds memory and disk of one moment, dirty
+/// pages included, and writing them first would only store them twice and take time.
 fn prepare_snapshot(
     shared: &Shared,
     request: PrepareSnapshotRequest,
 ) -> Result<PrepareSnapshotResponse, Failed> {
     if request.drop_caches {
         nix::unistd::sync();
-        fs::write("/proc/sys/vm/drop_caches", "3")
-            .map_err(|error| (format!("drop caches: {error}"), false))?;
-        // Best effort: a kernel without compaction has a slightly larger base.
-        let _ = fs::write("/proc/sys/vm/compact_memory", "1");
     }
     // Without the list, connections that lose their peer run into their own time-outs.
     *shared.doomed() = netlink::outside_connections().unwrap_or_default();
