@@ -61,6 +61,8 @@ impl App {
         let networks = Networks::new(layout.networks(), settings.build.denied_networks.clone());
         networks.reconcile().await.context("data_dir")?;
         let sandbox = Sandbox::new(settings.build.sandbox_program.clone()).context("build.sandbox_program")?;
+        let buildah = Buildah::new(sandbox, layout.clone(), settings.build.clone());
+        buildah.reconcile().await;
         let instance = match settings.instance.as_str() {
             "" => uuid::Uuid::new_v4().to_string(),
             given => given.to_owned(),
@@ -79,7 +81,7 @@ impl App {
             objects,
             fleet,
             networks,
-            buildah: Buildah::new(sandbox, layout.clone(), settings.build.clone()),
+            buildah,
             logs: Logs::new(layout.logs(), settings.log.bytes_max),
             metrics: Metrics::new(registry),
             layout,

@@ -163,7 +163,7 @@ impl Log {
         }
         writer.bytes += line.len() as u64;
         writer.lines += 1;
-        if writer.lines % INDEX_LINES == 0 {
+        if writer.lines.is_multiple_of(INDEX_LINES) {
             let at = writer.bytes;
             writer.index.push(at);
         }

@@ -15,7 +15,7 @@
 //! its lease without noticing fails its next write and stops ([`Stop::Lost`]).
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::image::v1::{Image, ImageBuild, ImageVersion};
 use object_store::Store as Objects;
@@ -25,7 +25,7 @@ use tokio_util::sync::CancellationToken;
 use crate::adapters::buildah::Buildah;
 use crate::adapters::catalog::{Catalog, QueueEntry, Record};
 use crate::adapters::hosts::Fleet;
-use crate::adapters::layout::Layout;
+use crate::adapters::layout::{Layout, Work};
 use crate::adapters::network::Networks;
 use crate::config::Settings;
 use crate::domain::failure::Failure;
@@ -40,6 +40,10 @@ mod job;
 mod source;
 
 use job::Job;
+
+/// How often, and how long apart, the removal of a work directory is tried.
+const REMOVAL_ATTEMPTS: u32 = 50;
+const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Everything a build uses; one per process.
 #[derive(Debug)]
@@ -127,6 +131,25 @@ pub async fn run(context: Arc<Context>, claim: Claim, shutdown: CancellationToke
     let _ = lease.revoke().await;
 }
 
+/// Removes a work directory. Processes of a sandbox that was just killed may
+/// still hold it for a moment.
+async fn remove_work(work: Work, name: &str) {
+    let removed = tokio::task::spawn_blocking(move || {
+        let mut removed = work.remove();
+        for _ in 1..REMOVAL_ATTEMPTS {
+            if removed.is_ok() {
+                break;
+            }
+            std::thread::sleep(REMOVAL_PAUSE);
+            removed = work.remove();
+        }
+        removed
+    });
+    if let Ok(Err(error)) = removed.await {
+        tracing::warn!(name, %error, "a work directory is left until the next start");
+    }
+}
+
 /// Records of an image that change together when a build ends.
 #[derive(Debug)]
 struct Target {
@@ -139,18 +162,12 @@ pub async fn prune(context: &Context) {
     let layout = context.layout.clone();
     let made = tokio::task::spawn_blocking(move || layout.work("prune")).await;
     let Ok(Ok(work)) = made else { return };
-    let pruned = match context.buildah.session(None, "torpor-build-prune").await {
-        Ok(session) => {
-            let pruned = context.buildah.prune(&session, &work).await;
-            session.close().await;
-            pruned
-        }
-        Err(error) => Err(error.into()),
-    };
-    if let Err(error) = pruned {
+    let session = context.buildah.session(None, "prune").await;
+    if let Err(error) = context.buildah.prune(&session, &work).await {
         tracing::warn!(%error, "the layer cache could not be pruned");
     }
-    let _ = tokio::task::spawn_blocking(move || work.remove()).await;
+    session.close().await;
+    remove_work(work, "prune").await;
 }
 
 /// The time; here and nowhere else in the pipeline.

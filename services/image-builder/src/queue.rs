@@ -14,6 +14,7 @@ use api::image::v1::BuildStep;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tracing::Instrument as _;
 
 use crate::adapters::catalog::{Change, Error, OWNERS, QUEUE, QueueEntry, Record};
 use crate::domain::failure::{Failure, Reason};
@@ -68,11 +69,20 @@ fn start(
     shutdown: &CancellationToken,
 ) {
     let (context, freed, shutdown) = (Arc::clone(context), Arc::clone(freed), shutdown.clone());
-    builds.spawn(async move {
+    let entry = &claim.entry;
+    let span = tracing::info_span!(
+        "build",
+        build_id = entry.build_id,
+        image = entry.image_name,
+        version = entry.image_version,
+        attempt = entry.attempt
+    );
+    let build = async move {
         pipeline::run(context, claim, shutdown).await;
         drop(permit);
         freed.notify_one();
-    });
+    };
+    builds.spawn(build.instrument(span));
 }
 
 /// Claims the oldest build that has no owner.

@@ -136,13 +136,22 @@ impl Buildah {
         })
     }
 
-    /// Opens a session for one build.
-    ///
-    /// # Errors
-    /// When the machine cannot bound the build's processes.
-    pub async fn session(&self, network: Option<Network>, name: &str) -> io::Result<Session> {
-        let groups = Groups::create(name, self.settings.memory_bytes_max, self.settings.processes_max).await;
-        Ok(Session { network, groups, resolvers: network::resolvers(&self.settings.resolvers).await })
+    /// Start of the names of this replica's control groups.
+    fn group_prefix(&self) -> String {
+        let replica = blake3::hash(self.layout.root().as_os_str().as_encoded_bytes()).to_hex();
+        format!("torpor-build-{}-", &replica[..8])
+    }
+
+    /// Removes control groups that an earlier process of this replica left.
+    pub async fn reconcile(&self) {
+        Groups::reconcile(&self.group_prefix()).await;
+    }
+
+    /// Opens a session for one build, or for something else called `name`.
+    pub async fn session(&self, network: Option<Network>, name: &str) -> Session {
+        let name = format!("{}{name}", self.group_prefix());
+        let groups = Groups::create(&name, self.settings.memory_bytes_max, self.settings.processes_max).await;
+        Session { network, groups, resolvers: network::resolvers(&self.settings.resolvers).await }
     }
 
     fn spec(&self, session: &Session, work: &Work, mut binds: Vec<Bind>, command: Vec<String>) -> Spec {

@@ -17,6 +17,21 @@ pub struct Groups {
 }
 
 impl Groups {
+    /// Removes groups whose names begin with `prefix`, which an earlier process
+    /// left. Their processes died with it.
+    pub async fn reconcile(prefix: &str) {
+        let mut directories = Vec::new();
+        for hierarchy in ["", "memory", "pids"] {
+            let Ok(mut entries) = tokio::fs::read_dir(Path::new(ROOT).join(hierarchy)).await else { continue };
+            while let Ok(Some(entry)) = entries.next_entry().await {
+                if entry.file_name().to_string_lossy().starts_with(prefix) {
+                    directories.push(entry.path());
+                }
+            }
+        }
+        Self { directories }.remove().await;
+    }
+
     /// Makes the groups the machine offers, all called `name`.
     pub async fn create(name: &str, memory_bytes_max: u64, processes_max: u64) -> Self {
         let root = Path::new(ROOT);

@@ -119,7 +119,6 @@ impl Fleet {
                         image_version: version.unwrap_or_default().to_owned(),
                         page_size: PAGE,
                         page_token: token.clone(),
-                        ..ListMicrovmsRequest::default()
                     };
                     async move { MicrovmServiceClient::new(channel).list_microvms(rpc::request(request)).await }
                 })

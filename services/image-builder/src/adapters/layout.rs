@@ -4,7 +4,7 @@
 //! storage/            buildah's layers, owned by the sandbox's root
 //! bases/              base images as compressed tars, as they are in S3
 //! networks/           one file per build network
-//! logs/<build>.log    logs of builds that are running or not yet in S3
+//! logs/<build>.log    logs of builds that are running
 //! work/<build>/       one build's files, removed when it ends:
 //!     artifact.zip, context/ (unpacked), shared/ (written by the sandbox), scratch/,
 //!     root/ (mount point)
@@ -51,6 +51,10 @@ impl Layout {
         self.make_owned(&self.storage())?;
         for left in std::fs::read_dir(self.root.join("work"))? {
             std::fs::remove_dir_all(left?.path())?;
+        }
+        // Whoever takes an interrupted build over writes its log anew.
+        for left in std::fs::read_dir(self.logs())? {
+            std::fs::remove_file(left?.path())?;
         }
         Ok(())
     }

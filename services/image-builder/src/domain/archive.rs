@@ -207,6 +207,8 @@ mod tests {
 
     const FILE: Option<u32> = Some(0o100_644);
 
+    type Entries<'a> = Vec<(&'a str, Option<u32>)>;
+
     fn judge(entries: &[(&str, Option<u32>)]) -> Result<(), Error> {
         let limits = ArchiveSettings { entries_max: 5, ..ArchiveSettings::default() };
         let mut checker = Checker::new(&limits, entries.len())?;
@@ -218,8 +220,8 @@ mod tests {
 
     #[test]
     fn entries_are_judged_by_name_and_kind() {
-        let long = "a/".repeat(600);
-        let table: Vec<(Vec<(&str, Option<u32>)>, &str)> = vec![
+        let long = format!("{}b", "a/".repeat(600));
+        let table: Vec<(Entries<'_>, &str)> = vec![
             (vec![("Dockerfile", FILE), ("app/", Some(0o040_755)), ("app/a.py", FILE)], ""),
             (vec![("Dockerfile", None)], ""),
             (vec![("Dockerfile", FILE), ("../evil", FILE)], "leads outside"),

@@ -33,8 +33,7 @@ impl Job {
         let broken = |error: std::io::Error| Failure::io(step, "cannot build", &error);
         let plan = self.plan().await?;
         let network = self.context.networks.create().await.map_err(broken)?;
-        let name = format!("torpor-build-{}", self.entry.build_id);
-        self.session = Some(self.context.buildah.session(Some(network), &name).await.map_err(broken)?);
+        self.session = Some(self.context.buildah.session(Some(network), &self.entry.build_id).await);
         for (base, version) in &plan.local_bases {
             self.log.note(format!("Base image {base} version {version}."));
             self.import(base, &version.to_string()).await?;

@@ -7,7 +7,7 @@ use api::common::v1::Phase;
 use api::image::v1::{BuildStep, ImageBuild, ImageVersion};
 use records::Lease;
 
-use super::{Claim, Context, Stop, version_prefixes};
+use super::{Claim, Context, Stop, remove_work, version_prefixes};
 use crate::adapters::buildah::Session;
 use crate::adapters::catalog::{Change, Error as CatalogError, QueueEntry, Record};
 use crate::adapters::layout::Work;
@@ -184,9 +184,6 @@ impl Job {
             self.context.networks.remove(network).await;
         }
         let work = std::mem::replace(&mut self.work, Work::none());
-        let removed = tokio::task::spawn_blocking(move || work.remove()).await;
-        if let Ok(Err(error)) = removed {
-            tracing::warn!(build_id = self.entry.build_id, %error, "a work directory is left over");
-        }
+        remove_work(work, &self.entry.build_id).await;
     }
 }

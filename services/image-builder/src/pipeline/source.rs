@@ -18,12 +18,22 @@ impl Job {
         let place = S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
         let limit = self.context.settings.archive.bytes_max;
         self.log.note(format!("Fetching {uri}."));
-        let fetched = self
-            .context
-            .objects
-            .get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {})
-            .await
-            .map_err(|error| refused(error, uri, limit))?;
+        let objects = &self.context.objects;
+        let fetched = objects.get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {}).await;
+        let fetched = match fetched {
+            Ok(bytes) => bytes,
+            // A missing bucket looks like a missing key to a request without an
+            // answer body; a listing tells them apart.
+            Err(error @ ObjectError::NotFound { .. }) => {
+                let listed = objects.list_prefix(&place.bucket, &place.key, 1).await;
+                let error = match listed {
+                    Err(missing @ ObjectError::NoSuchBucket { .. }) => missing,
+                    _ => error,
+                };
+                return Err(refused(error, uri, limit).into());
+            }
+            Err(error) => return Err(refused(error, uri, limit).into()),
+        };
         self.log.note(format!("Fetched {fetched} bytes."));
         Ok(())
     }

@@ -122,7 +122,7 @@ async fn import(
 ) -> io::Result<()> {
     let kept = context.layout.base(name, version);
     tokio::fs::rename(&tar.path, &kept).await?;
-    let session = context.buildah.session(None, &format!("torpor-build-base-{name}")).await?;
+    let session = context.buildah.session(None, &format!("base-{name}")).await;
     let log = |text: String| line(LogSource::Stdout, text);
     let imported = context.buildah.import(&session, work, &kept, (name, version), log).await;
     session.close().await;
