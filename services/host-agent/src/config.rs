@@ -232,7 +232,8 @@ mod tests {
     #[test]
     fn defaults_are_good_and_mistakes_are_named() {
         assert_eq!(Config::default().check(), Ok(()));
-        let broken: &[(&str, fn(&mut Config))] = &[
+        type Break = fn(&mut Config);
+        let broken: &[(&str, Break)] = &[
             ("host_id", |c| c.host_id = "A".into()),
             ("scheduler_addresses", |c| c.scheduler_addresses.clear()),
             ("memory_peak_factor", |c| c.memory_peak_factor = 0),

@@ -3,6 +3,8 @@
 //! busybox-static, and a guest bundle (`deploy/guest-bundle`) in
 //! `target/guest-bundle` or where TORPOR_GUEST_BUNDLE says.
 
+#![allow(clippy::unwrap_used)] // the helpers of tests are no tests themselves
+
 #[path = "agent/app_disk.rs"]
 mod app_disk;
 #[path = "agent/calls.rs"]

@@ -32,7 +32,7 @@ async fn launches_suspends_and_wakes_survive_the_agent() {
                 "{point}"
             );
         } else {
-            assert!(observed(&agent).await.get(id).is_none(), "{point}");
+            assert!(!observed(&agent).await.contains_key(id), "{point}");
             assert!(agent.names("microvms").is_empty(), "{point}");
         }
         // The scheduler repeats what was not answered.
@@ -103,7 +103,8 @@ async fn bakes_leave_nothing() {
         die_at(&mut agent, point).await;
         let request = bake_request(disk.clone(), &[], None);
         let prefix = request.destination_prefix.clone();
-        bake(&agent, request).await.result.expect_err("the agent dies");
+        let died = bake(&agent, request).await.result.expect_err("the agent dies");
+        eprintln!("{point}: {}", died.message());
         reborn(&mut agent).await;
         clean(&agent, 0, point).await;
         let stored = rig.s3.store().list_prefix(BUCKET, &prefix, 1000).await.unwrap();
