@@ -25,8 +25,8 @@ use crate::images::Images;
 use crate::log::Logs;
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Context};
-use crate::server::Service;
 use crate::queue;
+use crate::server::Service;
 
 /// Wait between attempts to make sure of the buckets while S3 is not there yet.
 const BUCKET_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
@@ -57,10 +57,13 @@ impl App {
             .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let layout = Layout::new(settings.data_dir.clone(), settings.build.uid_base);
         let prepared = layout.clone();
-        tokio::task::spawn_blocking(move || prepared.prepare()).await?.context("data_dir")?;
+        tokio::task::spawn_blocking(move || prepared.prepare())
+            .await?
+            .context("data_dir")?;
         let networks = Networks::new(layout.networks(), settings.build.denied_networks.clone());
         networks.reconcile().await.context("data_dir")?;
-        let sandbox = Sandbox::new(settings.build.sandbox_program.clone()).context("build.sandbox_program")?;
+        let sandbox =
+            Sandbox::new(settings.build.sandbox_program.clone()).context("build.sandbox_program")?;
         let buildah = Buildah::new(sandbox, layout.clone(), settings.build.clone());
         buildah.reconcile().await;
         let instance = match settings.instance.as_str() {
@@ -87,7 +90,12 @@ impl App {
             layout,
             settings,
         });
-        Ok(Self { server, context, images, requests })
+        Ok(Self {
+            server,
+            context,
+            images,
+            requests,
+        })
     }
 
     /// The address it listens on.
@@ -102,7 +110,12 @@ impl App {
     /// # Errors
     /// When the server fails.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { server, context, images, requests } = self;
+        let Self {
+            server,
+            context,
+            images,
+            requests,
+        } = self;
         tracing::info!(address = %server.local_addr(), instance = context.instance, "image-builder listens");
         let service = ImageServiceServer::new(Service::new(images, Arc::clone(&context)))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -142,7 +155,10 @@ fn object_config(settings: &S3Settings) -> ObjectConfig {
         endpoint: settings.endpoint.clone(),
         region: settings.region.clone(),
         access_key_id: settings.access_key_id.clone(),
-        secret_access_key: settings.secret_access_key.as_ref().map(|secret| secret.expose().to_owned()),
+        secret_access_key: settings
+            .secret_access_key
+            .as_ref()
+            .map(|secret| secret.expose().to_owned()),
         path_style: settings.path_style,
         ..ObjectConfig::default()
     }

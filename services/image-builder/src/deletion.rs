@@ -92,7 +92,9 @@ enum Stuck {
 }
 
 async fn remove(context: &Context, name: &str) -> Result<(), Stuck> {
-    let Some(image) = context.catalog.image(name).await? else { return Ok(()) };
+    let Some(image) = context.catalog.image(name).await? else {
+        return Ok(());
+    };
     let versions = context.catalog.versions(name).await?;
     if image.value.state() == ImageState::Deleting {
         for attempt in 1.. {
@@ -103,7 +105,10 @@ async fn remove(context: &Context, name: &str) -> Result<(), Stuck> {
             }
         }
     }
-    for version in versions.iter().filter(|version| version.value.state() == VersionState::Deleting) {
+    for version in versions
+        .iter()
+        .filter(|version| version.value.state() == VersionState::Deleting)
+    {
         for attempt in 1.. {
             match remove_version(context, &image.value, &version.value).await {
                 Ok(()) => break,
@@ -128,21 +133,31 @@ async fn remove_image(
     image: &Record<Image>,
     versions: &[Record<ImageVersion>],
 ) -> Result<(), Stuck> {
-    let Image { name, id, image_arn, .. } = &image.value;
+    let Image {
+        name, id, image_arn, ..
+    } = &image.value;
     // Launches are refused since the record says DELETING; this sees those that
     // were on their way.
     still_unused(context, image_arn, None).await?;
     for version in versions {
         remove_files(context, &image.value, &version.value).await?;
-        context.catalog.apply(records_of(context, &version.value).await?).await?;
+        context
+            .catalog
+            .apply(records_of(context, &version.value).await?)
+            .await?;
     }
     let tokens = context.catalog.tokens_of(id).await?;
     for some in tokens.chunks(TOKENS_PER_CHANGE) {
-        let change = some.iter().fold(Change::new(), |change, (key, revision)| change.remove_token(key.clone(), *revision));
+        let change = some.iter().fold(Change::new(), |change, (key, revision)| {
+            change.remove_token(key.clone(), *revision)
+        });
         context.catalog.apply(change).await?;
     }
     // Dying before this line: the image still says DELETING and has nothing left.
-    context.catalog.apply(Change::new().remove_image(name, image.revision)).await?;
+    context
+        .catalog
+        .apply(Change::new().remove_image(name, image.revision))
+        .await?;
     tracing::info!(image = name, "image DELETED");
     Ok(())
 }
@@ -153,7 +168,11 @@ async fn remove_version(context: &Context, image: &Image, version: &ImageVersion
     let change = records_of(context, version).await?;
     // Dying before this line: the version still says DELETING and has no files.
     context.catalog.apply(change).await?;
-    tracing::info!(image = image.name, version = version.image_version, "version DELETED");
+    tracing::info!(
+        image = image.name,
+        version = version.image_version,
+        "version DELETED"
+    );
     Ok(())
 }
 
@@ -172,15 +191,29 @@ async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) 
         let key = &snapshot.manifest_key;
         // Hosts that cannot be asked now drop it when they miss its manifest.
         if let Err(status) = context.fleet.evict(key).await {
-            tracing::warn!(key, error = status.message(), "hosts were not asked to drop an image");
+            tracing::warn!(
+                key,
+                error = status.message(),
+                "hosts were not asked to drop an image"
+            );
         }
         snapshot::delete(&context.objects, &settings.snapshot_bucket, key).await?;
     }
     for prefix in pipeline::version_prefixes(&image.id, &version.image_version) {
-        context.objects.delete_prefix(&settings.snapshot_bucket, &prefix).await?;
+        context
+            .objects
+            .delete_prefix(&settings.snapshot_bucket, &prefix)
+            .await?;
     }
-    for build in context.catalog.build_ids(&version.image_name, &version.image_version).await? {
-        context.objects.delete(&settings.log_bucket, &format!("builds/{build}.log")).await?;
+    for build in context
+        .catalog
+        .build_ids(&version.image_name, &version.image_version)
+        .await?
+    {
+        context
+            .objects
+            .delete(&settings.log_bucket, &format!("builds/{build}.log"))
+            .await?;
     }
     Ok(())
 }
@@ -189,24 +222,36 @@ async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) 
 async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change, Error> {
     let (name, number) = (&version.image_name, &version.image_version);
     let builds = context.catalog.build_ids(name, number).await?;
-    let change = builds.iter().fold(Change::new(), |change, build| change.remove_build(name, number, build).dequeue(build));
+    let change = builds.iter().fold(Change::new(), |change, build| {
+        change.remove_build(name, number, build).dequeue(build)
+    });
     Ok(change.remove_version(name, number))
 }
 
 async fn give_up_image(context: &Context, image: Record<Image>, stuck: &Stuck) -> Result<(), Stuck> {
     let Record { mut value, revision } = image;
     if lifecycle::image(&mut value, ImageEvent::DeleteFailed, pipeline::now()).is_ok() {
-        context.catalog.apply(Change::new().image(&value, Some(revision))).await?;
+        context
+            .catalog
+            .apply(Change::new().image(&value, Some(revision)))
+            .await?;
         tracing::error!(image = value.name, %stuck, "image DELETE_FAILED; deleting it again tries again");
     }
     Ok(())
 }
 
-async fn give_up_version(context: &Context, version: &Record<ImageVersion>, stuck: &Stuck) -> Result<(), Stuck> {
+async fn give_up_version(
+    context: &Context,
+    version: &Record<ImageVersion>,
+    stuck: &Stuck,
+) -> Result<(), Stuck> {
     let mut value = version.value.clone();
     if lifecycle::version(&mut value, VersionEvent::DeleteFailed, pipeline::now()).is_ok() {
         value.state_reason = format!("The deletion failed: {stuck}.");
-        context.catalog.apply(Change::new().version(&value, Some(version.revision))).await?;
+        context
+            .catalog
+            .apply(Change::new().version(&value, Some(version.revision)))
+            .await?;
         tracing::error!(image = value.image_name, version = value.image_version, %stuck, "version DELETE_FAILED");
     }
     Ok(())

@@ -99,12 +99,19 @@ impl Images {
     /// The name a caller means.
     pub fn name(&self, identifier: &str) -> Result<ImageName, Refusal> {
         let parsed = ImageIdentifier::parse(identifier, &self.settings.region, &self.settings.account);
-        parsed.map(ImageIdentifier::into_name).map_err(|error| invalid("image_identifier", &error.to_string()))
+        parsed
+            .map(ImageIdentifier::into_name)
+            .map_err(|error| invalid("image_identifier", &error.to_string()))
     }
 
     fn arn(&self, name: &ImageName) -> String {
         let (region, account) = (self.settings.region.clone(), self.settings.account.clone());
-        ImageArn { region, account, name: name.clone() }.to_string()
+        ImageArn {
+            region,
+            account,
+            name: name.clone(),
+        }
+        .to_string()
     }
 
     /// One image.
@@ -115,16 +122,27 @@ impl Images {
     }
 
     /// One version; the newest that may be launched without a number.
-    pub async fn get_version(&self, identifier: &str, version: &str) -> Result<Record<ImageVersion>, Refusal> {
+    pub async fn get_version(
+        &self,
+        identifier: &str,
+        version: &str,
+    ) -> Result<Record<ImageVersion>, Refusal> {
         let image = self.get(identifier).await?.value;
         if version.is_empty() && image.latest_active_image_version.is_empty() {
             return Err(Refusal::NoActiveVersion(image.image_arn));
         }
-        let number = if version.is_empty() { &image.latest_active_image_version } else { version };
+        let number = if version.is_empty() {
+            &image.latest_active_image_version
+        } else {
+            version
+        };
         check_number(number)?;
         let found = self.catalog.version(&image.name, number).await?;
         found.ok_or_else(|| {
-            Refusal::NotFound("MicroVM image version", format!("{}, Version: {number}", image.image_arn))
+            Refusal::NotFound(
+                "MicroVM image version",
+                format!("{}, Version: {number}", image.image_arn),
+            )
         })
     }
 
@@ -138,7 +156,9 @@ impl Images {
                 Ok(built) => return Ok(built),
             }
         }
-        Err(Refusal::Unavailable("The image changes too often; try again".to_owned()))
+        Err(Refusal::Unavailable(
+            "The image changes too often; try again".to_owned(),
+        ))
     }
 
     async fn try_build(&self, order: &Order) -> Result<(Image, ImageVersion), Attempt> {
@@ -182,15 +202,27 @@ impl Images {
         // same answer; the queue has the build either way.
         self.catalog.apply(change).await?;
         let state = lifecycle::image_state_name(image.state());
-        tracing::info!(image = image.name, version = version.image_version, state, "image build queued");
+        tracing::info!(
+            image = image.name,
+            version = version.image_version,
+            state,
+            "image build queued"
+        );
         Ok((image, version))
     }
 
     /// What a token's first use made, if it is still there.
-    async fn replay(&self, entry: &TokenEntry, digest: &str) -> Result<Option<(Image, ImageVersion)>, Attempt> {
+    async fn replay(
+        &self,
+        entry: &TokenEntry,
+        digest: &str,
+    ) -> Result<Option<(Image, ImageVersion)>, Attempt> {
         let image = self.catalog.image(&entry.image_name).await?;
         let image = image.filter(|image| image.value.id == entry.image_id);
-        let version = self.catalog.version(&entry.image_name, &entry.image_version).await?;
+        let version = self
+            .catalog
+            .version(&entry.image_name, &entry.image_version)
+            .await?;
         match (image, version) {
             (Some(_), _) if entry.request_digest != digest => Err(Refusal::TokenConflict.into()),
             (Some(image), Some(version)) => Ok(Some((image.value, version.value))),
@@ -226,7 +258,9 @@ impl Images {
 
     fn architectures(&self) -> Vec<Architecture> {
         let names = self.settings.build.architectures.iter();
-        names.filter_map(|name| Architecture::from_str_name(&format!("ARCHITECTURE_{name}"))).collect()
+        names
+            .filter_map(|name| Architecture::from_str_name(&format!("ARCHITECTURE_{name}")))
+            .collect()
     }
 
     async fn check_queue(&self) -> Result<(), Attempt> {
@@ -278,7 +312,9 @@ impl Images {
         let complete = version.configuration.clone().unwrap_or_default();
         let offered = self.architectures();
         // One build today: all architectures a fleet of one kind can have.
-        let wanted = configuration::architectures(&complete, &offered).into_iter().take(1);
+        let wanted = configuration::architectures(&complete, &offered)
+            .into_iter()
+            .take(1);
         let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let queued_unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         wanted
@@ -306,19 +342,29 @@ impl Images {
     }
 
     /// Makes a version launchable or retires it.
-    pub async fn set_status(&self, identifier: &str, number: &str, status: VersionStatus) -> Result<ImageVersion, Refusal> {
+    pub async fn set_status(
+        &self,
+        identifier: &str,
+        number: &str,
+        status: VersionStatus,
+    ) -> Result<ImageVersion, Refusal> {
         check_number(number)?;
         if status == VersionStatus::Unspecified {
             return Err(invalid("status", "must be ACTIVE or INACTIVE"));
         }
         let mut image = self.get(identifier).await?;
-        if matches!(image.value.state(), ImageState::Creating | ImageState::Updating | ImageState::Deleting) {
+        if matches!(
+            image.value.state(),
+            ImageState::Creating | ImageState::Updating | ImageState::Deleting
+        ) {
             return Err(Refusal::State(already(&image.value)));
         }
         let mut version = self.get_version(identifier, number).await?;
         if version.value.state() != VersionState::Successful {
             let state = lifecycle::version_state_name(version.value.state());
-            return Err(Refusal::State(format!("MicroVM image version is in state: {state}")));
+            return Err(Refusal::State(format!(
+                "MicroVM image version is in state: {state}"
+            )));
         }
         version.value.set_status(status);
         version.value.update_time = Some(api::timestamp(now()));
@@ -331,7 +377,12 @@ impl Images {
             .version(&version.value, Some(version.revision))
             .image(&image.value, Some(image.revision));
         self.catalog.apply(change).await?;
-        tracing::info!(image = image.value.name, version = number, status = status.as_str_name(), "version status");
+        tracing::info!(
+            image = image.value.name,
+            version = number,
+            status = status.as_str_name(),
+            "version status"
+        );
         Ok(version.value)
     }
 }
@@ -350,7 +401,11 @@ impl From<Refusal> for Attempt {
 
 impl From<CatalogError> for Attempt {
     fn from(error: CatalogError) -> Self {
-        if error.is_conflict() { Self::Again } else { Self::Refused(error.into()) }
+        if error.is_conflict() {
+            Self::Again
+        } else {
+            Self::Refused(error.into())
+        }
     }
 }
 
@@ -370,7 +425,10 @@ fn new_version(image: &Image, configuration: ImageConfiguration) -> ImageVersion
 }
 
 fn already(image: &Image) -> String {
-    format!("MicroVM Image is already in state: {}", lifecycle::image_state_name(image.state()))
+    format!(
+        "MicroVM Image is already in state: {}",
+        lifecycle::image_state_name(image.state())
+    )
 }
 
 fn invalid(field: &str, message: &str) -> Refusal {
@@ -420,7 +478,10 @@ mod tests {
         let order = |pairs: &[(&str, &str)]| Order {
             name: "a".to_owned(),
             configuration: Some(ImageConfiguration {
-                environment_variables: pairs.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect(),
+                environment_variables: pairs
+                    .iter()
+                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                    .collect(),
                 ..ImageConfiguration::default()
             }),
             tags: HashMap::new(),
@@ -429,8 +490,20 @@ mod tests {
         };
         let one = order(&[("A", "1"), ("B", "2"), ("C", "3")]);
         let other = order(&[("C", "3"), ("B", "2"), ("A", "1")]);
-        assert_eq!(digest(&one), digest(&Order { client_token: "u".to_owned(), ..other }));
+        assert_eq!(
+            digest(&one),
+            digest(&Order {
+                client_token: "u".to_owned(),
+                ..other
+            })
+        );
         assert_ne!(digest(&one), digest(&order(&[("A", "1"), ("B", "2")])));
-        assert_ne!(digest(&one), digest(&Order { create: false, ..one.clone() }));
+        assert_ne!(
+            digest(&one),
+            digest(&Order {
+                create: false,
+                ..one.clone()
+            })
+        );
     }
 }

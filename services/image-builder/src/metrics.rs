@@ -40,7 +40,11 @@ impl Metrics {
             steps: Family::new_with_constructor(seconds),
         };
         let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.register("builds", "Builds that ended here, by outcome", metrics.ended.clone());
+        registry.register(
+            "builds",
+            "Builds that ended here, by outcome",
+            metrics.ended.clone(),
+        );
         registry.register("builds_running", "Builds running here", metrics.running.clone());
         registry.register("build_step_seconds", "Time each step took", metrics.steps.clone());
         drop(registry);

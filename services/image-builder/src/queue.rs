@@ -92,7 +92,10 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
         return Ok(None);
     }
     let owned = context.catalog.owned().await?;
-    for entry in queue.into_iter().filter(|entry| !owned.contains(&entry.value.build_id)) {
+    for entry in queue
+        .into_iter()
+        .filter(|entry| !owned.contains(&entry.value.build_id))
+    {
         match claim(context, entry).await {
             Ok(Some(claim)) => return Ok(Some(claim)),
             Ok(None) => {}
@@ -106,10 +109,16 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
 
 async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Claim>, Error> {
     let catalog = &context.catalog;
-    let QueueEntry { build_id, image_name, image_version, .. } = &entry.value;
-    let (Some(build), Some(version)) =
-        (catalog.build(build_id).await?, catalog.version(image_name, image_version).await?)
-    else {
+    let QueueEntry {
+        build_id,
+        image_name,
+        image_version,
+        ..
+    } = &entry.value;
+    let (Some(build), Some(version)) = (
+        catalog.build(build_id).await?,
+        catalog.version(image_name, image_version).await?,
+    ) else {
         // The image went meanwhile.
         catalog.apply(Change::new().dequeue(build_id)).await?;
         return Ok(None);
@@ -122,7 +131,10 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
         fail(context, entry).await?;
         return Ok(None);
     }
-    let lease = catalog.store().lease(Duration::from_secs(context.settings.build.lease_seconds)).await?;
+    let lease = catalog
+        .store()
+        .lease(Duration::from_secs(context.settings.build.lease_seconds))
+        .await?;
     let (mut build, mut version, mut entry) = (build, version, entry);
     entry.value.attempt += 1;
     if let Err(error) = lifecycle::begin(&mut build.value, &mut version.value, pipeline::now()) {
@@ -137,14 +149,32 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
     // Dying after this line: the lease runs out and the attempt counts.
     build.revision = catalog.apply(change).await?;
     let (build_id, attempt) = (&entry.value.build_id, entry.value.attempt);
-    tracing::info!(build_id, attempt, image = entry.value.image_name, version = entry.value.image_version, "build IN_PROGRESS");
-    Ok(Some(Claim { entry: entry.value, build, version: version.value, lease }))
+    tracing::info!(
+        build_id,
+        attempt,
+        image = entry.value.image_name,
+        version = entry.value.image_version,
+        "build IN_PROGRESS"
+    );
+    Ok(Some(Claim {
+        entry: entry.value,
+        build,
+        version: version.value,
+        lease,
+    }))
 }
 
 /// Ends a build whose builders died too often.
 async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error> {
     let catalog = &context.catalog;
-    let QueueEntry { build_id, image_name, image_version, attempt, image_id, .. } = &entry.value;
+    let QueueEntry {
+        build_id,
+        image_name,
+        image_version,
+        attempt,
+        image_id,
+        ..
+    } = &entry.value;
     let (Some(mut build), Some(mut version), Some(mut image)) = (
         catalog.build(build_id).await?,
         catalog.version(image_name, image_version).await?,
@@ -169,10 +199,20 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
         .image(&image.value, Some(image.revision))
         .dequeue(build_id);
     catalog.apply(change).await?;
-    tracing::info!(build_id, image = image_name, version = image_version, reason = failure.reason.code(), "build FAILED");
+    tracing::info!(
+        build_id,
+        image = image_name,
+        version = image_version,
+        reason = failure.reason.code(),
+        "build FAILED"
+    );
     // Dying before or in the middle of this leaves objects that go with the version.
     for prefix in pipeline::version_prefixes(image_id, image_version) {
-        if let Err(error) = context.objects.delete_prefix(&context.settings.snapshot_bucket, &prefix).await {
+        if let Err(error) = context
+            .objects
+            .delete_prefix(&context.settings.snapshot_bucket, &prefix)
+            .await
+        {
             tracing::warn!(prefix, %error, "objects of a build are left over");
         }
     }
@@ -182,7 +222,9 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
 /// Keeps the layer cache within its bound, while no build uses it.
 async fn prune_when_idle(context: &Context, permits: &Semaphore) {
     let all = u32::try_from(context.settings.build.concurrent_max).unwrap_or(u32::MAX);
-    let Ok(_alone) = permits.try_acquire_many(all) else { return };
+    let Ok(_alone) = permits.try_acquire_many(all) else {
+        return;
+    };
     let limit = context.settings.build.layer_cache_bytes_max;
     if context.buildah.cache_may_exceed(limit).await {
         pipeline::prune(context).await;

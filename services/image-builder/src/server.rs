@@ -44,49 +44,106 @@ type Answer<T> = Result<Response<T>, Status>;
 impl ImageService for Service {
     async fn create_image(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
         authorize(&request, &WRITERS)?;
-        let CreateImageRequest { name, configuration, tags, client_token } = request.into_inner();
-        let order = Order { name, configuration, tags, client_token, create: true };
+        let CreateImageRequest {
+            name,
+            configuration,
+            tags,
+            client_token,
+        } = request.into_inner();
+        let order = Order {
+            name,
+            configuration,
+            tags,
+            client_token,
+            create: true,
+        };
         let (image, version) = self.images.build(order).await.map_err(status)?;
-        Ok(Response::new(CreateImageResponse { image: Some(image), version: Some(version) }))
+        Ok(Response::new(CreateImageResponse {
+            image: Some(image),
+            version: Some(version),
+        }))
     }
 
     async fn update_image(&self, request: Request<UpdateImageRequest>) -> Answer<UpdateImageResponse> {
         authorize(&request, &WRITERS)?;
-        let UpdateImageRequest { image_identifier: name, configuration, client_token } = request.into_inner();
+        let UpdateImageRequest {
+            image_identifier: name,
+            configuration,
+            client_token,
+        } = request.into_inner();
         let tags = Default::default();
-        let order = Order { name, configuration, tags, client_token, create: false };
+        let order = Order {
+            name,
+            configuration,
+            tags,
+            client_token,
+            create: false,
+        };
         let (image, version) = self.images.build(order).await.map_err(status)?;
-        Ok(Response::new(UpdateImageResponse { image: Some(image), version: Some(version) }))
+        Ok(Response::new(UpdateImageResponse {
+            image: Some(image),
+            version: Some(version),
+        }))
     }
 
     async fn get_image(&self, request: Request<GetImageRequest>) -> Answer<GetImageResponse> {
         authorize(&request, &READERS)?;
-        let image = self.images.get(&request.into_inner().image_identifier).await.map_err(status)?;
-        Ok(Response::new(GetImageResponse { image: Some(image.value) }))
+        let image = self
+            .images
+            .get(&request.into_inner().image_identifier)
+            .await
+            .map_err(status)?;
+        Ok(Response::new(GetImageResponse {
+            image: Some(image.value),
+        }))
     }
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let images = self.images.catalog.images().await.map_err(|error| status(error.into()))?;
+        let images = self
+            .images
+            .catalog
+            .images()
+            .await
+            .map_err(|error| status(error.into()))?;
         let wanted = images.into_iter().map(|record| record.value);
-        let wanted = wanted.filter(|image| image.name.contains(&request.name_filter)).collect();
+        let wanted = wanted
+            .filter(|image| image.name.contains(&request.name_filter))
+            .collect();
         let (images, next_page_token) =
-            page(wanted, request.page_size, &request.page_token, |image: &Image| image.name.clone())?;
-        Ok(Response::new(ListImagesResponse { images, next_page_token }))
+            page(wanted, request.page_size, &request.page_token, |image: &Image| {
+                image.name.clone()
+            })?;
+        Ok(Response::new(ListImagesResponse {
+            images,
+            next_page_token,
+        }))
     }
 
     async fn delete_image(&self, request: Request<DeleteImageRequest>) -> Answer<DeleteImageResponse> {
         authorize(&request, &WRITERS)?;
-        let image = self.images.delete(&request.into_inner().image_identifier).await.map_err(status)?;
+        let image = self
+            .images
+            .delete(&request.into_inner().image_identifier)
+            .await
+            .map_err(status)?;
         Ok(Response::new(DeleteImageResponse { image: Some(image) }))
     }
 
-    async fn get_image_version(&self, request: Request<GetImageVersionRequest>) -> Answer<GetImageVersionResponse> {
+    async fn get_image_version(
+        &self,
+        request: Request<GetImageVersionRequest>,
+    ) -> Answer<GetImageVersionResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let version = self.images.get_version(&request.image_identifier, &request.image_version).await;
-        Ok(Response::new(GetImageVersionResponse { version: Some(version.map_err(status)?.value) }))
+        let version = self
+            .images
+            .get_version(&request.image_identifier, &request.image_version)
+            .await;
+        Ok(Response::new(GetImageVersionResponse {
+            version: Some(version.map_err(status)?.value),
+        }))
     }
 
     async fn list_image_versions(
@@ -95,12 +152,29 @@ impl ImageService for Service {
     ) -> Answer<ListImageVersionsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
-        let versions = self.images.catalog.versions(&image.name).await.map_err(|error| status(error.into()))?;
+        let image = self
+            .images
+            .get(&request.image_identifier)
+            .await
+            .map_err(status)?
+            .value;
+        let versions = self
+            .images
+            .catalog
+            .versions(&image.name)
+            .await
+            .map_err(|error| status(error.into()))?;
         let versions = versions.into_iter().map(|record| record.value).collect();
-        let (versions, next_page_token) =
-            page(versions, request.page_size, &request.page_token, |v: &ImageVersion| v.image_version.clone())?;
-        Ok(Response::new(ListImageVersionsResponse { versions, next_page_token }))
+        let (versions, next_page_token) = page(
+            versions,
+            request.page_size,
+            &request.page_token,
+            |v: &ImageVersion| v.image_version.clone(),
+        )?;
+        Ok(Response::new(ListImageVersionsResponse {
+            versions,
+            next_page_token,
+        }))
     }
 
     async fn update_image_version(
@@ -110,8 +184,13 @@ impl ImageService for Service {
         authorize(&request, &WRITERS)?;
         let request = request.into_inner();
         let wanted = request.status();
-        let version = self.images.set_status(&request.image_identifier, &request.image_version, wanted).await;
-        Ok(Response::new(UpdateImageVersionResponse { version: Some(version.map_err(status)?) }))
+        let version = self
+            .images
+            .set_status(&request.image_identifier, &request.image_version, wanted)
+            .await;
+        Ok(Response::new(UpdateImageVersionResponse {
+            version: Some(version.map_err(status)?),
+        }))
     }
 
     async fn delete_image_version(
@@ -120,8 +199,13 @@ impl ImageService for Service {
     ) -> Answer<DeleteImageVersionResponse> {
         authorize(&request, &WRITERS)?;
         let request = request.into_inner();
-        let version = self.images.delete_version(&request.image_identifier, &request.image_version).await;
-        Ok(Response::new(DeleteImageVersionResponse { version: Some(version.map_err(status)?) }))
+        let version = self
+            .images
+            .delete_version(&request.image_identifier, &request.image_version)
+            .await;
+        Ok(Response::new(DeleteImageVersionResponse {
+            version: Some(version.map_err(status)?),
+        }))
     }
 
     async fn get_image_build(&self, request: Request<GetImageBuildRequest>) -> Answer<GetImageBuildResponse> {
@@ -130,42 +214,78 @@ impl ImageService for Service {
         Ok(Response::new(GetImageBuildResponse { build: Some(build) }))
     }
 
-    async fn list_image_builds(&self, request: Request<ListImageBuildsRequest>) -> Answer<ListImageBuildsResponse> {
+    async fn list_image_builds(
+        &self,
+        request: Request<ListImageBuildsRequest>,
+    ) -> Answer<ListImageBuildsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
+        let image = self
+            .images
+            .get(&request.image_identifier)
+            .await
+            .map_err(status)?
+            .value;
         let number = match request.image_version.as_str() {
             "" => image.latest_image_version.as_str(),
             given => given,
         };
-        let builds = self.images.catalog.builds(&image.name, number).await.map_err(|error| status(error.into()))?;
+        let builds = self
+            .images
+            .catalog
+            .builds(&image.name, number)
+            .await
+            .map_err(|error| status(error.into()))?;
         let builds = builds.into_iter().map(|record| record.value).collect();
-        let (builds, next_page_token) =
-            page(builds, request.page_size, &request.page_token, |build: &ImageBuild| build.build_id.clone())?;
-        Ok(Response::new(ListImageBuildsResponse { builds, next_page_token }))
+        let (builds, next_page_token) = page(
+            builds,
+            request.page_size,
+            &request.page_token,
+            |build: &ImageBuild| build.build_id.clone(),
+        )?;
+        Ok(Response::new(ListImageBuildsResponse {
+            builds,
+            next_page_token,
+        }))
     }
 
     type FollowBuildLogStream = follow::LogStream;
 
     async fn follow_build_log(&self, request: Request<FollowBuildLogRequest>) -> Answer<follow::LogStream> {
         authorize(&request, &READERS)?;
-        Ok(Response::new(follow::start(Arc::clone(&self.context), request.into_inner()).await?))
+        Ok(Response::new(
+            follow::start(Arc::clone(&self.context), request.into_inner()).await?,
+        ))
     }
 
-    async fn list_base_images(&self, request: Request<ListBaseImagesRequest>) -> Answer<ListBaseImagesResponse> {
+    async fn list_base_images(
+        &self,
+        request: Request<ListBaseImagesRequest>,
+    ) -> Answer<ListBaseImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let bases = self.images.catalog.bases().await.map_err(|error| status(error.into()))?;
+        let bases = self
+            .images
+            .catalog
+            .bases()
+            .await
+            .map_err(|error| status(error.into()))?;
         let bases = bases.into_iter().filter_map(|record| record.value.base).collect();
         let key = |base: &BaseImage| format!("{}/{}", base.name, base.version);
         let (base_images, next_page_token) = page(bases, request.page_size, &request.page_token, key)?;
-        Ok(Response::new(ListBaseImagesResponse { base_images, next_page_token }))
+        Ok(Response::new(ListBaseImagesResponse {
+            base_images,
+            next_page_token,
+        }))
     }
 
     type BuildBaseImageStream = base::BaseStream;
 
     async fn build_base_image(&self, request: Request<BuildBaseImageRequest>) -> Answer<base::BaseStream> {
         authorize(&request, &WRITERS)?;
-        Ok(Response::new(base::start(Arc::clone(&self.context), request.into_inner())?))
+        Ok(Response::new(base::start(
+            Arc::clone(&self.context),
+            request.into_inner(),
+        )?))
     }
 }

@@ -35,43 +35,98 @@ async fn an_image_is_built_updated_and_deleted() {
 
     let created = client.create_image(order.clone()).await.unwrap().into_inner();
     let (image, version) = (created.image.unwrap(), created.version.unwrap());
-    assert_eq!((image.state(), version.state()), (ImageState::Creating, VersionState::Pending));
-    assert_eq!(image.image_arn, "arn:aws:lambda:local-1:000000000000:microvm-image:app");
-    assert_eq!((image.latest_active_image_version.as_str(), version.image_version.as_str()), ("", "1.0"));
+    assert_eq!(
+        (image.state(), version.state()),
+        (ImageState::Creating, VersionState::Pending)
+    );
+    assert_eq!(
+        image.image_arn,
+        "arn:aws:lambda:local-1:000000000000:microvm-image:app"
+    );
+    assert_eq!(
+        (
+            image.latest_active_image_version.as_str(),
+            version.image_version.as_str()
+        ),
+        ("", "1.0")
+    );
     let begun = newest(&mut client, "app").await;
     let (lines, states) = log(&mut client, &begun.build_id, true).await;
     let finished = ended(&mut client, "app").await;
-    assert_eq!(finished.state(), BuildState::Successful, "{}: {lines:#?}", finished.state_reason);
+    assert_eq!(
+        finished.state(),
+        BuildState::Successful,
+        "{}: {lines:#?}",
+        finished.state_reason
+    );
 
     // The log was followed live, in the user's own terms, and is in S3 as well.
     let has = |text: &str| lines.iter().any(|line| line.contains(text));
-    assert!(has("STEP 1/7: FROM debian-12") && has("STEP 7/7: CMD"), "{lines:#?}");
-    assert!(has("hello from the app") && !has("ARG ") && !has("hunter2"), "{lines:#?}");
+    assert!(
+        has("STEP 1/7: FROM debian-12") && has("STEP 7/7: CMD"),
+        "{lines:#?}"
+    );
+    assert!(
+        has("hello from the app") && !has("ARG ") && !has("hunter2"),
+        "{lines:#?}"
+    );
     assert_eq!(states.last().unwrap().state(), BuildState::Successful);
     assert!(states.len() > 3, "each step is reported: {states:?}");
-    assert_eq!(log(&mut client, &begun.build_id, false).await.0, lines, "the stored log is the same");
+    assert_eq!(
+        log(&mut client, &begun.build_id, false).await.0,
+        lines,
+        "the stored log is the same"
+    );
     assert_eq!(finished.log_lines, lines.len() as u64);
 
     // What RUN steps see besides is not in the image.
     let request = rig.script.lock().unwrap().requests[0].clone();
     let app = request.app.unwrap();
-    assert_eq!((app.command, app.user.as_str()), (vec!["/app.sh".to_owned()], "nobody"));
+    assert_eq!(
+        (app.command, app.user.as_str()),
+        (vec!["/app.sh".to_owned()], "nobody")
+    );
     assert_eq!(app.exposed_ports, [8080]);
     assert!(app.environment.contains(&"MODE=test".to_owned()));
-    assert!(!app.environment.iter().any(|entry| entry.contains("/run/torpor")), "{:?}", app.environment);
+    assert!(
+        !app.environment.iter().any(|entry| entry.contains("/run/torpor")),
+        "{:?}",
+        app.environment
+    );
     assert_eq!((request.memory_mib, request.vcpu_count), (2048, 1));
     assert_eq!(request.environment_variables["SECRET"], "hunter2");
     assert_eq!(request.disk.unwrap().size_bytes, 8 << 30);
 
     let sizes = finished.snapshot_build.unwrap();
-    assert!(sizes.code_install_size_bytes > 1 << 20 && sizes.memory_snapshot_size_bytes == 5000, "{sizes:?}");
+    assert!(
+        sizes.code_install_size_bytes > 1 << 20 && sizes.memory_snapshot_size_bytes == 5000,
+        "{sizes:?}"
+    );
     let phases: Vec<&str> = finished.phases.iter().map(|phase| phase.name.as_str()).collect();
-    assert_eq!(phases, ["fetch", "unpack", "container", "disk", "bake", "publish"]);
-    let get = GetImageVersionRequest { image_identifier: "app".into(), image_version: String::new() };
-    let version = client.get_image_version(get.clone()).await.unwrap().into_inner().version.unwrap();
-    assert_eq!((version.state(), version.status()), (VersionState::Successful, VersionStatus::Active));
+    assert_eq!(
+        phases,
+        ["fetch", "unpack", "container", "disk", "bake", "publish"]
+    );
+    let get = GetImageVersionRequest {
+        image_identifier: "app".into(),
+        image_version: String::new(),
+    };
+    let version = client
+        .get_image_version(get.clone())
+        .await
+        .unwrap()
+        .into_inner()
+        .version
+        .unwrap();
+    assert_eq!(
+        (version.state(), version.status()),
+        (VersionState::Successful, VersionStatus::Active)
+    );
     let manifest = version.snapshot.unwrap().manifest_key;
-    until("the uploaded disk is gone", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    until("the uploaded disk is gone", || async {
+        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
+    })
+    .await;
     assert!(rig.keys(SNAPSHOTS, "images/").await.contains(&manifest));
 
     // The token replays; with other parameters it is refused.
@@ -82,10 +137,21 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(reason_of(&refused).as_deref(), Some("CLIENT_TOKEN_CONFLICT"));
     order.client_token.clear();
     let refused = client.create_image(order.clone()).await.unwrap_err();
-    assert_eq!(refused.message(), "A MicroVM image with the name 'app' already exists in this account");
+    assert_eq!(
+        refused.message(),
+        "A MicroVM image with the name 'app' already exists in this account"
+    );
 
     // A second version fails; the first stays active.
-    let broken = rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n")]).await;
+    let broken = rig
+        .order(
+            "app",
+            &[(
+                "Dockerfile",
+                "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n",
+            )],
+        )
+        .await;
     let update = UpdateImageRequest {
         image_identifier: image.image_arn.clone(),
         configuration: broken.configuration,
@@ -96,15 +162,29 @@ async fn an_image_is_built_updated_and_deleted() {
     let conflict = client.update_image(update).await.unwrap_err();
     assert_eq!(conflict.message(), "MicroVM Image is already in state: UPDATING");
     let failed = ended(&mut client, "app").await;
-    assert_eq!((failed.reason_code.as_str(), failed.step()), ("CONTAINER_BUILD_FAILED", BuildStep::Container));
+    assert_eq!(
+        (failed.reason_code.as_str(), failed.step()),
+        ("CONTAINER_BUILD_FAILED", BuildStep::Container)
+    );
     assert_eq!(
         failed.state_reason,
         "The container image build failed at step 3/4: RUN false (exit status 1)."
     );
-    let image = client.get_image(GetImageRequest { image_identifier: "app".into() }).await.unwrap();
+    let image = client
+        .get_image(GetImageRequest {
+            image_identifier: "app".into(),
+        })
+        .await
+        .unwrap();
     let image = image.into_inner().image.unwrap();
     assert_eq!(image.state(), ImageState::UpdateFailed);
-    assert_eq!((image.latest_active_image_version.as_str(), image.latest_failed_image_version.as_str()), ("1.0", "2.0"));
+    assert_eq!(
+        (
+            image.latest_active_image_version.as_str(),
+            image.latest_failed_image_version.as_str()
+        ),
+        ("1.0", "2.0")
+    );
 
     // Retired versions cannot be launched.
     let retire = |status: VersionStatus| UpdateImageVersionRequest {
@@ -112,25 +192,52 @@ async fn an_image_is_built_updated_and_deleted() {
         image_version: "1.0".into(),
         status: status.into(),
     };
-    client.update_image_version(retire(VersionStatus::Inactive)).await.unwrap();
+    client
+        .update_image_version(retire(VersionStatus::Inactive))
+        .await
+        .unwrap();
     let none = client.get_image_version(get.clone()).await.unwrap_err();
     assert_eq!(reason_of(&none).as_deref(), Some("NO_ACTIVE_VERSION"));
-    client.update_image_version(retire(VersionStatus::Active)).await.unwrap();
+    client
+        .update_image_version(retire(VersionStatus::Active))
+        .await
+        .unwrap();
 
     // Not while microVMs live; then everything goes.
     rig.set(|script| {
-        script.microvms = vec![Microvm { state: MicrovmState::Suspended.into(), ..Microvm::default() }];
+        script.microvms = vec![Microvm {
+            state: MicrovmState::Suspended.into(),
+            ..Microvm::default()
+        }];
     });
-    let delete = DeleteImageRequest { image_identifier: "app".into() };
+    let delete = DeleteImageRequest {
+        image_identifier: "app".into(),
+    };
     let used = client.delete_image(delete.clone()).await.unwrap_err();
-    assert_eq!(used.message(), "Cannot delete microvm image with running microvms.");
+    assert_eq!(
+        used.message(),
+        "Cannot delete microvm image with running microvms."
+    );
     rig.set(|script| script.microvms.clear());
-    let deleting = client.delete_image(delete).await.unwrap().into_inner().image.unwrap();
+    let deleting = client
+        .delete_image(delete)
+        .await
+        .unwrap()
+        .into_inner()
+        .image
+        .unwrap();
     assert_eq!(deleting.state(), ImageState::Deleting);
     until("the image is gone", || {
         let mut client = client.clone();
-        let request = GetImageRequest { image_identifier: "app".into() };
-        async move { client.get_image(request).await.is_err_and(|status| status.code() == Code::NotFound) }
+        let request = GetImageRequest {
+            image_identifier: "app".into(),
+        };
+        async move {
+            client
+                .get_image(request)
+                .await
+                .is_err_and(|status| status.code() == Code::NotFound)
+        }
     })
     .await;
     assert_eq!(rig.keys(SNAPSHOTS, "images/").await, Vec::<String>::new());
@@ -151,34 +258,85 @@ async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
     let mut client = builder.client.clone();
     let dockerfile = |text: &'static str| vec![("Dockerfile", text)];
     for (name, files, code, text) in [
-        ("no-dockerfile", vec![("app.py", "x")], "ARCHIVE_DOCKERFILE_NOT_FOUND", "no file named Dockerfile"),
-        ("traversal", vec![("Dockerfile", "x"), ("../evil", "x")], "ARCHIVE_INVALID", "leads outside"),
-        ("scratch", vec![("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", "x")], "NO_START_COMMAND", "nothing to run"),
-        ("unknown-base", dockerfile("FROM torpor/nothing\n"), "BASE_IMAGE_NOT_FOUND", "Local base images: debian-12."),
+        (
+            "no-dockerfile",
+            vec![("app.py", "x")],
+            "ARCHIVE_DOCKERFILE_NOT_FOUND",
+            "no file named Dockerfile",
+        ),
+        (
+            "traversal",
+            vec![("Dockerfile", "x"), ("../evil", "x")],
+            "ARCHIVE_INVALID",
+            "leads outside",
+        ),
+        (
+            "scratch",
+            vec![("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", "x")],
+            "NO_START_COMMAND",
+            "nothing to run",
+        ),
+        (
+            "unknown-base",
+            dockerfile("FROM torpor/nothing\n"),
+            "BASE_IMAGE_NOT_FOUND",
+            "Local base images: debian-12.",
+        ),
         (
             "unknown-registry",
             dockerfile("FROM registry.invalid/app:1\nCMD [\"/x\"]\n"),
             "BASE_IMAGE_NOT_FOUND",
             "'registry.invalid/app:1'",
         ),
-        ("bad-instruction", dockerfile("FROM debian-12\nNONSENSE x\n"), "CONTAINER_BUILD_FAILED", "NONSENSE"),
-        ("bad-copy", dockerfile("FROM debian-12\nCOPY missing /x\n"), "CONTAINER_BUILD_FAILED", "step 2/2: COPY missing /x"),
+        (
+            "bad-instruction",
+            dockerfile("FROM debian-12\nNONSENSE x\n"),
+            "CONTAINER_BUILD_FAILED",
+            "NONSENSE",
+        ),
+        (
+            "bad-copy",
+            dockerfile("FROM debian-12\nCOPY missing /x\n"),
+            "CONTAINER_BUILD_FAILED",
+            "step 2/2: COPY missing /x",
+        ),
     ] {
         let order = rig.order(name, &files).await;
         let ended = build(&mut client, order).await;
         assert_eq!(ended.reason_code, code, "{name}: {}", ended.state_reason);
-        assert!(ended.state_reason.contains(text), "{name}: {}", ended.state_reason);
+        assert!(
+            ended.state_reason.contains(text),
+            "{name}: {}",
+            ended.state_reason
+        );
     }
     let order = rig.store("not-a-zip", b"hello".to_vec()).await;
     let ended = build(&mut client, order).await;
     assert_eq!(ended.reason_code, "ARCHIVE_INVALID");
     let mut order = rig.store("nowhere", Vec::new()).await;
-    order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri = "s3://torpor-artifacts/none".into();
+    order
+        .configuration
+        .as_mut()
+        .unwrap()
+        .code_artifact
+        .as_mut()
+        .unwrap()
+        .uri = "s3://torpor-artifacts/none".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_KEY");
     let mut order = rig.store("nowhere-2", Vec::new()).await;
-    order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri = "s3://no-such-bucket/k".into();
+    order
+        .configuration
+        .as_mut()
+        .unwrap()
+        .code_artifact
+        .as_mut()
+        .unwrap()
+        .uri = "s3://no-such-bucket/k".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_BUCKET");
-    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    until("no disk is left", || async {
+        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
+    })
+    .await;
     builder.stop().await;
 }
 
@@ -204,10 +362,23 @@ async fn build_steps_reach_nothing_of_the_machine() {
     let order = rig.order("probe", &[("Dockerfile", &steps)]).await;
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
-    assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
-    let find = |start: &str| lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {lines:#?}"));
+    assert_eq!(
+        ended.state(),
+        BuildState::Successful,
+        "{}: {lines:#?}",
+        ended.state_reason
+    );
+    let find = |start: &str| {
+        lines
+            .iter()
+            .find(|line| line.starts_with(start))
+            .unwrap_or_else(|| panic!("{start}: {lines:#?}"))
+    };
     let devices = find("devices:");
-    assert!(!devices.contains("kvm") && !devices.contains("vd") && !devices.contains("loop"), "{devices}");
+    assert!(
+        !devices.contains("kvm") && !devices.contains("vd") && !devices.contains("loop"),
+        "{devices}"
+    );
     assert!(find("map:").contains("2000000000 65536"), "{lines:#?}");
     assert!(find("init:").contains("Permission denied"), "{lines:#?}");
     for text in ["no sysrq", "no loopback", "no link", "no metadata"] {
@@ -239,7 +410,10 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
         ),
         (
             "exits",
-            refuse("GUEST_FAILED", vec![("outcome", "app_exited"), ("exit_code", "3")]),
+            refuse(
+                "GUEST_FAILED",
+                vec![("outcome", "app_exited"), ("exit_code", "3")],
+            ),
             "APP_EXITED",
             "The application exited with status 3 before it was ready.",
         ),
@@ -247,7 +421,11 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
         rig.set(|script| script.bakes = vec![step]);
         let order = rig.order(name, &files).await;
         let ended = build(&mut client, order).await;
-        assert_eq!((ended.reason_code.as_str(), ended.state_reason.as_str()), (code, text), "{name}");
+        assert_eq!(
+            (ended.reason_code.as_str(), ended.state_reason.as_str()),
+            (code, text),
+            "{name}"
+        );
     }
     // A host that breaks is not the app's fault: the bake is done again, under a
     // higher generation.
@@ -260,7 +438,10 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
     assert_eq!(build(&mut client, order).await.state(), BuildState::Successful);
     let (generations, released): (Vec<u64>, usize) = {
         let script = rig.script.lock().unwrap();
-        (script.requests.iter().map(|request| request.generation).collect(), script.released)
+        (
+            script.requests.iter().map(|request| request.generation).collect(),
+            script.released,
+        )
     };
     assert_eq!((generations, released), (vec![101, 102], 2));
     builder.stop().await;
@@ -273,20 +454,39 @@ async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
     let first = rig.settings("first");
     let mut process = rig.process(&first).await;
     rig.set(|script| script.bakes = vec![Step::Hang]);
-    let order = rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")]).await;
+    let order = rig
+        .order(
+            "app",
+            &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")],
+        )
+        .await;
     process.client.create_image(order).await.unwrap();
-    until("the bake hangs", || async { rig.script.lock().unwrap().requests.len() == 1 }).await;
+    until("the bake hangs", || async {
+        rig.script.lock().unwrap().requests.len() == 1
+    })
+    .await;
     process.kill();
     let builder = rig.builder(rig.settings("second")).await;
     let mut client = builder.client.clone();
     let finished = ended(&mut client, "app").await;
-    assert_eq!(finished.state(), BuildState::Successful, "{}", finished.state_reason);
-    assert_eq!(rig.script.lock().unwrap().requests.last().unwrap().generation, 201);
+    assert_eq!(
+        finished.state(),
+        BuildState::Successful,
+        "{}",
+        finished.state_reason
+    );
+    assert_eq!(
+        rig.script.lock().unwrap().requests.last().unwrap().generation,
+        201
+    );
     builder.stop().await;
 
     // What the first left on the machine goes when it starts again.
     let mut process = rig.process(&first).await;
-    until("the first builder has cleaned up", || async { rig::is_clean(&first.data_dir) }).await;
+    until("the first builder has cleaned up", || async {
+        rig::is_clean(&first.data_dir)
+    })
+    .await;
 
     // Twice is enough. Here it dies in the middle of a RUN step, whose processes
     // must not outlive it.
@@ -302,8 +502,14 @@ async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
     let mut client = process.client.clone();
     let failed = ended(&mut client, "doomed").await;
     assert_eq!(failed.reason_code, "BUILDER_LOST");
-    assert_eq!(failed.state_reason, "The builder stopped in the middle of the build 2 times.");
-    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    assert_eq!(
+        failed.state_reason,
+        "The builder stopped in the middle of the build 2 times."
+    );
+    until("no disk is left", || async {
+        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
+    })
+    .await;
 }
 
 /// Processes of this machine that run the test's `sleep`.
@@ -354,20 +560,36 @@ async fn requests_are_checked_before_anything_is_made() {
     let mut client = builder.client.clone();
     let mut order = rig.store("bad name!", Vec::new()).await;
     let configuration = order.configuration.as_mut().unwrap();
-    configuration.resources = Some(api::common::v1::Resources { minimum_memory_mib: 700 });
+    configuration.resources = Some(api::common::v1::Resources {
+        minimum_memory_mib: 700,
+    });
     configuration.base_image_version = "9".to_owned();
     let refused = client.create_image(order).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    for path in ["name:", "configuration.base_image_arn:", "configuration.resources.minimum_memory_mib:"] {
+    for path in [
+        "name:",
+        "configuration.base_image_arn:",
+        "configuration.resources.minimum_memory_mib:",
+    ] {
         assert!(refused.message().contains(path), "{}", refused.message());
     }
     let order = rig.store("good", Vec::new()).await;
     let refused = client.create_image(order).await.unwrap_err();
     assert_eq!(reason_of(&refused).as_deref(), Some("QUOTA_EXCEEDED"));
-    let request = GetImageRequest { image_identifier: "none".to_owned() };
-    assert_eq!(client.get_image(request).await.unwrap_err().code(), Code::NotFound);
-    let request = GetImageBuildRequest { build_id: "none".to_owned() };
-    assert_eq!(client.get_image_build(request).await.unwrap_err().code(), Code::NotFound);
+    let request = GetImageRequest {
+        image_identifier: "none".to_owned(),
+    };
+    assert_eq!(
+        client.get_image(request).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let request = GetImageBuildRequest {
+        build_id: "none".to_owned(),
+    };
+    assert_eq!(
+        client.get_image_build(request).await.unwrap_err().code(),
+        Code::NotFound
+    );
     builder.stop().await;
 }
 
@@ -378,7 +600,10 @@ async fn the_walkthrough_app_builds_within_a_minute() {
     let rig = Rig::start().await;
     let builder = rig.builder(rig.settings("builder")).await;
     let mut client = builder.client.clone();
-    let request = BuildBaseImageRequest { name: "debian-12".to_owned(), rebuild: false };
+    let request = BuildBaseImageRequest {
+        name: "debian-12".to_owned(),
+        rebuild: false,
+    };
     let mut stream = client.build_base_image(request).await.unwrap().into_inner();
     let mut base = None;
     let mut lines = 0;
@@ -392,15 +617,30 @@ async fn the_walkthrough_app_builds_within_a_minute() {
         RUN pip3 install --break-system-packages flask gunicorn\n\
         WORKDIR /app\nCOPY app.py .\nEXPOSE 8080\nCMD [\"gunicorn\", \"-b\", \"0.0.0.0:8080\", \"app:app\"]\n";
     let app = "from flask import Flask\napp = Flask(__name__)\n";
-    let order = rig.order("flask", &[("Dockerfile", dockerfile), ("app.py", app)]).await;
+    let order = rig
+        .order("flask", &[("Dockerfile", dockerfile), ("app.py", app)])
+        .await;
     let started = Instant::now();
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
-    assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
+    assert_eq!(
+        ended.state(),
+        BuildState::Successful,
+        "{}: {lines:#?}",
+        ended.state_reason
+    );
     for phase in &ended.phases {
         println!("{:<10} {:?}", phase.name, phase.duration);
     }
-    println!("whole build {:?}, sizes {:?}", started.elapsed(), ended.snapshot_build);
-    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
+    println!(
+        "whole build {:?}, sizes {:?}",
+        started.elapsed(),
+        ended.snapshot_build
+    );
+    assert!(
+        started.elapsed() < Duration::from_secs(60),
+        "{:?}",
+        started.elapsed()
+    );
     builder.stop().await;
 }

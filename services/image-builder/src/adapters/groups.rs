@@ -22,7 +22,9 @@ impl Groups {
     pub async fn reconcile(prefix: &str) {
         let mut directories = Vec::new();
         for hierarchy in ["", "memory", "pids"] {
-            let Ok(mut entries) = tokio::fs::read_dir(Path::new(ROOT).join(hierarchy)).await else { continue };
+            let Ok(mut entries) = tokio::fs::read_dir(Path::new(ROOT).join(hierarchy)).await else {
+                continue;
+            };
             while let Ok(Some(entry)) = entries.next_entry().await {
                 if entry.file_name().to_string_lossy().starts_with(prefix) {
                     directories.push(entry.path());
@@ -38,7 +40,10 @@ impl Groups {
         let (memory, processes) = (memory_bytes_max.to_string(), processes_max.to_string());
         let candidates: [(PathBuf, Vec<(&str, &str)>); 3] = [
             // Version 2.
-            (root.to_owned(), vec![("memory.max", &memory), ("pids.max", &processes)]),
+            (
+                root.to_owned(),
+                vec![("memory.max", &memory), ("pids.max", &processes)],
+            ),
             // Version 1, a hierarchy for each.
             (root.join("memory"), vec![("memory.limit_in_bytes", &memory)]),
             (root.join("pids"), vec![("pids.max", &processes)]),
@@ -66,7 +71,10 @@ impl Groups {
     /// Files a process writes its id to, to join.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
-        self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
+        self.directories
+            .iter()
+            .map(|directory| directory.join("cgroup.procs"))
+            .collect()
     }
 
     /// Waits until the groups are empty and removes them.

@@ -50,7 +50,8 @@ impl Fleet {
         let mut last = Status::unavailable("no scheduler");
         for channel in &self.schedulers {
             let answered = tokio::time::timeout(CALL_TIMEOUT, call(channel.clone())).await;
-            match answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("the scheduler did not answer"))) {
+            match answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("the scheduler did not answer")))
+            {
                 Ok(response) => return Ok(response.into_inner()),
                 Err(status) if elsewhere(&status) => last = status,
                 Err(status) => return Err(status),
@@ -77,7 +78,11 @@ impl Fleet {
                 architecture: architecture.into(),
                 reservation: Some(api::duration_proto(reservation)),
             };
-            async move { HostServiceClient::new(channel).place_bake(rpc::request(request)).await }
+            async move {
+                HostServiceClient::new(channel)
+                    .place_bake(rpc::request(request))
+                    .await
+            }
         })
         .await
     }
@@ -86,8 +91,14 @@ impl Fleet {
     pub async fn release_bake(&self, build_id: &str) {
         let released = self
             .ask(|channel| {
-                let request = ReleaseBakeRequest { build_id: build_id.to_owned() };
-                async move { HostServiceClient::new(channel).release_bake(rpc::request(request)).await }
+                let request = ReleaseBakeRequest {
+                    build_id: build_id.to_owned(),
+                };
+                async move {
+                    HostServiceClient::new(channel)
+                        .release_bake(rpc::request(request))
+                        .await
+                }
             })
             .await;
         if let Err(error) = released {
@@ -120,10 +131,18 @@ impl Fleet {
                         page_size: PAGE,
                         page_token: token.clone(),
                     };
-                    async move { MicrovmServiceClient::new(channel).list_microvms(rpc::request(request)).await }
+                    async move {
+                        MicrovmServiceClient::new(channel)
+                            .list_microvms(rpc::request(request))
+                            .await
+                    }
                 })
                 .await?;
-            if page.microvms.iter().any(|microvm| microvm.state() != MicrovmState::Terminated) {
+            if page
+                .microvms
+                .iter()
+                .any(|microvm| microvm.state() != MicrovmState::Terminated)
+            {
                 return Ok(true);
             }
             if page.next_page_token.is_empty() {
@@ -144,8 +163,15 @@ impl Fleet {
         for _ in 0..PAGES_MAX {
             let page = self
                 .ask(|channel| {
-                    let request = ListHostsRequest { page_size: 0, page_token: token.clone() };
-                    async move { HostServiceClient::new(channel).list_hosts(rpc::request(request)).await }
+                    let request = ListHostsRequest {
+                        page_size: 0,
+                        page_token: token.clone(),
+                    };
+                    async move {
+                        HostServiceClient::new(channel)
+                            .list_hosts(rpc::request(request))
+                            .await
+                    }
                 })
                 .await?;
             for spec in page.hosts.iter().filter_map(|host| host.spec.as_ref()) {
@@ -160,14 +186,21 @@ impl Fleet {
     }
 
     async fn evict_from(&self, address: &str, manifest_key: &str) {
-        let request = EvictImageRequest { manifest_key: manifest_key.to_owned(), generation: 0 };
+        let request = EvictImageRequest {
+            manifest_key: manifest_key.to_owned(),
+            generation: 0,
+        };
         let evicted = async {
             let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
-            HostAgentServiceClient::new(channel).evict_image(rpc::request(request)).await
+            HostAgentServiceClient::new(channel)
+                .evict_image(rpc::request(request))
+                .await
         };
         match tokio::time::timeout(CALL_TIMEOUT, evicted).await {
             Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::warn!(address, manifest_key, %error, "a host kept an image it should drop"),
+            Ok(Err(error)) => {
+                tracing::warn!(address, manifest_key, %error, "a host kept an image it should drop")
+            }
             Err(_) => tracing::warn!(address, manifest_key, "a host did not answer"),
         }
     }

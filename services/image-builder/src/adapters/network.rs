@@ -230,7 +230,11 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), said.trim())))
+    Err(io::Error::other(format!(
+        "{program} {}: {}",
+        arguments.join(" "),
+        said.trim()
+    )))
 }
 
 #[cfg(test)]
@@ -239,14 +243,19 @@ mod tests {
 
     #[test]
     fn only_name_servers_a_build_can_reach_are_passed_on() {
-        let text = "# c\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch x\nnameserver 9.9.9.9\n";
+        let text =
+            "# c\nnameserver 127.0.0.53\nnameserver 10.0.0.2\nnameserver ::1\nsearch x\nnameserver 9.9.9.9\n";
         assert_eq!(name_servers(text), ["10.0.0.2", "9.9.9.9"]);
         assert!(name_servers("nameserver 127.0.0.1\n").is_empty());
     }
 
     #[test]
     fn the_firewall_reads_as_intended() {
-        let rules = firewall("tbuild0", Ipv4Addr::new(169, 254, 240, 2), &["169.254.0.0/16".to_owned()]);
+        let rules = firewall(
+            "tbuild0",
+            Ipv4Addr::new(169, 254, 240, 2),
+            &["169.254.0.0/16".to_owned()],
+        );
         insta::assert_snapshot!(rules);
     }
 }

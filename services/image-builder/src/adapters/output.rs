@@ -26,7 +26,15 @@ pub struct Lines<R> {
 impl<R: AsyncRead + Unpin> Lines<R> {
     /// Lines of `reader`.
     pub fn new(reader: R) -> Self {
-        Self { reader, buffer: vec![0; BUFFER_BYTES], start: 0, end: 0, line: Vec::new(), cut: false, returned: false }
+        Self {
+            reader,
+            buffer: vec![0; BUFFER_BYTES],
+            start: 0,
+            end: 0,
+            line: Vec::new(),
+            cut: false,
+            returned: false,
+        }
     }
 
     /// The next line without its end, invalid UTF-8 replaced; `None` at the end
@@ -99,7 +107,10 @@ mod tests {
         assert!(lines(b"").await.is_empty());
         let long = vec![b'x'; 3 * LINE_BYTES_MAX];
         let cut = lines(&[long.as_slice(), b"\nnext"].concat()).await;
-        assert_eq!((cut.len(), cut[0].len(), cut[1].as_str()), (2, LINE_BYTES_MAX, "next"));
+        assert_eq!(
+            (cut.len(), cut[0].len(), cut[1].as_str()),
+            (2, LINE_BYTES_MAX, "next")
+        );
         assert!(cut[0].ends_with(CUT));
     }
 }

@@ -55,7 +55,12 @@ fn broken(error: ZipError) -> Error {
 /// # Errors
 /// [`Error::Refused`] names what is wrong with it. The directory may then hold
 /// part of it.
-pub fn unpack(archive: &Path, target: &Path, limits: &ArchiveSettings, owner: u32) -> Result<Unpacked, Error> {
+pub fn unpack(
+    archive: &Path,
+    target: &Path,
+    limits: &ArchiveSettings,
+    owner: u32,
+) -> Result<Unpacked, Error> {
     let mut file = File::open(archive)?;
     let packed = file.metadata()?.len();
     check_entry_count(&mut file, packed, limits)?;
@@ -79,7 +84,9 @@ pub fn unpack(archive: &Path, target: &Path, limits: &ArchiveSettings, owner: u3
             Kind::Directory => make_directories(target, &place, owner)?,
             Kind::Link => {
                 let mut text = String::new();
-                Read::take(&mut entry, LINK_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
+                Read::take(&mut entry, LINK_BYTES_MAX)
+                    .read_to_string(&mut text)
+                    .map_err(unreadable)?;
                 check_link(path, &text)?;
                 symlink(&text, &place)?;
                 lchown(&place, Some(owner), Some(owner))?;
@@ -101,7 +108,10 @@ pub fn unpack(archive: &Path, target: &Path, limits: &ArchiveSettings, owner: u3
             }
         }
     }
-    Ok(Unpacked { entries: entries.len(), bytes })
+    Ok(Unpacked {
+        entries: entries.len(),
+        bytes,
+    })
 }
 
 fn plan(zip: &mut ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<(String, Kind)>, Error> {
@@ -164,7 +174,9 @@ fn unreadable(error: io::Error) -> Error {
 
 /// Makes `directory` and what is missing between it and `root`, for `owner`.
 fn make_directories(root: &Path, directory: &Path, owner: u32) -> io::Result<()> {
-    let Ok(below) = directory.strip_prefix(root) else { return Ok(()) };
+    let Ok(below) = directory.strip_prefix(root) else {
+        return Ok(());
+    };
     let mut path = root.to_owned();
     for component in below.components() {
         path.push(component);

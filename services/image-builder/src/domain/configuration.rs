@@ -63,7 +63,10 @@ impl S3Uri {
             && !key.is_empty()
             && key.len() <= KEY_BYTES_MAX
             && !key.chars().any(char::is_control);
-        good.then(|| Self { bucket: bucket.to_owned(), key: key.to_owned() })
+        good.then(|| Self {
+            bucket: bucket.to_owned(),
+            key: key.to_owned(),
+        })
     }
 }
 
@@ -75,7 +78,10 @@ pub fn complete(
     violations: &mut Violations,
 ) -> ImageConfiguration {
     let mut given = configuration.unwrap_or_default();
-    let uri = given.code_artifact.as_ref().map_or("", |artifact| artifact.uri.as_str());
+    let uri = given
+        .code_artifact
+        .as_ref()
+        .map_or("", |artifact| artifact.uri.as_str());
     violations.check(
         S3Uri::parse(uri).is_some(),
         "configuration.code_artifact.uri",
@@ -87,17 +93,48 @@ pub fn complete(
     if let Some(hooks) = &given.hooks {
         check_hooks(hooks, violations);
     }
-    text("configuration.build_role_arn", &given.build_role_arn, ROLE_CHARACTERS_MAX, violations);
-    text("configuration.description", &given.description, DESCRIPTION_CHARACTERS_MAX, violations);
+    text(
+        "configuration.build_role_arn",
+        &given.build_role_arn,
+        ROLE_CHARACTERS_MAX,
+        violations,
+    );
+    text(
+        "configuration.description",
+        &given.description,
+        DESCRIPTION_CHARACTERS_MAX,
+        violations,
+    );
     let connectors = &given.egress_network_connectors;
-    violations.check(connectors.len() <= 1, "configuration.egress_network_connectors", "must be at most 1");
+    violations.check(
+        connectors.len() <= 1,
+        "configuration.egress_network_connectors",
+        "must be at most 1",
+    );
     for connector in connectors.iter().take(1) {
-        text("configuration.egress_network_connectors[0]", connector, CONNECTOR_CHARACTERS_MAX, violations);
+        text(
+            "configuration.egress_network_connectors[0]",
+            connector,
+            CONNECTOR_CHARACTERS_MAX,
+            violations,
+        );
     }
-    if let Some(Destination::CloudWatch(group)) = given.logging.as_ref().and_then(|to| to.destination.as_ref()) {
+    if let Some(Destination::CloudWatch(group)) =
+        given.logging.as_ref().and_then(|to| to.destination.as_ref())
+    {
         let path = "configuration.logging.cloud_watch";
-        text(&format!("{path}.log_group"), &group.log_group, LOG_NAME_CHARACTERS_MAX, violations);
-        text(&format!("{path}.log_stream"), &group.log_stream, LOG_NAME_CHARACTERS_MAX, violations);
+        text(
+            &format!("{path}.log_group"),
+            &group.log_group,
+            LOG_NAME_CHARACTERS_MAX,
+            violations,
+        );
+        text(
+            &format!("{path}.log_stream"),
+            &group.log_stream,
+            LOG_NAME_CHARACTERS_MAX,
+            violations,
+        );
         violations.check(
             !group.log_stream.contains([':', '*']),
             format!("{path}.log_stream"),
@@ -113,7 +150,11 @@ fn base(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Viol
     }
     let arn = &given.base_image_arn;
     let prefix = format!("arn:aws:lambda:{}:aws:microvm-image:", offer.region);
-    let name = if arn.starts_with("arn:") { arn.strip_prefix(&prefix) } else { Some(arn.as_str()) };
+    let name = if arn.starts_with("arn:") {
+        arn.strip_prefix(&prefix)
+    } else {
+        Some(arn.as_str())
+    };
     let version = Some(given.base_image_version.as_str()).filter(|version| !version.is_empty());
     match name.and_then(|name| offer.bases.resolve(name, version)) {
         Some(number) => given.base_image_version = number.to_string(),
@@ -132,11 +173,17 @@ fn base(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Viol
 #[must_use]
 pub fn base_name(configuration: &ImageConfiguration) -> &str {
     let arn = &configuration.base_image_arn;
-    if arn.starts_with("arn:") { arn.rsplit(':').next().unwrap_or(arn) } else { arn }
+    if arn.starts_with("arn:") {
+        arn.rsplit(':').next().unwrap_or(arn)
+    } else {
+        arn
+    }
 }
 
 fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
-    let memory = given.resources.get_or_insert(Resources { minimum_memory_mib: offer.memory_default_mib });
+    let memory = given.resources.get_or_insert(Resources {
+        minimum_memory_mib: offer.memory_default_mib,
+    });
     violations.check(
         MemoryClass::of(memory.minimum_memory_mib).is_some(),
         "configuration.resources.minimum_memory_mib",
@@ -153,27 +200,50 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
             "no host of this fleet has this architecture",
         );
         let repeated = cpus[..index].contains(cpu);
-        violations.check(!repeated, format!("{path}[{index}].architecture"), "is named twice");
+        violations.check(
+            !repeated,
+            format!("{path}[{index}].architecture"),
+            "is named twice",
+        );
     }
     let path = "configuration.additional_os_capabilities";
     let capabilities = &given.additional_os_capabilities;
     violations.check(capabilities.len() <= 1, path, "must be at most 1");
-    violations.check(capabilities.iter().all(|name| name == "ALL"), path, "must be 'ALL'");
+    violations.check(
+        capabilities.iter().all(|name| name == "ALL"),
+        path,
+        "must be 'ALL'",
+    );
 }
 
 /// CPU kinds a complete configuration is built for.
 #[must_use]
 pub fn architectures(configuration: &ImageConfiguration, offered: &[Architecture]) -> Vec<Architecture> {
-    let chosen: Vec<Architecture> =
-        configuration.cpu_configurations.iter().map(|cpu| cpu.architecture()).collect();
-    if chosen.is_empty() { offered.iter().take(1).copied().collect() } else { chosen }
+    let chosen: Vec<Architecture> = configuration
+        .cpu_configurations
+        .iter()
+        .map(|cpu| cpu.architecture())
+        .collect();
+    if chosen.is_empty() {
+        offered.iter().take(1).copied().collect()
+    } else {
+        chosen
+    }
 }
 
 fn environment(variables: &HashMap<String, String>, violations: &mut Violations) {
     let path = "configuration.environment_variables";
-    violations.check(variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX, path, "must be at most 100");
+    violations.check(
+        variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX,
+        path,
+        "must be at most 100",
+    );
     let total: usize = variables.iter().map(|(key, value)| key.len() + value.len()).sum();
-    violations.check(total <= ENVIRONMENT_BYTES_MAX, path, "must be at most 65536 bytes in all");
+    violations.check(
+        total <= ENVIRONMENT_BYTES_MAX,
+        path,
+        "must be at most 65536 bytes in all",
+    );
     // Values are secrets: messages name keys only.
     let mut keys: Vec<&String> = variables.keys().collect();
     keys.sort();
@@ -184,10 +254,18 @@ fn environment(variables: &HashMap<String, String>, violations: &mut Violations)
             && length <= limits::ENVIRONMENT_KEY_MAX
             && !key.contains(['=', '\0'])
             && !key.chars().any(char::is_control);
-        violations.check(good_key, at.clone(), "the key must have 1 to 256 characters, without '='");
+        violations.check(
+            good_key,
+            at.clone(),
+            "the key must have 1 to 256 characters, without '='",
+        );
         let value = &variables[key];
         let good_value = value.chars().count() <= limits::ENVIRONMENT_VALUE_MAX && !value.contains('\0');
-        violations.check(good_value, at.clone(), "the value must have at most 4096 characters");
+        violations.check(
+            good_value,
+            at.clone(),
+            "the value must have at most 4096 characters",
+        );
         if key == "AWS_REGION" || key.starts_with("AWS_LAMBDA_MICROVM_") {
             violations.add(at, format!("Environment variable key '{key}' is reserved"));
         }
@@ -213,14 +291,24 @@ fn check_hooks(hooks: &Hooks, violations: &mut Violations) {
     if any_runtime && !enabled(hooks.ready.as_ref()) {
         violations.add("configuration.hooks.ready", READY_REQUIRED);
     }
-    violations.check(hooks.port <= 65_535, "configuration.hooks.port", "must be 1 to 65535");
-    violations.check(!any || hooks.port != 0, "configuration.hooks.port", "is required when a hook is enabled");
+    violations.check(
+        hooks.port <= 65_535,
+        "configuration.hooks.port",
+        "must be 1 to 65535",
+    );
+    violations.check(
+        !any || hooks.port != 0,
+        "configuration.hooks.port",
+        "is required when a hook is enabled",
+    );
     for (hooks, longest) in [
         (build.as_slice(), limits::BUILD_HOOK_TIMEOUT_MAX),
         (runtime.as_slice(), limits::RUNTIME_HOOK_TIMEOUT_MAX),
     ] {
         for (name, hook) in hooks {
-            let Some(timeout) = hook.as_ref().and_then(|hook| hook.timeout.as_ref()) else { continue };
+            let Some(timeout) = hook.as_ref().and_then(|hook| hook.timeout.as_ref()) else {
+                continue;
+            };
             let good = api::duration(timeout).is_ok_and(|timeout| {
                 timeout.subsec_nanos() == 0 && (Duration::from_secs(1)..=longest).contains(&timeout)
             });
@@ -243,9 +331,17 @@ pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
     for (key, value) in tags {
         let at = format!("tags.{}", key.chars().take(64).collect::<String>());
         let good_key = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && allowed(key);
-        violations.check(good_key, at.clone(), "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@");
+        violations.check(
+            good_key,
+            at.clone(),
+            "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
+        );
         let good_value = value.chars().count() <= TAG_VALUE_CHARACTERS_MAX && allowed(value);
-        violations.check(good_value, at, "the value must have at most 256 letters, digits, spaces or _.:/=+-@");
+        violations.check(
+            good_value,
+            at,
+            "the value must have at most 256 letters, digits, spaces or _.:/=+-@",
+        );
     }
 }
 

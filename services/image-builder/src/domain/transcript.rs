@@ -41,8 +41,14 @@ impl Transcript {
     /// True when the cause was a full disk.
     #[must_use]
     pub fn disk_was_full(&self) -> bool {
-        let texts = ["no space left on device", "No space left on device", "Could not allocate block"];
-        self.tail.iter().any(|line| texts.iter().any(|text| line.contains(text)))
+        let texts = [
+            "no space left on device",
+            "No space left on device",
+            "Could not allocate block",
+        ];
+        self.tail
+            .iter()
+            .any(|line| texts.iter().any(|text| line.contains(text)))
     }
 
     /// True when the step it stopped at was a FROM.
@@ -59,7 +65,9 @@ impl Transcript {
             Some(rest) => rest.find("\": ").map_or(rest, |at| &rest[at + 3..]),
             None => &self.error,
         };
-        let detail = detail.replace("\"/build/context\"", "the artifact").replace("/build/context/", "");
+        let detail = detail
+            .replace("\"/build/context\"", "the artifact")
+            .replace("/build/context/", "");
         clipped(detail.trim().to_owned(), DETAIL_BYTES_MAX)
     }
 
@@ -67,12 +75,19 @@ impl Transcript {
     #[must_use]
     pub fn sentence(&self) -> String {
         let detail = self.detail();
-        let cause = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
+        let cause = if detail.is_empty() {
+            String::new()
+        } else {
+            format!(" ({detail})")
+        };
         if self.position.is_empty() {
             return format!("The container image build failed{cause}.");
         }
         let instruction = clipped(self.instruction.clone(), DETAIL_BYTES_MAX);
-        format!("The container image build failed at step {}: {instruction}{cause}.", self.position)
+        format!(
+            "The container image build failed at step {}: {instruction}{cause}.",
+            self.position
+        )
     }
 }
 
@@ -84,14 +99,24 @@ mod tests {
     fn the_failing_step_is_named() {
         for (lines, sentence) in [
             (
-                vec!["STEP 1/3: FROM debian-12", "STEP 3/3: RUN false", "Error: building at STEP \"RUN false\": exit status 1"],
+                vec![
+                    "STEP 1/3: FROM debian-12",
+                    "STEP 3/3: RUN false",
+                    "Error: building at STEP \"RUN false\": exit status 1",
+                ],
                 "The container image build failed at step 3/3: RUN false (exit status 1).",
             ),
             (
-                vec!["[2/2] STEP 2/4: COPY a /b", "Error: building at STEP \"COPY a /b\": checking on sources under \"/build/context\": copier: stat: \"/a\": no such file"],
+                vec![
+                    "[2/2] STEP 2/4: COPY a /b",
+                    "Error: building at STEP \"COPY a /b\": checking on sources under \"/build/context\": copier: stat: \"/a\": no such file",
+                ],
                 "The container image build failed at step 2/4 of stage 2/2: COPY a /b (checking on sources under the artifact: copier: stat: \"/a\": no such file).",
             ),
-            (vec!["Error: no FROM statement found"], "The container image build failed (no FROM statement found)."),
+            (
+                vec!["Error: no FROM statement found"],
+                "The container image build failed (no FROM statement found).",
+            ),
             (vec![], "The container image build failed."),
         ] {
             let mut transcript = Transcript::default();

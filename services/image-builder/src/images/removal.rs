@@ -14,10 +14,14 @@ impl Images {
         let mut image = self.get(identifier).await?;
         let versions = self.catalog.versions(&image.value.name).await?;
         let state = lifecycle::image_state_name(image.value.state());
-        let refused = || Refusal::State(format!("Cannot delete MicroVM image in its current state: {state}"));
-        let draining = versions.iter().any(|version| {
-            lifecycle::version_state_name(version.value.state()) == "DELETING"
-        });
+        let refused = || {
+            Refusal::State(format!(
+                "Cannot delete MicroVM image in its current state: {state}"
+            ))
+        };
+        let draining = versions
+            .iter()
+            .any(|version| lifecycle::version_state_name(version.value.state()) == "DELETING");
         if draining && state != "DELETING" {
             return Err(refused());
         }
@@ -26,7 +30,9 @@ impl Images {
         }
         self.check_unused(&image.value.image_arn, None).await?;
         // Dying after this line: the next sweep of any replica goes on.
-        self.catalog.apply(Change::new().image(&image.value, Some(image.revision))).await?;
+        self.catalog
+            .apply(Change::new().image(&image.value, Some(image.revision)))
+            .await?;
         tracing::info!(image = image.value.name, "image DELETING");
         self.remover.notify(&image.value.name);
         Ok(image.value)

@@ -24,7 +24,10 @@ impl Job {
     /// Completes the records with what was baked; [`Job::finish`] writes them.
     pub(super) async fn publish(&mut self, baked: Baked) -> Result<(), Stop> {
         let step = BuildStep::Publish;
-        let snapshot = baked.result.snapshot.filter(|snapshot| !snapshot.manifest_key.is_empty());
+        let snapshot = baked
+            .result
+            .snapshot
+            .filter(|snapshot| !snapshot.manifest_key.is_empty());
         let snapshot = snapshot.ok_or_else(|| Failure::internal(step, "the host's bake has no snapshot"))?;
         let sizes = self.build.value.snapshot_build.get_or_insert_default();
         sizes.memory_snapshot_size_bytes = baked.result.memory_bytes;
@@ -33,7 +36,10 @@ impl Job {
         self.build.value.chipset = baked.chipset;
         for phase in baked.result.phases {
             let name = format!("bake/{}", phase.name);
-            self.build.value.phases.push(api::common::v1::Phase { name, ..phase });
+            self.build
+                .value
+                .phases
+                .push(api::common::v1::Phase { name, ..phase });
         }
         self.version.snapshot = Some(snapshot);
         self.version.app = Some(baked.app);
@@ -62,7 +68,10 @@ impl Job {
     }
 
     fn give_up(&self) -> &'static str {
-        tracing::warn!(build_id = self.entry.build_id, "build given up; another builder goes on");
+        tracing::warn!(
+            build_id = self.entry.build_id,
+            "build given up; another builder goes on"
+        );
         LOST
     }
 
@@ -73,7 +82,12 @@ impl Job {
         for attempt in 1..=LOG_ATTEMPTS {
             // Dying after this line leaves a log under a key that the next
             // attempt's log replaces.
-            match self.context.objects.put_file(bucket, &key, &self.log.path(), &|_, _| {}).await {
+            match self
+                .context
+                .objects
+                .put_file(bucket, &key, &self.log.path(), &|_, _| {})
+                .await
+            {
                 Ok(_) => {
                     self.build.value.log_key = key;
                     break;
@@ -93,7 +107,9 @@ impl Job {
             if !self.lease.is_alive() {
                 return Err(Stop::Lost);
             }
-            let Some(mut target) = self.target().await? else { return Err(Stop::Lost) };
+            let Some(mut target) = self.target().await? else {
+                return Err(Stop::Lost);
+            };
             target.version.value.snapshot.clone_from(&self.version.snapshot);
             target.version.value.app.clone_from(&self.version.app);
             let mut build = self.build.value.clone();
@@ -178,9 +194,19 @@ impl Job {
             }
             Some(failure) => {
                 let code = failure.reason.code();
-                tracing::info!(image, version, build_id = self.entry.build_id, reason = code, "build FAILED");
+                tracing::info!(
+                    image,
+                    version,
+                    build_id = self.entry.build_id,
+                    reason = code,
+                    "build FAILED"
+                );
                 if failure.reason == Reason::InternalPlatformError {
-                    tracing::error!(build_id = self.entry.build_id, failure = failure.sentence, "a build failed for our reasons");
+                    tracing::error!(
+                        build_id = self.entry.build_id,
+                        failure = failure.sentence,
+                        "a build failed for our reasons"
+                    );
                 }
                 self.remove_objects().await;
                 code

@@ -3,8 +3,8 @@
 use api::image::v1::BuildStep;
 use object_store::Error as ObjectError;
 
-use super::job::Job;
 use super::Stop;
+use super::job::Job;
 use crate::adapters::unpack::{Error as UnpackError, unpack};
 use crate::domain::archive::Error as Refusal;
 use crate::domain::configuration::S3Uri;
@@ -14,12 +14,23 @@ impl Job {
     pub(super) async fn fetch(&mut self) -> Result<(), Stop> {
         let step = BuildStep::Fetch;
         let configuration = self.version.configuration.as_ref();
-        let uri = configuration.and_then(|c| c.code_artifact.as_ref()).map_or("", |artifact| &artifact.uri);
-        let place = S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
+        let uri = configuration
+            .and_then(|c| c.code_artifact.as_ref())
+            .map_or("", |artifact| &artifact.uri);
+        let place =
+            S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
         let limit = self.context.settings.archive.bytes_max;
         self.log.note(format!("Fetching {uri}."));
         let objects = &self.context.objects;
-        let fetched = objects.get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {}).await;
+        let fetched = objects
+            .get_file(
+                &place.bucket,
+                &place.key,
+                &self.work.artifact(),
+                limit,
+                &|_, _| {},
+            )
+            .await;
         let fetched = match fetched {
             Ok(bytes) => bytes,
             // A missing bucket looks like a missing key to a request without an
@@ -48,10 +59,15 @@ impl Job {
             .map_err(|error| Failure::internal(step, error))?;
         match unpacked {
             Ok(unpacked) => {
-                self.log.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
+                self.log.note(format!(
+                    "Unpacked {} entries, {} bytes.",
+                    unpacked.entries, unpacked.bytes
+                ));
                 Ok(())
             }
-            Err(UnpackError::Io(error)) => Err(Failure::io(step, "cannot unpack the artifact", &error).into()),
+            Err(UnpackError::Io(error)) => {
+                Err(Failure::io(step, "cannot unpack the artifact", &error).into())
+            }
             Err(UnpackError::Refused(refusal)) => {
                 let reason = match &refusal {
                     Refusal::Invalid(_) => Reason::ArchiveInvalid,
@@ -67,20 +83,29 @@ impl Job {
 fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
     let (reason, sentence) = match &error {
         ObjectError::NotFound { .. } => (Reason::S3NoSuchKey, format!("The artifact {uri} does not exist.")),
-        ObjectError::NoSuchBucket { bucket } => {
-            (Reason::S3NoSuchBucket, format!("The bucket {bucket} of the artifact {uri} does not exist."))
+        ObjectError::NoSuchBucket { bucket } => (
+            Reason::S3NoSuchBucket,
+            format!("The bucket {bucket} of the artifact {uri} does not exist."),
+        ),
+        ObjectError::AccessDenied { .. } => (
+            Reason::S3AccessDenied,
+            format!("Access to the artifact {uri} was denied."),
+        ),
+        ObjectError::TooLarge { .. } => (
+            Reason::ArchiveTooLarge,
+            format!("The artifact {uri} is larger than {limit} bytes."),
+        ),
+        ObjectError::Unavailable { .. } => (
+            Reason::DependencyUnavailable,
+            format!("S3 did not give out the artifact {uri}: {error}."),
+        ),
+        ObjectError::File { source, .. } => {
+            return Failure::io(BuildStep::Fetch, "cannot store the artifact", source);
         }
-        ObjectError::AccessDenied { .. } => {
-            (Reason::S3AccessDenied, format!("Access to the artifact {uri} was denied."))
-        }
-        ObjectError::TooLarge { .. } => {
-            (Reason::ArchiveTooLarge, format!("The artifact {uri} is larger than {limit} bytes."))
-        }
-        ObjectError::Unavailable { .. } => {
-            (Reason::DependencyUnavailable, format!("S3 did not give out the artifact {uri}: {error}."))
-        }
-        ObjectError::File { source, .. } => return Failure::io(BuildStep::Fetch, "cannot store the artifact", source),
-        other => (Reason::InternalPlatformError, format!("The artifact {uri} cannot be fetched: {other}.")),
+        other => (
+            Reason::InternalPlatformError,
+            format!("The artifact {uri} cannot be fetched: {other}."),
+        ),
     };
     Failure::new(BuildStep::Fetch, reason, sentence)
 }

@@ -29,17 +29,23 @@ const LOCK_TTL: Duration = Duration::from_secs(10);
 
 /// Starts to make a base image. It is given up when the caller hangs up.
 pub(super) fn start(context: Arc<Context>, request: BuildBaseImageRequest) -> Result<BaseStream, Status> {
-    let recipe = RECIPES.into_iter().find(|recipe| recipe.name == request.name).ok_or_else(|| {
-        let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
-        errors::invalid(&[("name".to_owned(), format!("must be one of: {}", names.join(", ")))])
-    })?;
+    let recipe = RECIPES
+        .into_iter()
+        .find(|recipe| recipe.name == request.name)
+        .ok_or_else(|| {
+            let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+            errors::invalid(&[("name".to_owned(), format!("must be one of: {}", names.join(", ")))])
+        })?;
     let (sender, receiver) = mpsc::channel(QUEUE_LINES);
     tokio::spawn(async move {
         let last = tokio::select! {
             last = make(&context, recipe, request.rebuild, &sender) => last,
             () = sender.closed() => return,
         };
-        let message = last.map(|base| BuildBaseImageResponse { base_image: Some(base), ..Default::default() });
+        let message = last.map(|base| BuildBaseImageResponse {
+            base_image: Some(base),
+            ..Default::default()
+        });
         let _ = sender.send(message).await;
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
@@ -47,8 +53,17 @@ pub(super) fn start(context: Arc<Context>, request: BuildBaseImageRequest) -> Re
 
 type Sender = mpsc::Sender<Result<BuildBaseImageResponse, Status>>;
 
-async fn make(context: &Arc<Context>, recipe: Recipe, rebuild: bool, sender: &Sender) -> Result<BaseImage, Status> {
-    let known = || async { bases::known(&context.catalog).await.map_err(|error| status(error.into())) };
+async fn make(
+    context: &Arc<Context>,
+    recipe: Recipe,
+    rebuild: bool,
+    sender: &Sender,
+) -> Result<BaseImage, Status> {
+    let known = || async {
+        bases::known(&context.catalog)
+            .await
+            .map_err(|error| status(error.into()))
+    };
     if !rebuild && let Some(version) = known().await?.resolve(recipe.name, None) {
         return find(context, recipe.name, &version.to_string()).await;
     }
@@ -81,31 +96,61 @@ async fn make_version(
 ) -> Result<BaseImage, Status> {
     let mut sequence = 0;
     let mut line = |source: LogSource, text: String| {
-        let lines =
-            vec![LogLine { time: Some(api::timestamp(SystemTime::now())), source: source.into(), text, sequence }];
+        let lines = vec![LogLine {
+            time: Some(api::timestamp(SystemTime::now())),
+            source: source.into(),
+            text,
+            sequence,
+        }];
         sequence += 1;
-        let _ = sender.try_send(Ok(BuildBaseImageResponse { lines, base_image: None }));
+        let _ = sender.try_send(Ok(BuildBaseImageResponse {
+            lines,
+            base_image: None,
+        }));
     };
     let number = version.to_string();
-    line(LogSource::Platform, format!("Making {} version {number} from Debian's packages.", recipe.name));
-    let tar = base::make(recipe, &work.scratch(), |text| line(LogSource::Stdout, text)).await.map_err(failed)?;
+    line(
+        LogSource::Platform,
+        format!("Making {} version {number} from Debian's packages.", recipe.name),
+    );
+    let tar = base::make(recipe, &work.scratch(), |text| line(LogSource::Stdout, text))
+        .await
+        .map_err(failed)?;
     line(LogSource::Platform, format!("Storing {} bytes.", tar.size_bytes));
     let key = format!("bases/{}/{number}-{}.tar.zst", recipe.name, &tar.digest[..16]);
     let bucket = &context.settings.snapshot_bucket;
     // Dying after this line leaves an object that no record names; the next
     // version's key is another one.
-    context.objects.put_file(bucket, &key, &tar.path, &|_, _| {}).await.map_err(|error| {
-        errors::unavailable(reason::STORE_UNAVAILABLE, error.to_string(), Duration::from_secs(1))
-    })?;
-    import(context, work, recipe.name, &number, &tar, &mut line).await.map_err(failed)?;
+    context
+        .objects
+        .put_file(bucket, &key, &tar.path, &|_, _| {})
+        .await
+        .map_err(|error| {
+            errors::unavailable(
+                reason::STORE_UNAVAILABLE,
+                error.to_string(),
+                Duration::from_secs(1),
+            )
+        })?;
+    import(context, work, recipe.name, &number, &tar, &mut line)
+        .await
+        .map_err(failed)?;
     let base = BaseImage {
         name: recipe.name.to_owned(),
         version: number,
         size_bytes: tar.size_bytes,
         create_time: Some(api::timestamp(now())),
     };
-    let entry = BaseEntry { base: Some(base.clone()), key, digest: tar.digest };
-    context.catalog.apply(Change::new().new_base(&entry)).await.map_err(|error| status(error.into()))?;
+    let entry = BaseEntry {
+        base: Some(base.clone()),
+        key,
+        digest: tar.digest,
+    };
+    context
+        .catalog
+        .apply(Change::new().new_base(&entry))
+        .await
+        .map_err(|error| status(error.into()))?;
     tracing::info!(base = base.name, version = base.version, "base image made");
     Ok(base)
 }
@@ -124,13 +169,20 @@ async fn import(
     tokio::fs::rename(&tar.path, &kept).await?;
     let session = context.buildah.session(None, &format!("base-{name}")).await;
     let log = |text: String| line(LogSource::Stdout, text);
-    let imported = context.buildah.import(&session, work, &kept, (name, version), log).await;
+    let imported = context
+        .buildah
+        .import(&session, work, &kept, (name, version), log)
+        .await;
     session.close().await;
     imported.map_err(io::Error::other)
 }
 
 async fn find(context: &Context, name: &str, version: &str) -> Result<BaseImage, Status> {
-    let entries = context.catalog.bases().await.map_err(|error| status(error.into()))?;
+    let entries = context
+        .catalog
+        .bases()
+        .await
+        .map_err(|error| status(error.into()))?;
     let mut bases = entries.into_iter().filter_map(|record| record.value.base);
     bases
         .find(|base| base.name == name && base.version == version)
@@ -144,7 +196,9 @@ struct Cleaning {
 
 impl Cleaning {
     fn new(context: &Context, name: &str) -> io::Result<Self> {
-        Ok(Self { work: context.layout.work(name)? })
+        Ok(Self {
+            work: context.layout.work(name)?,
+        })
     }
 }
 

@@ -11,9 +11,7 @@ pub(super) fn page<T>(
     token: &str,
     key: impl Fn(&T) -> String,
 ) -> Result<(Vec<T>, String), Status> {
-    let invalid = |field: &str, text: &str| {
-        api::errors::invalid(&[(field.to_owned(), text.to_owned())])
-    };
+    let invalid = |field: &str, text: &str| api::errors::invalid(&[(field.to_owned(), text.to_owned())]);
     if size > PAGE_SIZE_MAX {
         return Err(invalid("page_size", "must be 0 to 50"));
     }
@@ -27,7 +25,11 @@ pub(super) fn page<T>(
     };
     let more = items.len() > start + size;
     let page: Vec<T> = items.into_iter().skip(start).take(size).collect();
-    let next = page.last().filter(|_| more).map(|item| encode(&key(item))).unwrap_or_default();
+    let next = page
+        .last()
+        .filter(|_| more)
+        .map(|item| encode(&key(item)))
+        .unwrap_or_default();
     Ok((page, next))
 }
 
@@ -65,6 +67,9 @@ mod tests {
         assert!(page(items.clone(), 51, "", u32::to_string).is_err());
         assert!(page(items.clone(), 3, "zz", u32::to_string).is_err());
         assert!(page(items, 3, &encode("99"), u32::to_string).is_err());
-        assert_eq!(page(Vec::<u32>::new(), 0, "", u32::to_string).unwrap(), (vec![], String::new()));
+        assert_eq!(
+            page(Vec::<u32>::new(), 0, "", u32::to_string).unwrap(),
+            (vec![], String::new())
+        );
     }
 }

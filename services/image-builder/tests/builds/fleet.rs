@@ -59,8 +59,12 @@ pub async fn serve(
     script: Arc<Mutex<Script>>,
     stop: CancellationToken,
 ) -> String {
-    let agent = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::HostAgent)).await.unwrap();
-    let scheduler = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::Scheduler)).await.unwrap();
+    let agent = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::HostAgent))
+        .await
+        .unwrap();
+    let scheduler = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::Scheduler))
+        .await
+        .unwrap();
     let address = scheduler.local_addr().to_string();
     let host = agent.local_addr().to_string();
     let fake = Arc::new(Fake { script, store, host });
@@ -80,7 +84,10 @@ fn no<T>() -> Result<Response<T>, Status> {
 
 #[tonic::async_trait]
 impl HostService for Fake {
-    async fn register_host(&self, _: Request<RegisterHostRequest>) -> Result<Response<RegisterHostResponse>, Status> {
+    async fn register_host(
+        &self,
+        _: Request<RegisterHostRequest>,
+    ) -> Result<Response<RegisterHostResponse>, Status> {
         no()
     }
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
@@ -89,13 +96,26 @@ impl HostService for Fake {
     async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<DrainHostResponse>, Status> {
         no()
     }
-    async fn undrain_host(&self, _: Request<UndrainHostRequest>) -> Result<Response<UndrainHostResponse>, Status> {
+    async fn undrain_host(
+        &self,
+        _: Request<UndrainHostRequest>,
+    ) -> Result<Response<UndrainHostResponse>, Status> {
         no()
     }
     async fn list_hosts(&self, _: Request<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
-        let spec = HostSpec { host_id: "h1".into(), grpc_address: self.host.clone(), ..HostSpec::default() };
-        let hosts = vec![Host { spec: Some(spec), ..Host::default() }];
-        Ok(Response::new(ListHostsResponse { hosts, next_page_token: String::new() }))
+        let spec = HostSpec {
+            host_id: "h1".into(),
+            grpc_address: self.host.clone(),
+            ..HostSpec::default()
+        };
+        let hosts = vec![Host {
+            spec: Some(spec),
+            ..Host::default()
+        }];
+        Ok(Response::new(ListHostsResponse {
+            hosts,
+            next_page_token: String::new(),
+        }))
     }
     async fn place_bake(&self, _: Request<PlaceBakeRequest>) -> Result<Response<PlaceBakeResponse>, Status> {
         Ok(Response::new(PlaceBakeResponse {
@@ -104,7 +124,10 @@ impl HostService for Fake {
             chipset: "EMULATED".into(),
         }))
     }
-    async fn release_bake(&self, _: Request<ReleaseBakeRequest>) -> Result<Response<ReleaseBakeResponse>, Status> {
+    async fn release_bake(
+        &self,
+        _: Request<ReleaseBakeRequest>,
+    ) -> Result<Response<ReleaseBakeResponse>, Status> {
         self.script.lock().unwrap().released += 1;
         Ok(Response::new(ReleaseBakeResponse {}))
     }
@@ -114,10 +137,14 @@ impl Fake {
     /// What a host leaves in S3, small.
     async fn publish(&self, request: &BakeRequest) -> BakeResult {
         let disk = request.disk.as_ref().unwrap();
-        let (manifest, _) =
-            snapshot::read_manifest(&self.store, SNAPSHOTS, &disk.manifest_key, Some(&disk.manifest_digest))
-                .await
-                .expect("the disk is there");
+        let (manifest, _) = snapshot::read_manifest(
+            &self.store,
+            SNAPSHOTS,
+            &disk.manifest_key,
+            Some(&disk.manifest_digest),
+        )
+        .await
+        .expect("the disk is there");
         assert_eq!(manifest.head.disk_size_bytes, disk.size_bytes);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![7; 5000]).unwrap();
@@ -138,10 +165,14 @@ impl Fake {
             created_unix_ms: 0,
             labels: BTreeMap::new(),
         };
-        let sources = [FileSource { kind: FileKind::Memory, path: file.path().to_owned() }];
+        let sources = [FileSource {
+            kind: FileKind::Memory,
+            path: file.path().to_owned(),
+        }];
         let prefix = &request.destination_prefix;
-        let published =
-            snapshot::upload(&self.store, SNAPSHOTS, prefix, &head, &sources, &|_, _| {}).await.unwrap();
+        let published = snapshot::upload(&self.store, SNAPSHOTS, prefix, &head, &sources, &|_, _| {})
+            .await
+            .unwrap();
         BakeResult {
             snapshot: Some(SnapshotRef {
                 manifest_key: published.manifest_key,
@@ -168,20 +199,33 @@ impl HostAgentService for Fake {
         let step = {
             let mut script = self.script.lock().unwrap();
             script.requests.push(request.clone());
-            if script.bakes.is_empty() { None } else { Some(script.bakes.remove(0)) }
+            if script.bakes.is_empty() {
+                None
+            } else {
+                Some(script.bakes.remove(0))
+            }
         };
         let line = LogLine {
             source: LogSource::Stdout.into(),
             text: "hello from the app".into(),
             ..LogLine::default()
         };
-        let first = BakeResponse { lines: vec![line], step: "boot".into(), result: None };
+        let first = BakeResponse {
+            lines: vec![line],
+            step: "boot".into(),
+            result: None,
+        };
         let last = match step {
-            None => Ok(BakeResponse { result: Some(self.publish(&request).await), ..Default::default() }),
+            None => Ok(BakeResponse {
+                result: Some(self.publish(&request).await),
+                ..Default::default()
+            }),
             Some(Step::Hang) => {
                 let stream = futures::stream::once(async { Ok(first) });
                 let forever = futures::stream::pending();
-                return Ok(Response::new(Box::pin(futures::StreamExt::chain(stream, forever))));
+                return Ok(Response::new(Box::pin(futures::StreamExt::chain(
+                    stream, forever,
+                ))));
             }
             Some(Step::Break) => Err(Status::unavailable("the host went")),
             Some(Step::Refuse(code, reason, metadata)) => {
@@ -207,31 +251,59 @@ impl HostAgentService for Fake {
         no()
     }
     type FollowLogStream = BoxStream<FollowLogResponse>;
-    async fn follow_log(&self, _: Request<FollowLogRequest>) -> Result<Response<Self::FollowLogStream>, Status> {
+    async fn follow_log(
+        &self,
+        _: Request<FollowLogRequest>,
+    ) -> Result<Response<Self::FollowLogStream>, Status> {
         no()
     }
-    async fn evict_image(&self, request: Request<EvictImageRequest>) -> Result<Response<EvictImageResponse>, Status> {
-        self.script.lock().unwrap().evicted.push(request.into_inner().manifest_key);
+    async fn evict_image(
+        &self,
+        request: Request<EvictImageRequest>,
+    ) -> Result<Response<EvictImageResponse>, Status> {
+        self.script
+            .lock()
+            .unwrap()
+            .evicted
+            .push(request.into_inner().manifest_key);
         Ok(Response::new(EvictImageResponse {}))
     }
 }
 
 #[tonic::async_trait]
 impl MicrovmService for Fake {
-    async fn list_microvms(&self, _: Request<ListMicrovmsRequest>) -> Result<Response<ListMicrovmsResponse>, Status> {
+    async fn list_microvms(
+        &self,
+        _: Request<ListMicrovmsRequest>,
+    ) -> Result<Response<ListMicrovmsResponse>, Status> {
         let microvms = self.script.lock().unwrap().microvms.clone();
-        Ok(Response::new(ListMicrovmsResponse { microvms, next_page_token: String::new() }))
+        Ok(Response::new(ListMicrovmsResponse {
+            microvms,
+            next_page_token: String::new(),
+        }))
     }
-    async fn run_microvm(&self, _: Request<RunMicrovmRequest>) -> Result<Response<RunMicrovmResponse>, Status> {
+    async fn run_microvm(
+        &self,
+        _: Request<RunMicrovmRequest>,
+    ) -> Result<Response<RunMicrovmResponse>, Status> {
         no()
     }
-    async fn get_microvm(&self, _: Request<GetMicrovmRequest>) -> Result<Response<GetMicrovmResponse>, Status> {
+    async fn get_microvm(
+        &self,
+        _: Request<GetMicrovmRequest>,
+    ) -> Result<Response<GetMicrovmResponse>, Status> {
         no()
     }
-    async fn suspend_microvm(&self, _: Request<SuspendMicrovmRequest>) -> Result<Response<SuspendMicrovmResponse>, Status> {
+    async fn suspend_microvm(
+        &self,
+        _: Request<SuspendMicrovmRequest>,
+    ) -> Result<Response<SuspendMicrovmResponse>, Status> {
         no()
     }
-    async fn resume_microvm(&self, _: Request<ResumeMicrovmRequest>) -> Result<Response<ResumeMicrovmResponse>, Status> {
+    async fn resume_microvm(
+        &self,
+        _: Request<ResumeMicrovmRequest>,
+    ) -> Result<Response<ResumeMicrovmResponse>, Status> {
         no()
     }
     async fn terminate_microvm(
@@ -247,7 +319,10 @@ impl MicrovmService for Fake {
         no()
     }
     type WatchMicrovmsStream = BoxStream<WatchMicrovmsResponse>;
-    async fn watch_microvms(&self, _: Request<WatchMicrovmsRequest>) -> Result<Response<Self::WatchMicrovmsStream>, Status> {
+    async fn watch_microvms(
+        &self,
+        _: Request<WatchMicrovmsRequest>,
+    ) -> Result<Response<Self::WatchMicrovmsStream>, Status> {
         no()
     }
     type FollowMicrovmLogStream = BoxStream<FollowMicrovmLogResponse>;

@@ -13,7 +13,7 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
-use nix::unistd::{Gid, Uid, sethostname, setgroups, setresgid, setresuid};
+use nix::unistd::{Gid, Uid, setgroups, sethostname, setresgid, setresuid};
 
 use super::outer::{exit_code, expect};
 use super::{FIRST, Spec, root};
@@ -60,8 +60,10 @@ pub(super) fn run_first() -> io::Result<i32> {
     sethostname("torpor-build")?;
     setrlimit(Resource::RLIMIT_NPROC, spec.processes_max, spec.processes_max)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    let (program, arguments) =
-        spec.command.split_first().ok_or_else(|| io::Error::other("the command is empty"))?;
+    let (program, arguments) = spec
+        .command
+        .split_first()
+        .ok_or_else(|| io::Error::other("the command is empty"))?;
     let error = Command::new(program)
         .args(arguments)
         .env_clear()

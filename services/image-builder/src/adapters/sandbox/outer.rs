@@ -59,9 +59,15 @@ fn start_inner(spec: &Spec, text: &str) -> io::Result<std::process::Child> {
 pub(super) fn expect(stream: &mut UnixStream, signal: u8) -> io::Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
-    if byte[0] == signal { Ok(()) } else { Err(io::Error::other("a stage broke the protocol")) }
+    if byte[0] == signal {
+        Ok(())
+    } else {
+        Err(io::Error::other("a stage broke the protocol"))
+    }
 }
 
 pub(super) fn exit_code(status: ExitStatus) -> i32 {
-    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status
+        .code()
+        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

@@ -5,7 +5,9 @@ use std::collections::BTreeMap;
 
 fn good() -> ImageConfiguration {
     ImageConfiguration {
-        code_artifact: Some(CodeArtifact { uri: "s3://torpor-artifacts/app.zip".to_owned() }),
+        code_artifact: Some(CodeArtifact {
+            uri: "s3://torpor-artifacts/app.zip".to_owned(),
+        }),
         base_image_arn: "debian-12".to_owned(),
         ..ImageConfiguration::default()
     }
@@ -27,7 +29,10 @@ fn judge(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(String,
 
 fn hook(seconds: i64) -> Option<Hook> {
     let timeout = Some(prost_types::Duration { seconds, nanos: 0 });
-    Some(Hook { mode: HookMode::Enabled.into(), timeout })
+    Some(Hook {
+        mode: HookMode::Enabled.into(),
+        timeout,
+    })
 }
 
 #[track_caller]
@@ -37,17 +42,32 @@ fn check(change: impl FnOnce(&mut ImageConfiguration), expected: &[(&str, &str)]
     let (_, violations) = judge(configuration);
     assert_eq!(violations.len(), expected.len(), "{violations:?}");
     for ((path, message), (wanted_path, wanted)) in violations.iter().zip(expected) {
-        assert!(path == wanted_path && message.contains(wanted), "{path}: {message}, not {wanted_path}: {wanted}");
+        assert!(
+            path == wanted_path && message.contains(wanted),
+            "{path}: {message}, not {wanted_path}: {wanted}"
+        );
     }
 }
 
 #[test]
 fn what_is_left_out_is_filled_in() {
-    let (complete, violations) = judge(ImageConfiguration { base_image_arn: String::new(), ..good() });
+    let (complete, violations) = judge(ImageConfiguration {
+        base_image_arn: String::new(),
+        ..good()
+    });
     assert_eq!(violations, []);
-    assert_eq!((complete.base_image_arn.as_str(), complete.base_image_version.as_str()), ("debian-12", "2"));
+    assert_eq!(
+        (
+            complete.base_image_arn.as_str(),
+            complete.base_image_version.as_str()
+        ),
+        ("debian-12", "2")
+    );
     assert_eq!(complete.resources.unwrap().minimum_memory_mib, 512);
-    for (arn, version) in [("debian-12", "1"), ("arn:aws:lambda:local-1:aws:microvm-image:debian-12", "1.0")] {
+    for (arn, version) in [
+        ("debian-12", "1"),
+        ("arn:aws:lambda:local-1:aws:microvm-image:debian-12", "1.0"),
+    ] {
         let (complete, violations) = judge(ImageConfiguration {
             base_image_arn: arn.to_owned(),
             base_image_version: version.to_owned(),
@@ -60,24 +80,54 @@ fn what_is_left_out_is_filled_in() {
 
 #[test]
 fn both_sides_of_every_rule() {
-    for uri in ["", "s3://", "s3://b/k", "s3://bucket", "s3://bucket/", "http://bucket/key", "s3://BUCKET/key"] {
+    for uri in [
+        "",
+        "s3://",
+        "s3://b/k",
+        "s3://bucket",
+        "s3://bucket/",
+        "http://bucket/key",
+        "s3://BUCKET/key",
+    ] {
         check(
             |c| c.code_artifact = Some(CodeArtifact { uri: uri.to_owned() }),
             &[("configuration.code_artifact.uri", "s3://bucket/key")],
         );
     }
-    check(|c| c.code_artifact = None, &[("configuration.code_artifact.uri", "")]);
+    check(
+        |c| c.code_artifact = None,
+        &[("configuration.code_artifact.uri", "")],
+    );
     let base = "configuration.base_image_arn";
     let unknown = "No managed MicroVM Image with arn debian-12 and version 999 is available";
     check(|c| c.base_image_version = "999".to_owned(), &[(base, unknown)]);
-    check(|c| c.base_image_arn = "alpine".to_owned(), &[(base, "arn alpine and version latest")]);
-    check(|c| c.base_image_arn = "arn:aws:lambda:x:aws:microvm-image:debian-12".to_owned(), &[(base, "")]);
-    for (mib, good) in [(512, true), (8192, true), (0, false), (700, false), (16_384, false)] {
-        let expected = [("configuration.resources.minimum_memory_mib", "512, 1024, 2048, 4096, 8192")];
-        let resources = Some(Resources { minimum_memory_mib: mib });
+    check(
+        |c| c.base_image_arn = "alpine".to_owned(),
+        &[(base, "arn alpine and version latest")],
+    );
+    check(
+        |c| c.base_image_arn = "arn:aws:lambda:x:aws:microvm-image:debian-12".to_owned(),
+        &[(base, "")],
+    );
+    for (mib, good) in [
+        (512, true),
+        (8192, true),
+        (0, false),
+        (700, false),
+        (16_384, false),
+    ] {
+        let expected = [(
+            "configuration.resources.minimum_memory_mib",
+            "512, 1024, 2048, 4096, 8192",
+        )];
+        let resources = Some(Resources {
+            minimum_memory_mib: mib,
+        });
         check(|c| c.resources = resources, if good { &[] } else { &expected });
     }
-    let cpu = |architecture: Architecture| CpuConfiguration { architecture: architecture.into() };
+    let cpu = |architecture: Architecture| CpuConfiguration {
+        architecture: architecture.into(),
+    };
     check(|c| c.cpu_configurations = vec![cpu(Architecture::X8664)], &[]);
     check(
         |c| c.cpu_configurations = vec![cpu(Architecture::Arm64)],
@@ -89,14 +139,24 @@ fn both_sides_of_every_rule() {
         &[("configuration.additional_os_capabilities", "'ALL'")],
     );
     check(|c| c.description = "d".repeat(2048), &[]);
-    check(|c| c.description = "d".repeat(2049), &[("configuration.description", "2048")]);
+    check(
+        |c| c.description = "d".repeat(2049),
+        &[("configuration.description", "2048")],
+    );
     check(
         |c| c.egress_network_connectors = vec![String::new(), String::new()],
         &[("configuration.egress_network_connectors", "at most 1")],
     );
-    let stream = LogGroup { log_group: "g".to_owned(), log_stream: "a:b".to_owned() };
+    let stream = LogGroup {
+        log_group: "g".to_owned(),
+        log_stream: "a:b".to_owned(),
+    };
     check(
-        |c| c.logging = Some(Logging { destination: Some(Destination::CloudWatch(stream)) }),
+        |c| {
+            c.logging = Some(Logging {
+                destination: Some(Destination::CloudWatch(stream)),
+            })
+        },
         &[("configuration.logging.cloud_watch.log_stream", "':'")],
     );
 }
@@ -104,10 +164,16 @@ fn both_sides_of_every_rule() {
 #[test]
 fn environment_rules_never_show_values() {
     let variables = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+        pairs
+            .iter()
+            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+            .collect()
     };
     let path = "configuration.environment_variables";
-    check(|c| c.environment_variables = variables(&[("KEY", &"v".repeat(4096))]), &[]);
+    check(
+        |c| c.environment_variables = variables(&[("KEY", &"v".repeat(4096))]),
+        &[],
+    );
     let secret = "s3cret".repeat(700);
     let mut configuration = good();
     configuration.environment_variables = variables(&[("KEY", &secret), ("A=B", "x"), (" ", "y")]);
@@ -116,7 +182,10 @@ fn environment_rules_never_show_values() {
     assert!(!format!("{violations:?}").contains("s3cret"));
     check(
         |c| c.environment_variables = variables(&[("AWS_REGION", "x")]),
-        &[(&format!("{path}.AWS_REGION"), "Environment variable key 'AWS_REGION' is reserved")],
+        &[(
+            &format!("{path}.AWS_REGION"),
+            "Environment variable key 'AWS_REGION' is reserved",
+        )],
     );
     let many = |count: usize| (0..count).map(|n| (format!("K{n}"), String::new())).collect();
     check(|c| c.environment_variables = many(100), &[]);
@@ -125,31 +194,74 @@ fn environment_rules_never_show_values() {
 
 #[test]
 fn hooks_need_a_port_and_ready() {
-    check(|c| c.hooks = Some(Hooks { port: 8080, ready: hook(3600), run: hook(60), ..Hooks::default() }), &[]);
     check(
-        |c| c.hooks = Some(Hooks { port: 8080, run: hook(5), ..Hooks::default() }),
-        &[("configuration.hooks.ready", "The ready (/ready) MicroVM image hook must be enabled")],
+        |c| {
+            c.hooks = Some(Hooks {
+                port: 8080,
+                ready: hook(3600),
+                run: hook(60),
+                ..Hooks::default()
+            })
+        },
+        &[],
     );
     check(
-        |c| c.hooks = Some(Hooks { ready: hook(5), ..Hooks::default() }),
+        |c| {
+            c.hooks = Some(Hooks {
+                port: 8080,
+                run: hook(5),
+                ..Hooks::default()
+            })
+        },
+        &[(
+            "configuration.hooks.ready",
+            "The ready (/ready) MicroVM image hook must be enabled",
+        )],
+    );
+    check(
+        |c| {
+            c.hooks = Some(Hooks {
+                ready: hook(5),
+                ..Hooks::default()
+            })
+        },
         &[("configuration.hooks.port", "is required")],
     );
     for (ready, run) in [(0, 5), (3601, 5), (-1, 5)] {
         check(
-            |c| c.hooks = Some(Hooks { port: 1, ready: hook(ready), run: hook(run), ..Hooks::default() }),
+            |c| {
+                c.hooks = Some(Hooks {
+                    port: 1,
+                    ready: hook(ready),
+                    run: hook(run),
+                    ..Hooks::default()
+                })
+            },
             &[("configuration.hooks.ready.timeout", "1 to 3600")],
         );
     }
     check(
-        |c| c.hooks = Some(Hooks { port: 70_000, ready: hook(5), run: hook(61), ..Hooks::default() }),
-        &[("configuration.hooks.port", "65535"), ("configuration.hooks.run.timeout", "1 to 60")],
+        |c| {
+            c.hooks = Some(Hooks {
+                port: 70_000,
+                ready: hook(5),
+                run: hook(61),
+                ..Hooks::default()
+            })
+        },
+        &[
+            ("configuration.hooks.port", "65535"),
+            ("configuration.hooks.run.timeout", "1 to 60"),
+        ],
     );
 }
 
 #[test]
 fn everything_wrong_is_said_at_once() {
     let (_, violations) = judge(ImageConfiguration {
-        resources: Some(Resources { minimum_memory_mib: 1 }),
+        resources: Some(Resources {
+            minimum_memory_mib: 1,
+        }),
         base_image_arn: "nope".to_owned(),
         ..ImageConfiguration::default()
     });
@@ -160,11 +272,20 @@ fn everything_wrong_is_said_at_once() {
 fn tags_are_bounded() {
     let judge = |key: &str, value: &str| {
         let mut violations = Violations::default();
-        check_tags(&HashMap::from([(key.to_owned(), value.to_owned())]), &mut violations);
+        check_tags(
+            &HashMap::from([(key.to_owned(), value.to_owned())]),
+            &mut violations,
+        );
         violations.into_vec().len()
     };
     for (key, value, wrong) in [("k", "", 0), ("", "v", 1), ("k", "a;b", 1), ("größe", "1 + 2", 0)] {
         assert_eq!(judge(key, value), wrong, "{key}={value}");
     }
-    assert_eq!((judge(&"k".repeat(128), &"v".repeat(256)), judge(&"k".repeat(129), &"v".repeat(257))), (0, 2));
+    assert_eq!(
+        (
+            judge(&"k".repeat(128), &"v".repeat(256)),
+            judge(&"k".repeat(129), &"v".repeat(257))
+        ),
+        (0, 2)
+    );
 }
