@@ -227,12 +227,12 @@ impl Link {
         }
     }
 
-    /// Has the guest get ready for a snapshot; `drop_caches` for bakes.
+    /// Has the guest get ready for a snapshot; `sync` for bakes.
     ///
     /// # Errors
     /// As [`Error`].
-    pub async fn prepare_snapshot(&self, drop_caches: bool) -> Result<(), Error> {
-        let request = Body::PrepareSnapshotRequest(PrepareSnapshotRequest { drop_caches });
+    pub async fn prepare_snapshot(&self, sync: bool) -> Result<(), Error> {
+        let request = Body::PrepareSnapshotRequest(PrepareSnapshotRequest { sync });
         match self.call("PrepareSnapshot", request, PREPARE_TIMEOUT).await? {
             Body::PrepareSnapshotResponse(_) => Ok(()),
             _ => Err(Error::Protocol("PrepareSnapshot")),

@@ -33,7 +33,11 @@ impl Quiet {
         let began = *self.began.get_or_insert(now);
         let (since, before) = *self.window.get_or_insert((now, ticks));
         if now.saturating_duration_since(since) >= WINDOW {
-            self.calm = if ticks.saturating_sub(before) <= CALM_TICKS { self.calm + 1 } else { 0 };
+            self.calm = if ticks.saturating_sub(before) <= CALM_TICKS {
+                self.calm + 1
+            } else {
+                0
+            };
             self.window = Some((now, ticks));
         }
         self.calm >= CALM_WINDOWS || now.saturating_duration_since(began) >= WAIT_MAX
@@ -49,7 +53,11 @@ pub fn busy_ticks() -> Option<u64> {
 fn parse(stat: &str) -> Option<u64> {
     const IDLE: usize = 3;
     const GUEST: usize = 8; // from here on time is counted in earlier fields too
-    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
+    let fields = stat
+        .lines()
+        .next()?
+        .strip_prefix("cpu ")?
+        .split_ascii_whitespace();
     fields
         .take(GUEST)
         .enumerate()
@@ -76,12 +84,12 @@ mod tests {
         let mut quiet = Quiet::default();
         for (millis, ticks, expected) in [
             (0, 0, false),
-            (250, 20, false),   // busy
-            (300, 21, false),   // not a whole look
-            (500, 22, false),   // calm, once
-            (750, 60, false),   // busy again
-            (1000, 61, false),  // calm, once
-            (1250, 62, true),   // calm, twice
+            (250, 20, false),  // busy
+            (300, 21, false),  // not a whole look
+            (500, 22, false),  // calm, once
+            (750, 60, false),  // busy again
+            (1000, 61, false), // calm, once
+            (1250, 62, true),  // calm, twice
         ] {
             assert_eq!(quiet.look(at(millis), Some(ticks)), expected, "at {millis} ms");
         }

@@ -158,6 +158,10 @@ impl From<Status> for Failure {
         if message.is_empty() {
             message = status.code().description().to_owned();
         }
+        if status.code() == Code::Unavailable && reason.is_none() {
+            // The transport's own words, which name nobody.
+            message = format!("the fleet's service does not answer: {message}");
+        }
         let mut failure = Self::new(kind, message);
         failure.next = advice(&status, reason.as_deref()).map(str::to_owned);
         failure

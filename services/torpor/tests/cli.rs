@@ -45,13 +45,20 @@ fn help_shows_examples_and_exit_codes() {
     for (arguments, expected) in [
         (vec!["--help"], "Exit codes: 0 done, 1 failed, 2 wrong usage"),
         (vec!["up", "--help"], "torpor up --detach --hosts 2"),
-        (vec!["image", "create", "--help"], "torpor image create web --artifact ./app"),
+        (
+            vec!["image", "create", "--help"],
+            "torpor image create web --artifact ./app",
+        ),
         (vec!["run", "--help"], "torpor run web --idle 60s"),
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
     ] {
         let output = torpor(directory.path(), &arguments);
         assert!(output.status.success());
-        assert!(text(&output.stdout).contains(expected), "{arguments:?}: {}", text(&output.stdout));
+        assert!(
+            text(&output.stdout).contains(expected),
+            "{arguments:?}: {}",
+            text(&output.stdout)
+        );
     }
 }
 
@@ -62,10 +69,30 @@ fn failures_have_their_exit_code_and_a_next_step() {
         (nothing.path(), &["list"], 5, "next: start one with torpor up"),
         (nothing.path(), &["status"], 5, "no fleet in"),
         (nothing.path(), &["nonsense"], 2, "unrecognized subcommand"),
-        (nothing.path(), &["up", "--set", "typo.x=1"], 2, "next: services are scheduler, image-builder"),
-        (fleet.path(), &["image", "create", "x", "--artifact", "/nonexistent"], 2, "next: give a directory or a zip"),
-        (fleet.path(), &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"], 2, "KEY=VALUE"),
-        (fleet.path(), &["get", "not an id"], 2, "next: ids look like microvm-"),
+        (
+            nothing.path(),
+            &["up", "--set", "typo.x=1"],
+            2,
+            "next: services are scheduler, image-builder",
+        ),
+        (
+            fleet.path(),
+            &["image", "create", "x", "--artifact", "/nonexistent"],
+            2,
+            "next: give a directory or a zip",
+        ),
+        (
+            fleet.path(),
+            &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"],
+            2,
+            "KEY=VALUE",
+        ),
+        (
+            fleet.path(),
+            &["get", "not an id"],
+            2,
+            "next: ids look like microvm-",
+        ),
         (fleet.path(), &["token", "abc", "--port", "0"], 2, "not a port"),
         (fleet.path(), &["list"], 1, "cannot use the admin certificate"),
     ];
@@ -73,7 +100,10 @@ fn failures_have_their_exit_code_and_a_next_step() {
         let output = torpor(data_dir, arguments);
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-        assert!(stderr.contains("error: ") && stderr.contains(expected), "{arguments:?}: {stderr}");
+        assert!(
+            stderr.contains("error: ") && stderr.contains(expected),
+            "{arguments:?}: {stderr}"
+        );
         assert!(!stderr.contains('\x1b'), "no colours into a pipe: {stderr}");
     }
 }
@@ -82,7 +112,10 @@ fn failures_have_their_exit_code_and_a_next_step() {
 fn env_can_be_evaluated_by_a_shell() {
     let fleet = absent_fleet();
     let output = torpor(fleet.path(), &["env"]);
-    let script = format!("{}\nprintf %s \"$AWS_SECRET_ACCESS_KEY|$AWS_ENDPOINT_URL_S3\"", text(&output.stdout));
+    let script = format!(
+        "{}\nprintf %s \"$AWS_SECRET_ACCESS_KEY|$AWS_ENDPOINT_URL_S3\"",
+        text(&output.stdout)
+    );
     let shell = Command::new("sh").arg("-c").arg(script).output().unwrap();
     assert_eq!(text(&shell.stdout), "it's secret|http://127.0.0.1:1");
 }
@@ -99,7 +132,10 @@ fn a_reader_that_leaves_is_no_error() {
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
+    assert_eq!(
+        (output.status.code(), text(&output.stderr).as_str()),
+        (Some(0), "")
+    );
 }
 
 #[test]
@@ -110,6 +146,10 @@ fn down_of_nothing_is_fine() {
         assert!(torpor(&absent, arguments).status.success());
     }
     let output = torpor(directory.path(), &["down", "--purge"]);
-    assert_eq!(output.status.code(), Some(2), "a directory that is no fleet's is not deleted");
+    assert_eq!(
+        output.status.code(),
+        Some(2),
+        "a directory that is no fleet's is not deleted"
+    );
     assert!(directory.path().exists());
 }

@@ -131,7 +131,7 @@ fn prepare_snapshot(
     shared: &Shared,
     request: PrepareSnapshotRequest,
 ) -> Result<PrepareSnapshotResponse, Failed> {
-    if request.drop_caches {
+    if request.sync {
         nix::unistd::sync();
     }
     // Without the list, connections that lose their peer run into their own time-outs.

@@ -83,7 +83,7 @@ impl Term {
                 Attempt::Elsewhere(status) => {
                     tried.push(microvm.placement.host.clone());
                     if tried.len() >= PLACES_MAX {
-                        return Err(status.message().to_owned());
+                        return Err(reason_of(&status));
                     }
                     self.move_elsewhere(handle, &tried)
                         .await
@@ -116,7 +116,7 @@ impl Term {
         match classify(&status) {
             Failure::Again => Attempt::Again(status),
             Failure::Full => Attempt::Elsewhere(status),
-            Failure::NotHere | Failure::Final => Attempt::Failed(status.message().to_owned()),
+            Failure::NotHere | Failure::Final => Attempt::Failed(reason_of(&status)),
         }
     }
 
@@ -288,4 +288,13 @@ pub(crate) fn happen(
         .happen(event, reason, at)
         .map_err(|illegal| Refusal::Internal(illegal.to_string()))?;
     Ok(Changed::Yes)
+}
+
+/// What a record says of a host's refusal. Damage is said by its code too: who reads the record has to tell it from a
+/// host that was busy.
+fn reason_of(status: &tonic::Status) -> String {
+    match status.code() {
+        tonic::Code::DataLoss => format!("DATA_LOSS: {}", status.message()),
+        _ => status.message().to_owned(),
+    }
 }

@@ -53,7 +53,7 @@ async fn check(fleet: &Fleet, name: &str, built: &crate::fleet::Built, code: &st
         "{}",
         run.message()
     );
-    nothing_left(fleet, name).await;
+    nothing_left(fleet, &image).await;
     images
         .delete_image(DeleteImageRequest {
             image_identifier: name.to_owned(),
@@ -62,20 +62,24 @@ async fn check(fleet: &Fleet, name: &str, built: &crate::fleet::Built, code: &st
         .unwrap();
 }
 
-/// No work directory, engine or object of a failed build remains.
-async fn nothing_left(fleet: &Fleet, name: &str) {
+/// No bake and no object of a failed build remains.
+async fn nothing_left(fleet: &Fleet, image: &Image) {
     let store = object_store::Store::connect(&fleet.context.object_store()).unwrap();
     fleet
         .until(
-            &format!("{name} to leave nothing"),
+            &format!("{} to leave nothing", image.name),
             Duration::from_secs(20),
             || async {
-                let objects = store.list_prefix("torpor-snapshots", "", 100_000).await.ok()?;
-                let of_image = objects
-                    .iter()
-                    .filter(|object| object.key.contains(&format!("/{name}/")))
-                    .count();
-                (of_image == 0 && bakes(fleet) == 0).then_some(())
+                let mut objects = 0;
+                for kind in ["images", "disks"] {
+                    let prefix = format!("{kind}/{}/", image.id);
+                    objects += store
+                        .list_prefix("torpor-snapshots", &prefix, 1000)
+                        .await
+                        .ok()?
+                        .len();
+                }
+                (objects == 0 && bakes(fleet) == 0).then_some(())
             },
         )
         .await;
@@ -324,7 +328,7 @@ async fn requests_that_break_a_rule_name_the_field() {
         (|r| r.image_version = "one".to_owned(), "1.0"),
         (
             |r| r.ingress_network_connectors = vec!["HTTP_INGRESS".to_owned()],
-            "Malformed network connector ARN",
+            "HTTP_INGRESS",
         ),
     ];
     for (change, says) in changes {
