@@ -37,11 +37,10 @@ async fn stop_supervisor(run_dir: &Path, record: &FleetRecord) -> Result<(), Fai
     record.supervisor.signal(Signal::SIGTERM);
     let mut shown = String::new();
     while record.supervisor.alive() {
-        if let Some(now) = FleetRecord::load(run_dir).filter(|now| now.phase == Phase::Stopping) {
-            if now.message != shown {
-                output::remark(format_args!("  {}", now.message));
-                shown = now.message;
-            }
+        let stopping = FleetRecord::load(run_dir).filter(|now| now.phase == Phase::Stopping);
+        if let Some(now) = stopping.filter(|now| now.message != shown) {
+            output::remark(format_args!("  {}", now.message));
+            shown = now.message;
         }
         if started.elapsed() > DOWN_TIMEOUT {
             return Err(Failure::new(Kind::Timeout, "the supervisor is still stopping")
