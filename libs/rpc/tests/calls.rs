@@ -1,5 +1,7 @@
 //! Real TLS on loopback: roles, request ids, health, panics.
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on panics
+
 use std::path::Path;
 use std::sync::Arc;
 

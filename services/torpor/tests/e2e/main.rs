@@ -3,6 +3,8 @@
 //! data directory in `TORPOR_E2E_DATA_DIR`; these tests share it, one after the
 //! other (`.config/nextest.toml` puts them in a group of one).
 
+#![allow(clippy::unwrap_used)] // a test that cannot go on panics
+
 mod app;
 mod bad_input;
 mod crashes;
