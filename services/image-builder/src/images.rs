@@ -10,7 +10,6 @@ use api::image::v1::{
 };
 use model::state::ImageEvent;
 use model::{ImageArn, ImageIdentifier, ImageName, VersionNumber, Violations};
-use prost::Message as _;
 use uuid::Uuid;
 
 use crate::adapters::catalog::{Catalog, Change, Error as CatalogError, QueueEntry, Record, TokenEntry};
@@ -21,6 +20,7 @@ use crate::domain::configuration::{self, Offer};
 use crate::domain::lifecycle;
 use crate::pipeline::{bases, now};
 
+mod digest;
 mod removal;
 
 /// Times a call starts over because records changed under it.
@@ -162,7 +162,7 @@ impl Images {
     }
 
     async fn try_build(&self, order: &Order) -> Result<(Image, ImageVersion), Attempt> {
-        let digest = digest(order);
+        let digest = digest::of(order);
         let mut used = None;
         if !order.client_token.is_empty() {
             if let Err(error) = order.client_token.parse::<model::ClientToken>() {
@@ -441,69 +441,5 @@ fn check_number(number: &str) -> Result<(), Refusal> {
     match number.parse::<VersionNumber>() {
         Ok(_) => Ok(()),
         Err(error) => Err(invalid("image_version", &error.to_string())),
-    }
-}
-
-/// Digest of a request without its token. Maps have no order on the wire, so
-/// they are fed in sorted.
-fn digest(order: &Order) -> String {
-    let mut configuration = order.configuration.clone().unwrap_or_default();
-    let variables = std::mem::take(&mut configuration.environment_variables);
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&[u8::from(order.create)]);
-    let mut feed = |text: &[u8]| {
-        hasher.update(&(text.len() as u64).to_le_bytes());
-        hasher.update(text);
-    };
-    feed(order.name.as_bytes());
-    feed(&configuration.encode_to_vec());
-    for map in [&variables, &order.tags] {
-        let sorted: std::collections::BTreeMap<_, _> = map.iter().collect();
-        feed(&(sorted.len() as u64).to_le_bytes());
-        for (key, value) in sorted {
-            feed(key.as_bytes());
-            feed(value.as_bytes());
-        }
-    }
-    hasher.finalize().to_hex().to_string()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashMap;
-
-    #[test]
-    fn a_request_has_one_digest_whatever_its_maps_order() {
-        let order = |pairs: &[(&str, &str)]| Order {
-            name: "a".to_owned(),
-            configuration: Some(ImageConfiguration {
-                environment_variables: pairs
-                    .iter()
-                    .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                    .collect(),
-                ..ImageConfiguration::default()
-            }),
-            tags: HashMap::new(),
-            client_token: "t".to_owned(),
-            create: true,
-        };
-        let one = order(&[("A", "1"), ("B", "2"), ("C", "3")]);
-        let other = order(&[("C", "3"), ("B", "2"), ("A", "1")]);
-        assert_eq!(
-            digest(&one),
-            digest(&Order {
-                client_token: "u".to_owned(),
-                ..other
-            })
-        );
-        assert_ne!(digest(&one), digest(&order(&[("A", "1"), ("B", "2")])));
-        assert_ne!(
-            digest(&one),
-            digest(&Order {
-                create: false,
-                ..one.clone()
-            })
-        );
     }
 }
