@@ -122,7 +122,7 @@ async fn artifacts_that_are_no_app() {
             "e2e-bomb",
             zip_of(&[("Dockerfile", dockerfile), ("bomb", &bomb)]),
             "ARCHIVE_TOO_LARGE",
-            "bomb",
+            "100 times",
         ),
         (
             "e2e-traversal",
