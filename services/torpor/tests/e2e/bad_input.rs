@@ -166,7 +166,7 @@ async fn dockerfiles_that_fail_say_where() {
         &fleet,
         "e2e-base",
         zip_with(unknown),
-        "CONTAINER_BUILD_FAILED",
+        "BASE_IMAGE_NOT_FOUND",
         "no-such-base",
     )
     .await;
