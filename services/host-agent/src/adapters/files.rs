@@ -136,7 +136,7 @@ impl MicrovmFiles {
         &self.directory
     }
 
-    /// Its journal.
+    /// Its journal; beside it, the writes that do not wait for the disk.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.directory.join("journal.json")

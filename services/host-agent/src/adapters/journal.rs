@@ -1,12 +1,14 @@
 //! What the agent must still know after it died: one JSON file per microVM,
 //! replaced as a whole.
 //!
-//! Which writes wait for the disk: only the step to SUSPENDED. The others need to
-//! outlive this process, not a power cut, and the page cache does that; a power
-//! cut ends every engine too, and then the decision table comes to the truth from
-//! the older words and the manifest.
+//! Which writes wait for the disk: only the one that a snapshot follows. The others
+//! need to outlive this process, not a power cut, and the page cache does that; a
+//! power cut ends every engine too, and then the decision table comes to the truth
+//! from the older words and the manifest. They go to a file of their own, because a
+//! power cut can leave a file that was not synced empty: the synced one is never
+//! replaced by one that is not. Of the two, the one written last counts.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use base64::Engine as _;
 use prost::Message as _;
@@ -18,7 +20,7 @@ use crate::domain::transition::Transition;
 use crate::domain::{Failure, Phase};
 
 /// Version of the layout below.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 
 /// One microVM's record.
 #[derive(Clone, Serialize, Deserialize)]
@@ -26,6 +28,8 @@ const FORMAT: u32 = 1;
 pub struct Journal {
     /// Layout; anything else is refused.
     pub format: u32,
+    /// Counts the writes.
+    pub revision: u64,
     /// The spec, `MicrovmSpec` in base64. Holds the run hook's payload, which is why
     /// the file is readable by root alone.
     pub spec: String,
@@ -89,6 +93,7 @@ impl Journal {
     pub fn new(spec: &api::hostagent::v1::MicrovmSpec, generation: u64, phase: Phase, now_ms: u64) -> Self {
         Self {
             format: FORMAT,
+            revision: 0,
             spec: encode_spec(spec),
             generation,
             phase,
@@ -125,21 +130,47 @@ impl Journal {
         self.spec = encode_spec(spec);
     }
 
-    /// Writes it; see the module for `durable`.
+    /// Writes it; see the module for `durable`. `path` is the durable file's.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&self, path: &Path, durable: bool) -> Result<(), Failure> {
+    pub fn write(&mut self, path: &Path, durable: bool) -> Result<(), Failure> {
+        self.revision += 1;
         let text =
             serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("journal: {error}")))?;
-        files::replace(path, &text, durable)
+        if durable {
+            files::replace(path, &text, true)
+        } else {
+            files::replace(&Self::unsynced(path), &text, false)
+        }
+    }
+
+    /// Where writes go that do not wait for the disk.
+    #[must_use]
+    pub fn unsynced(path: &Path) -> PathBuf {
+        path.with_extension("unsynced.json")
     }
 
     /// Reads one; `None` when there is no file.
     ///
     /// # Errors
-    /// When it cannot be read or understood.
+    /// When none of its files can be read or understood.
     pub fn read(path: &Path) -> Result<Option<Self>, Failure> {
+        match (Self::read_one(path), Self::read_one(&Self::unsynced(path))) {
+            (Ok(Some(one)), Ok(Some(other))) => {
+                Ok(Some(if one.revision > other.revision { one } else { other }))
+            }
+            (Ok(Some(one)), Ok(None)) | (Ok(None), Ok(Some(one))) => Ok(Some(one)),
+            (Ok(None), Ok(None)) => Ok(None),
+            (Ok(Some(one)), Err(error)) | (Err(error), Ok(Some(one))) => {
+                tracing::warn!(%error, "one of a journal's two files is damaged; the other counts");
+                Ok(Some(one))
+            }
+            (Err(error), _) | (_, Err(error)) => Err(error),
+        }
+    }
+
+    fn read_one(path: &Path) -> Result<Option<Self>, Failure> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -227,6 +258,26 @@ mod tests {
         );
         assert_eq!(back.spec().unwrap().run_hook_payload, "hunter2");
         assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
+    }
+
+    #[test]
+    fn the_latest_write_counts_and_damage_falls_back() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        let mut journal = Journal::new(&Default::default(), 1, Phase::Suspended, 1);
+        let phase = || Journal::read(&path).unwrap().unwrap().phase;
+        journal.write(&path, true).unwrap();
+        assert_eq!(phase(), Phase::Suspended);
+        journal.phase = Phase::Waking;
+        journal.write(&path, false).unwrap();
+        assert_eq!(phase(), Phase::Waking);
+        // What a power cut can leave of a file that was not synced.
+        std::fs::write(Journal::unsynced(&path), "").unwrap();
+        assert_eq!(phase(), Phase::Suspended);
+        journal.phase = Phase::Suspended;
+        journal.reason = "again".to_owned();
+        journal.write(&path, true).unwrap();
+        assert_eq!(Journal::read(&path).unwrap().unwrap().reason, "again");
     }
 
     #[test]

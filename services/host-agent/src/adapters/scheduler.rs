@@ -18,7 +18,7 @@ use crate::host::Host;
 
 /// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
-/// Changes within this time go in one heartbeat.
+/// Changes within this time of the last heartbeat wait and go in one.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Interval when the scheduler names none.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
@@ -102,13 +102,15 @@ impl Reporter {
         let mut changes = self.host.changes.subscribe();
         changes.mark_changed();
         let mut completed = Instant::now();
+        let mut earliest = completed;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
-                _ = changes.changed() => tokio::time::sleep(COALESCE).await,
+                _ = changes.changed() => tokio::time::sleep_until(earliest.into()).await,
                 _ = self.regained.changed() => return Ok(()),
             }
             changes.mark_unchanged();
+            earliest = Instant::now() + COALESCE;
             let complete = completed.elapsed() >= COMPLETE_INTERVAL;
             if !self.heartbeat(complete).await? {
                 return Ok(());

@@ -30,6 +30,9 @@ use crate::host::{Host, now_ms, timestamp};
 /// Pause before a broken link is made again.
 const RELINK_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long work waits that nobody waits for and that would slow down the answer to whoever does.
+pub const BACKGROUND_DELAY: Duration = Duration::from_millis(50);
+
 /// A microVM's state, owned by its driver.
 pub struct Core {
     /// Shared services.
@@ -124,12 +127,21 @@ impl Core {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&self, durable: bool) -> Result<(), Failure> {
+    pub fn save(&mut self, durable: bool) -> Result<(), Failure> {
         self.journal.write(&self.files.journal(), durable)
     }
 
-    /// Numbers a new observation and shows it to everyone.
+    /// Numbers a new observation, shows it to everyone, and has it reported at
+    /// once.
     pub fn publish(&mut self) {
+        self.publish_quietly();
+        self.host.changed();
+    }
+
+    /// Numbers a new observation that the next report may carry: a step on the
+    /// way to one that follows within milliseconds, or totals. A report of its
+    /// own would only take the processor from the work it tells of.
+    pub fn publish_quietly(&mut self) {
         self.journal.observation += 1;
         let observed = self.observed();
         let gate = match self.journal.phase {
@@ -143,7 +155,6 @@ impl Core {
             gate,
         };
         self.view.send_replace(view);
-        self.host.changed();
     }
 
     /// What is observed now.
@@ -205,14 +216,22 @@ impl Core {
         if let Ok(link) = live.link() {
             link.close();
         }
-        stop(live.machine.as_ref()).await;
+        // Names go while the process that holds the files does.
+        let (disk, run) = (self.files.live_disk(), self.files.run());
+        let remove = files::blocking(move || {
+            files::discard(&disk);
+            files::discard(&run);
+            Ok(())
+        });
+        let (removed, ()) = tokio::join!(remove, stop(live.machine.as_ref()));
+        if let Err(error) = removed {
+            tracing::error!(microvm = %self.id, %error, "files are left over");
+        }
         self.journal.meter.close_engine();
         self.journal.process = None;
         self.journal.slot = None;
         recycle(&self.host, live.slot);
         drop((live.memory, live.base));
-        files::discard(&self.files.live_disk());
-        files::discard(&self.files.run());
     }
 
     /// Reads the link's events until the engine's run ends, and makes a new
@@ -291,10 +310,12 @@ pub async fn stop(machine: &dyn vmm::Machine) {
     }
 }
 
-/// Gives a slot back off the caller's path; its engine has been reaped.
+/// Gives a slot back off the caller's path; its engine has been reaped. There are
+/// others ready, so that it can wait until whoever asked has been answered.
 pub fn recycle(host: &Arc<Host>, slot: slot::Slot) {
     let host = Arc::clone(host);
     tokio::spawn(async move {
+        tokio::time::sleep(BACKGROUND_DELAY).await;
         let name = slot.name().to_owned();
         if let Err(error) = host.pool.recycle(slot).await {
             tracing::error!(slot = name, %error, "a slot could not be removed");

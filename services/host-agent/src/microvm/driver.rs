@@ -226,7 +226,7 @@ impl Driver {
     /// after any other failure the launch can be repeated here or elsewhere.
     async fn launch(&mut self, reply: oneshot::Sender<Outcome>) -> Option<Option<Tombstone>> {
         let cancel = CancellationToken::new();
-        self.core.publish();
+        self.core.publish_quietly();
         let view = self.core.view.subscribe();
         let (result, joined) = attend(&mut self.inbox, &view, &cancel, self.core.launch(&cancel)).await;
         let replies = std::iter::once(reply).chain(joined);
@@ -260,8 +260,12 @@ impl Driver {
         if result.is_err() {
             self.core.host.metrics.failed("suspend");
         }
+        let asleep = result.is_ok();
         let outcome = result.map(|()| self.core.observed());
         answer(outcome, reply.into_iter().chain(joined));
+        if asleep {
+            self.core.after_suspend();
+        }
     }
 
     /// `Some` when it failed and this host never had the snapshot: then it holds

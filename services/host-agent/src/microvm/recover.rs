@@ -203,6 +203,7 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
             let manifest = LocalManifest::read(&snapshot)
                 .ok_or_else(|| Failure::Internal("a manifest vanished".to_owned()))?;
             core.settle_snapshot(&manifest);
+            core.remove_other_snapshots();
             clear(&mut core);
         }
         Decision::BackToSuspended => {
@@ -373,7 +374,7 @@ pub fn create(
     files::remove(files.directory())?;
     files::make_directory(files.directory())?;
     let journal = Journal::new(&spec, generation, phase, now_ms());
-    let (core, notices) = build(host, id, journal, spec)?;
+    let (mut core, notices) = build(host, id, journal, spec)?;
     core.save(false)?;
     Ok(Driver::new(core, notices))
 }

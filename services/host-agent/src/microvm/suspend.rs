@@ -82,7 +82,11 @@ impl Core {
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
         let began = self.save(false);
-        self.publish();
+        if hooks::enabled(self.spec.hooks.as_ref(), HookName::Suspend).is_some() {
+            self.publish();
+        } else {
+            self.publish_quietly();
+        }
         failpoint::hit("suspend-begun");
         let Some(live) = self.live.take() else {
             return Err(Failure::Internal("a running microVM has no engine".to_owned()));
@@ -134,7 +138,7 @@ impl Core {
     }
 
     async fn snapshot_files(
-        &self,
+        &mut self,
         watch: &Stopwatch,
         live: &Live,
         sequence: u64,
@@ -145,6 +149,10 @@ impl Core {
         let (device_state, difference) = (files.device_state(), files.memory_difference());
         let memory = watch.step("memory", live.machine.save_difference(&device_state, &difference));
         let (live_disk, disk) = (self.files.live_disk(), files.disk());
+        // From here on a journal that says Suspending survives a power cut, and with the manifest that is all it takes.
+        let (mut journal, path) = (self.journal.clone(), self.files.journal());
+        self.journal.revision += 1;
+        let journal = watch.step("journal", files::blocking(move || journal.write(&path, true)));
         // A second name for the live disk: nothing writes to it any more unless this suspend fails, and then the
         // name goes with the directory.
         let disk = watch.step(
@@ -154,9 +162,10 @@ impl Core {
                 files::sync(&disk)
             }),
         );
-        let (memory, disk) = tokio::join!(memory, disk);
+        let (memory, disk, journal) = tokio::join!(memory, disk, journal);
         let stats = memory.map_err(|error| engine_failure(&error))?;
         disk?;
+        journal?;
         failpoint::hit("suspend-files");
         let length = |path: &Path| {
             std::fs::metadata(path)
@@ -183,28 +192,42 @@ impl Core {
     }
 
     /// The snapshot exists: the engine goes, the journal follows.
+    ///
+    /// Watchers are told first, so that the scheduler's record is written while
+    /// the engine's memory is torn down; the caller is answered after both. Dying
+    /// in between leaves a journal that says Suspending beside a whole snapshot,
+    /// and the next start ends the engine. The durable journal says so too, which
+    /// is why its newest words need not wait for the disk.
     async fn settle_suspended(&mut self, watch: &Stopwatch, manifest: &LocalManifest) {
         self.sample();
-        if let Some(live) = self.live.take() {
+        self.settle_snapshot(manifest);
+        let live = self.live.take();
+        self.publish();
+        if let Some(live) = live {
             watch.step("stop", self.release(live)).await;
         }
         failpoint::hit("suspend-stopped");
-        self.settle_snapshot(manifest);
         self.finished(watch.finish());
-        self.save_settled(true);
-        self.publish();
+        // Totals and steps are known only now.
+        self.publish_quietly();
+    }
+
+    /// What nobody waits for, once a suspend has been answered. Dying before it
+    /// changes nothing: the next start does it.
+    pub fn after_suspend(&mut self) {
+        self.save_settled(false);
+        self.remove_other_snapshots();
         self.log.append("suspended");
         self.start_upload();
     }
 
     /// Notes in the journal that the snapshot is the session now. Older
-    /// snapshots on the host go; those in S3 go when this one is there too.
+    /// snapshots on the host can go then; those in S3 go when this one is there too.
     pub fn settle_snapshot(&mut self, manifest: &LocalManifest) {
         self.enter(Event::IsSuspended, "");
         self.journal.sequence = manifest.sequence;
         self.journal.difference_bytes = manifest.difference_bytes;
         self.journal.meter.snapshot_bytes_written += manifest.difference_bytes;
-        self.remove_other_snapshots();
     }
 
     /// Removes every snapshot directory but the journal's own.
@@ -218,7 +241,7 @@ impl Core {
 
     /// Writes the journal where a failure changes nothing: the phase is true
     /// either way, and a restart finds it out from the manifest and the engine.
-    pub fn save_settled(&self, durable: bool) {
+    pub fn save_settled(&mut self, durable: bool) {
         if let Err(error) = self.save(durable) {
             tracing::error!(microvm = %self.id, %error, "the journal is behind");
         }

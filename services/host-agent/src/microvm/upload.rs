@@ -6,7 +6,7 @@ use std::sync::Arc;
 use snapshot::{FileKind, FileSource, ManifestHead, Parent, SnapshotKind};
 use tokio::sync::mpsc;
 
-use super::core::{Core, Notice};
+use super::core::{BACKGROUND_DELAY, Core, Notice};
 use super::suspend::LocalManifest;
 use crate::adapters::bases::fetch_failure;
 use crate::adapters::files::{self, SnapshotFiles};
@@ -83,6 +83,8 @@ impl Core {
 impl Upload {
     /// Tries until it succeeds; the driver aborts it when it is superseded.
     async fn run(self) {
+        // What is woken at once is not copied at all.
+        tokio::time::sleep(BACKGROUND_DELAY).await;
         let mut attempt = 0;
         loop {
             match self.once().await {

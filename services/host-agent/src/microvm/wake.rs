@@ -12,6 +12,7 @@ use super::start::{Plan, clone_disk};
 use super::suspend::LocalManifest;
 use crate::adapters::bases::{BaseLease, fetch_failure};
 use crate::adapters::files;
+use crate::adapters::journal::Journal;
 use crate::adapters::journal::RemoteCopy;
 use crate::domain::Failure;
 use crate::domain::fence::must_fetch;
@@ -63,7 +64,7 @@ impl Core {
     ) -> Result<(), Failure> {
         let watch = Stopwatch::start("wake");
         self.enter(Event::WakeBegan, "");
-        self.publish();
+        self.publish_quietly();
         let woken = self.try_wake(&watch, order, cancel).await;
         if let Err(failure) = &woken {
             let reason = if matches!(failure, Failure::Interrupted(_)) {
@@ -144,7 +145,7 @@ impl Core {
         self.finished(watch.finish());
         self.publish();
         self.log.append(what);
-        let path = self.files.journal();
+        let path = Journal::unsynced(&self.files.journal());
         tokio::task::spawn_blocking(move || {
             let directory = path.parent().map(Path::to_owned).unwrap_or_default();
             // A newer journal, or none any more, is just as well.

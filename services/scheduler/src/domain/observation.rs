@@ -39,8 +39,13 @@ pub struct Observation {
 pub enum Effect {
     /// Nothing new.
     None,
-    /// Running totals only: kept in memory, written with the next change.
+    /// Running totals and timings only: kept in memory, written with the next
+    /// change.
     Totals,
+    /// It began to go to sleep: shown to everybody, written with the next change.
+    /// The record says RUNNING until then, which is what it is again when its
+    /// host does not get to the end.
+    Passing,
     /// The record changed and must be written.
     Changed,
     /// The host must drop it: placed elsewhere since, or ended.
@@ -77,11 +82,12 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return Effect::Impossible;
     }
     *record = next;
-    let totals = seen.metering.is_some() && seen.metering != record.metering;
+    let mut totals = seen.metering.is_some() && seen.metering != record.metering;
     if totals {
         record.metering = seen.metering;
     }
-    if seen.last_transition.is_some() {
+    if seen.last_transition.is_some() && seen.last_transition != record.last_transition {
+        totals = true;
         record.last_transition.clone_from(&seen.last_transition);
     }
     if record.state != MicrovmState::Terminated
@@ -90,7 +96,10 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         record.snapshot = Some(newer(record.snapshot.take(), copies));
     }
     record.observation = seen.number;
-    if (record.state, record.state_reason.clone(), record.snapshot.clone()) != before {
+    let after = (record.state, record.state_reason.clone(), record.snapshot.clone());
+    if (before.0, after.0) == (MicrovmState::Running, MicrovmState::Suspending) && before.2 == after.2 {
+        Effect::Passing
+    } else if after != before {
         Effect::Changed
     } else if totals {
         Effect::Totals

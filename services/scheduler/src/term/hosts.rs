@@ -141,7 +141,8 @@ impl Term {
         .await
     }
 
-    /// Merges one observation; durable when this returns.
+    /// Merges one observation; durable when this returns, but for a state on the
+    /// way to another.
     pub(crate) async fn observe(
         self: &Arc<Self>,
         host: &HostId,
@@ -161,12 +162,13 @@ impl Term {
                     "a host reports what cannot be; ignored");
                 return Ok(effect);
             }
-            Effect::Totals | Effect::Changed => {}
+            Effect::Totals | Effect::Passing | Effect::Changed => {}
         }
         let change = |record: &mut Microvm| {
             Ok(match merge(record, host, seen, now) {
                 Effect::None | Effect::Stale | Effect::Impossible => Changed::No,
                 Effect::Totals => Changed::Totals,
+                Effect::Passing => Changed::Passing,
                 Effect::Changed => Changed::Yes,
             })
         };

@@ -24,6 +24,9 @@ pub enum Changed {
     No,
     /// Running totals: kept in memory only.
     Totals,
+    /// A state on the way to another: shown to everybody, but written with the
+    /// next change. A new leader hears of it from the host again.
+    Passing,
     /// It must be written.
     Yes,
 }
@@ -59,6 +62,12 @@ impl Term {
                 Changed::No => return Ok((current, false)),
                 Changed::Totals => {
                     self.memory().retotal(handle, Arc::clone(&next));
+                    return Ok((next, true));
+                }
+                Changed::Passing => {
+                    log_change(&current, &next);
+                    self.memory()
+                        .publish(handle, Arc::clone(&next), SystemTime::now());
                     return Ok((next, true));
                 }
                 Changed::Yes => {}
