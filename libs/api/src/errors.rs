@@ -52,6 +52,8 @@ pub mod reason {
     pub const ENGINE_FAILED: &str = "ENGINE_FAILED";
     /// A store (etcd, S3) is out of reach for now.
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// Calls come faster than is allowed; the retry delay says when to go on.
+    pub const THROTTLED: &str = "THROTTLED";
     /// The caller's certificate has no right to the call.
     pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
     /// A bug.
