@@ -54,6 +54,8 @@ pub mod reason {
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
     /// Calls come faster than is allowed; the retry delay says when to go on.
     pub const THROTTLED: &str = "THROTTLED";
+    /// The microVM's ingress connectors do not let a shell in.
+    pub const SHELL_NOT_ALLOWED: &str = "SHELL_NOT_ALLOWED";
     /// The caller's certificate has no right to the call.
     pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
     /// A bug.
@@ -87,6 +89,14 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
         .collect::<Vec<_>>()
         .join("; ");
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// INVALID_ARGUMENT of one field, with a sentence as the whole message.
+#[must_use]
+pub fn invalid_sentence(field: &str, sentence: &str) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
+    details.add_bad_request_violation(field, sentence);
+    Status::with_error_details(Code::InvalidArgument, sentence, details)
 }
 
 /// NOT_FOUND for a resource: kind ("microVM") and the name asked for.
