@@ -15,7 +15,7 @@ pub struct IdError {
 }
 
 impl IdError {
-    fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
         }
@@ -73,6 +73,10 @@ text_id!(
     ImageName
 );
 text_id!(
+    /// A network connector's name: 1 to 64 characters of `[a-zA-Z0-9-_]`.
+    ConnectorName
+);
+text_id!(
     /// A host's id: 1 to 63 characters of `[a-z0-9-]`.
     HostId
 );
@@ -119,13 +123,25 @@ fn is_name_character(character: char) -> bool {
     character.is_ascii_alphanumeric() || character == '-' || character == '_'
 }
 
+/// The text itself when it is a name.
+fn name(text: &str) -> Result<String, IdError> {
+    if text.is_empty() || text.len() > 64 || !text.chars().all(is_name_character) {
+        return Err(IdError::new("must be 1 to 64 characters of [a-zA-Z0-9-_]"));
+    }
+    Ok(text.to_owned())
+}
+
 impl FromStr for ImageName {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        if text.is_empty() || text.len() > 64 || !text.chars().all(is_name_character) {
-            return Err(IdError::new("must be 1 to 64 characters of [a-zA-Z0-9-_]"));
-        }
-        Ok(Self(text.to_owned()))
+        name(text).map(Self)
+    }
+}
+
+impl FromStr for ConnectorName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        name(text).map(Self)
     }
 }
 
@@ -212,7 +228,7 @@ impl From<VersionNumber> for String {
 /// `arn:aws:lambda:<region>:<account>:microvm-image:<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageArn {
-    /// Region, for example "local-1".
+    /// Region, for example "us-east-1".
     pub region: String,
     /// Account, 12 digits, or "aws" for a platform image.
     pub account: String,
@@ -328,13 +344,13 @@ mod tests {
 
     #[test]
     fn image_identifiers_are_names_or_arns_of_this_fleet() {
-        let arn = "arn:aws:lambda:local-1:000000000000:microvm-image:app";
+        let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
         for text in ["app", arn] {
-            let parsed = ImageIdentifier::parse(text, "local-1", "000000000000").unwrap();
+            let parsed = ImageIdentifier::parse(text, "us-east-1", "000000000000").unwrap();
             assert_eq!(parsed.name().as_str(), "app");
         }
-        assert!(ImageIdentifier::parse(arn, "local-1", "111111111111").is_err());
-        assert!(ImageIdentifier::parse("arn:aws:s3:::bucket", "local-1", "000000000000").is_err());
+        assert!(ImageIdentifier::parse(arn, "us-east-1", "111111111111").is_err());
+        assert!(ImageIdentifier::parse("arn:aws:s3:::bucket", "us-east-1", "000000000000").is_err());
     }
 
     proptest! {
