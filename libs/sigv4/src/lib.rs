@@ -17,7 +17,8 @@
 //! must route on `normal_path`, or refuse paths that differ from it.
 //!
 //! What this does not do: look up keys, decide on session tokens, sign, read
-//! clocks, chunked (`STREAMING-...`) payloads, SigV4A.
+//! clocks, chunked (`STREAMING-...`) payloads, SigV4A, remember signatures: while
+//! one is current, whoever saw the request can send it again, as with AWS.
 
 mod canonical;
 mod claim;
