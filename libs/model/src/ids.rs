@@ -84,8 +84,17 @@ text_id!(
     /// A caller's idempotency token: 1 to 128 characters of visible ASCII.
     ClientToken
 );
+text_id!(
+    /// A role's ARN, `arn:aws:iam::<12 digits>:role/<path and name>`, 20 to 2048
+    /// characters. Whether there is such a role nobody here knows.
+    RoleArn
+);
 
 const MICROVM_PREFIX: &str = "microvm-";
+/// Account of what the platform itself provides, in ARNs.
+pub const PLATFORM_ACCOUNT: &str = "aws";
+const ACCOUNT_DIGITS: usize = 12;
+const ROLE_ARN_LENGTH: std::ops::RangeInclusive<usize> = 20..=2048;
 
 impl MicrovmId {
     /// The id made from a UUID.
@@ -163,6 +172,38 @@ impl FromStr for ClientToken {
             return Err(IdError::new("must be 1 to 128 visible ASCII characters"));
         }
         Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for RoleArn {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let partition = |text: &str| {
+            let rest = text.strip_prefix("aws")?;
+            rest.chars()
+                .all(|c| c.is_ascii_lowercase() || c == '-')
+                .then_some(())
+        };
+        let well_formed = || {
+            let (start, rest) = text.strip_prefix("arn:")?.split_once(":iam::")?;
+            partition(start)?;
+            let (account, name) = rest.split_once(":role")?;
+            let name = name.strip_prefix('/').unwrap_or(name);
+            let good = account.len() == ACCOUNT_DIGITS
+                && account.bytes().all(|b| b.is_ascii_digit())
+                && !name.is_empty()
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "+=,.@-_/".contains(c))
+                && ROLE_ARN_LENGTH.contains(&text.len());
+            good.then_some(())
+        };
+        match well_formed() {
+            Some(()) => Ok(Self(text.to_owned())),
+            None => Err(IdError::new(
+                "must be the ARN of a role, 'arn:aws:iam::<12 digits>:role/<name>', of at most 2048 characters",
+            )),
+        }
     }
 }
 
@@ -305,6 +346,29 @@ impl ImageIdentifier {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn roles_are_judged_by_their_form() {
+        let longest = format!("arn:aws:iam::000000000000:role/{}", "r".repeat(2048 - 31));
+        for (text, good) in [
+            ("arn:aws:iam::000000000000:role/build", true),
+            ("arn:aws-cn:iam::123456789012:role/path/Name_1+=,.@-", true),
+            ("arn:aws:iam::123456789012:rolex", true),
+            (longest.as_str(), true),
+            (&format!("{longest}r"), false),
+            ("", false),
+            ("build", false),
+            ("arn:aws:iam::12345678901:role/x", false),
+            ("arn:aws:iam::12345678901x:role/x", false),
+            ("arn:aws:iam::123456789012:user/x", false),
+            ("arn:aws:iam::123456789012:role/", false),
+            ("arn:aws:iam::123456789012:role/a b", false),
+            ("arn:gcp:iam::123456789012:role/x", false),
+            ("arn:aws1:iam::123456789012:role/x", false),
+        ] {
+            assert_eq!(text.parse::<RoleArn>().is_ok(), good, "{text}");
+        }
+    }
 
     #[test]
     fn ids_accept_their_form_and_nothing_else() {

@@ -9,6 +9,9 @@ pub mod state;
 pub mod validate;
 
 pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource};
-pub use ids::{ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, VersionNumber};
+pub use ids::{
+    ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, PLATFORM_ACCOUNT, RoleArn,
+    VersionNumber,
+};
 pub use limits::MemoryClass;
 pub use validate::Violations;
