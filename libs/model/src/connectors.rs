@@ -109,7 +109,12 @@ fn parse(text: &str) -> Option<ConnectorArn> {
         Some((key, version)) => (key, Some(self::version(version)?)),
         None => (resource, None),
     };
-    Some(ConnectorArn::customer(region, account, key.parse().ok()?, version))
+    Some(ConnectorArn::customer(
+        region,
+        account,
+        key.parse().ok()?,
+        version,
+    ))
 }
 
 /// A version in its one spelling.
@@ -130,17 +135,35 @@ mod tests {
                 "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS",
                 true,
             ),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1", true),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:12", true),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1",
+                true,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:12",
+                true,
+            ),
             ("INTERNET_EGRESS", false),
             ("", false),
             ("arn:aws:lambda:us-east-1:000000000000:network-connector:", false),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:0", false),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:01", false),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:1:1", false),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:0",
+                false,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:01",
+                false,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:1:1",
+                false,
+            ),
             ("arn:aws:lambda:us-east-1:0000:network-connector:nc-1", false),
             ("arn:aws:lambda::000000000000:network-connector:nc-1", false),
-            ("arn:aws:lambda:us-east-1:aws:network-connector:INTERNET_EGRESS", false),
+            (
+                "arn:aws:lambda:us-east-1:aws:network-connector:INTERNET_EGRESS",
+                false,
+            ),
             ("arn:aws:lambda:us-east-1:000000000000:microvm-image:app", false),
         ] {
             assert_eq!(text.parse::<ConnectorArn>().is_ok(), good, "{text}");
