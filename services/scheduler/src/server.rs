@@ -1,6 +1,8 @@
 //! The gRPC services: decode, one call, encode. Who may call what is said at
 //! the top of each handler; nothing here logs or retries.
 
+mod access;
+mod connectors;
 mod errors;
 mod hosts;
 mod microvms;
@@ -9,6 +11,8 @@ mod wire;
 
 use std::sync::Arc;
 
+use api::access::v1::access_key_service_server::AccessKeyServiceServer;
+use api::connector::v1::network_connector_service_server::NetworkConnectorServiceServer;
 use api::host::v1::host_service_server::HostServiceServer;
 use api::microvm::v1::microvm_service_server::MicrovmServiceServer;
 use tonic::Status;
@@ -49,6 +53,12 @@ pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
     let mut routes = Routes::builder();
     routes
         .add_service(MicrovmServiceServer::new(microvms::Microvms::new(shared.clone())))
+        .add_service(NetworkConnectorServiceServer::new(
+            connectors::NetworkConnectors::new(shared.clone()),
+        ))
+        .add_service(AccessKeyServiceServer::new(access::AccessKeys::new(
+            shared.clone(),
+        )))
         .add_service(HostServiceServer::new(hosts::Hosts::new(shared)));
     routes.routes()
 }
