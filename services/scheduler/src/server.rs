@@ -22,6 +22,22 @@ use crate::app::Leader;
 use crate::config::Settings;
 use crate::term::{Context, Term};
 
+/// Most bytes of one page: clients take messages of 4 MiB, and what callers
+/// named and tagged may be long.
+const PAGE_BYTES: usize = 2 * 1024 * 1024;
+
+/// As many messages from the front as fit into a page, at least one.
+fn fitting<M: prost::Message>(mut page: Vec<M>) -> Vec<M> {
+    let mut bytes = 0;
+    let fits = page.iter().take_while(|message| {
+        bytes += message.encoded_len();
+        bytes <= PAGE_BYTES
+    });
+    let count = fits.count().max(1);
+    page.truncate(count);
+    page
+}
+
 /// What every handler has.
 #[derive(Debug, Clone)]
 struct Shared {
@@ -61,4 +77,22 @@ pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
         )))
         .add_service(HostServiceServer::new(hosts::Hosts::new(shared)));
     routes.routes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pages_are_cut_to_their_bytes() {
+        for (lengths, count) in [
+            (&[][..], 0),
+            (&[1, 2, 3], 3),
+            (&[PAGE_BYTES * 2, 1], 1),
+            (&[PAGE_BYTES / 2, PAGE_BYTES / 4, PAGE_BYTES / 2, 1], 2),
+        ] {
+            let page: Vec<String> = lengths.iter().map(|length| "x".repeat(*length)).collect();
+            assert_eq!(fitting(page).len(), count, "{lengths:?}");
+        }
+    }
 }

@@ -12,7 +12,7 @@ use rpc::Role::Admin;
 use rpc::authorize;
 use tonic::{Request, Response, Status};
 
-use super::{Shared, validation};
+use super::{Shared, fitting, validation};
 
 /// Largest page of keys.
 const PAGE_MAX: u32 = 100;
@@ -64,9 +64,10 @@ impl AccessKeyService for AccessKeys {
         };
         let mut keys = term.access_keys().await.map_err(|r| self.shared.refuse(r))?;
         keys.retain(|key| key.access_key_id > after);
-        let more = keys.len() > size;
+        let all = keys.len();
         keys.truncate(size);
-        let last = keys.last().filter(|_| more);
+        let keys = fitting(keys);
+        let last = keys.last().filter(|_| keys.len() < all);
         Ok(Response::new(ListAccessKeysResponse {
             next_page_token: last.map(|key| key.access_key_id.clone()).unwrap_or_default(),
             access_keys: keys,

@@ -7,7 +7,7 @@ use api::connector::v1::{
     CreateNetworkConnectorRequest, CreateNetworkConnectorResponse, DeleteNetworkConnectorRequest,
     DeleteNetworkConnectorResponse, GetNetworkConnectorRequest, GetNetworkConnectorResponse,
     ListNetworkConnectorVersionsRequest, ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest,
-    ListNetworkConnectorsResponse, TagNetworkConnectorRequest, TagNetworkConnectorResponse,
+    ListNetworkConnectorsResponse, NetworkConnector, TagNetworkConnectorRequest, TagNetworkConnectorResponse,
     UntagNetworkConnectorRequest, UntagNetworkConnectorResponse, UpdateNetworkConnectorRequest,
     UpdateNetworkConnectorResponse,
 };
@@ -19,7 +19,8 @@ use rpc::{Role, authorize};
 use tonic::{Request, Response, Status};
 
 use super::validation::connectors as validation;
-use super::{Shared, validation as common, wire};
+use super::{Shared, fitting, validation as common, wire};
+use crate::domain::connectors::Entry;
 use crate::refusal::Refusal;
 use crate::term::connectors::ConnectorRef;
 
@@ -46,6 +47,10 @@ impl NetworkConnectors {
 
     fn refuse(&self, refusal: Refusal) -> Status {
         self.shared.refuse(refusal)
+    }
+
+    fn show(&self, entry: &Entry, version: Option<u64>) -> NetworkConnector {
+        wire::connector(&entry.connector, version, &self.shared.settings)
     }
 
     fn named(&self, text: &str) -> Result<ConnectorRef, Status> {
@@ -75,7 +80,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let asked = validation::create(request.get_ref()).map_err(|r| self.refuse(r))?;
         let entry = term.create_connector(asked).await.map_err(|r| self.refuse(r))?;
         Ok(Response::new(CreateNetworkConnectorResponse {
-            connector: Some(wire::connector(&entry.connector, None, &self.shared.settings)),
+            connector: Some(self.show(&entry, None)),
         }))
     }
 
@@ -90,11 +95,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let entry = term.connector(&named).map_err(|r| self.refuse(r))?;
         let latest = entry.connector.usable().map_or(0, |(number, _)| number);
         Ok(Response::new(GetNetworkConnectorResponse {
-            connector: Some(wire::connector(
-                &entry.connector,
-                named.version,
-                &self.shared.settings,
-            )),
+            connector: Some(self.show(&entry, named.version)),
             latest_version: latest,
         }))
     }
@@ -113,13 +114,14 @@ impl NetworkConnectorService for NetworkConnectors {
         };
         let state = validation::state(request.state());
         let (page, more) = term.connectors.all().page(after.as_ref(), state, size);
-        let last = page.last().filter(|_| more);
+        let shown = page.iter().map(|entry| self.show(entry, None)).collect();
+        let connectors: Vec<NetworkConnector> = fitting(shown);
+        let last = connectors
+            .last()
+            .filter(|_| more || connectors.len() < page.len());
         Ok(Response::new(ListNetworkConnectorsResponse {
-            next_page_token: last.map_or_else(String::new, |entry| entry.connector.name.to_string()),
-            connectors: page
-                .iter()
-                .map(|entry| wire::connector(&entry.connector, None, &self.shared.settings))
-                .collect(),
+            next_page_token: last.map_or_else(String::new, |connector| connector.name.clone()),
+            connectors,
         }))
     }
 
@@ -135,7 +137,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let entry = term.update_connector(named, change, used).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
         Ok(Response::new(UpdateNetworkConnectorResponse {
-            connector: Some(wire::connector(&entry.connector, None, &self.shared.settings)),
+            connector: Some(self.show(&entry, None)),
         }))
     }
 
@@ -150,7 +152,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let version = named.version;
         let entry = term.delete_connector(named).await.map_err(|r| self.refuse(r))?;
         Ok(Response::new(DeleteNetworkConnectorResponse {
-            connector: Some(wire::connector(&entry.connector, version, &self.shared.settings)),
+            connector: Some(self.show(&entry, version)),
         }))
     }
 
@@ -173,13 +175,16 @@ impl NetworkConnectorService for NetworkConnectors {
         let older = entry.connector.versions.range(..before).rev();
         let mut found = older.filter(|(_, version)| fits(version.state));
         let page: Vec<u64> = found.by_ref().take(size).map(|(number, _)| *number).collect();
-        let last = page.last().filter(|_| found.next().is_some());
+        let more = found.next().is_some();
+        let shown = page
+            .iter()
+            .map(|number| self.show(&entry, Some(*number)))
+            .collect();
+        let versions: Vec<NetworkConnector> = fitting(shown);
+        let last = versions.last().filter(|_| more || versions.len() < page.len());
         Ok(Response::new(ListNetworkConnectorVersionsResponse {
-            next_page_token: last.map_or_else(String::new, ToString::to_string),
-            versions: page
-                .iter()
-                .map(|number| wire::connector(&entry.connector, Some(*number), &self.shared.settings))
-                .collect(),
+            next_page_token: last.map_or_else(String::new, |version| version.version.to_string()),
+            versions,
         }))
     }
 
@@ -195,7 +200,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let entry = term.tag_connector(named, tags, Vec::new()).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
         Ok(Response::new(TagNetworkConnectorResponse {
-            connector: Some(wire::connector(&entry.connector, None, &self.shared.settings)),
+            connector: Some(self.show(&entry, None)),
         }))
     }
 
@@ -211,7 +216,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let entry = term.tag_connector(named, BTreeMap::new(), keys).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
         Ok(Response::new(UntagNetworkConnectorResponse {
-            connector: Some(wire::connector(&entry.connector, None, &self.shared.settings)),
+            connector: Some(self.show(&entry, None)),
         }))
     }
 }

@@ -680,3 +680,48 @@ async fn what_somebody_else_wrote_is_followed() {
     let now = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
     assert_eq!(now.version, 2);
 }
+
+#[tokio::test]
+async fn the_largest_connectors_fit_into_pages_and_records() {
+    let (_rig, _scheduler, client) = led(&["connector_settle_ms=1"]).await;
+    let id = |prefix: &str| format!("{prefix}{}", "1".repeat(1024 - prefix.len()));
+    let largest = |name: &str| CreateNetworkConnectorRequest {
+        configuration: Some(NetworkConnectorConfiguration {
+            subnet_ids: vec![id("subnet-"); 16],
+            security_group_ids: vec![id("sg-"); 16],
+            ..request(name).configuration.unwrap()
+        }),
+        operator_role: format!("arn:aws:iam::000000000000:role/{}", "r".repeat(10_000 - 31)),
+        // Characters of four bytes each.
+        tags: (0..50)
+            .map(|n| (format!("{n:02}{}", "𐐀".repeat(126)), "𐐀".repeat(256)))
+            .collect(),
+        ..request(name)
+    };
+    for number in 0..30 {
+        create(&client, largest(&format!("n{number:02}"))).await.unwrap();
+    }
+    let (mut names, mut token) = (Vec::new(), String::new());
+    let mut pages = 0;
+    loop {
+        let request = ListNetworkConnectorsRequest {
+            page_token: token,
+            ..Default::default()
+        };
+        let page = client
+            .clone()
+            .list_network_connectors(request)
+            .await
+            .unwrap()
+            .into_inner();
+        names.extend(page.connectors.into_iter().map(|connector| connector.name));
+        pages += 1;
+        token = page.next_page_token;
+        if token.is_empty() {
+            break;
+        }
+    }
+    let expected: Vec<String> = (0..30).map(|number| format!("n{number:02}")).collect();
+    assert_eq!(names, expected);
+    assert!(pages > 1, "they do not fit into one");
+}
