@@ -34,7 +34,8 @@ def builds_path(image: Image) -> str:
 
 
 @pytest.mark.row(
-    18, differs="the fleet's hosts are of one kind each, and a version is built once per architecture, not per generation"
+    18,
+    differs="the fleet's hosts are of one kind each, and a version is built once per architecture, not per generation",
 )
 def test_one_build_per_architecture(plain: Image, images: Images) -> None:
     (build,) = images.builds(plain.arn)
@@ -223,7 +224,10 @@ def test_validate_has_a_microvm_of_its_own(hook_calls: list[dict], hooked: Image
 
 @pytest.mark.row(29)
 def test_validate_can_fail_the_build(images: Images) -> None:
-    hooks = {"port": 8080, "microvmImageHooks": {"ready": "ENABLED", "validate": "ENABLED", "validateTimeoutInSeconds": 30}}
+    hooks = {
+        "port": 8080,
+        "microvmImageHooks": {"ready": "ENABLED", "validate": "ENABLED", "validateTimeoutInSeconds": 30},
+    }
     answer = images.create("fails-validate", images.app(), hooks=hooks, environmentVariables={"VALIDATE_STATUS": "500"})
     images.settled(answer["imageArn"], "CREATE_FAILED")
     (build,) = images.builds(answer["imageArn"])

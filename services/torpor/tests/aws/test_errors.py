@@ -29,7 +29,9 @@ NAMING = [
 def powerless(fleet: Fleet, journal: Journal):
     """boto3 with a key that may do nothing."""
     policy = json.dumps({"Statement": [{"Effect": "Deny", "Action": "*", "Resource": "*"}]})
-    made = json.loads(fleet.torpor("key", "create", "--description", "powerless", "--policy", "-", "-o", "json", input=policy))
+    made = json.loads(
+        fleet.torpor("key", "create", "--description", "powerless", "--policy", "-", "-o", "json", input=policy)
+    )
     key = made["accessKey"]["accessKeyId"], made["secretAccessKey"]
     boto = Boto(fleet, journal, key)
 
@@ -96,7 +98,7 @@ def test_repeated_changes_of_state(plain: Image, microvms: Microvms) -> None:
 
 def test_a_status_during_an_update(images: Images) -> None:
     image = images.broken("status")
-    images.api.update_microvm_image(imageIdentifier=image.arn, **images.configuration(images.app()))
+    images.api.update_microvm_image(imageIdentifier=image.arn, **images.configuration(images.slow()))
     with pytest.raises(ClientError) as error:
         images.api.update_microvm_image_version(imageIdentifier=image.arn, imageVersion="1.0", status="INACTIVE")
     assert refusal(error.value)[:2] == (409, "ConflictException")

@@ -319,10 +319,8 @@ def test_an_update_token_used_for_something_else(images: Images) -> None:
     assert refusal(error.value)[:2] == (409, "ConflictException")
 
 
-def test_an_update_during_a_build(images: Images, created: Story) -> None:
-    answer = images.create("busy", created.uri)
+def test_an_update_during_a_build(images: Images) -> None:
+    answer = images.create("busy", images.slow())
     with pytest.raises(ClientError) as error:
-        images.api.update_microvm_image(
-            imageIdentifier=answer["imageArn"], **images.configuration(created.uri, description="too early")
-        )
+        images.api.update_microvm_image(imageIdentifier=answer["imageArn"], **images.configuration(images.absent()))
     assert refusal(error.value)[:2] == (409, "ConflictException")

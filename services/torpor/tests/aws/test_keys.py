@@ -73,7 +73,7 @@ def known(wire: Wire, key: Key) -> None:
     until(f"{key.id} to be known", ask, within=10)
 
 
-def denied(answer: Answer, key: Key, fleet: Fleet, action: str, resource: str) -> None:
+def denied(answer: Answer, fleet: Fleet, action: str, resource: str) -> None:
     """A 403 that says who may not do what to what."""
     assert (answer.status, answer.error) == (403, "AccessDeniedException"), answer
     assert set(answer.json()) == {"Message"}
@@ -133,9 +133,9 @@ def test_silence_denies(make_key, wire: Wire, fleet: Fleet, plain: Image) -> Non
     known(wire, key)
     signing = Signing(key=key.pair)
     assert wire.request("GET", IMAGES, signing=signing).status == 200
-    denied(wire.request("GET", MICROVMS, signing=signing), key, fleet, "lambda:ListMicrovms", "*")
+    denied(wire.request("GET", MICROVMS, signing=signing), fleet, "lambda:ListMicrovms", "*")
     answer = wire.request("GET", f"{IMAGES}/{plain.arn}", signing=signing)
-    denied(answer, key, fleet, "lambda:GetMicrovmImage", plain.arn)
+    denied(answer, fleet, "lambda:GetMicrovmImage", plain.arn)
 
 
 def test_patterns_of_images(make_key, wire: Wire, fleet: Fleet, plain: Image, hooked: Image) -> None:
@@ -145,7 +145,7 @@ def test_patterns_of_images(make_key, wire: Wire, fleet: Fleet, plain: Image, ho
     signing = Signing(key=key.pair)
     assert wire.request("GET", f"{IMAGES}/{plain.arn}", signing=signing).status == 200
     answer = wire.request("GET", f"{IMAGES}/{hooked.arn}", signing=signing)
-    denied(answer, key, fleet, "lambda:GetMicrovmImage", hooked.arn)
+    denied(answer, fleet, "lambda:GetMicrovmImage", hooked.arn)
 
 
 def test_denial_wins(make_key, wire: Wire, fleet: Fleet, plain: Image) -> None:
@@ -153,11 +153,13 @@ def test_denial_wins(make_key, wire: Wire, fleet: Fleet, plain: Image) -> None:
     known(wire, key)
     signing = Signing(key=key.pair)
     answer = wire.request("GET", f"{IMAGES}/{plain.arn}", signing=signing)
-    denied(answer, key, fleet, "lambda:GetMicrovmImage", plain.arn)
+    denied(answer, fleet, "lambda:GetMicrovmImage", plain.arn)
     assert wire.request("GET", f"{IMAGES}/{plain.arn}/versions", signing=signing).status == 200
 
 
-def test_roles_and_connectors_must_be_passed(make_key, wire: Wire, fleet: Fleet, plain: Image, microvms: Microvms) -> None:
+def test_roles_and_connectors_must_be_passed(
+    make_key, wire: Wire, fleet: Fleet, plain: Image, microvms: Microvms
+) -> None:
     body = {"imageIdentifier": plain.arn, "executionRoleArn": fleet.role_arn}
     run = allow("lambda:RunMicrovm")
     pass_role = allow("iam:PassRole", resources=(fleet.role_arn,))
@@ -171,7 +173,7 @@ def test_roles_and_connectors_must_be_passed(make_key, wire: Wire, fleet: Fleet,
         key = make_key(*statements)
         known(wire, key)
         answer = wire.request("POST", MICROVMS, body, signing=Signing(key=key.pair))
-        denied(answer, key, fleet, action, resource)
+        denied(answer, fleet, action, resource)
     key = make_key(run, pass_role, pass_ingress, pass_egress)
     known(wire, key)
     answer = wire.request("POST", MICROVMS, body, signing=Signing(key=key.pair))
@@ -213,7 +215,12 @@ def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, micr
     for answer, facts in (
         (
             refused,
-            {"action": "lambda:GetMicrovm", "result": "ResourceNotFoundException", "status": 404, "access_key_id": root},
+            {
+                "action": "lambda:GetMicrovm",
+                "result": "ResourceNotFoundException",
+                "status": 404,
+                "access_key_id": root,
+            },
         ),
         (
             launched,

@@ -69,9 +69,10 @@ def test_paginators_see_everything(several: list[Image], api, fleet: Fleet) -> N
     assert sorted(item["name"] for page in found for item in page["items"]) == sorted(i.name for i in several)
 
 
+@pytest.mark.usefixtures("several")
 @pytest.mark.row(53)
 @pytest.mark.parametrize("path", [IMAGES, MICROVMS, MANAGED])
-def test_bounds_of_pages(several: list[Image], wire: Wire, path: str) -> None:
+def test_bounds_of_pages(wire: Wire, path: str) -> None:
     for good in (1, 50):
         assert wire.request("GET", path, query=f"maxResults={good}").status == 200
     for bad, constraint in ((0, "greater than or equal to 1"), (51, "less than or equal to 50")):
@@ -101,8 +102,9 @@ def _first_token(wire: Wire) -> str:
     return answer.json()["nextToken"]
 
 
+@pytest.mark.usefixtures("several")
 @pytest.mark.row(55)
-def test_padding_that_is_not_encoded(several: list[Image], wire: Wire) -> None:
+def test_padding_that_is_not_encoded(wire: Wire) -> None:
     token = _first_token(wire)
     # Signed as it should be sent, sent as it is.
     prepared = wire.prepare("GET", IMAGES, query=f"nextToken={segment(token)}%3D%3D")
@@ -111,18 +113,22 @@ def test_padding_that_is_not_encoded(several: list[Image], wire: Wire) -> None:
     assert (answer.status, answer.message) == (400, None), answer
 
 
-@pytest.mark.parametrize("spoil", [lambda t: t[:-3] + "AAA", lambda t: "AAAA", lambda t: t + "AAAA", lambda t: "%00"])
-def test_page_tokens_that_are_not_ours(several: list[Image], wire: Wire, spoil) -> None:
-    answer = wire.request("GET", IMAGES, query=f"nextToken={spoil(segment(_first_token(wire)))}")
+@pytest.mark.usefixtures("several")
+@pytest.mark.parametrize("spoiled", ["{start}AAA", "AAAA", "{whole}AAAA", "%00", "%F0%9F%98%80"])
+def test_page_tokens_that_are_not_ours(wire: Wire, spoiled: str) -> None:
+    token = _first_token(wire)
+    answer = wire.request("GET", IMAGES, query=f"nextToken={spoiled.format(whole=token, start=token[:-3])}")
     assert (answer.status, answer.error) == (400, "ValidationException"), answer
 
 
-def test_a_page_token_of_another_list(several: list[Image], wire: Wire) -> None:
+@pytest.mark.usefixtures("several")
+def test_a_page_token_of_another_list(wire: Wire) -> None:
     answer = wire.request("GET", MICROVMS, query=f"nextToken={segment(_first_token(wire))}")
     assert (answer.status, answer.error) == (400, "ValidationException"), answer
 
 
-def test_a_page_token_with_another_filter(several: list[Image], wire: Wire) -> None:
+@pytest.mark.usefixtures("several")
+def test_a_page_token_with_another_filter(wire: Wire) -> None:
     answer = wire.request("GET", IMAGES, query=f"nextToken={segment(_first_token(wire))}&nameFilter=x")
     assert (answer.status, answer.error) == (400, "ValidationException"), answer
 
@@ -137,7 +143,9 @@ def test_versions_are_listed_newest_first(images: Images, several: list[Image]) 
     assert [item["imageVersion"] for page in found for item in page["items"]] == ["3.0", "2.0", "1.0"]
 
 
-@pytest.mark.row(56, differs="managed images are the fleet's own bases, `debian-12` for one; their ARNs have the same form")
+@pytest.mark.row(
+    56, differs="managed images are the fleet's own bases, `debian-12` for one; their ARNs have the same form"
+)
 def test_managed_images(wire: Wire, fleet: Fleet) -> None:
     items = [item for page in pages(wire, MANAGED) for item in page["items"]]
     assert fleet.base_arn in [item["imageArn"] for item in items]

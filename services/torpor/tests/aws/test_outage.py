@@ -28,15 +28,14 @@ def component(service: str, operation: str) -> str:
 
 def healthy(fleet: Fleet, name: str) -> bool:
     """Whether the supervisor calls a component healthy."""
-    components = fleet.json("status")["components"]
-    return all(c["health"].lower() == "healthy" for c in components if c["name"] == name)
+    return fleet.component(name)["health"] == "healthy"
 
 
 @pytest.mark.server_errors
 @pytest.mark.parametrize("name", [SCHEDULER, IMAGE_BUILDER])
 def test_an_outage(boto: Boto, fleet: Fleet, name: str) -> None:
     operations = [(s, o) for s, o in models.every_operation() if component(s, o) == name]
-    killed = fleet.component_pid(name)
+    killed = fleet.component(name)["pid"]
     over = time.monotonic() + MEETING_SECONDS
 
     def meet(operation: tuple[str, str]) -> set[str]:

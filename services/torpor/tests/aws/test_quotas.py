@@ -6,7 +6,6 @@ The quotas are AWS's own but for memory, which `deploy/test` sets: an account of
 import pytest
 from botocore.exceptions import ClientError
 
-from rig import apps
 from rig.clients import refusal
 from rig.fleet import Fleet
 from rig.images import Image, Images
@@ -28,7 +27,7 @@ QUOTA_MEMBERS = {"message", "quotaCode", "serviceCode", "resourceId", "resourceT
 
 @pytest.mark.row(35)
 def test_builds_at_a_time(images: Images, fleet: Fleet, wire: Wire) -> None:
-    slow = images.upload("slow", apps.zip_of({"Dockerfile": "FROM debian-12\nRUN sleep 8 && exit 1\n"}))
+    slow = images.slow()
     refused: Answer | None = None
     for number in range(BUILDS_MAX + 3):
         body = images.configuration(slow) | {"name": fleet.name(f"build-{number}")}
@@ -45,7 +44,7 @@ def test_builds_at_a_time(images: Images, fleet: Fleet, wire: Wire) -> None:
     assert wire.request("GET", f"{IMAGES}/{segment(fleet.image_arn(body['name']))}").status == 404
 
 
-def test_images_of_an_account(images: Images, fleet: Fleet) -> None:
+def test_images_of_an_account(images: Images) -> None:
     with pytest.raises(ClientError) as error:
         for number in range(IMAGES_MAX + 1):
             images.create(f"many-{number}", images.absent())

@@ -7,6 +7,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -17,13 +18,15 @@ from rig import models
 from rig.clients import Boto, refusal
 from rig.fleet import Fleet
 from rig.images import Images
-from rig.journal import Journal
 from rig.wire import Prepared, Wire
 
 MICROVMS = "/2025-09-09/microvms"
 SUSPENDS_PER_SECOND = 2
 NOBODY = "0190a5e2-7c3b-4f00-8000-000000000001"
-ATTEMPTS_MAX = 100
+ATTEMPTS_MAX = 200
+# Requests that are under way at a time in a flood.
+PIPELINED = 50
+STATUS_LINE = b"HTTP/1.1 "
 
 
 @pytest.mark.row(159, 160)
@@ -48,27 +51,32 @@ def test_suspends_have_a_rate(wire: Wire) -> None:
 
 
 @contextmanager
-def flood(fleet: Fleet, prepared: Prepared) -> Iterator[None]:
-    """Sends one signed request again and again, as fast as a connection goes."""
+def flood(wire: Wire, prepared: Prepared) -> Iterator[None]:
+    """Sends one signed request again and again, many at a time, as fast as a connection goes."""
     stop = threading.Event()
-    # Its answers are nobody's findings.
-    wire = Wire(fleet, Journal())
+    requests = wire.raw(prepared) * PIPELINED
 
     def send() -> None:
-        while not stop.is_set():
-            wire.send(prepared)
+        with wire.stream() as stream:
+            while not stop.is_set():
+                stream.sendall(requests)
+                answers, last = 0, b""
+                while answers < PIPELINED:
+                    block = stream.recv(1 << 16)
+                    assert block, "the connection ended in the middle of a flood"
+                    answers += (last + block).count(STATUS_LINE)
+                    last = block[-len(STATUS_LINE) + 1 :]
 
-    thread = threading.Thread(target=send)
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
-        wire.close()
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        sending = pool.submit(send)
+        try:
+            yield
+        finally:
+            stop.set()
+            sending.result()
 
 
-def throttled(fleet: Fleet, boto: Boto, service: str, call: Callable[[], object]) -> ClientError:
+def throttled(wire: Wire, boto: Boto, service: str, call: Callable[[], object]) -> ClientError:
     """The error that a call gets when its like come too fast."""
     client = boto.client(service, patient=False)
     sent: list[Prepared] = []
@@ -84,7 +92,7 @@ def throttled(fleet: Fleet, boto: Boto, service: str, call: Callable[[], object]
         refused_once(call)
     finally:
         client.meta.events.unregister("before-send", keep)
-    with flood(fleet, sent[0]):
+    with flood(wire, sent[0]):
         for _ in range(ATTEMPTS_MAX):
             error = refused_once(call)
             if error is not None and refusal(error)[0] == 429:
@@ -103,7 +111,7 @@ def refused_once(call: Callable[[], object]) -> ClientError | None:
 
 @pytest.mark.row(159)
 @pytest.mark.parametrize("operation", models.operations(models.MICROVMS))
-def test_every_operation_has_a_rate(boto: Boto, fleet: Fleet, images: Images, operation: str) -> None:
+def test_every_operation_has_a_rate(wire: Wire, boto: Boto, fleet: Fleet, images: Images, operation: str) -> None:
     """The calls change nothing: what they name does not exist, or is no artifact."""
     arn = fleet.image_arn(fleet.name("never-was"))
     image = {"imageIdentifier": arn}
@@ -135,13 +143,13 @@ def test_every_operation_has_a_rate(boto: Boto, fleet: Fleet, images: Images, op
         "UpdateMicrovmImage": image | images.configuration("s3://x"),
         "UpdateMicrovmImageVersion": version | {"status": "ACTIVE"},
     }[operation]
-    error = throttled(fleet, boto, models.MICROVMS, lambda: boto.call(models.MICROVMS, operation, False, **arguments))
+    error = throttled(wire, boto, models.MICROVMS, lambda: boto.call(models.MICROVMS, operation, False, **arguments))
     assert refusal(error)[:2] == (429, "ThrottlingException")
     assert int(error.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"]) >= 1
 
 
 @pytest.mark.parametrize("operation", models.operations(models.CORE))
-def test_every_operation_on_connectors_has_a_rate(boto: Boto, fleet: Fleet, operation: str) -> None:
+def test_every_operation_on_connectors_has_a_rate(wire: Wire, boto: Boto, fleet: Fleet, operation: str) -> None:
     named = {"Identifier": fleet.name("never-was")}
     arguments = {
         # Without subnets nothing is made.
@@ -152,6 +160,6 @@ def test_every_operation_on_connectors_has_a_rate(boto: Boto, fleet: Fleet, oper
         "ListNetworkConnectors": {},
         "UpdateNetworkConnector": named | {"ClientToken": "rate"},
     }[operation]
-    error = throttled(fleet, boto, models.CORE, lambda: boto.call(models.CORE, operation, False, **arguments))
+    error = throttled(wire, boto, models.CORE, lambda: boto.call(models.CORE, operation, False, **arguments))
     assert refusal(error)[:2] == (429, "TooManyRequestsException")
     assert int(error.response["ResponseMetadata"]["HTTPHeaders"]["retry-after"]) >= 1

@@ -23,9 +23,7 @@ ROWS = {
     "tokens": (62, 63, 79, 82, 124, 137),
     "tags-api": (58, 59),
 }
-PARAMETERS = [
-    pytest.param(script, id=name, marks=pytest.mark.row(*ROWS[name])) for name, script in SCRIPTS.items()
-]
+PARAMETERS = [pytest.param(script, id=name, marks=pytest.mark.row(*ROWS[name])) for name, script in SCRIPTS.items()]
 _VARIABLE = re.compile(r"\$\{(\w+)}")
 
 

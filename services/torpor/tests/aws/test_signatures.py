@@ -71,7 +71,9 @@ def test_clocks_may_differ(wire: Wire, skew: int) -> None:
     assert wire.request("GET", IMAGES, signing=Signing(skew=skew)).status == 200
 
 
-@pytest.mark.parametrize(("skew", "start"), [(-SKEW_SECONDS - 30, "Signature expired: "), (SKEW_SECONDS + 30, "Signature not yet current: ")])
+@pytest.mark.parametrize(
+    ("skew", "start"), [(-SKEW_SECONDS - 30, "Signature expired: "), (SKEW_SECONDS + 30, "Signature not yet current: ")]
+)
 def test_clocks_may_not_differ_more(wire: Wire, skew: int, start: str) -> None:
     answer = wire.request("GET", IMAGES, signing=Signing(skew=skew))
     refused(answer, "InvalidSignatureException")

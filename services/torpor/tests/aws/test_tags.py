@@ -52,7 +52,7 @@ def test_a_microvm_cannot_be_tagged(wire: Wire, fleet: Fleet) -> None:
 
 
 @pytest.mark.row(61)
-def test_tags_make_no_version(tagged: Image, images: Images, api) -> None:
+def test_tags_make_no_version(tagged: Image, api) -> None:
     before = api.list_microvm_image_versions(imageIdentifier=tagged.arn)["items"]
     api.tag_resource(Resource=tagged.arn, Tags={"more": "tags"})
     assert api.list_microvm_image_versions(imageIdentifier=tagged.arn)["items"] == before

@@ -14,9 +14,7 @@ from rig.wire import Answer, Wire
 
 MICROVMS = "/2025-09-09/microvms"
 NO_SHELL = "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM."
-MIXED_SHELL = (
-    "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS and/or SHELL_INGRESS instead"
-)
+MIXED_SHELL = "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS and/or SHELL_INGRESS instead"
 
 
 @pytest.fixture(scope="module")

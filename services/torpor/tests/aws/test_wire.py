@@ -115,14 +115,17 @@ def test_an_image_that_is_not_there(wire: Wire, fleet: Fleet) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/", "/2025-09-09", "/2025-09-09/functions", "/2015-03-31/functions", f"{MICROVMS}/x/y/z", "/%", "//", "/\u00e9"]
+    "path",
+    ["/", "/2025-09-09", "/2025-09-09/functions", "/2015-03-31/functions", f"{MICROVMS}/x/y/z", "/%", "//", "/\u00e9"],
 )
 def test_paths_that_lead_nowhere(wire: Wire, path: str) -> None:
     answer = wire.request("GET", segment(path).replace("%2F", "/").replace("%25", "%"))
     assert answer.status in (400, 403, 404), answer
 
 
-@pytest.mark.parametrize(("method", "path"), [("DELETE", IMAGES), ("PUT", MICROVMS), ("PATCH", CONNECTORS), ("TRACE", IMAGES)])
+@pytest.mark.parametrize(
+    ("method", "path"), [("DELETE", IMAGES), ("PUT", MICROVMS), ("PATCH", CONNECTORS), ("TRACE", IMAGES)]
+)
 def test_methods_that_a_path_does_not_have(wire: Wire, method: str, path: str) -> None:
     answer = wire.request(method, path)
     assert answer.status in (403, 404, 405), answer

@@ -21,6 +21,8 @@ class Case:
     what: str
     method: str
     path: str
+    # False where a segment is empty and not the last: on the wire no path at all.
+    plain_path: bool
     query: str
     body: str | None
     # Whether it passes the constraints; what stands behind may still refuse it by its own rules.

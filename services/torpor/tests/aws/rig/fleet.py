@@ -111,23 +111,23 @@ class Fleet:
         kept = {k: v for k, v in os.environ.items() if not k.startswith("AWS_")}
         return kept | _ISOLATION | self.variables
 
-    def torpor(self, *arguments: str, input: str | None = None) -> str:
-        """Runs the CLI and returns what it prints."""
+    def torpor(self, *arguments: str, input: str | None = None, must: bool = True) -> str:
+        """Runs the CLI, which must succeed unless told otherwise, and returns what it prints."""
         command = [str(self.program), "--data-dir", str(self.data_dir), *arguments]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, input=input, check=False)
-        assert done.returncode == 0, f"torpor {' '.join(arguments)}: {done.returncode}\n{done.stderr}"
+        assert not must or done.returncode == 0, f"torpor {' '.join(arguments)}: {done.returncode}\n{done.stderr}"
         return done.stdout
 
     def json(self, *arguments: str) -> dict:
         """Runs the CLI and returns its JSON."""
         return json.loads(self.torpor(*arguments, "-o", "json"))
 
-    def component_pid(self, name: str) -> int:
-        """Process id of a component under the fleet's supervisor."""
-        components = self.json("status")["components"]
-        (found,) = [c for c in components if c["name"] == name]
-        assert found["pid"], found
-        return found["pid"]
+    def component(self, name: str) -> dict:
+        """A component as the fleet's supervisor sees it: its health, its pid and more."""
+        # Not a success while something is not healthy, but it says what.
+        components = json.loads(self.torpor("status", "-o", "json", must=False))["components"]
+        (found,) = [component for component in components if component["name"] == name]
+        return found
 
 
 def required_program(name: str) -> str:

@@ -65,6 +65,11 @@ class Images:
         """URI of an artifact that is not there: its build fails at the first step, within a second."""
         return f"s3://{self.fleet.bucket}/aws-tests/absent.zip"
 
+    def slow(self) -> str:
+        """URI of an artifact whose build takes some seconds and fails then: for what happens meanwhile."""
+        dockerfile = "FROM debian-12\nRUN sleep 5 && exit 1\n"
+        return self.upload("slow", apps.zip_of({"Dockerfile": dockerfile}))
+
     def configuration(self, uri: str, **changes) -> dict:
         """Members that every create and update needs, with the smallest memory; `None` takes a member out."""
         members = {

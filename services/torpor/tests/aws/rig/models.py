@@ -4,6 +4,9 @@ Read at run time and never copied: they are what an unmodified client goes by.
 """
 
 import functools
+import importlib.util
+import json
+from pathlib import Path
 
 import botocore.session
 from botocore.model import OperationModel, ServiceModel
@@ -26,6 +29,16 @@ def operations(name: str) -> tuple[str, ...]:
     return tuple(sorted(n for n in names if name == MICROVMS or "NetworkConnector" in n))
 
 
+@functools.cache
+def cli_operations(name: str) -> tuple[str, ...]:
+    """Those of them that the AWS CLI has commands for, by the models that it carries."""
+    # Read, not imported: the CLI's own botocore would take the place of this process's.
+    (package,) = importlib.util.find_spec("awscli").submodule_search_locations
+    (path,) = Path(package, "botocore", "data", name).glob("*/service-2.json")
+    known = json.loads(path.read_text())["operations"]
+    return tuple(operation for operation in operations(name) if operation in known)
+
+
 def operation(service_name: str, name: str) -> OperationModel:
     """One operation."""
     return service(service_name).operation_model(name)
@@ -39,8 +52,7 @@ def every_operation() -> list[tuple[str, str]]:
 def modelled_errors(service_name: str, name: str) -> dict[str, int]:
     """Error classes an operation's model lists, with their HTTP status."""
     return {
-        shape.name: shape.metadata["error"]["httpStatusCode"]
-        for shape in operation(service_name, name).error_shapes
+        shape.name: shape.metadata["error"]["httpStatusCode"] for shape in operation(service_name, name).error_shapes
     }
 
 

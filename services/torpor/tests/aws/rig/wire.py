@@ -3,12 +3,14 @@
 Signatures are botocore's; the request goes out by `http.client`, byte for byte as the test gives it.
 """
 
+import contextlib
 import datetime
 import http.client
 import json
 import socket
 import ssl
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from unittest import mock
 from urllib.parse import quote, urlsplit
@@ -180,11 +182,9 @@ class Wire:
         if "content-length" not in names and (prepared.body or prepared.method in ("POST", "PUT", "PATCH")):
             connection.putheader("Content-Length", str(len(prepared.body)))
         connection.endheaders()
-        try:
+        # The server may answer, and hang up, before it has read everything.
+        with contextlib.suppress(ConnectionError, ssl.SSLError):
             connection.send(prepared.body)
-        except (ConnectionError, ssl.SSLError):
-            # The server may answer, and hang up, before it has read everything.
-            pass
         response = connection.getresponse()
         answer = Answer(response.status, response.headers, response.read())
         self._journal.answered(answer.status, f"{prepared.method} {prepared.target[:200]}: {answer!r}")
@@ -192,18 +192,27 @@ class Wire:
             self.close()
         return answer
 
+    def raw(self, prepared: Prepared) -> bytes:
+        """A request as it is on the wire."""
+        headers = {"Host": f"{self.host}:{self.port}", "Content-Length": str(len(prepared.body))} | prepared.headers
+        lines = [f"{prepared.method} {prepared.target} HTTP/1.1", *(f"{name}: {headers[name]}" for name in headers)]
+        return "\r\n".join([*lines, "", ""]).encode() + prepared.body
+
+    @contextlib.contextmanager
+    def stream(self, timeout: float = _TIMEOUT_SECONDS) -> Iterator[ssl.SSLSocket]:
+        """A connection of its own, to be used byte by byte."""
+        plain = socket.create_connection((self.host, self.port), timeout=timeout)
+        with self._tls.wrap_socket(plain, server_hostname=self.host) as stream:
+            yield stream
+
     def send_bytes(self, request: bytes, within: float = 30.0) -> bytes:
-        """Sends bytes as they are on a connection of their own and returns all that comes back until it is closed."""
+        """Sends bytes as they are and returns all that comes back until the connection is closed."""
         received = bytearray()
-        with socket.create_connection((self.host, self.port), timeout=within) as plain:
-            with self._tls.wrap_socket(plain, server_hostname=self.host) as stream:
-                stream.sendall(request)
-                try:
-                    while block := stream.recv(65536):
-                        received += block
-                except (TimeoutError, ConnectionError, ssl.SSLError):
-                    # Whatever came before the server hung up is the answer.
-                    pass
+        # Whatever came before the server hung up is the answer.
+        with self.stream(within) as stream, contextlib.suppress(TimeoutError, ConnectionError, ssl.SSLError):
+            stream.sendall(request)
+            while block := stream.recv(65536):
+                received += block
         return bytes(received)
 
     def close(self) -> None:
