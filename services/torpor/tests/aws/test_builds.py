@@ -114,7 +114,7 @@ def reason(images: Images, image: Image) -> str:
 def test_a_failing_step_has_no_sizes(failures: dict[str, Image], images: Images) -> None:
     (build,) = images.builds(failures["dockerfile"].arn)
     assert build["buildState"] == "FAILED"
-    assert "The container image build failed." in build["stateReason"]
+    assert "CONTAINER_BUILD_FAILED" in build["stateReason"]
     assert "snapshotBuild" not in build
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from rig.clients import Cli, CliError
+from rig.connectors import settled
 from rig.fleet import Fleet
 from rig.images import Image, Images
 from rig.microvms import AUTH_HEADER, Microvms
@@ -135,17 +136,12 @@ def test_commands_about_connectors(aws: Cli, core, fleet: Fleet) -> None:
     assert (made["Name"], made["State"]) == (name, "PENDING")
     connector = ("--identifier", made["Arn"])
 
-    def settled() -> bool:
-        found = core.get_network_connector(Identifier=made["Arn"])
-        return found["State"] == "ACTIVE" and found.get("LastUpdateStatus") != "InProgress"
-
-    until("the connector to be ACTIVE", settled)
+    settled(core, made["Arn"])
     assert aws(CORE, "get-network-connector", *connector)["State"] == "ACTIVE"
     egress["SubnetIds"] = ["subnet-2"]
     changed = ("--configuration", json.dumps({"VpcEgressConfiguration": egress}))
     assert aws(CORE, "update-network-connector", *connector, *changed)["Arn"] == made["Arn"]
-    until("the connector to be ACTIVE", settled)
-    assert core.get_network_connector(Identifier=made["Arn"])["LatestVersion"] == 2
+    assert settled(core, made["Arn"])["LatestVersion"] == 2
     listed = aws(CORE, "list-network-connectors", "--state", "ACTIVE")["NetworkConnectors"]
     assert made["Arn"] in [item["Arn"] for item in listed]
     assert aws(CORE, "delete-network-connector", *connector)["State"] == "DELETING"

@@ -8,6 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from rig.clients import refusal
+from rig.connectors import gone, remove, settled
 from rig.fleet import Fleet
 from rig.images import Image
 from rig.microvms import Microvms
@@ -24,7 +25,7 @@ class Connectors:
     def __init__(self, fleet: Fleet, core) -> None:
         self.fleet = fleet
         self.core = core
-        self._made: list[str] = []
+        self.made: list[str] = []
 
     def arguments(self, label: str, **changes) -> dict:
         """A create that is complete; `None` takes a member out, also one of the configuration."""
@@ -55,38 +56,11 @@ class Connectors:
 
     def note(self, arn: str) -> None:
         """A connector to be deleted at the end."""
-        self._made.append(arn)
+        self.made.append(arn)
 
     def active(self, label: str, **changes) -> dict:
         """A connector that may be used."""
-        return self.settled(self.create(label, **changes)["Arn"])
-
-    def settled(self, arn: str) -> dict:
-        """Waits until nothing about it is under way."""
-
-        def ask():
-            connector = self.core.get_network_connector(Identifier=arn)
-            busy = connector.get("LastUpdateStatus") == "InProgress"
-            return connector if connector["State"] == "ACTIVE" and not busy else None
-
-        return until(f"{arn} to be ACTIVE", ask)
-
-    def gone(self, arn: str) -> bool:
-        """Whether reading it answers 404."""
-        try:
-            self.core.get_network_connector(Identifier=arn)
-        except ClientError as error:
-            assert refusal(error)[:2] == (404, "ResourceNotFoundException"), error
-            return True
-        return False
-
-    def remove_all(self) -> None:
-        """Deletes what is left."""
-        for arn in self._made:
-            if not self.gone(arn):
-                self.core.delete_network_connector(Identifier=arn)
-        for arn in self._made:
-            until(f"{arn} to be gone", lambda arn=arn: self.gone(arn))
+        return settled(self.core, self.create(label, **changes)["Arn"])
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +68,7 @@ def connectors(fleet: Fleet, core):
     """Connectors of this module."""
     connectors = Connectors(fleet, core)
     yield connectors
-    connectors.remove_all()
+    remove(core, connectors.made)
 
 
 @dataclass
@@ -117,18 +91,18 @@ def story(connectors: Connectors, wire: Wire) -> Story:
     def note(step: str, method: str, suffix: str = "", body: object = None) -> None:
         story.answers[step] = wire.request(method, path + suffix, body)
 
-    connectors.settled(story.arn)
+    settled(connectors.core, story.arn)
     note("get", "GET")
     same = connectors.arguments("life")["Configuration"]
     note("update with the same", "PUT", body={"ClientToken": "same", "Configuration": same})
     note("get after the same", "GET")
     other = connectors.arguments("life", SubnetIds=["subnet-1", "subnet-2"])["Configuration"]
     note("update", "PUT", body={"ClientToken": "other", "Configuration": other})
-    connectors.settled(story.arn)
+    settled(connectors.core, story.arn)
     note("get updated", "GET")
     note("versions", "GET", "/versions")
     note("delete", "DELETE")
-    until("the connector to be gone", lambda: connectors.gone(story.arn))
+    until("the connector to be gone", lambda: gone(connectors.core, story.arn))
     note("gone", "GET")
     return story
 

@@ -11,6 +11,7 @@ from botocore.model import ListShape, MapShape, Shape, StringShape, StructureSha
 
 from rig import boundary, models
 from rig.boundary import Case
+from rig.connectors import remove
 from rig.wire import Answer, Wire
 
 NOT_NULL = "Member must not be null"
@@ -46,8 +47,7 @@ def connectors_as_before(core) -> Iterator[None]:
 
     before = all_connectors()
     yield
-    for arn in all_connectors() - before:
-        core.delete_network_connector(Identifier=arn)
+    remove(core, all_connectors() - before)
 
 
 @pytest.mark.usefixtures("connectors_as_before")

@@ -11,6 +11,7 @@ from botocore.exceptions import ClientError
 
 from rig import models, requests
 from rig.clients import Boto, refusal
+from rig.connectors import remove
 from rig.fleet import Fleet
 from rig.images import Image, Images
 from rig.journal import Journal
@@ -96,12 +97,18 @@ def test_repeated_changes_of_state(plain: Image, microvms: Microvms) -> None:
     microvms.api.terminate_microvm(microvmIdentifier=running.id)
 
 
-def test_a_status_during_an_update(images: Images) -> None:
+def test_versions_during_an_update(images: Images) -> None:
+    """They change neither their status nor do they go."""
     image = images.broken("status")
+    version = {"imageIdentifier": image.arn, "imageVersion": "1.0"}
     images.api.update_microvm_image(imageIdentifier=image.arn, **images.configuration(images.slow()))
-    with pytest.raises(ClientError) as error:
-        images.api.update_microvm_image_version(imageIdentifier=image.arn, imageVersion="1.0", status="INACTIVE")
-    assert refusal(error.value)[:2] == (409, "ConflictException")
+    for call in (
+        lambda: images.api.update_microvm_image_version(**version, status="INACTIVE"),
+        lambda: images.api.delete_microvm_image_version(**version),
+    ):
+        with pytest.raises(ClientError) as error:
+            call()
+        assert refusal(error.value)[:2] == (409, "ConflictException")
 
 
 def test_a_connector_that_is_being_made(core, fleet: Fleet) -> None:
@@ -118,8 +125,7 @@ def test_a_connector_that_is_being_made(core, fleet: Fleet) -> None:
     with pytest.raises(ClientError) as error:
         core.delete_network_connector(Identifier=arn)
     assert refusal(error.value)[:2] == (409, "ResourceConflictException")
-    until("the connector to be ACTIVE", lambda: core.get_network_connector(Identifier=arn)["State"] == "ACTIVE")
-    core.delete_network_connector(Identifier=arn)
+    remove(core, [arn])
 
 
 @pytest.mark.parametrize(

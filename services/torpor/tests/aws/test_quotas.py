@@ -7,6 +7,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from rig.clients import refusal
+from rig.connectors import remove, settled
 from rig.fleet import Fleet
 from rig.images import Image, Images
 from rig.microvms import Microvms
@@ -116,19 +117,14 @@ def test_connectors_of_an_account(core, fleet: Fleet) -> None:
                 made.append(core.create_network_connector(**connector(fleet, f"many-{number}"))["Arn"])
         assert refusal(error.value)[:2] == (400, "NetworkConnectorLimitExceededException")
     finally:
-        for arn in made:
-            core.delete_network_connector(Identifier=arn)
+        remove(core, made)
 
 
 def test_versions_of_a_connector(core, fleet: Fleet) -> None:
     arn = core.create_network_connector(**connector(fleet, "versions"))["Arn"]
 
-    def settled() -> bool:
-        found = core.get_network_connector(Identifier=arn)
-        return found["State"] == "ACTIVE" and found.get("LastUpdateStatus") != "InProgress"
-
     def update(number: int) -> None:
-        until(f"{arn} to be ACTIVE", settled)
+        settled(core, arn)
         changed = connector(fleet, "versions", subnet=f"subnet-{number}")
         core.update_network_connector(
             Identifier=arn, ClientToken=f"version-{number}", Configuration=changed["Configuration"]
@@ -141,8 +137,7 @@ def test_versions_of_a_connector(core, fleet: Fleet) -> None:
             update(CONNECTOR_VERSIONS_MAX + 1)
         assert refusal(error.value)[:2] == (400, "NetworkConnectorLimitExceededException")
     finally:
-        until(f"{arn} to be ACTIVE", settled)
-        core.delete_network_connector(Identifier=arn)
+        remove(core, [arn])
 
 
 def connector(fleet: Fleet, label: str, subnet: str = "subnet-1") -> dict:

@@ -68,8 +68,7 @@ def test_the_name_that_signatures_carry(wire: Wire, plain: Image, path: str) -> 
 
 @pytest.mark.row(92)
 def test_arns_in_paths(plain: Image, wire: Wire) -> None:
-    spellings = (plain.arn, segment(plain.arn), segment(plain.arn).lower().replace("%3a", "%3A"))
-    answers = [wire.request("GET", f"{IMAGES}/{spelling}") for spelling in spellings[:2]]
+    answers = [wire.request("GET", f"{IMAGES}/{spelling}") for spelling in (plain.arn, segment(plain.arn))]
     assert [answer.status for answer in answers] == [200, 200]
     assert answers[0].json() == answers[1].json()
     assert wire.request("GET", f"{IMAGES}/{plain.arn}/versions/1.0").status == 200

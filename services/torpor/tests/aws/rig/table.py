@@ -25,9 +25,9 @@ _HEAD = """\
 # Compatibility with AWS Lambda MicroVMs
 
 What unmodified AWS clients meet at Torpor's REST API, behaviour by behaviour. This file is written by the tests in
-[services/torpor/tests/aws](../services/torpor/tests/aws), which drive a running fleet with boto3, the AWS CLI and raw signed HTTP; a row
-says *matched* when a test proves it. Do not edit it: `deploy/test` fails when it and the tests disagree, and
-`pytest --write-table` writes it anew.
+[services/torpor/tests/aws](../services/torpor/tests/aws), which drive a running fleet with boto3, the AWS CLI
+and raw signed HTTP; a row says *matched* when a test proves it. Do not edit it: `deploy/test` fails when it and the tests
+disagree, and `pytest --write-table` writes it anew.
 
 """
 
@@ -90,7 +90,7 @@ def render(rows: list[Row], claims: Claims) -> str:
     ours = [verdicts[row.number] for row in rows if control_plane(row)]
     lines = [
         _HEAD,
-        f"Of the {len(ours)} rows of the control plane {sum(v == 'matched' for v in ours)} are matched; ",
+        f"Of the {len(ours)} rows that concern the API {sum(v == 'matched' for v in ours)} are matched and ",
         f"{sum(v.startswith('differs') for v in ours)} differ on purpose.\n",
     ]
     area = None
