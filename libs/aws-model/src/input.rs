@@ -134,18 +134,47 @@ fn redact(shape: &Shape, value: &Value) -> Value {
     }
 }
 
+/// The members of a request that are of the operation's form; their constraints are not yet checked. For callers with
+/// something to do in between, as asking what the caller may do.
+#[derive(Clone, PartialEq)]
+pub struct Draft(Input);
+
+impl Draft {
+    /// The members, each with the type of its shape. Any may be missing, none need keep its constraints.
+    #[must_use]
+    pub fn members(&self) -> &Map<String, Value> {
+        &self.0.members
+    }
+
+    /// Checks the constraints.
+    ///
+    /// # Errors
+    /// `Validation` with every violated constraint; `InvalidParameterValue` for what the service asks for after that.
+    pub fn check(self, limits: &Limits) -> Result<Input, Rejection> {
+        let Input { operation, members } = &self.0;
+        check::constraints(&operation.input, members, limits)?;
+        check::demands(&operation.demands, members)?;
+        Ok(self.0)
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 /// Reads a request of `operation`. `raw_query` is the query as it was sent, without the question mark.
 ///
 /// # Errors
-/// `RequestTooLarge` for a body beyond the limit; `Serialization` for a body or query that is not of the operation's form;
-/// `Validation` with every violated constraint; `InvalidParameterValue` for what the service asks for after that.
-pub fn parse(
+/// `RequestTooLarge` for a body beyond the limit; `Serialization` for a body or query that is not of the operation's form.
+pub fn read(
     operation: &'static Operation,
     path: &PathParameters,
     raw_query: &str,
     body: &[u8],
     limits: &Limits,
-) -> Result<Input, Rejection> {
+) -> Result<Draft, Rejection> {
     if body.len() > limits.body_bytes_max {
         let limit = limits.body_bytes_max;
         let message = format!("The request body must be at most {limit} bytes");
@@ -170,7 +199,19 @@ pub fn parse(
             members.insert(name.to_owned(), query::scalar(member.shape, text.to_owned())?);
         }
     }
-    check::constraints(&operation.input, &members, limits)?;
-    check::demands(&operation.demands, &members)?;
-    Ok(Input { operation, members })
+    Ok(Draft(Input { operation, members }))
+}
+
+/// [`read`], and then [`Draft::check`].
+///
+/// # Errors
+/// Those of both.
+pub fn parse(
+    operation: &'static Operation,
+    path: &PathParameters,
+    raw_query: &str,
+    body: &[u8],
+    limits: &Limits,
+) -> Result<Input, Rejection> {
+    read(operation, path, raw_query, body, limits)?.check(limits)
 }

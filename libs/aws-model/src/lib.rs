@@ -24,7 +24,7 @@ mod shape;
 mod strict;
 
 pub use error::{ErrorClass, ErrorReply, Rejection, no_such_method, no_such_path};
-pub use input::{Input, Limits, parse};
+pub use input::{Draft, Input, Limits, parse, read};
 pub use operation::{Operation, Service, operation, operations};
 pub use page::{PAGE_TOKEN_MAX, PageTokens};
 pub use reply::Reply;
