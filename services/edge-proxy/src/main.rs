@@ -39,6 +39,9 @@ async fn run(arguments: Arguments) -> anyhow::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let app = App::build(config, &telemetry.registry()).await?;
     tracing::info!(address = %app.local_address()?, "serving endpoints");
+    if let Some(address) = app.api_address()? {
+        tracing::info!(%address, "serving the AWS-compatible API");
+    }
     let stop = shutdown.clone();
     tokio::spawn(async move {
         tokio::select! {
