@@ -1,6 +1,6 @@
 //! The canonical request: what the client hashed, built again from what came in.
 
-use crate::claim::{Claim, Form};
+use crate::claim::Claim;
 use crate::query::RESERVED;
 use percent_encoding::{AsciiSet, percent_encode};
 use std::borrow::Cow;
@@ -44,9 +44,7 @@ pub(crate) fn request(claim: &Claim<'_>, payload_hash: &str) -> Option<Vec<u8>> 
         out.extend_from_slice(piece.as_bytes());
     }
     out.push(b'\n');
-    claim
-        .query
-        .canonical((claim.form == Form::Query).then_some("X-Amz-Signature"), &mut out);
+    claim.query.canonical(&mut out);
     out.push(b'\n');
     for name in claim.signed_headers() {
         header(claim, name, &mut out)?;

@@ -49,10 +49,10 @@ impl<'a> Pairs<'a> {
     }
 
     /// Appends the canonical form: encoded, sorted by name and then by value,
-    /// without the parameter `but`.
-    pub(crate) fn canonical(&self, but: Option<&str>, out: &mut Vec<u8>) {
+    /// without the signature itself (which only presigned requests have).
+    pub(crate) fn canonical(&self, out: &mut Vec<u8>) {
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = (self.0.iter())
-            .filter(|pair| but.is_none_or(|but| *pair.0 != *but.as_bytes()))
+            .filter(|pair| *pair.0 != *b"X-Amz-Signature")
             .map(|(name, value)| {
                 (
                     percent_encode(name, RESERVED).into(),

@@ -230,3 +230,15 @@ fn the_authority_stands_for_the_host() {
         );
     }
 }
+
+#[test]
+fn the_authority_stands_for_nothing_else() {
+    let (side, message) = one("a header that repeats the host");
+    let mut message = message.without_header("host");
+    message.authority = Some(message.header("x-amz-meta").to_owned());
+    assert_eq!(side.verify(&message), Ok(()));
+    assert_eq!(
+        side.verify(&message.without_header("x-amz-meta")),
+        Err(Error::SignatureDoesNotMatch)
+    );
+}
