@@ -23,7 +23,7 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 pub use context::{TRACEPARENT, current_traceparent, set_parent};
-pub use metrics::serve_metrics;
+pub use metrics::{Part, register, serve_metrics};
 pub use service::{run_service, shutdown_on_signal};
 
 /// Why telemetry could not start.
