@@ -248,7 +248,7 @@ mod tests {
                 &running,
                 &host,
                 seen(&running, 6, S::Suspending),
-                F::Changed,
+                F::Passing,
                 S::Suspending,
             ),
             (
