@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use records::testing::{Etcd, ServerTls, free_port};
 use records::{Error, Event, Expect, Options, Store, TlsFiles, Watch, Write};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -25,6 +26,20 @@ async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut()
         assert!(Instant::now() < deadline, "{what} did not happen");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+/// How many watches stand on this etcd, as it says itself.
+async fn watchers(etcd: &Etcd) -> u64 {
+    let address = etcd.endpoint();
+    let address = address.strip_prefix("http://").unwrap();
+    let mut stream = tokio::net::TcpStream::connect(address).await.unwrap();
+    stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    let number = answer
+        .lines()
+        .find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
+    number.expect("etcd counts its watches").parse().unwrap()
 }
 
 /// Applies events until the view is as wanted.
@@ -162,10 +177,15 @@ async fn a_guard_refuses_after_leadership_moved() {
     assert!(!first.is_leader(), "a refused guard ends it");
     within("lost", first.lost()).await;
     store.put_if("g", "3", Expect::Any, Some(&second)).await.unwrap();
-    // Another instance waits until the leader steps down.
+    // Another instance waits until the leader steps down: it watches the key,
+    // which it does only after its claim was refused.
+    assert_eq!(watchers(&etcd).await, 0);
     let other = store.clone();
     let waiting = tokio::spawn(async move { other.campaign("e", "two", ttl).await });
-    tokio::time::sleep(Duration::from_millis(300)).await;
+    until("a watch of the leader's key", || async {
+        watchers(&etcd).await == 1
+    })
+    .await;
     assert!(!waiting.is_finished());
     second.resign().await.unwrap();
     let third = within("succession", waiting).await.unwrap().unwrap();

@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use clap::{Args as _, FromArgMatches as _};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -18,6 +19,20 @@ pub struct Cli {
     /// Override one setting; may be repeated.
     #[arg(long = "set", value_name = "KEY.PATH=VALUE")]
     pub set: Vec<String>,
+}
+
+impl Cli {
+    /// The arguments of this process, which is `torpor-<service>`. Does not
+    /// return for `--help`, `--version` or a mistake: clap prints and exits.
+    #[must_use]
+    pub fn parse_as(service: &'static str, about: &'static str) -> Self {
+        let mut command = Self::augment_args(clap::Command::new(service))
+            .display_name(format!("torpor-{service}"))
+            .version(env!("CARGO_PKG_VERSION")) // the workspace's, like every service's
+            .about(about);
+        let matches = command.get_matches_mut();
+        Self::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
+    }
 }
 
 /// Why the settings cannot be used. Each message names the source and the key.

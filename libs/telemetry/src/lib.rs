@@ -1,11 +1,12 @@
 //! What a process tells about itself: log lines on standard error, spans to an
 //! OTLP collector when one is configured, and `/metrics` for Prometheus.
 //!
-//! [`init`] is called once, first thing in `main`; dropping the [`Guard`]
-//! flushes what is still buffered.
+//! [`init`] is called once, by [`run_service`], which every service's `main`
+//! calls; dropping the [`Guard`] flushes what is still buffered.
 
 mod context;
 mod metrics;
+mod service;
 
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex};
@@ -22,7 +23,8 @@ use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
 
 pub use context::{TRACEPARENT, current_traceparent, set_parent};
-pub use metrics::serve_metrics;
+pub use metrics::{Part, register, serve_metrics};
+pub use service::{run_service, shutdown_on_signal};
 
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]

@@ -1,4 +1,4 @@
-//! `/metrics`, for Prometheus.
+//! `/metrics`, for Prometheus, and how services add to it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -12,13 +12,39 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::encoding::text::encode;
-use prometheus_client::registry::Registry;
+use prometheus_client::registry::{Metric, Registry};
 use tokio::net::TcpListener;
 use tokio::sync::Semaphore;
 
 const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 const CONNECTIONS_MAX: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The metrics of one service, under registration.
+#[derive(Debug)]
+pub struct Part<'a>(&'a mut Registry);
+
+impl Part<'_> {
+    /// Shows `metric` under `name` and gives it back for counting.
+    pub fn add<M: Metric + Clone>(&mut self, name: &str, help: &str, metric: M) -> M {
+        self.0.register(name, help, metric.clone());
+        metric
+    }
+}
+
+/// Lets `fill` add metrics to `registry`, their names prefixed with `<prefix>_`
+/// if there is a prefix.
+pub fn register<T>(
+    registry: &Mutex<Registry>,
+    prefix: Option<&str>,
+    fill: impl FnOnce(&mut Part<'_>) -> T,
+) -> T {
+    let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
+    fill(&mut Part(match prefix {
+        Some(prefix) => registry.sub_registry_with_prefix(prefix),
+        None => &mut registry,
+    }))
+}
 
 /// Serves `/metrics` on `address` until the process ends; returns the bound
 /// address.

@@ -1,7 +1,7 @@
 //! Puts the edge together: bind and connect first, then follow and serve.
 
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -47,8 +47,7 @@ impl App {
         let listener = Listener::bind(config.endpoint_socket(), config.limits.bounds()).await?;
         let store = records::Store::connect(&config.etcd).await.context("etcd")?;
         let scheduler = Scheduler::new(&identity, &config.schedulers).context("schedulers")?;
-        let metrics = Metrics::register(&mut registry.lock().unwrap_or_else(PoisonError::into_inner));
-        let metrics = Arc::new(metrics);
+        let metrics = Arc::new(Metrics::register(registry));
         let api = if config.aws.served() {
             Some(ApiServer::build(&config, &identity, metrics.clone()).await?)
         } else {

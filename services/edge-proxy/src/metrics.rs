@@ -1,5 +1,7 @@
 //! What the edge counts.
 
+use std::sync::Mutex;
+
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -63,52 +65,33 @@ pub struct Metrics {
 
 impl Metrics {
     /// Registers everything under "edge".
-    pub fn register(registry: &mut Registry) -> Self {
-        let metrics = Self {
-            requests: Family::default(),
-            waits: Histogram::new(WAIT_BOUNDS),
-            tunnels_open: Gauge::default(),
-            tunnels_opened: Counter::default(),
-            resent: Counter::default(),
-            connections: Gauge::default(),
-            api_requests: Family::default(),
-            api_seconds: Family::new_with_constructor(|| Histogram::new(API_BOUNDS)),
-            api_connections: Gauge::default(),
-        };
-        let edge = registry.sub_registry_with_prefix("edge");
-        edge.register(
-            "requests",
-            "Requests answered, by status",
-            metrics.requests.clone(),
-        );
-        edge.register(
-            "wait_seconds",
-            "Waits for a launch or a wake",
-            metrics.waits.clone(),
-        );
-        edge.register("tunnels_open", "Tunnels that stand", metrics.tunnels_open.clone());
-        edge.register("tunnels_opened", "Tunnels opened", metrics.tunnels_opened.clone());
-        edge.register(
-            "requests_resent",
-            "Requests sent again after a dead connection",
-            metrics.resent.clone(),
-        );
-        edge.register("connections", "Client connections", metrics.connections.clone());
-        edge.register(
-            "api_requests",
-            "Requests of the API answered, by operation and status",
-            metrics.api_requests.clone(),
-        );
-        edge.register(
-            "api_seconds",
-            "Times of the API's answers, by operation",
-            metrics.api_seconds.clone(),
-        );
-        edge.register(
-            "api_connections",
-            "Client connections of the API",
-            metrics.api_connections.clone(),
-        );
-        metrics
+    pub fn register(registry: &Mutex<Registry>) -> Self {
+        telemetry::register(registry, Some("edge"), |part| Self {
+            requests: part.add("requests", "Requests answered, by status", Family::default()),
+            waits: part.add(
+                "wait_seconds",
+                "Waits for a launch or a wake",
+                Histogram::new(WAIT_BOUNDS),
+            ),
+            tunnels_open: part.add("tunnels_open", "Tunnels that stand", Gauge::default()),
+            tunnels_opened: part.add("tunnels_opened", "Tunnels opened", Counter::default()),
+            resent: part.add(
+                "requests_resent",
+                "Requests sent again after a dead connection",
+                Counter::default(),
+            ),
+            connections: part.add("connections", "Client connections", Gauge::default()),
+            api_requests: part.add(
+                "api_requests",
+                "Requests of the API answered, by operation and status",
+                Family::default(),
+            ),
+            api_seconds: part.add(
+                "api_seconds",
+                "Times of the API's answers, by operation",
+                Family::new_with_constructor(|| Histogram::new(API_BOUNDS)),
+            ),
+            api_connections: part.add("api_connections", "Client connections of the API", Gauge::default()),
+        })
     }
 }

@@ -12,28 +12,19 @@ mod metrics;
 mod microvm;
 mod server;
 
-use clap::Parser as _;
+use std::process::ExitCode;
 
-/// Runs microVMs on this machine for a Torpor scheduler.
-#[derive(clap::Parser)]
-#[command(version)]
-struct Arguments {
-    #[command(flatten)]
-    settings: settings::Cli,
-}
+use config::Config;
 
-fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
-    let Some(config) = settings::load::<config::Config>("host-agent", &arguments.settings)? else {
-        return Ok(());
-    };
-    config.check().map_err(anyhow::Error::msg)?;
-    failpoint::arm(config.failpoints);
-    tokio::runtime::Builder::new_multi_thread()
-        .enable_all()
-        .build()?
-        .block_on(async {
-            let telemetry = telemetry::init("host-agent", &config.telemetry).await?;
-            app::App::build(config, &telemetry).await?.run().await
-        })
+fn main() -> ExitCode {
+    telemetry::run_service(
+        "host-agent",
+        "Runs microVMs on this machine for a Torpor scheduler",
+        |config: &Config| {
+            config.check().map_err(anyhow::Error::msg)?;
+            failpoint::arm(config.failpoints);
+            Ok(&config.telemetry)
+        },
+        async |config, telemetry| app::App::build(config, telemetry).await?.run().await,
+    )
 }

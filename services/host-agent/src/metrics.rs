@@ -1,6 +1,6 @@
 //! Counters for `/metrics`.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Mutex;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -33,52 +33,25 @@ const BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.
 impl Metrics {
     /// Registers everything.
     #[must_use]
-    pub fn register(registry: &Arc<Mutex<Registry>>) -> Self {
-        let metrics = Self {
-            seconds: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
-            failures: Family::default(),
-            ends: Counter::default(),
-            upload_failures: Counter::default(),
-            tunnels: Counter::default(),
-            running: Gauge::default(),
-            suspended: Gauge::default(),
-            memory_mib: Gauge::default(),
-        };
-        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let registry = registry.sub_registry_with_prefix("host");
-        registry.register(
-            "transition_seconds",
-            "Launches, suspends, wakes and bakes",
-            metrics.seconds.clone(),
-        );
-        registry.register(
-            "transition_failures",
-            "Those that failed",
-            metrics.failures.clone(),
-        );
-        registry.register("microvms_ended", "MicroVMs that ended", metrics.ends.clone());
-        registry.register(
-            "upload_failures",
-            "Attempts to upload that failed",
-            metrics.upload_failures.clone(),
-        );
-        registry.register(
-            "tunnels_opened",
-            "Connections to guest ports",
-            metrics.tunnels.clone(),
-        );
-        registry.register("microvms_running", "MicroVMs running", metrics.running.clone());
-        registry.register(
-            "microvms_suspended",
-            "MicroVMs suspended here",
-            metrics.suspended.clone(),
-        );
-        registry.register(
-            "memory_mib",
-            "Baseline guest memory handed out",
-            metrics.memory_mib.clone(),
-        );
-        metrics
+    pub fn register(registry: &Mutex<Registry>) -> Self {
+        telemetry::register(registry, Some("host"), |part| Self {
+            seconds: part.add(
+                "transition_seconds",
+                "Launches, suspends, wakes and bakes",
+                Family::new_with_constructor(|| Histogram::new(BUCKETS)),
+            ),
+            failures: part.add("transition_failures", "Those that failed", Family::default()),
+            ends: part.add("microvms_ended", "MicroVMs that ended", Counter::default()),
+            upload_failures: part.add(
+                "upload_failures",
+                "Attempts to upload that failed",
+                Counter::default(),
+            ),
+            tunnels: part.add("tunnels_opened", "Connections to guest ports", Counter::default()),
+            running: part.add("microvms_running", "MicroVMs running", Gauge::default()),
+            suspended: part.add("microvms_suspended", "MicroVMs suspended here", Gauge::default()),
+            memory_mib: part.add("memory_mib", "Baseline guest memory handed out", Gauge::default()),
+        })
     }
 
     /// A transition succeeded.

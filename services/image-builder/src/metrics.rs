@@ -1,6 +1,6 @@
 //! What an image-builder counts.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Mutex;
 
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -32,23 +32,16 @@ pub struct Metrics {
 impl Metrics {
     /// Registers all metrics.
     #[must_use]
-    pub fn new(registry: &Arc<Mutex<Registry>>) -> Self {
-        let seconds = || Histogram::new(exponential_buckets(0.05, 2.0, 16));
-        let metrics = Self {
-            ended: Family::default(),
-            running: Gauge::default(),
-            steps: Family::new_with_constructor(seconds),
-        };
-        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-        registry.register(
-            "builds",
-            "Builds that ended here, by outcome",
-            metrics.ended.clone(),
-        );
-        registry.register("builds_running", "Builds running here", metrics.running.clone());
-        registry.register("build_step_seconds", "Time each step took", metrics.steps.clone());
-        drop(registry);
-        metrics
+    pub fn new(registry: &Mutex<Registry>) -> Self {
+        telemetry::register(registry, None, |part| Self {
+            ended: part.add("builds", "Builds that ended here, by outcome", Family::default()),
+            running: part.add("builds_running", "Builds running here", Gauge::default()),
+            steps: part.add(
+                "build_step_seconds",
+                "Time each step took",
+                Family::new_with_constructor(|| Histogram::new(exponential_buckets(0.05, 2.0, 16))),
+            ),
+        })
     }
 
     /// A build began here.

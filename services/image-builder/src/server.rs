@@ -41,23 +41,28 @@ impl Service {
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// What is to be built: an image's first version, or unless `create` its next one.
+fn order(request: CreateImageRequest, create: bool) -> Order {
+    let CreateImageRequest {
+        name,
+        configuration,
+        tags,
+        client_token,
+    } = request;
+    Order {
+        name,
+        configuration,
+        tags,
+        client_token,
+        create,
+    }
+}
+
 #[tonic::async_trait]
 impl ImageService for Service {
     async fn create_image(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
         authorize(&request, &WRITERS)?;
-        let CreateImageRequest {
-            name,
-            configuration,
-            tags,
-            client_token,
-        } = request.into_inner();
-        let order = Order {
-            name,
-            configuration,
-            tags,
-            client_token,
-            create: true,
-        };
+        let order = order(request.into_inner(), true);
         let (image, version) = self.images.build(order).await.map_err(status)?;
         Ok(Response::new(CreateImageResponse {
             image: Some(image),
@@ -72,14 +77,13 @@ impl ImageService for Service {
             configuration,
             client_token,
         } = request.into_inner();
-        let tags = Default::default();
-        let order = Order {
+        let request = CreateImageRequest {
             name,
             configuration,
-            tags,
             client_token,
-            create: false,
+            tags: Default::default(),
         };
+        let order = order(request, false);
         let (image, version) = self.images.build(order).await.map_err(status)?;
         Ok(Response::new(UpdateImageResponse {
             image: Some(image),

@@ -1,7 +1,7 @@
 //! Counters and gauges for Prometheus.
 
+use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::host::v1::HostState;
@@ -35,44 +35,28 @@ pub struct Metrics {
     hosts: Family<State, Gauge>,
 }
 
-impl Default for Metrics {
-    fn default() -> Self {
-        Self {
-            operations: Family::default(),
-            // 5 ms to about 80 s.
-            launch_seconds: Histogram::new(exponential_buckets(0.005, 2.0, 15)),
-            leading: Gauge::default(),
-            terms: Counter::default(),
-            living: Gauge::default(),
-            bakes: Gauge::default(),
-            hosts: Family::default(),
-        }
-    }
-}
-
 impl Metrics {
     /// Metrics that show up in `registry`.
     #[must_use]
     pub fn register(registry: &Mutex<Registry>) -> Self {
-        let metrics = Self::default();
-        let mut registry = registry.lock().unwrap_or_else(PoisonError::into_inner);
-        let registry = registry.sub_registry_with_prefix("scheduler");
-        registry.register(
-            "operations",
-            "Operations on microVMs by outcome",
-            metrics.operations.clone(),
-        );
-        registry.register(
-            "launch_seconds",
-            "Time from the record to RUNNING or failure",
-            metrics.launch_seconds.clone(),
-        );
-        registry.register("leading", "1 while this replica leads", metrics.leading.clone());
-        registry.register("terms", "Terms of leadership begun", metrics.terms.clone());
-        registry.register("microvms", "MicroVMs that have not ended", metrics.living.clone());
-        registry.register("bakes", "Bakes with a reservation", metrics.bakes.clone());
-        registry.register("hosts", "Hosts by state", metrics.hosts.clone());
-        metrics
+        telemetry::register(registry, Some("scheduler"), |part| Self {
+            operations: part.add(
+                "operations",
+                "Operations on microVMs by outcome",
+                Family::default(),
+            ),
+            launch_seconds: part.add(
+                "launch_seconds",
+                "Time from the record to RUNNING or failure",
+                // 5 ms to about 80 s.
+                Histogram::new(exponential_buckets(0.005, 2.0, 15)),
+            ),
+            leading: part.add("leading", "1 while this replica leads", Gauge::default()),
+            terms: part.add("terms", "Terms of leadership begun", Counter::default()),
+            living: part.add("microvms", "MicroVMs that have not ended", Gauge::default()),
+            bakes: part.add("bakes", "Bakes with a reservation", Gauge::default()),
+            hosts: part.add("hosts", "Hosts by state", Family::default()),
+        })
     }
 
     pub(crate) fn operation(&self, operation: &'static str, succeeded: bool) {

@@ -136,7 +136,7 @@ impl MicrovmFiles {
         &self.directory
     }
 
-    /// Its journal; beside it, the writes that do not wait for the disk.
+    /// Its journal.
     #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.directory.join("journal.json")
@@ -165,6 +165,15 @@ impl MicrovmFiles {
     pub fn snapshot(&self, sequence: u64) -> SnapshotFiles {
         SnapshotFiles {
             directory: self.directory.join(format!("snap-{sequence}")),
+        }
+    }
+
+    /// Removes every snapshot directory but one.
+    pub fn discard_snapshots_but(&self, kept: u64) {
+        for sequence in self.snapshot_sequences() {
+            if sequence != kept {
+                discard(self.snapshot(sequence).directory());
+            }
         }
     }
 

@@ -1,14 +1,13 @@
 //! What the agent must still know after it died: one JSON file per microVM,
 //! replaced as a whole.
 //!
-//! Which writes wait for the disk: only the one that a snapshot follows. The others
-//! need to outlive this process, not a power cut, and the page cache does that; a
-//! power cut ends every engine too, and then the decision table comes to the truth
-//! from the older words and the manifest. They go to a file of their own, because a
-//! power cut can leave a file that was not synced empty: the synced one is never
-//! replaced by one that is not. Of the two, the one written last counts.
+//! No write waits for the disk. They need to outlive this process, not a power cut,
+//! and the page cache does that. A power cut ends every engine too, so that only
+//! what slept is left of the sessions; and a snapshot's manifest, which is durable,
+//! has a copy of the journal as of its sleep in it. Of all there are, the one
+//! written last counts: see `recover`.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use base64::Engine as _;
 use prost::Message as _;
@@ -130,47 +129,22 @@ impl Journal {
         self.spec = encode_spec(spec);
     }
 
-    /// Writes it; see the module for `durable`. `path` is the durable file's.
+    /// Writes it.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&mut self, path: &Path, durable: bool) -> Result<(), Failure> {
+    pub fn write(&mut self, path: &Path) -> Result<(), Failure> {
         self.revision += 1;
         let text =
             serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("journal: {error}")))?;
-        if durable {
-            files::replace(path, &text, true)
-        } else {
-            files::replace(&Self::unsynced(path), &text, false)
-        }
-    }
-
-    /// Where writes go that do not wait for the disk.
-    #[must_use]
-    pub fn unsynced(path: &Path) -> PathBuf {
-        path.with_extension("unsynced.json")
+        files::replace(path, &text, false)
     }
 
     /// Reads one; `None` when there is no file.
     ///
     /// # Errors
-    /// When none of its files can be read or understood.
+    /// When it cannot be read or understood.
     pub fn read(path: &Path) -> Result<Option<Self>, Failure> {
-        match (Self::read_one(path), Self::read_one(&Self::unsynced(path))) {
-            (Ok(Some(one)), Ok(Some(other))) => {
-                Ok(Some(if one.revision > other.revision { one } else { other }))
-            }
-            (Ok(Some(one)), Ok(None)) | (Ok(None), Ok(Some(one))) => Ok(Some(one)),
-            (Ok(None), Ok(None)) => Ok(None),
-            (Ok(Some(one)), Err(error)) | (Err(error), Ok(Some(one))) => {
-                tracing::warn!(%error, "one of a journal's two files is damaged; the other counts");
-                Ok(Some(one))
-            }
-            (Err(error), _) | (_, Err(error)) => Err(error),
-        }
-    }
-
-    fn read_one(path: &Path) -> Result<Option<Self>, Failure> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -250,7 +224,7 @@ mod tests {
             start_time: 99,
         });
         journal.meter.cpu_before_seconds = 0.1;
-        journal.write(&path, true).unwrap();
+        journal.write(&path).unwrap();
         let back = Journal::read(&path).unwrap().unwrap();
         assert_eq!(
             (back.generation, back.phase, back.process),
@@ -258,26 +232,6 @@ mod tests {
         );
         assert_eq!(back.spec().unwrap().run_hook_payload, "hunter2");
         assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
-    }
-
-    #[test]
-    fn the_latest_write_counts_and_damage_falls_back() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("journal.json");
-        let mut journal = Journal::new(&Default::default(), 1, Phase::Suspended, 1);
-        let phase = || Journal::read(&path).unwrap().unwrap().phase;
-        journal.write(&path, true).unwrap();
-        assert_eq!(phase(), Phase::Suspended);
-        journal.phase = Phase::Waking;
-        journal.write(&path, false).unwrap();
-        assert_eq!(phase(), Phase::Waking);
-        // What a power cut can leave of a file that was not synced.
-        std::fs::write(Journal::unsynced(&path), "").unwrap();
-        assert_eq!(phase(), Phase::Suspended);
-        journal.phase = Phase::Suspended;
-        journal.reason = "again".to_owned();
-        journal.write(&path, true).unwrap();
-        assert_eq!(Journal::read(&path).unwrap().unwrap().reason, "again");
     }
 
     #[test]

@@ -1,7 +1,6 @@
 //! What a restarted agent does with each microVM of its journal. The agent's
-//! death leaves engines untouched, so the truth is what the journal said last,
-//! whether the engine lives and runs, and whether the snapshot that a suspend
-//! was making got its manifest.
+//! death leaves engines untouched, so the truth is what the journal said last (a
+//! snapshot's manifest has one in it) and whether the engine lives and runs.
 
 use super::phase::Phase;
 
@@ -46,8 +45,6 @@ pub enum Decision {
     Adopt,
     /// Drop the unfinished snapshot, let the guest run on, adopt.
     ResumeInPlace,
-    /// The snapshot is complete: end the engine if it lives, be SUSPENDED.
-    FinishSuspend,
     /// End the engine if it lives, remove what it wrote, be SUSPENDED as before.
     BackToSuspended,
     /// End it and report TERMINATED with this reason.
@@ -68,31 +65,27 @@ pub enum Cause {
     SnapshotLost,
 }
 
-/// Decides for one microVM. `new_manifest` says whether the snapshot after the
-/// journal's sequence has its manifest.
+/// Decides for one microVM.
 #[must_use]
-pub fn decide(phase: Phase, engine: EngineFound, new_manifest: bool, snapshot: SnapshotFound) -> Decision {
-    use Decision::{Adopt, BackToSuspended, FinishSuspend, Remove, ReportTerminated, ResumeInPlace};
-    match (phase, engine, new_manifest) {
+pub fn decide(phase: Phase, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
+    use Decision::{Adopt, BackToSuspended, Remove, ReportTerminated, ResumeInPlace};
+    match (phase, engine) {
         // Nobody was told that it runs, and its endpoint was never open.
-        (Phase::Launching, _, _) => Remove,
+        (Phase::Launching, _) => Remove,
 
-        // A guest that runs has moved on from any snapshot: the snapshot is the leftover.
-        (Phase::Running | Phase::Suspending, EngineFound::Running, _) => Adopt,
-        (Phase::Running | Phase::Suspending, EngineFound::Paused, false) => ResumeInPlace,
-        // The manifest is the last thing a suspend makes durable, so with it the session is whole even when a
-        // power cut took the journal's newer words.
-        (Phase::Running | Phase::Suspending, EngineFound::Paused | EngineFound::Dead, true) => FinishSuspend,
-        (Phase::Running | Phase::Suspending, EngineFound::Dead, false) => ReportTerminated(Cause::EngineLost),
+        // The manifest of the snapshot that a suspend was making would say Suspended: there is none.
+        (Phase::Running | Phase::Suspending, EngineFound::Running) => Adopt,
+        (Phase::Running | Phase::Suspending, EngineFound::Paused) => ResumeInPlace,
+        (Phase::Running | Phase::Suspending, EngineFound::Dead) => ReportTerminated(Cause::EngineLost),
 
         // The endpoint opens only after the journal says Running: what a half-done wake ran is nobody's loss.
-        (Phase::Suspended | Phase::Waking, _, _) => match snapshot {
+        (Phase::Suspended | Phase::Waking, _) => match snapshot {
             SnapshotFound::Local => BackToSuspended,
             SnapshotFound::Remote => Remove,
             SnapshotFound::Missing => ReportTerminated(Cause::SnapshotLost),
         },
 
-        (Phase::Terminating | Phase::Gone, _, _) => ReportTerminated(Cause::EndHadBegun),
+        (Phase::Terminating | Phase::Gone, _) => ReportTerminated(Cause::EndHadBegun),
     }
 }
 
@@ -106,17 +99,15 @@ mod tests {
         let mut table = String::new();
         for phase in Phase::ALL {
             for engine in EngineFound::ALL {
-                for new_manifest in [false, true] {
-                    for snapshot in SnapshotFound::ALL {
-                        let decision = decide(phase, engine, new_manifest, snapshot);
-                        let _ = writeln!(
-                            table,
-                            "{:<12} engine {:<8} new manifest {new_manifest:<5} snapshot {:<8} {decision:?}",
-                            format!("{phase:?}"),
-                            format!("{engine:?}"),
-                            format!("{snapshot:?}"),
-                        );
-                    }
+                for snapshot in SnapshotFound::ALL {
+                    let decision = decide(phase, engine, snapshot);
+                    let _ = writeln!(
+                        table,
+                        "{:<12} engine {:<8} snapshot {:<8} {decision:?}",
+                        format!("{phase:?}"),
+                        format!("{engine:?}"),
+                        format!("{snapshot:?}"),
+                    );
                 }
             }
         }
@@ -127,17 +118,16 @@ mod tests {
     fn a_session_that_exists_is_never_given_up() {
         for phase in [Phase::Running, Phase::Suspending] {
             for engine in EngineFound::ALL {
-                for new_manifest in [false, true] {
-                    let exists = engine != EngineFound::Dead || new_manifest;
-                    let decision = decide(phase, engine, new_manifest, SnapshotFound::Missing);
-                    let given_up = matches!(decision, Decision::ReportTerminated(_) | Decision::Remove);
-                    assert_eq!(given_up, !exists, "{phase:?} {engine:?} {new_manifest}");
-                }
+                let decision = decide(phase, engine, SnapshotFound::Missing);
+                let given_up = matches!(decision, Decision::ReportTerminated(_) | Decision::Remove);
+                assert_eq!(given_up, engine == EngineFound::Dead, "{phase:?} {engine:?}");
             }
         }
-        for engine in EngineFound::ALL {
-            let decision = decide(Phase::Waking, engine, false, SnapshotFound::Local);
-            assert_eq!(decision, Decision::BackToSuspended);
+        for phase in [Phase::Suspended, Phase::Waking] {
+            for engine in EngineFound::ALL {
+                let decision = decide(phase, engine, SnapshotFound::Local);
+                assert_eq!(decision, Decision::BackToSuspended);
+            }
         }
     }
 }

@@ -123,12 +123,12 @@ impl Core {
         tracing::info!(microvm = %self.id, generation = self.journal.generation, ?from, ?to, reason, "phase");
     }
 
-    /// Writes the journal; see `journal` for `durable`.
+    /// Writes the journal.
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn save(&mut self, durable: bool) -> Result<(), Failure> {
-        self.journal.write(&self.files.journal(), durable)
+    pub fn save(&mut self) -> Result<(), Failure> {
+        self.journal.write(&self.files.journal())
     }
 
     /// Numbers a new observation, shows it to everyone, and has it reported at

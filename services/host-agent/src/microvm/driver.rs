@@ -264,7 +264,9 @@ impl Driver {
         let outcome = result.map(|()| self.core.observed());
         answer(outcome, reply.into_iter().chain(joined));
         if asleep {
-            self.core.after_suspend();
+            // The answer goes first.
+            tokio::task::yield_now().await;
+            self.core.after_suspend().await;
         }
     }
 

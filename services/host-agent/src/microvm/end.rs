@@ -20,7 +20,7 @@ impl Core {
     pub async fn end(&mut self, order: &EndOrder, call_hook: bool) -> Option<Tombstone> {
         self.enter(Event::EndBegan, &order.reason);
         self.journal.discard = order.discard;
-        self.save_settled(false);
+        self.save_settled();
         self.publish();
         failpoint::hit("end-begun");
         if let Some(upload) = self.upload.take() {

@@ -21,7 +21,7 @@ use super::gate::{Activity, Gate};
 use super::guest::{connect_guest, repair_request};
 use super::suspend::LocalManifest;
 use super::{EndOrder, Handle, View};
-use crate::adapters::files::{self, DataDirectory};
+use crate::adapters::files::{self, DataDirectory, MicrovmFiles};
 use crate::adapters::journal::{Journal, Tombstone};
 use crate::adapters::logs::Log;
 use crate::domain::phase::Event;
@@ -112,7 +112,7 @@ async fn look(
         .parse()
         .map_err(|error| Failure::Internal(format!("{name}: {error}")))?;
     let files = data.microvm(name);
-    let Some(journal) = Journal::read(&files.journal())? else {
+    let Some(journal) = latest_journal(&files)? else {
         return Ok(None);
     };
     let spec = journal.spec()?;
@@ -147,7 +147,6 @@ async fn look(
             }
         },
     };
-    let new_manifest = LocalManifest::read(&files.snapshot(journal.sequence + 1)).is_some();
     let snapshot = if journal.sequence > 0 && LocalManifest::read(&files.snapshot(journal.sequence)).is_some()
     {
         SnapshotFound::Local
@@ -157,8 +156,8 @@ async fn look(
     } else {
         SnapshotFound::Missing
     };
-    let decision = decide(journal.phase, found, new_manifest, snapshot);
-    tracing::info!(microvm = name, phase = ?journal.phase, engine = ?found, new_manifest, ?snapshot, ?decision, "found");
+    let decision = decide(journal.phase, found, snapshot);
+    tracing::info!(microvm = name, phase = ?journal.phase, engine = ?found, ?snapshot, ?decision, "found");
     if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
         && let Some(machine) = machine.take()
     {
@@ -172,6 +171,26 @@ async fn look(
         decision,
         last_words,
     }))
+}
+
+/// The journal written last: the file, or the copy in a snapshot's manifest. The
+/// copy is newer when the agent died right after a suspend, and all there is when a
+/// power cut damaged the file.
+fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, Failure> {
+    let copies = files.snapshot_sequences().into_iter();
+    let copy = copies
+        .filter_map(|sequence| LocalManifest::read(&files.snapshot(sequence))?.journal)
+        .max_by_key(|journal| journal.revision);
+    match (Journal::read(&files.journal()), copy) {
+        (Ok(Some(journal)), Some(copy)) if copy.revision > journal.revision => Ok(Some(copy)),
+        (Ok(Some(journal)), _) => Ok(Some(journal)),
+        (Ok(None), copy) => Ok(copy),
+        (Err(error), Some(copy)) => {
+            tracing::warn!(%error, "the journal is damaged; its copy in the snapshot counts");
+            Ok(Some(copy))
+        }
+        (Err(error), None) => Err(error),
+    }
 }
 
 /// Puts a microVM into the state that was decided.
@@ -188,24 +207,14 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
         last_words,
     } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;
-    core.journal.observation += OBSERVATIONS_UNSAVED_MAX;
+    // The clock as well: after a power cut the journal may be much older than what was reported.
+    core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(now_ms());
     match decision {
         Decision::Remove => {
             files::remove(core.files.directory())?;
             return Ok(Recovered::Nothing);
         }
         Decision::ReportTerminated(cause) => return bury(&mut core, cause, last_words),
-        Decision::FinishSuspend => {
-            if core.journal.phase == Phase::Running {
-                core.enter(Event::SuspendBegan, "");
-            }
-            let snapshot = core.files.snapshot(core.journal.sequence + 1);
-            let manifest = LocalManifest::read(&snapshot)
-                .ok_or_else(|| Failure::Internal("a manifest vanished".to_owned()))?;
-            core.settle_snapshot(&manifest);
-            core.remove_other_snapshots();
-            clear(&mut core);
-        }
         Decision::BackToSuspended => {
             if core.journal.phase == Phase::Waking {
                 core.enter(Event::IsSuspended, "");
@@ -224,7 +233,7 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
             }
         }
     }
-    core.save_settled(true);
+    core.save_settled();
     core.publish();
     let (driver, handle) = Driver::new(core, notices);
     Ok(Recovered::Driver(Box::new(driver), handle))
@@ -375,6 +384,6 @@ pub fn create(
     files::make_directory(files.directory())?;
     let journal = Journal::new(&spec, generation, phase, now_ms());
     let (mut core, notices) = build(host, id, journal, spec)?;
-    core.save(false)?;
+    core.save()?;
     Ok(Driver::new(core, notices))
 }

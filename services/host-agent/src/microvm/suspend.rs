@@ -18,15 +18,16 @@ use super::gate::Gate;
 use super::guest::call_hook;
 use super::start::engine_failure;
 use crate::adapters::files::{self, SnapshotFiles};
-use crate::domain::Failure;
+use crate::adapters::journal::Journal;
 use crate::domain::hooks::{self, HookName};
 use crate::domain::phase::Event;
 use crate::domain::transition::Stopwatch;
+use crate::domain::{Failure, Phase};
 use crate::failpoint;
 use crate::host::now_ms;
 
 /// `manifest.json` of a snapshot on the host.
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalManifest {
     /// Its sequence.
@@ -43,6 +44,9 @@ pub struct LocalManifest {
     pub difference_bytes: u64,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
+    /// The journal as of this sleep; `None` where the snapshot came from S3.
+    #[serde(default)]
+    pub journal: Option<Journal>,
 }
 
 impl LocalManifest {
@@ -73,15 +77,13 @@ impl Core {
     /// Puts the microVM to sleep. Called in [`Phase::Running`]; ends in
     /// SUSPENDED, or in RUNNING with the failure as its reason.
     ///
-    /// [`Phase::Running`]: crate::domain::Phase::Running
-    ///
     /// # Errors
     /// Why it runs on.
     pub async fn suspend(&mut self) -> Result<(), Failure> {
         let watch = Stopwatch::start("suspend");
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
-        let began = self.save(false);
+        let began = self.save();
         if hooks::enabled(self.spec.hooks.as_ref(), HookName::Suspend).is_some() {
             self.publish();
         } else {
@@ -149,10 +151,6 @@ impl Core {
         let (device_state, difference) = (files.device_state(), files.memory_difference());
         let memory = watch.step("memory", live.machine.save_difference(&device_state, &difference));
         let (live_disk, disk) = (self.files.live_disk(), files.disk());
-        // From here on a journal that says Suspending survives a power cut, and with the manifest that is all it takes.
-        let (mut journal, path) = (self.journal.clone(), self.files.journal());
-        self.journal.revision += 1;
-        let journal = watch.step("journal", files::blocking(move || journal.write(&path, true)));
         // A second name for the live disk: nothing writes to it any more unless this suspend fails, and then the
         // name goes with the directory.
         let disk = watch.step(
@@ -162,10 +160,9 @@ impl Core {
                 files::sync(&disk)
             }),
         );
-        let (memory, disk, journal) = tokio::join!(memory, disk, journal);
+        let (memory, disk) = tokio::join!(memory, disk);
         let stats = memory.map_err(|error| engine_failure(&error))?;
         disk?;
-        journal?;
         failpoint::hit("suspend-files");
         let length = |path: &Path| {
             std::fs::metadata(path)
@@ -180,10 +177,12 @@ impl Core {
             memory_difference_bytes: length(&files.memory_difference())?,
             difference_bytes: stats.bytes,
             created_ms: now_ms(),
+            journal: Some(self.journal_asleep(sequence, stats.bytes)),
         };
         let (for_write, to) = (manifest.clone(), files.clone());
         // Dying before this leaves a paused engine and an unfinished directory: the next start lets it run on.
-        // Dying after it leaves a snapshot: the next start ends the engine.
+        // Dying after it leaves a snapshot and in it a newer journal, which says Suspended: the next start ends the
+        // engine.
         watch
             .step("manifest", files::blocking(move || for_write.write(&to)))
             .await?;
@@ -191,13 +190,23 @@ impl Core {
         Ok(manifest)
     }
 
-    /// The snapshot exists: the engine goes, the journal follows.
+    /// The journal as it is once the snapshot exists. It still names the engine,
+    /// so that a restart finds and ends it.
+    fn journal_asleep(&mut self, sequence: u64, difference_bytes: u64) -> Journal {
+        self.journal.revision += 1;
+        let mut journal = self.journal.clone();
+        journal.phase = Phase::Suspended;
+        journal.phase_since_ms = now_ms();
+        journal.sequence = sequence;
+        journal.difference_bytes = difference_bytes;
+        journal.meter.snapshot_bytes_written += difference_bytes;
+        journal
+    }
+
+    /// The snapshot exists: the engine goes, the journal file follows.
     ///
     /// Watchers are told first, so that the scheduler's record is written while
-    /// the engine's memory is torn down; the caller is answered after both. Dying
-    /// in between leaves a journal that says Suspending beside a whole snapshot,
-    /// and the next start ends the engine. The durable journal says so too, which
-    /// is why its newest words need not wait for the disk.
+    /// the engine's memory is torn down; the caller is answered after both.
     async fn settle_suspended(&mut self, watch: &Stopwatch, manifest: &LocalManifest) {
         self.sample();
         self.settle_snapshot(manifest);
@@ -213,10 +222,20 @@ impl Core {
     }
 
     /// What nobody waits for, once a suspend has been answered. Dying before it
-    /// changes nothing: the next start does it.
-    pub fn after_suspend(&mut self) {
-        self.save_settled(false);
-        self.remove_other_snapshots();
+    /// changes nothing: the next start does it. The files are touched on another
+    /// thread, because the answer is on its way on this one.
+    pub async fn after_suspend(&mut self) {
+        self.journal.revision += 1;
+        let (mut journal, files) = (self.journal.clone(), self.files.clone());
+        let kept = journal.sequence;
+        let written = files::blocking(move || {
+            let written = journal.write(&files.journal());
+            files.discard_snapshots_but(kept);
+            written
+        });
+        if let Err(error) = written.await {
+            tracing::error!(microvm = %self.id, %error, "the journal is behind");
+        }
         self.log.append("suspended");
         self.start_upload();
     }
@@ -232,17 +251,13 @@ impl Core {
 
     /// Removes every snapshot directory but the journal's own.
     pub fn remove_other_snapshots(&self) {
-        for sequence in self.files.snapshot_sequences() {
-            if sequence != self.journal.sequence {
-                files::discard(self.files.snapshot(sequence).directory());
-            }
-        }
+        self.files.discard_snapshots_but(self.journal.sequence);
     }
 
     /// Writes the journal where a failure changes nothing: the phase is true
     /// either way, and a restart finds it out from the manifest and the engine.
-    pub fn save_settled(&mut self, durable: bool) {
-        if let Err(error) = self.save(durable) {
+    pub fn save_settled(&mut self) {
+        if let Err(error) = self.save() {
             tracing::error!(microvm = %self.id, %error, "the journal is behind");
         }
     }
@@ -264,7 +279,7 @@ impl Core {
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());
         self.idle_floor_ms = self.host.monotonic_ms();
-        self.save_settled(false);
+        self.save_settled();
         self.publish();
         tracing::warn!(microvm = %self.id, error = %failure, "suspend failed; the microVM runs on");
         self.log.append(format!("suspend failed: {failure}"));

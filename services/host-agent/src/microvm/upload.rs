@@ -63,7 +63,7 @@ impl Core {
         let before = self.journal.remote.replace(copy);
         self.journal.difference_bytes = difference_bytes;
         // Dying before the older copy is removed leaves it in S3 until the microVM's prefix goes with its end.
-        self.save_settled(false);
+        self.save_settled();
         self.publish();
         if let Some(before) = before {
             self.forget_remote(before);

@@ -12,7 +12,6 @@ use super::start::{Plan, clone_disk};
 use super::suspend::LocalManifest;
 use crate::adapters::bases::{BaseLease, fetch_failure};
 use crate::adapters::files;
-use crate::adapters::journal::Journal;
 use crate::adapters::journal::RemoteCopy;
 use crate::domain::Failure;
 use crate::domain::fence::must_fetch;
@@ -30,7 +29,7 @@ impl Core {
     pub async fn launch(&mut self, cancel: &CancellationToken) -> Result<(), Failure> {
         let watch = Stopwatch::start("launch");
         self.journal.restore_count = 1;
-        self.save(false)?;
+        self.save()?;
         failpoint::hit("launch-begun");
         let base = self.base(&watch).await?;
         self.journal.log_start = base.log_start();
@@ -75,7 +74,7 @@ impl Core {
             self.enter(Event::IsSuspended, &reason);
             self.journal.process = None;
             self.journal.slot = None;
-            self.save_settled(false);
+            self.save_settled();
             self.publish();
             tracing::warn!(microvm = %self.id, error = %failure, "wake failed; the microVM sleeps on");
         }
@@ -92,7 +91,7 @@ impl Core {
         if let Some(order) = order {
             self.obey(watch, *order).await?;
         }
-        self.save(false)?;
+        self.save()?;
         failpoint::hit("wake-begun");
         let base = self.base(watch).await?;
         let snapshot = self.files.snapshot(self.journal.sequence);
@@ -127,7 +126,7 @@ impl Core {
             self.journal.phase_since_ms,
         );
         self.enter(Event::IsRunning, "");
-        if let Err(failure) = watch.step("journal", async { self.save(false) }).await {
+        if let Err(failure) = watch.step("journal", async { self.save() }).await {
             (
                 self.journal.phase,
                 self.journal.reason,
@@ -145,7 +144,7 @@ impl Core {
         self.finished(watch.finish());
         self.publish();
         self.log.append(what);
-        let path = Journal::unsynced(&self.files.journal());
+        let path = self.files.journal();
         tokio::task::spawn_blocking(move || {
             let directory = path.parent().map(Path::to_owned).unwrap_or_default();
             // A newer journal, or none any more, is just as well.
@@ -271,6 +270,7 @@ impl Core {
                 memory_difference_bytes,
                 difference_bytes: memory_difference_bytes + files::occupied_bytes(&disk),
                 created_ms,
+                journal: None,
             };
             for path in [target.device_state(), target.memory_difference(), target.disk()] {
                 files::sync(&path)?;

@@ -66,6 +66,8 @@ impl Rig {
 
     /// Starts an agent on a fresh XFS of `mib` MiB.
     pub async fn agent(&self, mib: u64) -> Agent {
+        // Looked for first: what fails from the mount on must not leave it behind.
+        let bundle = bundle();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
         let data = self.directory.path().join(&name);
@@ -117,7 +119,7 @@ log_filter = "info,torpor_host_agent=debug"
 "#,
             data = data.display(),
             scheduler = self.scheduler,
-            bundle = bundle().display(),
+            bundle = bundle.display(),
             ca = ca.display(),
             etcd = self.etcd.endpoint(),
             endpoint = s3.endpoint.unwrap(),

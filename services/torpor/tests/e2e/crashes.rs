@@ -6,8 +6,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use api::microvm::v1::*;
+use serde_json::Value;
 
-use crate::fleet::Fleet;
+use crate::fleet::{Fleet, Running};
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
 
@@ -35,42 +36,11 @@ async fn every_process_may_die_at_any_time() {
         kill(&fleet.data_dir, component);
         let began = Instant::now();
         expected += 1;
-        let count = fleet
-            .until(
-                &format!("an answer after the end of {component}"),
-                HEALED_WITHIN,
-                || async {
-                    let answer = awake
-                        .try_get("/count")
-                        .await
-                        .ok()
-                        .filter(|answer| answer.status == 200)?;
-                    Some(answer.json())
-                },
-            )
-            .await;
-        assert_eq!(
-            count["count"], expected,
-            "{component}: nothing lost, nothing twice"
-        );
+        let count = answers(&awake, component, expected).await;
         assert_eq!(count["pid"], pid);
         assert_eq!(awake.engine_pid(), engine, "{component}: the engine is untouched");
         expected_asleep += 1;
-        let woken = fleet
-            .until(
-                &format!("a wake after the end of {component}"),
-                HEALED_WITHIN,
-                || async {
-                    let answer = asleep
-                        .try_get("/count")
-                        .await
-                        .ok()
-                        .filter(|answer| answer.status == 200)?;
-                    Some(answer.json())
-                },
-            )
-            .await;
-        assert_eq!(woken["count"], expected_asleep, "{component}");
+        answers(&asleep, component, expected_asleep).await;
         fleet
             .until(
                 &format!("the control plane after the end of {component}"),
@@ -108,6 +78,21 @@ async fn every_process_may_die_at_any_time() {
     }
     awake.terminate().await;
     asleep.terminate().await;
+}
+
+/// What the microVM says once it answers after the end of `component`: this many
+/// requests reached it, nothing lost, nothing twice.
+async fn answers(microvm: &Running<'_>, component: &str, expected: u64) -> Value {
+    let what = format!("an answer of {} after the end of {component}", microvm.id);
+    let count = microvm
+        .fleet
+        .until(&what, HEALED_WITHIN, || async {
+            let answer = microvm.try_get("/count").await.ok()?;
+            (answer.status == 200).then(|| answer.json())
+        })
+        .await;
+    assert_eq!(count["count"], expected, "{what}: nothing lost, nothing twice");
+    count
 }
 
 /// Ends a component by the pid in its pid file.
