@@ -90,7 +90,7 @@ async fn gone(client: &Connectors, identifier: &str) -> Status {
     .await
 }
 
-fn subnets(identifier: &str, subnets: &[&str], token: &str) -> UpdateNetworkConnectorRequest {
+pub fn subnets(identifier: &str, subnets: &[&str], token: &str) -> UpdateNetworkConnectorRequest {
     UpdateNetworkConnectorRequest {
         identifier: identifier.into(),
         configuration: Some(NetworkConnectorConfiguration {

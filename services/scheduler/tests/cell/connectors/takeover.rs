@@ -104,3 +104,53 @@ async fn what_somebody_else_wrote_is_followed() {
     let now = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
     assert_eq!(now.version, 2);
 }
+
+#[tokio::test]
+async fn etcd_may_be_killed_under_a_change() {
+    let (mut rig, _scheduler, client) = led(&[QUICK]).await;
+    active(&client, request("updated")).await;
+    for round in 0..3 {
+        let name = format!("n{round}");
+        let change = subnets("updated", &[&format!("subnet-{round}x")], &name);
+        let begun = (
+            tokio::spawn({
+                let (client, request) = (client.clone(), request(&name));
+                async move { create(&client, request).await }
+            }),
+            tokio::spawn({
+                let (client, change) = (client.clone(), change.clone());
+                async move { update(&client, change).await }
+            }),
+        );
+        rig.etcd.kill();
+        rig.etcd.restart().await;
+        // Whatever became of the first calls, the same calls again mean the same.
+        let made = eventually("the connector", || async {
+            create(&client, request(&name)).await.ok()
+        })
+        .await;
+        if let Ok(first) = begun.0.await.unwrap() {
+            assert_eq!(first.id, made.id);
+        }
+        let changed = eventually("the change", || async {
+            update(&client, change.clone()).await.ok()
+        })
+        .await;
+        assert_eq!(changed.version, round + 2);
+        if let Ok(first) = begun.1.await.unwrap() {
+            assert_eq!(first.version, round + 2);
+        }
+        eventually("all settled", || async {
+            let (updated, latest) = read(&client, "updated").await.ok()?;
+            let (made, _) = read(&client, &name).await.ok()?;
+            let done = updated.last_update_status() == UpdateStatus::Successful && latest == round + 2;
+            (done && made.state() == Active).then_some(())
+        })
+        .await;
+    }
+    assert_eq!(
+        rig.listed("connectors/").await.len(),
+        (1 + 4) + 3 * 2,
+        "one connector with four versions, three with one"
+    );
+}
