@@ -1,4 +1,5 @@
-//! Prints every boundary case as a line of JSON: operation, what, method, path, query, body, valid, class, status, violation.
+//! Prints every boundary case as a line of JSON: operation, what, method, path,
+//! plain_path, query, body, valid, class, status, violation.
 
 use std::io::{self, BufWriter, Write};
 

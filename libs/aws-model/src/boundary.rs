@@ -1,43 +1,20 @@
 //! From the descriptions: for every constraint of every operation, a request on each side of its bound and what the answer to
 //! the wrong one must say. For tests of whatever serves these operations; the `boundary` example prints them as JSON lines.
 
+mod case;
 mod samples;
 
-use serde::Serialize;
+pub use case::Case;
+
 use serde_json::{Map, Value, json};
 
 use crate::error::ErrorClass;
 use crate::input::Limits;
 use crate::operation::{Operation, operations};
-use crate::route::encode;
 use crate::sentence::{self, NOT_NULL};
 use crate::shape::{Located, Member, Shape, Structure};
+use case::text_of;
 use samples::{Sample, Verdict, minimal};
-
-/// One request and what parsing it must give.
-#[derive(Debug, Clone, Serialize)]
-pub struct Case {
-    /// "RunMicrovm".
-    pub operation: &'static str,
-    /// Which member and which bound, "idlePolicy.maxIdleDurationSeconds: value 59".
-    pub what: String,
-    /// HTTP method.
-    pub method: &'static str,
-    /// Encoded path.
-    pub path: String,
-    /// Encoded query without the question mark; empty when there is none.
-    pub query: String,
-    /// JSON body; `None` when nothing is sent.
-    pub body: Option<String>,
-    /// True when the request passes; what stands behind may still refuse it by its own rules.
-    pub valid: bool,
-    /// Wire name of the error class, when it does not pass.
-    pub class: Option<&'static str>,
-    /// HTTP status, when it does not pass.
-    pub status: Option<u16>,
-    /// A part of the message, when it does not pass.
-    pub violation: Option<String>,
-}
 
 /// Every case of every operation under these limits.
 #[must_use]
@@ -51,12 +28,7 @@ pub fn cases(limits: &Limits) -> Vec<Case> {
 /// A request that passes, with the members that the operation cannot do without.
 #[must_use]
 pub fn minimal_case(operation: &'static Operation) -> Case {
-    let walk = Walk {
-        operation,
-        limits: &Limits::default(),
-        cases: Vec::new(),
-    };
-    walk.case("the least".to_owned(), &least(operation), None)
+    Case::new(operation, "the least".to_owned(), &least(operation), None)
 }
 
 fn of(operation: &'static Operation, limits: &Limits) -> Vec<Case> {
@@ -171,60 +143,8 @@ impl Walk<'_> {
             Verdict::Passes => None,
             Verdict::Refused(class, message) => Some((class, message)),
         };
-        let case = self.case(what.to_owned(), members, refused);
+        let case = Case::new(self.operation, what.to_owned(), members, refused);
         self.cases.push(case);
-    }
-
-    fn case(
-        &self,
-        what: String,
-        members: &Map<String, Value>,
-        refused: Option<(ErrorClass, String)>,
-    ) -> Case {
-        let mut path = self.operation.path.to_owned();
-        let mut query = Vec::new();
-        let mut body = Map::new();
-        for (name, value) in members {
-            match self
-                .operation
-                .input
-                .member(name)
-                .map_or(Located::Body, |member| member.place)
-            {
-                Located::Path => path = path.replace(&format!("{{{name}}}"), &encode(&text_of(value))),
-                Located::Query(key) => match value {
-                    Value::Array(elements) => {
-                        query.extend(
-                            elements
-                                .iter()
-                                .map(|element| format!("{key}={}", encode(&text_of(element)))),
-                        );
-                    }
-                    _ => query.push(format!("{key}={}", encode(&text_of(value)))),
-                },
-                Located::Body => {
-                    body.insert(name.clone(), value.clone());
-                }
-            }
-        }
-        let has_body = self
-            .operation
-            .input
-            .members
-            .iter()
-            .any(|member| member.place == Located::Body);
-        Case {
-            operation: self.operation.name,
-            what,
-            method: self.operation.method,
-            path,
-            query: query.join("&"),
-            body: has_body.then(|| Value::Object(body).to_string()),
-            valid: refused.is_none(),
-            class: refused.as_ref().map(|(class, _)| class.name()),
-            status: refused.as_ref().map(|(class, _)| class.status()),
-            violation: refused.map(|(_, message)| message),
-        }
     }
 
     fn member(&mut self, member: &Member, build: Build<'_>, path: &str, present: &Value) {
@@ -411,8 +331,4 @@ impl Walk<'_> {
             );
         }
     }
-}
-
-fn text_of(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }

@@ -182,13 +182,6 @@ pub fn read(
     }
     let mut members = strict::read(&operation.input, body)
         .map_err(|message| Rejection::new(ErrorClass::Serialization, message))?;
-    // A body cannot set what travels elsewhere.
-    members.retain(|name, _| {
-        operation
-            .input
-            .member(name)
-            .is_some_and(|member| member.place == Located::Body)
-    });
     query::read(&operation.input, raw_query, &mut members)?;
     for (name, text) in path.iter() {
         let member = operation

@@ -25,7 +25,6 @@ impl Service {
 }
 
 /// One operation: how it is asked for, what it takes and how it answers. There is one value per operation.
-#[derive(Debug)]
 #[non_exhaustive]
 pub struct Operation {
     /// "RunMicrovm".
@@ -48,7 +47,6 @@ pub struct Operation {
 }
 
 /// A member that the live service asks for though the shape calls it optional.
-#[derive(Debug)]
 pub(crate) struct Demand {
     /// Names from the root to the member.
     pub member: Vec<String>,
@@ -56,14 +54,12 @@ pub(crate) struct Demand {
 }
 
 /// The members of an answer.
-#[derive(Debug)]
 pub(crate) struct ReplyForm {
     pub members: Vec<ReplyMember>,
     /// The list member of a page, and the members of its items.
     pub items: Option<(&'static str, Vec<ReplyMember>)>,
 }
 
-#[derive(Debug)]
 pub(crate) struct ReplyMember {
     pub name: &'static str,
     /// Sent as null when there is no value.
@@ -117,6 +113,12 @@ impl Operation {
     fn first_of(&self, classes: &[ErrorClass]) -> ErrorClass {
         let known = classes.iter().copied().find(|class| self.models(*class));
         known.unwrap_or(classes[0])
+    }
+}
+
+impl std::fmt::Debug for Operation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
     }
 }
 

@@ -3,7 +3,6 @@
 use regex::Regex;
 
 /// What a member holds.
-#[derive(Debug)]
 pub(crate) enum Shape {
     Text(Text),
     Integer(Integer),
@@ -16,13 +15,12 @@ pub(crate) enum Shape {
 }
 
 /// Inclusive bounds of a value, a length or a number of entries.
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Clone, Copy)]
 pub(crate) struct Bounds {
     pub min: Option<i64>,
     pub max: Option<i64>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Text {
     /// Bounds of the length, in characters, or bytes if `in_bytes`.
     pub bounds: Bounds,
@@ -40,7 +38,7 @@ pub(crate) struct Text {
 }
 
 /// A bound that the caller of the parser sets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Movable {
     RunHookPayload,
 }
@@ -52,21 +50,18 @@ impl Movable {
     }
 }
 
-#[derive(Debug)]
 pub(crate) struct Integer {
     /// Bounds of the value.
     pub bounds: Bounds,
     pub example: i64,
 }
 
-#[derive(Debug)]
 pub(crate) struct List {
     pub of: &'static Shape,
     /// Bounds of the number of elements.
     pub bounds: Bounds,
 }
 
-#[derive(Debug)]
 pub(crate) struct Entries {
     pub key: &'static Text,
     pub value: &'static Shape,
@@ -74,13 +69,11 @@ pub(crate) struct Entries {
     pub bounds: Bounds,
 }
 
-#[derive(Debug)]
 pub(crate) struct Structure {
     /// In the order in which their violations are listed.
     pub members: Vec<Member>,
 }
 
-#[derive(Debug)]
 pub(crate) struct Member {
     pub name: &'static str,
     pub shape: &'static Shape,
@@ -89,7 +82,7 @@ pub(crate) struct Member {
 }
 
 /// Where a member travels.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Located {
     Path,
     /// Under this key of the query.
@@ -124,7 +117,6 @@ impl Shape {
 }
 
 /// A pattern that a whole text must match.
-#[derive(Debug)]
 pub(crate) struct Pattern {
     /// As the service prints it.
     pub text: String,

@@ -9,7 +9,7 @@ use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, SeqAccess, Visi
 use serde_json::error::Category;
 use serde_json::{Map, Value};
 
-use crate::shape::{Shape, Structure};
+use crate::shape::{Located, Shape, Structure};
 
 /// Deepest nesting of a body; the body itself is level 1.
 pub const DEPTH_MAX: u32 = 32;
@@ -102,9 +102,9 @@ impl Wants {
     fn of(self, key: &str) -> Self {
         match self {
             Self::Members(members) | Self::Shape(Shape::Structure(members) | Shape::Union(members)) => {
-                members
-                    .member(key)
-                    .map_or(Self::Nothing, |member| Self::Shape(member.shape))
+                // A body cannot set what travels elsewhere.
+                let member = members.member(key).filter(|member| member.place == Located::Body);
+                member.map_or(Self::Nothing, |member| Self::Shape(member.shape))
             }
             Self::Shape(Shape::Map(entries)) => Self::Shape(entries.value),
             Self::Nothing | Self::Shape(_) => Self::Nothing,

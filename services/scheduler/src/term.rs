@@ -11,6 +11,7 @@ pub mod access;
 pub mod connectors;
 pub mod drive;
 mod durable;
+mod egress;
 pub mod hosts;
 pub mod logs;
 pub mod memory;

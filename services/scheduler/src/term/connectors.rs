@@ -6,17 +6,15 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use api::connector::v1::{ComputeResourceType, NetworkProtocol};
-use api::hostagent::v1::EgressPolicy;
+use api::connector::v1::NetworkProtocol;
 use model::limits::TAGS_MAX;
-use model::state::ConnectorState;
 use model::{ConnectorArn, ConnectorName, Violations};
 use uuid::Uuid;
 
 use super::durable::Committed;
 use super::{BACKOFF_FIRST, Term, pause};
 use crate::adapters::connectors as codec;
-use crate::domain::connector::{Change, Connector, Content, Illegal, Version};
+use crate::domain::connector::{Change, Connector, Content, Illegal};
 use crate::domain::connectors::{Connectors, Entry};
 use crate::domain::egress;
 use crate::domain::idempotency::{TokenUse, Verdict, judge};
@@ -212,46 +210,6 @@ impl Term {
         .await
     }
 
-    /// What a launch with these connectors may reach; `internet` says that the
-    /// platform's connector to everywhere is among them too. Nothing to say when
-    /// there are none.
-    ///
-    /// # Errors
-    /// [`Refusal`] for the first that cannot be used.
-    pub(crate) fn egress_policy(
-        &self,
-        attached: &[ConnectorRef],
-        internet: bool,
-    ) -> Result<Option<EgressPolicy>, Refusal> {
-        if attached.is_empty() {
-            return Ok(None);
-        }
-        let entries = attached.iter().map(|named| self.connector(named));
-        let entries: Vec<Arc<Entry>> = entries.collect::<Result<_, _>>()?;
-        let mut used = Vec::new();
-        for (named, entry) in attached.iter().zip(&entries) {
-            let arn = self.connector_arn(named);
-            let version =
-                usable(&entry.connector, named.version).map_err(|state| Refusal::ConnectorState {
-                    text: format!("The network connector {arn} is {state}; it must be ACTIVE to be used."),
-                    arn: arn.to_string(),
-                    state: state.name(),
-                })?;
-            let configuration = &version.content.configuration;
-            let fits = configuration
-                .associated_compute_resource_types()
-                .any(|kind| kind == ComputeResourceType::MicroVm);
-            if !fits {
-                return Err(Refusal::sentence(
-                    "egressNetworkConnectors",
-                    format!("The network connector {arn} is not for compute resources of type MicroVm."),
-                ));
-            }
-            used.push((&entry.connector.tags, configuration.network_protocol()));
-        }
-        Ok(Some(egress::policy(used.into_iter(), internet)))
-    }
-
     /// Settles what an earlier leader began.
     pub(crate) fn settle_unsettled(self: &Arc<Self>) {
         let all: Vec<Arc<Entry>> = self.connectors.all().iter().cloned().collect();
@@ -401,22 +359,6 @@ fn checked(tags: &BTreeMap<String, String>, content: &Content) -> Result<(), Pro
     let protocol: NetworkProtocol = content.configuration.network_protocol();
     egress::check(tags, protocol, &mut violations);
     violations.finish().map_err(Problem::Invalid)
-}
-
-/// The version a launch uses, or the state that forbids it.
-fn usable(connector: &Connector, version: Option<u64>) -> Result<&Version, ConnectorState> {
-    if connector.state != ConnectorState::Active {
-        return Err(connector.state);
-    }
-    let found = match version {
-        Some(number) => connector.versions.get(&number),
-        None => connector.usable().map(|(_, version)| version),
-    };
-    match found {
-        Some(version) if version.state == ConnectorState::Active => Ok(version),
-        Some(version) => Err(version.state),
-        None => Err(ConnectorState::Deleted),
-    }
 }
 
 /// The one line per state change.

@@ -1,12 +1,12 @@
-//! Network connectors as their callers see them, and what is left of them when
-//! a scheduler dies in between.
+//! Network connectors as their callers see them.
 
-use std::collections::HashMap;
-use std::time::Instant;
+mod lists;
+mod takeover;
 
 use api::connector::v1::*;
 use api::errors::reason;
 use rpc::Role;
+use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
@@ -15,8 +15,6 @@ use NetworkConnectorState::{Active, Deleting, Pending};
 
 pub const ARN: &str = "arn:aws:lambda:us-east-1:000000000000:network-connector:";
 
-/// Settings under which nothing settles by itself in a test's time.
-const SLOW: &str = "connector_settle_ms=600000";
 const QUICK: &str = "connector_settle_ms=50";
 
 pub fn request(name: &str) -> CreateNetworkConnectorRequest {
@@ -92,7 +90,7 @@ async fn gone(client: &Connectors, identifier: &str) -> Status {
     .await
 }
 
-fn subnets(identifier: &str, subnets: &[&str], token: &str) -> UpdateNetworkConnectorRequest {
+pub fn subnets(identifier: &str, subnets: &[&str], token: &str) -> UpdateNetworkConnectorRequest {
     UpdateNetworkConnectorRequest {
         identifier: identifier.into(),
         configuration: Some(NetworkConnectorConfiguration {
@@ -114,7 +112,7 @@ async fn led(settings: &[&str]) -> (Rig, Scheduler, Connectors) {
 
 #[tokio::test]
 async fn a_connectors_life() {
-    let (rig, _scheduler, client) = led(&["connector_settle_ms=400"]).await;
+    let (rig, _scheduler, client) = led(&["connector_settle_ms=1500"]).await;
     let made = create(&client, request("net")).await.unwrap();
     assert_eq!((made.state(), made.version), (Pending, 1));
     let uuid = made.id.strip_prefix("nc-").unwrap();
@@ -408,166 +406,6 @@ async fn limits_of_the_account_and_of_a_connector() {
 }
 
 #[tokio::test]
-async fn lists_are_paged_by_name_and_filtered_by_state() {
-    let (_rig, _scheduler, client) = led(&["connector_settle_ms=1500"]).await;
-    for name in ["c", "a", "e", "b", "d"] {
-        create(&client, request(name)).await.unwrap();
-    }
-    let list = |size: u32, token: &str, state: NetworkConnectorState| {
-        let request = ListNetworkConnectorsRequest {
-            page_size: size,
-            page_token: token.into(),
-            state: state.into(),
-        };
-        let mut client = client.clone();
-        async move {
-            client
-                .list_network_connectors(request)
-                .await
-                .map(|answer| answer.into_inner())
-        }
-    };
-    let (mut names, mut token) = (Vec::new(), String::new());
-    loop {
-        let page = list(2, &token, NetworkConnectorState::Unspecified).await.unwrap();
-        assert!(page.connectors.len() <= 2);
-        names.extend(page.connectors.into_iter().map(|connector| connector.name));
-        token = page.next_page_token;
-        if token.is_empty() {
-            break;
-        }
-    }
-    assert_eq!(names, ["a", "b", "c", "d", "e"]);
-    assert!(list(0, "", Active).await.unwrap().connectors.is_empty());
-    eventually("all ACTIVE", || async {
-        let page = list(100, "", Active).await.ok()?;
-        (page.connectors.len() == 5).then_some(())
-    })
-    .await;
-    delete(&client, "b").await.unwrap();
-    let deleting = list(0, "", Deleting).await.unwrap().connectors;
-    assert_eq!((deleting.len(), deleting[0].name.as_str()), (1, "b"));
-    let failed = list(0, "", NetworkConnectorState::Failed).await.unwrap();
-    assert!(failed.connectors.is_empty());
-    for (size, token, text) in [(101, "", "maxResults: must be 1 to 100"), (1, "a b", "pageToken")] {
-        refused(
-            list(size, token, NetworkConnectorState::Unspecified).await,
-            Code::InvalidArgument,
-            reason::INVALID_ARGUMENT,
-            text,
-        );
-    }
-}
-
-#[tokio::test]
-async fn versions_are_listed_newest_first() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
-    active(&client, request("net")).await;
-    for number in 2..=4u64 {
-        update(
-            &client,
-            subnets("net", &[&format!("subnet-{number}")], &format!("u{number}")),
-        )
-        .await
-        .unwrap();
-        eventually("the version", || async {
-            (read(&client, "net").await.ok()?.1 == number).then_some(())
-        })
-        .await;
-    }
-    let list = |token: String| {
-        let request = ListNetworkConnectorVersionsRequest {
-            identifier: "net".into(),
-            page_size: 3,
-            page_token: token,
-            state: NetworkConnectorState::Unspecified.into(),
-        };
-        let mut client = client.clone();
-        async move {
-            let answer = client.list_network_connector_versions(request).await;
-            answer.map(|answer| answer.into_inner())
-        }
-    };
-    let page = list(String::new()).await.unwrap();
-    let numbers: Vec<u64> = page.versions.iter().map(|version| version.version).collect();
-    assert_eq!(numbers, [4, 3, 2]);
-    let subnet = |version: &NetworkConnector| version.configuration.clone().unwrap().subnet_ids[0].clone();
-    assert_eq!(subnet(&page.versions[1]), "subnet-3");
-    let last = list(page.next_page_token).await.unwrap();
-    assert_eq!((last.versions.len(), last.versions[0].version), (1, 1));
-    assert_eq!(last.next_page_token, "");
-    let bad = list("x".into()).await;
-    refused(bad, Code::InvalidArgument, reason::INVALID_ARGUMENT, "pageToken");
-}
-
-#[tokio::test]
-async fn tags_are_set_and_removed_without_a_version() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
-    active(
-        &client,
-        CreateNetworkConnectorRequest {
-            tags: tagged(&[("team", "a"), ("stage", "test")]),
-            ..request("net")
-        },
-    )
-    .await;
-    let tag = |tags: &[(&str, &str)]| {
-        let request = TagNetworkConnectorRequest {
-            identifier: "net".into(),
-            tags: tagged(tags),
-        };
-        let mut client = client.clone();
-        async move {
-            let answer = client.tag_network_connector(request).await?;
-            Ok::<_, Status>(answer.into_inner().connector.unwrap())
-        }
-    };
-    let now = tag(&[("team", "b"), ("torpor:deny-cidrs", "10.0.0.0/8")])
-        .await
-        .unwrap();
-    let expected = [
-        ("team", "b"),
-        ("stage", "test"),
-        ("torpor:deny-cidrs", "10.0.0.0/8"),
-    ];
-    assert_eq!((now.tags, now.version), (tagged(&expected), 1));
-    for (key, value, text) in [
-        ("torpor:deny-cidrs", "10.0.0.0/33", "'10.0.0.0/33' is not a CIDR"),
-        (
-            "torpor:allow-cidrs",
-            "2001:db8::/32",
-            "needs NetworkProtocol DualStack",
-        ),
-        ("torpor:allowcidrs", "10.0.0.0/8", "reserved"),
-        ("", "x", "keys must be 1 to 128"),
-    ] {
-        refused(
-            tag(&[(key, value)]).await,
-            Code::InvalidArgument,
-            reason::INVALID_ARGUMENT,
-            text,
-        );
-    }
-    let many: Vec<(String, String)> = (0..48).map(|n| (format!("k{n}"), String::new())).collect();
-    let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
-    refused(
-        tag(&many).await,
-        Code::InvalidArgument,
-        reason::INVALID_ARGUMENT,
-        "tags: must have at most 50 entries",
-    );
-    let request = UntagNetworkConnectorRequest {
-        identifier: "net".into(),
-        tag_keys: vec!["team".into(), "torpor:deny-cidrs".into(), "absent".into()],
-    };
-    let now = client.clone().untag_network_connector(request).await.unwrap();
-    assert_eq!(
-        now.into_inner().connector.unwrap().tags,
-        tagged(&[("stage", "test")])
-    );
-}
-
-#[tokio::test]
 async fn who_may_call() {
     let (rig, scheduler, client) = led(&[QUICK]).await;
     active(&client, request("net")).await;
@@ -586,142 +424,4 @@ async fn who_may_call() {
         reason::PERMISSION_DENIED,
         "host-agent",
     );
-}
-
-#[tokio::test]
-async fn a_killed_scheduler_leaves_nothing_half_done() {
-    let (rig, mut scheduler, client) = led(&[QUICK]).await;
-    active(&client, request("updated")).await;
-    active(&client, request("deleted")).await;
-    scheduler.kill();
-    // A leader that dies before it settles anything.
-    let mut scheduler = rig.scheduler(&[SLOW]);
-    let client = rig.connectors(&scheduler, Role::Admin);
-    eventually("the next leader", || async {
-        read(&client, "updated").await.ok()
-    })
-    .await;
-    let created = create(&client, request("created")).await.unwrap();
-    update(&client, subnets("updated", &["subnet-2"], "u"))
-        .await
-        .unwrap();
-    delete(&client, "deleted").await.unwrap();
-    let before = rig.listed("connectors/").await.len();
-    assert_eq!(before, 2 + 3 + 2, "a key each and one for each version");
-    scheduler.kill();
-    let killed = Instant::now();
-    let scheduler = rig.scheduler(&[QUICK]);
-    let client = rig.connectors(&scheduler, Role::Admin);
-    let settled = eventually("all settled", || async {
-        let (created, _) = read(&client, "created").await.ok()?;
-        let (updated, latest) = read(&client, "updated").await.ok()?;
-        let gone = read(&client, "deleted").await.err()?.code() == Code::NotFound;
-        let done = updated.last_update_status() == UpdateStatus::Successful && latest == 2;
-        (created.state() == Active && done && gone).then_some(created)
-    })
-    .await;
-    assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
-    assert_eq!(settled.id, created.id);
-    assert_eq!(rig.listed("connectors/").await.len(), 2 + 3);
-    // The token of the request before the crash still means that connector.
-    let again = create(&client, request("created")).await.unwrap();
-    assert_eq!(again.id, created.id);
-    assert_eq!(
-        update(&client, subnets("updated", &["subnet-2"], "u"))
-            .await
-            .unwrap()
-            .version,
-        2
-    );
-}
-
-#[tokio::test]
-async fn a_deposed_leader_writes_nothing() {
-    let (rig, _scheduler, client) = led(&[QUICK]).await;
-    let made = active(&client, request("net")).await;
-    let before = rig.store.list("connectors/").await.unwrap().0;
-    rig.depose().await;
-    let answer = create(&client, request("other")).await;
-    refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
-    for answer in [
-        update(&client, subnets("net", &["subnet-2"], "u")).await,
-        delete(&client, "net").await,
-    ] {
-        refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
-    }
-    assert_eq!(rig.store.list("connectors/").await.unwrap().0, before);
-    rig.store
-        .delete_if("elections/scheduler", records::Expect::Any, None)
-        .await
-        .unwrap();
-    let back = eventually("to lead again", || async { read(&client, "net").await.ok() }).await;
-    assert_eq!(back.0, made);
-    create(&client, request("other")).await.unwrap();
-}
-
-#[tokio::test]
-async fn what_somebody_else_wrote_is_followed() {
-    let (rig, _scheduler, client) = led(&[QUICK]).await;
-    let made = active(&client, request("net")).await;
-    let key = format!("connectors/{}", made.id);
-    let found = rig.store.get(&key).await.unwrap().unwrap();
-    rig.store
-        .put_if(&key, found.value, records::Expect::Any, None)
-        .await
-        .unwrap();
-    let answer = update(&client, subnets("net", &["subnet-2"], "u")).await;
-    refused(
-        answer,
-        Code::Unavailable,
-        reason::STORE_UNAVAILABLE,
-        "somebody else",
-    );
-    assert_eq!(read(&client, "net").await.unwrap().0, made);
-    let now = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
-    assert_eq!(now.version, 2);
-}
-
-#[tokio::test]
-async fn the_largest_connectors_fit_into_pages_and_records() {
-    let (_rig, _scheduler, client) = led(&["connector_settle_ms=1"]).await;
-    let id = |prefix: &str| format!("{prefix}{}", "1".repeat(1024 - prefix.len()));
-    let largest = |name: &str| CreateNetworkConnectorRequest {
-        configuration: Some(NetworkConnectorConfiguration {
-            subnet_ids: vec![id("subnet-"); 16],
-            security_group_ids: vec![id("sg-"); 16],
-            ..request(name).configuration.unwrap()
-        }),
-        operator_role: format!("arn:aws:iam::000000000000:role/{}", "r".repeat(10_000 - 31)),
-        // Characters of four bytes each.
-        tags: (0..50)
-            .map(|n| (format!("{n:02}{}", "𐐀".repeat(126)), "𐐀".repeat(256)))
-            .collect(),
-        ..request(name)
-    };
-    for number in 0..30 {
-        create(&client, largest(&format!("n{number:02}"))).await.unwrap();
-    }
-    let (mut names, mut token) = (Vec::new(), String::new());
-    let mut pages = 0;
-    loop {
-        let request = ListNetworkConnectorsRequest {
-            page_token: token,
-            ..Default::default()
-        };
-        let page = client
-            .clone()
-            .list_network_connectors(request)
-            .await
-            .unwrap()
-            .into_inner();
-        names.extend(page.connectors.into_iter().map(|connector| connector.name));
-        pages += 1;
-        token = page.next_page_token;
-        if token.is_empty() {
-            break;
-        }
-    }
-    let expected: Vec<String> = (0..30).map(|number| format!("n{number:02}")).collect();
-    assert_eq!(names, expected);
-    assert!(pages > 1, "they do not fit into one");
 }
