@@ -5,7 +5,7 @@ use aws_model::arn::ManagedConnector;
 use aws_model::{ErrorClass, Operation, Rejection};
 use serde_json::{Map, Value};
 
-use crate::aws::arn::{Fleet, Kind};
+use crate::aws::arn::{Fleet, Kind, clip};
 use crate::aws::keys::AccessKey;
 
 const PASS_ROLE: &str = "iam:PassRole";
@@ -15,6 +15,12 @@ const ROLES: [&str; 3] = ["buildRoleArn", "executionRoleArn", "OperatorRole"];
 /// Members that carry connectors, and the connector of a request without them.
 const INGRESS: (&str, ManagedConnector) = ("ingressNetworkConnectors", ManagedConnector::HttpIngress);
 const EGRESS: (&str, ManagedConnector) = ("egressNetworkConnectors", ManagedConnector::InternetEgress);
+
+/// Most connectors of a list that are asked about. A request may have ten; this
+/// comes before that is checked.
+const CONNECTORS_MAX: usize = 64;
+/// Longest name of a resource in an answer, in bytes.
+const ECHO_BYTES_MAX: usize = 2048;
 
 /// The resource that a request is about: an ARN, or "*" for listings. Members may
 /// be incomplete or break constraints.
@@ -72,8 +78,11 @@ pub fn check(
         if given.is_empty() {
             ask(PASS_CONNECTOR, &default.arn(&fleet.region))?;
         }
-        for connector in given {
+        for connector in given.iter().take(CONNECTORS_MAX) {
             ask(PASS_CONNECTOR, connector)?;
+        }
+        if given.len() > CONNECTORS_MAX {
+            return Err(denied(key, PASS_CONNECTOR, "*"));
         }
     }
     Ok(())
@@ -81,6 +90,7 @@ pub fn check(
 
 fn denied(key: &AccessKey, action: &str, resource: &str) -> Rejection {
     let AccessKey { account, user, .. } = key;
+    let resource = clip(resource, ECHO_BYTES_MAX);
     let message = format!(
         "User: arn:aws:iam::{account}:user/{user} is not authorized to perform: {action} on resource: {resource}"
     );
@@ -198,6 +208,20 @@ mod tests {
             refused("RunMicrovm", chosen, Some(&only_managed)),
             Some(format!("lambda:PassNetworkConnector on resource: {own}"))
         );
+    }
+
+    #[test]
+    fn what_is_asked_about_is_bounded() {
+        let connectors = |count: usize| json!({"imageIdentifier": IMAGE, "egressNetworkConnectors": vec!["c"; count], "executionRoleArn": null});
+        let everything = Some(&[("*", "*")][..]);
+        assert_eq!(
+            refused("RunMicrovm", connectors(CONNECTORS_MAX), everything),
+            None
+        );
+        assert!(refused("RunMicrovm", connectors(CONNECTORS_MAX + 1), everything).is_some());
+        let long = json!({"name": "x".repeat(1 << 20)});
+        let told = refused("CreateMicrovmImage", long, everything).unwrap();
+        assert!(told.len() < 2 * ECHO_BYTES_MAX);
     }
 
     #[test]

@@ -11,9 +11,10 @@ use http::request::Parts;
 use hyper::body::Incoming;
 use sigv4::{Claim, Payload};
 
+use crate::aws::arn::clip;
 use crate::aws::body::{Held, NoBody};
 use crate::aws::failures;
-use crate::aws::handler::{Api, Seen, clip};
+use crate::aws::handler::{Api, Seen};
 use crate::aws::keys::{AccessKey, NoKey};
 
 /// When to try again while the edge is short of memory or of keys.

@@ -80,6 +80,16 @@ pub fn bare(identifier: &str, launch: bool) -> Option<String> {
     })
 }
 
+/// The start of a text, for answers and records that repeat it.
+#[must_use]
+pub fn clip(text: &str, bytes_max: usize) -> &str {
+    let mut end = text.len().min(bytes_max);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -96,6 +106,13 @@ mod tests {
         let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
         assert_eq!(fleet().arn(Kind::Image, "app"), arn);
         assert_eq!(fleet().arn(Kind::Image, arn), arn);
+    }
+
+    #[test]
+    fn clipping_splits_no_character() {
+        for (bytes_max, expected) in [(0, ""), (1, "a"), (2, "a"), (3, "aä"), (9, "aä")] {
+            assert_eq!(clip("aä", bytes_max), expected);
+        }
     }
 
     #[test]

@@ -10,8 +10,7 @@ use aws_model::{
     no_such_path, route,
 };
 use bytes::Bytes;
-use http::header::{CONNECTION, TRANSFER_ENCODING};
-use http::{HeaderValue, Request, Response};
+use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
@@ -22,7 +21,7 @@ use uuid::Uuid;
 
 use crate::aws::access;
 use crate::aws::answer::Answer;
-use crate::aws::arn::Fleet;
+use crate::aws::arn::{Fleet, clip};
 use crate::aws::audit::{Audit, Record, timestamp};
 use crate::aws::body::Bodies;
 use crate::aws::failures;
@@ -88,28 +87,19 @@ impl Handler for Api {
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("api", request_id, method = %request.method());
-        // Where a chunked body ends is a matter of reading: nothing behind one is
-        // read as another request.
-        let last = request.headers().contains_key(TRANSFER_ENCODING);
         // A task of its own: what was begun is finished and recorded also when the
         // client hangs up.
         let answering = self
             .answer(client.address.ip(), request, request_id.clone())
             .instrument(span);
-        let mut response = match tokio::spawn(answering).await {
+        match tokio::spawn(answering).await {
             Ok(response) => response,
             Err(error) => {
                 tracing::error!(%error, request_id, "a bug ended a request");
                 let rejection = Rejection::silent(ErrorClass::InternalServer);
                 refuse(Service::Microvms, &rejection).response(&request_id)
             }
-        };
-        if last {
-            response
-                .headers_mut()
-                .insert(CONNECTION, HeaderValue::from_static("close"));
         }
-        response
     }
 
     fn open(&self) -> &Gauge {
@@ -234,13 +224,4 @@ impl Api {
 
 fn refuse(service: Service, rejection: &Rejection) -> Answer {
     Answer::error(rejection.class.name(), rejection.reply(service))
-}
-
-/// The start of a text.
-pub(super) fn clip(text: &str, bytes_max: usize) -> &str {
-    let mut end = text.len().min(bytes_max);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    &text[..end]
 }

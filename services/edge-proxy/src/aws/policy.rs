@@ -11,7 +11,10 @@ pub const STATEMENTS_MAX: usize = 20;
 /// Most actions, and most resources, of a statement.
 pub const PATTERNS_MAX: usize = 50;
 /// Longest pattern in bytes.
-pub const PATTERN_BYTES_MAX: usize = 2048;
+pub const PATTERN_BYTES_MAX: usize = 8192;
+
+/// Longest resource that is compared; no resource's name is longer.
+pub const RESOURCE_BYTES_MAX: usize = 4096;
 
 /// A policy that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,9 +57,13 @@ impl Policy {
         statements.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether `action` on `resource` is permitted.
+    /// Whether `action` on `resource` is permitted. Nothing is on a resource that
+    /// is too long to be one.
     #[must_use]
     pub fn permits(&self, action: &str, resource: &str) -> bool {
+        if resource.len() > RESOURCE_BYTES_MAX {
+            return false;
+        }
         let mut allowed = false;
         for statement in self.0.iter().filter(|one| one.matches(action, resource)) {
             if !statement.allow {
@@ -200,6 +207,13 @@ mod tests {
     #[test]
     fn an_empty_policy_permits_nothing() {
         assert!(!policy(Vec::new()).unwrap().permits("lambda:GetMicrovm", IMAGE));
+    }
+
+    #[test]
+    fn nothing_is_permitted_on_what_cannot_be_a_resource() {
+        let everything = policy(vec![statement(Effect::Allow, &["*"], &["*"])]).unwrap();
+        assert!(everything.permits("lambda:GetMicrovm", &"a".repeat(RESOURCE_BYTES_MAX)));
+        assert!(!everything.permits("lambda:GetMicrovm", &"a".repeat(RESOURCE_BYTES_MAX + 1)));
     }
 
     #[test]

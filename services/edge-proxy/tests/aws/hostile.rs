@@ -240,7 +240,6 @@ async fn nothing_hides_behind_a_body() {
         "content-length: 5\r\ncontent-length: 6\r\n",
         "content-length: 5\r\ntransfer-encoding: chunked\r\n",
         "transfer-encoding: chunked\r\ncontent-length: 5\r\n",
-        "transfer-encoding: chunked\r\n",
         "transfer-encoding: chunked, identity\r\n",
         "transfer-encoding: identity\r\n",
         "transfer-encoding : chunked\r\n",
