@@ -129,6 +129,13 @@ impl Journal {
         self.spec = encode_spec(spec);
     }
 
+    /// Notes that a snapshot is the session now.
+    pub fn slept(&mut self, sequence: u64, difference_bytes: u64) {
+        self.sequence = sequence;
+        self.difference_bytes = difference_bytes;
+        self.meter.snapshot_bytes_written += difference_bytes;
+    }
+
     /// Writes it.
     ///
     /// # Errors

@@ -197,9 +197,7 @@ impl Core {
         let mut journal = self.journal.clone();
         journal.phase = Phase::Suspended;
         journal.phase_since_ms = now_ms();
-        journal.sequence = sequence;
-        journal.difference_bytes = difference_bytes;
-        journal.meter.snapshot_bytes_written += difference_bytes;
+        journal.slept(sequence, difference_bytes);
         journal
     }
 
@@ -209,7 +207,8 @@ impl Core {
     /// the engine's memory is torn down; the caller is answered after both.
     async fn settle_suspended(&mut self, watch: &Stopwatch, manifest: &LocalManifest) {
         self.sample();
-        self.settle_snapshot(manifest);
+        self.enter(Event::IsSuspended, "");
+        self.journal.slept(manifest.sequence, manifest.difference_bytes);
         let live = self.live.take();
         self.publish();
         if let Some(live) = live {
@@ -238,15 +237,6 @@ impl Core {
         }
         self.log.append("suspended");
         self.start_upload();
-    }
-
-    /// Notes in the journal that the snapshot is the session now. Older
-    /// snapshots on the host can go then; those in S3 go when this one is there too.
-    pub fn settle_snapshot(&mut self, manifest: &LocalManifest) {
-        self.enter(Event::IsSuspended, "");
-        self.journal.sequence = manifest.sequence;
-        self.journal.difference_bytes = manifest.difference_bytes;
-        self.journal.meter.snapshot_bytes_written += manifest.difference_bytes;
     }
 
     /// Removes every snapshot directory but the journal's own.
