@@ -29,6 +29,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "torpor.hostagent.v1.MicrovmSpec",
             "torpor.microvm.v1.RunMicrovmRequest",
             "torpor.microvm.v1.CreateMicrovmAuthTokenResponse",
+            "torpor.microvm.v1.CreateMicrovmShellAuthTokenResponse",
+            "torpor.access.v1.StoredAccessKey",
+            "torpor.access.v1.CreateAccessKeyResponse",
         ])
         .compile_fds(descriptors)?;
     Ok(())

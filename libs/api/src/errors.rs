@@ -30,6 +30,8 @@ pub mod reason {
     pub const NO_ACTIVE_VERSION: &str = "NO_ACTIVE_VERSION";
     /// MicroVMs of the image are still alive.
     pub const IMAGE_IN_USE: &str = "IMAGE_IN_USE";
+    /// The resource cannot be deleted as it is: it is being built, or is the last of its kind.
+    pub const NOT_DELETABLE: &str = "NOT_DELETABLE";
     /// No host has room.
     pub const INSUFFICIENT_CAPACITY: &str = "INSUFFICIENT_CAPACITY";
     /// A configured limit is reached.
@@ -52,6 +54,10 @@ pub mod reason {
     pub const ENGINE_FAILED: &str = "ENGINE_FAILED";
     /// A store (etcd, S3) is out of reach for now.
     pub const STORE_UNAVAILABLE: &str = "STORE_UNAVAILABLE";
+    /// Calls come faster than is allowed; the retry delay says when to go on.
+    pub const THROTTLED: &str = "THROTTLED";
+    /// The microVM's ingress connectors do not let a shell in.
+    pub const SHELL_NOT_ALLOWED: &str = "SHELL_NOT_ALLOWED";
     /// The caller's certificate has no right to the call.
     pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
     /// A bug.
@@ -72,7 +78,9 @@ pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[
     )
 }
 
-/// INVALID_ARGUMENT naming every violated field: `(path, description)`.
+/// INVALID_ARGUMENT naming every violated field: `(path, description)`. In the
+/// message a description that is a sentence (it begins with a capital letter)
+/// stands by itself, any other behind its field.
 #[must_use]
 pub fn invalid(violations: &[(String, String)]) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
@@ -81,10 +89,23 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
     }
     let message = violations
         .iter()
-        .map(|(field, description)| format!("{field}: {description}"))
+        .map(
+            |(field, description)| match description.starts_with(|first: char| first.is_uppercase()) {
+                true => description.clone(),
+                false => format!("{field}: {description}"),
+            },
+        )
         .collect::<Vec<_>>()
         .join("; ");
     Status::with_error_details(Code::InvalidArgument, message, details)
+}
+
+/// INVALID_ARGUMENT of one field, with a sentence as the whole message.
+#[must_use]
+pub fn invalid_sentence(field: &str, sentence: &str) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
+    details.add_bad_request_violation(field, sentence);
+    Status::with_error_details(Code::InvalidArgument, sentence, details)
 }
 
 /// NOT_FOUND for a resource: kind ("microVM") and the name asked for.
@@ -110,4 +131,23 @@ pub fn unavailable(reason: &str, message: impl Into<String>, retry_after: Durati
 #[must_use]
 pub fn reason_of(status: &Status) -> Option<String> {
     status.get_details_error_info().map(|info| info.reason)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sentences_stand_by_themselves_and_fragments_behind_their_field() {
+        let violations = [("a.b", "must be 1 to 5"), ("c", "Key 'X' is reserved")]
+            .map(|(field, text)| (field.to_owned(), text.to_owned()));
+        let status = invalid(&violations);
+        assert_eq!(status.message(), "a.b: must be 1 to 5; Key 'X' is reserved");
+        let fields: Vec<String> = status
+            .get_details_bad_request()
+            .map(|found| found.field_violations.into_iter().map(|one| one.field).collect())
+            .unwrap_or_default();
+        assert_eq!(fields, ["a.b", "c"]);
+        assert_eq!(reason_of(&status).as_deref(), Some(reason::INVALID_ARGUMENT));
+    }
 }

@@ -72,3 +72,18 @@ redacted!(
     "CreateMicrovmAuthTokenResponse",
     expire_time
 );
+redacted!(
+    crate::microvm::v1::CreateMicrovmShellAuthTokenResponse,
+    "CreateMicrovmShellAuthTokenResponse",
+    expire_time
+);
+redacted!(
+    crate::access::v1::StoredAccessKey,
+    "StoredAccessKey",
+    access_key
+);
+redacted!(
+    crate::access::v1::CreateAccessKeyResponse,
+    "CreateAccessKeyResponse",
+    access_key
+);

@@ -4,11 +4,12 @@
 //!
 //! Each address can be overridden by environment, so that a client also works
 //! against a fleet elsewhere: `TORPOR_SCHEDULER`, `TORPOR_IMAGE_BUILDER`,
-//! `TORPOR_EDGE`, `TORPOR_CA`, `TORPOR_CERT`, `TORPOR_KEY`.
+//! `TORPOR_EDGE`, `TORPOR_API`, `TORPOR_CA`, `TORPOR_CERT`, `TORPOR_KEY`.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::host::v1::host_service_client::HostServiceClient;
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
@@ -31,6 +32,9 @@ pub struct Context {
     pub image_builder: String,
     /// HTTPS address of edge-proxy, "address:port".
     pub edge: String,
+    /// URL of the AWS-compatible API; empty when the fleet serves none.
+    #[serde(default)]
+    pub api: String,
     /// Domain under which endpoints live.
     pub endpoint_domain: String,
     /// The fleet's CA certificate, PEM.
@@ -39,7 +43,8 @@ pub struct Context {
     pub cert: PathBuf,
     /// Its key, PEM.
     pub key: PathBuf,
-    /// The S3 endpoint for artifacts.
+    /// The S3 endpoint for artifacts. Its key pair is the fleet's root access
+    /// key, which signs calls of the AWS-compatible API as well.
     pub s3: S3Access,
 }
 
@@ -139,6 +144,7 @@ impl Context {
             ("TORPOR_SCHEDULER", &mut self.scheduler),
             ("TORPOR_IMAGE_BUILDER", &mut self.image_builder),
             ("TORPOR_EDGE", &mut self.edge),
+            ("TORPOR_API", &mut self.api),
         ];
         for (name, field) in texts {
             if let Some(value) = variable(name) {
@@ -189,6 +195,16 @@ impl Context {
         ))
     }
 
+    /// Client of the scheduler's access keys.
+    ///
+    /// # Errors
+    /// As [`Context::microvms`].
+    pub fn access_keys(&self) -> Result<AccessKeyServiceClient<Channel>, ContextError> {
+        Ok(AccessKeyServiceClient::new(
+            self.channel(&self.scheduler, Role::Scheduler)?,
+        ))
+    }
+
     /// Client of image-builder.
     ///
     /// # Errors
@@ -222,13 +238,14 @@ mod tests {
             scheduler: "127.0.0.1:1".to_owned(),
             image_builder: "127.0.0.1:2".to_owned(),
             edge: "127.0.0.1:3".to_owned(),
+            api: "https://localhost:5".to_owned(),
             endpoint_domain: "microvms.localhost".to_owned(),
             ca: "/ca".into(),
             cert: "/cert".into(),
             key: "/key".into(),
             s3: S3Access {
                 endpoint: "http://127.0.0.1:4".to_owned(),
-                region: "local-1".to_owned(),
+                region: "us-east-1".to_owned(),
                 access_key_id: "id".to_owned(),
                 secret_access_key: "hunter2".to_owned(),
             },
@@ -244,6 +261,14 @@ mod tests {
         ));
         std::fs::write(Context::file(directory.path()), example().to_toml()).unwrap();
         assert_eq!(Context::load(directory.path()).unwrap(), example());
+        let older: String = example()
+            .to_toml()
+            .lines()
+            .filter(|line| !line.starts_with("api ="))
+            .map(|line| format!("{line}\n"))
+            .collect();
+        std::fs::write(Context::file(directory.path()), older).unwrap();
+        assert_eq!(Context::load(directory.path()).unwrap().api, "");
         std::fs::write(Context::file(directory.path()), "scheduler = 1").unwrap();
         assert!(matches!(
             Context::load(directory.path()),

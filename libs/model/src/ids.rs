@@ -15,7 +15,7 @@ pub struct IdError {
 }
 
 impl IdError {
-    fn new(message: impl Into<String>) -> Self {
+    pub(crate) fn new(message: impl Into<String>) -> Self {
         Self {
             message: message.into(),
         }
@@ -73,6 +73,10 @@ text_id!(
     ImageName
 );
 text_id!(
+    /// A network connector's name: 1 to 64 characters of `[a-zA-Z0-9-_]`.
+    ConnectorName
+);
+text_id!(
     /// A host's id: 1 to 63 characters of `[a-z0-9-]`.
     HostId
 );
@@ -80,8 +84,17 @@ text_id!(
     /// A caller's idempotency token: 1 to 128 characters of visible ASCII.
     ClientToken
 );
+text_id!(
+    /// A role's ARN, `arn:aws:iam::<12 digits>:role/<path and name>`, 20 to 2048
+    /// characters. Whether there is such a role nobody here knows.
+    RoleArn
+);
 
 const MICROVM_PREFIX: &str = "microvm-";
+/// Account of what the platform itself provides, in ARNs.
+pub const PLATFORM_ACCOUNT: &str = "aws";
+const ACCOUNT_DIGITS: usize = 12;
+const ROLE_ARN_LENGTH: std::ops::RangeInclusive<usize> = 20..=2048;
 
 impl MicrovmId {
     /// The id made from a UUID.
@@ -119,13 +132,25 @@ fn is_name_character(character: char) -> bool {
     character.is_ascii_alphanumeric() || character == '-' || character == '_'
 }
 
+/// The text itself when it is a name.
+fn name(text: &str) -> Result<String, IdError> {
+    if text.is_empty() || text.len() > 64 || !text.chars().all(is_name_character) {
+        return Err(IdError::new("must be 1 to 64 characters of [a-zA-Z0-9-_]"));
+    }
+    Ok(text.to_owned())
+}
+
 impl FromStr for ImageName {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        if text.is_empty() || text.len() > 64 || !text.chars().all(is_name_character) {
-            return Err(IdError::new("must be 1 to 64 characters of [a-zA-Z0-9-_]"));
-        }
-        Ok(Self(text.to_owned()))
+        name(text).map(Self)
+    }
+}
+
+impl FromStr for ConnectorName {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        name(text).map(Self)
     }
 }
 
@@ -147,6 +172,38 @@ impl FromStr for ClientToken {
             return Err(IdError::new("must be 1 to 128 visible ASCII characters"));
         }
         Ok(Self(text.to_owned()))
+    }
+}
+
+impl FromStr for RoleArn {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let partition = |text: &str| {
+            let rest = text.strip_prefix("aws")?;
+            rest.chars()
+                .all(|c| c.is_ascii_lowercase() || c == '-')
+                .then_some(())
+        };
+        let well_formed = || {
+            let (start, rest) = text.strip_prefix("arn:")?.split_once(":iam::")?;
+            partition(start)?;
+            let (account, name) = rest.split_once(":role")?;
+            let name = name.strip_prefix('/').unwrap_or(name);
+            let good = account.len() == ACCOUNT_DIGITS
+                && account.bytes().all(|b| b.is_ascii_digit())
+                && !name.is_empty()
+                && name
+                    .chars()
+                    .all(|c| c.is_ascii_alphanumeric() || "+=,.@-_/".contains(c))
+                && ROLE_ARN_LENGTH.contains(&text.len());
+            good.then_some(())
+        };
+        match well_formed() {
+            Some(()) => Ok(Self(text.to_owned())),
+            None => Err(IdError::new(
+                "must be the ARN of a role, 'arn:aws:iam::<12 digits>:role/<name>', of at most 2048 characters",
+            )),
+        }
     }
 }
 
@@ -212,7 +269,7 @@ impl From<VersionNumber> for String {
 /// `arn:aws:lambda:<region>:<account>:microvm-image:<name>`.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ImageArn {
-    /// Region, for example "local-1".
+    /// Region, for example "us-east-1".
     pub region: String,
     /// Account, 12 digits, or "aws" for a platform image.
     pub account: String,
@@ -291,6 +348,29 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
+    fn roles_are_judged_by_their_form() {
+        let longest = format!("arn:aws:iam::000000000000:role/{}", "r".repeat(2048 - 31));
+        for (text, good) in [
+            ("arn:aws:iam::000000000000:role/build", true),
+            ("arn:aws-cn:iam::123456789012:role/path/Name_1+=,.@-", true),
+            ("arn:aws:iam::123456789012:rolex", true),
+            (longest.as_str(), true),
+            (&format!("{longest}r"), false),
+            ("", false),
+            ("build", false),
+            ("arn:aws:iam::12345678901:role/x", false),
+            ("arn:aws:iam::12345678901x:role/x", false),
+            ("arn:aws:iam::123456789012:user/x", false),
+            ("arn:aws:iam::123456789012:role/", false),
+            ("arn:aws:iam::123456789012:role/a b", false),
+            ("arn:gcp:iam::123456789012:role/x", false),
+            ("arn:aws1:iam::123456789012:role/x", false),
+        ] {
+            assert_eq!(text.parse::<RoleArn>().is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
     fn ids_accept_their_form_and_nothing_else() {
         let microvm = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
         assert_eq!(microvm.parse::<MicrovmId>().unwrap().to_string(), microvm);
@@ -328,13 +408,13 @@ mod tests {
 
     #[test]
     fn image_identifiers_are_names_or_arns_of_this_fleet() {
-        let arn = "arn:aws:lambda:local-1:000000000000:microvm-image:app";
+        let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
         for text in ["app", arn] {
-            let parsed = ImageIdentifier::parse(text, "local-1", "000000000000").unwrap();
+            let parsed = ImageIdentifier::parse(text, "us-east-1", "000000000000").unwrap();
             assert_eq!(parsed.name().as_str(), "app");
         }
-        assert!(ImageIdentifier::parse(arn, "local-1", "111111111111").is_err());
-        assert!(ImageIdentifier::parse("arn:aws:s3:::bucket", "local-1", "000000000000").is_err());
+        assert!(ImageIdentifier::parse(arn, "us-east-1", "111111111111").is_err());
+        assert!(ImageIdentifier::parse("arn:aws:s3:::bucket", "us-east-1", "000000000000").is_err());
     }
 
     proptest! {

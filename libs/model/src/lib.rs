@@ -2,11 +2,16 @@
 //! way a request's violations are collected. Pure: no I/O, no clock, no wire
 //! types. Services translate their wire messages into these at the edge.
 
+pub mod connectors;
 pub mod ids;
 pub mod limits;
 pub mod state;
 pub mod validate;
 
-pub use ids::{ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, VersionNumber};
+pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource};
+pub use ids::{
+    ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, PLATFORM_ACCOUNT, RoleArn,
+    VersionNumber,
+};
 pub use limits::MemoryClass;
 pub use validate::Violations;

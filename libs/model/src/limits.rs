@@ -61,8 +61,9 @@ pub const MAXIMUM_DURATION: Duration = Duration::from_secs(28_800);
 pub const IDLE_DURATION_MIN: Duration = Duration::from_secs(60);
 /// Longest idle window a caller may ask for.
 pub const IDLE_DURATION_MAX: Duration = Duration::from_secs(28_800);
-/// Longest suspended window a caller may ask for.
-pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(28_800);
+/// Longest suspended window a caller may ask for: the API gives no bound but
+/// its integers', and the life ends before it anyway.
+pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(i32::MAX as u64);
 /// Largest run-hook payload, bytes.
 pub const RUN_HOOK_PAYLOAD_BYTES_MAX: usize = 4096;
 /// Most connectors of one direction.
@@ -79,8 +80,22 @@ pub const ENVIRONMENT_ENTRIES_MAX: usize = 100;
 pub const ENVIRONMENT_KEY_MAX: usize = 256;
 /// Longest environment value, characters.
 pub const ENVIRONMENT_VALUE_MAX: usize = 4096;
-/// Most tags of an image.
+/// Most tags of an image or a connector.
 pub const TAGS_MAX: usize = 50;
+/// Longest key of a tag, characters.
+pub const TAG_KEY_MAX: usize = 128;
+/// Longest value of a tag, characters.
+pub const TAG_VALUE_MAX: usize = 256;
+/// Most subnets, and most security groups, of a connector.
+pub const CONNECTOR_NETWORKS_MAX: usize = 16;
+/// Longest id of a subnet or a security group, characters.
+pub const CONNECTOR_NETWORK_ID_MAX: usize = 1024;
+/// Longest ARN of a connector's operator role, characters.
+pub const CONNECTOR_ROLE_MAX: usize = 10_000;
+/// Longest client token of a call about connectors, characters.
+pub const CONNECTOR_TOKEN_MAX: usize = 64;
+/// Largest page of connectors, and of their versions.
+pub const CONNECTOR_PAGES: (u32, u32) = (50, 100);
 /// Largest page a list call returns.
 pub const PAGE_SIZE_MAX: u32 = 50;
 /// Longest window of the ready and validate hooks.

@@ -7,6 +7,7 @@
 //! version  PENDING -> IN_PROGRESS -> SUCCESSFUL | FAILED -> DELETING -> DELETED
 //! build    PENDING -> IN_PROGRESS -> SUCCESSFUL | FAILED
 //! microVM  PENDING -> RUNNING -> SUSPENDING -> SUSPENDED -> RUNNING ... -> TERMINATING -> TERMINATED
+//! connector and its versions  PENDING -> ACTIVE -> DELETING -> DELETED
 //! ```
 
 use serde::{Deserialize, Serialize};
@@ -125,9 +126,9 @@ names!(
         Created = "CREATED",
         /// Its first version failed.
         CreateFailed = "CREATE_FAILED",
-        /// A later version is being built.
+        /// A later version is being built, or a version is being deleted.
         Updating = "UPDATING",
-        /// A later version was built.
+        /// A later version was built, or a version was deleted.
         Updated = "UPDATED",
         /// A later version failed.
         UpdateFailed = "UPDATE_FAILED",
@@ -148,6 +149,10 @@ names!(
         BuildSucceeded = "build-succeeded",
         /// The build failed.
         BuildFailed = "build-failed",
+        /// The delete of one of its versions began.
+        TrimBegan = "trim-began",
+        /// No version of it is being deleted any more.
+        TrimEnded = "trim-ended",
         /// A delete began.
         DeleteBegan = "delete-began",
         /// The delete failed.
@@ -172,6 +177,16 @@ impl ImageState {
             (Self::Creating, E::BuildFailed) => Self::CreateFailed,
             (Self::Updating, E::BuildSucceeded) => Self::Updated,
             (Self::Updating, E::BuildFailed) => Self::UpdateFailed,
+            (
+                Self::Created
+                | Self::CreateFailed
+                | Self::Updated
+                | Self::UpdateFailed
+                | Self::DeleteFailed
+                | Self::Updating,
+                E::TrimBegan,
+            ) => Self::Updating,
+            (Self::Updating, E::TrimEnded) => Self::Updated,
             (
                 Self::Created
                 | Self::CreateFailed
@@ -303,6 +318,52 @@ impl BuildState {
     }
 }
 
+names!(
+    /// State of a network connector, and of one version of it.
+    ConnectorState {
+        /// Being made.
+        Pending = "PENDING",
+        /// May be passed to launches.
+        Active = "ACTIVE",
+        /// Being deleted.
+        Deleting = "DELETING",
+        /// Gone.
+        Deleted = "DELETED",
+    }
+);
+names!(
+    /// What happens to a network connector or to one version of it.
+    ConnectorEvent {
+        /// It is ready.
+        Made = "made",
+        /// A delete began.
+        DeleteBegan = "delete-began",
+        /// Everything is gone.
+        DeleteDone = "delete-done",
+    }
+);
+
+impl ConnectorState {
+    /// The state after `event`.
+    ///
+    /// # Errors
+    /// When the state does not allow it.
+    pub fn next(self, event: ConnectorEvent) -> Result<Self, IllegalTransition> {
+        use ConnectorEvent as E;
+        Ok(match (self, event) {
+            (Self::Pending, E::Made) => Self::Active,
+            (Self::Active | Self::Deleting, E::DeleteBegan) => Self::Deleting,
+            (Self::Deleting, E::DeleteDone) => Self::Deleted,
+            _ => {
+                return Err(IllegalTransition {
+                    state: self.name(),
+                    event: event.name(),
+                });
+            }
+        })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -327,6 +388,7 @@ mod tests {
         insta::assert_snapshot!("image", matrix!(ImageState, ImageEvent));
         insta::assert_snapshot!("version", matrix!(VersionState, VersionEvent));
         insta::assert_snapshot!("build", matrix!(BuildState, BuildEvent));
+        insta::assert_snapshot!("connector", matrix!(ConnectorState, ConnectorEvent));
     }
 
     #[test]

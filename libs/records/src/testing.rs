@@ -2,14 +2,24 @@
 //! when dropped.
 
 use std::net::TcpListener;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::{Options, Store, TlsFiles};
 
 /// How long etcd may take to answer after its start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
+
+/// Ports [`free_port`] gives out.
+const PORT_FIRST: u16 = 15_000;
+const PORTS: u16 = 15_000;
+/// Spreads processes that were started one after the other.
+const STRIDE: u32 = 97;
 
 /// TLS files of a test server.
 #[derive(Debug, Clone)]
@@ -165,15 +175,33 @@ impl Drop for Etcd {
     }
 }
 
-/// A loopback port that was free a moment ago.
+/// A loopback port that is free, and that nobody else who asks here gets while
+/// this process lives. Not of the range the kernel takes the ports of outgoing
+/// connections from: one of those may come between this and its use.
 ///
 /// # Panics
 /// When loopback has none.
 #[must_use]
 pub fn free_port() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").expect("loopback has a free port");
-    listener
-        .local_addr()
-        .expect("a bound socket has an address")
-        .port()
+    static KEPT: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let spread = std::process::id().wrapping_mul(STRIDE);
+    for _ in 0..PORTS {
+        let step = u32::from(NEXT.fetch_add(1, Ordering::Relaxed));
+        let offset = spread.wrapping_add(step) % u32::from(PORTS);
+        let port = PORT_FIRST + u16::try_from(offset).expect("it is less than PORTS");
+        // Abstract names go with their process, and with its network namespace, as ports do.
+        let name = format!("torpor-test-port-{port}");
+        let address = SocketAddr::from_abstract_name(name).expect("the name is short");
+        let Ok(reservation) = UnixListener::bind_addr(&address) else {
+            continue;
+        };
+        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            KEPT.lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(reservation);
+            return port;
+        }
+    }
+    panic!("loopback has no free port");
 }

@@ -62,7 +62,7 @@ impl Default for S3Settings {
     fn default() -> Self {
         Self {
             endpoint: None,
-            region: "local-1".to_owned(),
+            region: "us-east-1".to_owned(),
             access_key_id: None,
             secret_access_key: None,
             path_style: true,

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io;
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,9 +11,9 @@ use serde_json::Value;
 
 use crate::command::{self, CommandError};
 use crate::error::Error;
-use crate::firewall::{self, UPLINK};
+use crate::firewall::{self, Closed, UPLINK};
 use crate::inside::{Inside, Namespace};
-use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::settings::{Egress, PoolSettings};
 use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_PREFIX_LENGTH, TAP};
 
 const NAMESPACES: &str = "/run/netns";
@@ -33,7 +34,7 @@ const SWITCHES: &[(&str, &str)] = &[
 pub(crate) async fn create(
     settings: &PoolSettings,
     index: u32,
-    closed: &[Subnet],
+    closed: &Closed,
     inside: &Inside,
 ) -> Result<Arc<Namespace>, Error> {
     let made = create_parts(settings, index, closed, inside).await;
@@ -48,7 +49,7 @@ pub(crate) async fn create(
 async fn create_parts(
     settings: &PoolSettings,
     index: u32,
-    closed: &[Subnet],
+    closed: &Closed,
     inside: &Inside,
 ) -> Result<Arc<Namespace>, Error> {
     let name = settings.namespace(index);
@@ -79,7 +80,7 @@ async fn create_parts(
             source,
         })?;
     // Rules first, then the devices that traffic could come through.
-    apply_inside(&name, &firewall::slot_table(closed, Egress::Internet)).await?;
+    apply_inside(&name, &firewall::slot_table(closed, &Egress::Internet)).await?;
 
     let owner = settings
         .tap_owner
@@ -174,8 +175,8 @@ pub(crate) async fn root_tables() -> Result<Vec<String>, Error> {
         .collect())
 }
 
-/// Networks this machine is directly on.
-pub(crate) async fn on_link() -> Result<Vec<Subnet>, Error> {
+/// This machine's addresses, with the length of the network each is on.
+pub(crate) async fn own_networks() -> Result<Vec<(Ipv4Addr, u8)>, Error> {
     let listing: Value = parse(&command::run("ip", &["-4", "-j", "addr", "show"], "").await?)?;
     let addresses = listing
         .as_array()
@@ -186,7 +187,7 @@ pub(crate) async fn on_link() -> Result<Vec<Subnet>, Error> {
         let length = u8::try_from(address["prefixlen"].as_u64()?)
             .ok()
             .filter(|length| (1..=32).contains(length))?;
-        Some(Subnet::new(address["local"].as_str()?.parse().ok()?, length))
+        Some((address["local"].as_str()?.parse().ok()?, length))
     });
     Ok(networks.collect())
 }

@@ -14,18 +14,15 @@ use crate::{DNS_PORT, GATEWAY_ADDRESS, GUEST_ADDRESS, TAP};
 pub(crate) const ROOT_TABLE_PREFIX: &str = "torpor_";
 /// Name of the table inside a slot.
 const SLOT_TABLE: &str = "torpor";
+/// Chains of a slot's table that its guest's egress decides on.
+const EGRESS_CHAINS: [&str; 3] = ["names", "opened", "egress"];
 /// Name of the inner end of a slot's veth pair.
 pub(crate) const UPLINK: &str = "uplink";
 
-/// Networks no guest may reach: private, shared, loopback, link-local (the
-/// cloud's metadata service among them), documentation, benchmarking,
-/// multicast, reserved.
+/// Networks no guest may reach: private, shared, documentation, benchmarking.
 const CLOSED: &[(u32, u8)] = &[
-    (0x0000_0000, 8),
     (0x0a00_0000, 8),
     (0x6440_0000, 10),
-    (0x7f00_0000, 8),
-    (0xa9fe_0000, 16),
     (0xac10_0000, 12),
     (0xc000_0000, 24),
     (0xc000_0200, 24),
@@ -34,24 +31,47 @@ const CLOSED: &[(u32, u8)] = &[
     (0xc612_0000, 15),
     (0xc633_6400, 24),
     (0xcb00_7100, 24),
+];
+/// And those that no setting opens: this network, loopback, link-local (the
+/// cloud's metadata service among them), multicast, reserved.
+const CLOSED_ALWAYS: &[(u32, u8)] = &[
+    (0x0000_0000, 8),
+    (0x7f00_0000, 8),
+    (0xa9fe_0000, 16),
     (0xe000_0000, 3),
 ];
 
-/// All closed networks, `more` included, without those that lie in another.
-pub(crate) fn closed(more: &[Subnet]) -> Vec<Subnet> {
-    let built_in = CLOSED
-        .iter()
-        .map(|(bits, length)| Subnet::new(Ipv4Addr::from_bits(*bits), *length));
-    let mut all: Vec<Subnet> = built_in.chain(more.iter().copied()).collect();
-    all.sort_by_key(|network| (network.length, network.address));
-    let mut kept: Vec<Subnet> = Vec::new();
-    for network in all {
-        if !kept.iter().any(|wider| wider.contains(&network)) {
-            kept.push(network);
+/// Networks closed to the guests of a pool; each list without networks that lie
+/// in another of it.
+#[derive(Debug)]
+pub(crate) struct Closed {
+    /// Closed to every guest.
+    all: Vec<Subnet>,
+    /// Those that nothing opens. They lie in `all`.
+    always: Vec<Subnet>,
+    /// Those that an allow list may open.
+    openable: Vec<Subnet>,
+}
+
+impl Closed {
+    /// `own`: this machine's addresses, with the length of the network each is on.
+    pub(crate) fn new(settings: &PoolSettings, own: &[(Ipv4Addr, u8)]) -> Self {
+        let built_in = |list: &[(u32, u8)]| -> Vec<Subnet> {
+            let network = |(bits, length): &(u32, u8)| Subnet::new(Ipv4Addr::from_bits(*bits), *length);
+            list.iter().map(network).collect()
+        };
+        let mut always = built_in(CLOSED_ALWAYS);
+        always.extend(settings.blocked.iter().chain([&settings.outer_subnet]));
+        always.extend(own.iter().map(|(address, _)| Subnet::new(*address, 32)));
+        let mut all = built_in(CLOSED);
+        all.extend(&always);
+        all.extend(own.iter().map(|(address, length)| Subnet::new(*address, *length)));
+        Self {
+            all: Subnet::disjoint(all),
+            always: Subnet::disjoint(always),
+            openable: Subnet::disjoint(settings.openable.clone()),
         }
     }
-    kept.sort_by_key(|network| network.address);
-    kept
 }
 
 /// Builds one table's commands in order.
@@ -121,9 +141,9 @@ fn source(operator: &str, network: Value) -> Value {
     )
 }
 
-fn destination(network: Value) -> Value {
+fn destination(operator: &str, network: Value) -> Value {
     compare(
-        "==",
+        operator,
         json!({"payload": {"protocol": "ip", "field": "daddr"}}),
         network,
     )
@@ -137,6 +157,7 @@ fn prefix(network: &Subnet) -> Value {
     json!({"prefix": {"addr": network.address.to_string(), "len": network.length}})
 }
 
+/// The networks must be disjoint, and at least one.
 fn any_of(networks: &[Subnet]) -> Value {
     json!({"set": networks.iter().map(prefix).collect::<Vec<_>>()})
 }
@@ -149,8 +170,16 @@ fn drop() -> Value {
     json!({"drop": null})
 }
 
-/// The table of a pool in the root namespace. `closed` as of [`closed`].
-pub(crate) fn root_table(settings: &PoolSettings, closed: &[Subnet]) -> Value {
+fn jump(chain: &str) -> Value {
+    json!({"jump": {"target": chain}})
+}
+
+fn tcp() -> Value {
+    compare("==", json!({"meta": {"key": "l4proto"}}), json!("tcp"))
+}
+
+/// The table of a pool in the root namespace.
+pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
     let slots = format!("{}-v*", settings.prefix);
     let outer = prefix(&settings.outer_subnet);
     let mut table = Table::new(&settings.table());
@@ -174,10 +203,15 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &[Subnet]) -> Value {
         ],
     );
     table.rule("forward", &[incoming(&slots), outgoing(&slots), drop()]);
-    table.rule(
-        "forward",
-        &[incoming(&slots), destination(any_of(closed)), drop()],
-    );
+    // Which guest may use what is open here is for its slot's table to say.
+    let mut rest = vec![incoming(&slots), destination("==", any_of(&closed.all))];
+    if !closed.openable.is_empty() {
+        let always = destination("==", any_of(&closed.always));
+        table.rule("forward", &[incoming(&slots), always, drop()]);
+        rest.push(destination("!=", any_of(&closed.openable)));
+    }
+    rest.push(drop());
+    table.rule("forward", &rest);
     // Only answers go in.
     table.rule(
         "forward",
@@ -195,21 +229,26 @@ pub(crate) fn without_root_table(name: &str) -> Value {
     json!({"nftables": [{"add": table}, {"delete": table}]})
 }
 
-/// The table inside a slot.
-pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
+/// The table inside a slot. What depends on the guest's egress is in chains of
+/// its own: `names` (the resolver relay), `opened` (closed networks that its
+/// allow list opens; no verdict means closed), `egress` (the rest; no verdict
+/// means closed too).
+pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
     let mut table = Table::new(SLOT_TABLE);
     table.base_chain("input", "filter", "input", 0, "drop");
     table.rule("input", &[incoming("lo"), accept()]);
     // Answers to connections the host made to the guest.
     table.rule("input", &[incoming(TAP), tracked(&["established"]), accept()]);
-    table.chain("names");
+    for chain in EGRESS_CHAINS {
+        table.chain(chain);
+    }
     table.rule(
         "input",
         &[
             incoming(TAP),
             source("==", json!(GUEST_ADDRESS.to_string())),
-            destination(json!(GATEWAY_ADDRESS.to_string())),
-            json!({"jump": {"target": "names"}}),
+            destination("==", json!(GATEWAY_ADDRESS.to_string())),
+            jump("names"),
         ],
     );
     table.base_chain("forward", "filter", "forward", 0, "drop");
@@ -223,7 +262,6 @@ pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
             accept(),
         ],
     );
-    table.chain("egress");
     table.rule(
         "forward",
         &[
@@ -232,15 +270,18 @@ pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
             drop(),
         ],
     );
-    table.rule("forward", &[incoming(TAP), destination(any_of(closed)), drop()]);
-    table.rule(
-        "forward",
-        &[
-            incoming(TAP),
-            outgoing(UPLINK),
-            json!({"jump": {"target": "egress"}}),
-        ],
-    );
+    if !closed.openable.is_empty() {
+        let always = destination("==", any_of(&closed.always));
+        table.rule("forward", &[incoming(TAP), always, drop()]);
+        let openable = destination("==", any_of(&closed.openable));
+        table.rule(
+            "forward",
+            &[incoming(TAP), outgoing(UPLINK), openable, jump("opened")],
+        );
+    }
+    let all = destination("==", any_of(&closed.all));
+    table.rule("forward", &[incoming(TAP), all, drop()]);
+    table.rule("forward", &[incoming(TAP), outgoing(UPLINK), jump("egress")]);
     table.base_chain("postrouting", "nat", "postrouting", 100, "accept");
     table.rule("postrouting", &[outgoing(UPLINK), json!({"masquerade": null})]);
     table.commands.extend(egress_rules(egress));
@@ -248,77 +289,44 @@ pub(crate) fn slot_table(closed: &[Subnet], egress: Egress) -> Value {
 }
 
 /// Changes what a slot's guest may reach, in one transaction.
-pub(crate) fn change_egress(egress: Egress) -> Value {
+pub(crate) fn change_egress(egress: &Egress) -> Value {
     let flush =
         |chain: &str| json!({"flush": {"chain": {"family": "inet", "table": SLOT_TABLE, "name": chain}}});
-    let mut commands = vec![flush("names"), flush("egress")];
+    let mut commands: Vec<Value> = EGRESS_CHAINS.into_iter().map(flush).collect();
     commands.extend(egress_rules(egress));
     json!({"nftables": commands})
 }
 
-fn egress_rules(egress: Egress) -> Vec<Value> {
-    let port = |protocol: &str| {
-        compare(
-            "==",
-            json!({"payload": {"protocol": protocol, "field": "dport"}}),
-            json!(DNS_PORT),
-        )
+fn egress_rules(egress: &Egress) -> Vec<Value> {
+    let mut rules = Vec::new();
+    let mut add = |chain: &str, expressions: &[Value]| rules.push(add_rule(SLOT_TABLE, chain, expressions));
+    if *egress == Egress::None {
+        return rules;
+    }
+    for protocol in ["udp", "tcp"] {
+        let port = json!({"payload": {"protocol": protocol, "field": "dport"}});
+        add("names", &[compare("==", port, json!(DNS_PORT)), accept()]);
+    }
+    let Egress::Policy(policy) = egress else {
+        add("egress", &[tcp(), accept()]);
+        return rules;
     };
-    match egress {
-        Egress::None => Vec::new(),
-        Egress::Internet => vec![
-            add_rule(SLOT_TABLE, "names", &[port("udp"), accept()]),
-            add_rule(SLOT_TABLE, "names", &[port("tcp"), accept()]),
-            add_rule(
-                SLOT_TABLE,
-                "egress",
-                &[
-                    compare("==", json!({"meta": {"key": "l4proto"}}), json!("tcp")),
-                    accept(),
-                ],
-            ),
-        ],
+    if !policy.deny.is_empty() {
+        for chain in ["opened", "egress"] {
+            add(chain, &[destination("==", any_of(&policy.deny)), drop()]);
+        }
     }
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    #[test]
-    fn closed_networks_hold_no_nested_ones() {
-        let outer = "10.201.0.0/16".parse().unwrap();
-        let public = "203.0.114.0/24".parse().unwrap();
-        let all = closed(&[outer, public]);
-        assert!(!all.contains(&outer));
-        assert!(all.contains(&public));
-        assert_eq!(closed(&["0.0.0.0/0".parse().unwrap()]).len(), 1);
-    }
-
-    proptest! {
-        #[test]
-        fn closed_covers_what_it_is_given(bits in any::<u32>(), length in 0u8..=32) {
-            let network = Subnet::new(Ipv4Addr::from_bits(bits), length);
-            let all = closed(&[network]);
-            prop_assert!(all.iter().any(|wider| wider.contains(&network)));
-            for (position, one) in all.iter().enumerate() {
-                for other in &all[position + 1..] {
-                    prop_assert!(!one.contains(other) && !other.contains(one));
-                }
+    match policy.allow.as_deref() {
+        None => add("egress", &[tcp(), accept()]),
+        Some([]) => {}
+        Some(allow) => {
+            for chain in ["opened", "egress"] {
+                add(chain, &[destination("==", any_of(allow)), tcp(), accept()]);
             }
         }
     }
-
-    #[test]
-    fn no_egress_adds_no_rules() {
-        let text = slot_table(&closed(&[]), Egress::None).to_string();
-        assert!(!text.contains("dport"));
-        assert!(
-            slot_table(&closed(&[]), Egress::Internet)
-                .to_string()
-                .contains("dport")
-        );
-    }
+    rules
 }
+
+#[cfg(test)]
+mod tests;

@@ -12,7 +12,8 @@
 //! drops whatever still tries to reach the host or another slot, so that a
 //! mistake in one of the two does not open the host.
 //!
-//! What this does not do: start engines, count bytes, decide policies. Nor does
+//! What this does not do: start engines, count bytes, decide which policy a guest
+//! gets. Nor does
 //! it make a namespace safe to reuse: a slot is destroyed after one microVM,
 //! and the caller hands it back only when the engine process has been reaped.
 
@@ -23,6 +24,7 @@ mod error;
 mod firewall;
 mod forwarding;
 mod inside;
+mod policy;
 mod pool;
 mod relay;
 mod settings;
@@ -31,6 +33,7 @@ mod taken;
 pub use command::CommandError;
 pub use connector::Connector;
 pub use error::Error;
+pub use policy::{POLICY_NETWORKS_MAX, Policy, PolicyError};
 pub use pool::Pool;
 pub use settings::{Egress, PoolSettings, SettingsError, Subnet, TapOwner};
 pub use taken::Slot;

@@ -17,11 +17,11 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use crate::connector::Connector;
 use crate::creation;
 use crate::error::Error;
-use crate::firewall;
+use crate::firewall::{self, Closed};
 use crate::forwarding;
 use crate::inside::{Inside, Namespace};
 use crate::relay::{self, Relay};
-use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::settings::{Egress, PoolSettings};
 use crate::taken::Slot;
 
 /// First and longest pause after a slot could not be made.
@@ -40,7 +40,7 @@ pub struct Pool {
 #[derive(Debug)]
 struct Shared {
     settings: PoolSettings,
-    closed_networks: Vec<Subnet>,
+    closed: Closed,
     resolvers: Arc<[SocketAddr]>,
     inside: Inside,
     state: Mutex<State>,
@@ -80,12 +80,10 @@ impl Pool {
         }
         let kept: BTreeSet<u32> = kept.intersection(&existing).copied().collect();
 
-        let mut more = creation::on_link().await?;
-        more.extend(settings.blocked.iter().copied().chain([settings.outer_subnet]));
-        let closed_networks = firewall::closed(&more);
+        let closed = Closed::new(&settings, &creation::own_networks().await?);
         // Rules before forwarding: the other way round there is a moment
         // without a filter.
-        creation::apply(&firewall::root_table(&settings, &closed_networks)).await?;
+        creation::apply(&firewall::root_table(&settings, &closed)).await?;
         if settings.forwarding {
             forwarding::switch_on().map_err(Error::Forwarding)?;
         }
@@ -106,7 +104,7 @@ impl Pool {
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             settings,
-            closed_networks,
+            closed,
             resolvers: resolvers.into(),
             inside,
             state: Mutex::new(state),
@@ -122,7 +120,8 @@ impl Pool {
         })
     }
 
-    /// Takes a ready slot, waiting a bounded time for one.
+    /// Takes a ready slot, waiting a bounded time for one. Its rules are in force
+    /// when this returns; on any error the slot is removed.
     ///
     /// # Errors
     /// [`Error::Exhausted`] when none came free in time.
@@ -131,7 +130,7 @@ impl Pool {
         let (index, namespace) = tokio::time::timeout(waited, self.shared.next_ready())
             .await
             .map_err(|_| Error::Exhausted { waited })??;
-        let change = (egress != Egress::Internet).then(|| firewall::change_egress(egress));
+        let change = (egress != Egress::Internet).then(|| firewall::change_egress(&egress));
         self.hand_out(index, namespace, egress, change).await
     }
 
@@ -150,7 +149,7 @@ impl Pool {
             name: name.to_owned(),
             source,
         });
-        let rules = firewall::slot_table(&self.shared.closed_networks, egress);
+        let rules = firewall::slot_table(&self.shared.closed, &egress);
         let adopted = match opened {
             Ok(namespace) => {
                 self.prepare(index, Arc::new(namespace), egress, Some(rules))
@@ -262,8 +261,8 @@ impl Pool {
             creation::apply_inside(&name, &change).await?;
         }
         let connector = Connector::new(namespace, self.shared.inside.clone());
-        let relay = match egress {
-            Egress::Internet => {
+        let relay = match &egress {
+            Egress::Internet | Egress::Policy(_) => {
                 let started = Relay::start(&connector, self.shared.resolvers.clone()).await;
                 Some(started.map_err(|source| Error::Namespace {
                     name: name.clone(),
@@ -320,7 +319,7 @@ impl Shared {
                 }
                 continue;
             };
-            match creation::create(&self.settings, index, &self.closed_networks, &self.inside).await {
+            match creation::create(&self.settings, index, &self.closed, &self.inside).await {
                 Ok(namespace) => {
                     pause = RETRY_PAUSE_MIN;
                     self.state().ready.push_back((index, namespace));

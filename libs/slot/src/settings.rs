@@ -7,18 +7,24 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use crate::policy::Policy;
+
 /// Longest prefix: device names hold 15 characters, `<prefix>-v<index>`, and an
 /// index has at most five digits.
 const PREFIX_LENGTH_MAX: usize = 8;
+/// Most networks of `blocked`, and of `openable`.
+const NETWORKS_MAX: usize = 256;
 /// Most slots of one pool.
 const TOTAL_MAX: u32 = 16_384;
 
 /// What a guest may reach.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Egress {
     /// TCP to public addresses, and names through the resolver relay.
     Internet,
+    /// What a policy leaves of that. Names resolve as ever; what they resolve to
+    /// is reached only where the policy lets it.
+    Policy(Policy),
     /// Nothing at all; names neither, since DNS carries data out too.
     None,
 }
@@ -34,7 +40,7 @@ pub struct TapOwner {
 }
 
 /// An IPv4 network, written "10.201.0.0/16".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Subnet {
     /// First address.
     pub address: Ipv4Addr,
@@ -61,6 +67,19 @@ impl Subnet {
     #[must_use]
     pub fn contains(&self, other: &Self) -> bool {
         self.length <= other.length && Self::new(other.address, self.length) == *self
+    }
+
+    /// The same addresses without networks that lie in another, by address.
+    pub(crate) fn disjoint(mut networks: Vec<Self>) -> Vec<Self> {
+        networks.sort_by_key(|network| (network.length, network.address));
+        let mut kept: Vec<Self> = Vec::new();
+        for network in networks {
+            if !kept.iter().any(|wider| wider.contains(&network)) {
+                kept.push(network);
+            }
+        }
+        kept.sort_by_key(|network| network.address);
+        kept
     }
 }
 
@@ -126,6 +145,10 @@ pub struct PoolSettings {
     pub forwarding: bool,
     /// Networks closed to guests besides the private, reserved and on-link ones.
     pub blocked: Vec<Subnet>,
+    /// Networks among the closed ones that a [`Policy`]'s allow list reaches, for
+    /// private services behind this machine. Its own addresses, slots, loopback,
+    /// link-local and [`PoolSettings::blocked`] stay closed.
+    pub openable: Vec<Subnet>,
     /// Resolvers the relay asks; empty means those of `/etc/resolv.conf`.
     pub resolvers: Vec<SocketAddr>,
     /// Longest wait for a slot, in milliseconds.
@@ -142,6 +165,7 @@ impl Default for PoolSettings {
             tap_owner: None,
             forwarding: true,
             blocked: Vec::new(),
+            openable: Vec::new(),
             resolvers: Vec::new(),
             take_timeout_ms: 10_000,
         }
@@ -182,6 +206,12 @@ impl PoolSettings {
             return Err(SettingsError(
                 "outer_subnet: too small, each slot takes four addresses",
             ));
+        }
+        if self.blocked.len() > NETWORKS_MAX {
+            return Err(SettingsError("blocked: at most 256 networks"));
+        }
+        if self.openable.len() > NETWORKS_MAX {
+            return Err(SettingsError("openable: at most 256 networks"));
         }
         if self.take_timeout_ms == 0 || self.take_timeout_ms > 600_000 {
             return Err(SettingsError("take_timeout_ms: 1 to 600000"));
@@ -280,6 +310,8 @@ mod tests {
                 s.outer_subnet = "10.0.0.0/24".parse().unwrap()
             }),
             ("take_timeout_ms", |s| s.take_timeout_ms = 0),
+            ("blocked", |s| s.blocked = vec![s.outer_subnet; 257]),
+            ("openable", |s| s.openable = vec![s.outer_subnet; 257]),
         ];
         for (field, break_it) in broken {
             let mut settings = ok.clone();

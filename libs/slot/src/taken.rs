@@ -36,8 +36,8 @@ impl Slot {
 
     /// What its guest may reach.
     #[must_use]
-    pub fn egress(&self) -> Egress {
-        self.egress
+    pub fn egress(&self) -> &Egress {
+        &self.egress
     }
 
     /// Opens sockets in the slot, for tasks of their own.

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use std::io::{BufRead as _, BufReader, ErrorKind};
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
@@ -14,7 +14,9 @@ use tokio::net::{TcpListener, UdpSocket};
 
 #[path = "kernel/ground.rs"]
 mod ground;
-use ground::{Ground, Guest, Program, batch};
+use ground::{Ground, Guest, Internet, Program};
+#[path = "kernel/policies.rs"]
+mod policies;
 
 const SHORT: Duration = Duration::from_millis(300);
 const WAIT: Duration = Duration::from_secs(5);
@@ -221,29 +223,9 @@ async fn names_resolve_through_the_relay_unless_egress_is_closed() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tcp_to_public_addresses_is_translated_unless_egress_is_closed() {
-    // A namespace behind the host plays the internet, with one address that the
-    // host is on a link with and one that it routes to.
+    // One address that the host is on a link with, and one that it routes to.
     let ground = Ground::new('e', 4);
-    let prefix = &ground.0.prefix;
-    let (far, near) = (format!("{prefix}-far"), format!("{prefix}-net"));
-    batch(
-        &[],
-        &format!(
-            "netns add {far}\nlink add {near} type veth peer name eth0 netns {far}\n\
-             addr add 198.41.0.1/30 dev {near}\nlink set {near} up\n"
-        ),
-    );
-    batch(
-        &["-n", &far],
-        "link set lo up\naddr add 198.41.0.2/30 dev eth0\nlink set eth0 up\naddr add 198.41.9.1/32 dev lo\n",
-    );
-    batch(&[], "route add 198.41.9.1/32 via 198.41.0.2\n");
-    let serve = "import socket\ns=socket.create_server(('0.0.0.0',8080))\nprint('up',flush=True)\n\
-                 while True:\n c,a=s.accept()\n print(a[0],flush=True)\n c.close()";
-    let mut server = Program::start(&far, &["python3", "-c", serve]);
-    let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
-    assert_eq!(lines.next().unwrap().unwrap(), "up");
-
+    let mut internet = Internet::new(&ground, 0, &["198.41.9.1"]);
     let pool = Pool::start(ground.0.clone(), &[]).await.unwrap();
     let open = pool.take(Egress::Internet).await.unwrap();
     let closed = pool.take(Egress::None).await.unwrap();
@@ -252,7 +234,8 @@ async fn tcp_to_public_addresses_is_translated_unless_egress_is_closed() {
         open_guest.reaches("198.41.9.1", 8080),
         "the guest cannot reach the internet"
     );
-    assert_eq!(lines.next().unwrap().unwrap(), "198.41.0.1", "not translated");
+    let from = internet.lines.next().unwrap().unwrap();
+    assert_eq!(from, "198.41.0.1", "not translated");
     assert!(!closed_guest.reaches("198.41.9.1", 8080));
     // A network the host is on is closed, though its addresses are public.
     assert!(!open_guest.reaches("198.41.0.2", 8080));

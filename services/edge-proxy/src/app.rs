@@ -14,6 +14,7 @@ use crate::adapters::keys::Keys;
 use crate::adapters::routes;
 use crate::adapters::scheduler::Scheduler;
 use crate::adapters::tunnels::Tunnels;
+use crate::aws::app::ApiServer;
 use crate::config::Config;
 use crate::domain::route::Table;
 use crate::metrics::Metrics;
@@ -28,6 +29,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     listener: Listener,
+    api: Option<ApiServer>,
     store: records::Store,
     scheduler: Arc<Scheduler>,
     client: tunnel::Client,
@@ -42,17 +44,23 @@ impl App {
     pub async fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> anyhow::Result<Self> {
         config.check()?;
         let identity = TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key).context("tls")?;
-        let listener = Listener::bind(&config).await?;
+        let listener = Listener::bind(config.endpoint_socket(), config.limits.bounds()).await?;
         let store = records::Store::connect(&config.etcd).await.context("etcd")?;
         let scheduler = Scheduler::new(&identity, &config.schedulers).context("schedulers")?;
-        let metrics = Metrics::register(registry);
+        let metrics = Arc::new(Metrics::register(registry));
+        let api = if config.aws.served() {
+            Some(ApiServer::build(&config, &identity, metrics.clone()).await?)
+        } else {
+            None
+        };
         Ok(Self {
             config,
             listener,
+            api,
             store,
             scheduler: Arc::new(scheduler),
             client: tunnel::Client::new(&identity),
-            metrics: Arc::new(metrics),
+            metrics,
         })
     }
 
@@ -64,12 +72,21 @@ impl App {
         self.listener.local_address()
     }
 
+    /// Where the AWS-compatible API will be served, if it will.
+    ///
+    /// # Errors
+    /// When the kernel does not say.
+    pub fn api_address(&self) -> std::io::Result<Option<SocketAddr>> {
+        self.api.as_ref().map(ApiServer::local_address).transpose()
+    }
+
     /// Serves until `shutdown`, drains, returns. Requests that come before the
     /// first keys and routes wait for them, within the waits they have anyway.
     pub async fn run(self, shutdown: CancellationToken) {
         let Self {
             config,
             listener,
+            api,
             store,
             scheduler,
             client,
@@ -80,6 +97,11 @@ impl App {
         let _stop_following = following.clone().drop_guard();
         let table = Arc::new(Table::new(limits.requests_per_microvm));
         let keys = Keys::follow(&store, following.clone());
+        let api = async {
+            if let Some(api) = api {
+                api.serve(&store, shutdown.clone()).await;
+            }
+        };
         let _synced = routes::follow(scheduler.clone(), table.clone(), following.clone());
         let tunnels = Tunnels::new(
             limits.idle_tunnel(),
@@ -107,7 +129,7 @@ impl App {
             sender,
             metrics,
         };
-        listener.serve(Arc::new(endpoints), shutdown).await;
+        tokio::join!(listener.serve(Arc::new(endpoints), shutdown.clone()), api);
         sweeping.abort();
         tunnels.clear();
     }

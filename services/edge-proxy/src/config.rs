@@ -1,5 +1,9 @@
 //! The edge's settings.
 
+mod aws;
+
+pub use aws::{ApiLimits, AwsSettings, Throttles};
+
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -7,8 +11,15 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use settings::{EtcdSettings, TelemetrySettings, TlsSettings};
 
+use crate::server::listener::{Bounds, Socket};
+
 /// Longest of any time setting, in milliseconds: a day.
 const TIME_MAX_MS: u64 = 86_400_000;
+/// Requests at one time on one HTTP/2 connection to an endpoint.
+const STREAMS: u32 = 128;
+/// HTTP/2 flow-control windows of such a connection, in bytes.
+const STREAM_WINDOW: u32 = 1 << 20;
+const CONNECTION_WINDOW: u32 = 4 << 20;
 
 /// Settings of one edge-proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -24,6 +35,14 @@ pub struct Config {
     pub endpoint_key: PathBuf,
     /// Addresses of the schedulers, "host:port".
     pub schedulers: Vec<String>,
+    /// Addresses of the image-builders, "host:port".
+    pub image_builders: Vec<String>,
+    /// Region of the fleet, as in its ARNs.
+    pub region: String,
+    /// Account of the fleet, 12 digits.
+    pub account: String,
+    /// The AWS-compatible API.
+    pub aws: AwsSettings,
     /// This process's own identity within the fleet.
     pub tls: TlsSettings,
     /// Where the token keys are.
@@ -72,6 +91,10 @@ impl Default for Config {
             endpoint_cert: PathBuf::new(),
             endpoint_key: PathBuf::new(),
             schedulers: vec!["127.0.0.1:7401".to_owned()],
+            image_builders: vec!["127.0.0.1:7402".to_owned()],
+            region: "us-east-1".to_owned(),
+            account: "000000000000".to_owned(),
+            aws: AwsSettings::default(),
             tls: TlsSettings::default(),
             etcd: EtcdSettings::default(),
             telemetry: TelemetrySettings::default(),
@@ -110,6 +133,7 @@ impl Config {
     /// Names the first rule that is broken.
     pub fn check(&self) -> Result<(), ConfigError> {
         let domain_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
+        let region_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let limits = &self.limits;
         let times = [
             limits.handshake_ms,
@@ -129,6 +153,18 @@ impl Config {
                 "domain: a host name in lower case",
             ),
             (!self.schedulers.is_empty(), "schedulers: at least one address"),
+            (
+                !self.image_builders.is_empty(),
+                "image_builders: at least one address",
+            ),
+            (
+                !self.region.is_empty() && self.region.chars().all(region_ok),
+                "region: lower-case letters, digits and hyphens",
+            ),
+            (
+                self.account.len() == 12 && self.account.bytes().all(|byte| byte.is_ascii_digit()),
+                "account: 12 digits",
+            ),
             (
                 !self.endpoint_cert.as_os_str().is_empty(),
                 "endpoint_cert: the endpoints need a certificate",
@@ -153,12 +189,37 @@ impl Config {
         ];
         rules
             .into_iter()
+            .chain(self.aws.rules())
             .find(|(holds, _)| !holds)
             .map_or(Ok(()), |(_, text)| Err(ConfigError(text)))
+    }
+
+    /// Where the endpoints are served.
+    pub(crate) fn endpoint_socket(&self) -> Socket<'_> {
+        Socket {
+            address: self.listen,
+            certificate: &self.endpoint_cert,
+            key: &self.endpoint_key,
+            names: ["listen", "endpoint_cert", "endpoint_key"],
+        }
     }
 }
 
 impl Limits {
+    /// Bounds of the endpoints' connections.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            connections: self.connections,
+            handshake: Duration::from_millis(self.handshake_ms),
+            header_read: Duration::from_millis(self.header_read_ms),
+            header_bytes: self.header_bytes,
+            drain: Duration::from_millis(self.drain_ms),
+            streams: STREAMS,
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+        }
+    }
+
     pub(crate) fn launch_wait(&self) -> Duration {
         Duration::from_millis(self.launch_wait_ms)
     }
@@ -194,6 +255,12 @@ mod tests {
             ("domain", |config| config.domain = ".example.com".into()),
             ("schedulers", |config| config.schedulers.clear()),
             ("endpoint_cert", |config| config.endpoint_cert = PathBuf::new()),
+            ("image_builders", |config| config.image_builders.clear()),
+            ("region", |config| config.region = "Us".into()),
+            ("account", |config| config.account = "1".into()),
+            ("aws.key", |config| config.aws.cert = "a".into()),
+            ("aws.limits.body_bytes", |config| config.aws.limits.body_bytes = 0),
+            ("aws.limits", |config| config.aws.limits.call_ms = 0),
             ("limits.connections", |config| config.limits.connections = 0),
             ("limits.header_bytes", |config| config.limits.header_bytes = 1),
             ("limits", |config| config.limits.connect_ms = 0),

@@ -15,6 +15,7 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
+mod certificates;
 mod world;
 use world::client::body;
 use world::host::Conduct;

@@ -7,7 +7,6 @@ pub mod host;
 pub mod scheduler;
 
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -15,14 +14,15 @@ use api::common::v1::IdlePolicy;
 use api::microvm::v1::{Microvm, MicrovmState, WatchMicrovmsResponse};
 use edge_proxy::app::App;
 use edge_proxy::config::{Config, Limits};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use records::Expect;
 use records::testing::Etcd;
-use rpc::{Role, TlsIdentity};
+use rpc::Role;
 use settings::{EtcdSettings, TlsSettings};
 use token::{Claims, Key, KeySet, Kind, PortScope};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+
+use crate::certificates::{self, identity};
 
 pub const DOMAIN: &str = "microvms.test";
 pub const WAIT: Duration = Duration::from_secs(10);
@@ -53,7 +53,7 @@ pub fn limits() -> Limits {
 impl World {
     pub async fn start(limits: Limits) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        certificates(directory.path());
+        certificates::write(directory.path(), &[("endpoints", &[&format!("*.{DOMAIN}")])]);
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
         let key = Key::generate(1).unwrap();
@@ -176,32 +176,5 @@ pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
     while !condition() {
         assert!(tokio::time::Instant::now() < deadline, "never: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
-    let file = |kind: &str| directory.join(format!("{role}.{kind}"));
-    TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
-}
-
-fn certificates(directory: &Path) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    let roles =
-        [Role::EdgeProxy, Role::HostAgent, Role::Scheduler].map(|role| (role.to_string(), role.dns_name()));
-    for (file, name) in roles
-        .into_iter()
-        .chain([("endpoints".to_owned(), format!("*.{DOMAIN}"))])
-    {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec![name])
-            .unwrap()
-            .signed_by(&key, &issuer)
-            .unwrap();
-        std::fs::write(directory.join(format!("{file}.pem")), certificate.pem()).unwrap();
-        std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
     }
 }

@@ -135,7 +135,7 @@ impl Default for Config {
             data_dir: PathBuf::from("/var/lib/torpor/hosts/h1"),
             scheduler_addresses: vec!["127.0.0.1:7401".to_owned()],
             guest_bundle: PathBuf::from("/var/lib/torpor/bundle"),
-            region: "local-1".to_owned(),
+            region: "us-east-1".to_owned(),
             memory_capacity_mib: 8192,
             memory_peak_factor: 4,
             slots: slot::PoolSettings::default(),

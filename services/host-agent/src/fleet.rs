@@ -444,6 +444,9 @@ fn check(spec: &MicrovmSpec, generation: u64) -> Result<MicrovmId, Failure> {
         }
         Some(_) => {}
     }
+    if let Err(Failure::Invalid(found)) = microvm::egress(spec) {
+        violations.extend(found);
+    }
     if violations.is_empty() {
         Ok(id)
     } else {

@@ -10,6 +10,7 @@
 //! table: callers of the same transition share its outcome, others queue, the
 //! end interrupts.
 
+mod connectors;
 mod core;
 mod driver;
 mod end;
@@ -29,6 +30,7 @@ use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::SnapshotCopies;
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::connectors::egress;
 pub use self::core::{app_exit_sentence, metering, phases, recycle, stop};
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;

@@ -77,6 +77,7 @@ impl App {
             fleet: fleet.clone(),
             remover,
             settings: settings.clone(),
+            admission: Arc::default(),
         };
         let context = Arc::new(Context {
             instance,

@@ -27,9 +27,9 @@ pub struct Settings {
     pub account: String,
     /// gRPC addresses of the schedulers, "host:port"; the leader is found among them.
     pub schedulers: Vec<String>,
-    /// Most images in the account.
+    /// Most images in the account, those being deleted included.
     pub images_max: usize,
-    /// Most versions of one image.
+    /// Most versions of one image, failed ones included.
     pub versions_max: usize,
     /// Bucket of disks, snapshots and base images.
     pub snapshot_bucket: String,
@@ -59,7 +59,7 @@ impl Default for Settings {
             listen: SocketAddr::from(([127, 0, 0, 1], 7402)),
             instance: String::new(),
             data_dir: PathBuf::from("/var/lib/torpor/builder"),
-            region: "local-1".to_owned(),
+            region: "us-east-1".to_owned(),
             account: "000000000000".to_owned(),
             schedulers: vec!["127.0.0.1:7401".to_owned()],
             images_max: 100,
@@ -96,8 +96,8 @@ pub struct BuildFile {
 pub struct BuildSettings {
     /// Builds at a time on this replica.
     pub concurrent_max: usize,
-    /// Unfinished builds in the whole fleet; more are refused.
-    pub queued_max: usize,
+    /// Unfinished builds in the whole fleet, waiting ones included; more are refused.
+    pub unfinished_max: usize,
     /// Times a build whose builder died is begun, the first included.
     pub attempts_max: u32,
     /// Life of a build's lease without its builder.
@@ -106,8 +106,13 @@ pub struct BuildSettings {
     pub timeout_seconds: u64,
     /// CPU kinds the fleet's hosts have: "X86_64", "ARM_64".
     pub architectures: Vec<String>,
+    /// Generation of the hosts' CPUs as builds report it.
+    pub chipset_generation: String,
     /// Base image when a request names none.
     pub default_base_image: String,
+    /// Other names a request may use for a base image, and which it means: AWS's
+    /// own base stands for ours, so that requests written for AWS work.
+    pub base_image_aliases: BTreeMap<String, String>,
     /// Extra CA bundle for RUN steps and registries; empty means none, absent
     /// means the machine's own bundle.
     pub ca_bundle: Option<PathBuf>,
@@ -138,12 +143,14 @@ impl Default for BuildSettings {
     fn default() -> Self {
         Self {
             concurrent_max: 2,
-            queued_max: 20,
+            unfinished_max: 5,
             attempts_max: 2,
             lease_seconds: 10,
             timeout_seconds: 30 * 60,
             architectures: vec![own_architecture().to_owned()],
+            chipset_generation: "1".to_owned(),
             default_base_image: "debian-12".to_owned(),
+            base_image_aliases: BTreeMap::from([("al2023-1".to_owned(), "debian-12".to_owned())]),
             ca_bundle: None,
             files: vec![BuildFile {
                 path: PathBuf::from("/etc/pip.conf"),
@@ -269,7 +276,7 @@ impl Settings {
     /// # Errors
     /// Names the first key that cannot be used.
     pub fn check(&self) -> Result<(), Unusable> {
-        let rules: [(bool, &str); 9] = [
+        let rules: [(bool, &str); 11] = [
             (self.data_dir.is_absolute(), "data_dir must be an absolute path"),
             (
                 !self.schedulers.is_empty(),
@@ -282,6 +289,17 @@ impl Settings {
             (
                 self.build.attempts_max > 0,
                 "build.attempts_max must be at least 1",
+            ),
+            (
+                !self.build.chipset_generation.trim().is_empty(),
+                "build.chipset_generation must not be empty",
+            ),
+            (
+                self.build
+                    .base_image_aliases
+                    .keys()
+                    .all(|name| name.parse::<model::ImageName>().is_ok()),
+                "build.base_image_aliases must be names of 1 to 64 characters of [a-zA-Z0-9-_]",
             ),
             (
                 self.build.lease_seconds > 0,

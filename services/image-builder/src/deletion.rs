@@ -21,8 +21,8 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(30);
 /// Attempts before a deletion is marked DELETE_FAILED.
 const ATTEMPTS: u32 = 5;
 const RETRY_PAUSE: Duration = Duration::from_secs(1);
-/// Token records removed in one transaction.
-const TOKENS_PER_CHANGE: usize = 50;
+/// Times a version's removal meets a change of its image.
+const CONFLICTS_MAX: u32 = 8;
 
 /// Tells the remover that there is something to do.
 #[derive(Debug, Clone)]
@@ -133,9 +133,7 @@ async fn remove_image(
     image: &Record<Image>,
     versions: &[Record<ImageVersion>],
 ) -> Result<(), Stuck> {
-    let Image {
-        name, id, image_arn, ..
-    } = &image.value;
+    let Image { name, image_arn, .. } = &image.value;
     // Launches are refused since the record says DELETING; this sees those that
     // were on their way.
     still_unused(context, image_arn, None).await?;
@@ -145,13 +143,6 @@ async fn remove_image(
             .catalog
             .apply(records_of(context, &version.value).await?)
             .await?;
-    }
-    let tokens = context.catalog.tokens_of(id).await?;
-    for some in tokens.chunks(TOKENS_PER_CHANGE) {
-        let change = some.iter().fold(Change::new(), |change, (key, revision)| {
-            change.remove_token(key.clone(), *revision)
-        });
-        context.catalog.apply(change).await?;
     }
     // Dying before this line: the image still says DELETING and has nothing left.
     context
@@ -165,14 +156,43 @@ async fn remove_image(
 async fn remove_version(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Stuck> {
     still_unused(context, &image.image_arn, Some(&version.image_version)).await?;
     remove_files(context, image, version).await?;
-    let change = records_of(context, version).await?;
+    let records = records_of(context, version).await?;
     // Dying before this line: the version still says DELETING and has no files.
-    context.catalog.apply(change).await?;
+    end(context, version, records).await?;
     tracing::info!(
         image = image.name,
         version = version.image_version,
         "version DELETED"
     );
+    Ok(())
+}
+
+/// Writes the end of a version's deletion together with the image, which is not
+/// UPDATING any more unless another of its versions is being deleted too.
+async fn end(context: &Context, version: &ImageVersion, change: Change) -> Result<(), Error> {
+    let (name, number) = (&version.image_name, &version.image_version);
+    for attempt in 1.. {
+        // Read first: whatever ends a deletion writes the image, so that a
+        // version listed after this is still to be ended at this revision.
+        let image = context.catalog.image(name).await?;
+        let versions = context.catalog.versions(name).await?;
+        let is_this = |other: &Record<ImageVersion>| other.value.image_version == *number;
+        let mut going = versions
+            .iter()
+            .filter(|other| other.value.state() == VersionState::Deleting);
+        let Some(Record { mut value, revision }) = image.filter(|_| going.clone().any(is_this)) else {
+            return Ok(());
+        };
+        if going.all(is_this) {
+            // In any other state the image stays as it is.
+            let _ = lifecycle::image(&mut value, ImageEvent::TrimEnded, pipeline::now());
+        }
+        let change = change.clone().image(&value, Some(revision));
+        match context.catalog.apply(change).await {
+            Err(error) if error.is_conflict() && attempt < CONFLICTS_MAX => {}
+            result => return result.map(|_| ()),
+        }
+    }
     Ok(())
 }
 
@@ -248,10 +268,8 @@ async fn give_up_version(
     let mut value = version.value.clone();
     if lifecycle::version(&mut value, VersionEvent::DeleteFailed, pipeline::now()).is_ok() {
         value.state_reason = format!("The deletion failed: {stuck}.");
-        context
-            .catalog
-            .apply(Change::new().version(&value, Some(version.revision)))
-            .await?;
+        let failed = Change::new().version(&value, Some(version.revision));
+        end(context, &value, failed).await?;
         tracing::error!(image = value.image_name, version = value.image_version, %stuck, "version DELETE_FAILED");
     }
     Ok(())

@@ -8,5 +8,6 @@ pub mod configuration;
 pub mod dockerfile;
 pub mod failure;
 pub mod lifecycle;
+pub mod managed;
 pub mod reference;
 pub mod transcript;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use api::image::v1::image_service_server::ImageService;
 use api::image::v1::*;
+use model::VersionNumber;
 use rpc::{Role, authorize};
 use tonic::{Request, Response, Status};
 
@@ -15,7 +16,7 @@ mod follow;
 mod paging;
 mod refusal;
 
-use paging::page;
+use paging::{falling, page};
 use refusal::status;
 
 /// Who may read.
@@ -115,10 +116,13 @@ impl ImageService for Service {
         let wanted = wanted
             .filter(|image| image.name.contains(&request.name_filter))
             .collect();
-        let (images, next_page_token) =
-            page(wanted, request.page_size, &request.page_token, |image: &Image| {
-                image.name.clone()
-            })?;
+        let (images, next_page_token) = page(
+            "images",
+            wanted,
+            request.page_size,
+            &request.page_token,
+            |image: &Image| image.name.clone(),
+        )?;
         Ok(Response::new(ListImagesResponse {
             images,
             next_page_token,
@@ -170,10 +174,11 @@ impl ImageService for Service {
             .map_err(|error| status(error.into()))?;
         let versions = versions.into_iter().map(|record| record.value).collect();
         let (versions, next_page_token) = page(
+            &format!("versions/{}", image.id),
             versions,
             request.page_size,
             &request.page_token,
-            |v: &ImageVersion| v.image_version.clone(),
+            version_key,
         )?;
         Ok(Response::new(ListImageVersionsResponse {
             versions,
@@ -234,22 +239,48 @@ impl ImageService for Service {
             "" => image.latest_image_version.as_str(),
             given => given,
         };
+        let version = self
+            .images
+            .version_of(&image, number)
+            .await
+            .map_err(status)?
+            .value;
+        let number = version.image_version;
         let builds = self
             .images
             .catalog
-            .builds(&image.name, number)
+            .builds(&image.name, &number)
             .await
             .map_err(|error| status(error.into()))?;
         let builds = builds.into_iter().map(|record| record.value).collect();
-        let (builds, next_page_token) = page(
-            builds,
-            request.page_size,
-            &request.page_token,
-            |build: &ImageBuild| build.build_id.clone(),
-        )?;
+        let list = format!("builds/{}/{number}", image.id);
+        let (builds, next_page_token) =
+            page(&list, builds, request.page_size, &request.page_token, build_key)?;
         Ok(Response::new(ListImageBuildsResponse {
             builds,
             next_page_token,
+        }))
+    }
+
+    async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<TagImageResponse> {
+        authorize(&request, &WRITERS)?;
+        let TagImageRequest {
+            image_identifier,
+            tags,
+        } = request.into_inner();
+        let image = self.images.tag(&image_identifier, &tags).await.map_err(status)?;
+        Ok(Response::new(TagImageResponse { image: Some(image) }))
+    }
+
+    async fn untag_image(&self, request: Request<UntagImageRequest>) -> Answer<UntagImageResponse> {
+        authorize(&request, &WRITERS)?;
+        let UntagImageRequest {
+            image_identifier,
+            tag_keys,
+        } = request.into_inner();
+        let image = self.images.untag(&image_identifier, &tag_keys).await;
+        Ok(Response::new(UntagImageResponse {
+            image: Some(image.map_err(status)?),
         }))
     }
 
@@ -268,17 +299,38 @@ impl ImageService for Service {
     ) -> Answer<ListBaseImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let bases = self
-            .images
-            .catalog
-            .bases()
-            .await
-            .map_err(|error| status(error.into()))?;
-        let bases = bases.into_iter().filter_map(|record| record.value.base).collect();
-        let key = |base: &BaseImage| format!("{}/{}", base.name, base.version);
-        let (base_images, next_page_token) = page(bases, request.page_size, &request.page_token, key)?;
+        let bases = self.images.bases().await.map_err(status)?;
+        let key = |base: &BaseImage| base.name.clone();
+        let (base_images, next_page_token) =
+            page("bases", bases, request.page_size, &request.page_token, key)?;
         Ok(Response::new(ListBaseImagesResponse {
             base_images,
+            next_page_token,
+        }))
+    }
+
+    async fn list_base_image_versions(
+        &self,
+        request: Request<ListBaseImageVersionsRequest>,
+    ) -> Answer<ListBaseImageVersionsResponse> {
+        authorize(&request, &READERS)?;
+        let request = request.into_inner();
+        let versions = self
+            .images
+            .base_versions(&request.base_image_identifier)
+            .await
+            .map_err(status)?;
+        let list = versions.first().map(|version| format!("bases/{}", version.name));
+        let key = |version: &BaseImageVersion| falling(version.version.parse().unwrap_or(0));
+        let (versions, next_page_token) = page(
+            &list.unwrap_or_default(),
+            versions,
+            request.page_size,
+            &request.page_token,
+            key,
+        )?;
+        Ok(Response::new(ListBaseImageVersionsResponse {
+            versions,
             next_page_token,
         }))
     }
@@ -289,7 +341,23 @@ impl ImageService for Service {
         authorize(&request, &WRITERS)?;
         Ok(Response::new(base::start(
             Arc::clone(&self.context),
+            self.images.clone(),
             request.into_inner(),
         )?))
     }
+}
+
+/// Newest first.
+fn version_key(version: &ImageVersion) -> String {
+    let number = version.image_version.parse::<VersionNumber>();
+    let (major, minor) = number.map_or((0, 0), |number| (number.major, number.minor));
+    format!("{}.{}", falling(major.into()), falling(minor.into()))
+}
+
+/// Newest first; those of one moment by their ids, as the catalog has them.
+fn build_key(build: &ImageBuild) -> String {
+    let time = build.create_time.unwrap_or_default();
+    let seconds = falling(u64::try_from(time.seconds).unwrap_or(0));
+    let nanos = falling(u64::try_from(time.nanos).unwrap_or(0));
+    format!("{seconds}.{nanos}/{}", build.build_id)
 }

@@ -9,6 +9,10 @@ mod failing;
 mod fleet;
 #[path = "builds/rig.rs"]
 mod rig;
+#[path = "builds/rules.rs"]
+mod rules;
+#[path = "builds/updating.rs"]
+mod updating;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -42,7 +46,7 @@ async fn an_image_is_built_updated_and_deleted() {
     );
     assert_eq!(
         image.image_arn,
-        "arn:aws:lambda:local-1:000000000000:microvm-image:app"
+        "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
     );
     assert_eq!(
         (
@@ -98,6 +102,10 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(request.environment_variables["SECRET"], "hunter2");
     assert_eq!(request.disk.unwrap().size_bytes, 8 << 30);
 
+    assert_eq!(
+        (finished.chipset.as_str(), finished.chipset_generation.as_str()),
+        ("EMULATED", "1")
+    );
     let sizes = finished.snapshot_build.unwrap();
     assert!(
         sizes.code_install_size_bytes > 1 << 20 && sizes.memory_snapshot_size_bytes == 5000,
@@ -171,6 +179,7 @@ async fn an_image_is_built_updated_and_deleted() {
         failed.state_reason,
         "The container image build failed at step 3/4: RUN false (exit status 1)."
     );
+    assert_eq!(failed.snapshot_build, None, "there is nothing to have a size");
     let image = client
         .get_image(GetImageRequest {
             image_identifier: "app".into(),
@@ -246,8 +255,10 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(rig.keys(rig::LOGS, "builds/").await, Vec::<String>::new());
     assert_eq!(rig.script.lock().unwrap().evicted, [manifest]);
     let left = rig.catalog.store().list("").await.unwrap().0;
-    let left: Vec<String> = left.into_iter().map(|(key, _)| key).collect();
-    assert_eq!(left, ["base-images/debian-12/1"], "no record is left");
+    let mut left: Vec<String> = left.into_iter().map(|(key, _)| key).collect();
+    left.retain(|key| !key.starts_with("image-tokens/"));
+    let kept = ["base-images/debian-12/1", "image-admission"];
+    assert_eq!(left, kept, "no record of the image is left");
     builder.stop().await;
 }
 

@@ -2,8 +2,14 @@
 
 use std::time::Duration;
 
+use model::limits;
 use serde::{Deserialize, Serialize};
 use settings::{EtcdSettings, TelemetrySettings, TlsSettings};
+
+/// A payload is part of a record, which has a bound of its own.
+const PAYLOAD_BYTES_MAX: usize = 64 * 1024;
+/// A connector goes with all its versions in one transaction.
+const CONNECTOR_VERSIONS_MAX: usize = 90;
 
 /// Everything a scheduler can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -28,6 +34,8 @@ pub struct Settings {
     pub idle_floor_seconds: u64,
     /// Shortest life of a token a caller may ask for, seconds.
     pub token_floor_seconds: u64,
+    /// Largest run-hook payload, bytes.
+    pub run_hook_payload_bytes_max: usize,
     /// Most microVMs that live at once.
     pub microvms_max: usize,
     /// How long a terminated record stays readable, seconds.
@@ -45,6 +53,11 @@ pub struct Settings {
     pub heartbeat_interval_ms: u64,
     /// Age at which the newest token key gets a successor, seconds.
     pub key_rotation_seconds: u64,
+    /// How long a network connector is PENDING, an update of it under way, or its
+    /// deletion visible, milliseconds.
+    pub connector_settle_ms: u64,
+    /// Most of what the account may have.
+    pub quotas: Quotas,
     /// Longest waits for hosts.
     pub timeouts: Timeouts,
     /// Certificates for gRPC.
@@ -69,6 +82,32 @@ pub struct Timeouts {
     pub terminate_seconds: u64,
 }
 
+/// Most of what the account may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Quotas {
+    /// Baseline memory of all microVMs that have not ended, suspended ones
+    /// included, MiB; absent means as much as the hosts have.
+    pub memory_mib: Option<u64>,
+    /// Network connectors.
+    pub connectors_max: usize,
+    /// Versions of one network connector.
+    pub connector_versions_max: usize,
+    /// Access keys.
+    pub access_keys_max: usize,
+}
+
+impl Default for Quotas {
+    fn default() -> Self {
+        Self {
+            memory_mib: None,
+            connectors_max: 100,
+            connector_versions_max: 50,
+            access_keys_max: 1000,
+        }
+    }
+}
+
 impl Default for Timeouts {
     fn default() -> Self {
         Self {
@@ -86,12 +125,13 @@ impl Default for Settings {
             listen: "127.0.0.1:7401".to_owned(),
             advertise: String::new(),
             cell: "local".to_owned(),
-            region: "local-1".to_owned(),
+            region: "us-east-1".to_owned(),
             account: "000000000000".to_owned(),
             endpoint_domain: "microvms.localhost".to_owned(),
             endpoint_port: 8443,
             idle_floor_seconds: 60,
             token_floor_seconds: 60,
+            run_hook_payload_bytes_max: limits::RUN_HOOK_PAYLOAD_BYTES_MAX,
             microvms_max: 1_000_000,
             retention_seconds: 24 * 3600,
             retained_max: 100_000,
@@ -100,6 +140,8 @@ impl Default for Settings {
             fence_grace_seconds: 5,
             heartbeat_interval_ms: 1000,
             key_rotation_seconds: 24 * 3600,
+            connector_settle_ms: 300,
+            quotas: Quotas::default(),
             timeouts: Timeouts::default(),
             tls: TlsSettings::default(),
             etcd: EtcdSettings::default(),
@@ -161,6 +203,31 @@ impl Settings {
                 "must be at least 3600",
             ),
             (self.microvms_max > 0, "microvms_max", "must be at least 1"),
+            (
+                self.run_hook_payload_bytes_max <= PAYLOAD_BYTES_MAX,
+                "run_hook_payload_bytes_max",
+                "must be at most 65536",
+            ),
+            (
+                self.connector_settle_ms <= 600_000,
+                "connector_settle_ms",
+                "must be at most 600000",
+            ),
+            (
+                (1..=CONNECTOR_VERSIONS_MAX).contains(&self.quotas.connector_versions_max),
+                "quotas.connector_versions_max",
+                "must be 1 to 90",
+            ),
+            (
+                self.quotas.connectors_max <= 10_000,
+                "quotas.connectors_max",
+                "must be at most 10000",
+            ),
+            (
+                self.quotas.access_keys_max <= 10_000,
+                "quotas.access_keys_max",
+                "must be at most 10000",
+            ),
         ];
         match rules.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, key, message)) => Err(SettingsError { key, message }),
@@ -202,6 +269,17 @@ mod tests {
         assert_eq!(
             bad.check().unwrap_err().to_string(),
             "settings: lease_seconds must be 1 to 60"
+        );
+        let bad = Settings {
+            quotas: Quotas {
+                connector_versions_max: 91,
+                ..Quotas::default()
+            },
+            ..Settings::default()
+        };
+        assert_eq!(
+            bad.check().unwrap_err().to_string(),
+            "settings: quotas.connector_versions_max must be 1 to 90"
         );
     }
 }

@@ -3,6 +3,9 @@
 //! hands on (hooks, snapshot references, metering) stay in their wire form.
 
 pub mod catalog;
+pub mod connector;
+pub mod connectors;
+pub mod egress;
 pub mod fleet;
 pub mod idempotency;
 pub mod microvm;

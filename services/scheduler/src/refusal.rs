@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use model::state::MicrovmState;
-use model::{HostId, ImageArn, MicrovmId, VersionNumber, Violations};
+use model::{ConnectorName, HostId, ImageArn, MicrovmId, VersionNumber, Violations};
 
 use crate::domain::placement::NoRoom;
 
@@ -14,6 +14,17 @@ pub enum Refusal {
     /// Fields break rules.
     #[error("{0}")]
     Invalid(Violations),
+    /// A rule with a sentence of its own; the sentence is the whole message.
+    #[error("{sentence}")]
+    Sentence {
+        /// The field that breaks it.
+        field: String,
+        /// The sentence.
+        sentence: String,
+    },
+    /// An ARN of another account.
+    #[error("{0} belongs to another account")]
+    ForeignAccount(String),
     /// No such microVM.
     #[error("MicroVM not found: {0}")]
     MicrovmNotFound(MicrovmId),
@@ -27,6 +38,33 @@ pub enum Refusal {
         image: ImageArn,
         /// The version, if the caller named one.
         version: Option<VersionNumber>,
+    },
+    /// No such network connector, or no such version of it.
+    #[error("Network connector not found for: {0}")]
+    ConnectorNotFound(String),
+    /// The name is taken.
+    #[error("A network connector with the name '{0}' already exists in this account")]
+    ConnectorExists(ConnectorName),
+    /// The state of a network connector forbids the call.
+    #[error("{text}")]
+    ConnectorState {
+        /// The connector.
+        arn: String,
+        /// Its state, or its version's.
+        state: &'static str,
+        /// A sentence.
+        text: String,
+    },
+    /// No such access key.
+    #[error("Access key not found: {0}")]
+    AccessKeyNotFound(String),
+    /// The microVM's connectors let no shell in.
+    #[error("{}", shell(*.mixed))]
+    ShellNotAllowed {
+        /// The microVM.
+        id: MicrovmId,
+        /// ALL_INGRESS is combined with others.
+        mixed: bool,
     },
     /// The client token belongs to another request.
     #[error("The client token was used before with other parameters.")]
@@ -44,17 +82,31 @@ pub enum Refusal {
         /// "suspended", "resumed".
         action: &'static str,
     },
-    /// Too many calls wait for the same microVM.
-    #[error("Too many calls wait for the MicroVM {0}.")]
-    Busy(MicrovmId),
+    /// Too many calls wait for the same thing.
+    #[error("Too many calls wait for {0}.")]
+    Busy(String),
     /// No host has room.
     #[error("{0}.")]
     NoRoom(NoRoom),
-    /// The fleet holds as many microVMs as it may.
-    #[error("The limit of {limit} MicroVMs is reached.")]
+    /// There are as many of something as there may be.
+    #[error("{text}")]
     Quota {
+        /// Of what: "microvms", "connectors".
+        quota: &'static str,
         /// The limit.
         limit: usize,
+        /// A sentence.
+        text: String,
+    },
+    /// The account's microVMs hold as much memory as they may.
+    #[error("The base maximum allocated memory limit has been reached for this account.")]
+    MemoryQuota {
+        /// The limit, MiB.
+        limit: u64,
+        /// What microVMs that have not ended hold, MiB.
+        allocated: u64,
+        /// What this one asked for, MiB.
+        asked: u64,
     },
     /// The host that is needed is away for now.
     #[error("The host {host} is away; {why}.")]
@@ -83,6 +135,26 @@ pub enum Refusal {
     Internal(String),
 }
 
+impl Refusal {
+    /// A rule with a sentence of its own.
+    #[must_use]
+    pub fn sentence(field: impl Into<String>, sentence: impl Into<String>) -> Self {
+        Self::Sentence {
+            field: field.into(),
+            sentence: sentence.into(),
+        }
+    }
+}
+
+fn shell(mixed: bool) -> &'static str {
+    if mixed {
+        "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS and/or \
+         SHELL_INGRESS instead"
+    } else {
+        "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM."
+    }
+}
+
 fn pinned(version: Option<VersionNumber>) -> String {
     version.map_or_else(String::new, |version| format!(" and version {version}"))
 }
@@ -93,7 +165,7 @@ mod tests {
 
     #[test]
     fn texts_are_those_of_the_service_we_match() {
-        let image: ImageArn = "arn:aws:lambda:local-1:000000000000:microvm-image:app"
+        let image: ImageArn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
             .parse()
             .unwrap();
         let id: MicrovmId = "microvm-0190a5e2-7c3b-3f00-8000-000000000001".parse().unwrap();
@@ -103,7 +175,7 @@ mod tests {
                     image: image.clone(),
                     version: None,
                 },
-                "No active version found for MicroVM image arn:aws:lambda:local-1:000000000000:microvm-image:app",
+                "No active version found for MicroVM image arn:aws:lambda:us-east-1:000000000000:microvm-image:app",
             ),
             (
                 Refusal::NoActiveVersion {
@@ -111,7 +183,7 @@ mod tests {
                     version: Some(VersionNumber::FIRST),
                 },
                 "No active version found for MicroVM image \
-                 arn:aws:lambda:local-1:000000000000:microvm-image:app and version 1.0",
+                 arn:aws:lambda:us-east-1:000000000000:microvm-image:app and version 1.0",
             ),
             (
                 Refusal::Terminated(id.clone()),
@@ -119,8 +191,28 @@ mod tests {
                  cannot be changed.",
             ),
             (
-                Refusal::MicrovmNotFound(id),
+                Refusal::MicrovmNotFound(id.clone()),
                 "MicroVM not found: microvm-0190a5e2-7c3b-3f00-8000-000000000001",
+            ),
+            (
+                Refusal::ShellNotAllowed {
+                    id: id.clone(),
+                    mixed: false,
+                },
+                "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.",
+            ),
+            (
+                Refusal::ShellNotAllowed { id, mixed: true },
+                "ALL_INGRESS cannot be combined with other ingress network connectors; use HTTP_INGRESS \
+                 and/or SHELL_INGRESS instead",
+            ),
+            (
+                Refusal::MemoryQuota {
+                    limit: 1,
+                    allocated: 1,
+                    asked: 1,
+                },
+                "The base maximum allocated memory limit has been reached for this account.",
             ),
         ] {
             assert_eq!(refusal.to_string(), text);

@@ -4,9 +4,14 @@
 //!
 //! Two locks, never held together with one another's waits: [`Memory`] for an
 //! instant, and one write lock per microVM around its compare-and-set. What is
-//! in memory is what etcd said last, except running totals.
+//! in memory is what etcd said last, except running totals. Connectors have
+//! locks of their own of the same two kinds, [`connectors::Shelf`].
 
+pub mod access;
+pub mod connectors;
 pub mod drive;
+mod durable;
+mod egress;
 pub mod hosts;
 pub mod logs;
 pub mod memory;
@@ -34,6 +39,7 @@ use crate::domain::catalog::Catalog;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use connectors::Shelf;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
 
@@ -61,6 +67,9 @@ pub struct Term {
     pub(crate) keys: Keys,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
+    pub(crate) connectors: Shelf,
+    /// Access keys are made and deleted one at a time.
+    pub(crate) access: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     over: CancellationToken,
     pub(crate) timers_changed: Notify,
@@ -107,6 +116,7 @@ impl Term {
                 memory.fleet.entry(&host, now).draining = true;
             }
         }
+        let connectors = Shelf::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
         let mut watches = ["hosts/", "images/", "versions/"].map(|prefix| context.store.watch(prefix));
         let term = Arc::new(Self {
             context,
@@ -114,6 +124,8 @@ impl Term {
             keys,
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
+            connectors,
+            access: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
             timers_changed: Notify::new(),
@@ -130,6 +142,7 @@ impl Term {
         term.clone().follow("versions/", versions);
         term.start_sweeps();
         term.continue_unfinished();
+        term.settle_unsettled();
         Ok(term)
     }
 

@@ -2,6 +2,7 @@
 
 pub mod fleet;
 pub mod image;
+pub mod key;
 pub mod microvm;
 
 use std::path::PathBuf;
@@ -70,9 +71,16 @@ pub enum Command {
     /// Show the fleet's components and hosts; succeeds only when all are healthy.
     Status,
     /// Print shell exports for other clients, the AWS CLI among them.
-    #[command(
-        after_help = "Example:\n  eval \"$(torpor env)\" && aws s3 cp app.zip s3://torpor-artifacts/app.zip"
-    )]
+    #[command(after_help = "\
+Examples:
+  eval \"$(torpor env)\"
+  aws s3 cp app.zip s3://torpor-artifacts/app.zip
+  aws lambda-microvms list-microvms
+
+It names the fleet's endpoints, its root access key, region and CA. To use another
+key (torpor key create), set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY afterwards;
+S3 takes the root access key only. AWS_CA_BUNDLE holds for every call that the
+shell's AWS clients make: use another shell for AWS itself.")]
     Env,
     /// Make and list local base images.
     #[command(subcommand)]
@@ -99,6 +107,9 @@ pub enum Command {
     Logs(microvm::Logs),
     /// Call a microVM's endpoint; a sleeping one wakes.
     Curl(microvm::Curl),
+    /// Make, list and delete access keys of the AWS-compatible API.
+    #[command(subcommand)]
+    Key(key::Key),
     /// Show hosts; drain and undrain them.
     Hosts(fleet::Hosts),
     /// Serve S3 from a directory (started by `torpor up`).

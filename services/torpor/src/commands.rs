@@ -9,6 +9,7 @@ mod follow;
 mod hosts;
 mod image;
 mod image_views;
+mod key;
 mod logs;
 mod microvm;
 mod microvm_views;
@@ -69,6 +70,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
         Command::Token(arguments) => microvm::token(&session()?, arguments).await,
         Command::Logs(arguments) => logs::run(&session()?, arguments).await,
         Command::Curl(arguments) => curl::run(&session()?, arguments).await,
+        Command::Key(command) => key::run(&session()?, command).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,
     }
 }

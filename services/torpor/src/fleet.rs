@@ -19,6 +19,7 @@ pub mod components;
 pub mod configuration;
 pub mod drain;
 pub mod files;
+pub mod keys;
 pub mod lock;
 pub mod plan;
 pub mod prerequisites;

@@ -11,6 +11,7 @@ mod durations;
 mod failure;
 mod fleet;
 mod output;
+mod policy_file;
 
 use clap::Parser as _;
 

@@ -111,6 +111,7 @@ fn components_come_up_come_back_and_go_away() {
         text(&output)
     );
     assert!(fleet.torpor(&["status"]).status.success());
+    assert_eq!(fleet.status()["api"], Value::Null, "no edge, no API");
     assert_eq!(
         fleet.up().status.code(),
         Some(4),
@@ -157,6 +158,7 @@ fn nothing_outlives_a_killed_supervisor_and_the_next_one_goes_on() {
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
     let pids = fleet.pids();
+    let context = client::Context::load(fleet.data_dir()).unwrap();
     kill(fleet.record()["supervisor"]["pid"].as_u64().unwrap());
     eventually("children die with it", Duration::from_secs(5), || {
         pids.iter().all(|pid| !alive(*pid))
@@ -165,6 +167,8 @@ fn nothing_outlives_a_killed_supervisor_and_the_next_one_goes_on() {
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
     assert!(fleet.torpor(&["status"]).status.success());
+    let again = client::Context::load(fleet.data_dir()).unwrap();
+    assert!(again == context, "addresses and access keys are what they were");
 }
 
 #[test]
@@ -211,6 +215,30 @@ async fn the_embedded_s3_keeps_what_it_is_given() {
         .await
         .unwrap();
     assert_eq!(range, content[33_000_000..33_000_100]);
+    // The services have a key of their own; the user's, of the context, is the
+    // root access key of the AWS-compatible API.
+    let file = |name: &str| -> toml::Table {
+        let path = fleet.data_dir().join("config").join(name);
+        toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
+    };
+    let (services, listed) = (file("s3-keys.toml"), file("access-keys.toml"));
+    let text = |key: &toml::Value, name: &str| key[name].as_str().unwrap().to_owned();
+    let root = &listed["keys"][0];
+    assert_eq!(text(root, "access_key_id"), context.s3.access_key_id);
+    assert_eq!(text(root, "secret_access_key"), context.s3.secret_access_key);
+    let services = toml::Value::Table(services);
+    assert_ne!(text(&services, "access_key_id"), context.s3.access_key_id);
+    let of_services = object_store::Config {
+        access_key_id: Some(text(&services, "access_key_id")),
+        secret_access_key: Some(text(&services, "secret_access_key")),
+        ..context.object_store()
+    };
+    let head = object_store::Store::connect(&of_services)
+        .unwrap()
+        .head(client::ARTIFACT_BUCKET, "a/large")
+        .await
+        .unwrap();
+    assert_eq!(head.size, 40_000_000);
     let stranger = object_store::Config {
         secret_access_key: Some("wrong".to_owned()),
         ..context.object_store()

@@ -1,9 +1,9 @@
 //! What the tests stand on: settings of their own, stand-ins for guests, and a
 //! net that removes whatever a test left.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{ChildStdout, Command, Stdio};
 
 use slot::{PoolSettings, Slot, Subnet};
 
@@ -154,5 +154,48 @@ impl Drop for Program {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
+    }
+}
+
+/// A namespace behind the host that plays the internet: every address given is
+/// served there on port 8080. The host is on a link with it, 198.41.<third>.0/30,
+/// and routes to the addresses.
+pub struct Internet {
+    /// Lines of the server: the address each connection came from.
+    pub lines: std::io::Lines<BufReader<ChildStdout>>,
+    _server: Program,
+}
+
+impl Internet {
+    pub fn new(ground: &Ground, third: u8, addresses: &[&str]) -> Self {
+        let prefix = &ground.0.prefix;
+        let (far, near) = (format!("{prefix}-far"), format!("{prefix}-net"));
+        batch(
+            &[],
+            &format!(
+                "netns add {far}\nlink add {near} type veth peer name eth0 netns {far}\n\
+                 addr add 198.41.{third}.1/30 dev {near}\nlink set {near} up\n"
+            ),
+        );
+        batch(
+            &["-n", &far],
+            &format!(
+                "link set lo up\naddr add 198.41.{third}.2/30 dev eth0\nlink set eth0 up\n\
+                 route add default via 198.41.{third}.1\n"
+            ),
+        );
+        for address in addresses {
+            batch(&["-n", &far], &format!("addr add {address}/32 dev lo\n"));
+            batch(&[], &format!("route add {address}/32 via 198.41.{third}.2\n"));
+        }
+        let serve = "import socket\ns=socket.create_server(('0.0.0.0',8080))\nprint('up',flush=True)\n\
+                     while True:\n c,a=s.accept()\n print(a[0],flush=True)\n c.close()";
+        let mut server = Program::start(&far, &["python3", "-c", serve]);
+        let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "up");
+        Self {
+            lines,
+            _server: server,
+        }
     }
 }

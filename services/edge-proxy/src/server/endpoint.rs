@@ -4,7 +4,6 @@
 //! scheduler, woken or opened, and a caller without a good token learns nothing
 //! about which microVMs exist.
 
-use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -12,6 +11,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
+use prometheus_client::metrics::gauge::Gauge;
 use token::{Claims, Kind, VerifyError};
 use tracing::Instrument as _;
 use uuid::Uuid;
@@ -25,6 +25,7 @@ use crate::domain::route::{Entry, Table};
 use crate::metrics::{Metrics, Status};
 use crate::server::body::ResponseBody;
 use crate::server::headers;
+use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
 
 /// When a microVM has all the requests it may have.
@@ -46,22 +47,19 @@ pub struct Endpoints {
     pub metrics: Arc<Metrics>,
 }
 
-impl Endpoints {
-    /// Answers one request of a client at `client`; `server_name` is the name it
-    /// gave in the TLS handshake.
-    ///
-    /// # Errors
-    /// Never: every failure has an answer.
-    pub async fn handle(
-        self: Arc<Self>,
-        client: IpAddr,
-        server_name: Option<Arc<str>>,
-        request: Request<Incoming>,
-    ) -> Result<Response<ResponseBody>, Infallible> {
+impl Handler for Endpoints {
+    type Body = ResponseBody;
+
+    async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<ResponseBody> {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("request", request_id, method = %request.method());
         let answered = self
-            .forward(client, server_name.as_deref(), request, &request_id)
+            .forward(
+                client.address.ip(),
+                client.server_name.as_deref(),
+                request,
+                &request_id,
+            )
             .instrument(span.clone());
         let mut response = match answered.await {
             Ok(response) => response,
@@ -78,9 +76,15 @@ impl Endpoints {
                 code: response.status().as_u16(),
             })
             .inc();
-        Ok(response)
+        response
     }
 
+    fn open(&self) -> &Gauge {
+        &self.metrics.connections
+    }
+}
+
+impl Endpoints {
     async fn forward(
         &self,
         client: IpAddr,

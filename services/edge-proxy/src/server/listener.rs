@@ -1,14 +1,21 @@
-//! Client connections: accept, TLS, HTTP/1.1 or HTTP/2.
+//! Client connections: accept, TLS, HTTP/1.1 or HTTP/2. What is served on them
+//! is a [`Handler`]'s business.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
+use hyper::body::{Body, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
+use prometheus_client::metrics::gauge::Gauge;
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -17,48 +24,95 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, Limits};
-use crate::server::endpoint::Endpoints;
-
 /// Pause after a failed accept (out of descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// Requests at one time on one HTTP/2 connection.
-const STREAMS: u32 = 128;
-/// HTTP/2 flow-control windows in bytes.
-const STREAM_WINDOW: u32 = 1 << 20;
-const CONNECTION_WINDOW: u32 = 4 << 20;
 /// How often a silent HTTP/2 client is asked whether it is still there, and how
 /// long it may think about it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const H2: &[u8] = b"h2";
 
+/// Answers the requests of one listener.
+pub trait Handler: Send + Sync + 'static {
+    /// Body of its responses.
+    type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static;
+
+    /// Answers one request; every failure has an answer.
+    fn handle(
+        self: Arc<Self>,
+        client: Client,
+        request: Request<Incoming>,
+    ) -> impl Future<Output = Response<Self::Body>> + Send;
+
+    /// Counts the open connections.
+    fn open(&self) -> &Gauge;
+}
+
+/// Who is at the other end of a connection.
+#[derive(Debug, Clone)]
+pub struct Client {
+    /// Its address.
+    pub address: SocketAddr,
+    /// The name it gave in the TLS handshake.
+    pub server_name: Option<Arc<str>>,
+}
+
+/// A socket to bind, with the names of its settings for error messages.
+#[derive(Debug, Clone, Copy)]
+pub struct Socket<'a> {
+    /// Address to listen on.
+    pub address: SocketAddr,
+    /// Certificate chain, PEM.
+    pub certificate: &'a Path,
+    /// The key of that certificate, PEM.
+    pub key: &'a Path,
+    /// Names of the three settings, in this order.
+    pub names: [&'static str; 3],
+}
+
+/// Bounds of a listener's connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bounds {
+    /// Most connections at one time.
+    pub connections: usize,
+    /// Longest TLS handshake.
+    pub handshake: Duration,
+    /// Longest wait for a request's head.
+    pub header_read: Duration,
+    /// Largest request head in bytes.
+    pub header_bytes: usize,
+    /// Longest wait for requests in flight at shutdown.
+    pub drain: Duration,
+    /// Requests at one time on one HTTP/2 connection.
+    pub streams: u32,
+    /// HTTP/2 flow-control window of one request, in bytes.
+    pub stream_window: u32,
+    /// HTTP/2 flow-control window of one connection, in bytes.
+    pub connection_window: u32,
+}
+
 /// A bound socket and what it takes to serve on it.
 pub struct Listener {
     listener: TcpListener,
     acceptor: TlsAcceptor,
-    http1: auto::Builder<TokioExecutor>,
-    http2: auto::Builder<TokioExecutor>,
-    limits: Limits,
+    bounds: Bounds,
 }
 
 impl Listener {
-    /// Binds and loads the endpoints' certificate; serves nothing yet.
+    /// Binds and loads the certificate; serves nothing yet.
     ///
     /// # Errors
     /// When the address or the certificate cannot be used.
-    pub async fn bind(config: &Config) -> anyhow::Result<Self> {
-        let tls = tls_config(config)?;
-        let listener = TcpListener::bind(config.listen)
+    pub async fn bind(socket: Socket<'_>, bounds: Bounds) -> anyhow::Result<Self> {
+        let tls = tls_config(socket)?;
+        let [listen, ..] = socket.names;
+        let listener = TcpListener::bind(socket.address)
             .await
-            .map_err(|error| anyhow::anyhow!("listen: cannot bind {}: {error}", config.listen))?;
-        let builder = http_builder(&config.limits);
+            .map_err(|error| anyhow::anyhow!("{listen}: cannot bind {}: {error}", socket.address))?;
         Ok(Self {
             listener,
             acceptor: TlsAcceptor::from(Arc::new(tls)),
-            http1: builder.clone().http1_only(),
-            http2: builder.http2_only(),
-            limits: config.limits.clone(),
+            bounds,
         })
     }
 
@@ -72,24 +126,21 @@ impl Listener {
 
     /// Serves until `shutdown`, then lets requests in flight end, within the
     /// drain time.
-    pub async fn serve(self, endpoints: Arc<Endpoints>, shutdown: CancellationToken) {
+    pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
         let Self {
             listener,
             acceptor,
-            http1,
-            http2,
-            limits,
+            bounds,
         } = self;
-        let drain = Duration::from_millis(limits.drain_ms);
-        let handshake = Duration::from_millis(limits.handshake_ms);
+        let builder = http_builder(&bounds);
         let server = Arc::new(Connections {
             acceptor,
-            http1,
-            http2,
-            handshake,
-            endpoints,
+            http1: builder.clone().http1_only(),
+            http2: builder.http2_only(),
+            handshake: bounds.handshake,
+            handler,
         });
-        let permits = Arc::new(Semaphore::new(limits.connections));
+        let permits = Arc::new(Semaphore::new(bounds.connections));
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {
@@ -115,85 +166,92 @@ impl Listener {
             });
         }
         drop(listener);
-        if tokio::time::timeout(drain, graceful.shutdown()).await.is_err() {
-            tracing::warn!(drain_ms = drain.as_millis(), "requests were still in flight");
+        if tokio::time::timeout(bounds.drain, graceful.shutdown())
+            .await
+            .is_err()
+        {
+            tracing::warn!(
+                drain_ms = bounds.drain.as_millis(),
+                "requests were still in flight"
+            );
         }
     }
 }
 
-struct Connections {
+struct Connections<H> {
     acceptor: TlsAcceptor,
     http1: auto::Builder<TokioExecutor>,
     http2: auto::Builder<TokioExecutor>,
     handshake: Duration,
-    endpoints: Arc<Endpoints>,
+    handler: Arc<H>,
 }
 
-impl Connections {
-    async fn connection(&self, stream: TcpStream, client: SocketAddr, watcher: Watcher) {
-        let metrics = self.endpoints.metrics.clone();
-        metrics.connections.inc();
+impl<H: Handler> Connections<H> {
+    async fn connection(&self, stream: TcpStream, address: SocketAddr, watcher: Watcher) {
+        self.handler.open().inc();
         let _ = stream.set_nodelay(true);
         match tokio::time::timeout(self.handshake, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
-                let server_name: Option<Arc<str>> = stream.get_ref().1.server_name().map(Arc::from);
+                let client = Client {
+                    address,
+                    server_name: stream.get_ref().1.server_name().map(Arc::from),
+                };
                 let builder = if stream.get_ref().1.alpn_protocol() == Some(H2) {
                     &self.http2
                 } else {
                     &self.http1
                 };
-                let endpoints = self.endpoints.clone();
+                let handler = self.handler.clone();
                 let service = service_fn(move |request| {
-                    endpoints
-                        .clone()
-                        .handle(client.ip(), server_name.clone(), request)
+                    let answered = handler.clone().handle(client.clone(), request);
+                    async move { Ok::<_, Infallible>(answered.await) }
                 });
                 let connection = builder
                     .serve_connection(TokioIo::new(stream), service)
                     .into_owned();
                 if let Err(error) = watcher.watch(connection).await {
-                    tracing::debug!(%client, %error, "a client connection broke");
+                    tracing::debug!(client = %address, %error, "a client connection broke");
                 }
             }
-            Ok(Err(error)) => tracing::debug!(%client, %error, "no TLS"),
-            Err(_) => tracing::debug!(%client, "no TLS in time"),
+            Ok(Err(error)) => tracing::debug!(client = %address, %error, "no TLS"),
+            Err(_) => tracing::debug!(client = %address, "no TLS in time"),
         }
-        metrics.connections.dec();
+        self.handler.open().dec();
     }
 }
 
-fn http_builder(limits: &Limits) -> auto::Builder<TokioExecutor> {
+fn http_builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_millis(limits.header_read_ms))
-        .max_buf_size(limits.header_bytes)
+        .header_read_timeout(bounds.header_read)
+        .max_buf_size(bounds.header_bytes)
         .half_close(false);
     builder
         .http2()
         .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS)
-        .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(bounds.streams)
+        .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
+        .initial_stream_window_size(bounds.stream_window)
+        .initial_connection_window_size(bounds.connection_window)
         .keep_alive_interval(PING_INTERVAL)
         .keep_alive_timeout(PING_TIMEOUT);
     builder
 }
 
-fn tls_config(config: &Config) -> anyhow::Result<ServerConfig> {
+fn tls_config(socket: Socket<'_>) -> anyhow::Result<ServerConfig> {
     rpc::install_crypto_provider();
-    let (cert, key) = (&config.endpoint_cert, &config.endpoint_key);
-    let chain = CertificateDer::pem_file_iter(cert)
+    let [_, cert_name, key_name] = socket.names;
+    let chain = CertificateDer::pem_file_iter(socket.certificate)
         .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| anyhow::anyhow!("endpoint_cert: {}: {error}", cert.display()))?;
-    let key = PrivateKeyDer::from_pem_file(key)
-        .map_err(|error| anyhow::anyhow!("endpoint_key: {}: {error}", key.display()))?;
+        .map_err(|error| anyhow::anyhow!("{cert_name}: {}: {error}", socket.certificate.display()))?;
+    let key = PrivateKeyDer::from_pem_file(socket.key)
+        .map_err(|error| anyhow::anyhow!("{key_name}: {}: {error}", socket.key.display()))?;
     let mut tls = ServerConfig::builder()
         .with_no_client_auth()
         .with_single_cert(chain, key)
-        .map_err(|error| anyhow::anyhow!("endpoint_cert and endpoint_key: {error}"))?;
+        .map_err(|error| anyhow::anyhow!("{cert_name} and {key_name}: {error}"))?;
     tls.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
     tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
     Ok(tls)

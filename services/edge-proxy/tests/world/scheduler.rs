@@ -173,6 +173,12 @@ impl MicrovmService for Service {
     ) -> Answer<CreateMicrovmAuthTokenResponse> {
         Err(Status::unimplemented(""))
     }
+    async fn create_microvm_shell_auth_token(
+        &self,
+        _: Request<CreateMicrovmShellAuthTokenRequest>,
+    ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
+        Err(Status::unimplemented(""))
+    }
     async fn follow_microvm_log(
         &self,
         _: Request<FollowMicrovmLogRequest>,

@@ -188,14 +188,14 @@ mod tests {
             ..Default::default()
         };
         assert_eq!(
-            environment(&request, "local-1"),
+            environment(&request, "us-east-1"),
             [
                 "PATH=/bin",
                 "A=3",
                 "AWS_LAMBDA_MICROVM_IMAGE_ARN=",
                 "AWS_LAMBDA_MICROVM_IMAGE_NAME=app",
                 "AWS_LAMBDA_MICROVM_IMAGE_VERSION=1.0",
-                "AWS_REGION=local-1"
+                "AWS_REGION=us-east-1"
             ]
         );
     }

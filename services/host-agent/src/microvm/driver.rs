@@ -59,7 +59,7 @@ impl Driver {
         let (sender, mailbox) = mpsc::channel(limits.mailbox);
         let handle = Handle {
             id: Arc::from(core.id.as_str()),
-            no_ingress: super::start::no_ingress(&core.spec),
+            no_ingress: super::connectors::no_ingress(&core.spec),
             view: core.view.subscribe(),
             activity: Arc::clone(&core.activity),
             log: Arc::clone(&core.log),

@@ -273,7 +273,7 @@ async fn adopt(core: &mut Core, machine: &Arc<dyn vmm::Machine>, paused: bool) -
         .pool
         .adopt(
             &host.config.slots.namespace(index),
-            super::start::egress(&core.spec),
+            super::connectors::egress(&core.spec)?,
         )
         .await
         .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;

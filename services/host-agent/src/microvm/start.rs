@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
+use super::connectors::egress;
 use super::core::{self, Core, Live};
 use super::gate::Gate;
 use super::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
@@ -110,6 +111,7 @@ impl Core {
 
     /// Disk and slot side by side, then the engine; returns with the guest running.
     async fn raise(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Raised, Failure> {
+        let egress = egress(&self.spec)?;
         let memory_mib = core::memory_mib(&self.spec);
         let memory = self
             .host
@@ -126,7 +128,7 @@ impl Core {
                 clone_disk(&from, &to)
             }),
         );
-        let slot = watch.step("slot", self.host.pool.take(egress(&self.spec)));
+        let slot = watch.step("slot", self.host.pool.take(egress));
         let (disk, slot) = tokio::join!(disk, slot);
         let slot = slot.map_err(|error| Failure::Capacity(Failure::chain(&error).0));
         let slot = match (disk, slot) {
@@ -257,31 +259,6 @@ pub fn engine_failure(error: &vmm::Error) -> Failure {
     }
 }
 
-/// What a microVM's egress connectors allow.
-#[must_use]
-pub fn egress(spec: &api::hostagent::v1::MicrovmSpec) -> slot::Egress {
-    let connectors = &spec.egress_network_connectors;
-    let internet = |arn: &String| connector_name(arn) == "INTERNET_EGRESS";
-    if connectors.is_empty() || connectors.iter().any(internet) {
-        slot::Egress::Internet
-    } else {
-        slot::Egress::None
-    }
-}
-
-/// Whether its ingress connectors close the endpoint.
-#[must_use]
-pub fn no_ingress(spec: &api::hostagent::v1::MicrovmSpec) -> bool {
-    spec.ingress_network_connectors
-        .iter()
-        .any(|arn| connector_name(arn) == "NO_INGRESS")
-}
-
-/// Last part of a connector's ARN.
-fn connector_name(arn: &str) -> &str {
-    arn.rsplit([':', '/']).next().unwrap_or(arn)
-}
-
 /// An engine process as the journal has it.
 #[must_use]
 pub fn process(machine: &dyn vmm::Machine) -> journal::Process {
@@ -306,29 +283,4 @@ pub fn clone_disk(from: &std::path::Path, to: &std::path::Path) -> Result<(), Fa
             Failure::Internal(text)
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn connectors_decide_what_is_open() {
-        let spec = |ingress: &[&str], egress: &[&str]| api::hostagent::v1::MicrovmSpec {
-            ingress_network_connectors: ingress.iter().map(|s| (*s).to_owned()).collect(),
-            egress_network_connectors: egress.iter().map(|s| (*s).to_owned()).collect(),
-            ..Default::default()
-        };
-        let arn =
-            |name: &str| format!("arn:aws:lambda:local-1:aws:network-connector:aws-network-connector:{name}");
-        assert_eq!(egress(&spec(&[], &[])), slot::Egress::Internet);
-        assert_eq!(
-            egress(&spec(&[], &[&arn("INTERNET_EGRESS")])),
-            slot::Egress::Internet
-        );
-        assert_eq!(egress(&spec(&[], &[&arn("NO_EGRESS")])), slot::Egress::None);
-        assert!(!no_ingress(&spec(&[], &[])));
-        assert!(!no_ingress(&spec(&[&arn("HTTP_INGRESS")], &[])));
-        assert!(no_ingress(&spec(&[&arn("NO_INGRESS")], &[])));
-    }
 }

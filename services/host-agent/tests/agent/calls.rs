@@ -81,7 +81,7 @@ pub fn bake_request(disk: DiskRef, environment: &[(&str, &str)], hooks: Option<H
         build_id,
         generation: 1,
         image_name: "app".to_owned(),
-        image_arn: "arn:aws:lambda:local-1:000000000000:microvm-image:app".to_owned(),
+        image_arn: "arn:aws:lambda:us-east-1:000000000000:microvm-image:app".to_owned(),
         image_version: "1.0".to_owned(),
         disk: Some(disk),
         app: Some(AppConfiguration {

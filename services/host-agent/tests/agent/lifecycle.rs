@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::errors::reason_of;
+use api::hostagent::v1::EgressPolicy;
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
 use rpc::Role;
@@ -209,4 +210,54 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
         assert!(began.elapsed() < crate::rig::PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
+    const ALLOWED: &str = "ip daddr 45.1.2.0/24 meta l4proto tcp accept";
+    let rig = Rig::start().await;
+    let mut agent = rig.agent(4096).await;
+    let snapshot = image(&rig, &agent, None).await;
+    let mut one = spec(&snapshot);
+    let policy = |allow: &[&str]| {
+        Some(EgressPolicy {
+            allow_cidrs: allow.iter().map(|text| (*text).to_owned()).collect(),
+            deny_cidrs: vec!["45.1.2.128/25".to_owned()],
+        })
+    };
+    one.egress_policy = policy(&["45.1.2.0/24", "45.1.2.0"]);
+    let refused = launch(&agent, &one, 1).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused.message().contains("spec.egress_policy.allow_cidrs[1]"),
+        "{refused}"
+    );
+
+    one.egress_policy = policy(&["45.1.2.0/24"]);
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    launch(&agent, &spec(&snapshot), 1).await.unwrap();
+    assert_eq!(agent.slots_with_rule(ALLOWED), 1, "its own slot and no other");
+    assert_eq!(
+        get(&agent, id, "count").await,
+        "1",
+        "its endpoint is another matter"
+    );
+    agent.kill();
+    assert_eq!(agent.slots_with_rule(ALLOWED), 1, "without an agent");
+    agent.start(None).await;
+    assert_eq!(get(&agent, id, "count").await, "2");
+    assert_eq!(agent.slots_with_rule(ALLOWED), 1, "adopted");
+    suspend(&agent, id, 1).await.unwrap();
+    let began = std::time::Instant::now();
+    while agent.slots_with_rule(ALLOWED) > 0 {
+        assert!(
+            began.elapsed() < crate::rig::PATIENCE,
+            "the slot outlives its guest"
+        );
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(get(&agent, id, "count").await, "3");
+    assert_eq!(agent.slots_with_rule(ALLOWED), 1, "woken");
+    terminate(&agent, id, 1).await.unwrap();
 }

@@ -260,6 +260,20 @@ impl Agent {
             .filter(|name| name.starts_with(&format!("{}-", self.prefix)))
             .collect()
     }
+
+    /// How many slots have a text in the rules about what their guest may reach.
+    pub fn slots_with_rule(&self, text: &str) -> usize {
+        let has = |name: &String| {
+            let output = Command::new("ip")
+                .args([
+                    "netns", "exec", name, "nft", "list", "chain", "inet", "torpor", "egress",
+                ])
+                .output()
+                .unwrap();
+            String::from_utf8_lossy(&output.stdout).contains(text)
+        };
+        self.namespaces().iter().filter(|name| has(name)).count()
+    }
 }
 
 impl Drop for Agent {

@@ -7,7 +7,8 @@
 //! version-builds/<name>/<version>/<build>  empty: finds a version's builds
 //! build-queue/<build>                      QueueEntry, while the build is not over
 //! build-owners/<build>                     builder's name, under its lease
-//! image-tokens/<digest>                    TokenEntry, until the image is gone
+//! image-tokens/<digest>                    TokenEntry, for ever
+//! image-admission                          empty: written by whatever uses up a quota
 //! base-images/<name>/<version>             BaseEntry
 //! base-locks/<name>                        builder's name, under its lease
 //! ```
@@ -58,15 +59,13 @@ pub struct TokenEntry {
     /// BLAKE3 of the request without its token.
     #[prost(string, tag = "1")]
     pub request_digest: String,
-    /// Name of the image.
-    #[prost(string, tag = "2")]
-    pub image_name: String,
-    /// UUID of the image.
-    #[prost(string, tag = "3")]
-    pub image_id: String,
-    /// Version that was begun.
-    #[prost(string, tag = "4")]
-    pub image_version: String,
+    /// The image as it was answered.
+    #[prost(message, optional, tag = "2")]
+    pub image: Option<Image>,
+    /// The version as it was answered, without its environment variables: they
+    /// are secrets, and whoever repeats the call sends them again.
+    #[prost(message, optional, tag = "3")]
+    pub version: Option<ImageVersion>,
 }
 
 /// A base image.
@@ -111,6 +110,7 @@ pub const OWNERS: &str = "build-owners/";
 const IMAGES: &str = "images/";
 const BASES: &str = "base-images/";
 const TOKENS: &str = "image-tokens/";
+const ADMISSION: &str = "image-admission";
 
 fn image_key(name: &str) -> String {
     format!("{IMAGES}{name}")
@@ -240,24 +240,18 @@ impl Catalog {
             .collect())
     }
 
-    /// What a token was used for.
-    pub async fn token(&self, token: &str) -> Result<Option<Record<TokenEntry>>> {
-        self.get(&token_key(token)).await
+    /// What a token was used for by calls of this kind.
+    pub async fn token(&self, kind: &str, token: &str) -> Result<Option<Record<TokenEntry>>> {
+        self.get(&token_key(kind, token)).await
     }
 
-    /// Keys and entries of every token of one image (by its UUID).
-    pub async fn tokens_of(&self, image_id: &str) -> Result<Vec<(String, i64)>> {
-        let (entries, _) = self.store.list(TOKENS).await?;
-        let mut found = Vec::new();
-        for (key, entry) in entries {
-            if decode::<TokenEntry>(&key, &entry.value)?.image_id == image_id {
-                found.push((key, entry.revision));
-            }
-        }
-        Ok(found)
+    /// Revision of the latest use of a quota, for [`Change::admit`].
+    pub async fn admission(&self) -> Result<Option<i64>> {
+        let found = self.store.get(ADMISSION).await?;
+        Ok(found.map(|found| found.revision))
     }
 
-    /// Every base image, by name and version.
+    /// Every version of every base image.
     pub async fn bases(&self) -> Result<Vec<Record<BaseEntry>>> {
         self.list(BASES).await
     }
@@ -269,7 +263,7 @@ impl Catalog {
 }
 
 /// Writes that belong together.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 #[must_use]
 pub struct Change {
     writes: Vec<Write>,
@@ -358,9 +352,15 @@ impl Change {
         self
     }
 
-    /// Records what a token was used for.
-    pub fn token(self, token: &str, entry: &TokenEntry, revision: Option<i64>) -> Self {
-        self.put(token_key(token), entry.encode_to_vec(), revision)
+    /// Records what a token was used for, for the first time.
+    pub fn token(self, kind: &str, token: &str, entry: &TokenEntry) -> Self {
+        self.put(token_key(kind, token), entry.encode_to_vec(), None)
+    }
+
+    /// Uses up a quota: conflicts when another call did since `revision` was
+    /// read, so that what was counted after it still holds.
+    pub fn admit(self, revision: Option<i64>) -> Self {
+        self.put(ADMISSION.to_owned(), Vec::new(), revision)
     }
 
     /// Writes a new base image.
@@ -386,19 +386,19 @@ impl Change {
             .remove(index_key(name, version, build), Expect::Any)
     }
 
-    /// Removes a key as found by [`Catalog::tokens_of`].
-    pub fn remove_token(self, key: String, revision: i64) -> Self {
-        self.remove(key, Expect::Revision(revision))
-    }
-
     fn remove(mut self, key: String, expect: Expect) -> Self {
         self.writes.push(Write::Delete { key, expect });
         self
     }
 }
 
-fn token_key(token: &str) -> String {
-    format!("{TOKENS}{}", blake3::hash(token.as_bytes()).to_hex())
+fn token_key(kind: &str, token: &str) -> String {
+    let mut hasher = blake3::Hasher::new();
+    hasher
+        .update(kind.as_bytes())
+        .update(&[0])
+        .update(token.as_bytes());
+    format!("{TOKENS}{}", hasher.finalize().to_hex())
 }
 
 fn decode<T: Message + Default>(key: &str, bytes: &[u8]) -> Result<T> {

@@ -1,23 +1,25 @@
 //! Checks what a caller chose about a version, and fills in what the caller
 //! left to us. Everything that is wrong is collected, with protobuf field paths.
 
-use std::collections::HashMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
 
-use api::common::v1::{Architecture, Hook, HookMode, Hooks, Resources, logging::Destination};
+use api::common::v1::{Architecture, Resources, logging::Destination};
 use api::image::v1::ImageConfiguration;
-use model::limits;
-use model::{MemoryClass, Violations};
+use model::{MemoryClass, RoleArn, Violations, limits};
 
 use crate::domain::dockerfile::Bases;
 
-/// Longest role ARN, description, connector name and log group, in characters.
-const ROLE_CHARACTERS_MAX: usize = 2048;
+mod base;
+mod connector;
+mod environment;
+mod hooks;
+
+pub use base::{base_name, base_version, stored_name};
+pub use hooks::enabled;
+
+/// Longest description and names of logs, in characters.
 const DESCRIPTION_CHARACTERS_MAX: usize = 2048;
-const CONNECTOR_CHARACTERS_MAX: usize = 512;
 const LOG_NAME_CHARACTERS_MAX: usize = 512;
-/// All environment variables together, in bytes: they live in one record.
-const ENVIRONMENT_BYTES_MAX: usize = 64 * 1024;
 const TAG_KEY_CHARACTERS_MAX: usize = 128;
 const TAG_VALUE_CHARACTERS_MAX: usize = 256;
 const CPU_CONFIGURATIONS_MAX: usize = 2;
@@ -25,15 +27,17 @@ const CPU_CONFIGURATIONS_MAX: usize = 2;
 const BUCKET_LENGTH: std::ops::RangeInclusive<usize> = 3..=63;
 const KEY_BYTES_MAX: usize = 1024;
 
-const READY_REQUIRED: &str = "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle \
-                              hook (run, resume, suspend, or terminate) is enabled.";
+/// Other names of bases: what they are called, and which base they stand for.
+pub type Aliases = BTreeMap<String, String>;
 
 /// What the fleet offers.
 #[derive(Debug, Clone)]
 pub struct Offer<'a> {
     /// Base images.
     pub bases: &'a Bases,
-    /// Region of base ARNs.
+    /// Other names of bases.
+    pub base_aliases: &'a Aliases,
+    /// Region in ARNs.
     pub region: &'a str,
     /// Base of a request that names none.
     pub default_base: &'a str,
@@ -71,7 +75,7 @@ impl S3Uri {
 }
 
 /// Checks a configuration and returns it complete: base and its version, memory
-/// and CPU kinds filled in.
+/// and connector filled in.
 pub fn complete(
     configuration: Option<ImageConfiguration>,
     offer: &Offer<'_>,
@@ -87,38 +91,25 @@ pub fn complete(
         "configuration.code_artifact.uri",
         "must have the form 's3://bucket/key'",
     );
-    base(&mut given, offer, violations);
+    base::complete(&mut given, offer, violations);
     sizes(&mut given, offer, violations);
-    environment(&given.environment_variables, violations);
+    environment::check(&given.environment_variables, violations);
     if let Some(hooks) = &given.hooks {
-        check_hooks(hooks, violations);
+        hooks::check(hooks, violations);
     }
-    text(
-        "configuration.build_role_arn",
-        &given.build_role_arn,
-        ROLE_CHARACTERS_MAX,
-        violations,
-    );
+    if !given.build_role_arn.is_empty() {
+        violations.keep(
+            "configuration.build_role_arn",
+            given.build_role_arn.parse::<RoleArn>(),
+        );
+    }
     text(
         "configuration.description",
         &given.description,
         DESCRIPTION_CHARACTERS_MAX,
         violations,
     );
-    let connectors = &given.egress_network_connectors;
-    violations.check(
-        connectors.len() <= 1,
-        "configuration.egress_network_connectors",
-        "must be at most 1",
-    );
-    for connector in connectors.iter().take(1) {
-        text(
-            "configuration.egress_network_connectors[0]",
-            connector,
-            CONNECTOR_CHARACTERS_MAX,
-            violations,
-        );
-    }
+    connector::complete(&mut given, offer, violations);
     if let Some(Destination::CloudWatch(group)) =
         given.logging.as_ref().and_then(|to| to.destination.as_ref())
     {
@@ -144,42 +135,6 @@ pub fn complete(
     given
 }
 
-fn base(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
-    if given.base_image_arn.is_empty() {
-        given.base_image_arn = offer.default_base.to_owned();
-    }
-    let arn = &given.base_image_arn;
-    let prefix = format!("arn:aws:lambda:{}:aws:microvm-image:", offer.region);
-    let name = if arn.starts_with("arn:") {
-        arn.strip_prefix(&prefix)
-    } else {
-        Some(arn.as_str())
-    };
-    let version = Some(given.base_image_version.as_str()).filter(|version| !version.is_empty());
-    match name.and_then(|name| offer.bases.resolve(name, version)) {
-        Some(number) => given.base_image_version = number.to_string(),
-        None => {
-            let message = format!(
-                "No managed MicroVM Image with arn {arn} and version {} is available. {}",
-                version.unwrap_or("latest"),
-                offer.bases.sentence()
-            );
-            violations.add("configuration.base_image_arn", message);
-        }
-    }
-}
-
-/// Name of the base a complete configuration was given.
-#[must_use]
-pub fn base_name(configuration: &ImageConfiguration) -> &str {
-    let arn = &configuration.base_image_arn;
-    if arn.starts_with("arn:") {
-        arn.rsplit(':').next().unwrap_or(arn)
-    } else {
-        arn
-    }
-}
-
 fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
     let memory = given.resources.get_or_insert(Resources {
         minimum_memory_mib: offer.memory_default_mib,
@@ -193,12 +148,17 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
     let cpus = &given.cpu_configurations;
     violations.check(cpus.len() <= CPU_CONFIGURATIONS_MAX, path, "must be at most 2");
     for (index, cpu) in cpus.iter().enumerate() {
-        let offered = offer.architectures.contains(&cpu.architecture());
-        violations.check(
-            offered,
-            format!("{path}[{index}].architecture"),
-            "no host of this fleet has this architecture",
-        );
+        if !offer.architectures.contains(&cpu.architecture()) {
+            let offered: Vec<&str> = offer.architectures.iter().map(|one| short_name(*one)).collect();
+            violations.add(
+                format!("{path}[{index}].architecture"),
+                format!(
+                    "No host of this fleet has the CPU architecture {}; it has {}.",
+                    short_name(cpu.architecture()),
+                    offered.join(" and "),
+                ),
+            );
+        }
         let repeated = cpus[..index].contains(cpu);
         violations.check(
             !repeated,
@@ -216,6 +176,10 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
     );
 }
 
+fn short_name(architecture: Architecture) -> &'static str {
+    architecture.as_str_name().trim_start_matches("ARCHITECTURE_")
+}
+
 /// CPU kinds a complete configuration is built for.
 #[must_use]
 pub fn architectures(configuration: &ImageConfiguration, offered: &[Architecture]) -> Vec<Architecture> {
@@ -231,118 +195,36 @@ pub fn architectures(configuration: &ImageConfiguration, offered: &[Architecture
     }
 }
 
-fn environment(variables: &HashMap<String, String>, violations: &mut Violations) {
-    let path = "configuration.environment_variables";
-    violations.check(
-        variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX,
-        path,
-        "must be at most 100",
-    );
-    let total: usize = variables.iter().map(|(key, value)| key.len() + value.len()).sum();
-    violations.check(
-        total <= ENVIRONMENT_BYTES_MAX,
-        path,
-        "must be at most 65536 bytes in all",
-    );
-    // Values are secrets: messages name keys only.
-    let mut keys: Vec<&String> = variables.keys().collect();
-    keys.sort();
-    for key in keys {
-        let at: String = format!("{path}.{}", key.chars().take(64).collect::<String>());
-        let length = key.chars().count();
-        let good_key = !key.trim().is_empty()
-            && length <= limits::ENVIRONMENT_KEY_MAX
-            && !key.contains(['=', '\0'])
-            && !key.chars().any(char::is_control);
-        violations.check(
-            good_key,
-            at.clone(),
-            "the key must have 1 to 256 characters, without '='",
-        );
-        let value = &variables[key];
-        let good_value = value.chars().count() <= limits::ENVIRONMENT_VALUE_MAX && !value.contains('\0');
-        violations.check(
-            good_value,
-            at.clone(),
-            "the value must have at most 4096 characters",
-        );
-        if key == "AWS_REGION" || key.starts_with("AWS_LAMBDA_MICROVM_") {
-            violations.add(at, format!("Environment variable key '{key}' is reserved"));
-        }
-    }
-}
-
-/// True when a hook is to be called.
-#[must_use]
-pub fn enabled(hook: Option<&Hook>) -> bool {
-    hook.is_some_and(|hook| hook.mode() == HookMode::Enabled)
-}
-
-fn check_hooks(hooks: &Hooks, violations: &mut Violations) {
-    let build = [("ready", &hooks.ready), ("validate", &hooks.validate)];
-    let runtime = [
-        ("run", &hooks.run),
-        ("resume", &hooks.resume),
-        ("suspend", &hooks.suspend),
-        ("terminate", &hooks.terminate),
-    ];
-    let any_runtime = runtime.iter().any(|(_, hook)| enabled(hook.as_ref()));
-    let any = any_runtime || build.iter().any(|(_, hook)| enabled(hook.as_ref()));
-    if any_runtime && !enabled(hooks.ready.as_ref()) {
-        violations.add("configuration.hooks.ready", READY_REQUIRED);
-    }
-    violations.check(
-        hooks.port <= 65_535,
-        "configuration.hooks.port",
-        "must be 1 to 65535",
-    );
-    violations.check(
-        !any || hooks.port != 0,
-        "configuration.hooks.port",
-        "is required when a hook is enabled",
-    );
-    for (hooks, longest) in [
-        (build.as_slice(), limits::BUILD_HOOK_TIMEOUT_MAX),
-        (runtime.as_slice(), limits::RUNTIME_HOOK_TIMEOUT_MAX),
-    ] {
-        for (name, hook) in hooks {
-            let Some(timeout) = hook.as_ref().and_then(|hook| hook.timeout.as_ref()) else {
-                continue;
-            };
-            let good = api::duration(timeout).is_ok_and(|timeout| {
-                timeout.subsec_nanos() == 0 && (Duration::from_secs(1)..=longest).contains(&timeout)
-            });
-            violations.check(
-                good,
-                format!("configuration.hooks.{name}.timeout"),
-                format!("must be 1 to {} whole seconds", longest.as_secs()),
-            );
-        }
-    }
-}
-
 /// Checks tags.
 pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
     violations.check(tags.len() <= limits::TAGS_MAX, "tags", "must be at most 50");
-    let allowed = |text: &str| {
-        let good = |c: char| c.is_alphabetic() || c.is_numeric() || c == ' ' || "_.:/=+-@".contains(c);
-        text.chars().all(good)
-    };
     for (key, value) in tags {
         let at = format!("tags.{}", key.chars().take(64).collect::<String>());
-        let good_key = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && allowed(key);
-        violations.check(
-            good_key,
-            at.clone(),
-            "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
-        );
-        let good_value = value.chars().count() <= TAG_VALUE_CHARACTERS_MAX && allowed(value);
+        check_tag_key(&at, key, violations);
+        let good_value = value.chars().count() <= TAG_VALUE_CHARACTERS_MAX && is_tag_text(value);
         violations.check(
             good_value,
             at,
             "the value must have at most 256 letters, digits, spaces or _.:/=+-@",
         );
     }
+}
+
+/// Checks the key of a tag.
+pub fn check_tag_key(path: &str, key: &str, violations: &mut Violations) {
+    let good = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && is_tag_text(key);
+    violations.check(
+        good,
+        path,
+        "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
+    );
+}
+
+fn is_tag_text(text: &str) -> bool {
+    // Separators are all white space that does not control anything.
+    let separates = |c: char| c.is_whitespace() && !c.is_control();
+    text.chars()
+        .all(|c| c.is_alphabetic() || c.is_numeric() || separates(c) || "_.:/=+-@".contains(c))
 }
 
 fn text(path: &str, value: &str, characters_max: usize, violations: &mut Violations) {

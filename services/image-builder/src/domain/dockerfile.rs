@@ -13,6 +13,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use crate::domain::managed;
 use crate::domain::reference::{Reference, local_name, parse as parse_reference};
 
 /// Largest Dockerfile, in bytes.
@@ -60,10 +61,7 @@ impl Bases {
         let versions = self.0.get(name)?;
         match version {
             None => versions.iter().copied().max(),
-            Some(text) => {
-                let number = text.strip_suffix(".0").unwrap_or(text).parse().ok()?;
-                versions.contains(&number).then_some(number)
-            }
+            Some(text) => managed::number(text).filter(|number| versions.contains(number)),
         }
     }
 

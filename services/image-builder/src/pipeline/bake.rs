@@ -28,7 +28,6 @@ const GENERATIONS_PER_ATTEMPT: u64 = 100;
 pub(super) struct Baked {
     pub(super) result: BakeResult,
     pub(super) app: api::image::v1::AppConfiguration,
-    pub(super) chipset: String,
 }
 
 impl Job {
@@ -38,6 +37,7 @@ impl Job {
         let mut attempt = 1;
         loop {
             let placed = self.place().await?;
+            self.build.value.chipset.clone_from(&placed.chipset);
             let outcome = self.bake_on(&placed, prepared, attempt).await;
             // The reservation ends by itself if this call does not arrive.
             self.context.fleet.release_bake(&self.entry.build_id).await;
@@ -46,7 +46,6 @@ impl Job {
                     return Ok(Baked {
                         result,
                         app: prepared.app.clone(),
-                        chipset: placed.chipset,
                     });
                 }
                 Err(Verdict::Retry(failure)) if attempt < attempts => {

@@ -15,7 +15,7 @@ use super::{Stop, bases, now};
 use crate::adapters::buildah::Error as BuildahError;
 use crate::domain::app;
 use crate::domain::archive::DOCKERFILE;
-use crate::domain::configuration::base_name;
+use crate::domain::configuration::{base_name, base_version, stored_name};
 use crate::domain::dockerfile::{Bases, DOCKERFILE_BYTES_MAX, Error as DockerfileError, Plan, prepare};
 use crate::domain::failure::{Failure, Reason};
 use crate::domain::transcript::Transcript;
@@ -32,13 +32,7 @@ impl Job {
         let step = BuildStep::Container;
         let broken = |error: std::io::Error| Failure::io(step, "cannot build", &error);
         let plan = self.plan().await?;
-        let network = self.context.networks.create().await.map_err(broken)?;
-        self.session = Some(
-            self.context
-                .buildah
-                .session(Some(network), &self.entry.build_id)
-                .await,
-        );
+        self.open_session().await.map_err(broken)?;
         for (base, version) in &plan.local_bases {
             self.log.note(format!("Base image {base} version {version}."));
             self.import(base, &version.to_string()).await?;
@@ -78,8 +72,9 @@ impl Job {
         let known = self.bases().await?;
         let configuration = self.version.configuration.as_ref();
         let pinned = configuration.and_then(|configuration| {
-            let version = configuration.base_image_version.parse().ok()?;
-            Some((base_name(configuration), version))
+            let aliases = &self.context.settings.build.base_image_aliases;
+            let name = stored_name(base_name(configuration), aliases);
+            Some((name, base_version(configuration)?))
         });
         let variables = self.context.buildah.run_variables();
         prepare(&source, &known, pinned, &variables).map_err(|refusal| {

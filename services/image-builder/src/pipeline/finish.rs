@@ -33,7 +33,6 @@ impl Job {
         sizes.memory_snapshot_size_bytes = baked.result.memory_bytes;
         sizes.disk_snapshot_size_bytes = baked.result.disk_difference_bytes;
         sizes.stored_size_bytes = baked.result.stored_bytes;
-        self.build.value.chipset = baked.chipset;
         for phase in baked.result.phases {
             let name = format!("bake/{}", phase.name);
             self.build

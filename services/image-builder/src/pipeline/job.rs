@@ -1,11 +1,13 @@
 //! A running build: what it holds, and the order of its steps.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::common::v1::Phase;
 use api::image::v1::{BuildStep, ImageBuild, ImageVersion};
 use records::Lease;
+use tokio::task::JoinHandle;
 
 use super::{Claim, Context, Stop, remove_work, version_prefixes};
 use crate::adapters::buildah::Session;
@@ -27,6 +29,7 @@ pub(super) struct Job {
     pub(super) log: Arc<Log>,
     pub(super) work: Work,
     pub(super) session: Option<Session>,
+    opening: Option<JoinHandle<io::Result<Session>>>,
     started: Instant,
     step_started: Instant,
 }
@@ -76,6 +79,7 @@ impl Job {
             log,
             work,
             session: None,
+            opening: None,
             started: now,
             step_started: now,
         })
@@ -188,8 +192,27 @@ impl Job {
         }
     }
 
+    /// Makes the build's network and session. A task of its own does it, so that
+    /// what a build stopped in the middle of this has made is given back.
+    pub(super) async fn open_session(&mut self) -> io::Result<()> {
+        let (context, name) = (Arc::clone(&self.context), self.entry.build_id.clone());
+        let opening = self.opening.insert(tokio::spawn(async move {
+            let network = context.networks.create().await?;
+            Ok(context.buildah.session(Some(network), &name).await)
+        }));
+        let opened = opening.await;
+        self.opening = None;
+        self.session = Some(opened.map_err(io::Error::other)??);
+        Ok(())
+    }
+
     /// Gives everything on this machine back.
     pub(super) async fn clean_up(&mut self) {
+        if let Some(opening) = self.opening.take()
+            && let Ok(Ok(session)) = opening.await
+        {
+            self.session = Some(session);
+        }
         if let Some(session) = self.session.take()
             && let Some(network) = session.close().await
         {

@@ -17,6 +17,7 @@ use super::refusal::status;
 use crate::adapters::base::{self, RECIPES, Recipe, Tar};
 use crate::adapters::catalog::{BaseEntry, Change};
 use crate::adapters::layout::Work;
+use crate::images::Images;
 use crate::pipeline::{Context, bases, now};
 
 /// What a caller receives.
@@ -28,7 +29,11 @@ const QUEUE_LINES: usize = 1000;
 const LOCK_TTL: Duration = Duration::from_secs(10);
 
 /// Starts to make a base image. It is given up when the caller hangs up.
-pub(super) fn start(context: Arc<Context>, request: BuildBaseImageRequest) -> Result<BaseStream, Status> {
+pub(super) fn start(
+    context: Arc<Context>,
+    images: Images,
+    request: BuildBaseImageRequest,
+) -> Result<BaseStream, Status> {
     let recipe = RECIPES
         .into_iter()
         .find(|recipe| recipe.name == request.name)
@@ -39,7 +44,7 @@ pub(super) fn start(context: Arc<Context>, request: BuildBaseImageRequest) -> Re
     let (sender, receiver) = mpsc::channel(QUEUE_LINES);
     tokio::spawn(async move {
         let last = tokio::select! {
-            last = make(&context, recipe, request.rebuild, &sender) => last,
+            last = make(&context, &images, recipe, request.rebuild, &sender) => last,
             () = sender.closed() => return,
         };
         let message = last.map(|base| BuildBaseImageResponse {
@@ -55,6 +60,7 @@ type Sender = mpsc::Sender<Result<BuildBaseImageResponse, Status>>;
 
 async fn make(
     context: &Arc<Context>,
+    images: &Images,
     recipe: Recipe,
     rebuild: bool,
     sender: &Sender,
@@ -64,8 +70,8 @@ async fn make(
             .await
             .map_err(|error| status(error.into()))
     };
-    if !rebuild && let Some(version) = known().await?.resolve(recipe.name, None) {
-        return find(context, recipe.name, &version.to_string()).await;
+    if !rebuild && known().await?.resolve(recipe.name, None).is_some() {
+        return find(images, recipe.name).await;
     }
     let store = context.catalog.store();
     let unavailable = |error: records::Error| status(crate::adapters::catalog::Error::from(error).into());
@@ -84,7 +90,8 @@ async fn make(
     let cleaning = Cleaning::new(context, &format!("base-{}", recipe.name)).map_err(failed)?;
     let made = make_version(context, recipe, version, &cleaning.work, sender).await;
     let _ = lease.revoke().await;
-    made
+    made?;
+    find(images, recipe.name).await
 }
 
 async fn make_version(
@@ -93,7 +100,7 @@ async fn make_version(
     version: u64,
     work: &Work,
     sender: &Sender,
-) -> Result<BaseImage, Status> {
+) -> Result<(), Status> {
     let mut sequence = 0;
     let mut line = |source: LogSource, text: String| {
         let lines = vec![LogLine {
@@ -140,6 +147,7 @@ async fn make_version(
         version: number,
         size_bytes: tar.size_bytes,
         create_time: Some(api::timestamp(now())),
+        ..BaseImage::default()
     };
     let entry = BaseEntry {
         base: Some(base.clone()),
@@ -152,7 +160,7 @@ async fn make_version(
         .await
         .map_err(|error| status(error.into()))?;
     tracing::info!(base = base.name, version = base.version, "base image made");
-    Ok(base)
+    Ok(())
 }
 
 /// Keeps the tar here and makes it known to buildah, so that the first build
@@ -177,15 +185,11 @@ async fn import(
     imported.map_err(io::Error::other)
 }
 
-async fn find(context: &Context, name: &str, version: &str) -> Result<BaseImage, Status> {
-    let entries = context
-        .catalog
-        .bases()
-        .await
-        .map_err(|error| status(error.into()))?;
-    let mut bases = entries.into_iter().filter_map(|record| record.value.base);
+async fn find(images: &Images, name: &str) -> Result<BaseImage, Status> {
+    let bases = images.bases().await.map_err(status)?;
     bases
-        .find(|base| base.name == name && base.version == version)
+        .into_iter()
+        .find(|base| base.name == name)
         .ok_or_else(|| errors::not_found("base image", name))
 }
 

@@ -48,6 +48,17 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
             (code, text),
             "{name}"
         );
+        let sizes = ended.snapshot_build.unwrap();
+        assert!(sizes.code_install_size_bytes > 0, "{name}: {sizes:?}");
+        assert_eq!(
+            (
+                sizes.memory_snapshot_size_bytes,
+                sizes.disk_snapshot_size_bytes,
+                sizes.stored_size_bytes
+            ),
+            (0, 0, 0),
+            "{name}"
+        );
     }
     // A host that breaks is not the app's fault: the bake is done again, under a
     // higher generation.
@@ -177,7 +188,7 @@ async fn requests_are_checked_before_anything_is_made() {
     let rig = Rig::start().await;
     rig.tiny_base().await;
     let mut settings = rig.settings("builder");
-    settings.build.queued_max = 0;
+    settings.build.unfinished_max = 0;
     let builder = rig.builder(settings).await;
     let mut client = builder.client.clone();
     let mut order = rig.store("bad name!", Vec::new()).await;
@@ -190,7 +201,7 @@ async fn requests_are_checked_before_anything_is_made() {
     assert_eq!(refused.code(), Code::InvalidArgument);
     for path in [
         "name:",
-        "configuration.base_image_arn:",
+        "No managed MicroVM Image with arn debian-12 and version 9 is available",
         "configuration.resources.minimum_memory_mib:",
     ] {
         assert!(refused.message().contains(path), "{}", refused.message());

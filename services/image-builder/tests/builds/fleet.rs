@@ -318,6 +318,12 @@ impl MicrovmService for Fake {
     ) -> Result<Response<CreateMicrovmAuthTokenResponse>, Status> {
         no()
     }
+    async fn create_microvm_shell_auth_token(
+        &self,
+        _: Request<CreateMicrovmShellAuthTokenRequest>,
+    ) -> Result<Response<CreateMicrovmShellAuthTokenResponse>, Status> {
+        no()
+    }
     type WatchMicrovmsStream = BoxStream<WatchMicrovmsResponse>;
     async fn watch_microvms(
         &self,

@@ -173,6 +173,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             logging: stored.logging,
             ingress: spec.ingress_network_connectors,
             egress: spec.egress_network_connectors,
+            egress_policy: spec.egress_policy,
         },
         token,
         intent: if stored.end { Intent::End } else { Intent::Live },
@@ -211,6 +212,7 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         ingress_network_connectors: spec.ingress.clone(),
         egress_network_connectors: spec.egress.clone(),
         deadline: Some(api::timestamp(microvm.deadline())),
+        egress_policy: spec.egress_policy.clone(),
     }
 }
 
@@ -285,6 +287,10 @@ mod tests {
             ..Default::default()
         });
         full.spec.ingress = vec!["arn".into()];
+        full.spec.egress_policy = Some(api::hostagent::v1::EgressPolicy {
+            allow_cidrs: vec!["10.0.0.0/8".into()],
+            deny_cidrs: vec!["10.1.0.0/16".into()],
+        });
         for microvm in [plain, full] {
             assert_eq!(decode(&encode(&microvm)).unwrap(), microvm);
         }

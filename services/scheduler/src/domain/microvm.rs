@@ -13,6 +13,7 @@ use std::fmt;
 use std::time::{Duration, SystemTime};
 
 use api::common::v1::{Hooks, Logging, Metering};
+use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{IllegalTransition, MicrovmEvent, MicrovmState};
@@ -75,6 +76,9 @@ pub struct Spec {
     pub ingress: Vec<String>,
     /// Egress connectors by ARN.
     pub egress: Vec<String>,
+    /// What the customer's connectors among them let out, as they were at the
+    /// launch; absent when there are none.
+    pub egress_policy: Option<EgressPolicy>,
 }
 
 /// What should become of it.
@@ -208,7 +212,7 @@ pub(crate) mod tests {
         Microvm {
             id: MicrovmId::from_uuid(uuid::Uuid::from_u128(number)),
             spec: Spec {
-                image: "arn:aws:lambda:local-1:000000000000:microvm-image:app"
+                image: "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
                     .parse()
                     .unwrap(),
                 version: VersionNumber::FIRST,
@@ -227,6 +231,7 @@ pub(crate) mod tests {
                 logging: None,
                 ingress: vec![],
                 egress: vec![],
+                egress_policy: None,
             },
             token: None,
             intent: Intent::Live,

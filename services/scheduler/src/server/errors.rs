@@ -1,5 +1,6 @@
 //! Refusals as wire statuses, in one place.
 
+use std::collections::HashMap;
 use std::time::Duration;
 
 use api::errors::{self, reason};
@@ -15,33 +16,51 @@ const RETRY_AFTER: Duration = Duration::from_millis(200);
 pub fn status(refusal: Refusal, leader: &str) -> Status {
     let text = refusal.to_string();
     let plain = |code, reason| errors::status(code, reason, text.clone(), &[]);
+    let about =
+        |code, reason, resource: &str| errors::status(code, reason, text.clone(), &[("resource", resource)]);
     match refusal {
         Refusal::Invalid(violations) => errors::invalid(&violations.into_vec()),
-        Refusal::MicrovmNotFound(id) => errors::status(
-            Code::NotFound,
-            reason::NOT_FOUND,
-            text,
-            &[("resource", id.as_str())],
-        ),
-        Refusal::HostNotFound(id) => errors::status(
-            Code::NotFound,
-            reason::NOT_FOUND,
-            text,
-            &[("resource", id.as_str())],
-        ),
-        Refusal::LogGone(_) => plain(Code::NotFound, reason::NOT_FOUND),
-        Refusal::NoActiveVersion { .. } => plain(Code::NotFound, reason::NO_ACTIVE_VERSION),
-        Refusal::TokenConflict => plain(Code::Aborted, reason::CLIENT_TOKEN_CONFLICT),
-        Refusal::Terminated(_) => plain(Code::FailedPrecondition, reason::TERMINATED),
-        Refusal::StateConflict { state, .. } => errors::status(
-            Code::FailedPrecondition,
-            reason::STATE_CONFLICT,
-            text,
-            &[("state", state.name())],
-        ),
-        Refusal::Busy(_) => plain(Code::ResourceExhausted, reason::QUOTA_EXCEEDED),
+        Refusal::Sentence { field, sentence } => errors::invalid_sentence(&field, &sentence),
+        Refusal::ForeignAccount(arn) => about(Code::PermissionDenied, reason::PERMISSION_DENIED, &arn),
+        Refusal::MicrovmNotFound(id) => about(Code::NotFound, reason::NOT_FOUND, id.as_str()),
+        Refusal::HostNotFound(id) => about(Code::NotFound, reason::NOT_FOUND, id.as_str()),
+        Refusal::ConnectorNotFound(arn) => about(Code::NotFound, reason::NOT_FOUND, &arn),
+        Refusal::AccessKeyNotFound(id) => about(Code::NotFound, reason::NOT_FOUND, &id),
+        Refusal::LogGone(id) => about(Code::NotFound, reason::NOT_FOUND, id.as_str()),
+        Refusal::NoActiveVersion { image, .. } => {
+            about(Code::NotFound, reason::NO_ACTIVE_VERSION, &image.to_string())
+        }
+        Refusal::ConnectorExists(name) => about(Code::AlreadyExists, reason::ALREADY_EXISTS, name.as_str()),
+        Refusal::TokenConflict => plain(Code::AlreadyExists, reason::CLIENT_TOKEN_CONFLICT),
+        Refusal::Terminated(id) => about(Code::FailedPrecondition, reason::TERMINATED, id.as_str()),
+        Refusal::ShellNotAllowed { id, .. } => {
+            about(Code::FailedPrecondition, reason::SHELL_NOT_ALLOWED, id.as_str())
+        }
+        Refusal::StateConflict { id, state, .. } => conflict(text, id.as_str(), state.name()),
+        Refusal::ConnectorState { arn, state, .. } => conflict(text, &arn, state),
+        Refusal::Busy(_) => throttled(text),
         Refusal::NoRoom(_) => plain(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY),
-        Refusal::Quota { .. } => plain(Code::ResourceExhausted, reason::QUOTA_EXCEEDED),
+        Refusal::Quota { quota, limit, .. } => errors::status(
+            Code::ResourceExhausted,
+            reason::QUOTA_EXCEEDED,
+            text,
+            &[("quota", quota), ("limit", &limit.to_string())],
+        ),
+        Refusal::MemoryQuota {
+            limit,
+            allocated,
+            asked,
+        } => errors::status(
+            Code::ResourceExhausted,
+            reason::QUOTA_EXCEEDED,
+            text,
+            &[
+                ("quota", "memory"),
+                ("limit_mib", &limit.to_string()),
+                ("allocated_mib", &allocated.to_string()),
+                ("asked_mib", &asked.to_string()),
+            ],
+        ),
         Refusal::HostAway { retry_after, .. } => errors::unavailable(reason::NOT_HERE, text, retry_after),
         Refusal::Host(answer) => passed_on(&answer),
         Refusal::NotLeading => not_leader(leader),
@@ -57,6 +76,23 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
             )
         }
     }
+}
+
+/// The state of a resource forbids the call.
+fn conflict(text: String, resource: &str, state: &str) -> Status {
+    errors::status(
+        Code::FailedPrecondition,
+        reason::STATE_CONFLICT,
+        text,
+        &[("resource", resource), ("state", state)],
+    )
+}
+
+/// Too much at once; worth another try soon.
+fn throttled(text: String) -> Status {
+    let mut details = ErrorDetails::with_error_info(reason::THROTTLED, errors::DOMAIN, HashMap::new());
+    details.set_retry_info(Some(RETRY_AFTER));
+    Status::with_error_details(Code::ResourceExhausted, text, details)
 }
 
 /// UNAVAILABLE that names the leader, so that a caller can go there.
@@ -102,7 +138,7 @@ mod tests {
             (conflict, Code::FailedPrecondition, reason::STATE_CONFLICT),
             (
                 Refusal::TokenConflict,
-                Code::Aborted,
+                Code::AlreadyExists,
                 reason::CLIENT_TOKEN_CONFLICT,
             ),
             (
@@ -114,6 +150,21 @@ mod tests {
                 Refusal::Host(Box::new(Status::unknown("h2"))),
                 Code::Unavailable,
                 reason::NOT_HERE,
+            ),
+            (
+                Refusal::Busy("it".into()),
+                Code::ResourceExhausted,
+                reason::THROTTLED,
+            ),
+            (
+                Refusal::sentence("clientToken", "x"),
+                Code::InvalidArgument,
+                reason::INVALID_ARGUMENT,
+            ),
+            (
+                Refusal::ForeignAccount("arn".into()),
+                Code::PermissionDenied,
+                reason::PERMISSION_DENIED,
             ),
             (Refusal::NotLeading, Code::Unavailable, reason::NOT_LEADER),
             (Refusal::Internal("x".into()), Code::Internal, reason::INTERNAL),

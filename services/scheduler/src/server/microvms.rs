@@ -2,23 +2,26 @@
 
 use std::collections::HashMap;
 use std::pin::Pin;
-use std::time::SystemTime;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
 
 use api::microvm::v1::microvm_service_server::MicrovmService;
 use api::microvm::v1::{
-    CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, FollowMicrovmLogRequest,
-    FollowMicrovmLogResponse, GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest,
-    ListMicrovmsResponse, ResumeMicrovmRequest, ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse,
-    SuspendMicrovmRequest, SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse,
-    WatchMicrovmsRequest, WatchMicrovmsResponse,
+    CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
+    CreateMicrovmShellAuthTokenResponse, FollowMicrovmLogRequest, FollowMicrovmLogResponse,
+    GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest, ListMicrovmsResponse, ResumeMicrovmRequest,
+    ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest,
+    SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse, WatchMicrovmsRequest,
+    WatchMicrovmsResponse,
 };
 use futures::{Stream, StreamExt as _};
-use model::Violations;
+use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;
 use model::state::MicrovmState;
+use prost_types::Timestamp;
 use rpc::Role::{Admin, EdgeProxy, ImageBuilder};
 use rpc::{Role, authorize};
-use token::{AUTH_HEADER, Claims, Kind};
+use token::{AUTH_HEADER, Claims, Kind, PortScope};
 use tonic::{Code, Request, Response, Status};
 
 use super::{Shared, validation, wire};
@@ -26,6 +29,7 @@ use crate::adapters::keys::seconds;
 use crate::domain::microvm::Microvm;
 use crate::domain::paging::Position;
 use crate::refusal::Refusal;
+use crate::term::Term;
 
 /// Who launches, changes and reads microVMs.
 const CALLERS: &[Role] = &[Admin, EdgeProxy];
@@ -82,7 +86,8 @@ impl MicrovmService for Microvms {
         authorize(&request, READERS)?;
         let term = self.shared.term()?;
         let request = request.get_ref();
-        let (image, version, after) = filters(request, &self.shared).map_err(|r| self.refuse(r))?;
+        let (image, version, after) =
+            validation::list(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
         let size = validation::page_size(request.page_size, PAGE_SIZE_MAX).map_err(|r| self.refuse(r))?;
         let (page, more) = term.memory().page(image.as_ref(), version, after, size);
         let last = page.last().filter(|_| more);
@@ -142,29 +147,30 @@ impl MicrovmService for Microvms {
         let request = request.get_ref();
         let id = validation::microvm_id(&request.microvm_id).map_err(|r| self.refuse(r))?;
         let (life, ports) = validation::token(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
-        let microvm = term.handle(&id).map_err(|r| self.refuse(r))?.current();
-        if matches!(
-            microvm.state,
-            MicrovmState::Terminating | MicrovmState::Terminated
-        ) {
-            return Err(self.refuse(Refusal::Terminated(id)));
-        }
-        let now = SystemTime::now();
-        let claims = Claims {
-            microvm_id: id.to_string(),
-            kind: Kind::Endpoint,
-            ports,
-            issued_at: seconds(now),
-            expires_at: seconds(now + life),
-        };
-        let token = term.keys.mint(&claims, now);
-        let token = token.map_err(|error| self.refuse(Refusal::Internal(error.to_string())))?;
+        let minted = alive(&term, &id).and_then(|_| mint(&term, &id, Kind::Endpoint, ports, life));
+        let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
         Ok(Response::new(CreateMicrovmAuthTokenResponse {
-            auth_token: HashMap::from([(AUTH_HEADER.to_owned(), token)]),
-            expire_time: Some(prost_types::Timestamp {
-                seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX),
-                nanos: 0,
-            }),
+            auth_token,
+            expire_time,
+        }))
+    }
+
+    async fn create_microvm_shell_auth_token(
+        &self,
+        request: Request<CreateMicrovmShellAuthTokenRequest>,
+    ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
+        authorize(&request, CALLERS)?;
+        let term = self.shared.term()?;
+        let request = request.get_ref();
+        let id = validation::microvm_id(&request.microvm_id).map_err(|r| self.refuse(r))?;
+        let life = validation::shell_token(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
+        let minted = alive(&term, &id)
+            .and_then(|microvm| shell_allowed(&microvm))
+            .and_then(|()| mint(&term, &id, Kind::Shell, Vec::new(), life));
+        let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
+        Ok(Response::new(CreateMicrovmShellAuthTokenResponse {
+            auth_token,
+            expire_time,
         }))
     }
 
@@ -232,34 +238,60 @@ impl MicrovmService for Microvms {
     }
 }
 
-type Filters = (
-    Option<model::ImageName>,
-    Option<model::VersionNumber>,
-    Option<Position>,
-);
+/// A microVM that has not ended and is not about to.
+fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
+    let microvm = term.handle(id)?.current();
+    match microvm.state {
+        MicrovmState::Terminating | MicrovmState::Terminated => Err(Refusal::Terminated(id.clone())),
+        _ => Ok(microvm),
+    }
+}
 
-fn filters(request: &ListMicrovmsRequest, shared: &Shared) -> Result<Filters, Refusal> {
-    let mut violations = Violations::default();
-    let named = !request.image_identifier.is_empty();
-    let image = match named {
-        true => validation::image(&request.image_identifier, &shared.settings, &mut violations),
-        false => None,
+/// Whether the microVM's ingress connectors let a shell in.
+fn shell_allowed(microvm: &Microvm) -> Result<(), Refusal> {
+    let ingress = &microvm.spec.ingress;
+    let has = |name: &str| ingress.iter().any(|arn| managed_name(arn) == Some(name));
+    let mixed = has("ALL_INGRESS") && ingress.len() > 1;
+    if mixed || !has("SHELL_INGRESS") {
+        return Err(Refusal::ShellNotAllowed {
+            id: microvm.id.clone(),
+            mixed,
+        });
+    }
+    Ok(())
+}
+
+/// Last part of a platform connector's ARN.
+fn managed_name(arn: &str) -> Option<&str> {
+    arn.rsplit_once(":aws-network-connector:").map(|(_, name)| name)
+}
+
+/// A token in the header it goes into, and when it stops working.
+fn mint(
+    term: &Term,
+    id: &MicrovmId,
+    kind: Kind,
+    ports: Vec<PortScope>,
+    life: Duration,
+) -> Result<(HashMap<String, String>, Option<Timestamp>), Refusal> {
+    let now = SystemTime::now();
+    let claims = Claims {
+        microvm_id: id.to_string(),
+        kind,
+        ports,
+        issued_at: seconds(now),
+        expires_at: seconds(now + life),
     };
-    let version = validation::version(&request.image_version, &mut violations);
-    violations.check(
-        named || version.is_none(),
-        "imageVersion",
-        "needs imageIdentifier",
-    );
-    let after = match request.page_token.as_str() {
-        "" => None,
-        token => violations.keep(
-            "nextToken",
-            Position::from_token(token).ok_or("is not a page token"),
-        ),
+    let token = term.keys.mint(&claims, now);
+    let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;
+    let expire_time = Timestamp {
+        seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX),
+        nanos: 0,
     };
-    violations.finish().map_err(Refusal::Invalid)?;
-    Ok((image, version, after))
+    Ok((
+        HashMap::from([(AUTH_HEADER.to_owned(), token)]),
+        Some(expire_time),
+    ))
 }
 
 fn fell_behind() -> Status {

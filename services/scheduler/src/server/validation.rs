@@ -1,35 +1,72 @@
 //! Requests, checked field by field. Every violation is named, not just the
-//! first; field paths are those of the API's JSON.
+//! first; field paths are those of the API's JSON. Rules that have a sentence of
+//! their own are told one at a time, after those.
+
+pub mod access;
+mod attached;
+pub mod connectors;
 
 use std::time::Duration;
 
 use api::common::v1::logging::Destination;
 use api::common::v1::{IdlePolicy as WireIdlePolicy, Logging};
 use api::microvm::v1::port_scope::Scope;
-use api::microvm::v1::{CreateMicrovmAuthTokenRequest, PortScope as WirePortScope, RunMicrovmRequest};
+use api::microvm::v1::{
+    CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest,
+    PortScope as WirePortScope, RunMicrovmRequest,
+};
+use model::ids::RoleArn;
 use model::limits;
-use model::{ClientToken, ImageIdentifier, ImageName, MicrovmId, VersionNumber, Violations};
+use model::{ClientToken, ImageArn, ImageName, MicrovmId, VersionNumber, Violations};
 use prost::Message as _;
 use token::PortScope;
 
 use crate::config::Settings;
 use crate::domain::idempotency::TokenUse;
 use crate::domain::microvm::{IdlePolicy, Payload};
+use crate::domain::paging::Position;
 use crate::refusal::Refusal;
 use crate::term::run::RunRequest;
 
-/// Longest role ARN, characters.
-const ROLE_ARN_MAX: usize = 2048;
 /// Longest log group or stream name, characters.
 const LOG_NAME_MAX: usize = 512;
-const INGRESS: [&str; 4] = ["HTTP_INGRESS", "ALL_INGRESS", "SHELL_INGRESS", "NO_INGRESS"];
-const EGRESS: [&str; 1] = ["INTERNET_EGRESS"];
+/// Longest text that names an image, characters.
+const IMAGE_IDENTIFIER_MAX: usize = 256;
+
+/// What is wrong with a request: fields that break rules, and else the first
+/// rule with a sentence of its own that is broken.
+#[derive(Debug, Default)]
+pub struct Findings {
+    violations: Violations,
+    refusal: Option<Refusal>,
+}
+
+impl Findings {
+    /// Keeps the first refusal.
+    fn refuse(&mut self, refusal: Refusal) {
+        self.refusal.get_or_insert(refusal);
+    }
+
+    /// The value when it is there and nothing is wrong.
+    fn finish<T>(self, value: Option<T>) -> Result<T, Refusal> {
+        self.violations.finish().map_err(Refusal::Invalid)?;
+        match (self.refusal, value) {
+            (Some(refusal), _) => Err(refusal),
+            (None, Some(value)) => Ok(value),
+            (None, None) => Err(Refusal::Internal(
+                "a request without a violation is not whole".to_owned(),
+            )),
+        }
+    }
+}
 
 /// A launch request.
 pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunRequest, Refusal> {
-    let mut violations = Violations::default();
-    let found = &mut violations;
-    let image = image(&request.image_identifier, settings, found);
+    let mut findings = Findings::default();
+    let image = image(&request.image_identifier, settings, &mut findings);
+    let ingress = attached::ingress(&request.ingress_network_connectors, settings, &mut findings);
+    let egress = attached::egress(&request.egress_network_connectors, settings, &mut findings);
+    let found = &mut findings.violations;
     let version = version(&request.image_version, found);
     let idle_policy = request
         .idle_policy
@@ -42,37 +79,18 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
             whole_seconds(given, bounds, "maximumDurationInSeconds", found)
         }
     };
+    if !request.execution_role_arn.is_empty() {
+        let _ = found.keep("executionRoleArn", request.execution_role_arn.parse::<RoleArn>());
+    }
+    let longest = settings.run_hook_payload_bytes_max;
     found.check(
-        request.execution_role_arn.chars().count() <= ROLE_ARN_MAX,
-        "executionRoleArn",
-        format!("Member must have length less than or equal to {ROLE_ARN_MAX}"),
-    );
-    found.check(
-        request.run_hook_payload.len() <= limits::RUN_HOOK_PAYLOAD_BYTES_MAX,
+        request.run_hook_payload.len() <= longest,
         "runHookPayload",
-        format!(
-            "Member must have length less than or equal to {}",
-            limits::RUN_HOOK_PAYLOAD_BYTES_MAX
-        ),
+        format!("must be at most {longest} bytes"),
     );
     logging(request.logging.as_ref(), found);
-    let ingress = connectors(
-        &request.ingress_network_connectors,
-        Direction::Ingress,
-        settings,
-        found,
-    );
-    let egress = connectors(
-        &request.egress_network_connectors,
-        Direction::Egress,
-        settings,
-        found,
-    );
     let token = client_token(request, found);
-    let (Some(image), Some(maximum_duration)) = (image, maximum_duration) else {
-        return Err(Refusal::Invalid(violations));
-    };
-    violations.finish().map_err(Refusal::Invalid)?;
+    let (image, maximum_duration) = findings.finish(image.zip(maximum_duration))?;
     Ok(RunRequest {
         image,
         version,
@@ -82,7 +100,9 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
         payload: Payload(request.run_hook_payload.clone()),
         logging: request.logging.clone(),
         ingress,
-        egress,
+        egress: egress.arns,
+        customer_egress: egress.customer,
+        internet_egress: egress.internet,
         token,
     })
 }
@@ -94,16 +114,63 @@ pub fn microvm_id(text: &str) -> Result<MicrovmId, Refusal> {
     id.ok_or(Refusal::Invalid(violations))
 }
 
-/// An image named by name or ARN.
-pub fn image(text: &str, settings: &Settings, violations: &mut Violations) -> Option<ImageName> {
-    let parsed = ImageIdentifier::parse(text, &settings.region, &settings.account);
-    violations
-        .keep("imageIdentifier", parsed)
-        .map(ImageIdentifier::into_name)
+/// An image named by name or ARN, of this region and account.
+fn image(text: &str, settings: &Settings, findings: &mut Findings) -> Option<ImageName> {
+    const FIELD: &str = "imageIdentifier";
+    if text.chars().count() > IMAGE_IDENTIFIER_MAX {
+        let message = format!("must be at most {IMAGE_IDENTIFIER_MAX} characters");
+        findings.violations.add(FIELD, message);
+        return None;
+    }
+    if !text.starts_with("arn:") {
+        return findings.violations.keep(FIELD, text.parse());
+    }
+    match text.parse::<ImageArn>() {
+        Err(error) => findings.refuse(Refusal::sentence(FIELD, error.to_string())),
+        Ok(arn) if arn.account != settings.account => {
+            findings.refuse(Refusal::ForeignAccount(text.to_owned()));
+        }
+        Ok(arn) if arn.region != settings.region => findings.refuse(other_region(FIELD, text)),
+        Ok(arn) => return Some(arn.name),
+    }
+    None
+}
+
+/// The sentence for an ARN of another region.
+fn other_region(field: &str, arn: &str) -> Refusal {
+    Refusal::sentence(field, format!("{arn} belongs to another region"))
+}
+
+/// What a listing is narrowed to.
+pub type Filters = (Option<ImageName>, Option<VersionNumber>, Option<Position>);
+
+/// Filters and position of a listing of microVMs.
+pub fn list(request: &ListMicrovmsRequest, settings: &Settings) -> Result<Filters, Refusal> {
+    let mut findings = Findings::default();
+    let named = !request.image_identifier.is_empty();
+    let image = match named {
+        true => image(&request.image_identifier, settings, &mut findings),
+        false => None,
+    };
+    let found = &mut findings.violations;
+    let version = version(&request.image_version, found);
+    found.check(
+        named || version.is_none(),
+        "imageVersion",
+        "needs imageIdentifier",
+    );
+    let after = match request.page_token.as_str() {
+        "" => None,
+        token => found.keep(
+            "nextToken",
+            Position::from_token(token).ok_or("is not a page token"),
+        ),
+    };
+    findings.finish(Some((image, version, after)))
 }
 
 /// A version; empty means none was named.
-pub fn version(text: &str, violations: &mut Violations) -> Option<VersionNumber> {
+fn version(text: &str, violations: &mut Violations) -> Option<VersionNumber> {
     if text.is_empty() {
         None
     } else {
@@ -119,20 +186,40 @@ pub fn page_size(size: u32, max: u32) -> Result<usize, Refusal> {
     Ok(usize::try_from(if size == 0 { max } else { size }).unwrap_or(1))
 }
 
+/// Life of a token.
+fn token_life(
+    given: Option<prost_types::Duration>,
+    settings: &Settings,
+    violations: &mut Violations,
+) -> Option<Duration> {
+    const FIELD: &str = "expirationInMinutes";
+    let floor = Duration::from_secs(settings.token_floor_seconds);
+    let bounds = (floor, limits::TOKEN_DURATION_MAX);
+    let life = whole_seconds(&given.unwrap_or_default(), bounds, FIELD, violations);
+    // With the normal floor only whole minutes mean anything to a caller.
+    let minutes =
+        floor < limits::TOKEN_DURATION_MIN || life.is_none_or(|life| life.as_secs().is_multiple_of(60));
+    violations.check(minutes, FIELD, "must be whole minutes");
+    life
+}
+
+/// Life of a shell's token.
+pub fn shell_token(
+    request: &CreateMicrovmShellAuthTokenRequest,
+    settings: &Settings,
+) -> Result<Duration, Refusal> {
+    let mut findings = Findings::default();
+    let life = token_life(request.expiration, settings, &mut findings.violations);
+    findings.finish(life)
+}
+
 /// Life and ports of a token.
 pub fn token(
     request: &CreateMicrovmAuthTokenRequest,
     settings: &Settings,
 ) -> Result<(Duration, Vec<PortScope>), Refusal> {
     let mut violations = Violations::default();
-    let floor = Duration::from_secs(settings.token_floor_seconds);
-    let given = request.expiration.unwrap_or_default();
-    let bounds = (floor, limits::TOKEN_DURATION_MAX);
-    let life = whole_seconds(&given, bounds, "expirationInMinutes", &mut violations);
-    // With the normal floor only whole minutes mean anything to a caller.
-    let minutes =
-        floor < limits::TOKEN_DURATION_MIN || life.is_none_or(|life| life.as_secs().is_multiple_of(60));
-    violations.check(minutes, "expirationInMinutes", "must be whole minutes");
+    let life = token_life(request.expiration, settings, &mut violations);
     let count = request.allowed_ports.len();
     violations.check(
         (1..=limits::TOKEN_PORT_SCOPES_MAX).contains(&count),
@@ -181,7 +268,7 @@ fn idle_policy(
     let mut window = |given: &Option<prost_types::Duration>, bounds, field| match given {
         Some(given) => whole_seconds(given, bounds, field, violations),
         None => {
-            violations.add(field, "Member must not be null");
+            violations.add(field, "must not be left out");
             None
         }
     };
@@ -235,56 +322,6 @@ fn logging(logging: Option<&Logging>, violations: &mut Violations) {
             format!("must be at most {LOG_NAME_MAX} characters without ':' and '*'"),
         );
     }
-}
-
-#[derive(Clone, Copy, PartialEq)]
-enum Direction {
-    Ingress,
-    Egress,
-}
-
-/// Connectors of one direction, the default one when none is named.
-fn connectors(
-    given: &[String],
-    direction: Direction,
-    settings: &Settings,
-    violations: &mut Violations,
-) -> Vec<String> {
-    let (field, known) = match direction {
-        Direction::Ingress => ("ingressNetworkConnectors", &INGRESS[..]),
-        Direction::Egress => ("egressNetworkConnectors", &EGRESS[..]),
-    };
-    let prefix = format!(
-        "arn:aws:lambda:{}:aws:network-connector:aws-network-connector:",
-        settings.region
-    );
-    if given.is_empty() {
-        return vec![format!("{prefix}{}", known[0])];
-    }
-    violations.check(
-        given.len() <= limits::CONNECTORS_MAX,
-        field,
-        format!("must have at most {} entries", limits::CONNECTORS_MAX),
-    );
-    for (index, arn) in given.iter().take(limits::CONNECTORS_MAX).enumerate() {
-        let managed = arn.strip_prefix(&prefix);
-        violations.check(
-            managed.is_some_and(|name| known.contains(&name)),
-            format!("{field}[{index}]"),
-            format!(
-                "must be the ARN of a known connector: {prefix}<{}>",
-                known.join("|")
-            ),
-        );
-    }
-    let has = |name: &str| given.iter().any(|arn| arn.strip_prefix(&prefix) == Some(name));
-    let alone = given.len() == 1;
-    violations.check(
-        alone || !has("NO_INGRESS"),
-        field,
-        "NO_INGRESS cannot be combined with other ingress network connectors",
-    );
-    given.to_vec()
 }
 
 /// The token with the digest of everything else. Messages without maps encode

@@ -53,7 +53,7 @@ impl Handle {
     pub async fn operate(&self) -> Result<MutexGuard<'_, ()>, Refusal> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
-            return Err(Refusal::Busy(self.id.clone()));
+            return Err(Refusal::Busy(format!("the MicroVM {}", self.id)));
         }
         let _waiting = Waiting(&self.waiting);
         Ok(self.operation.lock().await)
@@ -99,6 +99,8 @@ pub struct Memory {
     tokens: HashMap<Digest, MicrovmId>,
     ended: BTreeSet<(SystemTime, MicrovmId)>,
     retention: Duration,
+    /// Baseline memory of the microVMs that have not ended, MiB.
+    allocated_mib: u64,
     /// MicroVMs whose records cannot be read: nobody may touch them.
     pub unreadable: HashSet<MicrovmId>,
     /// The hosts.
@@ -121,6 +123,7 @@ impl Memory {
             tokens: HashMap::new(),
             ended: BTreeSet::new(),
             retention,
+            allocated_mib: 0,
             unreadable: HashSet::new(),
             fleet: Fleet::default(),
             timers: Timers::default(),
@@ -158,6 +161,13 @@ impl Memory {
     #[must_use]
     pub fn living(&self) -> usize {
         self.microvms.len() - self.ended.len()
+    }
+
+    /// Baseline memory of the microVMs that have not ended, suspended ones
+    /// included, MiB.
+    #[must_use]
+    pub fn allocated_mib(&self) -> u64 {
+        self.allocated_mib
     }
 
     /// One page of microVMs, newest first, and whether more may follow.
@@ -326,8 +336,9 @@ impl Memory {
                     self.by_host.remove(host);
                 }
             }
-            if let Some(ended) = before.terminate_time {
-                self.ended.remove(&(ended, before.id.clone()));
+            match before.terminate_time {
+                Some(ended) => drop(self.ended.remove(&(ended, before.id.clone()))),
+                None => self.allocated_mib -= u64::from(before.spec.baseline_mib),
             }
             self.timers.set(&before.id, None);
         }
@@ -339,6 +350,7 @@ impl Memory {
             match after.terminate_time {
                 Some(ended) => drop(self.ended.insert((ended, after.id.clone()))),
                 None => {
+                    self.allocated_mib += u64::from(after.spec.baseline_mib);
                     // A host that did not come back counts as gone from now on.
                     self.fleet.entry(host, now);
                     self.by_host

@@ -7,11 +7,12 @@ use std::time::{Duration, SystemTime};
 
 use api::common::v1::{HookMode, Logging};
 use model::state::MicrovmState;
-use model::{ImageArn, ImageName, MicrovmId, VersionNumber, Violations};
+use model::{ImageArn, ImageName, MicrovmId, VersionNumber};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::Term;
+use super::connectors::ConnectorRef;
 use super::memory::{Handle, Memory};
 use crate::config::Settings;
 use crate::domain::catalog::Launchable;
@@ -41,6 +42,10 @@ pub struct RunRequest {
     pub ingress: Vec<String>,
     /// Egress connectors by ARN.
     pub egress: Vec<String>,
+    /// The customer's connectors among them.
+    pub customer_egress: Vec<ConnectorRef>,
+    /// Whether the platform's connector to everywhere is among them.
+    pub internet_egress: bool,
     /// The caller's token and the digest of the request.
     pub token: Option<TokenUse>,
 }
@@ -91,6 +96,7 @@ impl Term {
     /// Checks the token, chooses a host and reserves room there, in one instant.
     fn admit(&self, request: RunRequest) -> Result<Admitted, Refusal> {
         let version = self.catalog().resolve(&request.image, request.version);
+        let policy = self.egress_policy(&request.customer_egress, request.internet_egress);
         let now = SystemTime::now();
         let mut memory = self.memory();
         if let Some(asked) = request.token
@@ -101,7 +107,10 @@ impl Term {
                 Verdict::New | Verdict::Conflict => Err(Refusal::TokenConflict),
             };
         }
-        let microvm = place_new(&memory, self.settings(), request, version, now)?;
+        // After the token: a replay does not ask what became of the connectors.
+        let policy = policy?;
+        let mut microvm = place_new(&memory, self.settings(), request, version, now)?;
+        microvm.spec.egress_policy = policy;
         let handle = memory.insert(Arc::new(microvm), 0, now);
         // Taken before anybody else can see it: the first to write it is us.
         let revision = Arc::clone(&handle.revision)
@@ -140,11 +149,7 @@ fn place_new(
         });
     };
     check_payload(&request, &version)?;
-    if memory.living() >= settings.microvms_max {
-        return Err(Refusal::Quota {
-            limit: settings.microvms_max,
-        });
-    }
+    check_quotas(memory, settings, u64::from(version.baseline_mib))?;
     let demand = Demand {
         memory_mib: u64::from(version.baseline_mib),
         engine: version.snapshot.engine.clone(),
@@ -177,6 +182,7 @@ fn place_new(
             logging: request.logging,
             ingress: request.ingress,
             egress: request.egress,
+            egress_policy: None,
         },
         token: request.token,
         intent: Intent::Live,
@@ -198,16 +204,34 @@ fn place_new(
     })
 }
 
+fn check_quotas(memory: &Memory, settings: &Settings, asked: u64) -> Result<(), Refusal> {
+    let limit = settings.microvms_max;
+    if memory.living() >= limit {
+        return Err(Refusal::Quota {
+            quota: "microvms",
+            limit,
+            text: format!("The limit of {limit} MicroVMs is reached."),
+        });
+    }
+    let allocated = memory.allocated_mib();
+    match settings.quotas.memory_mib {
+        Some(limit) if allocated + asked > limit => Err(Refusal::MemoryQuota {
+            limit,
+            allocated,
+            asked,
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn check_payload(request: &RunRequest, version: &Launchable) -> Result<(), Refusal> {
     let run = version.hooks.and_then(|hooks| hooks.run);
     let enabled = run.is_some_and(|hook| hook.mode() == HookMode::Enabled);
     if request.payload.0.is_empty() || enabled {
         return Ok(());
     }
-    let mut violations = Violations::default();
-    violations.add(
+    Err(Refusal::sentence(
         "runHookPayload",
         "The run hook must be enabled in the MicroVM image to pass the run hook payload",
-    );
-    Err(Refusal::Invalid(violations))
+    ))
 }

@@ -207,6 +207,8 @@ async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
     let other = FakeHost::start(&rig, "h2").await;
     rig.placeable(&scheduler, 2).await;
     host.lease.revoke().await.unwrap();
+    // The host would still answer: first the scheduler has to know.
+    rig.placeable(&scheduler, 1).await;
     let woken = eventually("a wake elsewhere", || async {
         resume(&client, &slept).await.ok()
     })

@@ -33,6 +33,7 @@ pub enum Step {
 pub struct Inner {
     pub held: HashMap<String, ObservedMicrovm>,
     pub launches: Vec<(String, u64)>,
+    pub specs: Vec<MicrovmSpec>,
     pub resumes: Vec<ResumeRequest>,
     pub terminates: Vec<TerminateRequest>,
     pub on_launch: VecDeque<Step>,
@@ -143,6 +144,18 @@ impl FakeHost {
         read(&self.inner.lock().unwrap())
     }
 
+    /// What it was told of a microVM when it launched it.
+    pub fn launched(&self, id: &str) -> MicrovmSpec {
+        self.asked(|inner| {
+            inner
+                .specs
+                .iter()
+                .rfind(|spec| spec.microvm_id == id)
+                .cloned()
+                .unwrap()
+        })
+    }
+
     /// What it would report of a microVM in a new state.
     pub fn observes(&self, id: &str, state: MicrovmState) -> ObservedMicrovm {
         let mut inner = self.inner.lock().unwrap();
@@ -195,12 +208,13 @@ impl HostAgentService for Agent {
     async fn launch(&self, request: Request<LaunchRequest>) -> Result<Response<LaunchResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
-        let id = request.spec.unwrap().microvm_id;
-        self.inner
-            .lock()
-            .unwrap()
-            .launches
-            .push((id.clone(), request.generation));
+        let spec = request.spec.unwrap();
+        let id = spec.microvm_id.clone();
+        {
+            let mut inner = self.inner.lock().unwrap();
+            inner.launches.push((id.clone(), request.generation));
+            inner.specs.push(spec);
+        }
         let observed = self.act(
             |inner| &mut inner.on_launch,
             (&id, request.generation),

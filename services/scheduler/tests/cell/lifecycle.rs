@@ -103,7 +103,8 @@ async fn what_cannot_be_run_says_why() {
         image_version: version.into(),
         ..Default::default()
     };
-    let none = "No active version found for MicroVM image arn:aws:lambda:local-1:000000000000:microvm-image:";
+    let none =
+        "No active version found for MicroVM image arn:aws:lambda:us-east-1:000000000000:microvm-image:";
     for (request, text) in [
         (of("absent", ""), format!("{none}absent")),
         (of("retired", ""), format!("{none}retired")),
@@ -199,9 +200,9 @@ async fn one_client_token_is_one_microvm() {
     };
     refused(
         run(&client, other).await,
-        Code::Aborted,
+        Code::AlreadyExists,
         reason::CLIENT_TOKEN_CONFLICT,
-        "token",
+        "The client token was used before with other parameters.",
     );
 }
 

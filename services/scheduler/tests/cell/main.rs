@@ -4,8 +4,12 @@
 // Helpers outside #[test] functions fail the test the same way.
 #![allow(clippy::unwrap_used)]
 
+mod access;
+mod connectors;
+mod egress;
 mod failures;
 mod host;
+mod launch;
 mod lifecycle;
 mod placing;
 mod rig;

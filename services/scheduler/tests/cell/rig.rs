@@ -5,7 +5,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::common::v1::{Hook, HookMode, Hooks, Resources};
+use api::connector::v1::network_connector_service_client::NetworkConnectorServiceClient;
 use api::host::v1::host_service_client::HostServiceClient;
 use api::image::v1::{
     Image, ImageConfiguration, ImageState, ImageVersion, SnapshotRef, VersionState, VersionStatus,
@@ -27,6 +29,8 @@ use crate::host::FakeHost;
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 pub type Client = MicrovmServiceClient<Channel>;
+pub type Connectors = NetworkConnectorServiceClient<Channel>;
+pub type Keys = AccessKeyServiceClient<Channel>;
 
 /// Polls until the condition gives something.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
@@ -216,6 +220,44 @@ impl Rig {
 
     pub fn hosts(&self, scheduler: &Scheduler, role: Role) -> HostServiceClient<Channel> {
         HostServiceClient::new(self.channel(scheduler, role))
+    }
+
+    pub fn connectors(&self, scheduler: &Scheduler, role: Role) -> Connectors {
+        NetworkConnectorServiceClient::new(self.channel(scheduler, role))
+    }
+
+    pub fn keys(&self, scheduler: &Scheduler, role: Role) -> Keys {
+        AccessKeyServiceClient::new(self.channel(scheduler, role))
+    }
+
+    /// What the scheduler at an address wrote to its log.
+    pub fn log(&self, scheduler: &Scheduler) -> String {
+        let name = format!("scheduler-{}.log", scheduler.address.replace(':', "-"));
+        std::fs::read_to_string(self.pki.file(&name)).unwrap()
+    }
+
+    /// Takes leadership away without telling the leader.
+    pub async fn depose(&self) {
+        // Anew: what guards compare is the key's creation.
+        self.store
+            .delete_if("elections/scheduler", Expect::Any, None)
+            .await
+            .unwrap();
+        self.store
+            .put_if(
+                "elections/scheduler",
+                b"somebody else".to_vec(),
+                Expect::Absent,
+                None,
+            )
+            .await
+            .unwrap();
+    }
+
+    /// Keys under a prefix.
+    pub async fn listed(&self, prefix: &str) -> Vec<String> {
+        let entries = self.store.list(prefix).await.unwrap().0;
+        entries.into_iter().map(|(key, _)| key).collect()
     }
 
     fn channel(&self, scheduler: &Scheduler, role: Role) -> Channel {

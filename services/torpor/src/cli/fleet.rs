@@ -29,6 +29,12 @@ pub struct Up {
     /// Address the endpoints listen on.
     #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
     pub edge_address: std::net::IpAddr,
+    /// Port of the AWS-compatible API (HTTPS, on loopback); default: 8444 plus the port offset.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub api_port: Option<u16>,
+    /// Region in ARNs and signatures.
+    #[arg(long, value_name = "REGION", default_value = crate::fleet::plan::REGION, value_parser = region)]
+    pub region: String,
     /// Added to every internal port (etcd 7379, S3 7390, services 7401 and up,
     /// metrics 7501 and up), for several fleets on one machine.
     #[arg(long, value_name = "N", default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=20_000))]
@@ -52,6 +58,15 @@ pub struct Up {
     /// This process is the supervisor that `--detach` started.
     #[arg(long, hide = true)]
     pub supervised: bool,
+}
+
+/// A region, as far as ARNs and signatures care.
+fn region(text: &str) -> Result<String, String> {
+    let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+    if text.is_empty() || text.len() > 32 || !text.chars().all(allowed) {
+        return Err("1 to 32 lower-case letters, digits and dashes, for example us-east-1".to_owned());
+    }
+    Ok(text.to_owned())
 }
 
 /// Arguments of `torpor down`.

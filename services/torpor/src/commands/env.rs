@@ -1,5 +1,6 @@
 //! `torpor env`: what other clients of this fleet need, as shell exports.
 
+use std::io::IsTerminal as _;
 use std::path::Path;
 
 use client::ARTIFACT_BUCKET;
@@ -21,17 +22,24 @@ pub fn run(data_dir: &Path, session: &Session) -> Result<(), Failure> {
     for (name, value) in variables {
         output::line(format_args!("export {name}={}", quote(&value)))?;
     }
+    // A session token that is left of other credentials would go with these.
+    output::line("unset AWS_SESSION_TOKEN")?;
+    if std::io::stdout().is_terminal() {
+        output::remark("use it so: eval \"$(torpor env)\"");
+        output::remark(format_args!("artifacts go to s3://{ARTIFACT_BUCKET}"));
+    }
     Ok(())
 }
 
 fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> {
     let context = &session.context;
     let path = |path: &Path| path.display().to_string();
-    vec![
+    let mut variables = vec![
         ("TORPOR_DATA_DIR", path(data_dir)),
         ("TORPOR_SCHEDULER", context.scheduler.clone()),
         ("TORPOR_IMAGE_BUILDER", context.image_builder.clone()),
         ("TORPOR_EDGE", context.edge.clone()),
+        ("TORPOR_API", context.api.clone()),
         ("TORPOR_ENDPOINT_DOMAIN", context.endpoint_domain.clone()),
         ("TORPOR_CA", path(&context.ca)),
         ("TORPOR_CERT", path(&context.cert)),
@@ -45,7 +53,15 @@ fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> 
         // Newer clients add checksums that not every S3 endpoint takes.
         ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required".to_owned()),
         ("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required".to_owned()),
-    ]
+    ];
+    if !context.api.is_empty() {
+        variables.extend([
+            ("AWS_ENDPOINT_URL_LAMBDA_MICROVMS", context.api.clone()),
+            ("AWS_ENDPOINT_URL_LAMBDA_CORE", context.api.clone()),
+            ("AWS_CA_BUNDLE", path(&context.ca)),
+        ]);
+    }
+    variables
 }
 
 /// Quotes for a POSIX shell.

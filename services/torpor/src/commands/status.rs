@@ -45,6 +45,11 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
         .components
         .iter()
         .any(|component| component.name == "scheduler");
+    let with_edge = record
+        .components
+        .iter()
+        .any(|component| component.name == "edge-proxy");
+    let api = Some(session.context.api.as_str()).filter(|api| with_edge && !api.is_empty());
     let hosts = match with_hosts {
         true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list(&session)).await {
             Ok(result) => result,
@@ -53,14 +58,21 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
         false => Ok(Vec::new()),
     };
     if session.json() {
-        show_json(&record, &hosts)?;
+        show_json(&record, &hosts, api)?;
     } else {
         show_tables(&record, &hosts, with_hosts)?;
+        if let Some(api) = api {
+            output::remark(format_args!("AWS API: {api}"));
+        }
     }
     verdict(&record, &hosts, with_hosts)
 }
 
-fn show_json(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, Failure>) -> Result<(), Failure> {
+fn show_json(
+    record: &FleetRecord,
+    hosts: &Result<Vec<api::host::v1::Host>, Failure>,
+    api: Option<&str>,
+) -> Result<(), Failure> {
     let components: Vec<serde_json::Value> = record
         .components
         .iter()
@@ -80,7 +92,12 @@ fn show_json(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, Fail
         .as_deref()
         .map(|hosts| json::messages("torpor.host.v1.Host", hosts))
         .unwrap_or_default();
-    output::value(&serde_json::json!({ "phase": record.phase, "components": components, "hosts": hosts }))
+    output::value(&serde_json::json!({
+        "phase": record.phase,
+        "components": components,
+        "hosts": hosts,
+        "api": api,
+    }))
 }
 
 fn uptime(component: &ComponentRecord) -> Option<u64> {

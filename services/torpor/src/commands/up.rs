@@ -106,6 +106,11 @@ fn greet(plan: &Plan) {
         plan.domain,
         plan.edge.port()
     ));
+    output::remark(format_args!(
+        "AWS API:   {} (eval \"$(torpor env)\" points the AWS CLI and SDKs at it; artifacts go to s3://{})",
+        plan.api_url(),
+        client::ARTIFACT_BUCKET
+    ));
     let flag = match plan.data_dir == Path::new(client::DEFAULT_DATA_DIR) {
         true => String::new(),
         false => format!(" --data-dir {}", plan.data_dir.display()),

@@ -2,8 +2,9 @@
 //! kept between runs, renewed before they end. Keys are P-256, mode 0600, owned
 //! by the user that needs them.
 //!
-//! The certificate of the endpoints is not a role's: it carries the wildcard
-//! name only, so that what faces the public proves nothing inside the fleet.
+//! The certificates of the endpoints and of the AWS-compatible API are not a
+//! role's: they carry the names that clients dial only, so that what faces the
+//! public proves nothing inside the fleet.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -27,6 +28,8 @@ const LEAF_DAYS: u32 = 397;
 const RENEW_BEFORE_DAYS: u32 = 60;
 /// File name of the endpoints' certificate.
 pub const ENDPOINTS: &str = "endpoints";
+/// File name of the API's certificate.
+pub const API: &str = "api";
 
 struct Leaf {
     name: &'static str,
@@ -84,6 +87,12 @@ fn leaves(domain: &str) -> Vec<Leaf> {
             "localhost".to_owned(),
             "127.0.0.1".to_owned(),
         ],
+        client: false,
+        owner: Some(users::EDGE_PROXY),
+    });
+    leaves.push(Leaf {
+        name: API,
+        dns: ["localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
         client: false,
         owner: Some(users::EDGE_PROXY),
     });
@@ -253,6 +262,41 @@ mod tests {
         assert!(
             names.contains("*.microvms.localhost") && !names.contains("torpor.internal"),
             "{names}"
+        );
+    }
+
+    #[test]
+    fn the_api_is_known_by_its_loopback_names_and_has_no_role() {
+        let directory = tempfile::tempdir().unwrap();
+        let plan = plan_in(directory.path());
+        ensure(&plan).unwrap();
+        let (certificate, key) = pair(&plan, API);
+        let text = std::fs::read_to_string(&certificate).unwrap();
+        let der = der(&text).unwrap();
+        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
+        let names = parsed.subject_alternative_name().unwrap().unwrap().value;
+        let v6: &[u8] = &std::net::Ipv6Addr::LOCALHOST.octets();
+        assert_eq!(
+            names.general_names,
+            [
+                GeneralName::DNSName("localhost"),
+                GeneralName::IPAddress(&[127, 0, 0, 1]),
+                GeneralName::IPAddress(v6),
+            ]
+        );
+        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
+        assert!(usage.server_auth && !usage.client_auth);
+        use std::os::unix::fs::MetadataExt as _;
+        let metadata = std::fs::metadata(key).unwrap();
+        assert_eq!(
+            (metadata.uid(), metadata.mode() & 0o777),
+            (users::EDGE_PROXY, 0o600)
+        );
+        ensure(&plan).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(certificate).unwrap(),
+            text,
+            "kept between runs"
         );
     }
 }

@@ -39,6 +39,9 @@ pub struct Component {
     pub clean_environment: bool,
     /// Numeric user and group; absent means root.
     pub user: Option<u32>,
+    /// File of audit records that it opens anew when it is moved; bounded by the
+    /// supervisor.
+    pub audit: Option<PathBuf>,
     /// How its health is seen.
     pub probe: Probe,
     /// Components of a stage start together, after all of the stage before.
@@ -87,14 +90,16 @@ pub fn all(plan: &Plan) -> Vec<Component> {
         2,
     ));
     let edge_probe = Probe::Tls(plan.edge_reachable(), plan.domain.clone());
-    components.push(service(
+    let mut edge = service(
         plan,
         "edge-proxy",
         "edge-proxy",
         edge_probe,
         Some(users::EDGE_PROXY),
         3,
-    ));
+    );
+    edge.audit = Some(plan.audit());
+    components.push(edge);
     components.retain(|component| plan.wants(&component.name));
     components
 }
@@ -127,6 +132,7 @@ fn service(plan: &Plan, service: &str, name: &str, probe: Probe, user: Option<u3
         environment: Vec::new(),
         clean_environment: false,
         user,
+        audit: None,
         probe,
         stage,
         stop_timeout: STOP_TIMEOUT,
@@ -141,6 +147,7 @@ fn s3(plan: &Plan) -> Component {
         environment: Vec::new(),
         clean_environment: true,
         user: Some(users::S3),
+        audit: None,
         probe: Probe::Http(plan.s3()),
         stage: 0,
         stop_timeout: STOP_TIMEOUT,
@@ -182,6 +189,7 @@ fn etcd(plan: &Plan) -> Component {
         environment: Vec::new(),
         clean_environment: true,
         user: Some(users::ETCD),
+        audit: None,
         probe: Probe::Etcd(plan.etcd()),
         stage: 0,
         stop_timeout: STOP_TIMEOUT,

@@ -1,16 +1,16 @@
 //! The settings files of the services, written anew by every `torpor up`: mode
-//! 0600 and owned by the user the service runs as, because they hold the S3
+//! 0600 and owned by the user the service runs as, because some hold an S3
 //! secret. Key names are those of each service's `config.rs`; a service that
 //! does not know one refuses to start and says which.
 
 use std::path::Path;
 
-use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
 
 use super::authority;
 use super::files;
-use super::plan::{ACCOUNT, Plan, REGION, users};
+use super::keys::{self, KeyPair};
+use super::plan::{ACCOUNT, Plan, users};
 use crate::failure::{Failure, Kind};
 
 /// Share of the machine's memory that hosts hand out, in percent.
@@ -18,82 +18,49 @@ const MEMORY_SHARE_PERCENT: u64 = 80;
 /// Least memory a host hands out, in MiB.
 const MEMORY_MIB_MIN: u64 = 2048;
 
-/// Access keys of the embedded S3, made once per fleet.
-#[derive(Debug, Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct S3Keys {
-    /// Access key id.
-    pub access_key_id: String,
-    /// Secret access key.
-    pub secret_access_key: String,
-}
-
 /// Writes every file and the clients' context.
 pub fn write(plan: &Plan) -> Result<(), Failure> {
     files::directory(&plan.path("config"), 0o711, None)?;
-    let keys = s3_keys(plan)?;
+    let (services, root) = (keys::services(plan)?, keys::root(plan)?);
     let put = |name: &str, table: Table, owner: Option<u32>| {
         let text = toml::to_string_pretty(&table)
             .map_err(|error| Failure::failed(format!("cannot write the settings of {name}: {error}")))?;
         files::write_private(&plan.config(name), text.as_bytes(), owner)?;
         Ok::<_, Failure>(())
     };
-    put("s3", s3_server(plan, &keys), Some(users::S3))?;
+    put("s3", s3_server(plan, &[&services, &root]), Some(users::S3))?;
     put("scheduler", scheduler(plan), Some(users::SCHEDULER))?;
-    put("image-builder", image_builder(plan, &keys), None)?;
+    put("image-builder", image_builder(plan, &services), None)?;
     put("edge-proxy", edge_proxy(plan), Some(users::EDGE_PROXY))?;
     for number in 1..=plan.hosts {
         put(
             &format!("host-agent-{number}"),
-            host_agent(plan, &keys, number)?,
+            host_agent(plan, &services, number)?,
             None,
         )?;
     }
-    let context = context(plan, &keys).to_toml();
+    let context = context(plan, &root).to_toml();
     files::write_private(&client::Context::file(&plan.data_dir), context.as_bytes(), None)?;
     Ok(())
 }
 
-/// The access keys, made when there are none.
-fn s3_keys(plan: &Plan) -> Result<S3Keys, Failure> {
-    let path = plan.path("config/s3-keys.toml");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => toml::from_str(&text).map_err(|error| {
-            Failure::failed(format!("{} is damaged: {error}", path.display()))
-                .next("delete it while the fleet is down; torpor up makes new keys")
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            let secret: [u8; 24] = rand::random();
-            let id: [u8; 8] = rand::random();
-            let hex = |bytes: &[u8]| bytes.iter().map(|byte| format!("{byte:02x}")).collect::<String>();
-            let keys = S3Keys {
-                access_key_id: format!("TORPOR{}", hex(&id).to_uppercase()),
-                secret_access_key: hex(&secret),
-            };
-            let text = toml::to_string(&keys).map_err(|error| Failure::failed(error.to_string()))?;
-            files::write_private(&path, text.as_bytes(), None)?;
-            Ok(keys)
-        }
-        Err(error) => Err(files::named(&path, &error).into()),
-    }
-}
-
 /// What clients of the fleet read.
-fn context(plan: &Plan, keys: &S3Keys) -> client::Context {
+fn context(plan: &Plan, root: &KeyPair) -> client::Context {
     let (cert, key) = authority::pair(plan, "admin");
     client::Context {
         scheduler: plan.scheduler().to_string(),
         image_builder: plan.image_builder().to_string(),
         edge: plan.edge_reachable().to_string(),
+        api: plan.api_url(),
         endpoint_domain: plan.domain.clone(),
         ca: authority::ca_file(plan),
         cert,
         key,
         s3: client::S3Access {
             endpoint: format!("http://{}", plan.s3()),
-            region: REGION.to_owned(),
-            access_key_id: keys.access_key_id.clone(),
-            secret_access_key: keys.secret_access_key.clone(),
+            region: plan.region.clone(),
+            access_key_id: root.access_key_id.clone(),
+            secret_access_key: root.secret_access_key.clone(),
         },
     }
 }
@@ -121,10 +88,10 @@ fn etcd(plan: &Plan, role: &str) -> Table {
     }
 }
 
-fn s3(plan: &Plan, keys: &S3Keys) -> Table {
+fn s3(plan: &Plan, keys: &KeyPair) -> Table {
     table! {
         "endpoint" = format!("http://{}", plan.s3()),
-        "region" = REGION,
+        "region" = plan.region.as_str(),
         "access_key_id" = keys.access_key_id.as_str(),
         "secret_access_key" = keys.secret_access_key.as_str(),
         "path_style" = true,
@@ -135,12 +102,17 @@ fn telemetry(plan: &Plan, metrics_port: u16) -> Table {
     table! { "metrics_address" = plan.internal(metrics_port).to_string() }
 }
 
-fn s3_server(plan: &Plan, keys: &S3Keys) -> Table {
+fn s3_server(plan: &Plan, keys: &[&KeyPair]) -> Table {
+    let pair = |key: &&KeyPair| {
+        table! {
+            "access_key_id" = key.access_key_id.as_str(),
+            "secret_access_key" = key.secret_access_key.as_str(),
+        }
+    };
     table! {
         "listen" = plan.s3().to_string(),
         "root" = text(&plan.path("s3")),
-        "access_key_id" = keys.access_key_id.as_str(),
-        "secret_access_key" = keys.secret_access_key.as_str(),
+        "keys" = keys.iter().map(pair).collect::<Vec<_>>(),
         "buckets" = vec![client::ARTIFACT_BUCKET, "torpor-snapshots", "torpor-logs"],
     }
 }
@@ -148,7 +120,7 @@ fn s3_server(plan: &Plan, keys: &S3Keys) -> Table {
 fn scheduler(plan: &Plan) -> Table {
     table! {
         "listen" = plan.scheduler().to_string(),
-        "region" = REGION,
+        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
         "endpoint_port" = i64::from(plan.edge.port()),
@@ -158,11 +130,11 @@ fn scheduler(plan: &Plan) -> Table {
     }
 }
 
-fn image_builder(plan: &Plan, keys: &S3Keys) -> Table {
+fn image_builder(plan: &Plan, keys: &KeyPair) -> Table {
     table! {
         "listen" = plan.image_builder().to_string(),
         "data_dir" = text(&plan.path("builder")),
-        "region" = REGION,
+        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
         "tls" = tls(plan, "image-builder"),
@@ -174,10 +146,22 @@ fn image_builder(plan: &Plan, keys: &S3Keys) -> Table {
 
 fn edge_proxy(plan: &Plan) -> Table {
     let (cert, key) = authority::pair(plan, authority::ENDPOINTS);
+    let (api_cert, api_key) = authority::pair(plan, authority::API);
+    let aws = table! {
+        "listen" = plan.api.to_string(),
+        "cert" = text(&api_cert),
+        "key" = text(&api_key),
+        "key_file" = text(&keys::file(plan)),
+        "audit_file" = text(&plan.audit()),
+    };
     table! {
         "listen" = plan.edge.to_string(),
         "domain" = plan.domain.as_str(),
+        "region" = plan.region.as_str(),
+        "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
+        "image_builders" = vec![plan.image_builder().to_string()],
+        "aws" = aws,
         "endpoint_cert" = text(&cert),
         "endpoint_key" = text(&key),
         "tls" = tls(plan, "edge-proxy"),
@@ -186,7 +170,7 @@ fn edge_proxy(plan: &Plan) -> Table {
     }
 }
 
-fn host_agent(plan: &Plan, keys: &S3Keys, number: u16) -> Result<Table, Failure> {
+fn host_agent(plan: &Plan, keys: &KeyPair, number: u16) -> Result<Table, Failure> {
     let slots = table! {
         "prefix" = plan.slot_prefix(number),
         "outer_subnet" = plan.slot_subnet(number),
@@ -199,7 +183,7 @@ fn host_agent(plan: &Plan, keys: &S3Keys, number: u16) -> Result<Table, Failure>
         "data_dir" = text(&plan.host_dir(number)),
         "scheduler_addresses" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
-        "region" = REGION,
+        "region" = plan.region.as_str(),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
@@ -233,21 +217,33 @@ mod tests {
     use crate::fleet::plan::tests::plan;
 
     #[test]
-    fn keys_are_made_once() {
-        let directory = tempfile::tempdir().unwrap();
-        std::fs::create_dir(directory.path().join("config")).unwrap();
-        let plan = Plan {
-            data_dir: directory.path().to_owned(),
-            ..plan(&[])
-        };
-        let (first, second) = (s3_keys(&plan).unwrap(), s3_keys(&plan).unwrap());
-        assert_eq!(first.secret_access_key, second.secret_access_key);
-        assert_eq!(first.secret_access_key.len(), 48);
-    }
-
-    #[test]
     fn hosts_share_the_memory() {
         let (one, two) = (memory_capacity_mib(1).unwrap(), memory_capacity_mib(2).unwrap());
         assert!(one >= two && two >= 2048, "{one} {two}");
+    }
+
+    #[test]
+    fn one_region_and_account_for_all_and_the_edge_knows_its_neighbours() {
+        let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
+        let key = KeyPair {
+            access_key_id: "id".to_owned(),
+            secret_access_key: "secret".to_owned(),
+        };
+        let edge = edge_proxy(&plan);
+        let tables = [
+            scheduler(&plan),
+            image_builder(&plan, &key),
+            host_agent(&plan, &key, 1).unwrap(),
+            edge.clone(),
+        ];
+        for table in &tables {
+            assert_eq!(table["region"].as_str(), Some("eu-west-1"), "{table}");
+            let account = table.get("account").and_then(Value::as_str);
+            assert!(account.is_none_or(|account| account == ACCOUNT), "{table}");
+        }
+        assert_eq!(context(&plan, &key).s3.region, "eu-west-1");
+        assert_eq!(edge["image_builders"][0].as_str(), Some("127.0.0.1:7502"));
+        assert_eq!(edge["aws"]["listen"].as_str(), Some("127.0.0.1:8544"));
+        assert_eq!(context(&plan, &key).api, "https://localhost:8544");
     }
 }

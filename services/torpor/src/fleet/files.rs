@@ -13,6 +13,13 @@ pub fn write_private(path: &Path, content: &[u8], owner: Option<u32>) -> io::Res
     write(path, content, 0o600, owner)
 }
 
+/// Gives a file that somebody may have edited its mode 0600 and owner back.
+pub fn keep_private(path: &Path, owner: Option<u32>) -> io::Result<()> {
+    fs::set_permissions(path, fs::Permissions::from_mode(0o600))
+        .and_then(|()| owner.map_or(Ok(()), |owner| chown(path, Some(owner), Some(owner))))
+        .map_err(|error| named(path, &error))
+}
+
 /// As [`write_private`], readable by everybody.
 pub fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
     write(path, content, 0o644, None)

@@ -6,8 +6,11 @@ use std::path::{Path, PathBuf};
 use crate::cli::fleet::Up;
 use crate::failure::{Failure, Kind};
 
-/// Region of the fleet's ARNs and of its S3.
-pub const REGION: &str = "local-1";
+/// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients
+/// know its form.
+pub const REGION: &str = "us-east-1";
+/// Port of the AWS-compatible API of a fleet without a port offset.
+const API_PORT: u16 = 8444;
 /// Account of the fleet's ARNs.
 pub const ACCOUNT: &str = "000000000000";
 /// Services that take `--set`.
@@ -37,6 +40,10 @@ pub struct Plan {
     pub hosts: u16,
     /// Where the edge listens.
     pub edge: SocketAddr,
+    /// Where the edge serves the AWS-compatible API.
+    pub api: SocketAddr,
+    /// Region of ARNs and signatures.
+    pub region: String,
     /// Added to every internal port.
     pub port_offset: u16,
     /// Domain of endpoints.
@@ -69,6 +76,11 @@ impl Plan {
             data_dir: data_dir.to_owned(),
             hosts: arguments.hosts,
             edge: SocketAddr::new(arguments.edge_address, arguments.edge_port),
+            api: SocketAddr::new(
+                Ipv4Addr::LOCALHOST.into(),
+                arguments.api_port.unwrap_or(API_PORT + arguments.port_offset),
+            ),
+            region: arguments.region.clone(),
             port_offset: arguments.port_offset,
             domain: arguments.domain.clone(),
             bundle: match &arguments.bundle {
@@ -100,6 +112,11 @@ impl Plan {
     /// A service's settings file.
     pub fn config(&self, component: &str) -> PathBuf {
         self.data_dir.join("config").join(format!("{component}.toml"))
+    }
+
+    /// The audit records of the AWS-compatible API.
+    pub fn audit(&self) -> PathBuf {
+        self.path("audit/aws-api.jsonl")
     }
 
     /// A host's data directory.
@@ -163,6 +180,12 @@ impl Plan {
         }
     }
 
+    /// URL of the AWS-compatible API. By name, because that is what its certificate
+    /// and a person's configuration are about.
+    pub fn api_url(&self) -> String {
+        format!("https://localhost:{}", self.api.port())
+    }
+
     /// Every address something will listen on, with its component.
     pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
         let mut all = vec![
@@ -172,6 +195,7 @@ impl Plan {
             ("scheduler".to_owned(), self.scheduler()),
             ("image-builder".to_owned(), self.image_builder()),
             ("edge-proxy".to_owned(), self.edge),
+            ("edge-proxy".to_owned(), self.api),
         ];
         for number in 1..=self.hosts {
             all.push((format!("host-agent-{number}"), self.host_grpc(number)));
@@ -248,7 +272,7 @@ pub mod tests {
         let count = ports.len();
         ports.sort_unstable();
         ports.dedup();
-        assert_eq!((ports.len(), count), (22, 22));
+        assert_eq!((ports.len(), count), (23, 23));
     }
 
     #[test]
@@ -262,6 +286,24 @@ pub mod tests {
         assert_ne!(first.slot_subnet(1), second.slot_subnet(1));
         assert_eq!(first.slot_subnet(16), "10.201.240.0/20");
         assert_ne!(first.scheduler(), second.scheduler());
+        assert_ne!(first.api, second.api);
+    }
+
+    #[test]
+    fn the_api_has_a_port_of_its_own() {
+        for (line, url) in [
+            (&[][..], "https://localhost:8444"),
+            (&["--port-offset", "3000"], "https://localhost:11444"),
+            (
+                &["--port-offset", "3000", "--api-port", "9444"],
+                "https://localhost:9444",
+            ),
+            (&["--edge-address", "0.0.0.0"], "https://localhost:8444"),
+        ] {
+            let plan = plan(line);
+            assert_eq!(plan.api_url(), url);
+            assert!(plan.api.ip().is_loopback(), "{line:?}");
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::keys::KeyPair;
 use crate::failure::Failure;
 use crate::output;
 
@@ -29,9 +30,9 @@ const CONNECTIONS_MAX: usize = 1024;
 struct Settings {
     listen: SocketAddr,
     root: PathBuf,
-    access_key_id: String,
-    secret_access_key: String,
     buckets: Vec<String>,
+    /// Any of them opens everything.
+    keys: Vec<KeyPair>,
 }
 
 /// Serves until asked to stop.
@@ -47,10 +48,11 @@ pub async fn serve(config: &Path) -> Result<(), Failure> {
     let files = s3s_fs::FileSystem::new(&settings.root)
         .map_err(|error| Failure::failed(format!("cannot serve {}: {error:?}", settings.root.display())))?;
     let mut builder = S3ServiceBuilder::new(files);
-    builder.set_auth(SimpleAuth::from_single(
-        settings.access_key_id,
-        settings.secret_access_key,
-    ));
+    let mut keys = SimpleAuth::new();
+    for key in settings.keys {
+        keys.register(key.access_key_id, key.secret_access_key.into());
+    }
+    builder.set_auth(keys);
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", settings.listen)))?;

@@ -38,6 +38,7 @@ pub fn directories(plan: &Plan) -> Result<(), Failure> {
         ("hosts", 0o711, None),
         ("etcd", 0o700, Some(users::ETCD)),
         ("s3", 0o700, Some(users::S3)),
+        ("audit", 0o700, Some(users::EDGE_PROXY)),
     ] {
         files::directory(&plan.path(name), mode, owner)?;
     }

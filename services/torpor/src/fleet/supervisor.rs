@@ -225,6 +225,9 @@ impl Tender {
                 } => result,
             };
             rotate(&self.log);
+            if let Some(audit) = &self.component.audit {
+                put_aside(audit, LOG_BYTES_MAX);
+            }
             match result {
                 Ok(()) => {
                     failures = 0;
@@ -289,5 +292,40 @@ fn rotate(log: &std::path::Path) {
     if std::fs::metadata(log).is_ok_and(|metadata| metadata.len() > LOG_BYTES_MAX) {
         let _ = std::fs::copy(log, log.with_extension("log.1"));
         let _ = std::fs::OpenOptions::new().write(true).truncate(true).open(log);
+    }
+}
+
+/// Puts a file aside once it is large, for a writer that looks whether its file
+/// is still in its place: nothing is lost but what the file put aside before
+/// held.
+fn put_aside(file: &std::path::Path, bytes_max: u64) {
+    if std::fs::metadata(file).is_ok_and(|metadata| metadata.len() > bytes_max) {
+        let mut older = file.as_os_str().to_owned();
+        older.push(".1");
+        let _ = std::fs::rename(file, older);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_large_file_is_put_aside_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let (file, older) = (
+            directory.path().join("a.jsonl"),
+            directory.path().join("a.jsonl.1"),
+        );
+        put_aside(&file, 3);
+        for text in ["one", "four", "eleven"] {
+            std::fs::write(&file, text).unwrap();
+            put_aside(&file, 3);
+            let large = text.len() > 3;
+            assert_eq!(file.exists(), !large, "{text}");
+            if large {
+                assert_eq!(std::fs::read_to_string(&older).unwrap(), text);
+            }
+        }
     }
 }

@@ -1,5 +1,5 @@
 use super::*;
-use api::common::v1::{CpuConfiguration, LogGroup, Logging};
+use api::common::v1::{CpuConfiguration, Hook, HookMode, Hooks, LogGroup, Logging};
 use api::image::v1::CodeArtifact;
 use std::collections::BTreeMap;
 
@@ -15,9 +15,11 @@ fn good() -> ImageConfiguration {
 
 fn judge(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(String, String)>) {
     let bases = Bases(BTreeMap::from([("debian-12".to_owned(), vec![1, 2])]));
+    let aliases = Aliases::from([("al2023-1".to_owned(), "debian-12".to_owned())]);
     let offer = Offer {
         bases: &bases,
-        region: "local-1",
+        base_aliases: &aliases,
+        region: "us-east-1",
         default_base: "debian-12",
         architectures: &[Architecture::X8664],
         memory_default_mib: 512,
@@ -61,20 +63,34 @@ fn what_is_left_out_is_filled_in() {
             complete.base_image_arn.as_str(),
             complete.base_image_version.as_str()
         ),
-        ("debian-12", "2")
+        ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", "2.0")
     );
+    assert_eq!(
+        complete.egress_network_connectors,
+        ["arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS"]
+    );
+    assert_eq!(complete.cpu_configurations, []);
     assert_eq!(complete.resources.unwrap().minimum_memory_mib, 512);
-    for (arn, version) in [
-        ("debian-12", "1"),
-        ("arn:aws:lambda:local-1:aws:microvm-image:debian-12", "1.0"),
+    let prefix = "arn:aws:lambda:us-east-1:aws:microvm-image:";
+    for (base, version, read_back, name) in [
+        ("debian-12", "1", "1.0", "debian-12"),
+        (&format!("{prefix}debian-12"), "1.0", "1.0", "debian-12"),
+        (&format!("{prefix}al2023-1"), "", "2.0", "al2023-1"),
+        ("al2023-1", "1", "1.0", "al2023-1"),
     ] {
         let (complete, violations) = judge(ImageConfiguration {
-            base_image_arn: arn.to_owned(),
+            base_image_arn: base.to_owned(),
             base_image_version: version.to_owned(),
             ..good()
         });
-        assert_eq!((violations, complete.base_image_version.as_str()), (vec![], "1"));
-        assert_eq!(base_name(&complete), "debian-12");
+        assert_eq!(violations, [], "{base}");
+        assert_eq!(complete.base_image_arn, format!("{prefix}{name}"));
+        assert_eq!(complete.base_image_version, read_back);
+        assert_eq!(base_name(&complete), name);
+        assert_eq!(
+            base_version(&complete),
+            read_back.trim_end_matches(".0").parse().ok()
+        );
     }
 }
 
@@ -105,10 +121,14 @@ fn both_sides_of_every_rule() {
         |c| c.base_image_arn = "alpine".to_owned(),
         &[(base, "arn alpine and version latest")],
     );
-    check(
-        |c| c.base_image_arn = "arn:aws:lambda:x:aws:microvm-image:debian-12".to_owned(),
-        &[(base, "")],
-    );
+    for arn in [
+        "arn:aws:lambda:eu-west-1:aws:microvm-image:debian-12",
+        "arn:aws:lambda:us-east-1:000000000000:microvm-image:debian-12",
+        "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-2",
+    ] {
+        let unknown = format!("No managed MicroVM Image with arn {arn} and version latest is available");
+        check(|c| c.base_image_arn = arn.to_owned(), &[(base, &unknown)]);
+    }
     for (mib, good) in [
         (512, true),
         (8192, true),
@@ -131,7 +151,10 @@ fn both_sides_of_every_rule() {
     check(|c| c.cpu_configurations = vec![cpu(Architecture::X8664)], &[]);
     check(
         |c| c.cpu_configurations = vec![cpu(Architecture::Arm64)],
-        &[("configuration.cpu_configurations[0].architecture", "no host")],
+        &[(
+            "configuration.cpu_configurations[0].architecture",
+            "No host of this fleet has the CPU architecture ARM_64; it has X86_64.",
+        )],
     );
     check(|c| c.additional_os_capabilities = vec!["ALL".to_owned()], &[]);
     check(
@@ -143,9 +166,39 @@ fn both_sides_of_every_rule() {
         |c| c.description = "d".repeat(2049),
         &[("configuration.description", "2048")],
     );
+    let egress = "configuration.egress_network_connectors";
+    let managed = |region: &str| {
+        format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector:INTERNET_EGRESS")
+    };
+    let connectors = |arns: &[&str]| arns.iter().map(|arn| (*arn).to_owned()).collect::<Vec<_>>();
+    let internet = managed("us-east-1");
+    let first = format!("{egress}[0]");
+    check(|c| c.egress_network_connectors = connectors(&[&internet]), &[]);
     check(
-        |c| c.egress_network_connectors = vec![String::new(), String::new()],
-        &[("configuration.egress_network_connectors", "at most 1")],
+        |c| c.egress_network_connectors = connectors(&[&internet, &internet]),
+        &[(egress, "at most 1")],
+    );
+    check(
+        |c| c.egress_network_connectors = connectors(&["INTERNET_EGRESS"]),
+        &[(&first, "Malformed network connector ARN")],
+    );
+    for arn in [
+        managed("eu-west-1"),
+        "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1".to_owned(),
+    ] {
+        let refused = format!("Builds cannot use the network connector {arn}");
+        check(
+            |c| c.egress_network_connectors = connectors(&[&arn]),
+            &[(&first, &refused)],
+        );
+    }
+    check(
+        |c| c.build_role_arn = "arn:aws:iam::000000000000:role/build".to_owned(),
+        &[],
+    );
+    check(
+        |c| c.build_role_arn = "build".to_owned(),
+        &[("configuration.build_role_arn", "must be the ARN of a role")],
     );
     let stream = LogGroup {
         log_group: "g".to_owned(),
@@ -187,6 +240,24 @@ fn environment_rules_never_show_values() {
             "Environment variable key 'AWS_REGION' is reserved",
         )],
     );
+    for (key, reserved) in [
+        ("AWS_DEFAULT_REGION", true),
+        ("AWS_SECRET_ACCESS_KEY", true),
+        ("AWS_SESSION_TOKEN", true),
+        ("AWS_LAMBDA_MICROVM_IMAGE_ARN", true),
+        ("AWS_LAMBDA_RUNTIME_API", true),
+        ("AWS_ENDPOINT_URL", false),
+        ("AWS_REGIONS", false),
+        ("aws_region", false),
+    ] {
+        let sentence = format!("Environment variable key '{key}' is reserved");
+        let at = format!("{path}.{key}");
+        let expected = [(at.as_str(), sentence.as_str())];
+        check(
+            |c| c.environment_variables = variables(&[(key, "x")]),
+            if reserved { &expected } else { &[] },
+        );
+    }
     let many = |count: usize| (0..count).map(|n| (format!("K{n}"), String::new())).collect();
     check(|c| c.environment_variables = many(100), &[]);
     check(|c| c.environment_variables = many(101), &[(path, "at most 100")]);
@@ -215,18 +286,26 @@ fn hooks_need_a_port_and_ready() {
         },
         &[(
             "configuration.hooks.ready",
-            "The ready (/ready) MicroVM image hook must be enabled",
+            "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, \
+             suspend, or terminate) is enabled.",
         )],
     );
-    check(
-        |c| {
-            c.hooks = Some(Hooks {
-                ready: hook(5),
-                ..Hooks::default()
-            })
-        },
-        &[("configuration.hooks.port", "is required")],
-    );
+    let off = Some(Hook {
+        mode: HookMode::Disabled.into(),
+        timeout: None,
+    });
+    for ready in [hook(5), off] {
+        let port = "The port of the MicroVM image hooks is required when hooks are given.";
+        check(
+            |c| {
+                c.hooks = Some(Hooks {
+                    ready,
+                    ..Hooks::default()
+                })
+            },
+            &[("configuration.hooks.port", port)],
+        );
+    }
     for (ready, run) in [(0, 5), (3601, 5), (-1, 5)] {
         check(
             |c| {
@@ -278,7 +357,14 @@ fn tags_are_bounded() {
         );
         violations.into_vec().len()
     };
-    for (key, value, wrong) in [("k", "", 0), ("", "v", 1), ("k", "a;b", 1), ("größe", "1 + 2", 0)] {
+    for (key, value, wrong) in [
+        ("k", "", 0),
+        ("", "v", 1),
+        ("k", "a;b", 1),
+        ("größe", "1 + 2", 0),
+        ("k", "a\u{a0}b\u{2028}c", 0),
+        ("k", "a\tb", 1),
+    ] {
         assert_eq!(judge(key, value), wrong, "{key}={value}");
     }
     assert_eq!(

@@ -32,7 +32,7 @@ fn run_fills_in_defaults() {
     };
     let run = run(&request, &Settings::default()).unwrap();
     assert_eq!(run.maximum_duration.as_secs(), 28_800);
-    let prefix = "arn:aws:lambda:local-1:aws:network-connector:aws-network-connector:";
+    let prefix = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:";
     assert_eq!(run.ingress, [format!("{prefix}HTTP_INGRESS")]);
     assert_eq!(run.egress, [format!("{prefix}INTERNET_EGRESS")]);
     assert!(run.token.is_none() && run.idle_policy.is_none() && run.version.is_none());
@@ -41,7 +41,7 @@ fn run_fills_in_defaults() {
 #[test]
 fn run_names_every_violated_field() {
     let arn =
-        |name: &str| format!("arn:aws:lambda:local-1:aws:network-connector:aws-network-connector:{name}");
+        |name: &str| format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{name}");
     type Change = Box<dyn Fn(&mut RunMicrovmRequest)>;
     let change = |change: fn(&mut RunMicrovmRequest)| Box::new(change) as Change;
     let cases: Vec<(Change, &[&str])> = vec![
@@ -96,16 +96,30 @@ fn run_names_every_violated_field() {
             &["executionRoleArn"],
         ),
         (
-            change(|r| r.egress_network_connectors = vec!["nonsense".into()]),
-            &["egressNetworkConnectors[0]"],
-        ),
-        (
-            Box::new(move |r| r.ingress_network_connectors = vec![arn("SHELL_INGRESS"), arn("HTTP_INGRESS")]),
+            change(|r| r.execution_role_arn = "arn:aws:iam::123456789012:role/app".into()),
             &[],
         ),
         (
-            Box::new(move |r| r.ingress_network_connectors = vec![arn("NO_INGRESS"), arn("HTTP_INGRESS")]),
-            &["ingressNetworkConnectors"],
+            change(|r| r.execution_role_arn = "app".into()),
+            &["executionRoleArn"],
+        ),
+        (
+            change(|r| r.image_identifier = format!("arn:{}", "x".repeat(253))),
+            &["imageIdentifier"],
+        ),
+        (
+            change(|r| r.egress_network_connectors = vec!["x".repeat(2049)]),
+            &["egressNetworkConnectors[0]"],
+        ),
+        (change(|r| r.idle_policy = policy(60, i64::from(i32::MAX))), &[]),
+        (
+            change(|r| r.idle_policy = policy(60, i64::from(i32::MAX) + 1)),
+            &["idlePolicy.suspendedDurationSeconds"],
+        ),
+        (change(|r| r.idle_policy = policy(28_800, 0)), &[]),
+        (
+            Box::new(move |r| r.ingress_network_connectors = vec![arn("SHELL_INGRESS"), arn("HTTP_INGRESS")]),
+            &[],
         ),
         (
             Box::new(move |r| r.ingress_network_connectors = vec![arn("HTTP_INGRESS"); 11]),
@@ -127,6 +141,144 @@ fn run_names_every_violated_field() {
         change(&mut request);
         let violated = run(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
         assert_eq!(violated, expected, "case {number}");
+    }
+}
+
+#[test]
+fn rules_with_a_sentence_come_after_the_fields() {
+    let managed =
+        |name: &str| format!("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:{name}");
+    let customer = |rest: &str| format!("arn:aws:lambda:{rest}");
+    let ours = "us-east-1:000000000000:network-connector:nc-1";
+    let theirs = customer("us-east-1:111111111111:network-connector:nc-1");
+    let image = |rest: &str| format!("arn:aws:lambda:{rest}:microvm-image:app");
+    type Case = (String, Vec<String>, Vec<String>, String);
+    let case = |image: String, ingress: &[String], egress: &[String], text: &str| -> Case {
+        (image, ingress.to_vec(), egress.to_vec(), text.to_owned())
+    };
+    let app = || "app".to_owned();
+    for (image_identifier, ingress, egress, text) in [
+        case(image("us-east-1:000000000000"), &[], &[], ""),
+        case(
+            image("us-east-1:111111111111"),
+            &[],
+            &[],
+            "arn:aws:lambda:us-east-1:111111111111:microvm-image:app belongs to another account",
+        ),
+        case(
+            image("eu-west-1:000000000000"),
+            &[],
+            &[],
+            "arn:aws:lambda:eu-west-1:000000000000:microvm-image:app belongs to another region",
+        ),
+        case(
+            "arn:aws:lambda:us-east-1:000000000000:microvm-image/app".into(),
+            &[],
+            &[],
+            "Invalid ARN format: arn:aws:lambda:us-east-1:000000000000:microvm-image/app",
+        ),
+        case(
+            app(),
+            &[],
+            &["INTERNET_EGRESS".into()],
+            "Malformed network connector ARN",
+        ),
+        case(
+            app(),
+            &["HTTP_INGRESS".into()],
+            &[],
+            "Malformed network connector ARN",
+        ),
+        case(
+            app(),
+            &[managed("ALL_INGRESS"), managed("SHELL_INGRESS")],
+            &[],
+            "",
+        ),
+        case(
+            app(),
+            &[managed("HTTP_INGRESS"), managed("SHELL_INGRESS")],
+            &[
+                managed("INTERNET_EGRESS"),
+                customer(ours),
+                customer(&format!("{ours}:2")),
+            ],
+            "",
+        ),
+        case(
+            app(),
+            &[managed("NO_INGRESS"), managed("HTTP_INGRESS")],
+            &[],
+            "NO_INGRESS cannot be combined with other ingress network connectors",
+        ),
+        case(app(), &[managed("NO_INGRESS")], &[], ""),
+        case(
+            app(),
+            &[managed("INTERNET_EGRESS")],
+            &[],
+            "is not an ingress network connector",
+        ),
+        case(
+            app(),
+            &[customer(ours)],
+            &[],
+            "is not an ingress network connector",
+        ),
+        case(
+            app(),
+            &[],
+            &[managed("HTTP_INGRESS")],
+            "is not an egress network connector",
+        ),
+        case(app(), &[], &[managed("NO_EGRESS")], "known are INTERNET_EGRESS"),
+        case(
+            app(),
+            &[],
+            std::slice::from_ref(&theirs),
+            "belongs to another account",
+        ),
+        case(
+            app(),
+            &[],
+            &[managed("INTERNET_EGRESS").replace("us-east-1", "eu-west-1")],
+            "belongs to another region",
+        ),
+    ] {
+        let request = RunMicrovmRequest {
+            image_identifier,
+            ingress_network_connectors: ingress,
+            egress_network_connectors: egress,
+            ..Default::default()
+        };
+        let checked = run(&request, &Settings::default());
+        let found = checked.map_or_else(|refusal| refusal.to_string(), |_| String::new());
+        assert_eq!(found.is_empty(), text.is_empty(), "{found}, not {text}");
+        assert!(found.contains(&text), "{found}, not {text}");
+        // A field that breaks a rule is told first.
+        let worse = RunMicrovmRequest {
+            image_version: "x".into(),
+            ..request
+        };
+        assert_eq!(
+            fields(run(&worse, &Settings::default()).unwrap_err()),
+            ["imageVersion"]
+        );
+    }
+}
+
+#[test]
+fn the_payload_limit_is_a_setting() {
+    let settings = Settings {
+        run_hook_payload_bytes_max: 8,
+        ..Settings::default()
+    };
+    for (payload, good) in [("12345678", true), ("123456789", false), ("äääää", false)] {
+        let request = RunMicrovmRequest {
+            image_identifier: "app".into(),
+            run_hook_payload: payload.into(),
+            ..Default::default()
+        };
+        assert_eq!(run(&request, &settings).is_ok(), good, "{payload}");
     }
 }
 

@@ -1,0 +1,284 @@
+//! What an image is built from, in both directions.
+
+use api::common::v1::logging::Destination;
+use api::common::v1::{
+    Architecture, CpuConfiguration, Hook, HookMode, Hooks, LogGroup, Logging, LoggingDisabled, Resources,
+};
+use api::image::v1::{CodeArtifact, ImageConfiguration};
+use prost_types::Duration;
+use serde_json::{Map, Value, json};
+
+use super::{given, map, members, text, texts};
+use crate::aws::members::Members;
+
+/// A hook's name in requests, and the member with its timeout.
+type HookNames = (&'static str, &'static str);
+const READY: HookNames = ("ready", "readyTimeoutInSeconds");
+const VALIDATE: HookNames = ("validate", "validateTimeoutInSeconds");
+const RUN: HookNames = ("run", "runTimeoutInSeconds");
+const RESUME: HookNames = ("resume", "resumeTimeoutInSeconds");
+const SUSPEND: HookNames = ("suspend", "suspendTimeoutInSeconds");
+const TERMINATE: HookNames = ("terminate", "terminateTimeoutInSeconds");
+
+/// The configuration in a request.
+pub fn read(request: &mut Members) -> ImageConfiguration {
+    let cpu = |mut cpu: Members| CpuConfiguration {
+        architecture: architecture(&cpu.text("architecture")).into(),
+    };
+    let resources = |mut resources: Members| Resources {
+        minimum_memory_mib: resources.small("minimumMemoryInMiB").unwrap_or(0),
+    };
+    ImageConfiguration {
+        code_artifact: request
+            .structure("codeArtifact")
+            .map(|mut artifact| CodeArtifact {
+                uri: artifact.text("uri"),
+            }),
+        base_image_arn: request.text("baseImageArn"),
+        base_image_version: request.text("baseImageVersion"),
+        build_role_arn: request.text("buildRoleArn"),
+        description: request.text("description"),
+        resources: request.structures("resources").into_iter().map(resources).next(),
+        cpu_configurations: request
+            .structures("cpuConfigurations")
+            .into_iter()
+            .map(cpu)
+            .collect(),
+        additional_os_capabilities: request.texts("additionalOsCapabilities"),
+        environment_variables: request.map("environmentVariables"),
+        egress_network_connectors: request.texts("egressNetworkConnectors"),
+        hooks: request.structure("hooks").map(hooks),
+        logging: request.structure("logging").map(logging),
+    }
+}
+
+/// Where logs go.
+pub fn logging(mut logging: Members) -> Logging {
+    let group = logging.structure("cloudWatch").map(|mut group| {
+        Destination::CloudWatch(LogGroup {
+            log_group: group.text("logGroup"),
+            log_stream: group.text("logStream"),
+        })
+    });
+    let disabled = || {
+        let disabled = logging.structure("disabled");
+        disabled.map(|_| Destination::Disabled(LoggingDisabled {}))
+    };
+    Logging {
+        destination: group.or_else(disabled),
+    }
+}
+
+fn hooks(mut hooks: Members) -> Hooks {
+    let mut build = hooks.structure("microvmImageHooks").unwrap_or_default();
+    let mut runtime = hooks.structure("microvmHooks").unwrap_or_default();
+    Hooks {
+        port: hooks.small("port").unwrap_or(0),
+        ready: hook(&mut build, READY),
+        validate: hook(&mut build, VALIDATE),
+        run: hook(&mut runtime, RUN),
+        resume: hook(&mut runtime, RESUME),
+        suspend: hook(&mut runtime, SUSPEND),
+        terminate: hook(&mut runtime, TERMINATE),
+    }
+}
+
+fn hook(group: &mut Members, (name, timeout): HookNames) -> Option<Hook> {
+    let mode = match group.optional_text(name).as_deref() {
+        Some("ENABLED") => HookMode::Enabled,
+        Some("DISABLED") => HookMode::Disabled,
+        _ => HookMode::Unspecified,
+    };
+    let timeout = group
+        .integer(timeout)
+        .map(|seconds| Duration { seconds, nanos: 0 });
+    (mode != HookMode::Unspecified || timeout.is_some()).then_some(Hook {
+        mode: mode.into(),
+        timeout,
+    })
+}
+
+fn architecture(name: &str) -> Architecture {
+    match name {
+        "ARM_64" => Architecture::Arm64,
+        "X86_64" => Architecture::X8664,
+        _ => Architecture::Unspecified,
+    }
+}
+
+/// An architecture's name on the wire; null when it is not known.
+pub fn architecture_name(architecture: Architecture) -> Value {
+    match architecture {
+        Architecture::Unspecified => Value::Null,
+        Architecture::Arm64 => "ARM_64".into(),
+        Architecture::X8664 => "X86_64".into(),
+    }
+}
+
+/// The members of an answer that tell a configuration.
+pub fn write(configuration: ImageConfiguration) -> Map<String, Value> {
+    let cpu = |cpu: &CpuConfiguration| json!({"architecture": architecture_name(cpu.architecture())});
+    let cpus = &configuration.cpu_configurations;
+    let environment = configuration.environment_variables;
+    let resources = configuration.resources;
+    let artifact = configuration.code_artifact;
+    members([
+        (
+            "additionalOsCapabilities",
+            texts(configuration.additional_os_capabilities),
+        ),
+        ("baseImageArn", text(configuration.base_image_arn)),
+        ("baseImageVersion", text(configuration.base_image_version)),
+        ("buildRoleArn", text(configuration.build_role_arn)),
+        (
+            "codeArtifact",
+            artifact.map_or(Value::Null, |artifact| json!({"uri": artifact.uri})),
+        ),
+        (
+            "cpuConfigurations",
+            if cpus.is_empty() {
+                Value::Null
+            } else {
+                cpus.iter().map(cpu).collect()
+            },
+        ),
+        ("description", text(configuration.description)),
+        (
+            "egressNetworkConnectors",
+            texts(configuration.egress_network_connectors),
+        ),
+        (
+            "environmentVariables",
+            if environment.is_empty() {
+                Value::Null
+            } else {
+                map(environment)
+            },
+        ),
+        ("hooks", configuration.hooks.map_or(Value::Null, write_hooks)),
+        (
+            "logging",
+            configuration.logging.map_or(Value::Null, write_logging),
+        ),
+        (
+            "resources",
+            resources.map_or(
+                Value::Null,
+                |resources| json!([{"minimumMemoryInMiB": resources.minimum_memory_mib}]),
+            ),
+        ),
+    ])
+}
+
+fn write_logging(logging: Logging) -> Value {
+    match logging.destination {
+        None => Value::Null,
+        Some(Destination::Disabled(LoggingDisabled {})) => json!({"disabled": {}}),
+        Some(Destination::CloudWatch(group)) => {
+            let group = given([
+                ("logGroup", text(group.log_group)),
+                ("logStream", text(group.log_stream)),
+            ]);
+            json!({"cloudWatch": group})
+        }
+    }
+}
+
+fn write_hooks(hooks: Hooks) -> Value {
+    let port = if hooks.port == 0 {
+        Value::Null
+    } else {
+        hooks.port.into()
+    };
+    let build = [(READY, hooks.ready), (VALIDATE, hooks.validate)];
+    let runtime = [
+        (RUN, hooks.run),
+        (RESUME, hooks.resume),
+        (SUSPEND, hooks.suspend),
+        (TERMINATE, hooks.terminate),
+    ];
+    given([
+        ("port", port),
+        ("microvmHooks", write_group(&runtime)),
+        ("microvmImageHooks", write_group(&build)),
+    ])
+}
+
+/// A group of hooks; null when none of them is given.
+fn write_group(hooks: &[(HookNames, Option<Hook>)]) -> Value {
+    let mut group = Map::new();
+    for ((name, timeout), hook) in hooks {
+        let Some(hook) = hook else { continue };
+        match hook.mode() {
+            HookMode::Unspecified => {}
+            HookMode::Enabled => {
+                group.insert((*name).to_owned(), "ENABLED".into());
+            }
+            HookMode::Disabled => {
+                group.insert((*name).to_owned(), "DISABLED".into());
+            }
+        }
+        if let Some(given) = &hook.timeout {
+            group.insert((*timeout).to_owned(), given.seconds.into());
+        }
+    }
+    if group.is_empty() {
+        Value::Null
+    } else {
+        Value::Object(group)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_configuration_survives_both_ways() {
+        let all = json!({
+            "additionalOsCapabilities": ["ALL"],
+            "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:debian-12",
+            "baseImageVersion": "1",
+            "buildRoleArn": "arn:aws:iam::000000000000:role/build",
+            "codeArtifact": {"uri": "s3://bucket/code.zip"},
+            "cpuConfigurations": [{"architecture": "X86_64"}, {"architecture": "ARM_64"}],
+            "description": "all of it",
+            "egressNetworkConnectors": ["arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1"],
+            "environmentVariables": {"A": "1", "B": ""},
+            "hooks": {
+                "port": 9000,
+                "microvmHooks": {
+                    "run": "ENABLED", "runTimeoutInSeconds": 10,
+                    "resume": "DISABLED",
+                    "suspendTimeoutInSeconds": 5,
+                    "terminate": "ENABLED", "terminateTimeoutInSeconds": 60,
+                },
+                "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 3600},
+            },
+            "logging": {"cloudWatch": {"logGroup": "group", "logStream": "stream"}},
+            "resources": [{"minimumMemoryInMiB": 512}],
+        });
+        let Value::Object(request) = all.clone() else {
+            panic!("an object was written above")
+        };
+        let configuration = read(&mut request.into());
+        assert_eq!(Value::Object(write(configuration)), all);
+    }
+
+    #[test]
+    fn what_is_not_given_is_null() {
+        let nothing = write(read(&mut Members::default()));
+        assert!(nothing.values().all(Value::is_null), "{nothing:?}");
+        assert_eq!(nothing.len(), 12);
+    }
+
+    #[test]
+    fn disabled_logging_is_a_structure() {
+        let Value::Object(request) = json!({"logging": {"disabled": {}}, "hooks": {}}) else {
+            panic!("an object was written above")
+        };
+        let written = write(read(&mut request.into()));
+        assert_eq!(written["logging"], json!({"disabled": {}}));
+        assert_eq!(written["hooks"], json!({}));
+    }
+}

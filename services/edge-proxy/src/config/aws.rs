@@ -1,0 +1,211 @@
+//! Settings of the AWS-compatible API.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::TIME_MAX_MS;
+use crate::server::listener::{Bounds, Socket};
+
+/// Requests at one time on one HTTP/2 connection.
+const STREAMS: u32 = 128;
+/// HTTP/2 flow-control windows in bytes. Requests are small: these bound what a
+/// client can have lying around unread.
+const STREAM_WINDOW: u32 = 64 * 1024;
+const CONNECTION_WINDOW: u32 = 256 * 1024;
+
+/// The AWS-compatible API. It is served when it has a certificate.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct AwsSettings {
+    /// Where the API is served, over TLS.
+    pub listen: SocketAddr,
+    /// Certificate chain of the API, PEM. Empty: the API is not served.
+    pub cert: PathBuf,
+    /// The key of that certificate, PEM.
+    pub key: PathBuf,
+    /// TOML file with access keys, besides those in etcd; read again when it
+    /// changes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// File that gets one line of JSON per request.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub audit_file: Option<PathBuf>,
+    /// Bounds of requests and connections.
+    pub limits: ApiLimits,
+    /// Requests per second, by operation.
+    pub throttles: Throttles,
+}
+
+/// Bounds of the API, all of which have a default that works.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct ApiLimits {
+    /// Most client connections at one time.
+    pub connections: usize,
+    /// Longest TLS handshake of a client, in milliseconds.
+    pub handshake_ms: u64,
+    /// Longest wait for a request's head, and longest idle time of a client's
+    /// HTTP/1.1 connection, in milliseconds.
+    pub header_read_ms: u64,
+    /// Largest request head in bytes.
+    pub header_bytes: usize,
+    /// Largest request body in bytes.
+    pub body_bytes: usize,
+    /// Longest wait for a whole request body, in milliseconds.
+    pub body_read_ms: u64,
+    /// Memory for the bodies of all requests together, in bytes; requests beyond
+    /// it are answered 429.
+    pub body_memory_bytes: usize,
+    /// Longest call to a service of the fleet, in milliseconds.
+    pub call_ms: u64,
+    /// Longest wait for requests in flight at shutdown, in milliseconds.
+    pub drain_ms: u64,
+}
+
+/// Requests per second and operation that this edge takes for the account, each
+/// also the burst; 0 means no limit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct Throttles {
+    /// RunMicrovm.
+    pub run_microvm: u32,
+    /// ResumeMicrovm.
+    pub resume_microvm: u32,
+    /// SuspendMicrovm.
+    pub suspend_microvm: u32,
+    /// TerminateMicrovm.
+    pub terminate_microvm: u32,
+    /// GetMicrovm.
+    pub get_microvm: u32,
+    /// CreateMicrovmAuthToken.
+    pub create_microvm_auth_token: u32,
+    /// CreateMicrovmShellAuthToken.
+    pub create_microvm_shell_auth_token: u32,
+    /// Every other operation.
+    pub other: u32,
+}
+
+impl Default for AwsSettings {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 8444)),
+            cert: PathBuf::new(),
+            key: PathBuf::new(),
+            key_file: None,
+            audit_file: None,
+            limits: ApiLimits::default(),
+            throttles: Throttles::default(),
+        }
+    }
+}
+
+impl Default for ApiLimits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            handshake_ms: 10_000,
+            header_read_ms: 30_000,
+            header_bytes: 64 * 1024,
+            body_bytes: 1 << 20,
+            body_read_ms: 10_000,
+            body_memory_bytes: 64 << 20,
+            call_ms: 55_000,
+            drain_ms: 20_000,
+        }
+    }
+}
+
+impl Default for Throttles {
+    fn default() -> Self {
+        Self {
+            run_microvm: 5,
+            resume_microvm: 5,
+            suspend_microvm: 2,
+            terminate_microvm: 10,
+            get_microvm: 100,
+            create_microvm_auth_token: 50,
+            create_microvm_shell_auth_token: 5,
+            other: 0,
+        }
+    }
+}
+
+impl AwsSettings {
+    /// Whether the API is served.
+    #[must_use]
+    pub fn served(&self) -> bool {
+        !self.cert.as_os_str().is_empty()
+    }
+
+    /// Where the API is served.
+    pub(crate) fn socket(&self) -> Socket<'_> {
+        Socket {
+            address: self.listen,
+            certificate: &self.cert,
+            key: &self.key,
+            names: ["aws.listen", "aws.cert", "aws.key"],
+        }
+    }
+
+    /// Rules of these settings: whether each holds, and its text.
+    pub(super) fn rules(&self) -> [(bool, &'static str); 6] {
+        let limits = &self.limits;
+        let times = [
+            limits.handshake_ms,
+            limits.header_read_ms,
+            limits.body_read_ms,
+            limits.call_ms,
+            limits.drain_ms,
+        ];
+        [
+            (
+                self.served() != self.key.as_os_str().is_empty(),
+                "aws.key: the API's certificate and its key go together",
+            ),
+            (limits.connections > 0, "aws.limits.connections: at least 1"),
+            (
+                (8192..=1 << 20).contains(&limits.header_bytes),
+                "aws.limits.header_bytes: 8192 to 1048576",
+            ),
+            (
+                (1024..=16 << 20).contains(&limits.body_bytes),
+                "aws.limits.body_bytes: 1024 to 16777216",
+            ),
+            (
+                (limits.body_bytes..=1 << 30).contains(&limits.body_memory_bytes),
+                "aws.limits.body_memory_bytes: aws.limits.body_bytes to 1073741824",
+            ),
+            (
+                times.iter().all(|time| (1..=TIME_MAX_MS).contains(time)),
+                "aws.limits: times are 1 ms to a day",
+            ),
+        ]
+    }
+}
+
+impl ApiLimits {
+    /// Bounds of the API's connections.
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            connections: self.connections,
+            handshake: Duration::from_millis(self.handshake_ms),
+            header_read: Duration::from_millis(self.header_read_ms),
+            header_bytes: self.header_bytes,
+            drain: Duration::from_millis(self.drain_ms),
+            streams: STREAMS,
+            stream_window: STREAM_WINDOW,
+            connection_window: CONNECTION_WINDOW,
+        }
+    }
+
+    pub(crate) fn body_read(&self) -> Duration {
+        Duration::from_millis(self.body_read_ms)
+    }
+
+    pub(crate) fn call(&self) -> Duration {
+        Duration::from_millis(self.call_ms)
+    }
+}

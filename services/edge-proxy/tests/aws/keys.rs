@@ -1,0 +1,105 @@
+//! Where keys come from, and when they stop working.
+
+use std::time::{Duration, SystemTime};
+
+use api::access::v1::{AccessKey, StoredAccessKey};
+use prost::Message as _;
+use records::Expect;
+
+use crate::client::Signer;
+use crate::world::{ACCOUNT, KEY, WAIT, World, write_keys};
+
+fn stored(id: &str, secret: &str, expires: Option<SystemTime>) -> Vec<u8> {
+    StoredAccessKey {
+        access_key: Some(AccessKey {
+            access_key_id: id.to_owned(),
+            account_id: ACCOUNT.to_owned(),
+            expire_time: expires.map(api::timestamp),
+            ..AccessKey::default()
+        }),
+        secret_access_key: secret.to_owned(),
+    }
+    .encode_to_vec()
+}
+
+/// The class of the answer to a request under a key. Nothing behind the edge
+/// answers: whoever is let in hears that.
+async fn class(world: &World, id: &str, secret: &str) -> String {
+    let request = Signer::new(id, secret).request("GET", "/2025-09-09/microvms", "");
+    world.connection().send(request).await.class().to_owned()
+}
+
+const IN: &str = "InternalServerException";
+const UNKNOWN: &str = "UnrecognizedClientException";
+
+async fn becomes(world: &World, id: &str, secret: &str, expected: &str) {
+    let deadline = tokio::time::Instant::now() + WAIT;
+    while class(world, id, secret).await != expected {
+        assert!(tokio::time::Instant::now() < deadline, "{id} never is {expected}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_in_etcd_come_and_go() {
+    let world = World::start().await;
+    let (one, two) = ("AKIASTOREDONE0000000", "AKIASTOREDTWO0000000");
+    assert_eq!(class(&world, one, "one").await, UNKNOWN);
+    let put = async |id: &str, value: Vec<u8>| {
+        let key = format!("access-keys/{id}");
+        world
+            .store
+            .put_if(&key, value, Expect::Absent, None)
+            .await
+            .unwrap()
+    };
+    let revision = put(one, stored(one, "one", None)).await;
+    becomes(&world, one, "one", IN).await;
+    // Rotation: the next key works beside the first, then alone.
+    put(two, stored(two, "two", None)).await;
+    becomes(&world, two, "two", IN).await;
+    assert_eq!(class(&world, one, "one").await, IN);
+    assert_eq!(class(&world, one, "two").await, "InvalidSignatureException");
+    let key = format!("access-keys/{one}");
+    world
+        .store
+        .delete_if(&key, Expect::Revision(revision), None)
+        .await
+        .unwrap();
+    becomes(&world, one, "one", UNKNOWN).await;
+    assert_eq!(class(&world, two, "two").await, IN);
+    assert_eq!(class(&world, KEY.0, KEY.1).await, IN, "the file's key stays");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn keys_expire() {
+    let world = World::start().await;
+    let id = "AKIASTOREDBRIEF00000";
+    let expires = SystemTime::now() + Duration::from_secs(2);
+    let value = stored(id, "brief", Some(expires));
+    let key = format!("access-keys/{id}");
+    world
+        .store
+        .put_if(&key, value, Expect::Absent, None)
+        .await
+        .unwrap();
+    becomes(&world, id, "brief", IN).await;
+    becomes(&world, id, "brief", "ExpiredTokenException").await;
+    assert!(SystemTime::now() >= expires);
+    // Who cannot sign is not told that it ever worked.
+    assert_eq!(class(&world, id, "guess").await, "InvalidSignatureException");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_file_is_read_again_when_it_changes() {
+    let world = World::start().await;
+    let (id, path) = ("AKIAFILETWO000000000", world.file("keys.toml"));
+    assert_eq!(class(&world, id, "two").await, UNKNOWN);
+    let more =
+        format!("[[keys]]\naccess_key_id = '{id}'\nsecret_access_key = 'two'\naccount_id = '{ACCOUNT}'\n");
+    write_keys(&path, &more);
+    becomes(&world, id, "two", IN).await;
+    write_keys(&path, "");
+    becomes(&world, id, "two", UNKNOWN).await;
+    assert_eq!(class(&world, KEY.0, KEY.1).await, IN);
+}

@@ -1,0 +1,21 @@
+//! The AWS-compatible API of a real edge: real TLS, signatures by the SDK's own
+//! code, real etcd, and gRPC services that follow a script.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on has failed
+
+mod auth;
+#[path = "../certificates.rs"]
+mod certificates;
+mod client;
+mod connectors;
+mod constraints;
+mod fuzz;
+mod hostile;
+mod keys;
+mod permissions;
+mod recordings;
+mod samples;
+mod script;
+mod services;
+mod translation;
+mod world;

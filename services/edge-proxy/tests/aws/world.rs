@@ -1,0 +1,201 @@
+//! One edge with its API, real etcd, and services that follow a script.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use edge_proxy::app::App;
+use edge_proxy::config::{AwsSettings, Config, Throttles};
+use records::testing::Etcd;
+use rpc::Role;
+use serde_json::Value;
+use settings::{EtcdSettings, TlsSettings};
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use crate::certificates::{self, identity};
+use crate::client::{Answer, Connection, Signer};
+use crate::script::Script;
+
+pub const ACCOUNT: &str = "000000000000";
+pub const REGION: &str = "us-east-1";
+pub const WAIT: Duration = Duration::from_secs(10);
+/// The key that may do everything.
+pub const KEY: (&str, &str) = ("AKIATESTEVERYTHING00", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY");
+
+/// Everything a test talks to. Dropping it stops everything.
+pub struct World {
+    pub api: SocketAddr,
+    pub scheduler: Script,
+    pub image_builder: Script,
+    pub store: records::Store,
+    pub directory: tempfile::TempDir,
+    shutdown: CancellationToken,
+    serving: JoinHandle<()>,
+    _etcd: Etcd,
+}
+
+/// No limit on any operation.
+pub fn unlimited() -> Throttles {
+    Throttles {
+        run_microvm: 0,
+        resume_microvm: 0,
+        suspend_microvm: 0,
+        terminate_microvm: 0,
+        get_microvm: 0,
+        create_microvm_auth_token: 0,
+        create_microvm_shell_auth_token: 0,
+        other: 0,
+    }
+}
+
+/// The key file of a world; `more` is added to it.
+pub fn write_keys(path: &Path, more: &str) {
+    let (id, secret) = KEY;
+    let text = format!(
+        "[[keys]]\naccess_key_id = '{id}'\nsecret_access_key = '{secret}'\naccount_id = '{ACCOUNT}'\n{more}"
+    );
+    std::fs::write(path, text).unwrap();
+}
+
+impl World {
+    pub async fn start() -> Self {
+        Self::with(|_| ()).await
+    }
+
+    /// With other settings. Throttles are off unless the change sets them.
+    pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let file = |name: &str| directory.path().join(name);
+        certificates::write(
+            directory.path(),
+            &[
+                ("endpoints", &["*.microvms.test"]),
+                ("api", &["localhost", "127.0.0.1"]),
+            ],
+        );
+        write_keys(&file("keys.toml"), "");
+        let etcd = Etcd::start().await;
+        let store = etcd.store().await;
+        let scheduler = Script::start(&identity(directory.path(), Role::Scheduler)).await;
+        let image_builder = Script::start(&identity(directory.path(), Role::ImageBuilder)).await;
+        let mut config = Config {
+            listen: "127.0.0.1:0".parse().unwrap(),
+            domain: "microvms.test".into(),
+            endpoint_cert: file("endpoints.pem"),
+            endpoint_key: file("endpoints.key"),
+            schedulers: vec![scheduler.address.to_string()],
+            image_builders: vec![image_builder.address.to_string()],
+            region: REGION.into(),
+            account: ACCOUNT.into(),
+            aws: AwsSettings {
+                listen: "127.0.0.1:0".parse().unwrap(),
+                cert: file("api.pem"),
+                key: file("api.key"),
+                key_file: Some(file("keys.toml")),
+                audit_file: Some(file("audit.jsonl")),
+                throttles: unlimited(),
+                ..AwsSettings::default()
+            },
+            tls: TlsSettings {
+                ca: file("ca.pem"),
+                cert: file("edge-proxy.pem"),
+                key: file("edge-proxy.key"),
+            },
+            etcd: EtcdSettings {
+                endpoints: vec![etcd.endpoint()],
+                root: "/torpor/".into(),
+                tls: None,
+            },
+            ..Config::default()
+        };
+        change(&mut config);
+        let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
+        let app = App::build(config, &registry).await.unwrap();
+        let (api, shutdown) = (app.api_address().unwrap().unwrap(), CancellationToken::new());
+        let serving = tokio::spawn(app.run(shutdown.clone()));
+        Self {
+            api,
+            scheduler,
+            image_builder,
+            store,
+            directory,
+            shutdown,
+            serving,
+            _etcd: etcd,
+        }
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn connection(&self) -> Connection {
+        Connection::new(self.api, self.directory.path(), false)
+    }
+
+    pub fn http2(&self) -> Connection {
+        Connection::new(self.api, self.directory.path(), true)
+    }
+
+    /// Asks with the key that may do everything.
+    pub async fn ask(&self, method: &str, target: &str, body: &str) -> Answer {
+        let request = signer().request(method, target, body.to_owned());
+        self.connection().send(request).await
+    }
+
+    /// The audit records so far, once there are `count`.
+    pub async fn audited(&self, count: usize) -> Vec<Value> {
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            let text = std::fs::read_to_string(self.file("audit.jsonl")).unwrap();
+            let lines: Vec<Value> = text
+                .split_inclusive('\n')
+                .filter(|line| line.ends_with('\n'))
+                .map(|line| serde_json::from_str(line).unwrap())
+                .collect();
+            if lines.len() >= count {
+                return lines;
+            }
+            assert!(
+                tokio::time::Instant::now() < deadline,
+                "only {} records",
+                lines.len()
+            );
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Stops the edge and waits for its end.
+    pub async fn stop(mut self) -> tempfile::TempDir {
+        self.shutdown.cancel();
+        tokio::time::timeout(WAIT, &mut self.serving)
+            .await
+            .unwrap()
+            .unwrap();
+        std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap())
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        self.shutdown.cancel();
+        self.serving.abort();
+    }
+}
+
+/// Signs with the key that may do everything.
+pub fn signer() -> Signer {
+    Signer::new(KEY.0, KEY.1)
+}
+
+/// ARN of an image of the account.
+pub fn image(name: &str) -> String {
+    format!("arn:aws:lambda:{REGION}:{ACCOUNT}:microvm-image:{name}")
+}
+
+/// ARN of a connector that every account has.
+pub fn managed_connector(name: &str) -> String {
+    format!("arn:aws:lambda:{REGION}:aws:network-connector:aws-network-connector:{name}")
+}

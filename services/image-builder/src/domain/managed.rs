@@ -1,0 +1,172 @@
+//! The platform's base images as the API shows them: names, ARNs, versions.
+
+use std::collections::BTreeMap;
+
+use api::image::v1::{BaseImage, BaseImageVersion, BaseImageVersionStatus};
+use model::{IdError, ImageArn, ImageName, PLATFORM_ACCOUNT};
+
+/// ARN of a base.
+#[must_use]
+pub fn arn(region: &str, name: &ImageName) -> String {
+    ImageArn {
+        region: region.to_owned(),
+        account: PLATFORM_ACCOUNT.to_owned(),
+        name: name.clone(),
+    }
+    .to_string()
+}
+
+/// The name in a base's name or ARN.
+///
+/// # Errors
+/// When it is neither, or the ARN of another region's or somebody's own image.
+pub fn name(identifier: &str, region: &str) -> Result<ImageName, IdError> {
+    model::ImageIdentifier::parse(identifier, region, PLATFORM_ACCOUNT).map(model::ImageIdentifier::into_name)
+}
+
+/// The number a base's version is written as: "1" and "1.0" are the same.
+#[must_use]
+pub fn number(text: &str) -> Option<u64> {
+    let text = text.strip_suffix(".0").unwrap_or(text);
+    let number: u64 = text.parse().ok()?;
+    // One spelling per version: no signs, no leading zeros.
+    (number.to_string() == text).then_some(number)
+}
+
+/// One entry per base, by name: its newest version, made since its first.
+/// `versions` has an entry per version, in any order.
+#[must_use]
+pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
+    let mut by_name: BTreeMap<String, BTreeMap<u64, BaseImage>> = BTreeMap::new();
+    for version in versions {
+        if let Some(number) = number(&version.version) {
+            by_name
+                .entry(version.name.clone())
+                .or_default()
+                .insert(number, version);
+        }
+    }
+    by_name
+        .into_iter()
+        .filter_map(|(name, versions)| {
+            let name: ImageName = name.parse().ok()?;
+            let first = versions.first_key_value()?.1.create_time;
+            let (_, newest) = versions.into_iter().next_back()?;
+            Some(BaseImage {
+                image_arn: arn(region, &name),
+                create_time: first,
+                update_time: newest.create_time,
+                ..newest
+            })
+        })
+        .collect()
+}
+
+/// The versions of the base `stored`, newest first, shown under the name
+/// `shown`. `versions` has an entry per version of any base.
+#[must_use]
+pub fn versions(
+    versions: Vec<BaseImage>,
+    stored: &str,
+    shown: &ImageName,
+    region: &str,
+) -> Vec<BaseImageVersion> {
+    let mut found: Vec<(u64, BaseImageVersion)> = versions
+        .into_iter()
+        .filter(|version| version.name == stored)
+        .filter_map(|version| {
+            let number = number(&version.version)?;
+            let shown = BaseImageVersion {
+                name: shown.to_string(),
+                image_arn: arn(region, shown),
+                version: number.to_string(),
+                status: BaseImageVersionStatus::Available.into(),
+                create_time: version.create_time,
+                update_time: version.create_time,
+            };
+            Some((number, shown))
+        })
+        .collect();
+    found.sort_by_key(|(number, _)| std::cmp::Reverse(*number));
+    found.into_iter().map(|(_, version)| version).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(name: &str, version: &str, seconds: i64) -> BaseImage {
+        BaseImage {
+            name: name.to_owned(),
+            version: version.to_owned(),
+            create_time: Some(prost_types::Timestamp { seconds, nanos: 0 }),
+            ..BaseImage::default()
+        }
+    }
+
+    #[test]
+    fn bases_show_their_newest_version_and_their_whole_life() {
+        let entries = vec![
+            entry("b", "2", 20),
+            entry("b", "10", 100),
+            entry("b", "1", 10),
+            entry("a", "1", 5),
+        ];
+        let bases = bases(entries.clone(), "us-east-1");
+        let shown: Vec<_> = bases
+            .iter()
+            .map(|base| {
+                let seconds = |time: Option<prost_types::Timestamp>| time.unwrap().seconds;
+                (
+                    base.name.as_str(),
+                    base.version.as_str(),
+                    seconds(base.create_time),
+                    seconds(base.update_time),
+                )
+            })
+            .collect();
+        assert_eq!(shown, [("a", "1", 5, 5), ("b", "10", 10, 100)]);
+        assert_eq!(bases[1].image_arn, "arn:aws:lambda:us-east-1:aws:microvm-image:b");
+        let versions = versions(entries, "b", &"alias".parse().unwrap(), "us-east-1");
+        let numbers: Vec<&str> = versions.iter().map(|version| version.version.as_str()).collect();
+        assert_eq!(numbers, ["10", "2", "1"]);
+        assert_eq!(
+            versions[0].image_arn,
+            "arn:aws:lambda:us-east-1:aws:microvm-image:alias"
+        );
+    }
+
+    #[test]
+    fn a_version_has_two_spellings_and_no_more() {
+        for (text, expected) in [
+            ("1", Some(1)),
+            ("1.0", Some(1)),
+            ("0", Some(0)),
+            ("999", Some(999)),
+            ("01", None),
+            ("+1", None),
+            ("1.1", None),
+            ("1.0.0", None),
+            ("", None),
+        ] {
+            assert_eq!(number(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_base_is_named_by_name_or_by_its_own_arn() {
+        for (text, good) in [
+            ("debian-12", true),
+            ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", true),
+            ("arn:aws:lambda:eu-west-1:aws:microvm-image:debian-12", false),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:microvm-image:debian-12",
+                false,
+            ),
+            ("arn:aws:lambda:us-east-1:aws:microvm-image/debian-12", false),
+            ("", false),
+        ] {
+            assert_eq!(name(text, "us-east-1").is_ok(), good, "{text}");
+        }
+    }
+}

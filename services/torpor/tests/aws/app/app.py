@@ -1,0 +1,94 @@
+"""An app that shows what happened to its microVM, and misbehaves when its environment says so.
+
+READY_UNAVAILABLE   ready answers 503 this many times first
+READY_STATUS        what ready answers then (200)
+READY_HANGS         ready never answers
+VALIDATE_STATUS     what validate answers (200)
+RUN_STATUS          what run answers (200)
+"""
+
+import itertools
+import json
+import os
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+HOOKS = "/aws/lambda-microvms/runtime/v1/"
+
+requests = itertools.count(1)
+# Every hook call: path, body, address of the caller, the clock below.
+calls = []
+# Counts twenty a second: how long the app has been alive, in its own time.
+ticks = 0
+
+
+def tick():
+    global ticks
+    while True:
+        time.sleep(0.05)
+        ticks += 1
+
+
+def setting(name, default):
+    return int(os.environ.get(name, default))
+
+
+def answer_to(hook):
+    """Status of a hook's answer."""
+    earlier = sum(1 for call in calls if call["path"] == HOOKS + hook)
+    if hook == "ready":
+        if os.environ.get("READY_HANGS"):
+            time.sleep(86400)
+        if earlier <= setting("READY_UNAVAILABLE", 0):
+            return 503
+        return setting("READY_STATUS", 200)
+    if hook == "validate":
+        # On a microVM made from the snapshot, which has what ready left in memory.
+        ready = any(call["path"] == HOOKS + "ready" for call in calls)
+        return setting("VALIDATE_STATUS", 200) if ready else 500
+    if hook == "run":
+        return setting("RUN_STATUS", 200)
+    return 200
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self, status, body):
+        data = json.dumps(body).encode()
+        self.send_response(status)
+        self.send_header("content-type", "application/json")
+        self.send_header("content-length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data)
+
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+        hook = self.path.rsplit("/", 1)[-1]
+        calls.append({"path": self.path, "body": body, "from": self.client_address[0], "tick": ticks})
+        self.answer(answer_to(hook), {})
+
+    def do_GET(self):
+        if self.path == "/":
+            self.answer(200, {"count": next(requests), "pid": os.getpid()})
+        elif self.path == "/hooks":
+            self.answer(200, {"calls": calls})
+        elif self.path == "/environment":
+            self.answer(200, {"environment": dict(os.environ)})
+        elif self.path == "/headers":
+            self.answer(200, {"headers": {name.lower(): value for name, value in self.headers.items()}})
+        else:
+            self.answer(404, {"path": self.path})
+
+
+threading.Thread(target=tick, daemon=True).start()
+print("listening", flush=True)
+server = ThreadingHTTPServer(("0.0.0.0", 8080), Handler)
+# A second port, to tell ports apart.
+second = ThreadingHTTPServer(("0.0.0.0", 8081), Handler)
+threading.Thread(target=second.serve_forever, daemon=True).start()
+server.serve_forever()
