@@ -12,6 +12,14 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// `ErrorInfo.domain` of every error Torpor makes.
 pub const DOMAIN: &str = "torpor";
 
+/// Longest message, and violations together, in bytes. A status travels in the
+/// headers, its message twice; peers take 16 KiB of them, and drop the call when
+/// there is more.
+pub const MESSAGE_LENGTH_MAX: usize = 2048;
+
+/// Longest value of the metadata, in bytes.
+pub const METADATA_LENGTH_MAX: usize = 1024;
+
 /// Reasons, `ErrorInfo.reason`. Part of the API: never renamed.
 pub mod reason {
     /// A field breaks a rule; the violations name it.
@@ -64,28 +72,48 @@ pub mod reason {
     pub const INTERNAL: &str = "INTERNAL";
 }
 
-/// An error with a reason and, optionally, metadata.
+/// The text, or as much of it as fits, whole characters, with an ellipsis.
+fn clip(text: &str, length_max: usize) -> String {
+    const MORE: &str = "…";
+    if text.len() <= length_max {
+        return text.to_owned();
+    }
+    let mut end = length_max - MORE.len();
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    format!("{}{MORE}", &text[..end])
+}
+
+/// An error with a reason and, optionally, metadata. Long texts are cut, see
+/// [`MESSAGE_LENGTH_MAX`].
 #[must_use]
 pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
     let metadata: HashMap<String, String> = metadata
         .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+        .map(|(key, value)| ((*key).to_owned(), clip(value, METADATA_LENGTH_MAX)))
         .collect();
     Status::with_error_details(
         code,
-        message,
+        clip(&message.into(), MESSAGE_LENGTH_MAX),
         ErrorDetails::with_error_info(reason, DOMAIN, metadata),
     )
 }
 
 /// INVALID_ARGUMENT naming every violated field: `(path, description)`. In the
 /// message a description that is a sentence (it begins with a capital letter)
-/// stands by itself, any other behind its field.
+/// stands by itself, any other behind its field. What does not fit is left out,
+/// see [`MESSAGE_LENGTH_MAX`].
 #[must_use]
 pub fn invalid(violations: &[(String, String)]) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
+    let mut room = MESSAGE_LENGTH_MAX;
     for (field, description) in violations {
+        let Some(rest) = room.checked_sub(field.len() + description.len()) else {
+            break;
+        };
         details.add_bad_request_violation(field, description);
+        room = rest;
     }
     let message = violations
         .iter()
@@ -97,14 +125,19 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
         )
         .collect::<Vec<_>>()
         .join("; ");
-    Status::with_error_details(Code::InvalidArgument, message, details)
+    Status::with_error_details(
+        Code::InvalidArgument,
+        clip(&message, MESSAGE_LENGTH_MAX),
+        details,
+    )
 }
 
 /// INVALID_ARGUMENT of one field, with a sentence as the whole message.
 #[must_use]
 pub fn invalid_sentence(field: &str, sentence: &str) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());
-    details.add_bad_request_violation(field, sentence);
+    let sentence = clip(sentence, MESSAGE_LENGTH_MAX);
+    details.add_bad_request_violation(clip(field, METADATA_LENGTH_MAX), &sentence);
     Status::with_error_details(Code::InvalidArgument, sentence, details)
 }
 
@@ -124,6 +157,7 @@ pub fn not_found(kind: &str, name: &str) -> Status {
 pub fn unavailable(reason: &str, message: impl Into<String>, retry_after: Duration) -> Status {
     let mut details = ErrorDetails::with_error_info(reason, DOMAIN, HashMap::new());
     details.set_retry_info(Some(retry_after));
+    let message = clip(&message.into(), MESSAGE_LENGTH_MAX);
     Status::with_error_details(Code::Unavailable, message, details)
 }
 
@@ -136,6 +170,28 @@ pub fn reason_of(status: &Status) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_status_outgrows_the_headers() {
+        const HEADERS_MAX: usize = 16 * 1024;
+        let long = "é ".repeat(20_000);
+        let many: Vec<_> = (0..1000).map(|i| (format!("field[{i}]"), "must be shorter".to_owned())).collect();
+        for refused in [
+            not_found("image", &long),
+            invalid_sentence(&long, &long),
+            invalid(&many),
+            invalid(&[(long.clone(), long.clone())]),
+            unavailable(reason::STORE_UNAVAILABLE, long.clone(), Duration::ZERO),
+        ] {
+            let headers = refused.into_http::<()>().into_parts().0.headers;
+            let size: usize = headers
+                .iter()
+                .map(|(name, value)| name.as_str().len() + value.len() + 32)
+                .sum();
+            assert!(size < HEADERS_MAX, "{size} bytes");
+        }
+        assert_eq!(invalid(&many).get_details_bad_request().unwrap().field_violations[0].field, "field[0]");
+    }
 
     #[test]
     fn sentences_stand_by_themselves_and_fragments_behind_their_field() {

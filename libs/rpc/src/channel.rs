@@ -14,6 +14,9 @@ use crate::{Role, TlsIdentity};
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Largest headers of an answer, in bytes: an error's details travel there.
+/// Beyond it the connection ends, and every other call on it.
+const HEADERS_MAX: u32 = 64 * 1024;
 
 /// A channel to `address` ("host:port") that connects when first used,
 /// reconnects by itself, and accepts only a server with the given role.
@@ -38,6 +41,7 @@ pub fn channel(identity: &TlsIdentity, address: &str, server: Role) -> Result<Ch
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)
+        .http2_max_header_list_size(HEADERS_MAX)
         .connect_lazy())
 }
 

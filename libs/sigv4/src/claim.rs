@@ -129,8 +129,6 @@ pub fn parse(request: Request<'_>) -> Result<Claim<'_>, Error> {
         (true, None) => (Form::Header, header_form::parse(&request)?),
         (false, Some(_)) => (Form::Query, query_form::parse(&request, &query)?),
     };
-    check_host(&request)?;
-    check_signed_headers(&request, &parameters.signed_headers)?;
     if parameters.algorithm != ALGORITHM {
         return Err(Error::IncompleteSignature(format!(
             "Unsupported AWS 'algorithm': '{}' (only {ALGORITHM} for now).",
@@ -138,6 +136,8 @@ pub fn parse(request: Request<'_>) -> Result<Claim<'_>, Error> {
         )));
     }
     let [access_key_id, day, region, service, terminator] = credential(&parameters.credential)?;
+    check_host(&request)?;
+    check_signed_headers(&request, &parameters.signed_headers)?;
     Ok(Claim {
         request,
         query,

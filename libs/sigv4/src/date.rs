@@ -30,7 +30,7 @@ impl Timestamp {
         Self::from_basic(text).or_else(|| {
             let time = OffsetDateTime::parse(text, &Rfc2822)
                 .ok()?
-                .to_offset(time::UtcOffset::UTC);
+                .checked_to_offset(time::UtcOffset::UTC)?;
             (0..=9999).contains(&time.year()).then_some(Self(time))
         })
     }

@@ -13,6 +13,7 @@
 
 pub mod access;
 mod admission;
+pub mod aliases;
 pub mod answer;
 pub mod app;
 pub mod arn;

@@ -241,7 +241,7 @@ impl Default for BakeSettings {
     fn default() -> Self {
         Self {
             settle_seconds: 30,
-            memory_default_mib: 512,
+            memory_default_mib: 2048,
             memory_peak_factor: 4,
             vcpu_count_max: 4,
             placement_seconds: 120,

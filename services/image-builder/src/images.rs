@@ -114,7 +114,7 @@ impl Images {
         let parsed = ImageIdentifier::parse(identifier, &self.settings.region, &self.settings.account);
         parsed
             .map(ImageIdentifier::into_name)
-            .map_err(|error| invalid("image_identifier", &error.to_string()))
+            .map_err(|error| invalid("imageIdentifier", &error.to_string()))
     }
 
     fn arn(&self, name: &ImageName) -> String {
@@ -140,7 +140,14 @@ impl Images {
         identifier: &str,
         version: &str,
     ) -> Result<Record<ImageVersion>, Refusal> {
-        let image = self.get(identifier).await?.value;
+        let found = self.get(identifier).await.map_err(|refusal| match refusal {
+            // Who asked for a version is told of the version.
+            Refusal::ImageNotFound(arn) if !version.is_empty() => {
+                Refusal::VersionNotFound(arn, version.to_owned())
+            }
+            other => other,
+        });
+        let image = found?.value;
         if version.is_empty() && image.latest_active_image_version.is_empty() {
             return Err(Refusal::NoActiveVersion(image.image_arn));
         }

@@ -160,11 +160,11 @@ fn connectors_are_asked_for_in_sentences_after_the_constraints() {
         ),
         (
             with(connector(json!({})), json!({"OperatorRole": null})),
-            "OperatorRole is required for VPC_EGRESS connector type",
+            "NetworkConnectorOperatorRole is required for VPC_EGRESS connector type",
         ),
         (
             vpc("NetworkProtocol"),
-            "NetworkProtocol is required for VPC_EGRESS connector type",
+            "NetworkProtocol cannot be null or empty for VPC_EGRESS connector",
         ),
         (
             vpc("AssociatedComputeResourceTypes"),

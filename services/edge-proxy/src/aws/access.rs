@@ -5,11 +5,16 @@ use aws_model::arn::ManagedConnector;
 use aws_model::{ErrorClass, Operation, Rejection};
 use serde_json::{Map, Value};
 
+use crate::aws::aliases::Aliases;
 use crate::aws::arn::{Fleet, Kind, clip};
 use crate::aws::keys::AccessKey;
 
 const PASS_ROLE: &str = "iam:PassRole";
 const PASS_CONNECTOR: &str = "lambda:PassNetworkConnector";
+const UPDATE_CONNECTOR: &str = "lambda:UpdateNetworkConnector";
+/// Tags of a connector that begin so decide what its microVMs reach: to change
+/// them is to change the connector.
+const RULE_TAG_PREFIX: &str = "torpor:";
 /// Members that carry the ARN of a role.
 const ROLES: [&str; 3] = ["buildRoleArn", "executionRoleArn", "OperatorRole"];
 /// Members that carry connectors, and the connector of a request without them.
@@ -40,7 +45,41 @@ pub fn resource(operation: &Operation, members: &Map<String, Value>, fleet: &Fle
     named.unwrap_or_else(|| "*".to_owned())
 }
 
-/// Checks that a key may do what a request asks for.
+/// The lists of connectors that an operation hands on.
+fn lists(operation: &Operation) -> &'static [(&'static str, ManagedConnector)] {
+    match operation.name {
+        "RunMicrovm" => &[INGRESS, EGRESS],
+        "CreateMicrovmImage" | "UpdateMicrovmImage" => &[EGRESS],
+        _ => &[],
+    }
+}
+
+fn listed<'a>(members: &'a Map<String, Value>, name: &str) -> impl Iterator<Item = &'a str> {
+    let list = members.get(name).and_then(Value::as_array);
+    list.into_iter().flatten().filter_map(Value::as_str)
+}
+
+/// The connectors that a request hands on, as it names them.
+pub fn connectors<'a>(
+    operation: &Operation,
+    members: &'a Map<String, Value>,
+) -> impl Iterator<Item = &'a str> {
+    let lists = lists(operation).iter();
+    lists.flat_map(|(name, _)| listed(members, name).take(CONNECTORS_MAX))
+}
+
+/// Whether a request changes the tags that are a connector's rules.
+fn changes_rules(members: &Map<String, Value>, resource: &str) -> bool {
+    let set = members.get("Tags").and_then(Value::as_object);
+    let mut keys = set
+        .into_iter()
+        .flat_map(|tags| tags.keys().map(String::as_str))
+        .chain(listed(members, "TagKeys"));
+    resource.contains(":network-connector:") && keys.any(|key| key.starts_with(RULE_TAG_PREFIX))
+}
+
+/// Checks that a key may do what a request asks for. `aliases` are the further
+/// names of what the request names.
 ///
 /// # Errors
 /// 403 for a resource of somebody else and for what the key's policy does not
@@ -51,6 +90,7 @@ pub fn check(
     resource: &str,
     key: &AccessKey,
     fleet: &Fleet,
+    aliases: &Aliases,
 ) -> Result<(), Rejection> {
     let managed = operation.name == "ListManagedMicrovmImageVersions";
     if fleet.is_foreign(resource, managed) {
@@ -58,7 +98,9 @@ pub fn check(
     }
     let Some(policy) = &key.policy else { return Ok(()) };
     let ask = |action: &str, resource: &str| {
-        let permitted = policy.permits(action, resource);
+        let others = aliases.of(resource).iter().map(String::as_str);
+        let names: Vec<&str> = std::iter::once(resource).chain(others).collect();
+        let permitted = policy.permits(action, &names);
         permitted
             .then_some(())
             .ok_or_else(|| denied(key, action, resource))
@@ -67,14 +109,11 @@ pub fn check(
     for role in ROLES.iter().filter_map(|name| members.get(*name)?.as_str()) {
         ask(PASS_ROLE, role)?;
     }
-    let lists: &[_] = match operation.name {
-        "RunMicrovm" => &[INGRESS, EGRESS],
-        "CreateMicrovmImage" | "UpdateMicrovmImage" => &[EGRESS],
-        _ => &[],
-    };
-    for (name, default) in lists {
-        let given = members.get(*name).and_then(Value::as_array);
-        let given: Vec<&str> = given.into_iter().flatten().filter_map(Value::as_str).collect();
+    if changes_rules(members, resource) {
+        ask(UPDATE_CONNECTOR, resource)?;
+    }
+    for (name, default) in lists(operation) {
+        let given: Vec<&str> = listed(members, name).collect();
         if given.is_empty() {
             ask(PASS_CONNECTOR, &default.arn(&fleet.region))?;
         }
@@ -137,6 +176,15 @@ mod tests {
         AccessKey::new(stored, ACCOUNT).unwrap()
     }
 
+    /// The connector "office" has the id "nc-1"; the microVM is of an image.
+    fn aliases() -> Aliases {
+        let mut aliases = Aliases::default();
+        let office = fleet().arn(Kind::Connector, "office");
+        aliases.add(&office, [fleet().arn(Kind::Connector, "nc-1")]);
+        aliases.add(&fleet().arn(Kind::Microvm, "microvm-2"), [IMAGE.to_owned()]);
+        aliases
+    }
+
     /// What is refused of a request: its first missing permission.
     fn refused(operation: &str, members: Value, allowed: Option<&[(&str, &str)]>) -> Option<String> {
         let operation = aws_model::operation(operation).unwrap();
@@ -144,7 +192,7 @@ mod tests {
             panic!("members are an object")
         };
         let resource = resource(operation, &members, &fleet());
-        let rejection = check(operation, &members, &resource, &key(allowed), &fleet()).err()?;
+        let rejection = check(operation, &members, &resource, &key(allowed), &fleet(), &aliases()).err()?;
         assert_eq!(rejection.class, ErrorClass::AccessDenied);
         let message = rejection.message.unwrap();
         let said = message
@@ -269,6 +317,35 @@ mod tests {
                 "{operation}"
             );
         }
+    }
+
+    #[test]
+    fn a_microvm_is_under_the_policy_of_its_image() {
+        let allowed = Some(&[("lambda:*", "*:microvm-image:team-*")][..]);
+        for (id, permitted) in [("microvm-2", true), ("microvm-1", false)] {
+            let refused = refused("TerminateMicrovm", json!({"microvmIdentifier": id}), allowed);
+            assert_eq!(refused.is_none(), permitted, "{id}");
+        }
+    }
+
+    #[test]
+    fn rules_of_a_connector_are_not_mere_tags() {
+        let office = fleet().arn(Kind::Connector, "office");
+        let tagging = Some(&[("lambda:*Tag*", "*"), ("lambda:UntagResource", "*")][..]);
+        let untag = |key: &str| json!({"Resource": office, "TagKeys": [key]});
+        let tag = |key: &str| json!({"Resource": office, "Tags": {key: "10.0.0.0/8"}});
+        for (operation, members, permitted) in [
+            ("UntagResource", untag("team"), true),
+            ("UntagResource", untag("torpor:allow-cidrs"), false),
+            ("TagResource", tag("team"), true),
+            ("TagResource", tag("torpor:deny-cidrs"), false),
+            ("TagResource", json!({"Resource": IMAGE, "Tags": {"torpor:x": "y"}}), true),
+        ] {
+            let missing = refused(operation, members.clone(), tagging);
+            assert_eq!(missing.is_none(), permitted, "{operation} {members}: {missing:?}");
+        }
+        let everything = Some(&[("lambda:*", "*:nc-1")][..]);
+        assert_eq!(refused("TagResource", tag("torpor:deny-cidrs"), everything), None);
     }
 
     #[test]

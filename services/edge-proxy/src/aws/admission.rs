@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_model::{ErrorClass, Rejection};
+use aws_model::{ErrorClass, Operation, Rejection};
 use http::Version;
 use http::header::EXPECT;
 use http::request::Parts;
@@ -97,8 +97,8 @@ impl Api {
             Ok(key) => Ok((claim, key)),
             Err(NoKey::Unknown) => Err(unsigned(&sigv4::Error::UnrecognizedClient)),
             Err(NoKey::NotReady) => {
-                let rejection =
-                    Rejection::new(ErrorClass::InternalServer, "The access keys are not known yet.");
+                let class = seen.operation.map_or(ErrorClass::InternalServer, Operation::internal);
+                let rejection = Rejection::new(class, "The access keys are not known yet.");
                 Err(rejection.retry_after(AGAIN.as_secs()))
             }
         }

@@ -8,6 +8,7 @@ use anyhow::Context as _;
 use aws_model::{Limits, PageTokens, operations};
 use rpc::TlsIdentity;
 use sigv4::Verifier;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use crate::aws::arn::Fleet;
@@ -59,7 +60,11 @@ impl ApiServer {
                 Some(file)
             }
         };
-        let (audit, records) = Audit::open(aws.audit_file.as_deref()).context("aws.audit_file")?;
+        let (audit, records) = Audit::open(
+            aws.audit_file.as_deref(),
+            aws.unauthenticated_audit_file.as_deref(),
+        )
+        .context("aws.audit_file, aws.unauthenticated_audit_file")?;
         let listener = Listener::bind(aws.socket(), aws.limits.bounds()).await?;
         let services = Services::new(
             identity,
@@ -89,9 +94,10 @@ impl ApiServer {
                 operations().iter().map(|operation| operation.name),
             ),
             audit,
+            in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
             limits: Limits {
                 body_bytes_max: aws.limits.body_bytes,
-                ..Limits::default()
+                run_hook_payload_bytes_max: aws.limits.run_hook_payload_bytes,
             },
             metrics,
         };

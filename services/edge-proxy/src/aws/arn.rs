@@ -61,6 +61,16 @@ impl Fleet {
     }
 }
 
+impl Fleet {
+    /// Whether a text is the ARN of a resource of this kind and this account, well
+    /// spelt or not.
+    #[must_use]
+    pub fn is_own(&self, kind: Kind, text: &str) -> bool {
+        let mut parts = text.splitn(7, ':').skip(4);
+        is_arn(text) && parts.next() == Some(&self.account) && parts.next() == Some(kind.name())
+    }
+}
+
 /// Whether a text claims to be an ARN.
 #[must_use]
 pub fn is_arn(text: &str) -> bool {
@@ -106,6 +116,23 @@ mod tests {
         let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
         assert_eq!(fleet().arn(Kind::Image, "app"), arn);
         assert_eq!(fleet().arn(Kind::Image, arn), arn);
+    }
+
+    #[test]
+    fn own_resources_are_known_by_kind() {
+        for (text, own) in [
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2", true),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:office", true),
+            ("arn:aws:lambda:us-east-1:000000000000:microvm-image:office", false),
+            ("arn:aws:lambda:us-east-1:111111111111:network-connector:nc-1", false),
+            (
+                "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS",
+                false,
+            ),
+            ("nc-1", false),
+        ] {
+            assert_eq!(fleet().is_own(Kind::Connector, text), own, "{text}");
+        }
     }
 
     #[test]

@@ -62,28 +62,38 @@ pub fn timestamp(time: SystemTime) -> String {
 #[derive(Debug)]
 pub struct Audit {
     file: Option<Sender<Vec<u8>>>,
+    unauthenticated: Option<Sender<Vec<u8>>>,
 }
 
 /// Writes records; ends when nobody takes any more and all are written.
 #[derive(Debug)]
-pub struct Writer(Option<JoinHandle<()>>);
+pub struct Writer(Vec<JoinHandle<()>>);
 
 impl Audit {
-    /// Records go to the log and to `path`, if there is one.
+    /// Records go to the log and to a file, if there is one: to `path`, or to
+    /// `unauthenticated` when nobody is known to have signed the request.
     ///
     /// # Errors
-    /// When the file cannot be opened.
+    /// When a file cannot be opened.
     ///
     /// # Panics
     /// Outside a tokio runtime.
-    pub fn open(path: Option<&Path>) -> std::io::Result<(Self, Writer)> {
-        let Some(path) = path else {
-            return Ok((Self { file: None }, Writer(None)));
+    pub fn open(path: Option<&Path>, unauthenticated: Option<&Path>) -> std::io::Result<(Self, Writer)> {
+        let mut writing = Vec::new();
+        let mut open = |path: Option<&Path>| -> std::io::Result<_> {
+            let Some(path) = path else { return Ok(None) };
+            let mut lines = Lines::open(path)?;
+            let (sender, receiver) = channel(QUEUE_RECORDS);
+            writing.push(tokio::task::spawn_blocking(move || lines.write_all(receiver)));
+            Ok(Some(sender))
         };
-        let mut lines = Lines::open(path)?;
-        let (sender, receiver) = channel(QUEUE_RECORDS);
-        let writing = tokio::task::spawn_blocking(move || lines.write_all(receiver));
-        Ok((Self { file: Some(sender) }, Writer(Some(writing))))
+        let file = open(path)?;
+        let unauthenticated = open(unauthenticated)?.or_else(|| file.clone());
+        let audit = Self {
+            file,
+            unauthenticated,
+        };
+        Ok((audit, Writer(writing)))
     }
 
     /// Takes one record. Waits for the disk when that is far behind.
@@ -102,7 +112,12 @@ impl Audit {
             duration_us = record.duration_us,
             "request"
         );
-        let Some(file) = &self.file else { return };
+        let file = if record.authenticated {
+            &self.file
+        } else {
+            &self.unauthenticated
+        };
+        let Some(file) = file else { return };
         let Ok(mut line) = serde_json::to_vec(record) else {
             return;
         };
@@ -116,9 +131,8 @@ impl Audit {
 impl Writer {
     /// Waits until everything is written, at most `wait`.
     pub async fn ended(self, wait: Duration) {
-        if let Some(writing) = self.0
-            && tokio::time::timeout(wait, writing).await.is_err()
-        {
+        let all = futures::future::join_all(self.0);
+        if tokio::time::timeout(wait, all).await.is_err() {
             tracing::error!("audit records are lost: they were not written in time");
         }
     }
@@ -217,7 +231,7 @@ mod tests {
     async fn records_are_lines_and_a_moved_file_is_left() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("audit.jsonl");
-        let (audit, writer) = Audit::open(Some(&path)).unwrap();
+        let (audit, writer) = Audit::open(Some(&path), None).unwrap();
         audit.record(&record("one")).await;
         audit.record(&record("two")).await;
         assert_eq!(ids(&path, 2).await, ["one", "two"]);
@@ -233,8 +247,25 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn who_is_not_known_writes_elsewhere() {
+        let directory = tempfile::tempdir().unwrap();
+        let (known, unknown) = (directory.path().join("known"), directory.path().join("unknown"));
+        let (audit, writer) = Audit::open(Some(&known), Some(&unknown)).unwrap();
+        audit.record(&record("one")).await;
+        let stranger = Record {
+            authenticated: false,
+            ..record("two")
+        };
+        audit.record(&stranger).await;
+        drop(audit);
+        writer.ended(Duration::from_secs(10)).await;
+        assert_eq!(ids(&known, 1).await, ["one"]);
+        assert_eq!(ids(&unknown, 1).await, ["two"]);
+    }
+
+    #[tokio::test]
     async fn a_file_that_cannot_be_opened_is_said_at_once() {
-        assert!(Audit::open(Some(Path::new("/proc/none/audit"))).is_err());
-        assert!(Audit::open(None).is_ok());
+        assert!(Audit::open(Some(Path::new("/proc/none/audit")), None).is_err());
+        assert!(Audit::open(None, None).is_ok());
     }
 }

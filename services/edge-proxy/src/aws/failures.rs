@@ -114,10 +114,12 @@ fn class(kind: Kind, operation: &Operation) -> ErrorClass {
 
 /// What the caller cannot help. The service's own words may be about its inside.
 fn ours(operation: &Operation, status: &Status, retry_after: Option<Duration>) -> Rejection {
-    let away = matches!(
-        status.code(),
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-    );
+    // A status with a source was made on this side: the service went away in the middle of the call.
+    let away = std::error::Error::source(status).is_some()
+        || matches!(
+            status.code(),
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
+        );
     let (message, after) = if away {
         (AWAY, Some(retry_after.unwrap_or(RETRY_AFTER)))
     } else {
@@ -312,6 +314,7 @@ mod tests {
                 AWAY,
             ),
             (Status::deadline_exceeded("x"), AWAY),
+            (Status::from_error("connection reset".into()), AWAY),
             (
                 errors::status(Code::Internal, reason::INTERNAL, "a panic", &[]),
                 BUG,

@@ -2,6 +2,7 @@
 //! refusals.
 
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
@@ -10,20 +11,23 @@ use aws_model::{
     no_such_path, route,
 };
 use bytes::Bytes;
+use futures::FutureExt as _;
 use http::{Request, Response};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use serde_json::{Map, Value};
 use sigv4::Verifier;
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
 use crate::aws::access;
+use crate::aws::aliases::{self, Aliases};
 use crate::aws::answer::Answer;
 use crate::aws::arn::{Fleet, clip};
 use crate::aws::audit::{Audit, Record, timestamp};
-use crate::aws::body::Bodies;
+use crate::aws::body::{Bodies, Held};
 use crate::aws::failures;
 use crate::aws::keys::{AccessKey, Keys};
 use crate::aws::operations::{self, Call};
@@ -54,6 +58,8 @@ pub struct Api {
     pub buckets: Buckets,
     /// Takes the records.
     pub audit: Audit,
+    /// Requests that may be worked on.
+    pub in_flight: Arc<Semaphore>,
     /// Bounds of requests.
     pub limits: Limits,
     /// What is counted.
@@ -70,13 +76,19 @@ pub(super) struct Seen {
     resource: String,
 }
 
+impl Seen {
+    /// Notes what the request is about, as far as is known by now.
+    fn about(&mut self, resource: &str) {
+        clip(resource, AUDIT_RESOURCE_MAX).clone_into(&mut self.resource);
+    }
+}
+
 /// A request whose signature is good.
-#[derive(Clone, Copy)]
 struct Signed<'a> {
     operation: &'static Operation,
     path: &'a PathParameters,
     query: &'a str,
-    body: &'a [u8],
+    body: Held<'a>,
     key: &'a AccessKey,
     request_id: &'a str,
 }
@@ -87,15 +99,24 @@ impl Handler for Api {
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("api", request_id, method = %request.method());
+        // Taken before there is a task: a client that hangs up while it waits leaves
+        // nothing behind, so no number of them is too many.
+        let Ok(permit) = Arc::clone(&self.in_flight).acquire_owned().await else {
+            unreachable!("the semaphore is never closed")
+        };
         // A task of its own: what was begun is finished and recorded also when the
         // client hangs up.
-        let answering = self
-            .answer(client.address.ip(), request, request_id.clone())
-            .instrument(span);
+        let request = self.answer(client.address.ip(), request, request_id.clone());
+        let answering = async move {
+            let response = request.await;
+            drop(permit);
+            response
+        }
+        .instrument(span);
         match tokio::spawn(answering).await {
             Ok(response) => response,
             Err(error) => {
-                tracing::error!(%error, request_id, "a bug ended a request");
+                tracing::error!(%error, request_id, "a request has no record");
                 let rejection = Rejection::silent(ErrorClass::InternalServer);
                 refuse(Service::Microvms, &rejection).response(&request_id)
             }
@@ -116,7 +137,12 @@ impl Api {
     ) -> Response<Full<Bytes>> {
         let (arrived, started) = (SystemTime::now(), Instant::now());
         let mut seen = Seen::default();
-        let answer = self.serve(request, &request_id, arrived, &mut seen).await;
+        let serving = AssertUnwindSafe(self.serve(request, &request_id, arrived, &mut seen));
+        let answer = serving.catch_unwind().await.unwrap_or_else(|_| {
+            tracing::error!(request_id, "a bug ended a request");
+            let service = seen.operation.map_or(Service::Microvms, |operation| operation.service);
+            refuse(service, &Rejection::silent(ErrorClass::InternalServer))
+        });
         let (took, status) = (started.elapsed(), answer.status());
         let operation = seen.operation.map_or("", |operation| operation.name);
         self.metrics
@@ -163,8 +189,10 @@ impl Api {
             Routed::NoSuchPath
         };
         let service = match &routed {
-            Routed::Operation(operation, _) => {
+            Routed::Operation(operation, path) => {
                 seen.operation = Some(operation);
+                let named = path.iter().map(|(name, text)| (name.to_owned(), text.into()));
+                seen.about(&access::resource(operation, &named.collect(), &self.fleet));
                 operation.service
             }
             Routed::NoSuchMethod(service) | Routed::Refused(service, _) => *service,
@@ -188,7 +216,7 @@ impl Api {
             operation,
             path: &path,
             query: parts.uri.query().unwrap_or_default(),
-            body: &admitted.body.bytes,
+            body: admitted.body,
             key: &admitted.key,
             request_id,
         };
@@ -201,13 +229,34 @@ impl Api {
     /// What happens to a request that is signed as it should be.
     async fn perform(&self, signed: Signed<'_>, seen: &mut Seen) -> Result<Map<String, Value>, Rejection> {
         let Signed {
-            operation, path, key, ..
+            operation,
+            path,
+            query,
+            body,
+            key,
+            request_id,
         } = signed;
-        let draft = aws_model::read(operation, path, signed.query, signed.body, &self.limits)?;
+        let draft = aws_model::read(operation, path, query, &body.bytes, &self.limits)?;
+        // Its share of the memory goes to the next request.
+        drop(body);
         let members = draft.members();
         let resource = access::resource(operation, members, &self.fleet);
-        clip(&resource, AUDIT_RESOURCE_MAX).clone_into(&mut seen.resource);
-        access::check(operation, members, &resource, key, &self.fleet)?;
+        seen.about(&resource);
+        let aliases = if key.policy.is_some() {
+            aliases::find(
+                &self.services,
+                &self.fleet,
+                request_id,
+                operation,
+                members,
+                &resource,
+            )
+            .await
+            .map_err(|status| failures::rejection(operation, &status))?
+        } else {
+            Aliases::default()
+        };
+        access::check(operation, members, &resource, key, &self.fleet, &aliases)?;
         self.buckets
             .take(operation.name, Instant::now())
             .map_err(|after| failures::throttled(operation, after))?;
@@ -216,7 +265,7 @@ impl Api {
             fleet: &self.fleet,
             tokens: &self.tokens,
             operation,
-            request_id: signed.request_id,
+            request_id,
         };
         operations::run(call, draft.check(&self.limits)?).await
     }

@@ -114,6 +114,8 @@ struct Stamp {
     inode: u64,
     size: u64,
     modified: (i64, i64),
+    /// Of the inode: its owner and rights too.
+    changed: (i64, i64),
 }
 
 /// A file of keys that is looked at again and again.
@@ -147,16 +149,20 @@ impl KeyFile {
             inode: metadata.ino(),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
         };
         if self.read == Some(stamp) {
             return Ok(None);
         }
-        // Taken before the content: a change in between shows at the next look.
-        self.read = Some(stamp);
         if stamp.size > FILE_BYTES_MAX {
+            self.read = Some(stamp);
             return Err(KeyFileError::TooLarge);
         }
-        parse(&std::fs::read_to_string(&self.path)?, &self.account).map(Some)
+        // A file that cannot be read is tried again at every look. The stamp is of before
+        // the content: a change in between shows at the next look.
+        let text = std::fs::read_to_string(&self.path)?;
+        self.read = Some(stamp);
+        parse(&text, &self.account).map(Some)
     }
 
     /// Brings changes to `keys` until `stop`. A file that cannot be used any more
@@ -290,7 +296,7 @@ mod tests {
         let expires = OffsetDateTime::from(one.expires.unwrap());
         assert_eq!(expires.unix_timestamp(), 1_798_761_600);
         let policy = one.policy.as_ref().unwrap();
-        assert!(policy.permits("lambda:GetMicrovm", "x") && !policy.permits("lambda:RunMicrovm", "x"));
+        assert!(policy.permits("lambda:GetMicrovm", &["x"]) && !policy.permits("lambda:RunMicrovm", &["x"]));
         assert_eq!(keys["AKIATWO"].user, "bot");
         assert!(parse("", ACCOUNT).unwrap().is_empty());
     }

@@ -57,15 +57,16 @@ impl Policy {
         statements.collect::<Result<_, _>>().map(Self)
     }
 
-    /// Whether `action` on `resource` is permitted. Nothing is on a resource that
-    /// is too long to be one.
+    /// Whether `action` is permitted on a resource, given all its names: a denial
+    /// under any of them counts. Nothing is on a name that is too long to be one.
     #[must_use]
-    pub fn permits(&self, action: &str, resource: &str) -> bool {
-        if resource.len() > RESOURCE_BYTES_MAX {
+    pub fn permits(&self, action: &str, names: &[&str]) -> bool {
+        if names.iter().any(|name| name.len() > RESOURCE_BYTES_MAX) {
             return false;
         }
         let mut allowed = false;
-        for statement in self.0.iter().filter(|one| one.matches(action, resource)) {
+        let applies = |one: &&Statement| names.iter().any(|name| one.matches(action, name));
+        for statement in self.0.iter().filter(applies) {
             if !statement.allow {
                 return false;
             }
@@ -200,20 +201,38 @@ mod tests {
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-12", false),
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-", false),
         ] {
-            assert_eq!(policy.permits(action, resource), expected, "{action} {resource}");
+            assert_eq!(policy.permits(action, &[resource]), expected, "{action} {resource}");
+        }
+    }
+
+    #[test]
+    fn every_name_of_a_resource_counts() {
+        let policy = policy(vec![
+            statement(Effect::Allow, &["*"], &["*:image"]),
+            statement(Effect::Deny, &["*"], &["*:nc-1"]),
+        ])
+        .unwrap();
+        for (names, expected) in [
+            (&["arn:image"][..], true),
+            (&["arn:microvm", "arn:image"], true),
+            (&["arn:microvm"], false),
+            (&["arn:image", "arn:nc-1"], false),
+            (&[], false),
+        ] {
+            assert_eq!(policy.permits("lambda:X", names), expected, "{names:?}");
         }
     }
 
     #[test]
     fn an_empty_policy_permits_nothing() {
-        assert!(!policy(Vec::new()).unwrap().permits("lambda:GetMicrovm", IMAGE));
+        assert!(!policy(Vec::new()).unwrap().permits("lambda:GetMicrovm", &[IMAGE]));
     }
 
     #[test]
     fn nothing_is_permitted_on_what_cannot_be_a_resource() {
         let everything = policy(vec![statement(Effect::Allow, &["*"], &["*"])]).unwrap();
-        assert!(everything.permits("lambda:GetMicrovm", &"a".repeat(RESOURCE_BYTES_MAX)));
-        assert!(!everything.permits("lambda:GetMicrovm", &"a".repeat(RESOURCE_BYTES_MAX + 1)));
+        assert!(everything.permits("lambda:GetMicrovm", &[&"a".repeat(RESOURCE_BYTES_MAX)]));
+        assert!(!everything.permits("lambda:GetMicrovm", &[&"a".repeat(RESOURCE_BYTES_MAX + 1)]));
     }
 
     #[test]

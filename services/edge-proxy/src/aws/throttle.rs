@@ -61,6 +61,12 @@ fn limit(limits: &Throttles, operation: &str) -> u32 {
         "GetMicrovm" => limits.get_microvm,
         "CreateMicrovmAuthToken" => limits.create_microvm_auth_token,
         "CreateMicrovmShellAuthToken" => limits.create_microvm_shell_auth_token,
+        _ if ["Create", "Update", "Delete", "Tag", "Untag"]
+            .iter()
+            .any(|verb| operation.starts_with(verb)) =>
+        {
+            limits.changes
+        }
         _ => limits.other,
     }
 }

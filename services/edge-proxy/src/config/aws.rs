@@ -33,6 +33,11 @@ pub struct AwsSettings {
     /// File that gets one line of JSON per request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_file: Option<PathBuf>,
+    /// File for the records of requests that no key's holder is known to have
+    /// signed, so that they cannot push the others out; without it they go to
+    /// `audit_file` too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unauthenticated_audit_file: Option<PathBuf>,
     /// Bounds of requests and connections.
     pub limits: ApiLimits,
     /// Requests per second, by operation.
@@ -45,6 +50,8 @@ pub struct AwsSettings {
 pub struct ApiLimits {
     /// Most client connections at one time.
     pub connections: usize,
+    /// Most requests that are worked on at one time; more wait.
+    pub requests: usize,
     /// Longest TLS handshake of a client, in milliseconds.
     pub handshake_ms: u64,
     /// Longest wait for a request's head, and longest idle time of a client's
@@ -59,6 +66,8 @@ pub struct ApiLimits {
     /// Memory for the bodies of all requests together, in bytes; requests beyond
     /// it are answered 429.
     pub body_memory_bytes: usize,
+    /// Longest `runHookPayload`, in bytes; the scheduler has a limit of its own.
+    pub run_hook_payload_bytes: usize,
     /// Longest call to a service of the fleet, in milliseconds.
     pub call_ms: u64,
     /// Longest wait for requests in flight at shutdown, in milliseconds.
@@ -84,6 +93,10 @@ pub struct Throttles {
     pub create_microvm_auth_token: u32,
     /// CreateMicrovmShellAuthToken.
     pub create_microvm_shell_auth_token: u32,
+    /// Each operation that creates, updates, deletes, tags or untags an image or a
+    /// connector: what is written stays in etcd for a while, also when it is
+    /// overwritten.
+    pub changes: u32,
     /// Every other operation.
     pub other: u32,
 }
@@ -96,6 +109,7 @@ impl Default for AwsSettings {
             key: PathBuf::new(),
             key_file: None,
             audit_file: None,
+            unauthenticated_audit_file: None,
             limits: ApiLimits::default(),
             throttles: Throttles::default(),
         }
@@ -106,12 +120,14 @@ impl Default for ApiLimits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            requests: 512,
             handshake_ms: 10_000,
             header_read_ms: 30_000,
             header_bytes: 64 * 1024,
             body_bytes: 1 << 20,
             body_read_ms: 10_000,
             body_memory_bytes: 64 << 20,
+            run_hook_payload_bytes: 4096,
             call_ms: 55_000,
             drain_ms: 20_000,
         }
@@ -128,7 +144,8 @@ impl Default for Throttles {
             get_microvm: 100,
             create_microvm_auth_token: 50,
             create_microvm_shell_auth_token: 5,
-            other: 0,
+            changes: 10,
+            other: 100,
         }
     }
 }
@@ -151,7 +168,7 @@ impl AwsSettings {
     }
 
     /// Rules of these settings: whether each holds, and its text.
-    pub(super) fn rules(&self) -> [(bool, &'static str); 6] {
+    pub(super) fn rules(&self) -> [(bool, &'static str); 7] {
         let limits = &self.limits;
         let times = [
             limits.handshake_ms,
@@ -166,6 +183,10 @@ impl AwsSettings {
                 "aws.key: the API's certificate and its key go together",
             ),
             (limits.connections > 0, "aws.limits.connections: at least 1"),
+            (
+                (1..=65_536).contains(&limits.requests),
+                "aws.limits.requests: 1 to 65536",
+            ),
             (
                 (8192..=1 << 20).contains(&limits.header_bytes),
                 "aws.limits.header_bytes: 8192 to 1048576",

@@ -46,6 +46,7 @@ pub fn unlimited() -> Throttles {
         get_microvm: 0,
         create_microvm_auth_token: 0,
         create_microvm_shell_auth_token: 0,
+        changes: 0,
         other: 0,
     }
 }

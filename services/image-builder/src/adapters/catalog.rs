@@ -195,7 +195,11 @@ impl Catalog {
 
     /// One build.
     pub async fn build(&self, build: &str) -> Result<Option<Record<ImageBuild>>> {
-        self.get(&build_key(build)).await
+        // What is no id names no build, and no key either.
+        match uuid::Uuid::try_parse(build) {
+            Ok(_) => self.get(&build_key(build)).await,
+            Err(_) => Ok(None),
+        }
     }
 
     /// Ids of a version's builds.

@@ -88,7 +88,7 @@ pub fn complete(
         .map_or("", |artifact| artifact.uri.as_str());
     violations.check(
         S3Uri::parse(uri).is_some(),
-        "configuration.code_artifact.uri",
+        "codeArtifact.uri",
         "must have the form 's3://bucket/key'",
     );
     base::complete(&mut given, offer, violations);
@@ -99,12 +99,12 @@ pub fn complete(
     }
     if !given.build_role_arn.is_empty() {
         violations.keep(
-            "configuration.build_role_arn",
+            "buildRoleArn",
             given.build_role_arn.parse::<RoleArn>(),
         );
     }
     text(
-        "configuration.description",
+        "description",
         &given.description,
         DESCRIPTION_CHARACTERS_MAX,
         violations,
@@ -113,22 +113,22 @@ pub fn complete(
     if let Some(Destination::CloudWatch(group)) =
         given.logging.as_ref().and_then(|to| to.destination.as_ref())
     {
-        let path = "configuration.logging.cloud_watch";
+        let path = "logging.cloudWatch";
         text(
-            &format!("{path}.log_group"),
+            &format!("{path}.logGroup"),
             &group.log_group,
             LOG_NAME_CHARACTERS_MAX,
             violations,
         );
         text(
-            &format!("{path}.log_stream"),
+            &format!("{path}.logStream"),
             &group.log_stream,
             LOG_NAME_CHARACTERS_MAX,
             violations,
         );
         violations.check(
             !group.log_stream.contains([':', '*']),
-            format!("{path}.log_stream"),
+            format!("{path}.logStream"),
             "must not contain ':' or '*'",
         );
     }
@@ -141,10 +141,10 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
     });
     violations.check(
         MemoryClass::of(memory.minimum_memory_mib).is_some(),
-        "configuration.resources.minimum_memory_mib",
+        "resources[0].minimumMemoryInMiB",
         "must be one of 512, 1024, 2048, 4096, 8192",
     );
-    let path = "configuration.cpu_configurations";
+    let path = "cpuConfigurations";
     let cpus = &given.cpu_configurations;
     violations.check(cpus.len() <= CPU_CONFIGURATIONS_MAX, path, "must be at most 2");
     for (index, cpu) in cpus.iter().enumerate() {
@@ -166,7 +166,7 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
             "is named twice",
         );
     }
-    let path = "configuration.additional_os_capabilities";
+    let path = "additionalOsCapabilities";
     let capabilities = &given.additional_os_capabilities;
     violations.check(capabilities.len() <= 1, path, "must be at most 1");
     violations.check(

@@ -16,7 +16,7 @@ impl Images {
     pub async fn base_versions(&self, identifier: &str) -> Result<Vec<BaseImageVersion>, Refusal> {
         let region = &self.settings.region;
         let name = managed::name(identifier, region)
-            .map_err(|error| invalid("base_image_identifier", &error.to_string()))?;
+            .map_err(|error| invalid("imageIdentifier", &error.to_string()))?;
         let stored = stored_name(name.as_str(), &self.settings.build.base_image_aliases);
         let versions = managed::versions(self.base_entries().await?, stored, &name, region);
         if versions.is_empty() {

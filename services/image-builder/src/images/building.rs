@@ -49,7 +49,7 @@ impl Images {
         if !order.client_token.is_empty()
             && let Err(error) = order.client_token.parse::<ClientToken>()
         {
-            return Err(invalid("client_token", &error.to_string()));
+            return Err(invalid("clientToken", &error.to_string()));
         }
         let digest = digest::of(&order);
         let _alone = self.admission.lock().await;

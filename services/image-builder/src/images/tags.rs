@@ -26,7 +26,7 @@ impl Images {
     pub async fn untag(&self, identifier: &str, keys: &[String]) -> Result<Image, Refusal> {
         let mut violations = Violations::default();
         for (index, key) in keys.iter().enumerate() {
-            check_tag_key(&format!("tag_keys[{index}]"), key, &mut violations);
+            check_tag_key(&format!("tagKeys[{index}]"), key, &mut violations);
         }
         violations.finish().map_err(Refusal::Invalid)?;
         let remove = |present: &mut HashMap<String, String>| {

@@ -202,7 +202,7 @@ async fn requests_are_checked_before_anything_is_made() {
     for path in [
         "name:",
         "No managed MicroVM Image with arn debian-12 and version 9 is available",
-        "configuration.resources.minimum_memory_mib:",
+        "resources[0].minimumMemoryInMiB:",
     ] {
         assert!(refused.message().contains(path), "{}", refused.message());
     }

@@ -27,7 +27,6 @@ use tonic::{Code, Request, Response, Status};
 use super::{Shared, validation, wire};
 use crate::adapters::keys::seconds;
 use crate::domain::microvm::Microvm;
-use crate::domain::paging::Position;
 use crate::refusal::Refusal;
 use crate::term::Term;
 
@@ -89,16 +88,14 @@ impl MicrovmService for Microvms {
         let (image, version, after) =
             validation::list(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
         let size = validation::page_size(request.page_size, PAGE_SIZE_MAX).map_err(|r| self.refuse(r))?;
-        let (page, more) = term.memory().page(image.as_ref(), version, after, size);
-        let last = page.last().filter(|_| more);
-        let next = last.map(|last| Position::new(last.start_time, last.id.clone()).to_token());
+        let (page, next) = term.memory().page(image.as_ref(), version, after, size);
         let microvms = page
             .iter()
             .map(|record| wire::microvm(record, &self.shared.settings))
             .collect();
         Ok(Response::new(ListMicrovmsResponse {
             microvms,
-            next_page_token: next.unwrap_or_default(),
+            next_page_token: next.map(|next| next.to_token()).unwrap_or_default(),
         }))
     }
 

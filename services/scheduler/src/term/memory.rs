@@ -24,6 +24,10 @@ use crate::refusal::Refusal;
 /// Most calls that wait for one microVM's operation.
 const WAITING_MAX: usize = 16;
 
+/// Most records a page looks at while a filter passes them over: the leader's
+/// memory is locked meanwhile.
+const PAGE_LOOKS_MAX: usize = 10_000;
+
 /// One microVM: its record and the locks around it.
 #[derive(Debug)]
 pub struct Handle {
@@ -170,7 +174,8 @@ impl Memory {
         self.allocated_mib
     }
 
-    /// One page of microVMs, newest first, and whether more may follow.
+    /// One page of microVMs, newest first, and where the next one begins when more
+    /// may follow. A page may be short, even empty, when few of many match.
     #[must_use]
     pub fn page(
         &self,
@@ -178,7 +183,7 @@ impl Memory {
         version: Option<VersionNumber>,
         after: Option<Position>,
         size: usize,
-    ) -> (Vec<Arc<Microvm>>, bool) {
+    ) -> (Vec<Arc<Microvm>>, Option<Position>) {
         let empty = BTreeSet::new();
         let index = match image {
             Some(image) => self.by_image.get(image).unwrap_or(&empty),
@@ -186,19 +191,20 @@ impl Memory {
         };
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut page = Vec::new();
-        for position in index.range((from, Bound::Unbounded)) {
+        let mut last: Option<&Position> = None;
+        for (looked_at, position) in index.range((from, Bound::Unbounded)).enumerate() {
+            if page.len() == size || looked_at == PAGE_LOOKS_MAX {
+                return (page, last.cloned());
+            }
+            last = Some(position);
             let Some(microvm) = self.microvms.get(&position.id).map(|handle| handle.current()) else {
                 continue;
             };
-            if version.is_some_and(|version| version != microvm.spec.version) {
-                continue;
+            if version.is_none_or(|version| version == microvm.spec.version) {
+                page.push(microvm);
             }
-            if page.len() == size {
-                return (page, true);
-            }
-            page.push(microvm);
         }
-        (page, false)
+        (page, None)
     }
 
     /// Takes in a record. Announces nothing: it may not be durable yet.

@@ -97,7 +97,7 @@ pub struct Build {
     /// Base image by name.
     #[arg(long, default_value = "debian-12", value_name = "NAME")]
     pub base: String,
-    /// Guest memory in MiB: 512, 1024, 2048, 4096 or 8192.
+    /// Guest memory in MiB: 512, 1024, 2048, 4096 or 8192; the fleet's default (2048) without.
     #[arg(short, long, value_name = "MIB")]
     pub memory: Option<u32>,
     /// Environment variable of the app; may be repeated.

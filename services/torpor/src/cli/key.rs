@@ -22,16 +22,22 @@ IAM's form, for example:
     \"Statement\": [
       {
         \"Effect\": \"Allow\",
-        \"Action\": [\"lambda:RunMicrovm\", \"lambda:Get*\", \"iam:PassRole\"],
-        \"Resource\": [\"arn:aws:lambda:*:*:microvm-image:web\", \"arn:aws:iam::*:role/*\"]
+        \"Action\": [\"lambda:*Microvm\", \"lambda:CreateMicrovmAuthToken\"],
+        \"Resource\": \"arn:aws:lambda:*:*:microvm-image:web\"
+      },
+      {
+        \"Effect\": \"Allow\",
+        \"Action\": [\"lambda:PassNetworkConnector\", \"iam:PassRole\"],
+        \"Resource\": \"*\"
       }
     ]
   }
 
 Actions are those of the API (lambda:RunMicrovm, lambda:CreateMicrovmImage, ...),
 iam:PassRole for roles that a call hands over, and lambda:PassNetworkConnector for
-connectors. \"*\" stands for any text, \"?\" for one character. Conditions,
-principals, NotAction and NotResource are not known and refused.")]
+connectors, which a launch without any hands over too. What is said of an image
+counts for its microVMs. \"*\" stands for any text, \"?\" for one character.
+Conditions, principals, NotAction and NotResource are not known and refused.")]
     Create(Create),
     /// List access keys, without their secrets.
     #[command(visible_alias = "ls")]

@@ -39,9 +39,9 @@ pub struct Component {
     pub clean_environment: bool,
     /// Numeric user and group; absent means root.
     pub user: Option<u32>,
-    /// File of audit records that it opens anew when it is moved; bounded by the
-    /// supervisor.
-    pub audit: Option<PathBuf>,
+    /// Files of audit records that it opens anew when they are moved, and how many
+    /// older ones the supervisor keeps of each.
+    pub audit: Vec<(PathBuf, u8)>,
     /// How its health is seen.
     pub probe: Probe,
     /// Components of a stage start together, after all of the stage before.
@@ -54,6 +54,14 @@ pub struct Component {
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a host-agent, which removes its slots.
 const HOST_STOP_TIMEOUT: Duration = Duration::from_secs(45);
+
+/// Older audit files that are kept: a gigabyte of records of known keys, and little
+/// of what anybody can write.
+const AUDIT_FILES: u8 = 16;
+const UNAUTHENTICATED_AUDIT_FILES: u8 = 1;
+
+/// Most bytes etcd keeps; beyond it the fleet's records cannot change.
+const ETCD_BYTES_MAX: u64 = 4 << 30;
 
 /// Every wanted component, in starting order.
 pub fn all(plan: &Plan) -> Vec<Component> {
@@ -98,7 +106,10 @@ pub fn all(plan: &Plan) -> Vec<Component> {
         Some(users::EDGE_PROXY),
         3,
     );
-    edge.audit = Some(plan.audit());
+    edge.audit = vec![
+        (plan.audit(), AUDIT_FILES),
+        (plan.unauthenticated_audit(), UNAUTHENTICATED_AUDIT_FILES),
+    ];
     components.push(edge);
     components.retain(|component| plan.wants(&component.name));
     components
@@ -132,7 +143,7 @@ fn service(plan: &Plan, service: &str, name: &str, probe: Probe, user: Option<u3
         environment: Vec::new(),
         clean_environment: false,
         user,
-        audit: None,
+        audit: Vec::new(),
         probe,
         stage,
         stop_timeout: STOP_TIMEOUT,
@@ -147,7 +158,7 @@ fn s3(plan: &Plan) -> Component {
         environment: Vec::new(),
         clean_environment: true,
         user: Some(users::S3),
-        audit: None,
+        audit: Vec::new(),
         probe: Probe::Http(plan.s3()),
         stage: 0,
         stop_timeout: STOP_TIMEOUT,
@@ -179,7 +190,9 @@ fn etcd(plan: &Plan) -> Component {
         flag(&format!("{prefix}client-cert-auth"), "true".into());
     }
     flag("auto-compaction-mode", "periodic".into());
-    flag("auto-compaction-retention", "1h".into());
+    // Long enough for a watcher to come back to; what was overwritten takes room until then.
+    flag("auto-compaction-retention", "10m".into());
+    flag("quota-backend-bytes", ETCD_BYTES_MAX.to_string().into());
     flag("logger", "zap".into());
     flag("log-level", "warn".into());
     Component {
@@ -189,7 +202,7 @@ fn etcd(plan: &Plan) -> Component {
         environment: Vec::new(),
         clean_environment: true,
         user: Some(users::ETCD),
-        audit: None,
+        audit: Vec::new(),
         probe: Probe::Etcd(plan.etcd()),
         stage: 0,
         stop_timeout: STOP_TIMEOUT,

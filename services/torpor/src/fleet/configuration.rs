@@ -153,6 +153,7 @@ fn edge_proxy(plan: &Plan) -> Table {
         "key" = text(&api_key),
         "key_file" = text(&keys::file(plan)),
         "audit_file" = text(&plan.audit()),
+        "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
     };
     table! {
         "listen" = plan.edge.to_string(),

@@ -5,7 +5,7 @@
 //! | of the services | `config/s3-keys.toml` | the embedded S3 |
 //! | the root access key | `config/access-keys.toml` | the AWS-compatible API and the embedded S3 |
 //!
-//! They are two, so that a host's settings do not hold what opens the API. The
+//! They are two, so that a host's settings hold no access key of the API. The
 //! edge reads the second file itself, and more keys may stand in it; the first
 //! one of the file is the root access key.
 

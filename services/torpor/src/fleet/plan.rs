@@ -119,6 +119,11 @@ impl Plan {
         self.path("audit/aws-api.jsonl")
     }
 
+    /// The same of requests without a known signer.
+    pub fn unauthenticated_audit(&self) -> PathBuf {
+        self.path("audit/aws-api-unauthenticated.jsonl")
+    }
+
     /// A host's data directory.
     pub fn host_dir(&self, number: u16) -> PathBuf {
         self.data_dir.join("hosts").join(format!("h{number}"))

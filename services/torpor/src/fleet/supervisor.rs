@@ -225,8 +225,8 @@ impl Tender {
                 } => result,
             };
             rotate(&self.log);
-            if let Some(audit) = &self.component.audit {
-                put_aside(audit, LOG_BYTES_MAX);
+            for (audit, files) in &self.component.audit {
+                put_aside(audit, LOG_BYTES_MAX, *files);
             }
             match result {
                 Ok(()) => {
@@ -296,13 +296,19 @@ fn rotate(log: &std::path::Path) {
 }
 
 /// Puts a file aside once it is large, for a writer that looks whether its file
-/// is still in its place: nothing is lost but what the file put aside before
-/// held.
-fn put_aside(file: &std::path::Path, bytes_max: u64) {
+/// is still in its place, and keeps the latest `files` that were put aside. A crash
+/// in between leaves a gap in their numbers and loses nothing.
+fn put_aside(file: &std::path::Path, bytes_max: u64, files: u8) {
     if std::fs::metadata(file).is_ok_and(|metadata| metadata.len() > bytes_max) {
-        let mut older = file.as_os_str().to_owned();
-        older.push(".1");
-        let _ = std::fs::rename(file, older);
+        let older = |number: u8| {
+            let mut name = file.as_os_str().to_owned();
+            name.push(format!(".{number}"));
+            name
+        };
+        for number in (1..files).rev() {
+            let _ = std::fs::rename(older(number), older(number + 1));
+        }
+        let _ = std::fs::rename(file, older(1));
     }
 }
 
@@ -311,21 +317,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_file_is_put_aside_whole() {
+    fn large_files_are_put_aside_whole() {
         let directory = tempfile::tempdir().unwrap();
-        let (file, older) = (
-            directory.path().join("a.jsonl"),
-            directory.path().join("a.jsonl.1"),
-        );
-        put_aside(&file, 3);
-        for text in ["one", "four", "eleven"] {
+        let file = directory.path().join("a.jsonl");
+        for text in ["one", "fourth", "eleven", "twelve"] {
             std::fs::write(&file, text).unwrap();
-            put_aside(&file, 3);
-            let large = text.len() > 3;
-            assert_eq!(file.exists(), !large, "{text}");
-            if large {
-                assert_eq!(std::fs::read_to_string(&older).unwrap(), text);
-            }
+            put_aside(&file, 3, 2);
+            assert_eq!(file.exists(), text.len() <= 3, "{text}");
         }
+        let older = |number| std::fs::read_to_string(directory.path().join(format!("a.jsonl.{number}")));
+        assert_eq!(older(1).unwrap(), "twelve");
+        assert_eq!(older(2).unwrap(), "eleven");
+        assert!(older(3).is_err());
     }
 }

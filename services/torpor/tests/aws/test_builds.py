@@ -173,7 +173,7 @@ def test_an_artifact_that_is_not_there(failures: dict[str, Image], images: Image
 @pytest.mark.row(30)
 def test_steps_reach_the_internet(images: Images) -> None:
     # A step of its own, so that no cached layer answers for it.
-    fetch = f"RUN apt-get update && echo fetched-{images.fleet.tag} && exit 3\n"
+    fetch = f"RUN apt-get update --error-on=any && echo fetched-{images.fleet.tag} && exit 3\n"
     uri = images.upload("fetches", apps.zip_of({"Dockerfile": f"FROM debian-12\n{fetch}"}))
     answer = images.create("fetches", uri)
     images.settled(answer["imageArn"], "CREATE_FAILED")

@@ -180,8 +180,8 @@ def test_a_connector_that_is_not_there(wire: Wire, fleet: Fleet, method: str, su
     ("missing", "sentence"),
     [
         ("ClientToken", "ClientToken is a required field"),
-        ("OperatorRole", "OperatorRole is required for VPC_EGRESS connector type"),
-        ("NetworkProtocol", "NetworkProtocol is required for VPC_EGRESS connector type"),
+        ("OperatorRole", "NetworkConnectorOperatorRole is required for VPC_EGRESS connector type"),
+        ("NetworkProtocol", "NetworkProtocol cannot be null or empty for VPC_EGRESS connector"),
         (
             "AssociatedComputeResourceTypes",
             "AssociatedComputeResourceTypes is required for VPC_EGRESS connector type",

@@ -76,10 +76,10 @@ def test_what_does_not_exist(boto: Boto, fleet: Fleet, service: str, operation: 
     assert refusal(error.value)[:2] == (404, "ResourceNotFoundException")
 
 
-def test_a_microvm_that_is_not_up_yet(plain: Image, microvms: Microvms) -> None:
-    """Neither sleep nor wake is possible before the launch is done."""
+def test_a_microvm_that_is_not_up_yet(hooked: Image, microvms: Microvms) -> None:
+    """Neither sleep nor wake is possible before the launch is done, which a slow run hook holds up."""
+    launched = microvms.launch(hooked.arn, runHookPayload="slow")
     for call in (microvms.api.suspend_microvm, microvms.api.resume_microvm):
-        launched = microvms.launch(plain.arn)
         with pytest.raises(ClientError) as error:
             call(microvmIdentifier=launched["microvmId"])
         assert refusal(error.value)[:2] == (409, "ConflictException")

@@ -9,12 +9,13 @@ import pytest
 from botocore.exceptions import ClientError
 
 from rig.clients import Boto, refusal
+from rig.connectors import remove, settled
 from rig.fleet import Fleet
 from rig.images import Image
 from rig.journal import Journal
 from rig.microvms import Microvms
 from rig.waiting import until
-from rig.wire import Answer, Signing, Wire
+from rig.wire import Answer, Signing, Wire, segment
 
 IMAGES = "/2025-09-09/microvm-images"
 MICROVMS = "/2025-09-09/microvms"
@@ -163,8 +164,8 @@ def test_roles_and_connectors_must_be_passed(
     body = {"imageIdentifier": plain.arn, "executionRoleArn": fleet.role_arn}
     run = allow("lambda:RunMicrovm")
     pass_role = allow("iam:PassRole", resources=(fleet.role_arn,))
-    pass_ingress = allow("lambda:PassNetworkConnector", resources=("*:HTTP_INGRESS",))
-    pass_egress = allow("lambda:PassNetworkConnector", resources=("*:INTERNET_EGRESS",))
+    pass_ingress = allow("lambda:PassNetworkConnector", resources=("arn:*:HTTP_INGRESS",))
+    pass_egress = allow("lambda:PassNetworkConnector", resources=("arn:*:INTERNET_EGRESS",))
     for statements, action, resource in (
         ((run, pass_ingress, pass_egress), "iam:PassRole", fleet.role_arn),
         ((run, pass_role, pass_egress), "lambda:PassNetworkConnector", fleet.connector_arn("HTTP_INGRESS")),
@@ -179,6 +180,68 @@ def test_roles_and_connectors_must_be_passed(
     answer = wire.request("POST", MICROVMS, body, signing=Signing(key=key.pair))
     assert answer.status == 200, answer
     microvms.note(answer.json()["microvmId"])
+
+
+def test_the_policy_that_the_help_shows(make_key, wire: Wire, fleet: Fleet, plain: Image, microvms: Microvms) -> None:
+    """As it is printed, for an image of this name: launch, look, open, end, and nothing else."""
+    printed = fleet.torpor("key", "create", "--help")
+    policy = json.loads(printed[printed.index("\n  {") : printed.index("\n  }") + 4].replace(":web", f":{plain.name}"))
+    key = make_key(*policy["Statement"])
+    known(wire, key)
+    signing = Signing(key=key.pair)
+    launched = wire.request("POST", MICROVMS, {"imageIdentifier": plain.arn}, signing=signing)
+    assert launched.status == 200, launched
+    path = f"{MICROVMS}/{launched.json()['microvmId']}"
+    microvms.note(launched.json()["microvmId"])
+    assert wire.request("GET", path, signing=signing).status == 200
+    token = {"expirationInMinutes": 5, "allowedPorts": [{"allPorts": {}}]}
+    assert wire.request("POST", f"{path}/auth-token", token, signing=signing).status == 200
+    answer = wire.request("GET", f"{IMAGES}/{plain.arn}", signing=signing)
+    denied(answer, fleet, "lambda:GetMicrovmImage", plain.arn)
+    assert wire.request("DELETE", path, signing=signing).status == 200
+
+
+def test_a_microvm_is_under_what_is_said_of_its_image(
+    make_key, wire: Wire, fleet: Fleet, plain: Image, microvms: Microvms
+) -> None:
+    key = make_key(allow("*"), deny("lambda:TerminateMicrovm", resources=(plain.arn,)))
+    known(wire, key)
+    microvm_id = microvms.launch(plain.arn)["microvmId"]
+    answer = wire.request("DELETE", f"{MICROVMS}/{microvm_id}", signing=Signing(key=key.pair))
+    resource = f"arn:aws:lambda:{fleet.region}:{fleet.account}:microvm:{microvm_id}"
+    denied(answer, fleet, "lambda:TerminateMicrovm", resource)
+    assert microvms.get(microvm_id)["state"] in ("PENDING", "RUNNING")
+
+
+def test_no_name_of_a_connector_is_a_way_around_a_denial(make_key, wire: Wire, fleet: Fleet, core) -> None:
+    egress = {"SubnetIds": ["subnet-1"], "NetworkProtocol": "IPv4", "AssociatedComputeResourceTypes": ["MicroVm"]}
+    name = fleet.name("fenced")
+    made = core.create_network_connector(
+        Name=name,
+        OperatorRole=fleet.role_arn,
+        ClientToken=name,
+        Configuration={"VpcEgressConfiguration": egress},
+        Tags={"torpor:allow-cidrs": "192.0.2.0/24"},
+    )
+    try:
+        settled(core, made["Arn"])
+        fenced = deny("lambda:DeleteNetworkConnector", "lambda:UpdateNetworkConnector", resources=(made["Arn"],))
+        key = make_key(allow("*"), fenced)
+        known(wire, key)
+        signing = Signing(key=key.pair)
+        by_name = made["Arn"].rsplit(":", 1)[0] + f":{name}"
+        for identifier in (made["Id"], name, made["Arn"], by_name):
+            path = f"/2026-04-04/network-connectors/{segment(identifier)}"
+            answer = wire.request("DELETE", path, signing=signing)
+            assert (answer.status, answer.error) == (403, "AccessDeniedException"), (identifier, answer)
+        # Its tags are its rules.
+        for arn in (made["Arn"], by_name):
+            tags = f"/2017-03-31/tags/{segment(arn)}"
+            answer = wire.request("DELETE", tags, query="tagKeys=torpor%3Aallow-cidrs", signing=signing)
+            assert (answer.status, answer.error) == (403, "AccessDeniedException"), (arn, answer)
+        assert wire.request("POST", tags, {"Tags": {"team": "a"}}, signing=signing).status == 204
+    finally:
+        remove(core, [made["Arn"]])
 
 
 def test_rights_come_before_sense(make_key, wire: Wire) -> None:
@@ -205,11 +268,12 @@ def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, micr
     launched = wire.request("POST", MICROVMS, {"imageIdentifier": hooked.arn, "runHookPayload": "for nobody else"})
     microvms.note(launched.json()["microvmId"])
     unknown = wire.request("GET", IMAGES, signing=Signing(key=("AKIAAAAAAAAAAAAAAAAA", "x" * 40)))
-    trail = fleet.data_dir / "audit" / "aws-api.jsonl"
+    trails = [fleet.data_dir / "audit" / f"aws-api{kind}.jsonl" for kind in ("", "-unauthenticated")]
 
     def recorded(answer: Answer) -> str | None:
         request_id = answer.headers["x-amzn-requestid"]
-        return next((line for line in trail.read_text().splitlines() if request_id in line), None)
+        lines = (line for trail in trails if trail.exists() for line in trail.read_text().splitlines())
+        return next((line for line in lines if request_id in line), None)
 
     root = fleet.variables["AWS_ACCESS_KEY_ID"]
     for answer, facts in (
@@ -249,4 +313,4 @@ def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, micr
         record = json.loads(line)
         assert {name: record[name] for name in facts} == facts
         assert "for nobody else" not in line and fleet.variables["AWS_SECRET_ACCESS_KEY"] not in line
-    assert trail.stat().st_mtime >= began - 1
+    assert trails[0].stat().st_mtime >= began - 1

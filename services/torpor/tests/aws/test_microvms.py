@@ -12,7 +12,7 @@ from rig.fleet import Fleet
 from rig.images import Image
 from rig.microvms import Microvms
 from rig.waiting import until
-from rig.wire import Answer, Wire
+from rig.wire import Answer, Wire, segment
 
 MICROVMS = "/2025-09-09/microvms"
 MEMBERS = {
@@ -141,7 +141,7 @@ def test_members_of_a_microvm(story: Story, hooked: Image, wire: Wire, microvms:
 
 @pytest.mark.row(80)
 def test_items_of_a_list(story: Story, wire: Wire) -> None:
-    items = wire.request("GET", MICROVMS, query=f"imageIdentifier={story.image.arn}").json()["items"]
+    items = wire.request("GET", MICROVMS, query=f"imageIdentifier={segment(story.image.arn)}").json()["items"]
     (item,) = [item for item in items if item["microvmId"] == story.id]
     assert set(item) == ITEM_MEMBERS
     assert item["startedAt"] == story.launched.json()["startedAt"]
@@ -351,9 +351,9 @@ def test_an_execution_role_is_recorded(run, plain: Image, fleet: Fleet) -> None:
 
 
 def test_lists_by_image_and_version(story: Story, wire: Wire, fleet: Fleet) -> None:
-    arn = story.image.arn
-    mine = wire.request("GET", MICROVMS, query=f"imageIdentifier={arn}&imageVersion=1.0").json()["items"]
+    arn, nobodys = story.image.arn, fleet.image_arn(fleet.name("never-was"))
+    mine = wire.request("GET", MICROVMS, query=f"imageIdentifier={segment(arn)}&imageVersion=1.0").json()["items"]
     assert mine and {item["imageArn"] for item in mine} == {arn}
-    assert wire.request("GET", MICROVMS, query=f"imageIdentifier={arn}&imageVersion=9.0").json()["items"] == []
-    nobodys = wire.request("GET", MICROVMS, query=f"imageIdentifier={fleet.image_arn(fleet.name('never-was'))}")
-    assert (nobodys.status, nobodys.json()["items"]) == (200, [])
+    assert wire.request("GET", MICROVMS, query=f"imageIdentifier={segment(arn)}&imageVersion=9.0").json()["items"] == []
+    answer = wire.request("GET", MICROVMS, query=f"imageIdentifier={segment(nobodys)}")
+    assert (answer.status, answer.json()["items"]) == (200, [])

@@ -87,7 +87,7 @@ def test_memory_of_an_account(plain: Image, microvms: Microvms, wire: Wire) -> N
 
 @pytest.mark.server_errors
 def test_no_host_has_room(plain: Image, microvms: Microvms, fleet: Fleet) -> None:
-    hosts = [host["hostId"] for host in fleet.json("status")["hosts"]]
+    hosts = [host["spec"]["hostId"] for host in fleet.json("status")["hosts"]]
     for host in hosts:
         fleet.torpor("hosts", "drain", host)
     try:

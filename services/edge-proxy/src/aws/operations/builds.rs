@@ -6,6 +6,8 @@ use api::image::v1::{GetImageBuildRequest, ImageBuild, ListImageBuildsRequest, S
 use aws_model::Input;
 use serde_json::{Map, Value};
 
+use crate::aws::arn::Kind;
+
 use super::{Answer, Call, configuration, given, members, missing, text, word};
 
 /// Reason codes whose sentence does not say them itself.
@@ -60,9 +62,9 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
         })
         .await?;
     let build = found.build.ok_or_else(|| missing("a build"))?;
-    // The path names three things that belong together.
-    let name = image_arn.rsplit(':').next().unwrap_or_default();
-    if build.image_name != name || Some(build.image_version.as_str()) != input.text("imageVersion") {
+    // The path names three things that belong together, and a policy was asked about this very ARN.
+    let owner = call.fleet.arn(Kind::Image, &build.image_name);
+    if owner != image_arn || Some(build.image_version.as_str()) != input.text("imageVersion") {
         return Err(errors::not_found("MicroVM image build", build_id).into());
     }
     let sizes = build.snapshot_build.and_then(sizes);

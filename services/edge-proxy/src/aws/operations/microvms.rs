@@ -8,9 +8,15 @@ use api::microvm::v1::{
 use aws_model::Input;
 use prost_types::Duration;
 use serde_json::{Map, Value, json};
+use tonic::Status;
 
 use super::{Answer, Call, Failure, client_token, configuration, members, missing, text, word};
 use crate::aws::members::Members;
+
+/// Longest wait for a suspend or resume to be done: hooks may take a minute, and
+/// clients give up about then. Most are done within milliseconds, and refusals
+/// are known at once.
+const TRANSITION_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// RunMicrovm.
 pub async fn run(call: Call<'_>, input: Input) -> Answer {
@@ -87,12 +93,21 @@ pub async fn suspend(call: Call<'_>, input: Input) -> Answer {
     let message = SuspendMicrovmRequest {
         microvm_id: id(&input),
     };
-    call.services
+    let asked = call
+        .services
         .microvms(call.request_id, message, |mut client, request| async move {
             client.suspend_microvm(request).await
-        })
-        .await?;
-    Ok(Map::new())
+        });
+    begun(asked).await
+}
+
+/// The answer to a change of state: empty, when it is done or well under way. The
+/// scheduler finishes what it began whether or not somebody still waits.
+async fn begun<T>(asked: impl Future<Output = Result<T, Status>>) -> Answer {
+    match tokio::time::timeout(TRANSITION_WAIT, asked).await {
+        Ok(Err(status)) => Err(status.into()),
+        Ok(Ok(_)) | Err(_) => Ok(Map::new()),
+    }
 }
 
 /// ResumeMicrovm.
@@ -100,12 +115,12 @@ pub async fn resume(call: Call<'_>, input: Input) -> Answer {
     let message = ResumeMicrovmRequest {
         microvm_id: id(&input),
     };
-    call.services
+    let asked = call
+        .services
         .microvms(call.request_id, message, |mut client, request| async move {
             client.resume_microvm(request).await
-        })
-        .await?;
-    Ok(Map::new())
+        });
+    begun(asked).await
 }
 
 /// TerminateMicrovm.

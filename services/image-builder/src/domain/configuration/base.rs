@@ -31,7 +31,7 @@ pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violat
                 version.unwrap_or("latest"),
                 offer.bases.sentence()
             );
-            violations.add("configuration.base_image_arn", message);
+            violations.add("baseImageArn", message);
         }
     }
 }

@@ -5,7 +5,7 @@ use model::{ConnectorArn, ConnectorName, Violations};
 
 use super::Offer;
 
-const PATH: &str = "configuration.egress_network_connectors";
+const PATH: &str = "egressNetworkConnectors";
 const INTERNET: &str = "INTERNET_EGRESS";
 
 /// Checks the connector, and names that to the internet when there is none.

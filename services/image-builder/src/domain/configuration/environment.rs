@@ -26,7 +26,7 @@ fn is_reserved(key: &str) -> bool {
 }
 
 pub(super) fn check(variables: &HashMap<String, String>, violations: &mut Violations) {
-    let path = "configuration.environment_variables";
+    let path = "environmentVariables";
     violations.check(
         variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX,
         path,

@@ -25,17 +25,17 @@ pub(super) fn check(hooks: &Hooks, violations: &mut Violations) {
     ];
     let any_runtime = runtime.iter().any(|(_, hook)| enabled(hook.as_ref()));
     if any_runtime && !enabled(hooks.ready.as_ref()) {
-        violations.add("configuration.hooks.ready", READY_REQUIRED);
+        violations.add("hooks.microvmImageHooks.ready", READY_REQUIRED);
     }
     violations.check(
         hooks.port <= 65_535,
-        "configuration.hooks.port",
+        "hooks.port",
         "must be 1 to 65535",
     );
-    violations.check(hooks.port != 0, "configuration.hooks.port", PORT_REQUIRED);
-    for (hooks, longest) in [
-        (build.as_slice(), limits::BUILD_HOOK_TIMEOUT_MAX),
-        (runtime.as_slice(), limits::RUNTIME_HOOK_TIMEOUT_MAX),
+    violations.check(hooks.port != 0, "hooks.port", PORT_REQUIRED);
+    for (group, hooks, longest) in [
+        ("microvmImageHooks", build.as_slice(), limits::BUILD_HOOK_TIMEOUT_MAX),
+        ("microvmHooks", runtime.as_slice(), limits::RUNTIME_HOOK_TIMEOUT_MAX),
     ] {
         for (name, hook) in hooks {
             let Some(timeout) = hook.as_ref().and_then(|hook| hook.timeout.as_ref()) else {
@@ -46,7 +46,7 @@ pub(super) fn check(hooks: &Hooks, violations: &mut Violations) {
             });
             violations.check(
                 good,
-                format!("configuration.hooks.{name}.timeout"),
+                format!("hooks.{group}.{name}TimeoutInSeconds"),
                 format!("must be 1 to {} whole seconds", longest.as_secs()),
             );
         }

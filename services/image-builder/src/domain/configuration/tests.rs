@@ -107,14 +107,14 @@ fn both_sides_of_every_rule() {
     ] {
         check(
             |c| c.code_artifact = Some(CodeArtifact { uri: uri.to_owned() }),
-            &[("configuration.code_artifact.uri", "s3://bucket/key")],
+            &[("codeArtifact.uri", "s3://bucket/key")],
         );
     }
     check(
         |c| c.code_artifact = None,
-        &[("configuration.code_artifact.uri", "")],
+        &[("codeArtifact.uri", "")],
     );
-    let base = "configuration.base_image_arn";
+    let base = "baseImageArn";
     let unknown = "No managed MicroVM Image with arn debian-12 and version 999 is available";
     check(|c| c.base_image_version = "999".to_owned(), &[(base, unknown)]);
     check(
@@ -137,7 +137,7 @@ fn both_sides_of_every_rule() {
         (16_384, false),
     ] {
         let expected = [(
-            "configuration.resources.minimum_memory_mib",
+            "resources[0].minimumMemoryInMiB",
             "512, 1024, 2048, 4096, 8192",
         )];
         let resources = Some(Resources {
@@ -152,21 +152,21 @@ fn both_sides_of_every_rule() {
     check(
         |c| c.cpu_configurations = vec![cpu(Architecture::Arm64)],
         &[(
-            "configuration.cpu_configurations[0].architecture",
+            "cpuConfigurations[0].architecture",
             "No host of this fleet has the CPU architecture ARM_64; it has X86_64.",
         )],
     );
     check(|c| c.additional_os_capabilities = vec!["ALL".to_owned()], &[]);
     check(
         |c| c.additional_os_capabilities = vec!["SYS_ADMIN".to_owned()],
-        &[("configuration.additional_os_capabilities", "'ALL'")],
+        &[("additionalOsCapabilities", "'ALL'")],
     );
     check(|c| c.description = "d".repeat(2048), &[]);
     check(
         |c| c.description = "d".repeat(2049),
-        &[("configuration.description", "2048")],
+        &[("description", "2048")],
     );
-    let egress = "configuration.egress_network_connectors";
+    let egress = "egressNetworkConnectors";
     let managed = |region: &str| {
         format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector:INTERNET_EGRESS")
     };
@@ -198,7 +198,7 @@ fn both_sides_of_every_rule() {
     );
     check(
         |c| c.build_role_arn = "build".to_owned(),
-        &[("configuration.build_role_arn", "must be the ARN of a role")],
+        &[("buildRoleArn", "must be the ARN of a role")],
     );
     let stream = LogGroup {
         log_group: "g".to_owned(),
@@ -210,7 +210,7 @@ fn both_sides_of_every_rule() {
                 destination: Some(Destination::CloudWatch(stream)),
             })
         },
-        &[("configuration.logging.cloud_watch.log_stream", "':'")],
+        &[("logging.cloudWatch.logStream", "':'")],
     );
 }
 
@@ -222,7 +222,7 @@ fn environment_rules_never_show_values() {
             .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
             .collect()
     };
-    let path = "configuration.environment_variables";
+    let path = "environmentVariables";
     check(
         |c| c.environment_variables = variables(&[("KEY", &"v".repeat(4096))]),
         &[],
@@ -285,7 +285,7 @@ fn hooks_need_a_port_and_ready() {
             })
         },
         &[(
-            "configuration.hooks.ready",
+            "hooks.microvmImageHooks.ready",
             "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, \
              suspend, or terminate) is enabled.",
         )],
@@ -303,7 +303,7 @@ fn hooks_need_a_port_and_ready() {
                     ..Hooks::default()
                 })
             },
-            &[("configuration.hooks.port", port)],
+            &[("hooks.port", port)],
         );
     }
     for (ready, run) in [(0, 5), (3601, 5), (-1, 5)] {
@@ -316,7 +316,7 @@ fn hooks_need_a_port_and_ready() {
                     ..Hooks::default()
                 })
             },
-            &[("configuration.hooks.ready.timeout", "1 to 3600")],
+            &[("hooks.microvmImageHooks.readyTimeoutInSeconds", "1 to 3600")],
         );
     }
     check(
@@ -329,8 +329,8 @@ fn hooks_need_a_port_and_ready() {
             })
         },
         &[
-            ("configuration.hooks.port", "65535"),
-            ("configuration.hooks.run.timeout", "1 to 60"),
+            ("hooks.port", "65535"),
+            ("hooks.microvmHooks.runTimeoutInSeconds", "1 to 60"),
         ],
     );
 }

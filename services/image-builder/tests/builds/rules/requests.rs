@@ -43,7 +43,7 @@ async fn an_unknown_base_version_is_refused_before_anything_is_made() {
     let message = format!(
         "No managed MicroVM Image with arn {base} and version 999 is available. Local base images: debian-12."
     );
-    invalid(answer, "configuration.base_image_arn", &message);
+    invalid(answer, "baseImageArn", &message);
     assert_eq!(ground.try_get("app").await.unwrap_err().code(), Code::NotFound);
     let left = ground.rig.catalog.store().list("").await.unwrap().0;
     let left: Vec<String> = left.into_iter().map(|(key, _)| key).collect();
@@ -98,8 +98,8 @@ async fn a_role_is_recorded_or_left_out_but_has_its_form() {
     let answer = create(&ground, "malformed", |c| c.build_role_arn = "build".to_owned()).await;
     invalid(
         answer,
-        "configuration.build_role_arn",
-        "configuration.build_role_arn: must be the ARN of a role, 'arn:aws:iam::<12 digits>:role/<name>', of at most \
+        "buildRoleArn",
+        "buildRoleArn: must be the ARN of a role, 'arn:aws:iam::<12 digits>:role/<name>', of at most \
          2048 characters",
     );
     ground.until_state("without", ImageState::CreateFailed).await;
@@ -119,7 +119,7 @@ async fn hooks_of_microvms_need_the_ready_hook() {
     .await;
     invalid(
         answer,
-        "configuration.hooks.ready",
+        "hooks.microvmImageHooks.ready",
         "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, suspend, \
          or terminate) is enabled.",
     );
@@ -137,14 +137,14 @@ async fn hooks_need_a_port() {
     })
     .await;
     let message = "The port of the MicroVM image hooks is required when hooks are given.";
-    invalid(answer, "configuration.hooks.port", message);
+    invalid(answer, "hooks.port", message);
     ground.stop().await;
 }
 
 #[tokio::test]
 async fn some_environment_keys_are_reserved_and_there_are_a_hundred_at_most() {
     let ground = Ground::new().await;
-    let path = "configuration.environment_variables";
+    let path = "environmentVariables";
     let answer = create(&ground, "app", |c| {
         c.environment_variables = HashMap::from([("AWS_REGION".to_owned(), "x".to_owned())]);
     })
@@ -175,7 +175,7 @@ async fn only_architectures_of_hosts_are_built_for() {
     .await;
     invalid(
         answer,
-        "configuration.cpu_configurations[0].architecture",
+        "cpuConfigurations[0].architecture",
         "No host of this fleet has the CPU architecture ARM_64; it has X86_64.",
     );
     create(&ground, "x86", |c| {
@@ -197,7 +197,7 @@ async fn only_architectures_of_hosts_are_built_for() {
 #[tokio::test]
 async fn a_builds_connector_is_the_way_to_the_internet() {
     let ground = Ground::new().await;
-    let path = "configuration.egress_network_connectors";
+    let path = "egressNetworkConnectors";
     let answer = create(&ground, "app", |c| {
         c.egress_network_connectors = vec!["INTERNET_EGRESS".to_owned()];
     })

@@ -88,7 +88,7 @@ async fn tags_have_a_form_and_an_image() {
         untag(&ground, "app", &["good", ""]).await,
         Code::InvalidArgument,
         "INVALID_ARGUMENT",
-        "tag_keys[1]: the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
+        "tagKeys[1]: the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
     );
     refused(
         tag(&ground, "none", tags(&[("k", "v")])).await,

@@ -5,6 +5,8 @@ READY_STATUS        what ready answers then (200)
 READY_HANGS         ready never answers
 VALIDATE_STATUS     what validate answers (200)
 RUN_STATUS          what run answers (200)
+
+A run hook whose payload is "slow" answers after ten seconds.
 """
 
 import itertools
@@ -70,6 +72,8 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
         hook = self.path.rsplit("/", 1)[-1]
         calls.append({"path": self.path, "body": body, "from": self.client_address[0], "tick": ticks})
+        if hook == "run" and '"slow"' in body:
+            time.sleep(10)
         self.answer(answer_to(hook), {})
 
     def do_GET(self):
