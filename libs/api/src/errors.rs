@@ -125,11 +125,7 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
         )
         .collect::<Vec<_>>()
         .join("; ");
-    Status::with_error_details(
-        Code::InvalidArgument,
-        clip(&message, MESSAGE_LENGTH_MAX),
-        details,
-    )
+    Status::with_error_details(Code::InvalidArgument, clip(&message, MESSAGE_LENGTH_MAX), details)
 }
 
 /// INVALID_ARGUMENT of one field, with a sentence as the whole message.
@@ -175,7 +171,9 @@ mod tests {
     fn no_status_outgrows_the_headers() {
         const HEADERS_MAX: usize = 16 * 1024;
         let long = "é ".repeat(20_000);
-        let many: Vec<_> = (0..1000).map(|i| (format!("field[{i}]"), "must be shorter".to_owned())).collect();
+        let many: Vec<_> = (0..1000)
+            .map(|i| (format!("field[{i}]"), "must be shorter".to_owned()))
+            .collect();
         for refused in [
             not_found("image", &long),
             invalid_sentence(&long, &long),
@@ -190,7 +188,10 @@ mod tests {
                 .sum();
             assert!(size < HEADERS_MAX, "{size} bytes");
         }
-        assert_eq!(invalid(&many).get_details_bad_request().unwrap().field_violations[0].field, "field[0]");
+        assert_eq!(
+            invalid(&many).get_details_bad_request().unwrap().field_violations[0].field,
+            "field[0]"
+        );
     }
 
     #[test]

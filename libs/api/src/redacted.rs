@@ -77,11 +77,7 @@ redacted!(
     "CreateMicrovmShellAuthTokenResponse",
     expire_time
 );
-redacted!(
-    crate::access::v1::StoredAccessKey,
-    "StoredAccessKey",
-    access_key
-);
+redacted!(crate::access::v1::StoredAccessKey, "StoredAccessKey", access_key);
 redacted!(
     crate::access::v1::CreateAccessKeyResponse,
     "CreateAccessKeyResponse",

@@ -91,7 +91,11 @@ impl Metrics {
                 "Times of the API's answers, by operation",
                 Family::new_with_constructor(|| Histogram::new(API_BOUNDS)),
             ),
-            api_connections: part.add("api_connections", "Client connections of the API", Gauge::default()),
+            api_connections: part.add(
+                "api_connections",
+                "Client connections of the API",
+                Gauge::default(),
+            ),
         })
     }
 }

@@ -192,7 +192,15 @@ mod tests {
             panic!("members are an object")
         };
         let resource = resource(operation, &members, &fleet());
-        let rejection = check(operation, &members, &resource, &key(allowed), &fleet(), &aliases()).err()?;
+        let rejection = check(
+            operation,
+            &members,
+            &resource,
+            &key(allowed),
+            &fleet(),
+            &aliases(),
+        )
+        .err()?;
         assert_eq!(rejection.class, ErrorClass::AccessDenied);
         let message = rejection.message.unwrap();
         let said = message
@@ -339,7 +347,11 @@ mod tests {
             ("UntagResource", untag("torpor:allow-cidrs"), false),
             ("TagResource", tag("team"), true),
             ("TagResource", tag("torpor:deny-cidrs"), false),
-            ("TagResource", json!({"Resource": IMAGE, "Tags": {"torpor:x": "y"}}), true),
+            (
+                "TagResource",
+                json!({"Resource": IMAGE, "Tags": {"torpor:x": "y"}}),
+                true,
+            ),
         ] {
             let missing = refused(operation, members.clone(), tagging);
             assert_eq!(missing.is_none(), permitted, "{operation} {members}: {missing:?}");

@@ -97,7 +97,9 @@ impl Api {
             Ok(key) => Ok((claim, key)),
             Err(NoKey::Unknown) => Err(unsigned(&sigv4::Error::UnrecognizedClient)),
             Err(NoKey::NotReady) => {
-                let class = seen.operation.map_or(ErrorClass::InternalServer, Operation::internal);
+                let class = seen
+                    .operation
+                    .map_or(ErrorClass::InternalServer, Operation::internal);
                 let rejection = Rejection::new(class, "The access keys are not known yet.");
                 Err(rejection.retry_after(AGAIN.as_secs()))
             }

@@ -121,10 +121,22 @@ mod tests {
     #[test]
     fn own_resources_are_known_by_kind() {
         for (text, own) in [
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2", true),
-            ("arn:aws:lambda:us-east-1:000000000000:network-connector:office", true),
-            ("arn:aws:lambda:us-east-1:000000000000:microvm-image:office", false),
-            ("arn:aws:lambda:us-east-1:111111111111:network-connector:nc-1", false),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2",
+                true,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:network-connector:office",
+                true,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:000000000000:microvm-image:office",
+                false,
+            ),
+            (
+                "arn:aws:lambda:us-east-1:111111111111:network-connector:nc-1",
+                false,
+            ),
             (
                 "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS",
                 false,

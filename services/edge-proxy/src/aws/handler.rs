@@ -140,7 +140,9 @@ impl Api {
         let serving = AssertUnwindSafe(self.serve(request, &request_id, arrived, &mut seen));
         let answer = serving.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(request_id, "a bug ended a request");
-            let service = seen.operation.map_or(Service::Microvms, |operation| operation.service);
+            let service = seen
+                .operation
+                .map_or(Service::Microvms, |operation| operation.service);
             refuse(service, &Rejection::silent(ErrorClass::InternalServer))
         });
         let (took, status) = (started.elapsed(), answer.status());

@@ -201,7 +201,11 @@ mod tests {
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-12", false),
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-", false),
         ] {
-            assert_eq!(policy.permits(action, &[resource]), expected, "{action} {resource}");
+            assert_eq!(
+                policy.permits(action, &[resource]),
+                expected,
+                "{action} {resource}"
+            );
         }
     }
 

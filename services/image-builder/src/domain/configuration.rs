@@ -98,10 +98,7 @@ pub fn complete(
         hooks::check(hooks, violations);
     }
     if !given.build_role_arn.is_empty() {
-        violations.keep(
-            "buildRoleArn",
-            given.build_role_arn.parse::<RoleArn>(),
-        );
+        violations.keep("buildRoleArn", given.build_role_arn.parse::<RoleArn>());
     }
     text(
         "description",

@@ -17,8 +17,9 @@ What it needs: root, Debian's packages (deploy/packages installs them) and the
 guest bundle (deploy/guest-bundle makes it). Everything it keeps is in the data
 directory; torpor down leaves it there, and the next up wakes what slept.")]
 pub struct Up {
-    /// Number of host-agents, each with its own data directory.
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=16))]
+    /// Number of host-agents, each with its own data directory; 0 for a fleet whose
+    /// hosts are elsewhere or simulated (loadtest api).
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(0..=16))]
     pub hosts: u16,
     /// Return when everything is healthy and leave it running.
     #[arg(long)]

@@ -131,6 +131,9 @@ impl Plan {
 
     /// True when the component is wanted.
     pub fn wants(&self, component: &str) -> bool {
+        if component == "host-agent-1" && self.hosts == 0 {
+            return false;
+        }
         self.only.is_empty() || self.only.iter().any(|name| name == component)
     }
 
@@ -278,6 +281,18 @@ pub mod tests {
         ports.sort_unstable();
         ports.dedup();
         assert_eq!((ports.len(), count), (23, 23));
+    }
+
+    #[test]
+    fn a_fleet_without_hosts_wants_no_host_agent() {
+        let without = plan(&["--hosts", "0"]);
+        assert!(!without.wants("host-agent-1") && without.wants("scheduler"));
+        assert!(plan(&[]).wants("host-agent-1"));
+        let names: Vec<String> = without.listeners().into_iter().map(|(name, _)| name).collect();
+        assert!(
+            !names.iter().any(|name| name.starts_with("host-agent")),
+            "{names:?}"
+        );
     }
 
     #[test]

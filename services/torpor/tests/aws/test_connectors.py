@@ -244,6 +244,12 @@ def test_lists_of_connectors(connectors: Connectors, core) -> None:
     assert not any(page["NetworkConnectors"] for page in failed)
 
 
+def test_versions_by_boto3(connectors: Connectors, core) -> None:
+    arn = connectors.active("versioned")["Arn"]
+    versions = core.list_network_connector_versions(Identifier=arn)["NetworkConnectorVersions"]
+    assert [version["Version"] for version in versions] == [1]
+
+
 def test_tags_of_a_connector(connectors: Connectors, api) -> None:
     arn = connectors.create("tags", Tags={"born": "with it"})["Arn"]
     api.tag_resource(Resource=arn, Tags={"later": "on"})

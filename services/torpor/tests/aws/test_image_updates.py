@@ -108,7 +108,7 @@ def updated(created: Story, images: Images) -> Story:
 
 
 @pytest.fixture(scope="module")
-def retired(updated: Story) -> Story:
+def retired(updated: Story, images: Images) -> Story:
     """Both versions INACTIVE, and launches tried; then both ACTIVE again."""
     launch = {"imageIdentifier": updated.image.arn}
     updated.note("retire 1", "PATCH", "/versions/1.0", {"status": "INACTIVE"})
@@ -119,7 +119,7 @@ def retired(updated: Story) -> Story:
     updated.note("get retired", "GET")
     updated.answers["run unpinned"] = updated.wire.request("POST", "/2025-09-09/microvms", launch)
     updated.note("restore 1", "PATCH", "/versions/1.0", {"status": "ACTIVE"})
-    updated.note("restore 2", "PATCH", "/versions/2.0", {"status": "ACTIVE"})
+    images.api.update_microvm_image_version(imageIdentifier=updated.image.arn, imageVersion="2.0", status="ACTIVE")
     return updated
 
 
@@ -324,3 +324,17 @@ def test_an_update_during_a_build(images: Images) -> None:
     with pytest.raises(ClientError) as error:
         images.api.update_microvm_image(imageIdentifier=answer["imageArn"], **images.configuration(images.absent()))
     assert refusal(error.value)[:2] == (409, "ConflictException")
+
+
+def test_a_version_that_failed_is_deleted(images: Images) -> None:
+    image = images.broken("failed-version")
+    api = images.api
+    api.update_microvm_image(imageIdentifier=image.arn, **images.configuration(images.absent()))
+    images.settled(image.arn, "UPDATE_FAILED")
+    api.delete_microvm_image_version(imageIdentifier=image.arn, imageVersion="1.0")
+
+    def left() -> list[str]:
+        items = api.list_microvm_image_versions(imageIdentifier=image.arn)["items"]
+        return [item["imageVersion"] for item in items]
+
+    until("the failed version to be gone", lambda: left() == ["2.0"])

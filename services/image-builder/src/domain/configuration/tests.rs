@@ -110,10 +110,7 @@ fn both_sides_of_every_rule() {
             &[("codeArtifact.uri", "s3://bucket/key")],
         );
     }
-    check(
-        |c| c.code_artifact = None,
-        &[("codeArtifact.uri", "")],
-    );
+    check(|c| c.code_artifact = None, &[("codeArtifact.uri", "")]);
     let base = "baseImageArn";
     let unknown = "No managed MicroVM Image with arn debian-12 and version 999 is available";
     check(|c| c.base_image_version = "999".to_owned(), &[(base, unknown)]);
@@ -136,10 +133,7 @@ fn both_sides_of_every_rule() {
         (700, false),
         (16_384, false),
     ] {
-        let expected = [(
-            "resources[0].minimumMemoryInMiB",
-            "512, 1024, 2048, 4096, 8192",
-        )];
+        let expected = [("resources[0].minimumMemoryInMiB", "512, 1024, 2048, 4096, 8192")];
         let resources = Some(Resources {
             minimum_memory_mib: mib,
         });
@@ -162,10 +156,7 @@ fn both_sides_of_every_rule() {
         &[("additionalOsCapabilities", "'ALL'")],
     );
     check(|c| c.description = "d".repeat(2048), &[]);
-    check(
-        |c| c.description = "d".repeat(2049),
-        &[("description", "2048")],
-    );
+    check(|c| c.description = "d".repeat(2049), &[("description", "2048")]);
     let egress = "egressNetworkConnectors";
     let managed = |region: &str| {
         format!("arn:aws:lambda:{region}:aws:network-connector:aws-network-connector:INTERNET_EGRESS")

@@ -123,7 +123,7 @@ class Differences:
             return {key: self._value(member, key) for key, member in value.items()}
         if isinstance(value, list):
             return [self._value(element, name) for element in value]
-        for what in ("chip", "sizes"):
+        for what in ("chip", "sizes", "base-version"):
             if name in self._entry(what)["members"] and value is not None:
                 return what.upper()
         if name.endswith("At") and value is not None:
