@@ -93,3 +93,25 @@ impl fmt::Debug for Timestamp {
         fmt::Display::fmt(self, f)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_zone_leads_out_of_the_calendar() {
+        for (text, expected) in [
+            ("Fri, 02 Jan 2026 03:04:05 GMT", Some("20260102T030405Z")),
+            ("Fri, 02 Jan 2026 03:04:05 -0100", Some("20260102T040405Z")),
+            ("20260102T030405Z", Some("20260102T030405Z")),
+            ("31 Dec 9999 23:59:59 -0100", None),
+            ("31 Dec 9999 23:59:59 PST", None),
+            ("01 Jan 0000 00:00:00 +0100", None),
+            ("Fri, 02 Jan 2026 03:04:05 +9999", None),
+            ("", None),
+        ] {
+            let time = Timestamp::from_http(text).map(|time| time.to_string());
+            assert_eq!(time.as_deref(), expected, "{text}");
+        }
+    }
+}

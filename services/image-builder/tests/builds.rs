@@ -98,7 +98,7 @@ async fn an_image_is_built_updated_and_deleted() {
         "{:?}",
         app.environment
     );
-    assert_eq!((request.memory_mib, request.vcpu_count), (2048, 1));
+    assert_eq!((request.memory_mib, request.vcpu_count), (8192, 4));
     assert_eq!(request.environment_variables["SECRET"], "hunter2");
     assert_eq!(request.disk.unwrap().size_bytes, 8 << 30);
 

@@ -227,7 +227,7 @@ async fn every_request_leaves_a_record() {
             false,
             "",
             "lambda:GetMicrovm",
-            "",
+            arn,
             "InvalidSignatureException",
             403,
         ),

@@ -1,5 +1,6 @@
 //! What keys may do, how fast, and whose resources they may name.
 
+use api::connector::v1::GetNetworkConnectorResponse;
 use api::errors::{self, reason};
 use api::image::v1::{GetImageResponse, ListImagesResponse};
 use api::microvm::v1::{RunMicrovmResponse, SuspendMicrovmResponse};
@@ -51,6 +52,9 @@ async fn policies_decide_per_action_and_resource() {
         microvm: Some(samples::microvm()),
     };
     world.scheduler.answer("RunMicrovm", Ok(ran));
+    // A connector is looked up for its other names; it need not exist.
+    let absent: Result<GetNetworkConnectorResponse, _> = Err(errors::not_found("network connector", "nc-1"));
+    world.scheduler.answer("GetNetworkConnector", absent);
     let (own, other) = (image("team-a"), image("other"));
     let path = |arn: &str| format!("/2025-09-09/microvm-images/{arn}");
     let run = |arn: &str, more: &str| format!(r#"{{"imageIdentifier": "{arn}"{more}}}"#);

@@ -109,3 +109,48 @@ fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
     };
     Failure::new(BuildStep::Fetch, reason, sentence)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_store_says_has_a_documented_code() {
+        let (bucket, key) = ("artifacts".to_owned(), "app.zip".to_owned());
+        for (error, code) in [
+            (
+                ObjectError::NotFound {
+                    bucket: bucket.clone(),
+                    key: key.clone(),
+                },
+                "S3_NO_SUCH_KEY",
+            ),
+            (
+                ObjectError::NoSuchBucket {
+                    bucket: bucket.clone(),
+                },
+                "S3_NO_SUCH_BUCKET",
+            ),
+            (
+                ObjectError::AccessDenied {
+                    bucket: bucket.clone(),
+                    key: key.clone(),
+                    code: "AccessDenied".to_owned(),
+                },
+                "S3_ACCESS_DENIED",
+            ),
+            (
+                ObjectError::TooLarge {
+                    bucket,
+                    key,
+                    limit: 1,
+                },
+                "ARCHIVE_TOO_LARGE",
+            ),
+        ] {
+            let failure = refused(error, "s3://artifacts/app.zip", 1);
+            assert_eq!(failure.reason.code(), code);
+            assert!(failure.sentence.contains("artifacts"), "{}", failure.sentence);
+        }
+    }
+}

@@ -75,7 +75,7 @@ async fn answers_are_complete() {
         configuration.egress_network_connectors,
         ["arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS"]
     );
-    assert_eq!(configuration.resources.unwrap().minimum_memory_mib, 512);
+    assert_eq!(configuration.resources.unwrap().minimum_memory_mib, 2048);
     assert_eq!(
         (configuration.cpu_configurations, configuration.hooks),
         (vec![], None)

@@ -128,7 +128,7 @@ fn run_names_every_violated_field() {
         (
             change(|r| {
                 r.image_version = "x".into();
-                r.client_token = " ".into();
+                r.client_token = "t".repeat(129);
             }),
             &["imageVersion", "clientToken"],
         ),
