@@ -1,5 +1,5 @@
-//! The image a run works with: one that exists, or a small web app built for the
-//! run and deleted after it.
+//! The image a run works with: one that exists, or one that is built for the run
+//! and deleted after it.
 
 use std::time::{Duration, Instant};
 
@@ -8,8 +8,12 @@ use api::common::v1::Resources;
 use api::image::v1::*;
 use client::Context;
 use indicatif::ProgressBar;
+use tonic::Code;
 
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
+/// Longest wait for an image to be gone.
+const REMOVAL_TIMEOUT: Duration = Duration::from_secs(90);
+const POLL: Duration = Duration::from_millis(250);
 const DOCKERFILE: &str = include_str!("../../deploy/walkthrough/Dockerfile");
 const APP: &str = include_str!("../../deploy/walkthrough/app.py");
 
@@ -48,48 +52,11 @@ impl Image {
 
     /// Builds the walkthrough's app.
     pub async fn build(context: &Context, memory_mib: u32) -> anyhow::Result<Self> {
-        let name = format!("loadtest-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
-        let directory = tempfile::tempdir()?;
-        std::fs::write(directory.path().join("Dockerfile"), DOCKERFILE)?;
-        std::fs::write(directory.path().join("app.py"), APP)?;
-        let mut zip = std::io::Cursor::new(Vec::new());
-        client::zip_directory(directory.path(), &mut zip)?;
-        let key = format!("loadtest/{name}.zip");
-        let store = object_store::Store::connect(&context.object_store())?;
-        store
-            .put(client::ARTIFACT_BUCKET, &key, zip.into_inner().into())
-            .await?;
-        let request = CreateImageRequest {
-            name: name.clone(),
-            configuration: Some(ImageConfiguration {
-                code_artifact: Some(CodeArtifact {
-                    uri: format!("s3://{}/{key}", client::ARTIFACT_BUCKET),
-                }),
-                base_image_arn: "debian-12".to_owned(),
-                build_role_arn: "arn:aws:iam::000000000000:role/loadtest".to_owned(),
-                resources: Some(Resources {
-                    minimum_memory_mib: memory_mib,
-                }),
-                ..ImageConfiguration::default()
-            }),
-            ..CreateImageRequest::default()
-        };
-        context
-            .images()?
-            .create_image(request)
-            .await
-            .context("create the image")?;
-        let bar = ProgressBar::new_spinner();
-        bar.set_message(format!("building {name}"));
-        bar.enable_steady_tick(Duration::from_millis(100));
-        let built = wait_for_build(context, &name).await;
-        bar.finish_and_clear();
-        store.delete(client::ARTIFACT_BUCKET, &key).await?;
-        built?;
-        Ok(Self {
-            ours: true,
-            ..Self::existing(context, &name).await?
-        })
+        let files = [("Dockerfile", DOCKERFILE), ("app.py", APP)];
+        let draft = Draft::create(context, "debian-12", memory_mib, &files).await?;
+        let built = draft.built(context).await;
+        draft.remove_artifact(context).await?;
+        built
     }
 
     /// Deletes what [`Image::build`] made.
@@ -105,6 +72,103 @@ impl Image {
                 .with_context(|| format!("delete {}", self.name))?;
         }
         Ok(())
+    }
+}
+
+/// An image whose first version is being built.
+pub struct Draft {
+    pub name: String,
+    artifact_key: String,
+}
+
+impl Draft {
+    /// Begins to build an image of `files`, one of which is a Dockerfile.
+    pub async fn create(
+        context: &Context,
+        base: &str,
+        memory_mib: u32,
+        files: &[(&str, &str)],
+    ) -> anyhow::Result<Self> {
+        let name = format!("loadtest-{}", &uuid::Uuid::new_v4().simple().to_string()[..8]);
+        let directory = tempfile::tempdir()?;
+        for (file, text) in files {
+            std::fs::write(directory.path().join(file), text)?;
+        }
+        let mut zip = std::io::Cursor::new(Vec::new());
+        client::zip_directory(directory.path(), &mut zip)?;
+        let draft = Self {
+            artifact_key: format!("loadtest/{name}.zip"),
+            name,
+        };
+        object_store::Store::connect(&context.object_store())?
+            .put(
+                client::ARTIFACT_BUCKET,
+                &draft.artifact_key,
+                zip.into_inner().into(),
+            )
+            .await?;
+        let request = CreateImageRequest {
+            name: draft.name.clone(),
+            configuration: Some(ImageConfiguration {
+                code_artifact: Some(CodeArtifact {
+                    uri: format!("s3://{}/{}", client::ARTIFACT_BUCKET, draft.artifact_key),
+                }),
+                base_image_arn: base.to_owned(),
+                build_role_arn: "arn:aws:iam::000000000000:role/loadtest".to_owned(),
+                resources: Some(Resources {
+                    minimum_memory_mib: memory_mib,
+                }),
+                ..ImageConfiguration::default()
+            }),
+            ..CreateImageRequest::default()
+        };
+        let created = context.images()?.create_image(request).await;
+        if created.is_err() {
+            draft.remove_artifact(context).await?;
+        }
+        created.context("create the image")?;
+        Ok(draft)
+    }
+
+    /// Waits for the build.
+    pub async fn built(&self, context: &Context) -> anyhow::Result<Image> {
+        let bar = ProgressBar::new_spinner();
+        bar.set_message(format!("building {}", self.name));
+        bar.enable_steady_tick(Duration::from_millis(100));
+        let built = wait_for_build(context, &self.name).await;
+        bar.finish_and_clear();
+        built?;
+        Ok(Image {
+            ours: true,
+            ..Image::existing(context, &self.name).await?
+        })
+    }
+
+    /// Deletes the uploaded artifact; a build under way may fail for it.
+    pub async fn remove_artifact(&self, context: &Context) -> anyhow::Result<()> {
+        let store = object_store::Store::connect(&context.object_store())?;
+        store.delete(client::ARTIFACT_BUCKET, &self.artifact_key).await?;
+        Ok(())
+    }
+
+    /// Deletes the image and waits until it is gone. A build that is under way
+    /// ends first.
+    pub async fn remove(&self, context: &Context) -> anyhow::Result<()> {
+        let mut images = context.images()?;
+        let deadline = Instant::now() + REMOVAL_TIMEOUT;
+        loop {
+            let request = DeleteImageRequest {
+                image_identifier: self.name.clone(),
+            };
+            let last = match images.delete_image(request).await {
+                Err(status) if status.code() == Code::NotFound => break,
+                Err(status) => status.message().to_owned(),
+                Ok(_) => "it is being deleted".to_owned(),
+            };
+            ensure!(Instant::now() < deadline, "{} is left over: {last}", self.name);
+            tokio::time::sleep(POLL).await;
+        }
+        self.remove_artifact(context).await
     }
 }
 
@@ -125,7 +189,7 @@ async fn wait_for_build(context: &Context, name: &str) -> anyhow::Result<()> {
         match build.state() {
             BuildState::Successful => return Ok(()),
             BuildState::Failed => bail!("the build of {name} failed: {}", build.state_reason),
-            _ => tokio::time::sleep(Duration::from_millis(250)).await,
+            _ => tokio::time::sleep(POLL).await,
         }
     }
 }

@@ -2,8 +2,10 @@
 //! fail. Open loop: work starts when its time has come, whether or not earlier
 //! work has finished, and a latency counts from the moment the work was due.
 
+mod api;
 mod bare;
 mod fleet;
+mod hosts;
 mod image;
 mod lifecycle;
 mod report;
@@ -11,6 +13,7 @@ mod report;
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime;
 
 /// Load tests for Torpor.
 ///
@@ -46,14 +49,43 @@ enum Command {
     /// hold on a noisy machine. Without --image, an image of a small web app is
     /// built first and deleted afterwards.
     Lifecycle(lifecycle::Options),
+    /// Calls of the AWS-compatible API, in front of simulated hosts.
+    ///
+    /// The fleet's edge, scheduler, image-builder and etcd are real, signatures
+    /// are checked and every request is signed anew; the hosts are simulated by
+    /// this program and answer at once, so that the figures are the front's. They
+    /// share the machine's cores with the fleet and the load.
+    ///
+    /// Calls are due at a fixed rate: GetMicrovm over REST and gRPC in turn, then
+    /// GetMicrovm, ListMicrovms and RunMicrovm at half and at the full rate. An
+    /// image is made for the run; it, what was launched and the hosts are removed
+    /// afterwards, also after Ctrl-C. Use a fleet of its own: while this runs,
+    /// other images' bakes may go to simulated hosts.
+    Api(api::Options),
 }
 
-#[tokio::main]
-async fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let mut builder = match cli.command {
+        Command::Lifecycle(_) => runtime::Builder::new_multi_thread(),
+        // One thread leaves more of the machine to the fleet that is measured:
+        // nothing of ours wakes another thread.
+        Command::Api(_) => runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build()?.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
     match cli.command {
         Command::Lifecycle(options) => {
             let report = lifecycle::run(&cli.data_dir, &options).await?;
+            match cli.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+                Output::Table => println!("{}", report.table()),
+            }
+        }
+        Command::Api(options) => {
+            let report = api::run(&cli.data_dir, &options).await?;
             match cli.output {
                 Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
                 Output::Table => println!("{}", report.table()),

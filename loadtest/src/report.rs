@@ -76,7 +76,8 @@ impl Pair {
     }
 }
 
-fn round(value: f64) -> f64 {
+/// To three decimals.
+pub fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
 
