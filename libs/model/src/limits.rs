@@ -108,3 +108,12 @@ pub const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 pub const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 /// Guest port a request goes to when it names none.
 pub const DEFAULT_GUEST_PORT: u16 = 8080;
+/// Most statements of an access key's policy. The scheduler that stores a policy and
+/// the edges that read it agree on these.
+pub const POLICY_STATEMENTS_MAX: usize = 20;
+/// Most actions, and most resources, of a policy's statement.
+pub const POLICY_PATTERNS_MAX: usize = 50;
+/// Longest action of a policy, bytes.
+pub const POLICY_ACTION_MAX: usize = 128;
+/// Longest resource of a policy, bytes.
+pub const POLICY_RESOURCE_MAX: usize = 2048;

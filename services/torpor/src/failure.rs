@@ -174,6 +174,12 @@ fn advice(status: &Status, reason: Option<&str>) -> Option<&'static str> {
         Some(reason::IMAGE_IN_USE) => {
             Some("end its microVMs first: torpor list --image NAME, then torpor terminate ID")
         }
+        Some(reason::NOT_DELETABLE) => Some(
+            "wait for its build (torpor image logs -f NAME), or delete the whole image: torpor image delete NAME",
+        ),
+        Some(reason::QUOTA_EXCEEDED) => {
+            Some("delete what is not needed, or raise the quota; docs/OPERATIONS.md names the settings")
+        }
         Some(reason::NO_ACTIVE_VERSION) => Some("see how its builds went: torpor image builds NAME"),
         Some(reason::ALREADY_EXISTS) => {
             Some("build a new version of it: torpor image update NAME --artifact …")

@@ -57,7 +57,7 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["key", "--help"], "Make an access key"),
         (
             vec!["key", "create", "--help"],
-            "\"Action\": [\"lambda:RunMicrovm\",",
+            "\"Action\": [\"lambda:*Microvm\",",
         ),
         (vec!["env", "--help"], "aws lambda-microvms list-microvms"),
     ] {

@@ -78,6 +78,40 @@ fn changes_rules(members: &Map<String, Value>, resource: &str) -> bool {
     resource.contains(":network-connector:") && keys.any(|key| key.starts_with(RULE_TAG_PREFIX))
 }
 
+/// A right that a key does not have.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Missing {
+    action: String,
+    resource: String,
+}
+
+impl Missing {
+    fn new(action: &str, resource: &str) -> Self {
+        Self {
+            action: action.to_owned(),
+            resource: clip(resource, ECHO_BYTES_MAX).to_owned(),
+        }
+    }
+
+    /// What the key's holder is told.
+    #[must_use]
+    pub fn rejection(&self, key: &AccessKey) -> Rejection {
+        let Self { action, resource } = self;
+        let AccessKey { account, user, .. } = key;
+        let message = format!(
+            "User: arn:aws:iam::{account}:user/{user} is not authorized to perform: {action} on resource: {resource}"
+        );
+        Rejection::new(ErrorClass::AccessDenied, message)
+    }
+}
+
+/// "iam:PassRole on arn:...", for records.
+impl std::fmt::Display for Missing {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} on {}", self.action, self.resource)
+    }
+}
+
 /// Checks that a key may do what a request asks for. `aliases` are the further
 /// names of what the request names.
 ///
@@ -91,10 +125,10 @@ pub fn check(
     key: &AccessKey,
     fleet: &Fleet,
     aliases: &Aliases,
-) -> Result<(), Rejection> {
+) -> Result<(), Missing> {
     let managed = operation.name == "ListManagedMicrovmImageVersions";
     if fleet.is_foreign(resource, managed) {
-        return Err(denied(key, operation.action, resource));
+        return Err(Missing::new(operation.action, resource));
     }
     let Some(policy) = &key.policy else { return Ok(()) };
     let ask = |action: &str, resource: &str| {
@@ -103,7 +137,7 @@ pub fn check(
         let permitted = policy.permits(action, &names);
         permitted
             .then_some(())
-            .ok_or_else(|| denied(key, action, resource))
+            .ok_or_else(|| Missing::new(action, resource))
     };
     ask(operation.action, resource)?;
     for role in ROLES.iter().filter_map(|name| members.get(*name)?.as_str()) {
@@ -121,19 +155,10 @@ pub fn check(
             ask(PASS_CONNECTOR, connector)?;
         }
         if given.len() > CONNECTORS_MAX {
-            return Err(denied(key, PASS_CONNECTOR, "*"));
+            return Err(Missing::new(PASS_CONNECTOR, "*"));
         }
     }
     Ok(())
-}
-
-fn denied(key: &AccessKey, action: &str, resource: &str) -> Rejection {
-    let AccessKey { account, user, .. } = key;
-    let resource = clip(resource, ECHO_BYTES_MAX);
-    let message = format!(
-        "User: arn:aws:iam::{account}:user/{user} is not authorized to perform: {action} on resource: {resource}"
-    );
-    Rejection::new(ErrorClass::AccessDenied, message)
 }
 
 #[cfg(test)]
@@ -192,15 +217,9 @@ mod tests {
             panic!("members are an object")
         };
         let resource = resource(operation, &members, &fleet());
-        let rejection = check(
-            operation,
-            &members,
-            &resource,
-            &key(allowed),
-            &fleet(),
-            &aliases(),
-        )
-        .err()?;
+        let key = key(allowed);
+        let missing = check(operation, &members, &resource, &key, &fleet(), &aliases()).err()?;
+        let rejection = missing.rejection(&key);
         assert_eq!(rejection.class, ErrorClass::AccessDenied);
         let message = rejection.message.unwrap();
         let said = message

@@ -14,8 +14,8 @@ use time::format_description::well_known::Rfc3339;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::task::JoinHandle;
 
-/// Records that may wait for the disk; beyond them requests wait too, so that
-/// none goes unrecorded.
+/// Records that may wait for the disk; beyond them requests wait too. What a full
+/// disk does not take is lost, and the log, which has every record too, says so.
 const QUEUE_RECORDS: usize = 4096;
 /// How often it is checked that the file is still in its place.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -43,6 +43,9 @@ pub struct Record {
     pub action: &'static str,
     /// ARN, or "*"; empty when it was not looked at.
     pub resource: String,
+    /// The right that the key lacks, "iam:PassRole on arn:...", when that is why.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub missing_right: String,
     /// "ok", or the class of the error.
     pub result: &'static str,
     /// HTTP status.
@@ -107,6 +110,7 @@ impl Audit {
             source_address = %record.source_address,
             action = record.action,
             resource = record.resource,
+            missing_right = record.missing_right,
             result = record.result,
             status = record.status,
             duration_us = record.duration_us,
@@ -202,6 +206,7 @@ mod tests {
             source_address: [127, 0, 0, 1].into(),
             action: "lambda:GetMicrovm",
             resource: "a \"quoted\"\nresource".to_owned(),
+            missing_right: String::new(),
             result: "ok",
             status: 200,
             duration_us: 5,

@@ -74,6 +74,7 @@ pub(super) struct Seen {
     /// The key, once its holder is known to have signed.
     pub(super) key: Option<Arc<AccessKey>>,
     resource: String,
+    missing_right: String,
 }
 
 impl Seen {
@@ -167,6 +168,7 @@ impl Api {
             source_address,
             action: seen.operation.map_or("", |operation| operation.action),
             resource: seen.resource,
+            missing_right: seen.missing_right,
             result: answer.result,
             status,
             duration_us: u64::try_from(took.as_micros()).unwrap_or(u64::MAX),
@@ -258,7 +260,12 @@ impl Api {
         } else {
             Aliases::default()
         };
-        access::check(operation, members, &resource, key, &self.fleet, &aliases)?;
+        access::check(operation, members, &resource, key, &self.fleet, &aliases).map_err(|missing| {
+            seen.missing_right = missing.to_string();
+            missing.rejection(key)
+        })?;
+        let input = draft.check(&self.limits)?;
+        // Last: what cannot be meant costs nobody a token.
         self.buckets
             .take(operation.name, Instant::now())
             .map_err(|after| failures::throttled(operation, after))?;
@@ -269,7 +276,7 @@ impl Api {
             operation,
             request_id,
         };
-        operations::run(call, draft.check(&self.limits)?).await
+        operations::run(call, input).await
     }
 }
 

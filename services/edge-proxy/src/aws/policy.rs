@@ -5,13 +5,7 @@
 //! statement denies.
 
 use api::access::v1::{Effect, Policy as StoredPolicy, Statement as StoredStatement};
-
-/// Most statements of a policy.
-pub const STATEMENTS_MAX: usize = 20;
-/// Most actions, and most resources, of a statement.
-pub const PATTERNS_MAX: usize = 50;
-/// Longest pattern in bytes.
-pub const PATTERN_BYTES_MAX: usize = 8192;
+use model::limits::{POLICY_PATTERNS_MAX, POLICY_RESOURCE_MAX, POLICY_STATEMENTS_MAX};
 
 /// Longest resource that is compared; no resource's name is longer.
 pub const RESOURCE_BYTES_MAX: usize = 4096;
@@ -31,16 +25,16 @@ struct Statement {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum PolicyError {
     /// Too many statements.
-    #[error("a policy has at most {STATEMENTS_MAX} statements")]
+    #[error("a policy has at most {POLICY_STATEMENTS_MAX} statements")]
     Statements,
     /// Neither allow nor deny.
     #[error("a statement allows or denies")]
     Effect,
     /// No patterns, or too many.
-    #[error("a statement has 1 to {PATTERNS_MAX} actions and as many resources")]
+    #[error("a statement has 1 to {POLICY_PATTERNS_MAX} actions and as many resources")]
     Patterns,
     /// An empty pattern, or one that is too long.
-    #[error("an action or resource has 1 to {PATTERN_BYTES_MAX} bytes")]
+    #[error("an action or resource has 1 to {POLICY_RESOURCE_MAX} bytes")]
     Pattern,
 }
 
@@ -50,7 +44,7 @@ impl Policy {
     /// # Errors
     /// Names the first bound that does not hold.
     pub fn new(stored: StoredPolicy) -> Result<Self, PolicyError> {
-        if stored.statements.len() > STATEMENTS_MAX {
+        if stored.statements.len() > POLICY_STATEMENTS_MAX {
             return Err(PolicyError::Statements);
         }
         let statements = stored.statements.into_iter().map(Statement::new);
@@ -84,13 +78,16 @@ impl Statement {
             Effect::Unspecified => return Err(PolicyError::Effect),
         };
         let counts = [stored.actions.len(), stored.resources.len()];
-        if counts.iter().any(|count| !(1..=PATTERNS_MAX).contains(count)) {
+        if counts
+            .iter()
+            .any(|count| !(1..=POLICY_PATTERNS_MAX).contains(count))
+        {
             return Err(PolicyError::Patterns);
         }
         let patterns = stored.actions.iter().chain(&stored.resources);
         if patterns
             .map(String::len)
-            .any(|length| !(1..=PATTERN_BYTES_MAX).contains(&length))
+            .any(|length| !(1..=POLICY_RESOURCE_MAX).contains(&length))
         {
             return Err(PolicyError::Pattern);
         }
@@ -242,11 +239,14 @@ mod tests {
     #[test]
     fn policies_have_bounds() {
         let good = || statement(Effect::Allow, &["*"], &["*"]);
-        let many = vec!["*"; PATTERNS_MAX + 1];
-        let long = "a".repeat(PATTERN_BYTES_MAX + 1);
+        let many = vec!["*"; POLICY_PATTERNS_MAX + 1];
+        let long = "a".repeat(POLICY_RESOURCE_MAX + 1);
         for (statements, expected) in [
-            (vec![good(); STATEMENTS_MAX], Ok(())),
-            (vec![good(); STATEMENTS_MAX + 1], Err(PolicyError::Statements)),
+            (vec![good(); POLICY_STATEMENTS_MAX], Ok(())),
+            (
+                vec![good(); POLICY_STATEMENTS_MAX + 1],
+                Err(PolicyError::Statements),
+            ),
             (
                 vec![statement(Effect::Unspecified, &["*"], &["*"])],
                 Err(PolicyError::Effect),
@@ -278,8 +278,8 @@ mod tests {
 
     #[test]
     fn the_worst_pattern_stays_cheap() {
-        let pattern = "*a".repeat(PATTERN_BYTES_MAX / 2);
-        let text = format!("{}b", "a".repeat(PATTERN_BYTES_MAX));
+        let pattern = "*a".repeat(POLICY_RESOURCE_MAX / 2);
+        let text = format!("{}b", "a".repeat(POLICY_RESOURCE_MAX));
         let started = Instant::now();
         assert!(!matches(pattern.as_bytes(), text.as_bytes()));
         assert!(started.elapsed() < Duration::from_secs(1));

@@ -144,7 +144,7 @@ impl Default for Throttles {
             get_microvm: 100,
             create_microvm_auth_token: 50,
             create_microvm_shell_auth_token: 5,
-            changes: 10,
+            changes: 20,
             other: 100,
         }
     }

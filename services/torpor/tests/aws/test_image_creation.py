@@ -10,39 +10,12 @@ from botocore.exceptions import ClientError
 
 from rig.clients import refusal
 from rig.fleet import Fleet
-from rig.images import Image, Images
+from rig.images import CREATED_MEMBERS, Image, Images
 from rig.waiting import until
 from rig.wire import Answer, Wire, segment
 
 UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 IMAGES = "/2025-09-09/microvm-images"
-# As recorded from the live service.
-CREATED_MEMBERS = {
-    "additionalOsCapabilities",
-    "baseImageArn",
-    "baseImageVersion",
-    "buildPhaseOverrides",
-    "buildRoleArn",
-    "codeArtifact",
-    "cpuConfigurations",
-    "createdAt",
-    "description",
-    "egressNetworkConnectors",
-    "environmentVariables",
-    "hooks",
-    "id",
-    "imageArn",
-    "imageVersion",
-    "latestActiveImageVersion",
-    "latestFailedImageVersion",
-    "logging",
-    "name",
-    "resources",
-    "roleConfiguration",
-    "state",
-    "tags",
-    "updatedAt",
-}
 UNSET_MEMBERS = {
     "additionalOsCapabilities",
     "buildPhaseOverrides",

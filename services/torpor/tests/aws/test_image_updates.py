@@ -11,7 +11,7 @@ from botocore.exceptions import ClientError
 
 from rig.clients import refusal
 from rig.fleet import Fleet
-from rig.images import READY_HOOK, Image, Images
+from rig.images import CREATED_MEMBERS, READY_HOOK, Image, Images
 from rig.microvms import Microvms
 from rig.waiting import until
 from rig.wire import Answer, Wire, segment
@@ -29,31 +29,7 @@ IMAGE_MEMBERS = {
     "updatedAt",
 }
 ITEM_MEMBERS = IMAGE_MEMBERS - {"tags", "updatedAt"}
-UPDATED_MEMBERS = {
-    "additionalOsCapabilities",
-    "baseImageArn",
-    "baseImageVersion",
-    "buildPhaseOverrides",
-    "buildRoleArn",
-    "codeArtifact",
-    "cpuConfigurations",
-    "createdAt",
-    "description",
-    "egressNetworkConnectors",
-    "environmentVariables",
-    "hooks",
-    "id",
-    "imageArn",
-    "imageVersion",
-    "latestActiveImageVersion",
-    "latestFailedImageVersion",
-    "logging",
-    "name",
-    "resources",
-    "roleConfiguration",
-    "state",
-    "updatedAt",
-}
+UPDATED_MEMBERS = CREATED_MEMBERS - {"tags"}
 
 
 @dataclass

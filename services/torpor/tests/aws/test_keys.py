@@ -1,7 +1,6 @@
 """Access keys of their own: made, used, narrowed by policies, expired and deleted; and what is recorded of each request."""
 
 import json
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -262,19 +261,34 @@ def test_boto3_with_a_key_of_its_own(make_key, wire: Wire, fleet: Fleet, journal
     assert refusal(error.value)[:2] == (403, "AccessDeniedException")
 
 
+def record_of(fleet: Fleet, answer: Answer) -> str:
+    """The line that a request left."""
+    trails = [fleet.data_dir / "audit" / f"aws-api{kind}.jsonl" for kind in ("", "-unauthenticated")]
+    request_id = answer.headers["x-amzn-requestid"]
+
+    def found() -> str | None:
+        lines = (line for trail in trails if trail.exists() for line in trail.read_text().splitlines())
+        return next((line for line in lines if request_id in line), None)
+
+    return until("the record of a request", found, within=10)
+
+
+def test_a_right_that_is_missing_is_recorded(make_key, wire: Wire, fleet: Fleet, plain: Image) -> None:
+    key = make_key(allow("lambda:RunMicrovm", "lambda:PassNetworkConnector"))
+    known(wire, key)
+    body = {"imageIdentifier": plain.arn, "executionRoleArn": fleet.role_arn}
+    answer = wire.request("POST", MICROVMS, body, signing=Signing(key=key.pair))
+    denied(answer, fleet, "iam:PassRole", fleet.role_arn)
+    record = json.loads(record_of(fleet, answer))
+    assert record["missing_right"] == f"iam:PassRole on {fleet.role_arn}"
+    assert (record["action"], record["resource"]) == ("lambda:RunMicrovm", plain.arn)
+
+
 def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, microvms: Microvms) -> None:
-    began = time.time()
     refused = wire.request("GET", f"{MICROVMS}/microvm-0190a5e2-7c3b-4f00-8000-000000000001")
     launched = wire.request("POST", MICROVMS, {"imageIdentifier": hooked.arn, "runHookPayload": "for nobody else"})
     microvms.note(launched.json()["microvmId"])
     unknown = wire.request("GET", IMAGES, signing=Signing(key=("AKIAAAAAAAAAAAAAAAAA", "x" * 40)))
-    trails = [fleet.data_dir / "audit" / f"aws-api{kind}.jsonl" for kind in ("", "-unauthenticated")]
-
-    def recorded(answer: Answer) -> str | None:
-        request_id = answer.headers["x-amzn-requestid"]
-        lines = (line for trail in trails if trail.exists() for line in trail.read_text().splitlines())
-        return next((line for line in lines if request_id in line), None)
-
     root = fleet.variables["AWS_ACCESS_KEY_ID"]
     for answer, facts in (
         (
@@ -309,8 +323,7 @@ def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, micr
             },
         ),
     ):
-        line = until("the record of a request", lambda answer=answer: recorded(answer), within=10)
+        line = record_of(fleet, answer)
         record = json.loads(line)
         assert {name: record[name] for name in facts} == facts
         assert "for nobody else" not in line and fleet.variables["AWS_SECRET_ACCESS_KEY"] not in line
-    assert trails[0].stat().st_mtime >= began - 1

@@ -281,7 +281,7 @@ async fn requests_that_break_a_rule_name_the_field() {
             }),
             "s3://",
         ),
-        ("e2e-missing", with(&|c| c.code_artifact = None), "artifact"),
+        ("e2e-missing", with(&|c| c.code_artifact = None), "codeArtifact"),
         (
             "e2e-base-arn",
             with(&|c| c.base_image_arn = "no-such-base".into()),

@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use api::access::v1::{CreateAccessKeyRequest, Effect, Policy, Statement};
 use model::Violations;
+use model::limits::{POLICY_ACTION_MAX, POLICY_PATTERNS_MAX, POLICY_RESOURCE_MAX, POLICY_STATEMENTS_MAX};
 use prost::Message as _;
 
 use super::Findings;
@@ -13,14 +14,6 @@ use crate::term::access::NewAccessKey;
 
 /// Longest description, characters.
 const DESCRIPTION_MAX: usize = 256;
-/// Most statements of a policy.
-const STATEMENTS_MAX: usize = 20;
-/// Most actions, and most resources, of a statement.
-const ENTRIES_MAX: usize = 50;
-/// Longest action, characters.
-const ACTION_MAX: usize = 128;
-/// Longest resource, characters.
-const RESOURCE_MAX: usize = 2048;
 /// Largest policy, encoded bytes: a key is one record.
 const POLICY_BYTES_MAX: usize = 64 * 1024;
 /// Last second of the year 9999, the end of times on the wire.
@@ -75,11 +68,11 @@ fn policy(policy: &Policy, violations: &mut Violations) {
         format!("must be at most {POLICY_BYTES_MAX} bytes encoded"),
     );
     violations.check(
-        policy.statements.len() <= STATEMENTS_MAX,
+        policy.statements.len() <= POLICY_STATEMENTS_MAX,
         "policy.statements",
-        format!("must have at most {STATEMENTS_MAX} entries"),
+        format!("must have at most {POLICY_STATEMENTS_MAX} entries"),
     );
-    for (index, given) in policy.statements.iter().take(STATEMENTS_MAX).enumerate() {
+    for (index, given) in policy.statements.iter().take(POLICY_STATEMENTS_MAX).enumerate() {
         statement(given, &format!("policy.statements[{index}]"), violations);
     }
 }
@@ -106,11 +99,11 @@ fn statement(statement: &Statement, field: &str, violations: &mut Violations) {
         ),
     ] {
         violations.check(
-            (1..=ENTRIES_MAX).contains(&entries.len()),
+            (1..=POLICY_PATTERNS_MAX).contains(&entries.len()),
             format!("{field}.{name}"),
-            format!("must have 1 to {ENTRIES_MAX} entries"),
+            format!("must have 1 to {POLICY_PATTERNS_MAX} entries"),
         );
-        for (index, entry) in entries.iter().take(ENTRIES_MAX).enumerate() {
+        for (index, entry) in entries.iter().take(POLICY_PATTERNS_MAX).enumerate() {
             violations.check(good(entry), format!("{field}.{name}[{index}]"), form);
         }
     }
@@ -127,13 +120,16 @@ fn is_action(text: &str) -> bool {
     let wild = service.contains(['*', '?']);
     let known = wild || SERVICES.iter().any(|known| known.eq_ignore_ascii_case(service));
     let allowed = |c: char| c.is_ascii_alphanumeric() || c == '*' || c == '?';
-    known && text.len() <= ACTION_MAX && !name.is_empty() && service.chars().chain(name.chars()).all(allowed)
+    known
+        && text.len() <= POLICY_ACTION_MAX
+        && !name.is_empty()
+        && service.chars().chain(name.chars()).all(allowed)
 }
 
 fn is_resource(text: &str) -> bool {
     text == "*"
         || (text.starts_with("arn:")
-            && text.len() <= RESOURCE_MAX
+            && text.len() <= POLICY_RESOURCE_MAX
             && text.chars().all(|c| c.is_ascii_graphic()))
 }
 
@@ -207,7 +203,7 @@ mod tests {
             assert_eq!(found.is_empty(), text.is_empty(), "{statements:?}: {found}");
             assert!(found.contains(text), "{found}");
         }
-        let long = "x".repeat(RESOURCE_MAX - 4);
+        let long = "x".repeat(POLICY_RESOURCE_MAX - 4);
         let longest = format!("arn:{long}");
         let wide = statement(&["*"], &[longest.as_str(); 33]);
         assert!(violated(vec![wide]).contains("policy: must be at most 65536 bytes"));

@@ -31,6 +31,33 @@ EVERY_HOOK = {
         "validateTimeoutInSeconds": 120,
     },
 }
+# What the answer to a create has, as recorded from the live service.
+CREATED_MEMBERS = {
+    "additionalOsCapabilities",
+    "baseImageArn",
+    "baseImageVersion",
+    "buildPhaseOverrides",
+    "buildRoleArn",
+    "codeArtifact",
+    "cpuConfigurations",
+    "createdAt",
+    "description",
+    "egressNetworkConnectors",
+    "environmentVariables",
+    "hooks",
+    "id",
+    "imageArn",
+    "imageVersion",
+    "latestActiveImageVersion",
+    "latestFailedImageVersion",
+    "logging",
+    "name",
+    "resources",
+    "roleConfiguration",
+    "state",
+    "tags",
+    "updatedAt",
+}
 READY_HOOK = {"port": 8080, "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 120}}
 
 
