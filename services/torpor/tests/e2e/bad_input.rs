@@ -329,7 +329,7 @@ async fn requests_that_break_a_rule_name_the_field() {
         (|r| r.image_version = "one".to_owned(), "1.0"),
         (
             |r| r.ingress_network_connectors = vec!["HTTP_INGRESS".to_owned()],
-            "HTTP_INGRESS",
+            "Malformed network connector ARN",
         ),
     ];
     for (change, says) in changes {
