@@ -2,7 +2,7 @@
 //! services, under AWS's signatures, errors and forms.
 //!
 //! ```text
-//! request -> route -> claim, key -> body -> signature -> policy -> constraints -> throttle
+//! request -> route -> claim, key -> body -> signature -> policy -> throttle -> constraints
 //!         -> operation: translate, one gRPC call, translate back -> response, audit record
 //! ```
 //!

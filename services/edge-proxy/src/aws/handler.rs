@@ -264,11 +264,10 @@ impl Api {
             seen.missing_right = missing.to_string();
             missing.rejection(key)
         })?;
-        let input = draft.check(&self.limits)?;
-        // Last: what cannot be meant costs nobody a token.
         self.buckets
             .take(operation.name, Instant::now())
             .map_err(|after| failures::throttled(operation, after))?;
+        let input = draft.check(&self.limits)?;
         let call = Call {
             services: &self.services,
             fleet: &self.fleet,
