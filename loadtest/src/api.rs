@@ -31,10 +31,8 @@ use report::{Pair, Run};
 /// Baseline memory of the image that is launched, in MiB: the smallest class.
 const MEMORY_MIB: u32 = 512;
 /// What would be in the image, were it ever booted.
-const FILES: [(&str, &str); 2] = [
-    ("Dockerfile", "FROM scratch\nCOPY app /app\nCMD [\"/app\"]\n"),
-    ("app", "never started\n"),
-];
+const FILES: [(&str, &str); 2] =
+    [("Dockerfile", "FROM scratch\nCOPY app /app\nCMD [\"/app\"]\n"), ("app", "never started\n")];
 /// Calls at a time before and after the runs.
 const CONCURRENT: usize = 32;
 /// Longest wait for simulated hosts to have launched what was accepted.
@@ -133,10 +131,7 @@ impl Options {
 /// Runs it.
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
-    ensure!(
-        !context.api.is_empty(),
-        "the fleet does not serve the AWS-compatible API"
-    );
+    ensure!(!context.api.is_empty(), "the fleet does not serve the AWS-compatible API");
     let room = u64::from(options.hosts) * u64::from(hosts::SLOTS);
     ensure!(
         options.launches() <= room,
@@ -188,11 +183,7 @@ async fn with_image(
     caller.open().await?;
     let population = populate(&caller, options.microvms).await?;
     wait_launched(hosts, population.len() as u64).await?;
-    let load = Load {
-        options,
-        hosts,
-        caller: caller.with_population(population),
-    };
+    let load = Load { options, hosts, caller: caller.with_population(population) };
     let mut report = Report::new(options);
     for part in options.parts() {
         match part {
@@ -213,20 +204,13 @@ struct Load<'a> {
 
 impl Load<'_> {
     fn plan(&self, name: &str, rate: u32) -> Plan {
-        Plan {
-            name: name.to_owned(),
-            rate,
-            duration: Duration::from_secs(self.options.duration),
-        }
+        Plan { name: name.to_owned(), rate, duration: Duration::from_secs(self.options.duration) }
     }
 
     async fn pair(&self) -> anyhow::Result<Pair> {
         let plan = self.plan("REST and gRPC", self.options.pair_rate);
         // A second of it first, uncounted: both ways' connections are warm.
-        let warm = Plan {
-            duration: Duration::from_secs(1),
-            ..plan.clone()
-        };
+        let warm = Plan { duration: Duration::from_secs(1), ..plan.clone() };
         self.paced(&warm, 2, pair).await?;
         let outcome = self.paced(&plan, 2, pair).await?;
         Ok(Pair::new(&plan, &outcome))
@@ -288,15 +272,11 @@ async fn base(context: &Context) -> anyhow::Result<String> {
     let listed = context.images()?.list_base_images(request).await;
     let bases = listed.context("list the base images")?.into_inner().base_images;
     let first = bases.into_iter().next();
-    Ok(first
-        .context("no base image to name; make one with: torpor base build debian-12")?
-        .name)
+    Ok(first.context("no base image to name; make one with: torpor base build debian-12")?.name)
 }
 
 async fn arn(context: &Context, name: &str) -> anyhow::Result<String> {
-    let request = GetImageRequest {
-        image_identifier: name.to_owned(),
-    };
+    let request = GetImageRequest { image_identifier: name.to_owned() };
     let found = context.images()?.get_image(request).await?.into_inner().image;
     Ok(found.context("an answer without an image")?.image_arn)
 }
@@ -316,10 +296,7 @@ async fn wait_launched(hosts: &Hosts, count: u64) -> anyhow::Result<()> {
     let deadline = Instant::now() + LAUNCH_TIMEOUT;
     while hosts.launched() < count {
         let launched = hosts.launched();
-        ensure!(
-            Instant::now() < deadline,
-            "{launched} of {count} accepted microVMs were launched"
-        );
+        ensure!(Instant::now() < deadline, "{launched} of {count} accepted microVMs were launched");
         tokio::time::sleep(POLL).await;
     }
     Ok(())
@@ -355,31 +332,18 @@ async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
             image_identifier: image.to_owned(),
             image_version: String::new(),
         };
-        let page = client
-            .list_microvms(request)
-            .await
-            .context("list the microVMs")?
-            .into_inner();
-        let left = page
-            .microvms
-            .into_iter()
-            .filter(|one| one.state() != MicrovmState::Terminated);
+        let page = client.list_microvms(request).await.context("list the microVMs")?.into_inner();
+        let left = page.microvms.into_iter().filter(|one| one.state() != MicrovmState::Terminated);
         alive.extend(left);
         page_token = page.next_page_token;
         if page_token.is_empty() {
             break;
         }
     }
-    let wanted = alive
-        .iter()
-        .filter(|one| one.state() != MicrovmState::Terminating);
+    let wanted = alive.iter().filter(|one| one.state() != MicrovmState::Terminating);
     let ends = wanted.map(|one| {
         let (mut client, microvm_id) = (client.clone(), one.microvm_id.clone());
-        async move {
-            client
-                .terminate_microvm(TerminateMicrovmRequest { microvm_id })
-                .await
-        }
+        async move { client.terminate_microvm(TerminateMicrovmRequest { microvm_id }).await }
     });
     let ends: Vec<_> = ends.collect();
     let mut ends = stream::iter(ends).buffer_unordered(CONCURRENT);

@@ -85,13 +85,7 @@ impl Bare {
         )
         .await
         .context("fetch the image's snapshot")?;
-        let file = |kind: FileKind| {
-            fetched
-                .paths
-                .get(&kind)
-                .cloned()
-                .with_context(|| format!("no {kind}"))
-        };
+        let file = |kind: FileKind| fetched.paths.get(&kind).cloned().with_context(|| format!("no {kind}"));
         let base = BasePaths {
             memory: file(FileKind::Memory)?,
             disk: file(FileKind::Disk)?,
@@ -145,9 +139,7 @@ impl Bare {
         due: Instant,
         pause: Duration,
     ) -> anyhow::Result<Cycle> {
-        let first = self
-            .start(directory, "first", slot, &self.base.disk, &self.base.device, None)
-            .await?;
+        let first = self.start(directory, "first", slot, &self.base.disk, &self.base.device, None).await?;
         let answered = self.first_byte(slot).await;
         let launch = due.elapsed();
         tokio::time::sleep(pause).await;
@@ -167,19 +159,12 @@ impl Bare {
 
         let began = Instant::now();
         let disk = directory.join("first.disk");
-        let second = self
-            .start(directory, "second", slot, &disk, &device, Some(&memory))
-            .await?;
+        let second = self.start(directory, "second", slot, &disk, &device, Some(&memory)).await?;
         let answered = self.first_byte(slot).await;
         let wake = began.elapsed();
         second.stop().await?;
         answered?;
-        Ok(Cycle {
-            launch,
-            suspend,
-            wake,
-            difference_bytes,
-        })
+        Ok(Cycle { launch, suspend, wake, difference_bytes })
     }
 
     async fn start(
@@ -224,10 +209,7 @@ impl Bare {
     async fn first_byte(&self, slot: &Slot) -> anyhow::Result<()> {
         let address = SocketAddr::from((slot::GUEST_ADDRESS, self.port));
         let deadline = Instant::now() + self.request_timeout;
-        let request = format!(
-            "GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
-            self.path
-        );
+        let request = format!("GET {} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n", self.path);
         loop {
             let asking = async {
                 let mut stream = slot.connect(address, CONNECT_TIMEOUT).await?;

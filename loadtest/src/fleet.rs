@@ -59,63 +59,37 @@ impl Fleet {
             }),
             ..RunMicrovmRequest::default()
         };
-        let microvm = self
-            .microvms
-            .run_microvm(request)
-            .await?
-            .into_inner()
-            .microvm
-            .context("no microVM")?;
+        let microvm = self.microvms.run_microvm(request).await?.into_inner().microvm.context("no microVM")?;
         let measured = self.measure(&microvm, due, pause).await;
         let id = microvm.microvm_id;
-        self.microvms
-            .terminate_microvm(TerminateMicrovmRequest { microvm_id: id })
-            .await?;
+        self.microvms.terminate_microvm(TerminateMicrovmRequest { microvm_id: id }).await?;
         measured
     }
 
     async fn measure(&mut self, microvm: &Microvm, due: Instant, pause: Duration) -> anyhow::Result<Cycle> {
         let id = &microvm.microvm_id;
         let token = self.token(id).await?;
-        let mut connection = self
-            .endpoints
-            .connect(&self.edge, &microvm.endpoint, HttpVersion::Http1)
-            .await?;
-        self.request(&mut connection, &token)
-            .await
-            .context("first request")?;
+        let mut connection =
+            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
+        self.request(&mut connection, &token).await.context("first request")?;
         let launch = due.elapsed();
         let launch_phases = self.phases(id).await?;
         tokio::time::sleep(pause).await;
 
         let began = Instant::now();
-        let request = SuspendMicrovmRequest {
-            microvm_id: id.clone(),
-        };
-        let asleep = self
-            .microvms
-            .suspend_microvm(request)
-            .await?
-            .into_inner()
-            .microvm
-            .context("no microVM")?;
+        let request = SuspendMicrovmRequest { microvm_id: id.clone() };
+        let asleep =
+            self.microvms.suspend_microvm(request).await?.into_inner().microvm.context("no microVM")?;
         let suspend = began.elapsed();
-        let difference_bytes = asleep
-            .snapshot
-            .as_ref()
-            .map_or(0, |copies| copies.difference_bytes);
+        let difference_bytes = asleep.snapshot.as_ref().map_or(0, |copies| copies.difference_bytes);
         let suspend_phases = self.phases(id).await?;
         tokio::time::sleep(pause).await;
 
         // A wake counts from the request, so the connection to the edge is there already.
-        let mut connection = self
-            .endpoints
-            .connect(&self.edge, &microvm.endpoint, HttpVersion::Http1)
-            .await?;
+        let mut connection =
+            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
         let began = Instant::now();
-        self.request(&mut connection, &token)
-            .await
-            .context("request that wakes")?;
+        self.request(&mut connection, &token).await.context("request that wakes")?;
         let wake = began.elapsed();
         let wake_phases = self.phases(id).await?;
         Ok(Cycle {
@@ -131,52 +105,25 @@ impl Fleet {
         let request = CreateMicrovmAuthTokenRequest {
             microvm_id: id.to_owned(),
             expiration: Some(api::duration_proto(Duration::from_secs(600))),
-            allowed_ports: vec![PortScope {
-                scope: Some(port_scope::Scope::AllPorts(AllPorts {})),
-            }],
+            allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::AllPorts(AllPorts {})) }],
         };
-        let answer = self
-            .microvms
-            .create_microvm_auth_token(request)
-            .await?
-            .into_inner();
-        answer
-            .auth_token
-            .into_values()
-            .next()
-            .context("an answer without a token")
+        let answer = self.microvms.create_microvm_auth_token(request).await?.into_inner();
+        answer.auth_token.into_values().next().context("an answer without a token")
     }
 
     /// Sends one request; returns when the first bytes of the answer are there.
     async fn request(&self, connection: &mut EndpointConnection, token: &str) -> anyhow::Result<()> {
-        let request = http::Request::get(&self.path)
-            .header(AUTH_HEADER, token)
-            .body(Full::default())?;
+        let request = http::Request::get(&self.path).header(AUTH_HEADER, token).body(Full::default())?;
         let response = tokio::time::timeout(self.request_timeout, connection.send(request)).await??;
         let status = response.status();
         let body = response.into_body().collect().await?.to_bytes();
-        ensure!(
-            status.is_success(),
-            "the app answered {status}: {}",
-            String::from_utf8_lossy(&body)
-        );
+        ensure!(status.is_success(), "the app answered {status}: {}", String::from_utf8_lossy(&body));
         Ok(())
     }
 
     async fn phases(&mut self, id: &str) -> anyhow::Result<Vec<Phase>> {
-        let request = GetMicrovmRequest {
-            microvm_id: id.to_owned(),
-        };
-        let microvm = self
-            .microvms
-            .get_microvm(request)
-            .await?
-            .into_inner()
-            .microvm
-            .context("no microVM")?;
-        Ok(microvm
-            .last_transition
-            .map(|transition| transition.phases)
-            .unwrap_or_default())
+        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        let microvm = self.microvms.get_microvm(request).await?.into_inner().microvm.context("no microVM")?;
+        Ok(microvm.last_transition.map(|transition| transition.phases).unwrap_or_default())
     }
 }

@@ -145,17 +145,10 @@ impl Wiring {
     async fn load(context: &Context, data_dir: &Path) -> anyhow::Result<Self> {
         let role = Role::HostAgent;
         let file = |end: &str| data_dir.join(format!("ca/{role}.{end}"));
-        let tls = TlsSettings {
-            ca: context.ca.clone(),
-            cert: file("pem"),
-            key: file("key"),
-        };
+        let tls = TlsSettings { ca: context.ca.clone(), cert: file("pem"), key: file("key") };
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key)
             .context("simulated hosts need the host-agents' certificate: run beside the fleet, as root")?;
-        let etcd = EtcdSettings {
-            tls: Some(tls),
-            ..etcd(data_dir)?
-        };
+        let etcd = EtcdSettings { tls: Some(tls), ..etcd(data_dir)? };
         Ok(Self {
             identity,
             records: records::Store::connect(&etcd).await.context("etcd")?,
@@ -199,11 +192,7 @@ fn spec(number: u16, address: &str) -> HostSpec {
 /// Id and state of the simulated hosts that the scheduler knows.
 async fn known(context: &Context) -> anyhow::Result<Vec<(String, HostState)>> {
     let request = ListHostsRequest::default();
-    let listed = context
-        .hosts()?
-        .list_hosts(request)
-        .await
-        .context("list the hosts")?;
+    let listed = context.hosts()?.list_hosts(request).await.context("list the hosts")?;
     let hosts = listed.into_inner().hosts.into_iter().filter_map(|host| {
         let id = host.spec.as_ref()?.host_id.clone();
         id.starts_with(ID_PREFIX).then(|| (id, host.state()))
@@ -231,11 +220,7 @@ async fn wait_ready(context: &Context, count: u16) -> anyhow::Result<()> {
                 // A fleet that was stopped during an earlier run drained them.
                 HostState::Draining | HostState::Drained => {
                     let request = UndrainHostRequest { host_id: id };
-                    context
-                        .hosts()?
-                        .undrain_host(request)
-                        .await
-                        .context("undrain a host")?;
+                    context.hosts()?.undrain_host(request).await.context("undrain a host")?;
                 }
                 HostState::Lost | HostState::Unspecified => {}
             }

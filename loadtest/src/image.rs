@@ -28,10 +28,8 @@ pub struct Image {
 impl Image {
     /// The newest launchable version of an image.
     pub async fn existing(context: &Context, name: &str) -> anyhow::Result<Self> {
-        let request = GetImageVersionRequest {
-            image_identifier: name.to_owned(),
-            image_version: String::new(),
-        };
+        let request =
+            GetImageVersionRequest { image_identifier: name.to_owned(), image_version: String::new() };
         let version = context
             .images()?
             .get_image_version(request)
@@ -40,14 +38,8 @@ impl Image {
             .into_inner()
             .version
             .context("an answer without a version")?;
-        let snapshot = version
-            .snapshot
-            .with_context(|| format!("image {name} has no snapshot yet"))?;
-        Ok(Self {
-            name: name.to_owned(),
-            snapshot,
-            ours: false,
-        })
+        let snapshot = version.snapshot.with_context(|| format!("image {name} has no snapshot yet"))?;
+        Ok(Self { name: name.to_owned(), snapshot, ours: false })
     }
 
     /// Builds the walkthrough's app.
@@ -62,14 +54,8 @@ impl Image {
     /// Deletes what [`Image::build`] made.
     pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
         if self.ours {
-            let request = DeleteImageRequest {
-                image_identifier: self.name.clone(),
-            };
-            context
-                .images()?
-                .delete_image(request)
-                .await
-                .with_context(|| format!("delete {}", self.name))?;
+            let request = DeleteImageRequest { image_identifier: self.name.clone() };
+            context.images()?.delete_image(request).await.with_context(|| format!("delete {}", self.name))?;
         }
         Ok(())
     }
@@ -96,16 +82,9 @@ impl Draft {
         }
         let mut zip = std::io::Cursor::new(Vec::new());
         client::zip_directory(directory.path(), &mut zip)?;
-        let draft = Self {
-            artifact_key: format!("loadtest/{name}.zip"),
-            name,
-        };
+        let draft = Self { artifact_key: format!("loadtest/{name}.zip"), name };
         object_store::Store::connect(&context.object_store())?
-            .put(
-                client::ARTIFACT_BUCKET,
-                &draft.artifact_key,
-                zip.into_inner().into(),
-            )
+            .put(client::ARTIFACT_BUCKET, &draft.artifact_key, zip.into_inner().into())
             .await?;
         let request = CreateImageRequest {
             name: draft.name.clone(),
@@ -115,9 +94,7 @@ impl Draft {
                 }),
                 base_image_arn: base.to_owned(),
                 build_role_arn: "arn:aws:iam::000000000000:role/loadtest".to_owned(),
-                resources: Some(Resources {
-                    minimum_memory_mib: memory_mib,
-                }),
+                resources: Some(Resources { minimum_memory_mib: memory_mib }),
                 ..ImageConfiguration::default()
             }),
             ..CreateImageRequest::default()
@@ -138,10 +115,7 @@ impl Draft {
         let built = wait_for_build(context, &self.name).await;
         bar.finish_and_clear();
         built?;
-        Ok(Image {
-            ours: true,
-            ..Image::existing(context, &self.name).await?
-        })
+        Ok(Image { ours: true, ..Image::existing(context, &self.name).await? })
     }
 
     /// Deletes the uploaded artifact; a build under way may fail for it.
@@ -157,9 +131,7 @@ impl Draft {
         let mut images = context.images()?;
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         loop {
-            let request = DeleteImageRequest {
-                image_identifier: self.name.clone(),
-            };
+            let request = DeleteImageRequest { image_identifier: self.name.clone() };
             let last = match images.delete_image(request).await {
                 Err(status) if status.code() == Code::NotFound => break,
                 Err(status) => status.message().to_owned(),
@@ -176,14 +148,8 @@ async fn wait_for_build(context: &Context, name: &str) -> anyhow::Result<()> {
     let mut images = context.images()?;
     let deadline = Instant::now() + BUILD_TIMEOUT;
     loop {
-        ensure!(
-            Instant::now() < deadline,
-            "the build of {name} takes longer than {BUILD_TIMEOUT:?}"
-        );
-        let request = ListImageBuildsRequest {
-            image_identifier: name.to_owned(),
-            ..Default::default()
-        };
+        ensure!(Instant::now() < deadline, "the build of {name} takes longer than {BUILD_TIMEOUT:?}");
+        let request = ListImageBuildsRequest { image_identifier: name.to_owned(), ..Default::default() };
         let builds = images.list_image_builds(request).await?.into_inner().builds;
         let build = builds.first().context("no build")?;
         match build.state() {

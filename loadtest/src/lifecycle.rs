@@ -86,22 +86,14 @@ async fn with_image(
 async fn cycles(options: &Options, fleet: &Fleet, bare: &Arc<Bare>, image: &Image) -> anyhow::Result<Report> {
     let pause = Duration::from_millis(options.pause);
     // Once each, uncounted: page cache and connections are warm in both.
-    let warm = fleet
-        .clone()
-        .cycle(Instant::now(), pause)
-        .await
-        .context("first cycle of the fleet")?;
+    let warm = fleet.clone().cycle(Instant::now(), pause).await.context("first cycle of the fleet")?;
     drop(warm);
-    bare.cycle(Instant::now(), pause)
-        .await
-        .context("first cycle of the bare engine")?;
+    bare.cycle(Instant::now(), pause).await.context("first cycle of the bare engine")?;
 
     let mut tally = Tally::default();
     let mut under_way: JoinSet<anyhow::Result<Outcome>> = JoinSet::new();
     let bar = ProgressBar::new(u64::from(options.cycles) * 2);
-    bar.set_style(ProgressStyle::with_template(
-        "{bar:40} {pos}/{len} cycles, {eta} left",
-    )?);
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} cycles, {eta} left")?);
     let start = Instant::now() + Duration::from_millis(100);
     for tick in 0..options.cycles * 2 {
         let due = start + Duration::from_millis(options.interval) * tick;
@@ -127,14 +119,8 @@ async fn cycles(options: &Options, fleet: &Fleet, bare: &Arc<Bare>, image: &Imag
     }
     bar.finish_and_clear();
     let pairs = tally.pairs.as_ref();
-    ensure!(
-        pairs.iter().all(|pair| pair.fleet.count() > 0),
-        "no cycle of the fleet succeeded"
-    );
-    ensure!(
-        pairs.iter().all(|pair| pair.bare.count() > 0),
-        "no cycle of the bare engine succeeded"
-    );
+    ensure!(pairs.iter().all(|pair| pair.fleet.count() > 0), "no cycle of the fleet succeeded");
+    ensure!(pairs.iter().all(|pair| pair.bare.count() > 0), "no cycle of the bare engine succeeded");
     Ok(Report::new(
         image.name.clone(),
         image.snapshot.memory_mib,
@@ -153,11 +139,7 @@ struct Tally {
 
 impl Default for Tally {
     fn default() -> Self {
-        Self {
-            pairs: Box::new([Pair::new(), Pair::new(), Pair::new()]),
-            shed: 0,
-            failed: 0,
-        }
+        Self { pairs: Box::new([Pair::new(), Pair::new(), Pair::new()]), shed: 0, failed: 0 }
     }
 }
 
@@ -172,14 +154,9 @@ impl Tally {
                 suspend.differences.0.push(cycle.difference_bytes);
                 for (pair, phases) in [launch, suspend, wake].into_iter().zip(cycle.phases) {
                     for phase in phases {
-                        let duration = phase
-                            .duration
-                            .and_then(|d| api::duration(&d).ok())
-                            .unwrap_or_default();
-                        pair.phases
-                            .entry(phase.name)
-                            .or_default()
-                            .push(duration.as_secs_f64() * 1000.0);
+                        let duration =
+                            phase.duration.and_then(|d| api::duration(&d).ok()).unwrap_or_default();
+                        pair.phases.entry(phase.name).or_default().push(duration.as_secs_f64() * 1000.0);
                     }
                 }
             }

@@ -135,35 +135,14 @@ impl Report {
         pairs: &[Pair; 3],
     ) -> Self {
         let [launch, suspend, wake] = pairs.each_ref().map(Pair::summary);
-        Self {
-            image,
-            memory_mib,
-            cycles,
-            shed,
-            failed,
-            launch,
-            suspend,
-            wake,
-        }
+        Self { image, memory_mib, cycles, shed, failed, launch, suspend, wake }
     }
 
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED);
-        table.set_header([
-            "",
-            "p50 ms",
-            "p99 ms",
-            "bare p50 ms",
-            "bare p99 ms",
-            "ratio p50",
-            "difference",
-        ]);
-        for (name, row) in [
-            ("launch", &self.launch),
-            ("suspend", &self.suspend),
-            ("wake", &self.wake),
-        ] {
+        table.set_header(["", "p50 ms", "p99 ms", "bare p50 ms", "bare p99 ms", "ratio p50", "difference"]);
+        for (name, row) in [("launch", &self.launch), ("suspend", &self.suspend), ("wake", &self.wake)] {
             let difference = row
                 .difference_bytes_p50
                 .map_or(String::new(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6));
@@ -181,16 +160,9 @@ impl Report {
             "{}, {} MiB of guest memory, {} cycles each ({} failed, {} shed)\n{table}",
             self.image, self.memory_mib, self.cycles, self.failed, self.shed
         );
-        for (name, row) in [
-            ("launch", &self.launch),
-            ("suspend", &self.suspend),
-            ("wake", &self.wake),
-        ] {
-            let phases: Vec<String> = row
-                .phases_p50_ms
-                .iter()
-                .map(|(phase, ms)| format!("{phase} {ms:.1}"))
-                .collect();
+        for (name, row) in [("launch", &self.launch), ("suspend", &self.suspend), ("wake", &self.wake)] {
+            let phases: Vec<String> =
+                row.phases_p50_ms.iter().map(|(phase, ms)| format!("{phase} {ms:.1}")).collect();
             if !phases.is_empty() {
                 text.push_str(&format!("\n{name} phases, p50 ms: {}", phases.join(", ")));
             }

@@ -89,10 +89,8 @@ fn clip(text: &str, length_max: usize) -> String {
 /// [`MESSAGE_LENGTH_MAX`].
 #[must_use]
 pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
-    let metadata: HashMap<String, String> = metadata
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), clip(value, METADATA_LENGTH_MAX)))
-        .collect();
+    let metadata: HashMap<String, String> =
+        metadata.iter().map(|(key, value)| ((*key).to_owned(), clip(value, METADATA_LENGTH_MAX))).collect();
     Status::with_error_details(
         code,
         clip(&message.into(), MESSAGE_LENGTH_MAX),
@@ -117,12 +115,10 @@ pub fn invalid(violations: &[(String, String)]) -> Status {
     }
     let message = violations
         .iter()
-        .map(
-            |(field, description)| match description.starts_with(|first: char| first.is_uppercase()) {
-                true => description.clone(),
-                false => format!("{field}: {description}"),
-            },
-        )
+        .map(|(field, description)| match description.starts_with(|first: char| first.is_uppercase()) {
+            true => description.clone(),
+            false => format!("{field}: {description}"),
+        })
         .collect::<Vec<_>>()
         .join("; ");
     Status::with_error_details(Code::InvalidArgument, clip(&message, MESSAGE_LENGTH_MAX), details)
@@ -140,12 +136,7 @@ pub fn invalid_sentence(field: &str, sentence: &str) -> Status {
 /// NOT_FOUND for a resource: kind ("microVM") and the name asked for.
 #[must_use]
 pub fn not_found(kind: &str, name: &str) -> Status {
-    status(
-        Code::NotFound,
-        reason::NOT_FOUND,
-        format!("{kind} not found: {name}"),
-        &[("resource", name)],
-    )
+    status(Code::NotFound, reason::NOT_FOUND, format!("{kind} not found: {name}"), &[("resource", name)])
 }
 
 /// UNAVAILABLE with a delay after which a retry makes sense.
@@ -171,9 +162,7 @@ mod tests {
     fn no_status_outgrows_the_headers() {
         const HEADERS_MAX: usize = 16 * 1024;
         let long = "é ".repeat(20_000);
-        let many: Vec<_> = (0..1000)
-            .map(|i| (format!("field[{i}]"), "must be shorter".to_owned()))
-            .collect();
+        let many: Vec<_> = (0..1000).map(|i| (format!("field[{i}]"), "must be shorter".to_owned())).collect();
         for refused in [
             not_found("image", &long),
             invalid_sentence(&long, &long),
@@ -182,16 +171,11 @@ mod tests {
             unavailable(reason::STORE_UNAVAILABLE, long.clone(), Duration::ZERO),
         ] {
             let headers = refused.into_http::<()>().into_parts().0.headers;
-            let size: usize = headers
-                .iter()
-                .map(|(name, value)| name.as_str().len() + value.len() + 32)
-                .sum();
+            let size: usize =
+                headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum();
             assert!(size < HEADERS_MAX, "{size} bytes");
         }
-        assert_eq!(
-            invalid(&many).get_details_bad_request().unwrap().field_violations[0].field,
-            "field[0]"
-        );
+        assert_eq!(invalid(&many).get_details_bad_request().unwrap().field_violations[0].field, "field[0]");
     }
 
     #[test]

@@ -14,25 +14,9 @@ macro_rules! redacted {
     };
 }
 
-redacted!(
-    crate::guest::v1::RepairIdentityRequest,
-    "RepairIdentityRequest",
-    microvm_id,
-    restore_count
-);
-redacted!(
-    crate::guest::v1::StartAppRequest,
-    "StartAppRequest",
-    working_directory,
-    user
-);
-redacted!(
-    crate::guest::v1::CallHookRequest,
-    "CallHookRequest",
-    kind,
-    port,
-    timeout
-);
+redacted!(crate::guest::v1::RepairIdentityRequest, "RepairIdentityRequest", microvm_id, restore_count);
+redacted!(crate::guest::v1::StartAppRequest, "StartAppRequest", working_directory, user);
+redacted!(crate::guest::v1::CallHookRequest, "CallHookRequest", kind, port, timeout);
 redacted!(
     crate::image::v1::ImageConfiguration,
     "ImageConfiguration",
@@ -40,46 +24,15 @@ redacted!(
     base_image_arn,
     resources
 );
-redacted!(
-    crate::image::v1::AppConfiguration,
-    "AppConfiguration",
-    exposed_ports,
-    user
-);
-redacted!(
-    crate::hostagent::v1::BakeRequest,
-    "BakeRequest",
-    build_id,
-    generation,
-    image_name,
-    image_version
-);
-redacted!(
-    crate::hostagent::v1::MicrovmSpec,
-    "MicrovmSpec",
-    microvm_id,
-    image_name,
-    image_version
-);
-redacted!(
-    crate::microvm::v1::RunMicrovmRequest,
-    "RunMicrovmRequest",
-    image_identifier,
-    image_version
-);
-redacted!(
-    crate::microvm::v1::CreateMicrovmAuthTokenResponse,
-    "CreateMicrovmAuthTokenResponse",
-    expire_time
-);
+redacted!(crate::image::v1::AppConfiguration, "AppConfiguration", exposed_ports, user);
+redacted!(crate::hostagent::v1::BakeRequest, "BakeRequest", build_id, generation, image_name, image_version);
+redacted!(crate::hostagent::v1::MicrovmSpec, "MicrovmSpec", microvm_id, image_name, image_version);
+redacted!(crate::microvm::v1::RunMicrovmRequest, "RunMicrovmRequest", image_identifier, image_version);
+redacted!(crate::microvm::v1::CreateMicrovmAuthTokenResponse, "CreateMicrovmAuthTokenResponse", expire_time);
 redacted!(
     crate::microvm::v1::CreateMicrovmShellAuthTokenResponse,
     "CreateMicrovmShellAuthTokenResponse",
     expire_time
 );
 redacted!(crate::access::v1::StoredAccessKey, "StoredAccessKey", access_key);
-redacted!(
-    crate::access::v1::CreateAccessKeyResponse,
-    "CreateAccessKeyResponse",
-    access_key
-);
+redacted!(crate::access::v1::CreateAccessKeyResponse, "CreateAccessKeyResponse", access_key);

@@ -26,13 +26,8 @@ pub enum ManagedConnector {
 
 impl ManagedConnector {
     /// Every managed connector.
-    pub const ALL: [Self; 5] = [
-        Self::HttpIngress,
-        Self::AllIngress,
-        Self::ShellIngress,
-        Self::NoIngress,
-        Self::InternetEgress,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::HttpIngress, Self::AllIngress, Self::ShellIngress, Self::NoIngress, Self::InternetEgress];
 
     /// The last part of its ARN.
     #[must_use]
@@ -83,9 +78,7 @@ mod tests {
             assert_eq!(name.as_str(), connector.name());
         }
         assert_eq!(ManagedConnector::from_name("http_ingress"), None);
-        let ingress = ManagedConnector::ALL
-            .into_iter()
-            .filter(|connector| connector.is_ingress());
+        let ingress = ManagedConnector::ALL.into_iter().filter(|connector| connector.is_ingress());
         assert_eq!(ingress.count(), 4);
         let image: ImageArn = managed_image("us-east-1", "al2023-1").parse().unwrap();
         assert_eq!((image.account.as_str(), image.name.as_str()), ("aws", "al2023-1"));

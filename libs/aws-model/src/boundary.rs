@@ -19,10 +19,7 @@ use samples::{Sample, Verdict, minimal};
 /// Every case of every operation under these limits.
 #[must_use]
 pub fn cases(limits: &Limits) -> Vec<Case> {
-    operations()
-        .iter()
-        .flat_map(|operation| of(operation, limits))
-        .collect()
+    operations().iter().flat_map(|operation| of(operation, limits)).collect()
 }
 
 /// A request that passes, with the members that the operation cannot do without.
@@ -33,11 +30,7 @@ pub fn minimal_case(operation: &'static Operation) -> Case {
 
 fn of(operation: &'static Operation, limits: &Limits) -> Vec<Case> {
     let least = least(operation);
-    let mut walk = Walk {
-        operation,
-        limits,
-        cases: Vec::new(),
-    };
+    let mut walk = Walk { operation, limits, cases: Vec::new() };
     walk.add("the least", &least, Verdict::Passes);
     for member in &operation.input.members {
         let with = |value: Value| {
@@ -50,11 +43,7 @@ fn of(operation: &'static Operation, limits: &Limits) -> Vec<Case> {
         if member.required && member.place != Located::Path {
             let mut without = least.clone();
             without.remove(member.name);
-            walk.add(
-                &format!("{} is missing", member.name),
-                &without,
-                missing(&lower_first(member.name)),
-            );
+            walk.add(&format!("{} is missing", member.name), &without, missing(&lower_first(member.name)));
         }
     }
     for demand in &operation.demands {
@@ -64,12 +53,7 @@ fn of(operation: &'static Operation, limits: &Limits) -> Vec<Case> {
         let verdict = Verdict::Refused(ErrorClass::InvalidParameterValue, demand.sentence.clone());
         walk.add(&what, without.as_object().expect("an object as it was"), verdict);
     }
-    if operation
-        .input
-        .members
-        .iter()
-        .any(|member| member.place == Located::Body)
-    {
+    if operation.input.members.iter().any(|member| member.place == Located::Body) {
         let mut more = least.clone();
         more.insert("memberOfTheFuture".to_owned(), json!({"a": [1, null]}));
         walk.add("a member that nobody knows", &more, Verdict::Passes);
@@ -79,13 +63,8 @@ fn of(operation: &'static Operation, limits: &Limits) -> Vec<Case> {
 
 fn remove(mut value: Value, names: &[String]) -> Value {
     let (last, parents) = names.split_last().expect("a demand names a member");
-    let parent = parents
-        .iter()
-        .try_fold(&mut value, |value, name| value.get_mut(name));
-    parent
-        .and_then(Value::as_object_mut)
-        .expect("the least has what is demanded")
-        .remove(last);
+    let parent = parents.iter().try_fold(&mut value, |value, name| value.get_mut(name));
+    parent.and_then(Value::as_object_mut).expect("the least has what is demanded").remove(last);
     value
 }
 
@@ -97,23 +76,15 @@ fn least(operation: &Operation) -> Map<String, Value> {
         let mut level = &mut members;
         let (last, parents) = demand.member.split_last().expect("a demand names a member");
         for name in parents {
-            let shape = structure
-                .member(name)
-                .expect("a demand names members of the input")
-                .shape;
+            let shape = structure.member(name).expect("a demand names members of the input").shape;
             let (Shape::Structure(inner) | Shape::Union(inner)) = shape else {
                 panic!("a demand goes through structures");
             };
             structure = inner;
-            let entry = level
-                .entry(name.as_str())
-                .or_insert_with(|| Value::Object(Map::new()));
+            let entry = level.entry(name.as_str()).or_insert_with(|| Value::Object(Map::new()));
             level = entry.as_object_mut().expect("the minimal form of a structure");
         }
-        let shape = structure
-            .member(last)
-            .expect("a demand names members of the input")
-            .shape;
+        let shape = structure.member(last).expect("a demand names members of the input").shape;
         level.insert(last.clone(), minimal(shape));
     }
     members
@@ -184,10 +155,7 @@ impl Walk<'_> {
                 self.entries(shape, build, path);
             }
             Shape::Structure(inner) => {
-                let around = present
-                    .as_object()
-                    .cloned()
-                    .unwrap_or_else(|| samples::required(inner));
+                let around = present.as_object().cloned().unwrap_or_else(|| samples::required(inner));
                 let alone = build(Value::Object(around.clone()));
                 self.add(&format!("{path}: the least"), &alone, Verdict::Passes);
                 self.members(inner, &around, build, path, present);
@@ -214,21 +182,12 @@ impl Walk<'_> {
                 build(Value::Object(members))
             };
             let path = format!("{path}.{}", lower_first(member.name));
-            self.shape(
-                member.shape,
-                &with,
-                &path,
-                present.get(member.name).unwrap_or(&Value::Null),
-            );
+            self.shape(member.shape, &with, &path, present.get(member.name).unwrap_or(&Value::Null));
             self.wrong_types(member.shape, &with, &path);
             if member.required {
                 let mut without = around.clone();
                 without.remove(member.name);
-                self.add(
-                    &format!("{path} is missing"),
-                    &build(Value::Object(without)),
-                    missing(&path),
-                );
+                self.add(&format!("{path} is missing"), &build(Value::Object(without)), missing(&path));
                 self.add(&format!("{path} is null"), &with(Value::Null), missing(&path));
             }
         }
@@ -236,29 +195,14 @@ impl Walk<'_> {
 
     fn union(&mut self, inner: &'static Structure, build: Build<'_>, path: &str) {
         let rule = sentence::one_of(inner);
-        let all = inner
-            .members
-            .iter()
-            .map(|member| (member.name.to_owned(), minimal(member.shape)));
+        let all = inner.members.iter().map(|member| (member.name.to_owned(), minimal(member.shape)));
         let refused = || Verdict::broken("Value", path, &rule);
-        self.add(
-            &format!("{path}: none of the union"),
-            &build(json!({})),
-            refused(),
-        );
+        self.add(&format!("{path}: none of the union"), &build(json!({})), refused());
         let unknown = json!({"memberOfTheFuture": {}});
-        self.add(
-            &format!("{path}: only an unknown one of the union"),
-            &build(unknown),
-            refused(),
-        );
+        self.add(&format!("{path}: only an unknown one of the union"), &build(unknown), refused());
         if inner.members.len() > 1 {
             let all: Map<String, Value> = all.collect();
-            self.add(
-                &format!("{path}: several of the union"),
-                &build(Value::Object(all)),
-                refused(),
-            );
+            self.add(&format!("{path}: several of the union"), &build(Value::Object(all)), refused());
         }
     }
 
@@ -280,10 +224,7 @@ impl Walk<'_> {
             self.add(&format!("{path} is null"), &with(Value::Null), missing(&path));
             return;
         }
-        let rule = format!(
-            "Member must satisfy constraint: {}",
-            sentence::all_of(of, self.limits)
-        );
+        let rule = format!("Member must satisfy constraint: {}", sentence::all_of(of, self.limits));
         for Sample { what, value, broken } in samples::scalars(of, self.limits) {
             let value = json!([value]);
             let subject = samples::subject(list, &value);
@@ -306,12 +247,7 @@ impl Walk<'_> {
         let limits = &Limits::default();
         let keys = samples::texts(entries.key, limits);
         let least = minimal(entries.value);
-        each(
-            "keys",
-            sentence::all_of_text(entries.key, limits),
-            keys,
-            &|key| json!({ text_of(key): least }),
-        );
+        each("keys", sentence::all_of_text(entries.key, limits), keys, &|key| json!({ text_of(key): least }));
         let values = samples::scalars(entries.value, limits);
         each(
             "value",
@@ -324,11 +260,7 @@ impl Walk<'_> {
     fn wrong_types(&mut self, shape: &'static Shape, build: Build<'_>, path: &str) {
         for (value, message) in samples::wrong_types(shape) {
             let verdict = Verdict::Refused(ErrorClass::Serialization, message);
-            self.add(
-                &format!("{path}: {value} in place of its type"),
-                &build(value),
-                verdict,
-            );
+            self.add(&format!("{path}: {value} in place of its type"), &build(value), verdict);
         }
     }
 }

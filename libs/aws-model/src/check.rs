@@ -17,10 +17,7 @@ pub(crate) fn constraints(
     members: &Map<String, Value>,
     limits: &Limits,
 ) -> Result<(), Rejection> {
-    let mut checker = Checker {
-        limits,
-        violations: Violations::default(),
-    };
+    let mut checker = Checker { limits, violations: Violations::default() };
     checker.members(input, members, None);
     match checker.violations.into_message() {
         None => Ok(()),
@@ -33,16 +30,11 @@ pub(crate) fn demands(demands: &[Demand], members: &Map<String, Value>) -> Resul
     let present = |demand: &&Demand| {
         let mut names = demand.member.iter();
         let first = names.next().and_then(|name| members.get(name));
-        names
-            .fold(first, |value, name| value.and_then(|value| value.get(name)))
-            .is_some()
+        names.fold(first, |value, name| value.and_then(|value| value.get(name))).is_some()
     };
     match demands.iter().find(|demand| !present(demand)) {
         None => Ok(()),
-        Some(demand) => Err(Rejection::new(
-            ErrorClass::InvalidParameterValue,
-            &demand.sentence,
-        )),
+        Some(demand) => Err(Rejection::new(ErrorClass::InvalidParameterValue, &demand.sentence)),
     }
 }
 
@@ -50,10 +42,9 @@ pub(crate) fn demands(demands: &[Demand], members: &Map<String, Value>) -> Resul
 pub(crate) fn text_bounds(text: &Text, limits: &Limits) -> Bounds {
     match text.movable {
         None => text.bounds,
-        Some(Movable::RunHookPayload) => Bounds {
-            max: i64::try_from(limits.run_hook_payload_bytes_max).ok(),
-            ..text.bounds
-        },
+        Some(Movable::RunHookPayload) => {
+            Bounds { max: i64::try_from(limits.run_hook_payload_bytes_max).ok(), ..text.bounds }
+        }
     }
 }
 
@@ -82,9 +73,7 @@ impl Checker<'_> {
                 }
             }
             (Shape::Integer(integer), _) => {
-                if let Some(constraint) = value
-                    .as_i64()
-                    .and_then(|given| out_of_range(integer.bounds, given))
+                if let Some(constraint) = value.as_i64().and_then(|given| out_of_range(integer.bounds, given))
                 {
                     self.violations.add(shape, value, path, &constraint);
                 }
@@ -108,14 +97,9 @@ impl Checker<'_> {
             self.violations.add(shape, value, path, &constraint);
         }
         if list.of.is_scalar() {
-            if elements
-                .iter()
-                .any(|element| breaks(list.of, element, self.limits))
-            {
-                let constraint = format!(
-                    "Member must satisfy constraint: {}",
-                    sentence::all_of(list.of, self.limits)
-                );
+            if elements.iter().any(|element| breaks(list.of, element, self.limits)) {
+                let constraint =
+                    format!("Member must satisfy constraint: {}", sentence::all_of(list.of, self.limits));
                 self.violations.add(shape, value, path, &constraint);
             }
             return;
@@ -140,29 +124,13 @@ impl Checker<'_> {
         if let Some(constraint) = wrong_length(entries.bounds, values.len()) {
             self.violations.add(shape, value, path, &constraint);
         }
-        if values
-            .keys()
-            .any(|key| broken_by(entries.key, key, self.limits).next().is_some())
-        {
+        if values.keys().any(|key| broken_by(entries.key, key, self.limits).next().is_some()) {
             let bounds = sentence::all_of_text(entries.key, self.limits);
-            self.violations.add(
-                shape,
-                value,
-                path,
-                &format!("Map keys must satisfy constraint: {bounds}"),
-            );
+            self.violations.add(shape, value, path, &format!("Map keys must satisfy constraint: {bounds}"));
         }
-        if values
-            .values()
-            .any(|value| breaks(entries.value, value, self.limits))
-        {
+        if values.values().any(|value| breaks(entries.value, value, self.limits)) {
             let bounds = sentence::all_of(entries.value, self.limits);
-            self.violations.add(
-                shape,
-                value,
-                path,
-                &format!("Map value must satisfy constraint: {bounds}"),
-            );
+            self.violations.add(shape, value, path, &format!("Map value must satisfy constraint: {bounds}"));
         }
     }
 }
@@ -172,9 +140,9 @@ fn breaks(shape: &Shape, value: &Value, limits: &Limits) -> bool {
     match (shape, value) {
         (_, Value::Null) => true,
         (Shape::Text(text), Value::String(given)) => broken_by(text, given, limits).next().is_some(),
-        (Shape::Integer(integer), _) => value
-            .as_i64()
-            .is_some_and(|given| out_of_range(integer.bounds, given).is_some()),
+        (Shape::Integer(integer), _) => {
+            value.as_i64().is_some_and(|given| out_of_range(integer.bounds, given).is_some())
+        }
         _ => false,
     }
 }

@@ -121,37 +121,23 @@ struct DemandEntry {
 /// Every operation of both services.
 pub(crate) fn table() -> &'static [Operation] {
     static TABLE: OnceLock<Vec<Operation>> = OnceLock::new();
-    TABLE.get_or_init(|| {
-        FILES
-            .into_iter()
-            .flat_map(|(service, text)| load(service, text))
-            .collect()
-    })
+    TABLE.get_or_init(|| FILES.into_iter().flat_map(|(service, text)| load(service, text)).collect())
 }
 
 fn load(service: Service, text: &str) -> Vec<Operation> {
     let file: File = toml::from_str(text).expect("the description is part of the program and under test");
     assert_eq!(file.service, service.name(), "the description of another service");
-    let mut resolver = Resolver {
-        types: file.types,
-        done: BTreeMap::new(),
-    };
+    let mut resolver = Resolver { types: file.types, done: BTreeMap::new() };
     let common: Vec<ErrorClass> = file.common_errors.iter().map(|name| class(name)).collect();
     let operations = file.operations.into_iter().map(|entry| {
         let input = resolver.members(entry.input);
-        let errors = common
-            .iter()
-            .copied()
-            .chain(entry.errors.iter().map(|name| class(name)))
-            .collect();
+        let errors = common.iter().copied().chain(entry.errors.iter().map(|name| class(name))).collect();
         let members = reply_members(&file.replies, &entry.reply);
-        let items = entry
-            .items
-            .map(|items| (keep(items.r#in), reply_members(&file.replies, &items.of)));
-        let demands = entry.demands.into_iter().map(|demand| Demand {
-            member: demand.member,
-            sentence: demand.sentence,
-        });
+        let items = entry.items.map(|items| (keep(items.r#in), reply_members(&file.replies, &items.of)));
+        let demands = entry
+            .demands
+            .into_iter()
+            .map(|demand| Demand { member: demand.member, sentence: demand.sentence });
         Operation {
             service,
             action: keep(format!("lambda:{}", entry.name)),
@@ -180,14 +166,8 @@ fn class(name: &str) -> ErrorClass {
 fn reply_members(replies: &BTreeMap<String, Vec<String>>, name: &str) -> Vec<ReplyMember> {
     let members = replies.get(name).unwrap_or_else(|| panic!("no reply {name}"));
     let member = |text: &String| match text.strip_suffix('?') {
-        Some(name) => ReplyMember {
-            name: keep(name.to_owned()),
-            always: false,
-        },
-        None => ReplyMember {
-            name: keep(text.clone()),
-            always: true,
-        },
+        Some(name) => ReplyMember { name: keep(name.to_owned()), always: false },
+        None => ReplyMember { name: keep(text.clone()), always: true },
     };
     members.iter().map(member).collect()
 }
@@ -203,10 +183,8 @@ impl Resolver {
             return shape;
         }
         // Taken out while it is resolved: a type that contains itself is reported, not followed.
-        let entry = self
-            .types
-            .remove(name)
-            .unwrap_or_else(|| panic!("no type {name}, or it contains itself"));
+        let entry =
+            self.types.remove(name).unwrap_or_else(|| panic!("no type {name}, or it contains itself"));
         let shape: &'static Shape = Box::leak(Box::new(self.resolve(entry)));
         self.done.insert(name.to_owned(), shape);
         shape
@@ -214,18 +192,7 @@ impl Resolver {
 
     fn resolve(&mut self, entry: Type) -> Shape {
         match entry {
-            Type::Text {
-                min,
-                max,
-                unit,
-                limit,
-                pattern,
-                values,
-                sensitive,
-                example,
-                stretch,
-                refused,
-            } => {
+            Type::Text { min, max, unit, limit, pattern, values, sensitive, example, stretch, refused } => {
                 let example = example.or_else(|| values.first().cloned()).unwrap_or_default();
                 Shape::Text(shape::Text {
                     bounds: Bounds { min, max },
@@ -248,19 +215,14 @@ impl Resolver {
                 example: example.or(min).or(max).unwrap_or(1),
             }),
             Type::Flag {} => Shape::Flag,
-            Type::List { of, min, max } => Shape::List(shape::List {
-                of: self.shape(&of),
-                bounds: Bounds { min, max },
-            }),
+            Type::List { of, min, max } => {
+                Shape::List(shape::List { of: self.shape(&of), bounds: Bounds { min, max } })
+            }
             Type::Map { key, value, min, max } => {
                 let Shape::Text(key) = self.shape(&key) else {
                     panic!("keys of a map are texts");
                 };
-                Shape::Map(shape::Entries {
-                    key,
-                    value: self.shape(&value),
-                    bounds: Bounds { min, max },
-                })
+                Shape::Map(shape::Entries { key, value: self.shape(&value), bounds: Bounds { min, max } })
             }
             Type::Structure { members } => Shape::Structure(self.members(members)),
             Type::Union { members } => Shape::Union(self.members(members)),
@@ -282,8 +244,6 @@ impl Resolver {
                 },
             }
         });
-        Structure {
-            members: members.collect(),
-        }
+        Structure { members: members.collect() }
     }
 }

@@ -58,51 +58,16 @@ use ErrorClass as C;
 const CLASSES: [(ErrorClass, &str, &str, u16); 21] = [
     (C::AccessDenied, "AccessDenied", "AccessDeniedException", 403),
     (C::Conflict, "Conflict", "ConflictException", 409),
-    (
-        C::ResourceNotFound,
-        "ResourceNotFound",
-        "ResourceNotFoundException",
-        404,
-    ),
+    (C::ResourceNotFound, "ResourceNotFound", "ResourceNotFoundException", 404),
     (C::Validation, "Validation", "ValidationException", 400),
     (C::Throttling, "Throttling", "ThrottlingException", 429),
-    (
-        C::ServiceQuotaExceeded,
-        "ServiceQuotaExceeded",
-        "ServiceQuotaExceededException",
-        402,
-    ),
-    (
-        C::InternalServer,
-        "InternalServer",
-        "InternalServerException",
-        500,
-    ),
-    (
-        C::InsufficientCapacity,
-        "InsufficientCapacity",
-        "InsufficientCapacityException",
-        500,
-    ),
+    (C::ServiceQuotaExceeded, "ServiceQuotaExceeded", "ServiceQuotaExceededException", 402),
+    (C::InternalServer, "InternalServer", "InternalServerException", 500),
+    (C::InsufficientCapacity, "InsufficientCapacity", "InsufficientCapacityException", 500),
     (C::Service, "Service", "ServiceException", 500),
-    (
-        C::TooManyRequests,
-        "TooManyRequests",
-        "TooManyRequestsException",
-        429,
-    ),
-    (
-        C::InvalidParameterValue,
-        "InvalidParameterValue",
-        "InvalidParameterValueException",
-        400,
-    ),
-    (
-        C::ResourceConflict,
-        "ResourceConflict",
-        "ResourceConflictException",
-        409,
-    ),
+    (C::TooManyRequests, "TooManyRequests", "TooManyRequestsException", 429),
+    (C::InvalidParameterValue, "InvalidParameterValue", "InvalidParameterValueException", 400),
+    (C::ResourceConflict, "ResourceConflict", "ResourceConflictException", 409),
     (
         C::NetworkConnectorLimitExceeded,
         "NetworkConnectorLimitExceeded",
@@ -110,51 +75,18 @@ const CLASSES: [(ErrorClass, &str, &str, u16); 21] = [
         400,
     ),
     (C::Serialization, "Serialization", "SerializationException", 400),
-    (
-        C::RequestTooLarge,
-        "RequestTooLarge",
-        "RequestEntityTooLargeException",
-        413,
-    ),
-    (
-        C::UnknownOperation,
-        "UnknownOperation",
-        "UnknownOperationException",
-        404,
-    ),
-    (
-        C::MissingAuthenticationToken,
-        "MissingAuthenticationToken",
-        "MissingAuthenticationTokenException",
-        403,
-    ),
-    (
-        C::IncompleteSignature,
-        "IncompleteSignature",
-        "IncompleteSignatureException",
-        403,
-    ),
-    (
-        C::UnrecognizedClient,
-        "UnrecognizedClient",
-        "UnrecognizedClientException",
-        403,
-    ),
-    (
-        C::InvalidSignature,
-        "InvalidSignature",
-        "InvalidSignatureException",
-        403,
-    ),
+    (C::RequestTooLarge, "RequestTooLarge", "RequestEntityTooLargeException", 413),
+    (C::UnknownOperation, "UnknownOperation", "UnknownOperationException", 404),
+    (C::MissingAuthenticationToken, "MissingAuthenticationToken", "MissingAuthenticationTokenException", 403),
+    (C::IncompleteSignature, "IncompleteSignature", "IncompleteSignatureException", 403),
+    (C::UnrecognizedClient, "UnrecognizedClient", "UnrecognizedClientException", 403),
+    (C::InvalidSignature, "InvalidSignature", "InvalidSignatureException", 403),
     (C::ExpiredToken, "ExpiredToken", "ExpiredTokenException", 403),
 ];
 
 impl ErrorClass {
     fn row(self) -> &'static (ErrorClass, &'static str, &'static str, u16) {
-        CLASSES
-            .iter()
-            .find(|row| row.0 == self)
-            .expect("every class has a row")
+        CLASSES.iter().find(|row| row.0 == self).expect("every class has a row")
     }
 
     /// The class that a description calls so, "ResourceNotFound".
@@ -195,17 +127,13 @@ impl ErrorClass {
             (Service::Microvms, C::ResourceNotFound | C::Conflict) => {
                 &[("resourceId", None), ("resourceType", None)]
             }
-            (_, C::ServiceQuotaExceeded) => &[
-                ("quotaCode", None),
-                ("resourceId", None),
-                ("resourceType", None),
-                ("serviceCode", None),
-            ],
+            (_, C::ServiceQuotaExceeded) => {
+                &[("quotaCode", None), ("resourceId", None), ("resourceType", None), ("serviceCode", None)]
+            }
             (_, C::Throttling) => &[("quotaCode", None), ("serviceCode", None)],
-            (Service::Core, C::TooManyRequests) => &[
-                ("Reason", Some("CallerRateLimitExceeded")),
-                ("Type", Some("User")),
-            ],
+            (Service::Core, C::TooManyRequests) => {
+                &[("Reason", Some("CallerRateLimitExceeded")), ("Type", Some("User"))]
+            }
             (Service::Core, C::ResourceNotFound)
             | (
                 _,
@@ -243,23 +171,13 @@ impl Rejection {
     /// A rejection with a message.
     #[must_use]
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
-        Self {
-            class,
-            message: Some(message.into()),
-            details: Vec::new(),
-            retry_after_seconds: None,
-        }
+        Self { class, message: Some(message.into()), details: Vec::new(), retry_after_seconds: None }
     }
 
     /// A rejection whose message is null on the wire.
     #[must_use]
     pub fn silent(class: ErrorClass) -> Self {
-        Self {
-            class,
-            message: None,
-            details: Vec::new(),
-            retry_after_seconds: None,
-        }
+        Self { class, message: None, details: Vec::new(), retry_after_seconds: None }
     }
 
     /// Adds a member to the body.
@@ -308,9 +226,7 @@ impl Rejection {
 impl std::fmt::Display for Rejection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}", self.class)?;
-        self.message
-            .as_ref()
-            .map_or(Ok(()), |message| write!(f, ": {message}"))
+        self.message.as_ref().map_or(Ok(()), |message| write!(f, ": {message}"))
     }
 }
 

@@ -23,10 +23,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            body_bytes_max: 1 << 20,
-            run_hook_payload_bytes_max: 4096,
-        }
+        Self { body_bytes_max: 1 << 20, run_hook_payload_bytes_max: 4096 }
     }
 }
 
@@ -60,9 +57,7 @@ impl Input {
     /// A member that is an integer; it fits 32 bits.
     #[must_use]
     pub fn integer(&self, name: &str) -> Option<i32> {
-        self.get(name)
-            .and_then(Value::as_i64)
-            .and_then(|value| i32::try_from(value).ok())
+        self.get(name).and_then(Value::as_i64).and_then(|value| i32::try_from(value).ok())
     }
 
     /// A member that is a list; `None` when it was not given, which is not the same as an empty list.
@@ -107,10 +102,7 @@ const REDACTED: &str = "[redacted]";
 fn redact_members(structure: &Structure, members: &Map<String, Value>) -> Value {
     let redacted = members.iter().map(|(name, value)| {
         let shape = structure.member(name).map(|member| member.shape);
-        (
-            name.clone(),
-            shape.map_or_else(|| REDACTED.into(), |shape| redact(shape, value)),
-        )
+        (name.clone(), shape.map_or_else(|| REDACTED.into(), |shape| redact(shape, value)))
     });
     Value::Object(redacted.collect())
 }
@@ -122,9 +114,7 @@ fn redact(shape: &Shape, value: &Value) -> Value {
             elements.iter().map(|element| redact(list.of, element)).collect()
         }
         (Shape::Map(entries), Value::Object(values)) => {
-            let redacted = values
-                .iter()
-                .map(|(key, value)| (key.clone(), redact(entries.value, value)));
+            let redacted = values.iter().map(|(key, value)| (key.clone(), redact(entries.value, value)));
             Value::Object(redacted.collect())
         }
         (Shape::Structure(inner) | Shape::Union(inner), Value::Object(members)) => {
@@ -184,10 +174,7 @@ pub fn read(
         .map_err(|message| Rejection::new(ErrorClass::Serialization, message))?;
     query::read(&operation.input, raw_query, &mut members)?;
     for (name, text) in path.iter() {
-        let member = operation
-            .input
-            .member(name)
-            .filter(|member| member.place == Located::Path);
+        let member = operation.input.member(name).filter(|member| member.place == Located::Path);
         if let Some(member) = member {
             members.insert(name.to_owned(), query::scalar(member.shape, text.to_owned())?);
         }

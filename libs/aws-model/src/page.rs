@@ -36,9 +36,7 @@ impl PageTokens {
     /// Tokens under a key that all edges of a fleet share. Any secret will do; a context of its own keeps this use apart.
     #[must_use]
     pub fn new(secret: &[u8]) -> Self {
-        Self {
-            key: blake3::derive_key("torpor 2026 aws-model page tokens", secret),
-        }
+        Self { key: blake3::derive_key("torpor 2026 aws-model page tokens", secret) }
     }
 
     /// The token for the next page of `input`'s listing; the backend calls that page `inner`.
@@ -86,13 +84,9 @@ impl PageTokens {
 
     fn digest(&self, input: &Input, inner: &[u8]) -> blake3::Hash {
         let (token, size) = names(input);
-        let filters = input
-            .members()
-            .iter()
-            .filter(|(name, _)| *name != token && *name != size);
-        let filters: serde_json::Map<String, Value> = filters
-            .map(|(name, value)| (name.clone(), value.clone()))
-            .collect();
+        let filters = input.members().iter().filter(|(name, _)| *name != token && *name != size);
+        let filters: serde_json::Map<String, Value> =
+            filters.map(|(name, value)| (name.clone(), value.clone())).collect();
         let listing = serde_json::json!([input.operation().name, filters]).to_string();
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&(listing.len() as u64).to_le_bytes());

@@ -28,27 +28,17 @@ pub(crate) fn read(
         let (Some(key), Some(text)) = (decode(raw_key, true), decode(raw_value, true)) else {
             return Err(malformed("The query is not percent-encoded UTF-8"));
         };
-        let member = members
-            .members
-            .iter()
-            .find(|member| matches!(member.place, Located::Query(own) if own == key));
+        let member =
+            members.members.iter().find(|member| matches!(member.place, Located::Query(own) if own == key));
         let Some(member) = member else { continue };
         match member.shape {
             Shape::List(_) => {
-                let list = into
-                    .entry(member.name)
-                    .or_insert_with(|| Value::Array(Vec::new()));
+                let list = into.entry(member.name).or_insert_with(|| Value::Array(Vec::new()));
                 list.as_array_mut().expect("made above").push(text.into());
             }
             shape => {
-                if into
-                    .insert(member.name.to_owned(), scalar(shape, text)?)
-                    .is_some()
-                {
-                    return Err(malformed(format!(
-                        "The query parameter {} is given twice",
-                        member.name
-                    )));
+                if into.insert(member.name.to_owned(), scalar(shape, text)?).is_some() {
+                    return Err(malformed(format!("The query parameter {} is given twice", member.name)));
                 }
             }
         }

@@ -26,11 +26,7 @@ impl Operation {
     #[must_use]
     pub fn reply(&self, mut members: Map<String, Value>) -> Reply {
         if self.success == NO_CONTENT {
-            return Reply {
-                status: self.success,
-                content_type: None,
-                body: Vec::new(),
-            };
+            return Reply { status: self.success, content_type: None, body: Vec::new() };
         }
         complete(self.service, &self.reply.members, &mut members);
         if let Some((list, items)) = &self.reply.items
@@ -87,10 +83,7 @@ impl Service {
     pub fn timestamp(self, seconds: i64, nanos: u32) -> Value {
         let millis = nanos.min(999_999_999) / 1_000_000;
         match self {
-            #[expect(
-                clippy::cast_precision_loss,
-                reason = "exact to the millisecond for 285,000 years"
-            )]
+            #[expect(clippy::cast_precision_loss, reason = "exact to the millisecond for 285,000 years")]
             Self::Microvms => {
                 let total = seconds.saturating_mul(1000).saturating_add(millis.into());
                 Value::from(total as f64 / 1000.0)
@@ -98,8 +91,7 @@ impl Service {
             Self::Core => {
                 let whole = OffsetDateTime::from_unix_timestamp(seconds).ok();
                 let at = whole.and_then(|at| at.replace_millisecond(u16::try_from(millis).ok()?).ok());
-                at.and_then(|at| at.format(ISO_8601).ok())
-                    .map_or(Value::Null, Value::from)
+                at.and_then(|at| at.format(ISO_8601).ok()).map_or(Value::Null, Value::from)
             }
         }
     }

@@ -29,9 +29,7 @@ impl PathParameters {
     /// The parameter's value.
     #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
-        self.iter()
-            .find(|(found, _)| *found == name)
-            .map(|(_, value)| value)
+        self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
 
     /// Names and values in the order of the path.
@@ -63,10 +61,7 @@ fn routes() -> &'static [Route] {
                 let name = segment.strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
                 name.map_or(Segment::Literal(segment), Segment::Parameter)
             });
-            let route = Route {
-                segments: segments.collect(),
-                operations: vec![operation],
-            };
+            let route = Route { segments: segments.collect(), operations: vec![operation] };
             routes.push((operation.path, route));
         }
         routes.into_iter().map(|(_, route)| route).collect()
@@ -95,21 +90,13 @@ pub fn route(method: &str, raw_path: &str) -> Routed {
     let Some(route) = routes().iter().find(|route| route.fits(segments)) else {
         return Routed::NoSuchPath;
     };
-    let Some(operation) = route
-        .operations
-        .iter()
-        .find(|operation| operation.method == method)
-    else {
+    let Some(operation) = route.operations.iter().find(|operation| operation.method == method) else {
         return Routed::NoSuchMethod(route.operations[0].service);
     };
-    let parameters = route
-        .segments
-        .iter()
-        .zip(segments)
-        .filter_map(|(segment, text)| match segment {
-            Segment::Literal(_) => None,
-            Segment::Parameter(name) => Some(decode(text, false).map(|value| (*name, value))),
-        });
+    let parameters = route.segments.iter().zip(segments).filter_map(|(segment, text)| match segment {
+        Segment::Literal(_) => None,
+        Segment::Parameter(name) => Some(decode(text, false).map(|value| (*name, value))),
+    });
     match parameters.collect() {
         Some(parameters) => Routed::Operation(operation, PathParameters(parameters)),
         None => {
@@ -149,9 +136,7 @@ pub(crate) fn decode(text: &str, plus_is_space: bool) -> Option<String> {
 }
 
 fn hex(digit: u8) -> Option<u8> {
-    char::from(digit)
-        .to_digit(16)
-        .and_then(|value| u8::try_from(value).ok())
+    char::from(digit).to_digit(16).and_then(|value| u8::try_from(value).ok())
 }
 
 /// Encodes a text as one segment of a path or one part of a query.

@@ -28,17 +28,11 @@ enum Step<'a> {
 
 impl<'a> Path<'a> {
     pub fn member(parent: Option<&'a Path<'a>>, name: &'a str) -> Self {
-        Self {
-            parent,
-            step: Step::Member(name),
-        }
+        Self { parent, step: Step::Member(name) }
     }
 
     pub fn element(list: &'a Path<'a>, index: usize) -> Self {
-        Self {
-            parent: Some(list),
-            step: Step::Element(index),
-        }
+        Self { parent: Some(list), step: Step::Element(index) }
     }
 
     fn write(&self, into: &mut String) {
@@ -116,10 +110,7 @@ impl Violations {
             1 => "error",
             _ => "errors",
         };
-        Some(format!(
-            "{} validation {noun} detected: {}",
-            self.count, self.listed
-        ))
+        Some(format!("{} validation {noun} detected: {}", self.count, self.listed))
     }
 }
 
@@ -181,10 +172,7 @@ pub(crate) fn one_of_values(values: &[String]) -> String {
 
 pub(crate) fn one_of(union: &Structure) -> String {
     let names: Vec<&str> = union.members.iter().map(|member| member.name).collect();
-    format!(
-        "Member must have exactly one of the following members set: [{}]",
-        names.join(", ")
-    )
+    format!("Member must have exactly one of the following members set: [{}]", names.join(", "))
 }
 
 /// Every constraint on an element of a list or a value of a map, as the service lists them when one is broken.

@@ -128,10 +128,7 @@ impl Pattern {
     pub fn compile(text: &str) -> Self {
         let ascii = text.replace(r"\d", "[0-9]").replace(r"\s", r"[ \t\n\x0B\x0C\r]");
         let regex = Regex::new(&format!(r"\A(?:{ascii})\z")).expect("the patterns are under test");
-        Self {
-            text: text.to_owned(),
-            regex,
-        }
+        Self { text: text.to_owned(), regex }
     }
 
     pub fn matches(&self, text: &str) -> bool {

@@ -23,21 +23,12 @@ pub(crate) fn read(root: &'static Structure, body: &[u8]) -> Result<Map<String, 
         return Ok(Map::new());
     }
     let fault = Cell::new(None);
-    let seed = Seed {
-        wants: Wants::Members(root),
-        depth: 1,
-        fault: &fault,
-    };
+    let seed = Seed { wants: Wants::Members(root), depth: 1, fault: &fault };
     let mut json = serde_json::Deserializer::from_slice(body);
-    match seed
-        .deserialize(&mut json)
-        .and_then(|value| json.end().map(|()| value))
-    {
+    match seed.deserialize(&mut json).and_then(|value| json.end().map(|()| value)) {
         Ok(Value::Object(members)) => Ok(members),
         Ok(_) => Ok(Map::new()),
-        Err(error) => Err(fault
-            .take()
-            .map_or_else(|| syntax(&error), |fault| fault.sentence())),
+        Err(error) => Err(fault.take().map_or_else(|| syntax(&error), |fault| fault.sentence())),
     }
 }
 
@@ -138,11 +129,7 @@ impl Seed<'_> {
     }
 
     fn inner(&self, wants: Wants) -> Self {
-        Self {
-            wants,
-            depth: self.depth + 1,
-            fault: self.fault,
-        }
+        Self { wants, depth: self.depth + 1, fault: self.fault }
     }
 
     fn integer<E: Error>(&self, value: Option<i64>) -> Result<Value, E> {

@@ -26,17 +26,10 @@ fn check(case: &Case, limits: &Limits) {
         (Ok(input), false) => panic!("{operation}: {what}: passes as {input:?}"),
         (Err(rejection), true) => panic!("{operation}: {what}: {rejection}"),
         (Err(rejection), false) => {
-            assert_eq!(
-                Some(rejection.class.name()),
-                case.class,
-                "{operation}: {what}: {rejection}"
-            );
+            assert_eq!(Some(rejection.class.name()), case.class, "{operation}: {what}: {rejection}");
             let message = rejection.message.unwrap_or_default();
             let violation = case.violation.as_deref().expect("a refused case says why");
-            assert!(
-                message.contains(violation),
-                "{operation}: {what}:\n{message}\nlacks\n{violation}"
-            );
+            assert!(message.contains(violation), "{operation}: {what}:\n{message}\nlacks\n{violation}");
         }
     }
 }
@@ -51,20 +44,10 @@ fn every_case_behaves() {
 
 #[test]
 fn a_moved_limit_moves_its_cases() {
-    let limits = Limits {
-        run_hook_payload_bytes_max: 16_384,
-        ..Limits::default()
-    };
-    let moved: Vec<Case> = cases(&limits)
-        .into_iter()
-        .filter(|case| case.what.starts_with("runHookPayload: length"))
-        .collect();
-    assert!(
-        moved
-            .iter()
-            .any(|case| !case.valid && case.what.ends_with("16385")),
-        "{moved:?}"
-    );
+    let limits = Limits { run_hook_payload_bytes_max: 16_384, ..Limits::default() };
+    let moved: Vec<Case> =
+        cases(&limits).into_iter().filter(|case| case.what.starts_with("runHookPayload: length")).collect();
+    assert!(moved.iter().any(|case| !case.valid && case.what.ends_with("16385")), "{moved:?}");
     moved.iter().for_each(|case| check(case, &limits));
 }
 
@@ -86,12 +69,7 @@ fn every_operation_has_a_request_that_passes_and_requests_that_do_not() {
 fn case_names_are_unique_within_an_operation() {
     let mut seen = BTreeSet::new();
     for case in cases(&Limits::default()) {
-        let name = format!(
-            "{}: {} {}",
-            case.operation,
-            case.what,
-            case.body.unwrap_or_default()
-        );
+        let name = format!("{}: {} {}", case.operation, case.what, case.body.unwrap_or_default());
         assert!(seen.insert((name.clone(), case.path, case.query)), "{name}");
     }
 }

@@ -13,10 +13,7 @@ use serde_json::Value;
 
 const SECRET: &str = "correct-horse-battery";
 const SENSITIVE: [&str; 2] = ["runHookPayload", "environmentVariables"];
-const LIMITS: Limits = Limits {
-    body_bytes_max: 1 << 16,
-    run_hook_payload_bytes_max: 4096,
-};
+const LIMITS: Limits = Limits { body_bytes_max: 1 << 16, run_hook_payload_bytes_max: 4096 };
 
 /// A small generator (SplitMix64): a run is repeated by its seed alone.
 struct Dice(u64);
@@ -111,11 +108,7 @@ fn ask(method: &str, path: &[u8], query: &[u8], body: &[u8]) {
     assert!((400..500).contains(&reply.status), "{rejection}");
     let answer: Value = serde_json::from_slice(&reply.body).unwrap();
     assert!(answer.is_object());
-    assert!(
-        reply.body.len() <= 1024 + 8 * LIMITS.body_bytes_max,
-        "{} bytes",
-        reply.body.len()
-    );
+    assert!(reply.body.len() <= 1024 + 8 * LIMITS.body_bytes_max, "{} bytes", reply.body.len());
     let told = String::from_utf8_lossy(&reply.body);
     assert!(openly || !told.contains(SECRET), "{told}");
 }
@@ -143,9 +136,7 @@ fn with_secret(case: &Case) -> Vec<u8> {
         *payload = SECRET.repeat(200).into();
     }
     if let Some(Value::Object(variables)) = body.get_mut("environmentVariables") {
-        variables
-            .values_mut()
-            .for_each(|value| *value = SECRET.repeat(200).into());
+        variables.values_mut().for_each(|value| *value = SECRET.repeat(200).into());
     }
     body.to_string().into_bytes()
 }
@@ -158,31 +149,18 @@ fn changed_requests_are_refused_or_pass() {
     println!("TORPOR_FUZZ_SEED={seed}");
     let until = Instant::now() + Duration::from_secs(setting("TORPOR_FUZZ_SECONDS").unwrap_or(1));
     let mut dice = Dice(seed);
-    let cases: Vec<(Case, Vec<u8>)> = cases(&LIMITS)
-        .into_iter()
-        .map(|case| (case.clone(), with_secret(&case)))
-        .collect();
+    let cases: Vec<(Case, Vec<u8>)> =
+        cases(&LIMITS).into_iter().map(|case| (case.clone(), with_secret(&case))).collect();
     let mut asked = 0_u64;
     while Instant::now() < until {
         for _ in 0..100 {
             let (case, body) = &cases[dice.below(cases.len())];
             let (_, other) = &cases[dice.below(cases.len())];
-            let (mut path, mut query, mut body) = (
-                case.path.clone().into_bytes(),
-                case.query.clone().into_bytes(),
-                body.clone(),
-            );
+            let (mut path, mut query, mut body) =
+                (case.path.clone().into_bytes(), case.query.clone().into_bytes(), body.clone());
             match dice.below(4) {
-                0 => change(
-                    &mut path,
-                    b"/2025-09-09/microvm-images/%3A/versions/1/builds/%",
-                    &mut dice,
-                ),
-                1 => change(
-                    &mut query,
-                    b"maxResults=1&nextToken=%3D&tagKeys=a&State=ACTIVE",
-                    &mut dice,
-                ),
+                0 => change(&mut path, b"/2025-09-09/microvm-images/%3A/versions/1/builds/%", &mut dice),
+                1 => change(&mut query, b"maxResults=1&nextToken=%3D&tagKeys=a&State=ACTIVE", &mut dice),
                 _ => change(&mut body, other, &mut dice),
             }
             ask(case.method, &path, &query, &body);
@@ -196,11 +174,6 @@ fn changed_requests_are_refused_or_pass() {
 #[test]
 fn unchanged_secrets_stay_where_they_are() {
     for case in cases(&LIMITS) {
-        ask(
-            case.method,
-            case.path.as_bytes(),
-            case.query.as_bytes(),
-            &with_secret(&case),
-        );
+        ask(case.method, case.path.as_bytes(), case.query.as_bytes(), &with_secret(&case));
     }
 }

@@ -9,9 +9,7 @@ const IMAGES: &str = "/2025-09-09/microvm-images";
 const CONNECTORS: &str = "/2026-04-04/network-connectors";
 
 fn listing(path: &str, query: &str) -> Input {
-    let Routed::Operation(operation, parameters) = route("GET", path) else {
-        panic!("{path} leads nowhere")
-    };
+    let Routed::Operation(operation, parameters) = route("GET", path) else { panic!("{path} leads nowhere") };
     parse(operation, &parameters, query, b"", &Limits::default()).unwrap()
 }
 
@@ -30,20 +28,12 @@ fn a_token_opens_for_its_own_listing_only() {
     let query = "nameFilter=app&maxResults=10";
     let token = tokens().seal(&listing(IMAGES, query), "images/app-7");
     assert!(
-        token
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'),
+        token.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_'),
         "{token}"
     );
     assert_eq!(open(IMAGES, query, &token).as_deref(), Some("images/app-7"));
-    assert_eq!(
-        open(IMAGES, "nameFilter=app&maxResults=50", &token).as_deref(),
-        Some("images/app-7")
-    );
-    assert_eq!(
-        open(IMAGES, "nameFilter=app", &format!("{token}==")).as_deref(),
-        Some("images/app-7")
-    );
+    assert_eq!(open(IMAGES, "nameFilter=app&maxResults=50", &token).as_deref(), Some("images/app-7"));
+    assert_eq!(open(IMAGES, "nameFilter=app", &format!("{token}==")).as_deref(), Some("images/app-7"));
     assert_eq!(open(IMAGES, "nameFilter=other", &token), None);
     assert_eq!(open(IMAGES, "", &token), None);
     assert_eq!(open("/2025-09-09/managed-microvm-images", "", &token), None);
@@ -67,10 +57,7 @@ fn a_refusal_is_in_the_manner_of_the_service() {
     let refusal = |path: &str, query: &str| tokens().open(&listing(path, query)).unwrap_err();
     let rejection = refusal(IMAGES, "nextToken=x");
     assert_eq!(rejection.class.name(), "ValidationException");
-    assert_eq!(
-        rejection.message.as_deref(),
-        Some("The nextToken is not valid for this request")
-    );
+    assert_eq!(rejection.message.as_deref(), Some("The nextToken is not valid for this request"));
     let rejection = refusal(CONNECTORS, "Marker=x");
     assert_eq!(rejection.class.name(), "InvalidParameterValueException");
     refusal(IMAGES, "nextToken=");

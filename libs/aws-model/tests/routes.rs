@@ -17,10 +17,7 @@ fn every_operation_is_reached_by_its_method_and_path() {
         assert_eq!(found.name, operation.name);
         assert_eq!(aws_model::operation(operation.name), Some(found));
         assert_eq!(found.action, format!("lambda:{}", found.name));
-        assert_eq!(
-            found.path.starts_with("/2026-04-04/"),
-            found.service == Service::Core
-        );
+        assert_eq!(found.path.starts_with("/2026-04-04/"), found.service == Service::Core);
     }
 }
 
@@ -34,24 +31,14 @@ fn arns_come_encoded_and_raw() {
         };
         assert_eq!(operation.name, "GetMicrovmImageBuild");
         let parameters: Vec<(&str, &str)> = parameters.iter().collect();
-        assert_eq!(
-            parameters,
-            [
-                ("imageIdentifier", arn),
-                ("imageVersion", "1.0"),
-                ("buildId", "b1")
-            ]
-        );
+        assert_eq!(parameters, [("imageIdentifier", arn), ("imageVersion", "1.0"), ("buildId", "b1")]);
     }
 }
 
 #[test]
 fn a_slash_in_an_arn_separates_only_when_raw() {
     let slashed = "arn:aws:lambda:us-east-1:000000000000:microvm-image/app";
-    assert_eq!(
-        route("GET", &format!("/2025-09-09/microvm-images/{slashed}")),
-        Routed::NoSuchPath
-    );
+    assert_eq!(route("GET", &format!("/2025-09-09/microvm-images/{slashed}")), Routed::NoSuchPath);
     let Routed::Operation(operation, parameters) =
         route("GET", &format!("/2025-09-09/microvm-images/{}", encode(slashed)))
     else {
@@ -69,10 +56,7 @@ fn parameters_are_decoded_once() {
     assert_eq!(parameters.get("microvmIdentifier"), Some("a%3Ab+c"));
     for malformed in ["%", "%4", "%zz", "%ff", "%+1"] {
         let path = format!("/2025-09-09/microvms/{malformed}");
-        assert!(
-            matches!(route("GET", &path), Routed::Refused(Service::Microvms, _)),
-            "{path}"
-        );
+        assert!(matches!(route("GET", &path), Routed::Refused(Service::Microvms, _)), "{path}");
     }
 }
 
@@ -89,24 +73,14 @@ fn other_paths_and_methods_lead_nowhere() {
     ] {
         assert_eq!(route("GET", path), Routed::NoSuchPath, "{path}");
     }
-    assert_eq!(
-        route("PATCH", "/2025-09-09/microvms"),
-        Routed::NoSuchMethod(Service::Microvms)
-    );
-    assert_eq!(
-        route("get", "/2025-09-09/microvms"),
-        Routed::NoSuchMethod(Service::Microvms)
-    );
+    assert_eq!(route("PATCH", "/2025-09-09/microvms"), Routed::NoSuchMethod(Service::Microvms));
+    assert_eq!(route("get", "/2025-09-09/microvms"), Routed::NoSuchMethod(Service::Microvms));
     assert_eq!(
         route("POST", "/2026-04-04/network-connectors/a/versions"),
         Routed::NoSuchMethod(Service::Core)
     );
     assert_eq!(aws_model::no_such_path().status, 404);
-    assert!(
-        aws_model::no_such_path()
-            .headers
-            .contains(&("content-type", "text/html".to_owned()))
-    );
+    assert!(aws_model::no_such_path().headers.contains(&("content-type", "text/html".to_owned())));
     assert_eq!(aws_model::no_such_method(Service::Core).status, 404);
 }
 

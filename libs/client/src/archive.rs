@@ -53,30 +53,19 @@ pub fn zip_directory(directory: &Path, out: impl Write + Seek) -> Result<(), Arc
     let mut zip = ZipWriter::new(out);
     for relative in files {
         let path = directory.join(&relative);
-        let failed = |source: io::Error| ArchiveError::Io {
-            path: path.clone(),
-            source,
-        };
-        let name = relative
-            .to_str()
-            .ok_or_else(|| ArchiveError::Name(path.clone()))?;
+        let failed = |source: io::Error| ArchiveError::Io { path: path.clone(), source };
+        let name = relative.to_str().ok_or_else(|| ArchiveError::Name(path.clone()))?;
         let mode = std::os::unix::fs::PermissionsExt::mode(&path.metadata().map_err(failed)?.permissions());
         let options = SimpleFileOptions::default().unix_permissions(mode & 0o777);
         zip.start_file(name, options).map_err(|e| failed(e.into()))?;
         io::copy(&mut File::open(&path).map_err(failed)?, &mut zip).map_err(failed)?;
     }
-    zip.finish().map_err(|e| ArchiveError::Io {
-        path: directory.to_owned(),
-        source: e.into(),
-    })?;
+    zip.finish().map_err(|e| ArchiveError::Io { path: directory.to_owned(), source: e.into() })?;
     Ok(())
 }
 
 fn collect(root: &Path, directory: &Path, files: &mut Vec<PathBuf>) -> Result<(), ArchiveError> {
-    let failed = |source| ArchiveError::Io {
-        path: directory.to_owned(),
-        source,
-    };
+    let failed = |source| ArchiveError::Io { path: directory.to_owned(), source };
     for entry in std::fs::read_dir(directory).map_err(failed)? {
         let entry = entry.map_err(failed)?;
         let kind = entry.file_type().map_err(failed)?;
@@ -85,10 +74,7 @@ fn collect(root: &Path, directory: &Path, files: &mut Vec<PathBuf>) -> Result<()
             collect(root, &path, files)?;
         } else if kind.is_file() {
             if files.len() >= FILES_MAX {
-                return Err(ArchiveError::TooMany {
-                    directory: root.to_owned(),
-                    limit: FILES_MAX,
-                });
+                return Err(ArchiveError::TooMany { directory: root.to_owned(), limit: FILES_MAX });
             }
             files.push(path.strip_prefix(root).expect("found below the root").to_owned());
         }
@@ -105,10 +91,7 @@ mod tests {
     fn the_same_tree_gives_the_same_zip() {
         let directory = tempfile::tempdir().unwrap();
         let mut out = Cursor::new(Vec::new());
-        assert!(matches!(
-            zip_directory(directory.path(), &mut out),
-            Err(ArchiveError::NoDockerfile(_))
-        ));
+        assert!(matches!(zip_directory(directory.path(), &mut out), Err(ArchiveError::NoDockerfile(_))));
         std::fs::write(directory.path().join("Dockerfile"), "FROM debian-12").unwrap();
         std::fs::create_dir(directory.path().join("app")).unwrap();
         std::fs::write(directory.path().join("app/main.py"), "print()").unwrap();
@@ -120,10 +103,7 @@ mod tests {
         let bytes = zip();
         assert_eq!(bytes, zip());
         let archive = zip::ZipArchive::new(Cursor::new(bytes)).unwrap();
-        let names: Vec<_> = archive
-            .file_names()
-            .map(|name| name.unwrap().into_owned())
-            .collect();
+        let names: Vec<_> = archive.file_names().map(|name| name.unwrap().into_owned()).collect();
         assert_eq!(names, ["Dockerfile", "app/main.py"]);
     }
 }

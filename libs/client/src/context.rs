@@ -64,9 +64,7 @@ pub struct S3Access {
 
 impl std::fmt::Debug for S3Access {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("S3Access")
-            .field("endpoint", &self.endpoint)
-            .finish_non_exhaustive()
+        f.debug_struct("S3Access").field("endpoint", &self.endpoint).finish_non_exhaustive()
     }
 }
 
@@ -117,18 +115,11 @@ impl Context {
     pub fn load(data_dir: &Path) -> Result<Self, ContextError> {
         let path = Self::file(data_dir);
         let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => ContextError::NoFleet {
-                data_dir: data_dir.to_owned(),
-            },
-            _ => ContextError::File {
-                path: path.clone(),
-                source,
-            },
+            std::io::ErrorKind::NotFound => ContextError::NoFleet { data_dir: data_dir.to_owned() },
+            _ => ContextError::File { path: path.clone(), source },
         })?;
-        let mut context: Self = toml::from_str(&text).map_err(|e| ContextError::Damaged {
-            path,
-            message: e.to_string(),
-        })?;
+        let mut context: Self =
+            toml::from_str(&text).map_err(|e| ContextError::Damaged { path, message: e.to_string() })?;
         context.apply_environment(|name| std::env::var(name).ok().filter(|value| !value.is_empty()));
         Ok(context)
     }
@@ -151,11 +142,8 @@ impl Context {
                 *field = value;
             }
         }
-        let paths = [
-            ("TORPOR_CA", &mut self.ca),
-            ("TORPOR_CERT", &mut self.cert),
-            ("TORPOR_KEY", &mut self.key),
-        ];
+        let paths =
+            [("TORPOR_CA", &mut self.ca), ("TORPOR_CERT", &mut self.cert), ("TORPOR_KEY", &mut self.key)];
         for (name, field) in paths {
             if let Some(value) = variable(name) {
                 *field = value.into();
@@ -180,9 +168,7 @@ impl Context {
     /// # Errors
     /// When the identity or the address cannot be used; it connects later.
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
-        Ok(MicrovmServiceClient::new(
-            self.channel(&self.scheduler, Role::Scheduler)?,
-        ))
+        Ok(MicrovmServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
     }
 
     /// Client of the scheduler's host service.
@@ -190,9 +176,7 @@ impl Context {
     /// # Errors
     /// As [`Context::microvms`].
     pub fn hosts(&self) -> Result<HostServiceClient<Channel>, ContextError> {
-        Ok(HostServiceClient::new(
-            self.channel(&self.scheduler, Role::Scheduler)?,
-        ))
+        Ok(HostServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
     }
 
     /// Client of the scheduler's access keys.
@@ -200,9 +184,7 @@ impl Context {
     /// # Errors
     /// As [`Context::microvms`].
     pub fn access_keys(&self) -> Result<AccessKeyServiceClient<Channel>, ContextError> {
-        Ok(AccessKeyServiceClient::new(
-            self.channel(&self.scheduler, Role::Scheduler)?,
-        ))
+        Ok(AccessKeyServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
     }
 
     /// Client of image-builder.
@@ -210,9 +192,7 @@ impl Context {
     /// # Errors
     /// As [`Context::microvms`].
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
-        Ok(ImageServiceClient::new(
-            self.channel(&self.image_builder, Role::ImageBuilder)?,
-        ))
+        Ok(ImageServiceClient::new(self.channel(&self.image_builder, Role::ImageBuilder)?))
     }
 
     /// How to connect to the fleet's S3.
@@ -255,10 +235,7 @@ mod tests {
     #[test]
     fn what_is_written_is_read() {
         let directory = tempfile::tempdir().unwrap();
-        assert!(matches!(
-            Context::load(directory.path()),
-            Err(ContextError::NoFleet { .. })
-        ));
+        assert!(matches!(Context::load(directory.path()), Err(ContextError::NoFleet { .. })));
         std::fs::write(Context::file(directory.path()), example().to_toml()).unwrap();
         assert_eq!(Context::load(directory.path()).unwrap(), example());
         let older: String = example()
@@ -270,20 +247,14 @@ mod tests {
         std::fs::write(Context::file(directory.path()), older).unwrap();
         assert_eq!(Context::load(directory.path()).unwrap().api, "");
         std::fs::write(Context::file(directory.path()), "scheduler = 1").unwrap();
-        assert!(matches!(
-            Context::load(directory.path()),
-            Err(ContextError::Damaged { .. })
-        ));
+        assert!(matches!(Context::load(directory.path()), Err(ContextError::Damaged { .. })));
     }
 
     #[test]
     fn environment_overrides_addresses_and_secrets_stay_hidden() {
         let mut context = example();
         context.apply_environment(|name| (name == "TORPOR_EDGE").then(|| "10.0.0.1:443".to_owned()));
-        assert_eq!(
-            (context.edge.as_str(), context.scheduler.as_str()),
-            ("10.0.0.1:443", "127.0.0.1:1")
-        );
+        assert_eq!((context.edge.as_str(), context.scheduler.as_str()), ("10.0.0.1:443", "127.0.0.1:1"));
         assert!(!format!("{context:?}").contains("hunter2"));
     }
 }

@@ -82,9 +82,7 @@ impl EndpointClient {
             let certificate = certificate.map_err(|error| failed(error.into()))?;
             roots.add(certificate).map_err(|error| failed(error.into()))?;
         }
-        let tls = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         Ok(Self { tls: Arc::new(tls) })
     }
 
@@ -98,10 +96,7 @@ impl EndpointClient {
         host: &str,
         version: HttpVersion,
     ) -> Result<EndpointConnection, EndpointError> {
-        let failed = |source| EndpointError::Connect {
-            address: address.to_owned(),
-            source,
-        };
+        let failed = |source| EndpointError::Connect { address: address.to_owned(), source };
         let name = ServerName::try_from(host.to_owned()).map_err(|_| EndpointError::Name(host.to_owned()))?;
         let mut tls = ClientConfig::clone(&self.tls);
         tls.alpn_protocols = match version {
@@ -130,10 +125,7 @@ impl EndpointClient {
                 Sender::Http2(sender)
             }
         };
-        Ok(EndpointConnection {
-            sender,
-            host: host.to_owned(),
-        })
+        Ok(EndpointConnection { sender, host: host.to_owned() })
     }
 }
 

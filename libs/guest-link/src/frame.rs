@@ -50,11 +50,7 @@ pub fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
 /// [`FrameError::TooLarge`].
 pub fn announced_length(prefix: [u8; PREFIX_BYTES]) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(prefix) as usize;
-    if length > FRAME_BYTES_MAX {
-        Err(FrameError::TooLarge(length))
-    } else {
-        Ok(length)
-    }
+    if length > FRAME_BYTES_MAX { Err(FrameError::TooLarge(length)) } else { Ok(length) }
 }
 
 /// Decodes the body of a frame (without its prefix).
@@ -181,16 +177,10 @@ mod tests {
     fn a_length_over_the_limit_is_refused_before_its_body() {
         let prefix = u32::try_from(FRAME_BYTES_MAX + 1).unwrap().to_be_bytes();
         assert!(matches!(split_first(&prefix), Err(FrameError::TooLarge(_))));
-        assert!(matches!(
-            read(&mut prefix.as_slice()),
-            Err(FrameError::TooLarge(_))
-        ));
+        assert!(matches!(read(&mut prefix.as_slice()), Err(FrameError::TooLarge(_))));
         let big = Frame {
             exchange: 1,
-            body: Some(Body::Failure(Failure {
-                message: "x".repeat(FRAME_BYTES_MAX),
-                invalid: false,
-            })),
+            body: Some(Body::Failure(Failure { message: "x".repeat(FRAME_BYTES_MAX), invalid: false })),
         };
         assert!(matches!(encode(&big), Err(FrameError::TooLarge(_))));
     }

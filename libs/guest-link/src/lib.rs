@@ -47,10 +47,7 @@ pub const ENTROPY_BYTES_MAX: usize = 512;
 pub fn truncate_text(text: &mut String, bytes_max: usize) {
     if text.len() > bytes_max {
         // At most three steps: a character has at most four bytes, and position 0 is a boundary.
-        let end = (0..=bytes_max)
-            .rev()
-            .find(|end| text.is_char_boundary(*end))
-            .unwrap_or(0);
+        let end = (0..=bytes_max).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
         text.truncate(end);
     }
 }

@@ -177,25 +177,9 @@ impl Link {
         let (events, events_out) = mpsc::channel(EVENTS_MAX + tasks::EVENTS_RESERVED);
         let waiting = Arc::new(Waiting::default());
         let stop = CancellationToken::new();
-        tokio::spawn(tasks::run(
-            stream,
-            requests_out,
-            Arc::clone(&waiting),
-            events,
-            stop.clone(),
-        ));
-        let shared = Shared {
-            requests,
-            waiting,
-            next_exchange: AtomicU32::new(1),
-            stop,
-        };
-        (
-            Self {
-                shared: Arc::new(shared),
-            },
-            events_out,
-        )
+        tokio::spawn(tasks::run(stream, requests_out, Arc::clone(&waiting), events, stop.clone()));
+        let shared = Shared { requests, waiting, next_exchange: AtomicU32::new(1), stop };
+        (Self { shared: Arc::new(shared) }, events_out)
     }
 
     /// Starts the app. Once in a microVM's life.
@@ -203,10 +187,7 @@ impl Link {
     /// # Errors
     /// As [`Error`]; [`Error::Failed`] carries why the app could not be started.
     pub async fn start_app(&self, request: StartAppRequest) -> Result<StartAppResponse, Error> {
-        match self
-            .call("StartApp", Body::StartAppRequest(request), ANSWER_TIMEOUT)
-            .await?
-        {
+        match self.call("StartApp", Body::StartAppRequest(request), ANSWER_TIMEOUT).await? {
             Body::StartAppResponse(response) => Ok(response),
             _ => Err(Error::Protocol("StartApp")),
         }
@@ -218,10 +199,7 @@ impl Link {
     /// As [`Error`]; an app that is not ready is an outcome, not an error.
     pub async fn await_ready(&self, request: AwaitReadyRequest) -> Result<AwaitReadyResponse, Error> {
         let timeout = asked_timeout(request.timeout.as_ref());
-        match self
-            .call("AwaitReady", Body::AwaitReadyRequest(request), timeout)
-            .await?
-        {
+        match self.call("AwaitReady", Body::AwaitReadyRequest(request), timeout).await? {
             Body::AwaitReadyResponse(response) => Ok(response),
             _ => Err(Error::Protocol("AwaitReady")),
         }
@@ -248,14 +226,7 @@ impl Link {
         &self,
         request: RepairIdentityRequest,
     ) -> Result<RepairIdentityResponse, Error> {
-        match self
-            .call(
-                "RepairIdentity",
-                Body::RepairIdentityRequest(request),
-                ANSWER_TIMEOUT,
-            )
-            .await?
-        {
+        match self.call("RepairIdentity", Body::RepairIdentityRequest(request), ANSWER_TIMEOUT).await? {
             Body::RepairIdentityResponse(response) => Ok(response),
             _ => Err(Error::Protocol("RepairIdentity")),
         }
@@ -267,10 +238,7 @@ impl Link {
     /// As [`Error`]; a hook that fails or does not answer is in the response.
     pub async fn call_hook(&self, request: CallHookRequest) -> Result<CallHookResponse, Error> {
         let timeout = asked_timeout(request.timeout.as_ref());
-        match self
-            .call("CallHook", Body::CallHookRequest(request), timeout)
-            .await?
-        {
+        match self.call("CallHook", Body::CallHookRequest(request), timeout).await? {
             Body::CallHookResponse(mut response) => {
                 response.error = tasks::cut(response.error);
                 Ok(response)
@@ -294,14 +262,7 @@ impl Link {
     /// # Errors
     /// As [`Error`].
     pub async fn stats(&self) -> Result<GetStatsResponse, Error> {
-        match self
-            .call(
-                "GetStats",
-                Body::GetStatsRequest(GetStatsRequest {}),
-                ANSWER_TIMEOUT,
-            )
-            .await?
-        {
+        match self.call("GetStats", Body::GetStatsRequest(GetStatsRequest {}), ANSWER_TIMEOUT).await? {
             Body::GetStatsResponse(response) => Ok(response),
             _ => Err(Error::Protocol("GetStats")),
         }
@@ -330,11 +291,7 @@ impl Link {
     }
 
     async fn send(&self, call: &'static str, exchange: u32, body: Body) -> Result<(), Error> {
-        let bytes = frame::encode(&Frame {
-            exchange,
-            body: Some(body),
-        })
-        .map_err(|_| Error::Refused(call))?;
+        let bytes = frame::encode(&Frame { exchange, body: Some(body) }).map_err(|_| Error::Refused(call))?;
         self.shared.requests.send(bytes).await.map_err(|_| self.closed())
     }
 
@@ -351,21 +308,16 @@ impl Link {
             }
             state.callers.insert(exchange, answer);
         }
-        let _registration = Registration {
-            waiting: &self.shared.waiting,
-            exchange,
-        };
+        let _registration = Registration { waiting: &self.shared.waiting, exchange };
         let exchanged = async {
             self.send(call, exchange, body).await?;
             answered.await.map_err(|_| self.closed())
         };
         match tokio::time::timeout(timeout, exchanged).await {
             Err(_) => Err(Error::TimedOut { call, after: timeout }),
-            Ok(Ok(Body::Failure(failure))) => Err(Error::Failed {
-                call,
-                message: tasks::cut(failure.message),
-                invalid: failure.invalid,
-            }),
+            Ok(Ok(Body::Failure(failure))) => {
+                Err(Error::Failed { call, message: tasks::cut(failure.message), invalid: failure.invalid })
+            }
             Ok(answer) => answer,
         }
     }
@@ -378,8 +330,5 @@ impl Link {
 
 /// The guest's own timeout plus what it needs to report.
 fn asked_timeout(timeout: Option<&prost_types::Duration>) -> Duration {
-    timeout
-        .and_then(|timeout| api::duration(timeout).ok())
-        .unwrap_or_default()
-        + REPORT_SLACK
+    timeout.and_then(|timeout| api::duration(timeout).ok()).unwrap_or_default() + REPORT_SLACK
 }

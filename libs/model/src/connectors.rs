@@ -44,10 +44,7 @@ impl ConnectorArn {
     /// ARN of a platform connector.
     #[must_use]
     pub fn managed(region: &str, name: ConnectorName) -> Self {
-        Self {
-            region: region.to_owned(),
-            resource: ConnectorResource::Managed(name),
-        }
+        Self { region: region.to_owned(), resource: ConnectorResource::Managed(name) }
     }
 
     /// ARN of an account's connector.
@@ -55,11 +52,7 @@ impl ConnectorArn {
     pub fn customer(region: &str, account: &str, key: ConnectorName, version: Option<u64>) -> Self {
         Self {
             region: region.to_owned(),
-            resource: ConnectorResource::Customer {
-                account: account.to_owned(),
-                key,
-                version,
-            },
+            resource: ConnectorResource::Customer { account: account.to_owned(), key, version },
         }
     }
 }
@@ -69,11 +62,7 @@ impl fmt::Display for ConnectorArn {
         write!(f, "arn:aws:lambda:{}:", self.region)?;
         match &self.resource {
             ConnectorResource::Managed(name) => write!(f, "aws:network-connector:{MANAGED}:{name}"),
-            ConnectorResource::Customer {
-                account,
-                key,
-                version,
-            } => {
+            ConnectorResource::Customer { account, key, version } => {
                 write!(f, "{account}:network-connector:{key}")?;
                 version.map_or(Ok(()), |version| write!(f, ":{version}"))
             }
@@ -90,9 +79,7 @@ impl FromStr for ConnectorArn {
 }
 
 fn parse(text: &str) -> Option<ConnectorArn> {
-    let (head, resource) = text
-        .strip_prefix("arn:aws:lambda:")?
-        .split_once(":network-connector:")?;
+    let (head, resource) = text.strip_prefix("arn:aws:lambda:")?.split_once(":network-connector:")?;
     let (region, account) = head.split_once(':')?;
     let plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if region.is_empty() || !region.chars().all(plain) {
@@ -109,12 +96,7 @@ fn parse(text: &str) -> Option<ConnectorArn> {
         Some((key, version)) => (key, Some(self::version(version)?)),
         None => (resource, None),
     };
-    Some(ConnectorArn::customer(
-        region,
-        account,
-        key.parse().ok()?,
-        version,
-    ))
+    Some(ConnectorArn::customer(region, account, key.parse().ok()?, version))
 }
 
 /// A version in its one spelling.
@@ -131,39 +113,18 @@ mod tests {
     #[test]
     fn arns_of_both_kinds_parse_and_nothing_else_does() {
         for (text, good) in [
-            (
-                "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS",
-                true,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1",
-                true,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:12",
-                true,
-            ),
+            ("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS", true),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1", true),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:12", true),
             ("INTERNET_EGRESS", false),
             ("", false),
             ("arn:aws:lambda:us-east-1:000000000000:network-connector:", false),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:0",
-                false,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:01",
-                false,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:1:1",
-                false,
-            ),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:0", false),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:01", false),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:1:1", false),
             ("arn:aws:lambda:us-east-1:0000:network-connector:nc-1", false),
             ("arn:aws:lambda::000000000000:network-connector:nc-1", false),
-            (
-                "arn:aws:lambda:us-east-1:aws:network-connector:INTERNET_EGRESS",
-                false,
-            ),
+            ("arn:aws:lambda:us-east-1:aws:network-connector:INTERNET_EGRESS", false),
             ("arn:aws:lambda:us-east-1:000000000000:microvm-image:app", false),
         ] {
             assert_eq!(text.parse::<ConnectorArn>().is_ok(), good, "{text}");

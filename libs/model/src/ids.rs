@@ -16,9 +16,7 @@ pub struct IdError {
 
 impl IdError {
     pub(crate) fn new(message: impl Into<String>) -> Self {
-        Self {
-            message: message.into(),
-        }
+        Self { message: message.into() }
     }
 }
 
@@ -116,11 +114,7 @@ impl FromStr for MicrovmId {
         let well_formed = text
             .strip_prefix(MICROVM_PREFIX)
             .filter(|rest| rest.len() == 36)
-            .and_then(|rest| {
-                Uuid::try_parse(rest)
-                    .ok()
-                    .filter(|uuid| uuid.hyphenated().to_string() == rest)
-            });
+            .and_then(|rest| Uuid::try_parse(rest).ok().filter(|uuid| uuid.hyphenated().to_string() == rest));
         match well_formed {
             Some(_) => Ok(Self(text.to_owned())),
             None => Err(IdError::new("must be 'microvm-' followed by a lower-case UUID")),
@@ -181,9 +175,7 @@ impl FromStr for RoleArn {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let partition = |text: &str| {
             let rest = text.strip_prefix("aws")?;
-            rest.chars()
-                .all(|c| c.is_ascii_lowercase() || c == '-')
-                .then_some(())
+            rest.chars().all(|c| c.is_ascii_lowercase() || c == '-').then_some(())
         };
         let well_formed = || {
             let (start, rest) = text.strip_prefix("arn:")?.split_once(":iam::")?;
@@ -193,9 +185,7 @@ impl FromStr for RoleArn {
             let good = account.len() == ACCOUNT_DIGITS
                 && account.bytes().all(|b| b.is_ascii_digit())
                 && !name.is_empty()
-                && name
-                    .chars()
-                    .all(|c| c.is_ascii_alphanumeric() || "+=,.@-_/".contains(c))
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || "+=,.@-_/".contains(c))
                 && ROLE_ARN_LENGTH.contains(&text.len());
             good.then_some(())
         };
@@ -225,10 +215,7 @@ impl VersionNumber {
     /// The version the next build makes.
     #[must_use]
     pub fn next(self) -> Self {
-        Self {
-            major: self.major.saturating_add(1),
-            minor: 0,
-        }
+        Self { major: self.major.saturating_add(1), minor: 0 }
     }
 }
 
@@ -243,10 +230,7 @@ impl FromStr for VersionNumber {
     fn from_str(text: &str) -> Result<Self, IdError> {
         let parse = || {
             let (major, minor) = text.split_once('.')?;
-            let version = Self {
-                major: major.parse().ok()?,
-                minor: minor.parse().ok()?,
-            };
+            let version = Self { major: major.parse().ok()?, minor: minor.parse().ok()? };
             // One spelling per version: no signs, no leading zeros.
             (version.to_string() == text && version.major > 0).then_some(version)
         };
@@ -280,11 +264,7 @@ pub struct ImageArn {
 
 impl fmt::Display for ImageArn {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(
-            f,
-            "arn:aws:lambda:{}:{}:microvm-image:{}",
-            self.region, self.account, self.name
-        )
+        write!(f, "arn:aws:lambda:{}:{}:microvm-image:{}", self.region, self.account, self.name)
     }
 }
 
@@ -300,11 +280,7 @@ impl FromStr for ImageArn {
             return Err(form());
         }
         let name = name.parse().map_err(|_| form())?;
-        Ok(Self {
-            region: region.to_owned(),
-            account: account.to_owned(),
-            name,
-        })
+        Ok(Self { region: region.to_owned(), account: account.to_owned(), name })
     }
 }
 
@@ -323,9 +299,7 @@ impl ImageIdentifier {
         }
         let arn: ImageArn = text.parse()?;
         if arn.region != region || arn.account != account {
-            return Err(IdError::new(format!(
-                "belongs to another account or region: {text}"
-            )));
+            return Err(IdError::new(format!("belongs to another account or region: {text}")));
         }
         Ok(Self(arn.name))
     }
@@ -375,32 +349,17 @@ mod tests {
     fn ids_accept_their_form_and_nothing_else() {
         let microvm = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
         assert_eq!(microvm.parse::<MicrovmId>().unwrap().to_string(), microvm);
-        for bad in [
-            "",
-            "microvm-",
-            "mvm-0190a5e2-7c3b-3f00-8000-000000000001",
-            &microvm.to_uppercase(),
-        ] {
+        for bad in ["", "microvm-", "mvm-0190a5e2-7c3b-3f00-8000-000000000001", &microvm.to_uppercase()] {
             assert!(bad.parse::<MicrovmId>().is_err(), "{bad}");
         }
-        for (text, good) in [
-            ("a", true),
-            ("my-image_1", true),
-            ("", false),
-            ("bad name!", false),
-        ] {
+        for (text, good) in [("a", true), ("my-image_1", true), ("", false), ("bad name!", false)] {
             assert_eq!(text.parse::<ImageName>().is_ok(), good, "{text}");
         }
         assert!("a".repeat(64).parse::<ImageName>().is_ok());
         assert!("a".repeat(65).parse::<ImageName>().is_err());
-        for (text, good) in [
-            ("1.0", true),
-            ("12.3", true),
-            ("1", false),
-            ("01.0", false),
-            ("0.1", false),
-            ("+1.0", false),
-        ] {
+        for (text, good) in
+            [("1.0", true), ("12.3", true), ("1", false), ("01.0", false), ("0.1", false), ("+1.0", false)]
+        {
             assert_eq!(text.parse::<VersionNumber>().is_ok(), good, "{text}");
         }
         assert!("t".repeat(128).parse::<ClientToken>().is_ok());

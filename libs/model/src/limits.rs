@@ -18,40 +18,18 @@ pub struct MemoryClass {
 
 /// Every memory class, smallest first.
 pub const MEMORY_CLASSES: [MemoryClass; 5] = [
-    MemoryClass {
-        baseline_mib: 512,
-        peak_vcpus: 1,
-        disk_bytes: 8 * GIB,
-    },
-    MemoryClass {
-        baseline_mib: 1024,
-        peak_vcpus: 2,
-        disk_bytes: 8 * GIB,
-    },
-    MemoryClass {
-        baseline_mib: 2048,
-        peak_vcpus: 4,
-        disk_bytes: 8 * GIB,
-    },
-    MemoryClass {
-        baseline_mib: 4096,
-        peak_vcpus: 8,
-        disk_bytes: 16 * GIB,
-    },
-    MemoryClass {
-        baseline_mib: 8192,
-        peak_vcpus: 16,
-        disk_bytes: 32 * GIB,
-    },
+    MemoryClass { baseline_mib: 512, peak_vcpus: 1, disk_bytes: 8 * GIB },
+    MemoryClass { baseline_mib: 1024, peak_vcpus: 2, disk_bytes: 8 * GIB },
+    MemoryClass { baseline_mib: 2048, peak_vcpus: 4, disk_bytes: 8 * GIB },
+    MemoryClass { baseline_mib: 4096, peak_vcpus: 8, disk_bytes: 16 * GIB },
+    MemoryClass { baseline_mib: 8192, peak_vcpus: 16, disk_bytes: 32 * GIB },
 ];
 
 impl MemoryClass {
     /// The class of a baseline in MiB, if there is one.
     #[must_use]
     pub fn of(baseline_mib: u32) -> Option<Self> {
-        MEMORY_CLASSES
-            .into_iter()
-            .find(|class| class.baseline_mib == baseline_mib)
+        MEMORY_CLASSES.into_iter().find(|class| class.baseline_mib == baseline_mib)
     }
 }
 

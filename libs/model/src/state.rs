@@ -102,10 +102,7 @@ impl MicrovmState {
             (_, E::TerminateBegan) => Self::Terminating,
             (_, E::Ended) => Self::Terminated,
             _ => {
-                return Err(IllegalTransition {
-                    state: self.name(),
-                    event: event.name(),
-                });
+                return Err(IllegalTransition { state: self.name(), event: event.name() });
             }
         })
     }
@@ -199,10 +196,7 @@ impl ImageState {
             (Self::Deleting, E::DeleteFailed) => Self::DeleteFailed,
             (Self::Deleting, E::DeleteDone) => Self::Deleted,
             _ => {
-                return Err(IllegalTransition {
-                    state: self.name(),
-                    event: event.name(),
-                });
+                return Err(IllegalTransition { state: self.name(), event: event.name() });
             }
         })
     }
@@ -263,10 +257,7 @@ impl VersionState {
             (Self::Deleting, E::DeleteFailed) => Self::DeleteFailed,
             (Self::Deleting, E::DeleteDone) => Self::Deleted,
             _ => {
-                return Err(IllegalTransition {
-                    state: self.name(),
-                    event: event.name(),
-                });
+                return Err(IllegalTransition { state: self.name(), event: event.name() });
             }
         })
     }
@@ -309,10 +300,7 @@ impl BuildState {
             (Self::InProgress, E::Succeeded) => Self::Successful,
             (Self::Pending | Self::InProgress, E::Failed) => Self::Failed,
             _ => {
-                return Err(IllegalTransition {
-                    state: self.name(),
-                    event: event.name(),
-                });
+                return Err(IllegalTransition { state: self.name(), event: event.name() });
             }
         })
     }
@@ -355,10 +343,7 @@ impl ConnectorState {
             (Self::Active | Self::Deleting, E::DeleteBegan) => Self::Deleting,
             (Self::Deleting, E::DeleteDone) => Self::Deleted,
             _ => {
-                return Err(IllegalTransition {
-                    state: self.name(),
-                    event: event.name(),
-                });
+                return Err(IllegalTransition { state: self.name(), event: event.name() });
             }
         })
     }

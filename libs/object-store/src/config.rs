@@ -47,10 +47,7 @@ impl fmt::Debug for Config {
             .field("endpoint", &self.endpoint)
             .field("region", &self.region)
             .field("access_key_id", &self.access_key_id)
-            .field(
-                "secret_access_key",
-                &self.secret_access_key.as_ref().map(|_| "(hidden)"),
-            )
+            .field("secret_access_key", &self.secret_access_key.as_ref().map(|_| "(hidden)"))
             .field("path_style", &self.path_style)
             .field("attempts_max", &self.attempts_max)
             .field("connect_timeout", &self.connect_timeout)
@@ -65,10 +62,7 @@ mod tests {
 
     #[test]
     fn the_secret_stays_out_of_debug_output() {
-        let config = Config {
-            secret_access_key: Some("hush".to_owned()),
-            ..Config::default()
-        };
+        let config = Config { secret_access_key: Some("hush".to_owned()), ..Config::default() };
         assert!(!format!("{config:?}").contains("hush"));
     }
 }

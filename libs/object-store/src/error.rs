@@ -140,18 +140,11 @@ pub(crate) struct Target<'a> {
 
 impl Target<'_> {
     pub(crate) fn not_found(self) -> Error {
-        Error::NotFound {
-            bucket: self.bucket.to_owned(),
-            key: self.key.to_owned(),
-        }
+        Error::NotFound { bucket: self.bucket.to_owned(), key: self.key.to_owned() }
     }
 
     pub(crate) fn too_large(self, limit: u64) -> Error {
-        Error::TooLarge {
-            bucket: self.bucket.to_owned(),
-            key: self.key.to_owned(),
-            limit,
-        }
+        Error::TooLarge { bucket: self.bucket.to_owned(), key: self.key.to_owned(), limit }
     }
 
     pub(crate) fn unavailable(
@@ -198,23 +191,18 @@ impl Target<'_> {
         };
         let unsent = matches!(error, SdkError::ConstructionFailure(_));
         match (code.as_deref(), status) {
-            (Some("NoSuchBucket"), _) => Error::NoSuchBucket {
-                bucket: self.bucket.to_owned(),
-            },
-            (Some("PreconditionFailed"), _) | (_, Some(412)) => Error::PreconditionFailed {
-                bucket: self.bucket.to_owned(),
-                key: self.key.to_owned(),
-            },
+            (Some("NoSuchBucket"), _) => Error::NoSuchBucket { bucket: self.bucket.to_owned() },
+            (Some("PreconditionFailed"), _) | (_, Some(412)) => {
+                Error::PreconditionFailed { bucket: self.bucket.to_owned(), key: self.key.to_owned() }
+            }
             // Two conditional writes met; the store asks to try again.
             (Some("ConditionalRequestConflict" | "OperationAborted"), _) => {
                 self.unavailable(detail, Some(error.into()))
             }
             (_, Some(404)) => self.not_found(),
-            (_, Some(401 | 403)) => Error::AccessDenied {
-                bucket: self.bucket.to_owned(),
-                key: self.key.to_owned(),
-                code: detail,
-            },
+            (_, Some(401 | 403)) => {
+                Error::AccessDenied { bucket: self.bucket.to_owned(), key: self.key.to_owned(), code: detail }
+            }
             (_, Some(408 | 429 | 500..=599)) => self.unavailable(detail, Some(error.into())),
             (_, None) if !unsent => self.unavailable(detail, Some(error.into())),
             _ => self.other(detail, Some(error.into())),

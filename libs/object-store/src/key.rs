@@ -23,10 +23,7 @@ pub fn check_key(key: &str) -> Result<(), Error> {
     } else {
         return Ok(());
     };
-    Err(Error::InvalidKey {
-        key: key.chars().take(80).collect(),
-        reason,
-    })
+    Err(Error::InvalidKey { key: key.chars().take(80).collect(), reason })
 }
 
 /// As [`check_key`] for a prefix: one slash at the end is fine.

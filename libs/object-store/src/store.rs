@@ -55,18 +55,11 @@ impl Store {
     /// [`Error::Other`] when the endpoint is not an `http://` or `https://`
     /// address, or only one of access key and secret is given.
     pub fn connect(config: &Config) -> Result<Self, Error> {
-        let target = Target {
-            operation: "connect",
-            bucket: "",
-            key: "",
-        };
+        let target = Target { operation: "connect", bucket: "", key: "" };
         if let Some(endpoint) = &config.endpoint
             && !(endpoint.starts_with("http://") || endpoint.starts_with("https://"))
         {
-            return Err(target.other(
-                format!("the endpoint {endpoint:?} is not an http(s) address"),
-                None,
-            ));
+            return Err(target.other(format!("the endpoint {endpoint:?} is not an http(s) address"), None));
         }
         let timeouts = TimeoutConfig::builder()
             .connect_timeout(config.connect_timeout)
@@ -105,11 +98,7 @@ impl Store {
     /// [`Error::AccessDenied`], [`Error::Unavailable`], or [`Error::Other`] for
     /// a name the store refuses.
     pub async fn ensure_bucket(&self, bucket: &str) -> Result<(), Error> {
-        let target = Target {
-            operation: "create bucket",
-            bucket,
-            key: "",
-        };
+        let target = Target { operation: "create bucket", bucket, key: "" };
         match self.client.head_bucket().bucket(bucket).send().await {
             Ok(_) => return Ok(()),
             Err(error) => match target.classify(error) {
@@ -117,11 +106,10 @@ impl Store {
                 error => return Err(error),
             },
         }
-        let placement = self.location_constraint.clone().map(|region| {
-            CreateBucketConfiguration::builder()
-                .location_constraint(region)
-                .build()
-        });
+        let placement = self
+            .location_constraint
+            .clone()
+            .map(|region| CreateBucketConfiguration::builder().location_constraint(region).build());
         let created = self
             .client
             .create_bucket()
@@ -150,16 +138,7 @@ impl Store {
     /// [`Error::TooLarge`] over [`BODY_BYTES_MAX`], [`Error::InvalidKey`],
     /// [`Error::NoSuchBucket`], [`Error::AccessDenied`], [`Error::Unavailable`].
     pub async fn put(&self, bucket: &str, key: &str, body: Bytes) -> Result<(), Error> {
-        self.put_object(
-            Target {
-                operation: "put",
-                bucket,
-                key,
-            },
-            body,
-            None,
-        )
-        .await
+        self.put_object(Target { operation: "put", bucket, key }, body, None).await
     }
 
     /// Stores a body only where nothing is stored yet.
@@ -168,16 +147,7 @@ impl Store {
     /// As [`Store::put`], and [`Error::PreconditionFailed`] when the key is
     /// taken, perhaps by an earlier attempt of this very call.
     pub async fn put_if_absent(&self, bucket: &str, key: &str, body: Bytes) -> Result<(), Error> {
-        self.put_object(
-            Target {
-                operation: "put",
-                bucket,
-                key,
-            },
-            body,
-            Some("*"),
-        )
-        .await
+        self.put_object(Target { operation: "put", bucket, key }, body, Some("*")).await
     }
 
     async fn put_object(
@@ -208,16 +178,7 @@ impl Store {
     /// [`Error::NotFound`], [`Error::TooLarge`] (also over [`BODY_BYTES_MAX`]),
     /// [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
     pub async fn get(&self, bucket: &str, key: &str, bytes_max: u64) -> Result<Bytes, Error> {
-        self.get_object(
-            Target {
-                operation: "get",
-                bucket,
-                key,
-            },
-            None,
-            bytes_max.min(BODY_BYTES_MAX),
-        )
-        .await
+        self.get_object(Target { operation: "get", bucket, key }, None, bytes_max.min(BODY_BYTES_MAX)).await
     }
 
     /// The object's bytes within `range`, fewer where the object ends first.
@@ -226,11 +187,7 @@ impl Store {
     /// As [`Store::get`]; [`Error::Other`] for an empty range or one that
     /// starts behind the object's end.
     pub async fn get_range(&self, bucket: &str, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let target = Target {
-            operation: "get range",
-            bucket,
-            key,
-        };
+        let target = Target { operation: "get range", bucket, key };
         if range.is_empty() {
             return Err(target.other("the range is empty", None));
         }
@@ -260,9 +217,7 @@ impl Store {
                 .send()
                 .await
                 .map_err(|error| target.classify(error))?;
-            let announced = answer
-                .content_length()
-                .and_then(|length| u64::try_from(length).ok());
+            let announced = answer.content_length().and_then(|length| u64::try_from(length).ok());
             if announced.is_some_and(|length| length > limit) {
                 return Err(target.too_large(limit));
             }
@@ -283,11 +238,7 @@ impl Store {
     /// [`Error::NotFound`] also for a missing bucket, [`Error::InvalidKey`],
     /// [`Error::AccessDenied`], [`Error::Unavailable`].
     pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectHead, Error> {
-        let target = Target {
-            operation: "head",
-            bucket,
-            key,
-        };
+        let target = Target { operation: "head", bucket, key };
         check_key(key)?;
         let answer = self
             .client
@@ -301,10 +252,7 @@ impl Store {
             .content_length()
             .and_then(|length| u64::try_from(length).ok())
             .ok_or_else(|| target.other("the answer has no length", None))?;
-        Ok(ObjectHead {
-            size,
-            etag: answer.e_tag().map(str::to_owned),
-        })
+        Ok(ObjectHead { size, etag: answer.e_tag().map(str::to_owned) })
     }
 
     /// Deletes an object; one that is not there is fine.
@@ -313,11 +261,7 @@ impl Store {
     /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
     /// [`Error::Unavailable`].
     pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), Error> {
-        let target = Target {
-            operation: "delete",
-            bucket,
-            key,
-        };
+        let target = Target { operation: "delete", bucket, key };
         check_key(key)?;
         match self.client.delete_object().bucket(bucket).key(key).send().await {
             Ok(_) => Ok(()),

@@ -38,9 +38,7 @@ impl TestS3 {
         let mut builder = S3ServiceBuilder::new(files);
         builder.set_auth(SimpleAuth::from_single(ACCESS_KEY, SECRET_KEY));
         let service = builder.build();
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0")
-            .await
-            .expect("loopback has a free port");
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("loopback has a free port");
         let address = listener.local_addr().expect("a bound socket has an address");
         let puts_left = Arc::new(AtomicI64::new(i64::MAX));
         let left = Arc::clone(&puts_left);
@@ -66,12 +64,7 @@ impl TestS3 {
                 });
             }
         });
-        Self {
-            endpoint: format!("http://{address}"),
-            folder,
-            puts_left,
-            server,
-        }
+        Self { endpoint: format!("http://{address}"), folder, puts_left, server }
     }
 
     /// How to reach the server; two attempts per request, so that tests of

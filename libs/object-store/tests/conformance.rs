@@ -60,11 +60,9 @@ async fn objects_come_back_as_they_were_put() {
     for place in places().await {
         let (store, bucket) = (&place.store, place.bucket.as_str());
         store.ensure_bucket(bucket).await.unwrap();
-        for (name, body) in [
-            ("empty", Bytes::new()),
-            ("small", "abc".into()),
-            ("deep/er/one", vec![7u8; 100_000].into()),
-        ] {
+        for (name, body) in
+            [("empty", Bytes::new()), ("small", "abc".into()), ("deep/er/one", vec![7u8; 100_000].into())]
+        {
             let key = place.key(name);
             store.put(bucket, &key, body.clone()).await.unwrap();
             assert_eq!(store.get(bucket, &key, 1 << 20).await.unwrap(), body, "{name}");
@@ -72,10 +70,7 @@ async fn objects_come_back_as_they_were_put() {
             assert_eq!(head.size, body.len() as u64, "{name}");
             assert!(head.etag.is_some(), "{name}");
         }
-        store
-            .put(bucket, &place.key("small"), "other".into())
-            .await
-            .unwrap();
+        store.put(bucket, &place.key("small"), "other".into()).await.unwrap();
         assert_eq!(store.get(bucket, &place.key("small"), 5).await.unwrap(), "other");
         store.delete_prefix(bucket, &place.prefix).await.unwrap();
     }
@@ -92,13 +87,7 @@ async fn what_is_missing_is_not_found_and_may_be_deleted() {
         );
         assert!(error.determinate() && !error.retryable());
         assert!(store.head(bucket, &key).await.unwrap_err().is_not_found());
-        assert!(
-            store
-                .get_range(bucket, &key, 0..1)
-                .await
-                .unwrap_err()
-                .is_not_found()
-        );
+        assert!(store.get_range(bucket, &key, 0..1).await.unwrap_err().is_not_found());
         store.delete(bucket, &key).await.unwrap();
         assert_eq!(store.delete_prefix(bucket, &key).await.unwrap(), 0);
         assert!(store.list_prefix(bucket, &key, 10).await.unwrap().is_empty());
@@ -114,10 +103,7 @@ async fn put_if_absent_keeps_the_first() {
     for place in places().await {
         let (store, bucket, key) = (&place.store, place.bucket.as_str(), place.key("once"));
         store.put_if_absent(bucket, &key, "first".into()).await.unwrap();
-        let error = store
-            .put_if_absent(bucket, &key, "second".into())
-            .await
-            .unwrap_err();
+        let error = store.put_if_absent(bucket, &key, "second".into()).await.unwrap_err();
         assert!(matches!(error, Error::PreconditionFailed { .. }), "{error}");
         assert!(!error.determinate());
         assert_eq!(store.get(bucket, &key, 10).await.unwrap(), "first");
@@ -137,10 +123,7 @@ async fn limits_are_kept() {
         assert!(matches!(error, Error::TooLarge { limit: 9, .. }), "{error}");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("ten");
-        let error = store
-            .get_file(bucket, &key, &path, 9, &|_, _| {})
-            .await
-            .unwrap_err();
+        let error = store.get_file(bucket, &key, &path, 9, &|_, _| {}).await.unwrap_err();
         assert!(matches!(error, Error::TooLarge { limit: 9, .. }), "{error}");
         assert!(!path.exists());
         store.put(bucket, &place.key("eleven"), "x".into()).await.unwrap();
@@ -158,11 +141,7 @@ async fn ranges() {
         let (store, bucket, key) = (&place.store, place.bucket.as_str(), place.key("ten"));
         store.put(bucket, &key, "0123456789".into()).await.unwrap();
         for (range, expected) in [(0..1, "0"), (3..7, "3456"), (9..10, "9"), (8..50, "89")] {
-            assert_eq!(
-                store.get_range(bucket, &key, range.clone()).await.unwrap(),
-                expected,
-                "{range:?}"
-            );
+            assert_eq!(store.get_range(bucket, &key, range.clone()).await.unwrap(), expected, "{range:?}");
         }
         for range in [10..11, 5..5] {
             let error = store.get_range(bucket, &key, range.clone()).await.unwrap_err();
@@ -177,30 +156,16 @@ async fn lists_have_pages_and_an_order() {
     for place in places().await {
         let (store, bucket) = (&place.store, place.bucket.as_str());
         // More than one page, written a few at a time.
-        let keys: Vec<String> = (0..1005)
-            .map(|index| place.key(&format!("many/{index:05}")))
-            .collect();
+        let keys: Vec<String> = (0..1005).map(|index| place.key(&format!("many/{index:05}"))).collect();
         for some in keys.chunks(50) {
             let puts = some.iter().map(|key| store.put(bucket, key, "x".into()));
             futures::future::try_join_all(puts).await.unwrap();
         }
-        store
-            .put(bucket, &place.key("many-not"), "x".into())
-            .await
-            .unwrap();
-        let listed = store
-            .list_prefix(bucket, &place.key("many/"), 2000)
-            .await
-            .unwrap();
-        assert_eq!(
-            listed.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(),
-            keys
-        );
+        store.put(bucket, &place.key("many-not"), "x".into()).await.unwrap();
+        let listed = store.list_prefix(bucket, &place.key("many/"), 2000).await.unwrap();
+        assert_eq!(listed.iter().map(|entry| entry.key.clone()).collect::<Vec<_>>(), keys);
         assert!(listed.iter().all(|entry| entry.size == 1));
-        assert_eq!(
-            store.delete_prefix(bucket, &place.key("many/")).await.unwrap(),
-            1005
-        );
+        assert_eq!(store.delete_prefix(bucket, &place.key("many/")).await.unwrap(), 1005);
         let rest = store.list_prefix(bucket, &place.prefix, 10).await.unwrap();
         assert_eq!(rest.len(), 1, "only the object beside the prefix is left");
         store.delete_prefix(bucket, &place.prefix).await.unwrap();
@@ -212,12 +177,7 @@ async fn files_go_up_and_down_in_both_sizes() {
     for place in places().await {
         let (store, bucket) = (&place.store, place.bucket.as_str());
         let folder = tempfile::tempdir().unwrap();
-        for size in [
-            0,
-            5,
-            MULTIPART_THRESHOLD_BYTES,
-            MULTIPART_THRESHOLD_BYTES + 12_345,
-        ] {
+        for size in [0, 5, MULTIPART_THRESHOLD_BYTES, MULTIPART_THRESHOLD_BYTES + 12_345] {
             let key = place.key("file");
             let content: Vec<u8> = (0..size).map(|index| (index % 251) as u8).collect();
             let (up, down) = (folder.path().join("up"), folder.path().join("down"));
@@ -226,13 +186,7 @@ async fn files_go_up_and_down_in_both_sizes() {
             let progress = |done, total| *seen.lock().unwrap() = (done, total);
             assert_eq!(store.put_file(bucket, &key, &up, &progress).await.unwrap(), size);
             assert_eq!(*seen.lock().unwrap(), (size, size));
-            assert_eq!(
-                store
-                    .get_file(bucket, &key, &down, size, &progress)
-                    .await
-                    .unwrap(),
-                size
-            );
+            assert_eq!(store.get_file(bucket, &key, &down, size, &progress).await.unwrap(), size);
             assert!(std::fs::read(&down).unwrap() == content, "{size} bytes");
         }
         store.delete_prefix(bucket, &place.prefix).await.unwrap();
@@ -248,19 +202,10 @@ async fn a_failed_multipart_upload_leaves_nothing() {
     let path = folder.path().join("up");
     std::fs::write(&path, vec![1u8; 40 << 20]).unwrap();
     server.fail_puts_after(2);
-    let error = store
-        .put_file("files", "big", &path, &|_, _| {})
-        .await
-        .unwrap_err();
+    let error = store.put_file("files", "big", &path, &|_, _| {}).await.unwrap_err();
     assert!(error.retryable() && !error.determinate(), "{error}");
     assert!(store.head("files", "big").await.unwrap_err().is_not_found());
-    let root = server
-        .object_path("files", "big")
-        .parent()
-        .unwrap()
-        .parent()
-        .unwrap()
-        .to_owned();
+    let root = server.object_path("files", "big").parent().unwrap().parent().unwrap().to_owned();
     let left: Vec<_> = std::fs::read_dir(root)
         .unwrap()
         .map(|entry| entry.unwrap().file_name().into_string().unwrap())
@@ -268,10 +213,7 @@ async fn a_failed_multipart_upload_leaves_nothing() {
         .collect();
     assert!(left.is_empty(), "parts are given back: {left:?}");
     server.heal();
-    assert_eq!(
-        store.put_file("files", "big", &path, &|_, _| {}).await.unwrap(),
-        40 << 20
-    );
+    assert_eq!(store.put_file("files", "big", &path, &|_, _| {}).await.unwrap(), 40 << 20);
 }
 
 #[tokio::test]
@@ -279,26 +221,15 @@ async fn wrong_credentials_are_denied() {
     let server = TestS3::start().await;
     server.store().ensure_bucket("private").await.unwrap();
     server.store().put("private", "a", "x".into()).await.unwrap();
-    let wrong = [
-        Some(("test-access-key", "wrong")),
-        Some(("nobody", "wrong")),
-        None,
-    ];
+    let wrong = [Some(("test-access-key", "wrong")), Some(("nobody", "wrong")), None];
     for credentials in wrong {
         let config = Config {
             access_key_id: credentials.map(|(id, _)| id.to_owned()),
             secret_access_key: credentials.map(|(_, secret)| secret.to_owned()),
             ..server.config()
         };
-        let error = Store::connect(&config)
-            .unwrap()
-            .get("private", "a", 10)
-            .await
-            .unwrap_err();
-        assert!(
-            matches!(error, Error::AccessDenied { .. }),
-            "{credentials:?}: {error}"
-        );
+        let error = Store::connect(&config).unwrap().get("private", "a", 10).await.unwrap_err();
+        assert!(matches!(error, Error::AccessDenied { .. }), "{credentials:?}: {error}");
     }
 }
 
@@ -308,35 +239,17 @@ async fn a_store_out_of_reach_is_unavailable() {
     let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let endpoint = format!("http://{}", socket.local_addr().unwrap());
     drop(socket);
-    let config = Config {
-        endpoint: Some(endpoint),
-        path_style: true,
-        attempts_max: 2,
-        ..Config::default()
-    };
-    let error = Store::connect(&config)
-        .unwrap()
-        .put("b", "k", "x".into())
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(error, Error::Unavailable { operation: "put", .. }),
-        "{error}"
-    );
+    let config = Config { endpoint: Some(endpoint), path_style: true, attempts_max: 2, ..Config::default() };
+    let error = Store::connect(&config).unwrap().put("b", "k", "x".into()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { operation: "put", .. }), "{error}");
     assert!(error.retryable() && !error.determinate());
 }
 
 #[test]
 fn half_a_configuration_is_refused() {
     let bad = [
-        Config {
-            endpoint: Some("localhost:9000".to_owned()),
-            ..Config::default()
-        },
-        Config {
-            access_key_id: Some("id".to_owned()),
-            ..Config::default()
-        },
+        Config { endpoint: Some("localhost:9000".to_owned()), ..Config::default() },
+        Config { access_key_id: Some("id".to_owned()), ..Config::default() },
     ];
     for config in bad {
         assert!(Store::connect(&config).is_err(), "{config:?}");

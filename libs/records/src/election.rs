@@ -59,10 +59,7 @@ impl Leadership {
     /// [`Error::Unavailable`]: the lease then runs out by itself.
     pub async fn resign(&self) -> Result<()> {
         self.end();
-        let _ = self
-            .store
-            .delete_if(&self.key, Expect::Revision(self.create_revision), None)
-            .await;
+        let _ = self.store.delete_if(&self.key, Expect::Revision(self.create_revision), None).await;
         self.lease.revoke().await
     }
 
@@ -106,12 +103,7 @@ impl Store {
             match self.claim(key, instance, &lease).await {
                 Ok(Some(create_revision)) => {
                     let (key, store) = (key.to_owned(), self.clone());
-                    return Ok(Some(Leadership {
-                        key,
-                        create_revision,
-                        lease,
-                        store,
-                    }));
+                    return Ok(Some(Leadership { key, create_revision, lease, store }));
                 }
                 Ok(None) => {}
                 Err(error) => {
@@ -130,13 +122,7 @@ impl Store {
     /// its creation revision.
     async fn claim(&self, key: &str, instance: &str, lease: &Lease) -> Result<Option<i64>> {
         let full = self.full(key)?;
-        let put = || {
-            TxnOp::put(
-                full.clone(),
-                instance,
-                Some(PutOptions::new().with_lease(lease.id())),
-            )
-        };
+        let put = || TxnOp::put(full.clone(), instance, Some(PutOptions::new().with_lease(lease.id())));
         let create = Txn::new()
             .when(vec![Compare::create_revision(full.clone(), CompareOp::Equal, 0)])
             .and_then(vec![put()])
@@ -155,10 +141,7 @@ impl Store {
         };
         // Our own former term, or a claim whose answer was lost. Deleting it
         // fences whatever of it still runs; the next round creates anew.
-        match self
-            .delete_if(key, Expect::Revision(holder.mod_revision()), None)
-            .await
-        {
+        match self.delete_if(key, Expect::Revision(holder.mod_revision()), None).await {
             Ok(_) | Err(Error::Conflict { .. }) => Err(Error::LeaseLost),
             Err(error) => Err(error),
         }

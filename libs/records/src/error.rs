@@ -51,13 +51,7 @@ impl Error {
     /// False when a write may or may not have happened: read before deciding.
     #[must_use]
     pub fn is_determinate(&self) -> bool {
-        !matches!(
-            self,
-            Self::Unavailable {
-                determinate: false,
-                ..
-            }
-        )
+        !matches!(self, Self::Unavailable { determinate: false, .. })
     }
 
     /// True when trying again later makes sense.
@@ -67,10 +61,7 @@ impl Error {
     }
 
     pub(crate) fn timeout(what: &str) -> Self {
-        Self::Unavailable {
-            determinate: false,
-            detail: format!("{what} timed out"),
-        }
+        Self::Unavailable { determinate: false, detail: format!("{what} timed out") }
     }
 
     /// Sorts an etcd-client error. A refused connection proves that the request
@@ -84,18 +75,11 @@ impl Error {
                     determinate: determinate || status_never_sent(&status),
                     detail: status.message().to_owned(),
                 },
-                false => Self::Refused {
-                    detail: format!("{:?}: {}", status.code(), status.message()),
-                },
+                false => Self::Refused { detail: format!("{:?}: {}", status.code(), status.message()) },
             },
             E::InvalidArgs(detail) => Self::Refused { detail },
-            E::InvalidUri(source) => Self::Settings {
-                detail: source.to_string(),
-            },
-            other => Self::Unavailable {
-                determinate,
-                detail: other.to_string(),
-            },
+            E::InvalidUri(source) => Self::Settings { detail: source.to_string() },
+            other => Self::Unavailable { determinate, detail: other.to_string() },
         }
     }
 }

@@ -59,19 +59,9 @@ impl Store {
         let sent = Instant::now();
         let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
         let id = bounded("lease", client.grant(seconds, None)).await?.id();
-        let (state, _) = watch::channel(State {
-            deadline: sent + ttl,
-            ended: false,
-        });
+        let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
         let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
-        Ok(Lease {
-            shared: Arc::new(Shared {
-                id,
-                store: self.clone(),
-                state,
-                task,
-            }),
-        })
+        Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
     }
 }
 
@@ -140,12 +130,7 @@ async fn keep_alive(store: Store, id: i64, ttl: Duration, state: watch::Sender<S
             let state = state.borrow();
             state.ended || Instant::now() >= state.deadline
         };
-        if over
-            || matches!(
-                renew_while_connected(&store, id, ttl, &state).await,
-                Renewal::Gone
-            )
-        {
+        if over || matches!(renew_while_connected(&store, id, ttl, &state).await, Renewal::Gone) {
             // A late keepalive must never bring a lease back that its holder gave up.
             state.send_modify(|state| state.ended = true);
             return;

@@ -44,16 +44,10 @@ impl From<&settings::EtcdSettings> for Options {
 
 pub(crate) async fn tls_options(files: &TlsFiles) -> Result<TlsOptions> {
     let read = async |path: &PathBuf| {
-        tokio::fs::read(path).await.map_err(|error| Error::Settings {
-            detail: format!("{}: {error}", path.display()),
-        })
+        tokio::fs::read(path)
+            .await
+            .map_err(|error| Error::Settings { detail: format!("{}: {error}", path.display()) })
     };
-    let (ca, cert, key) = (
-        read(&files.ca).await?,
-        read(&files.cert).await?,
-        read(&files.key).await?,
-    );
-    Ok(TlsOptions::new()
-        .ca_certificate(Certificate::from_pem(ca))
-        .identity(Identity::from_pem(cert, key)))
+    let (ca, cert, key) = (read(&files.ca).await?, read(&files.cert).await?, read(&files.key).await?);
+    Ok(TlsOptions::new().ca_certificate(Certificate::from_pem(ca)).identity(Identity::from_pem(cert, key)))
 }

@@ -96,9 +96,7 @@ pub struct Store {
 
 impl std::fmt::Debug for Store {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Store")
-            .field("root", &self.root)
-            .finish_non_exhaustive()
+        f.debug_struct("Store").field("root", &self.root).finish_non_exhaustive()
     }
 }
 
@@ -110,9 +108,7 @@ impl Store {
     pub async fn connect(options: impl Into<Options>) -> Result<Self> {
         let options = options.into();
         if options.endpoints.is_empty() {
-            return Err(Error::Settings {
-                detail: "no endpoints".to_owned(),
-            });
+            return Err(Error::Settings { detail: "no endpoints".to_owned() });
         }
         let mut connect = ConnectOptions::new()
             .with_connect_timeout(CONNECT_TIMEOUT)
@@ -124,13 +120,8 @@ impl Store {
         }
         let client = Client::connect(&options.endpoints, Some(connect))
             .await
-            .map_err(|error| Error::Settings {
-                detail: error.to_string(),
-            })?;
-        Ok(Self {
-            client,
-            root: options.root.into(),
-        })
+            .map_err(|error| Error::Settings { detail: error.to_string() })?;
+        Ok(Self { client, root: options.root.into() })
     }
 
     /// Reads one key.
@@ -182,10 +173,7 @@ impl Store {
                 entries.push((self.relative(pair.key()), versioned(pair)));
             }
             if entries.len() > LIST_ENTRIES_MAX {
-                return Err(Error::TooLarge {
-                    what: format!("list of {prefix}"),
-                    limit: LIST_ENTRIES_MAX,
-                });
+                return Err(Error::TooLarge { what: format!("list of {prefix}"), limit: LIST_ENTRIES_MAX });
             }
             match entries.last() {
                 Some((key, _)) if page.more() => {
@@ -209,12 +197,7 @@ impl Store {
         expect: Expect,
         guard: Option<&Leadership>,
     ) -> Result<i64> {
-        let put = Write::Put {
-            key: key.to_owned(),
-            value: value.into(),
-            expect,
-            lease: None,
-        };
+        let put = Write::Put { key: key.to_owned(), value: value.into(), expect, lease: None };
         self.txn(vec![put], guard).await
     }
 
@@ -223,14 +206,7 @@ impl Store {
     /// # Errors
     /// As [`Store::put_if`].
     pub async fn delete_if(&self, key: &str, expect: Expect, guard: Option<&Leadership>) -> Result<i64> {
-        self.txn(
-            vec![Write::Delete {
-                key: key.to_owned(),
-                expect,
-            }],
-            guard,
-        )
-        .await
+        self.txn(vec![Write::Delete { key: key.to_owned(), expect }], guard).await
     }
 
     /// Sets a key that goes when the lease goes, whatever was there.
@@ -261,10 +237,7 @@ impl Store {
     /// As [`Store::put_if`].
     pub async fn txn(&self, writes: Vec<Write>, guard: Option<&Leadership>) -> Result<i64> {
         if writes.len() > WRITES_MAX {
-            return Err(Error::TooLarge {
-                what: "transaction".to_owned(),
-                limit: WRITES_MAX,
-            });
+            return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
         }
         let mut compares = Vec::new();
         let mut operations = Vec::new();
@@ -318,18 +291,13 @@ impl Store {
     }
 
     fn kv(&self) -> etcd_client::KvClient {
-        self.client
-            .kv_client()
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
         let full = format!("{}{key}", self.root).into_bytes();
         if full.len() > KEY_BYTES_MAX {
-            return Err(Error::TooLarge {
-                what: "key".to_owned(),
-                limit: KEY_BYTES_MAX,
-            });
+            return Err(Error::TooLarge { what: "key".to_owned(), limit: KEY_BYTES_MAX });
         }
         Ok(full)
     }
@@ -353,18 +321,14 @@ pub(crate) async fn bounded<T>(
 
 pub(crate) fn versioned(pair: KeyValue) -> Versioned {
     let revision = pair.mod_revision();
-    Versioned {
-        value: pair.into_key_value().1,
-        revision,
-    }
+    Versioned { value: pair.into_key_value().1, revision }
 }
 
 fn operation(write: &Write, key: Vec<u8>) -> Result<TxnOp> {
     match write {
-        Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => Err(Error::TooLarge {
-            what: format!("value of {}", write.key()),
-            limit: VALUE_BYTES_MAX,
-        }),
+        Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
+            Err(Error::TooLarge { what: format!("value of {}", write.key()), limit: VALUE_BYTES_MAX })
+        }
         Write::Put { value, lease, .. } => {
             let options = lease.map(|id| PutOptions::new().with_lease(id));
             Ok(TxnOp::put(key, value.clone(), options))
@@ -377,10 +341,9 @@ fn operation(write: &Write, key: Vec<u8>) -> Result<TxnOp> {
 /// the first key that is not as expected.
 fn why_refused(writes: &[Write], guard: Option<&Leadership>, responses: &[TxnOpResponse]) -> Error {
     let revisions = |index: usize| match responses.get(index) {
-        Some(TxnOpResponse::Get(get)) => get
-            .kvs()
-            .first()
-            .map_or((0, 0), |pair| (pair.create_revision(), pair.mod_revision())),
+        Some(TxnOpResponse::Get(get)) => {
+            get.kvs().first().map_or((0, 0), |pair| (pair.create_revision(), pair.mod_revision()))
+        }
         _ => (0, 0),
     };
     if let Some(leadership) = guard
@@ -389,14 +352,11 @@ fn why_refused(writes: &[Write], guard: Option<&Leadership>, responses: &[TxnOpR
         leadership.end();
         return Error::LeadershipLost;
     }
-    let differs = writes
-        .iter()
-        .enumerate()
-        .find(|(index, write)| match write.expect() {
-            Expect::Absent => revisions(*index).0 != 0,
-            Expect::Revision(revision) => revisions(*index).1 != revision,
-            Expect::Any => false,
-        });
+    let differs = writes.iter().enumerate().find(|(index, write)| match write.expect() {
+        Expect::Absent => revisions(*index).0 != 0,
+        Expect::Revision(revision) => revisions(*index).1 != revision,
+        Expect::Any => false,
+    });
     let key = differs.map_or("", |(_, write)| write.key()).to_owned();
     Error::Conflict { key }
 }

@@ -57,13 +57,7 @@ impl Etcd {
     /// When it does not start.
     pub async fn start_with(tls: Option<ServerTls>) -> Self {
         let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let mut etcd = Self {
-            directory,
-            child: None,
-            client_port: free_port(),
-            peer_port: free_port(),
-            tls,
-        };
+        let mut etcd = Self { directory, child: None, client_port: free_port(), peer_port: free_port(), tls };
         etcd.spawn().await;
         etcd
     }
@@ -78,11 +72,7 @@ impl Etcd {
     /// Options for this etcd under the root "/torpor/".
     #[must_use]
     pub fn options(&self, tls: Option<TlsFiles>) -> Options {
-        Options {
-            endpoints: vec![self.endpoint()],
-            root: "/torpor/".to_owned(),
-            tls,
-        }
+        Options { endpoints: vec![self.endpoint()], root: "/torpor/".to_owned(), tls }
     }
 
     /// A store on this etcd.
@@ -90,9 +80,7 @@ impl Etcd {
     /// # Panics
     /// When the options are unusable.
     pub async fn store(&self) -> Store {
-        Store::connect(self.options(None))
-            .await
-            .expect("loopback options are usable")
+        Store::connect(self.options(None)).await.expect("loopback options are usable")
     }
 
     /// Its data directory.
@@ -126,18 +114,8 @@ impl Etcd {
         command
             .args(["--name", "t", "--data-dir"])
             .arg(self.directory.path().join("data"))
-            .args([
-                "--listen-client-urls",
-                &client,
-                "--advertise-client-urls",
-                &client,
-            ])
-            .args([
-                "--listen-peer-urls",
-                &peer,
-                "--initial-advertise-peer-urls",
-                &peer,
-            ])
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
             .args(["--initial-cluster", &format!("t={peer}"), "--log-level", "error"])
             // One member elects itself quickly; tests restart it a lot.
             .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
@@ -145,23 +123,13 @@ impl Etcd {
             .stdout(Stdio::null())
             .stderr(Stdio::from(log));
         if let Some(tls) = &self.tls {
-            command
-                .arg("--cert-file")
-                .arg(&tls.cert)
-                .arg("--key-file")
-                .arg(&tls.key);
-            command
-                .arg("--client-cert-auth")
-                .arg("--trusted-ca-file")
-                .arg(&tls.ca);
+            command.arg("--cert-file").arg(&tls.cert).arg("--key-file").arg(&tls.key);
+            command.arg("--client-cert-auth").arg("--trusted-ca-file").arg(&tls.ca);
         }
         self.child = Some(command.spawn().expect("etcd is installed"));
         let deadline = Instant::now() + START_TIMEOUT;
         while std::net::TcpStream::connect(("127.0.0.1", self.client_port)).is_err() {
-            let exited = self
-                .child
-                .as_mut()
-                .and_then(|child| child.try_wait().ok().flatten());
+            let exited = self.child.as_mut().and_then(|child| child.try_wait().ok().flatten());
             assert!(exited.is_none(), "etcd exited: {exited:?}");
             assert!(Instant::now() < deadline, "etcd did not start");
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -197,9 +165,7 @@ pub fn free_port() -> u16 {
             continue;
         };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            KEPT.lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .push(reservation);
+            KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
             return port;
         }
     }

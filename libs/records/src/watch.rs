@@ -47,10 +47,7 @@ impl Watch {
     /// # Panics
     /// When the watch's task panicked, which is a bug.
     pub async fn next(&mut self) -> Event {
-        self.events
-            .recv()
-            .await
-            .expect("the task runs as long as its receiver lives")
+        self.events.recv().await.expect("the task runs as long as its receiver lives")
     }
 }
 
@@ -103,10 +100,7 @@ async fn follow(store: Store, prefix: String, sender: mpsc::Sender<Event>) {
         if sender.send(Event::Snapshot(entries)).await.is_err() {
             return;
         }
-        let mut position = Position {
-            revision,
-            contact: Instant::now(),
-        };
+        let mut position = Position { revision, contact: Instant::now() };
         loop {
             match watch_once(&store, &prefix, &mut position, &sender).await {
                 Ended::Closed => return,
@@ -171,10 +165,7 @@ async fn open(store: &Store, prefix: &str, revision: i64) -> Result<etcd_client:
         .with_range(prefix_end(&start))
         .with_start_revision(revision)
         .with_progress_notify();
-    let mut client = store
-        .client()
-        .watch_client()
-        .max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = store.client().watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
     bounded("watch", client.watch(start, Some(options))).await
 }
 
@@ -183,13 +174,9 @@ fn changes(store: &Store, response: &WatchResponse) -> Vec<Event> {
         let pair = event.kv()?;
         let key = store.relative(pair.key());
         Some(match event.event_type() {
-            EventType::Put => Event::Put(
-                key,
-                Versioned {
-                    value: pair.value().to_vec(),
-                    revision: pair.mod_revision(),
-                },
-            ),
+            EventType::Put => {
+                Event::Put(key, Versioned { value: pair.value().to_vec(), revision: pair.mod_revision() })
+            }
             EventType::Delete => Event::Delete(key),
         })
     };

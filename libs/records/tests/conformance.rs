@@ -15,9 +15,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
-    tokio::time::timeout(PATIENCE, future)
-        .await
-        .unwrap_or_else(|_| panic!("{what} took too long"))
+    tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} took too long"))
 }
 
 async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
@@ -36,26 +34,19 @@ async fn watchers(etcd: &Etcd) -> u64 {
     stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n").await.unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
-    let number = answer
-        .lines()
-        .find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
+    let number = answer.lines().find_map(|line| line.strip_prefix("etcd_debugging_mvcc_watcher_total "));
     number.expect("etcd counts its watches").parse().unwrap()
 }
 
 /// Applies events until the view is as wanted.
 async fn view_becomes(watch: &mut Watch, view: &mut BTreeMap<String, Vec<u8>>, wanted: &[(&str, &str)]) {
-    let wanted: BTreeMap<String, Vec<u8>> = wanted
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec()))
-        .collect();
+    let wanted: BTreeMap<String, Vec<u8>> =
+        wanted.iter().map(|(key, value)| ((*key).to_owned(), value.as_bytes().to_vec())).collect();
     within("the view", async {
         while *view != wanted {
             match watch.next().await {
                 Event::Snapshot(entries) => {
-                    *view = entries
-                        .into_iter()
-                        .map(|(key, value)| (key, value.value))
-                        .collect();
+                    *view = entries.into_iter().map(|(key, value)| (key, value.value)).collect();
                 }
                 Event::Put(key, value) => drop(view.insert(key, value.value)),
                 Event::Delete(key) => drop(view.remove(&key)),
@@ -76,35 +67,16 @@ async fn compare_and_set_lets_one_of_many_win() {
     ));
     let racers = (0..16).map(|racer| {
         let store = store.clone();
-        async move {
-            store
-                .put_if("a/x", format!("{racer}"), Expect::Revision(first), None)
-                .await
-        }
+        async move { store.put_if("a/x", format!("{racer}"), Expect::Revision(first), None).await }
     });
     let results = futures::future::join_all(racers).await;
-    let winners: Vec<i64> = results
-        .iter()
-        .filter_map(|result| result.as_ref().ok().copied())
-        .collect();
+    let winners: Vec<i64> = results.iter().filter_map(|result| result.as_ref().ok().copied()).collect();
     assert_eq!(winners.len(), 1, "{results:?}");
-    assert!(
-        results
-            .iter()
-            .all(|r| matches!(r, Ok(_) | Err(Error::Conflict { .. })))
-    );
+    assert!(results.iter().all(|r| matches!(r, Ok(_) | Err(Error::Conflict { .. }))));
     let now = store.get("a/x").await.unwrap().unwrap();
     assert_eq!(now.revision, winners[0]);
-    assert!(
-        store
-            .delete_if("a/x", Expect::Revision(first), None)
-            .await
-            .is_err()
-    );
-    store
-        .delete_if("a/x", Expect::Revision(now.revision), None)
-        .await
-        .unwrap();
+    assert!(store.delete_if("a/x", Expect::Revision(first), None).await.is_err());
+    store.delete_if("a/x", Expect::Revision(now.revision), None).await.unwrap();
     assert_eq!(store.get("a/x").await.unwrap(), None);
 }
 
@@ -134,10 +106,7 @@ async fn bounds_are_errors_and_long_lists_are_paged() {
     let etcd = Etcd::start().await;
     let store = etcd.store().await;
     let huge = vec![0; records::VALUE_BYTES_MAX + 1];
-    assert!(matches!(
-        store.put_if("b", huge, Expect::Any, None).await,
-        Err(Error::TooLarge { .. })
-    ));
+    assert!(matches!(store.put_if("b", huge, Expect::Any, None).await, Err(Error::TooLarge { .. })));
     let long = "k".repeat(records::KEY_BYTES_MAX);
     assert!(matches!(store.get(&long).await, Err(Error::TooLarge { .. })));
     for batch in 0..12 {
@@ -151,10 +120,7 @@ async fn bounds_are_errors_and_long_lists_are_paged() {
             .collect();
         store.txn(writes, None).await.unwrap();
     }
-    store
-        .put_if("manz", "outside", Expect::Absent, None)
-        .await
-        .unwrap();
+    store.put_if("manz", "outside", Expect::Absent, None).await.unwrap();
     let (entries, _) = store.list("many/").await.unwrap();
     assert_eq!(entries.len(), 1200);
     assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
@@ -182,10 +148,7 @@ async fn a_guard_refuses_after_leadership_moved() {
     assert_eq!(watchers(&etcd).await, 0);
     let other = store.clone();
     let waiting = tokio::spawn(async move { other.campaign("e", "two", ttl).await });
-    until("a watch of the leader's key", || async {
-        watchers(&etcd).await == 1
-    })
-    .await;
+    until("a watch of the leader's key", || async { watchers(&etcd).await == 1 }).await;
     assert!(!waiting.is_finished());
     second.resign().await.unwrap();
     let third = within("succession", waiting).await.unwrap().unwrap();
@@ -206,19 +169,12 @@ async fn a_watch_survives_kill_and_restart_of_etcd() {
         let asked = Instant::now();
         let error = store.put_if("w/no", "x", Expect::Absent, None).await.unwrap_err();
         assert!(error.is_unavailable(), "{error}");
-        assert!(
-            asked.elapsed() < Duration::from_secs(4),
-            "quickly: {:?}",
-            asked.elapsed()
-        );
+        assert!(asked.elapsed() < Duration::from_secs(4), "quickly: {:?}", asked.elapsed());
         etcd.restart().await;
         // A writer elsewhere, before our watch is necessarily back.
         let value = format!("{}", round + 2);
         until("a write after the restart", || async {
-            store
-                .put_if("w/b", value.clone(), Expect::Any, None)
-                .await
-                .is_ok()
+            store.put_if("w/b", value.clone(), Expect::Any, None).await.is_ok()
         })
         .await;
         view_becomes(&mut watch, &mut view, &[("w/a", "1"), ("w/b", &value)]).await;
@@ -239,12 +195,8 @@ async fn a_watch_lists_again_after_compaction() {
     // While our watch is cut off, history moves on and is compacted: another
     // client works on the same data at another port for a while.
     let (endpoint, mut elsewhere) = start_elsewhere(&etcd);
-    let other = Store::connect(Options {
-        endpoints: vec![endpoint.clone()],
-        ..etcd.options(None)
-    })
-    .await
-    .unwrap();
+    let other =
+        Store::connect(Options { endpoints: vec![endpoint.clone()], ..etcd.options(None) }).await.unwrap();
     until("the other etcd", || async { other.get("c/gone").await.is_ok() }).await;
     other.delete_if("c/gone", Expect::Any, None).await.unwrap();
     let last = other.put_if("c/new", "2", Expect::Absent, None).await.unwrap();
@@ -262,12 +214,7 @@ fn start_elsewhere(etcd: &Etcd) -> (String, std::process::Child) {
     let child = std::process::Command::new("etcd")
         .args(["--name", "t", "--log-level", "error", "--data-dir"])
         .arg(etcd.directory().join("data"))
-        .args([
-            "--listen-client-urls",
-            &endpoint,
-            "--advertise-client-urls",
-            &endpoint,
-        ])
+        .args(["--listen-client-urls", &endpoint, "--advertise-client-urls", &endpoint])
         .args(["--listen-peer-urls", &format!("http://127.0.0.1:{}", free_port())])
         .args(["--heartbeat-interval", "20", "--election-timeout", "200"])
         .stderr(std::process::Stdio::null())
@@ -288,21 +235,11 @@ async fn a_lease_ends_for_its_holder_before_it_ends_for_others() {
     etcd.kill();
     let cut = Instant::now();
     within("local loss", lease.lost()).await;
-    assert!(
-        cut.elapsed() <= ttl + Duration::from_millis(200),
-        "{:?}",
-        cut.elapsed()
-    );
+    assert!(cut.elapsed() <= ttl + Duration::from_millis(200), "{:?}", cut.elapsed());
     assert!(!lease.is_alive());
-    assert!(matches!(
-        store.put_leased("l/host", "again", &lease).await,
-        Err(Error::LeaseLost)
-    ));
+    assert!(matches!(store.put_leased("l/host", "again", &lease).await, Err(Error::LeaseLost)));
     etcd.restart().await;
-    until("the key to go with the lease", || async {
-        matches!(store.get("l/host").await, Ok(None))
-    })
-    .await;
+    until("the key to go with the lease", || async { matches!(store.get("l/host").await, Ok(None)) }).await;
     assert!(!lease.is_alive(), "once over it stays over");
 }
 
@@ -314,10 +251,7 @@ async fn a_short_outage_does_not_end_a_lease_and_revoke_frees_at_once() {
     store.put_leased("l/a", "1", &lease).await.unwrap();
     let before = lease.deadline();
     etcd.restart().await;
-    until("a keepalive after the outage", || async {
-        lease.deadline() > before
-    })
-    .await;
+    until("a keepalive after the outage", || async { lease.deadline() > before }).await;
     assert!(lease.is_alive());
     lease.revoke().await.unwrap();
     assert!(!lease.is_alive());
@@ -339,22 +273,12 @@ async fn leadership_passes_when_the_leader_dies_silently() {
 async fn speaks_tls_with_client_certificates() {
     let directory = tempfile::tempdir().unwrap();
     let files = certificates(directory.path());
-    let server = ServerTls {
-        ca: files.ca.clone(),
-        cert: files.cert.clone(),
-        key: files.key.clone(),
-    };
+    let server = ServerTls { ca: files.ca.clone(), cert: files.cert.clone(), key: files.key.clone() };
     let etcd = Etcd::start_with(Some(server)).await;
     let store = Store::connect(etcd.options(Some(files.clone()))).await.unwrap();
-    until("a write over TLS", || async {
-        store.put_if("tls", "yes", Expect::Any, None).await.is_ok()
-    })
-    .await;
+    until("a write over TLS", || async { store.put_if("tls", "yes", Expect::Any, None).await.is_ok() }).await;
     assert_eq!(store.get("tls").await.unwrap().unwrap().value, b"yes");
-    let missing = TlsFiles {
-        key: directory.path().join("none.pem"),
-        ..files
-    };
+    let missing = TlsFiles { key: directory.path().join("none.pem"), ..files };
     let error = Store::connect(etcd.options(Some(missing))).await.unwrap_err();
     assert!(error.to_string().contains("none.pem"), "{error}");
 }

@@ -68,10 +68,7 @@ impl TlsIdentity {
     pub fn load(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<Self>, IdentityError> {
         install_crypto_provider();
         let read = |path: &Path| {
-            std::fs::read(path).map_err(|source| IdentityError::Read {
-                path: path.to_owned(),
-                source,
-            })
+            std::fs::read(path).map_err(|source| IdentityError::Read { path: path.to_owned(), source })
         };
         let (ca_pem, certificate_pem, key_pem) = (read(ca)?, read(certificate)?, read(key)?);
         let mut roots = RootCertStore::empty();
@@ -80,13 +77,9 @@ impl TlsIdentity {
         }
         let roots = Arc::new(roots);
         let chain = certificates(certificate, &certificate_pem)?;
-        let private_key = PrivateKeyDer::from_pem_slice(&key_pem).map_err(|e| IdentityError::Pem {
-            path: key.to_owned(),
-            message: e.to_string(),
-        })?;
-        let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots))
-            .build()
-            .map_err(unusable)?;
+        let private_key = PrivateKeyDer::from_pem_slice(&key_pem)
+            .map_err(|e| IdentityError::Pem { path: key.to_owned(), message: e.to_string() })?;
+        let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().map_err(unusable)?;
         let server = ServerConfig::builder()
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), private_key.clone_key())
@@ -132,10 +125,7 @@ impl TlsIdentity {
 }
 
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
-    let bad = |message: String| IdentityError::Pem {
-        path: path.to_owned(),
-        message,
-    };
+    let bad = |message: String| IdentityError::Pem { path: path.to_owned(), message };
     let chain = CertificateDer::pem_slice_iter(pem)
         .collect::<Result<Vec<_>, _>>()
         .map_err(|error| bad(error.to_string()))?;
@@ -146,7 +136,5 @@ fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>,
 }
 
 fn unusable(error: impl std::fmt::Display) -> IdentityError {
-    IdentityError::Unusable {
-        message: error.to_string(),
-    }
+    IdentityError::Unusable { message: error.to_string() }
 }

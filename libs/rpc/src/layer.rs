@@ -44,10 +44,7 @@ impl RequestId {
 
     /// The caller's id when it is short visible ASCII, else a fresh one.
     fn of<B>(request: &Request<B>) -> Self {
-        let given = request
-            .headers()
-            .get(REQUEST_ID)
-            .and_then(|value| value.to_str().ok());
+        let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());
         match given {
             Some(id) if !id.is_empty() && id.len() <= REQUEST_ID_LENGTH_MAX => Self(id.to_owned()),
             _ => Self(Uuid::new_v4().to_string()),
@@ -58,10 +55,7 @@ impl RequestId {
 /// The request id of a call.
 #[must_use]
 pub fn request_id<T>(request: &tonic::Request<T>) -> String {
-    request
-        .extensions()
-        .get::<RequestId>()
-        .map_or_else(String::new, |id| id.0.clone())
+    request.extensions().get::<RequestId>().map_or_else(String::new, |id| id.0.clone())
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -99,11 +93,7 @@ where
         let mut inner = std::mem::replace(&mut self.inner, clone);
         let id = RequestId::of(&request);
         let span = tracing::info_span!("rpc", method = request.uri().path(), request_id = id.as_str());
-        if let Some(parent) = request
-            .headers()
-            .get(telemetry::TRACEPARENT)
-            .and_then(|v| v.to_str().ok())
-        {
+        if let Some(parent) = request.headers().get(telemetry::TRACEPARENT).and_then(|v| v.to_str().ok()) {
             telemetry::set_parent(&span, parent);
         }
         request.extensions_mut().insert(id.clone());
@@ -129,10 +119,5 @@ where
 }
 
 fn panicked() -> Status {
-    errors::status(
-        Code::Internal,
-        reason::INTERNAL,
-        "a bug in Torpor ended this call",
-        &[],
-    )
+    errors::status(Code::Internal, reason::INTERNAL, "a bug in Torpor ended this call", &[])
 }

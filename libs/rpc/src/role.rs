@@ -39,14 +39,8 @@ pub enum Role {
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 6] = [
-        Self::Scheduler,
-        Self::ImageBuilder,
-        Self::EdgeProxy,
-        Self::HostAgent,
-        Self::Admin,
-        Self::Etcd,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Scheduler, Self::ImageBuilder, Self::EdgeProxy, Self::HostAgent, Self::Admin, Self::Etcd];
 
     /// The name, as in file names and certificates.
     #[must_use]

@@ -49,17 +49,10 @@ impl ServerBuilder {
     /// # Errors
     /// When the address cannot be bound.
     pub async fn bind(address: &str, identity: &Arc<TlsIdentity>) -> Result<BoundServer, ServeError> {
-        let failed = |source| ServeError::Bind {
-            address: address.to_owned(),
-            source,
-        };
+        let failed = |source| ServeError::Bind { address: address.to_owned(), source };
         let listener = TcpListener::bind(address).await.map_err(failed)?;
         let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(BoundServer {
-            listener,
-            local_addr,
-            identity: Arc::clone(identity),
-        })
+        Ok(BoundServer { listener, local_addr, identity: Arc::clone(identity) })
     }
 }
 

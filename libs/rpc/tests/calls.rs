@@ -41,10 +41,7 @@ impl HostService for Hosts {
         request: Request<ListHostsRequest>,
     ) -> Result<Response<ListHostsResponse>, Status> {
         rpc::authorize(&request, &[Role::Admin])?;
-        Ok(Response::new(ListHostsResponse {
-            hosts: Vec::new(),
-            next_page_token: rpc::request_id(&request),
-        }))
+        Ok(Response::new(ListHostsResponse { hosts: Vec::new(), next_page_token: rpc::request_id(&request) }))
     }
     async fn place_bake(&self, _: Request<PlaceBakeRequest>) -> Result<Response<PlaceBakeResponse>, Status> {
         Err(Status::unimplemented(""))
@@ -82,18 +79,12 @@ impl Fleet {
 
     fn identity(&self, role: Role) -> Arc<TlsIdentity> {
         let file = |name: String| self.directory.path().join(name);
-        TlsIdentity::load(
-            &file("ca.pem".into()),
-            &file(format!("{role}.pem")),
-            &file(format!("{role}.key")),
-        )
-        .unwrap()
+        TlsIdentity::load(&file("ca.pem".into()), &file(format!("{role}.pem")), &file(format!("{role}.key")))
+            .unwrap()
     }
 
     async fn serve(&self, role: Role) -> String {
-        let server = ServerBuilder::bind("127.0.0.1:0", &self.identity(role))
-            .await
-            .unwrap();
+        let server = ServerBuilder::bind("127.0.0.1:0", &self.identity(role)).await.unwrap();
         let address = server.local_addr().to_string();
         let routes = Routes::new(HostServiceServer::new(Hosts));
         tokio::spawn(server.serve(routes, CancellationToken::new()));
@@ -122,10 +113,7 @@ async fn a_role_decides_who_may_call() {
             _ => {
                 let status = answer.unwrap_err();
                 assert_eq!(status.code(), Code::PermissionDenied);
-                assert_eq!(
-                    api::errors::reason_of(&status).as_deref(),
-                    Some("PERMISSION_DENIED")
-                );
+                assert_eq!(api::errors::reason_of(&status).as_deref(), Some("PERMISSION_DENIED"));
             }
         }
     }
@@ -137,20 +125,12 @@ async fn a_server_of_another_role_or_another_fleet_is_refused() {
     let address = fleet.serve(Role::Scheduler).await;
     let mut wrong_role = fleet.client(Role::Admin, &address, Role::ImageBuilder);
     assert_eq!(
-        wrong_role
-            .list_hosts(ListHostsRequest::default())
-            .await
-            .unwrap_err()
-            .code(),
+        wrong_role.list_hosts(ListHostsRequest::default()).await.unwrap_err().code(),
         Code::Unavailable
     );
     let mut wrong_fleet = other.client(Role::Admin, &address, Role::Scheduler);
     assert_eq!(
-        wrong_fleet
-            .list_hosts(ListHostsRequest::default())
-            .await
-            .unwrap_err()
-            .code(),
+        wrong_fleet.list_hosts(ListHostsRequest::default()).await.unwrap_err().code(),
         Code::Unavailable
     );
 }
@@ -162,17 +142,9 @@ async fn request_ids_are_kept_when_sane_and_echoed_always() {
     let mut client = fleet.client(Role::Admin, &address, Role::Scheduler);
     for (given, kept) in [("abc-1", true), ("", false), (&*"x".repeat(129), false)] {
         let mut request = Request::new(ListHostsRequest::default());
-        request
-            .metadata_mut()
-            .insert(rpc::REQUEST_ID, given.parse().unwrap());
+        request.metadata_mut().insert(rpc::REQUEST_ID, given.parse().unwrap());
         let answer = client.list_hosts(request).await.unwrap();
-        let echoed = answer
-            .metadata()
-            .get(rpc::REQUEST_ID)
-            .unwrap()
-            .to_str()
-            .unwrap()
-            .to_owned();
+        let echoed = answer.metadata().get(rpc::REQUEST_ID).unwrap().to_str().unwrap().to_owned();
         assert_eq!(echoed == given, kept, "{given}");
         assert_eq!(answer.into_inner().next_page_token, echoed);
     }
@@ -183,10 +155,7 @@ async fn a_panic_ends_one_call_and_not_the_server() {
     let fleet = Fleet::new();
     let address = fleet.serve(Role::Scheduler).await;
     let mut client = fleet.client(Role::Admin, &address, Role::Scheduler);
-    let status = client
-        .register_host(RegisterHostRequest::default())
-        .await
-        .unwrap_err();
+    let status = client.register_host(RegisterHostRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert!(client.list_hosts(ListHostsRequest::default()).await.is_ok());
 }
@@ -195,13 +164,9 @@ async fn a_panic_ends_one_call_and_not_the_server() {
 fn a_broken_identity_names_the_file() {
     let directory = tempfile::tempdir().unwrap();
     let missing = directory.path().join("nothing.pem");
-    let error = TlsIdentity::load(&missing, &missing, &missing)
-        .unwrap_err()
-        .to_string();
+    let error = TlsIdentity::load(&missing, &missing, &missing).unwrap_err().to_string();
     assert!(error.contains("nothing.pem"), "{error}");
     std::fs::write(&missing, "not pem").unwrap();
-    let error = TlsIdentity::load(Path::new(&missing), &missing, &missing)
-        .unwrap_err()
-        .to_string();
+    let error = TlsIdentity::load(Path::new(&missing), &missing, &missing).unwrap_err().to_string();
     assert!(error.contains("holds no usable PEM"), "{error}");
 }

@@ -78,9 +78,8 @@ pub enum Error {
 pub fn load<T: Serialize + DeserializeOwned>(service: &str, cli: &Cli) -> Result<Option<T>, Error> {
     let settings: T = load_from(service, cli.config.as_deref(), std::env::vars(), &cli.set)?;
     if cli.print_config {
-        let text = toml::to_string_pretty(&settings).map_err(|e| Error::Invalid {
-            message: e.to_string(),
-        })?;
+        let text =
+            toml::to_string_pretty(&settings).map_err(|e| Error::Invalid { message: e.to_string() })?;
         println!("{text}");
         return Ok(None);
     }
@@ -100,14 +99,10 @@ pub fn load_from<T: DeserializeOwned>(
     let mut table = match file {
         None => Table::new(),
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|source| Error::Read {
-                path: path.to_owned(),
-                source,
-            })?;
-            text.parse::<Table>().map_err(|e| Error::Parse {
-                path: path.to_owned(),
-                message: e.to_string(),
-            })?
+            let text = std::fs::read_to_string(path)
+                .map_err(|source| Error::Read { path: path.to_owned(), source })?;
+            text.parse::<Table>()
+                .map_err(|e| Error::Parse { path: path.to_owned(), message: e.to_string() })?
         }
     };
     let prefix = format!("TORPOR_{}_", service.to_uppercase().replace('-', "_"));
@@ -126,16 +121,10 @@ pub fn load_from<T: DeserializeOwned>(
         overrides.push((key.to_owned(), value.to_owned()));
     }
     for (key, value) in overrides {
-        insert(&mut table, &key, parse_value(&value)).map_err(|message| Error::Set {
-            argument: key.clone(),
-            message,
-        })?;
+        insert(&mut table, &key, parse_value(&value))
+            .map_err(|message| Error::Set { argument: key.clone(), message })?;
     }
-    Value::Table(table)
-        .try_into()
-        .map_err(|e: toml::de::Error| Error::Invalid {
-            message: e.to_string(),
-        })
+    Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Invalid { message: e.to_string() })
 }
 
 fn parse_value(text: &str) -> Value {
@@ -183,9 +172,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("example.toml");
         std::fs::write(&path, file).unwrap();
-        let environment = environment
-            .iter()
-            .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
+        let environment = environment.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned()));
         let set: Vec<String> = set.iter().map(|s| (*s).to_owned()).collect();
         load_from("edge-proxy", Some(&path), environment, &set)
     }
@@ -199,10 +186,7 @@ mod tests {
             ("TORPOR_OTHER_PORT", "9"),
         ];
         let loaded = load_example(file, &environment, &["s3.region=flag"]).unwrap();
-        assert_eq!(
-            (loaded.port, loaded.name.as_str(), loaded.s3.region.as_str()),
-            (2, "file", "flag")
-        );
+        assert_eq!((loaded.port, loaded.name.as_str(), loaded.s3.region.as_str()), (2, "file", "flag"));
         assert!(loaded.s3.path_style, "defaults fill the rest");
     }
 
@@ -222,14 +206,9 @@ mod tests {
 
     #[test]
     fn secrets_do_not_show() {
-        let settings = S3Settings {
-            secret_access_key: Some(Secret::new("hunter2")),
-            ..S3Settings::default()
-        };
+        let settings =
+            S3Settings { secret_access_key: Some(Secret::new("hunter2")), ..S3Settings::default() };
         let printed = format!("{settings:?}{}", toml::to_string(&settings).unwrap());
-        assert!(
-            !printed.contains("hunter2") && printed.contains("<hidden>"),
-            "{printed}"
-        );
+        assert!(!printed.contains("hunter2") && printed.contains("<hidden>"), "{printed}");
     }
 }

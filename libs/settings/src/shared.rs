@@ -34,11 +34,7 @@ pub struct EtcdSettings {
 
 impl Default for EtcdSettings {
     fn default() -> Self {
-        Self {
-            endpoints: vec!["https://127.0.0.1:7379".to_owned()],
-            root: "/torpor/".to_owned(),
-            tls: None,
-        }
+        Self { endpoints: vec!["https://127.0.0.1:7379".to_owned()], root: "/torpor/".to_owned(), tls: None }
     }
 }
 
@@ -84,10 +80,6 @@ pub struct TelemetrySettings {
 
 impl Default for TelemetrySettings {
     fn default() -> Self {
-        Self {
-            log_filter: "info".to_owned(),
-            otlp_endpoint: None,
-            metrics_address: None,
-        }
+        Self { log_filter: "info".to_owned(), otlp_endpoint: None, metrics_address: None }
     }
 }

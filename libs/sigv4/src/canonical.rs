@@ -25,11 +25,7 @@ pub fn normal_path(raw: &str) -> Cow<'_, str> {
             segment => segments.push(segment),
         }
     }
-    let end = if raw.ends_with('/') && !segments.is_empty() {
-        "/"
-    } else {
-        ""
-    };
+    let end = if raw.ends_with('/') && !segments.is_empty() { "/" } else { "" };
     Cow::Owned(format!("/{}{end}", segments.join("/")))
 }
 
@@ -76,9 +72,7 @@ fn header(claim: &Claim<'_>, name: &str, out: &mut Vec<u8>) -> Option<()> {
 
 /// Without spaces at the ends, and one for each run of them inside.
 fn trimmed(value: &[u8], out: &mut Vec<u8>) {
-    let words = value
-        .split(|byte| matches!(byte, b' ' | b'\t'))
-        .filter(|word| !word.is_empty());
+    let words = value.split(|byte| matches!(byte, b' ' | b'\t')).filter(|word| !word.is_empty());
     for (i, word) in words.enumerate() {
         if i > 0 {
             out.push(b' ');

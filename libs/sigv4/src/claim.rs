@@ -116,10 +116,7 @@ impl Claim<'_> {
 pub fn parse(request: Request<'_>) -> Result<Claim<'_>, Error> {
     let query = Pairs::parse(request.raw_query)?;
     let in_query = query_form::parameter(&query);
-    let (form, parameters) = match (
-        request.headers.contains_key(http::header::AUTHORIZATION),
-        in_query,
-    ) {
+    let (form, parameters) = match (request.headers.contains_key(http::header::AUTHORIZATION), in_query) {
         (false, None) => return Err(Error::MissingAuthenticationToken),
         (true, Some(name)) => {
             return Err(Error::Ambiguous(format!(
@@ -162,9 +159,7 @@ pub(crate) fn only<'a>(request: &Request<'a>, name: &str) -> Result<Option<&'a h
     let value = values.next();
     match values.next() {
         None => Ok(value),
-        Some(_) => Err(Error::Ambiguous(format!(
-            "The header '{name}' must not be sent more than once."
-        ))),
+        Some(_) => Err(Error::Ambiguous(format!("The header '{name}' must not be sent more than once."))),
     }
 }
 
@@ -174,17 +169,13 @@ pub(crate) fn only_text<'a>(request: &Request<'a>, name: &str) -> Result<Option<
         return Ok(None);
     };
     value.to_str().map(Some).map_err(|_| {
-        Error::IncompleteSignature(format!(
-            "The header '{name}' must consist of visible ASCII characters."
-        ))
+        Error::IncompleteSignature(format!("The header '{name}' must consist of visible ASCII characters."))
     })
 }
 
 /// The start of a text, as far as a message repeats it.
 pub(crate) fn clip(text: &str) -> &str {
-    let end = (0..=text.len().min(ECHO_LENGTH_MAX))
-        .rev()
-        .find(|end| text.is_char_boundary(*end));
+    let end = (0..=text.len().min(ECHO_LENGTH_MAX)).rev().find(|end| text.is_char_boundary(*end));
     &text[..end.unwrap_or(0)]
 }
 
@@ -195,9 +186,9 @@ fn check_host(request: &Request<'_>) -> Result<(), Error> {
         return Ok(());
     };
     match request.authority {
-        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => Err(
-            Error::Ambiguous("The header 'host' must not differ from ':authority'.".to_owned()),
-        ),
+        Some(authority) if !host.as_bytes().eq_ignore_ascii_case(authority.as_bytes()) => {
+            Err(Error::Ambiguous("The header 'host' must not differ from ':authority'.".to_owned()))
+        }
         _ => Ok(()),
     }
 }
@@ -260,11 +251,7 @@ fn declared(text: Option<Cow<'_, str>>) -> Result<Declared<'_>, Error> {
 
 /// 64 hexadecimal digits.
 fn hex(text: &str) -> Option<[u8; 32]> {
-    let digit = |byte: u8| {
-        (byte as char)
-            .to_digit(16)
-            .and_then(|digit| u8::try_from(digit).ok())
-    };
+    let digit = |byte: u8| (byte as char).to_digit(16).and_then(|digit| u8::try_from(digit).ok());
     let mut out = [0; 32];
     if text.len() != 2 * out.len() {
         return None;

@@ -20,17 +20,13 @@ impl Timestamp {
         if text.len() != BASIC_LENGTH || !text.is_ascii() {
             return None;
         }
-        PrimitiveDateTime::parse(text, form)
-            .ok()
-            .map(|time| Self(time.assume_utc()))
+        PrimitiveDateTime::parse(text, form).ok().map(|time| Self(time.assume_utc()))
     }
 
     /// A `Date` header: `Fri, 02 Jan 2026 03:04:05 GMT`, or the basic form.
     pub(crate) fn from_http(text: &str) -> Option<Self> {
         Self::from_basic(text).or_else(|| {
-            let time = OffsetDateTime::parse(text, &Rfc2822)
-                .ok()?
-                .checked_to_offset(time::UtcOffset::UTC)?;
+            let time = OffsetDateTime::parse(text, &Rfc2822).ok()?.checked_to_offset(time::UtcOffset::UTC)?;
             (0..=9999).contains(&time.year()).then_some(Self(time))
         })
     }
@@ -49,11 +45,7 @@ impl Timestamp {
     /// This time plus `duration`; stops at the calendar's end.
     pub(crate) fn after(self, duration: Duration) -> Self {
         let duration = time::Duration::try_from(duration).unwrap_or(time::Duration::MAX);
-        Self(
-            self.0
-                .checked_add(duration)
-                .unwrap_or(PrimitiveDateTime::MAX.assume_utc()),
-        )
+        Self(self.0.checked_add(duration).unwrap_or(PrimitiveDateTime::MAX.assume_utc()))
     }
 }
 
@@ -61,9 +53,8 @@ impl From<SystemTime> for Timestamp {
     /// Whole seconds since 1970; what is before 1970 or after 9999 is its end.
     fn from(time: SystemTime) -> Self {
         let seconds = time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
-        let time = i64::try_from(seconds)
-            .ok()
-            .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+        let time =
+            i64::try_from(seconds).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
         Self(time.unwrap_or(PrimitiveDateTime::MAX.assume_utc()))
     }
 }
@@ -77,13 +68,7 @@ impl From<Timestamp> for SystemTime {
 impl fmt::Display for Timestamp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (time, date) = (self.0.time(), self.0.date());
-        write!(
-            f,
-            "{:04}{:02}{:02}",
-            date.year(),
-            u8::from(date.month()),
-            date.day()
-        )?;
+        write!(f, "{:04}{:02}{:02}", date.year(), u8::from(date.month()), date.day())?;
         write!(f, "T{:02}{:02}{:02}Z", time.hour(), time.minute(), time.second())
     }
 }

@@ -19,12 +19,9 @@ pub(crate) fn parse<'a>(request: &Request<'a>) -> Result<Parameters<'a>, Error> 
             hashed(raw)
         )));
     }
-    let text = std::str::from_utf8(raw)
-        .ok()
-        .filter(|text| text.is_ascii())
-        .ok_or_else(|| {
-            Error::IncompleteSignature(format!("Authorization header must be ASCII. {}", hashed(raw)))
-        })?;
+    let text = std::str::from_utf8(raw).ok().filter(|text| text.is_ascii()).ok_or_else(|| {
+        Error::IncompleteSignature(format!("Authorization header must be ASCII. {}", hashed(raw)))
+    })?;
     let (algorithm, rest) = text.trim().split_once([' ', '\t']).unwrap_or((text, ""));
     let values = pairs(rest, raw)?;
     let dates = [only_text(request, "x-amz-date")?, only_text(request, "date")?];
@@ -80,11 +77,7 @@ fn pairs<'a>(text: &'a str, raw: &[u8]) -> Result<[Option<&'a str>; 3], Error> {
 /// `x-amz-date` decides; `date` stands in for it.
 fn signed_at([amz, http]: [Option<&str>; 2]) -> Result<Timestamp, Error> {
     let text = amz.or(http).unwrap_or_default().trim();
-    let time = if amz.is_some() {
-        Timestamp::from_basic(text)
-    } else {
-        Timestamp::from_http(text)
-    };
+    let time = if amz.is_some() { Timestamp::from_basic(text) } else { Timestamp::from_http(text) };
     time.ok_or_else(|| bad_date(text))
 }
 

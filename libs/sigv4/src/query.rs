@@ -5,11 +5,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode, percent_encod
 use std::borrow::Cow;
 
 /// All that RFC 3986 does not call unreserved.
-pub(crate) const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+pub(crate) const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A query's pairs, decoded, in the order sent. Empty pairs (`&&`) are none; a
 /// name without `=` has the empty value; `+` is a space.
@@ -42,10 +38,7 @@ impl<'a> Pairs<'a> {
 
     /// The values of a name, in the order sent.
     pub(crate) fn values(&self, name: &str) -> impl Iterator<Item = &Cow<'a, [u8]>> {
-        self.0
-            .iter()
-            .filter(move |pair| *pair.0 == *name.as_bytes())
-            .map(|pair| &pair.1)
+        self.0.iter().filter(move |pair| *pair.0 == *name.as_bytes()).map(|pair| &pair.1)
     }
 
     /// Appends the canonical form: encoded, sorted by name and then by value,
@@ -54,10 +47,7 @@ impl<'a> Pairs<'a> {
         let mut pairs: Vec<(Cow<'_, str>, Cow<'_, str>)> = (self.0.iter())
             .filter(|pair| *pair.0 != *b"X-Amz-Signature")
             .map(|(name, value)| {
-                (
-                    percent_encode(name, RESERVED).into(),
-                    percent_encode(value, RESERVED).into(),
-                )
+                (percent_encode(name, RESERVED).into(), percent_encode(value, RESERVED).into())
             })
             .collect();
         pairs.sort_unstable();

@@ -11,13 +11,8 @@ use std::time::Duration;
 const MARKS: [&str; 3] = ["X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature"];
 
 /// In the order in which AWS tells what is absent.
-const REQUIRED: [&str; 5] = [
-    "X-Amz-Algorithm",
-    "X-Amz-Credential",
-    "X-Amz-Signature",
-    "X-Amz-SignedHeaders",
-    "X-Amz-Date",
-];
+const REQUIRED: [&str; 5] =
+    ["X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Signature", "X-Amz-SignedHeaders", "X-Amz-Date"];
 
 /// The parameter, if any, by which a request is presigned.
 pub(crate) fn parameter(query: &Pairs<'_>) -> Option<&'static str> {
@@ -33,17 +28,9 @@ pub(crate) fn parse<'a>(request: &Request<'a>, query: &Pairs<'a>) -> Result<Para
             absent += &format!("AWS query-string parameters must include '{name}'. ");
         }
     }
-    let [
-        Some(algorithm),
-        Some(credential),
-        Some(signature),
-        Some(signed_headers),
-        Some(date),
-    ] = values
+    let [Some(algorithm), Some(credential), Some(signature), Some(signed_headers), Some(date)] = values
     else {
-        return Err(Error::IncompleteSignature(
-            absent + "Re-examine the query-string parameters.",
-        ));
+        return Err(Error::IncompleteSignature(absent + "Re-examine the query-string parameters."));
     };
     Ok(Parameters {
         algorithm,
@@ -51,9 +38,7 @@ pub(crate) fn parse<'a>(request: &Request<'a>, query: &Pairs<'a>) -> Result<Para
         signed_headers,
         signature,
         signed_at: Timestamp::from_basic(&date).ok_or_else(|| bad_date(&date))?,
-        expires: one(query, "X-Amz-Expires")?
-            .map(|text| expires(&text))
-            .transpose()?,
+        expires: one(query, "X-Amz-Expires")?.map(|text| expires(&text)).transpose()?,
         security_token: either(request, query, "x-amz-security-token", "X-Amz-Security-Token")?,
         payload_hash: either(request, query, "x-amz-content-sha256", "X-Amz-Content-Sha256")?,
     })
@@ -75,9 +60,9 @@ fn one<'a>(query: &Pairs<'a>, name: &str) -> Result<Option<Cow<'a, str>>, Error>
     match value.map(text) {
         None => Ok(None),
         Some(Some(text)) => Ok(Some(text)),
-        Some(None) => Err(Error::IncompleteSignature(format!(
-            "The query-string parameter '{name}' must be UTF-8."
-        ))),
+        Some(None) => {
+            Err(Error::IncompleteSignature(format!("The query-string parameter '{name}' must be UTF-8.")))
+        }
     }
 }
 
@@ -97,10 +82,7 @@ fn either<'a>(
 }
 
 fn expires(text: &str) -> Result<Duration, Error> {
-    let seconds = text
-        .parse()
-        .ok()
-        .filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
+    let seconds = text.parse().ok().filter(|_| text.bytes().all(|byte| byte.is_ascii_digit()));
     match seconds {
         Some(seconds @ 1..=EXPIRES_SECONDS_MAX) => Ok(Duration::from_secs(seconds)),
         _ => Err(Error::IncompleteSignature(format!(

@@ -54,19 +54,13 @@ impl Secret {
         let day = Zeroizing::new(hmac(&start, day.as_bytes()));
         let region = Zeroizing::new(hmac(day.as_slice(), region.as_bytes()));
         let service = Zeroizing::new(hmac(region.as_slice(), service.as_bytes()));
-        SigningKey(Zeroizing::new(hmac(
-            service.as_slice(),
-            crate::TERMINATOR.as_bytes(),
-        )))
+        SigningKey(Zeroizing::new(hmac(service.as_slice(), crate::TERMINATOR.as_bytes())))
     }
 }
 
 impl PartialEq for Secret {
     fn eq(&self, other: &Self) -> bool {
-        self.fingerprint
-            .as_slice()
-            .ct_eq(other.fingerprint.as_slice())
-            .into()
+        self.fingerprint.as_slice().ct_eq(other.fingerprint.as_slice()).into()
     }
 }
 

@@ -74,19 +74,11 @@ impl Verifier {
     pub fn check(&self, claim: &Claim<'_>, now: SystemTime) -> Result<(), Error> {
         let (signed_at, now) = (claim.signed_at, Timestamp::from(now));
         if signed_at > now.after(self.clock_skew) {
-            return Err(Error::NotYetCurrent {
-                signed_at,
-                now,
-                skew: self.clock_skew,
-            });
+            return Err(Error::NotYetCurrent { signed_at, now, skew: self.clock_skew });
         }
         let validity = claim.expires.unwrap_or(self.clock_skew);
         if signed_at < now.before(validity) {
-            return Err(Error::Expired {
-                signed_at,
-                now,
-                validity,
-            });
+            return Err(Error::Expired { signed_at, now, validity });
         }
         self.check_scope(claim)
     }
@@ -125,9 +117,7 @@ impl Verifier {
             self.service,
             hex(&Sha256::digest(&request).into())
         );
-        let expected = self
-            .signing_key(secret, &claim.day)
-            .sign(string_to_sign.as_bytes());
+        let expected = self.signing_key(secret, &claim.day).sign(string_to_sign.as_bytes());
         match claim.signature {
             Some(signature) if bool::from(expected.ct_eq(&signature)) => Ok(()),
             _ => Err(Error::SignatureDoesNotMatch),
@@ -140,10 +130,7 @@ impl Verifier {
             wrong.push("Credential should be scoped to a valid region.".to_owned());
         }
         if claim.service != self.service {
-            wrong.push(format!(
-                "Credential should be scoped to correct service: '{}'.",
-                self.service
-            ));
+            wrong.push(format!("Credential should be scoped to correct service: '{}'.", self.service));
         }
         if claim.terminator != TERMINATOR {
             wrong.push(format!(
@@ -160,20 +147,14 @@ impl Verifier {
                 claim.signed_at
             ));
         }
-        if wrong.is_empty() {
-            Ok(())
-        } else {
-            Err(Error::Scope(wrong.join(" ")))
-        }
+        if wrong.is_empty() { Ok(()) } else { Err(Error::Scope(wrong.join(" "))) }
     }
 
     /// From the cache, or derived and kept: four HMACs saved.
     fn signing_key(&self, secret: &Secret, day: &str) -> SigningKey {
         let name = (
             *secret.fingerprint(),
-            day.as_bytes()
-                .try_into()
-                .expect("the scope was checked: a day has eight digits"),
+            day.as_bytes().try_into().expect("the scope was checked: a day has eight digits"),
         );
         if let Some(key) = self.lock().get(&name) {
             return key.clone();

@@ -52,19 +52,13 @@ impl Message {
 
     fn with_header(&self, name: &str, value: &str) -> Self {
         let mut message = self.clone();
-        message.headers.insert(
-            name.parse::<HeaderName>().unwrap(),
-            HeaderValue::from_str(value).unwrap(),
-        );
+        message.headers.insert(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         message
     }
 
     fn with_one_more(&self, name: &str, value: &str) -> Self {
         let mut message = self.clone();
-        message.headers.append(
-            name.parse::<HeaderName>().unwrap(),
-            HeaderValue::from_str(value).unwrap(),
-        );
+        message.headers.append(name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap());
         message
     }
 
@@ -75,10 +69,7 @@ impl Message {
     }
 
     fn with_query(&self, query: impl Into<String>) -> Self {
-        Self {
-            query: query.into(),
-            ..self.clone()
-        }
+        Self { query: query.into(), ..self.clone() }
     }
 
     /// With a piece of the `Authorization` header replaced, which must be there.
@@ -110,8 +101,7 @@ impl Side {
         if claim.access_key_id() != self.access_key_id {
             return Err(Error::UnrecognizedClient);
         }
-        self.verifier
-            .verify(&claim, &self.secret, Payload::Bytes(&message.body), self.now)
+        self.verifier.verify(&claim, &self.secret, Payload::Bytes(&message.body), self.now)
     }
 }
 
@@ -139,8 +129,5 @@ fn check_hashed(side: &Side, message: &Message, text: &str) {
     let all = error.to_string();
     assert!(matches!(error, Error::IncompleteSignature(_)), "{error:?}");
     let rest = all.strip_prefix(text).unwrap_or_else(|| panic!("{all}"));
-    assert!(
-        rest.trim_end_matches("'.").len() == 44 && rest.contains('='),
-        "{all}"
-    );
+    assert!(rest.trim_end_matches("'.").len() == 44 && rest.contains('='), "{all}");
 }

@@ -75,8 +75,6 @@ pub(crate) async fn run(
         return Ok(output.stdout);
     }
     let end = output.stderr.len().min(COMPLAINT_MAX);
-    let complaint = String::from_utf8_lossy(&output.stderr[..end])
-        .trim()
-        .replace('\n', "; ");
+    let complaint = String::from_utf8_lossy(&output.stderr[..end]).trim().replace('\n', "; ");
     Err(CommandError::Failed { program, complaint })
 }

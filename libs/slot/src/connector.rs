@@ -37,9 +37,7 @@ impl Connector {
             stream.set_nodelay(true)?;
             Ok(stream)
         };
-        tokio::time::timeout(timeout, attempt)
-            .await
-            .map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
+        tokio::time::timeout(timeout, attempt).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
     /// A UDP socket bound inside the slot.
@@ -47,10 +45,7 @@ impl Connector {
     /// # Errors
     /// What binding met, `AddrInUse` for example.
     pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        let socket = self
-            .inside
-            .run(&self.namespace, move || StdUdpSocket::bind(address))
-            .await?;
+        let socket = self.inside.run(&self.namespace, move || StdUdpSocket::bind(address)).await?;
         socket.set_nonblocking(true)?;
         UdpSocket::from_std(socket)
     }
@@ -69,12 +64,7 @@ impl Connector {
     async fn tcp_socket(&self) -> io::Result<TcpSocket> {
         let made = self.inside.run(&self.namespace, || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-            Ok(socket_with(
-                AddressFamily::INET,
-                SocketType::STREAM,
-                flags,
-                Some(ipproto::TCP),
-            )?)
+            Ok(socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?)
         });
         // An unconnected socket: the conversion only carries the descriptor over.
         Ok(TcpSocket::from_std_stream(StdTcpStream::from(made.await?)))

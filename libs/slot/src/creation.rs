@@ -64,28 +64,17 @@ async fn create_parts(
     let _ = writeln!(script, "addr add {root_side}/30 dev {veth}\nlink set {veth} up");
     ip(&["-batch", "-"], &script).await?;
 
-    let namespace = Arc::new(Namespace::open(&name).map_err(|source| Error::Namespace {
-        name: name.clone(),
-        source,
-    })?);
+    let namespace =
+        Arc::new(Namespace::open(&name).map_err(|source| Error::Namespace { name: name.clone(), source })?);
     inside
-        .run(&namespace, || {
-            SWITCHES
-                .iter()
-                .try_for_each(|(switch, value)| set_switch(switch, value))
-        })
+        .run(&namespace, || SWITCHES.iter().try_for_each(|(switch, value)| set_switch(switch, value)))
         .await
-        .map_err(|source| Error::Namespace {
-            name: name.clone(),
-            source,
-        })?;
+        .map_err(|source| Error::Namespace { name: name.clone(), source })?;
     // Rules first, then the devices that traffic could come through.
     apply_inside(&name, &firewall::slot_table(closed, &Egress::Internet)).await?;
 
-    let owner = settings
-        .tap_owner
-        .map(|owner| format!("user {} group {}", owner.uid, owner.gid))
-        .unwrap_or_default();
+    let owner =
+        settings.tap_owner.map(|owner| format!("user {} group {}", owner.uid, owner.gid)).unwrap_or_default();
     let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
     let script = format!(
         "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {mac}\n\
@@ -133,28 +122,17 @@ pub(crate) async fn destroy(settings: &PoolSettings, index: u32) -> Result<(), E
 pub(crate) fn existing(settings: &PoolSettings) -> BTreeSet<u32> {
     let names = |directory: &str| {
         let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-        entries
-            .filter_map(|entry| entry.file_name().into_string().ok())
-            .collect::<Vec<_>>()
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
     };
-    let namespaces = names(NAMESPACES)
-        .into_iter()
-        .filter_map(|name| settings.index_of(&name))
-        .collect::<Vec<_>>();
-    let devices = names(DEVICES)
-        .into_iter()
-        .filter_map(|name| settings.index_of_veth(&name));
+    let namespaces =
+        names(NAMESPACES).into_iter().filter_map(|name| settings.index_of(&name)).collect::<Vec<_>>();
+    let devices = names(DEVICES).into_iter().filter_map(|name| settings.index_of_veth(&name));
     namespaces.into_iter().chain(devices).collect()
 }
 
 /// Applies an `nft` document in a slot, all or nothing.
 pub(crate) async fn apply_inside(namespace: &str, document: &Value) -> Result<(), Error> {
-    command::run(
-        "ip",
-        &["netns", "exec", namespace, "nft", "-j", "-f", "-"],
-        &document.to_string(),
-    )
-    .await?;
+    command::run("ip", &["netns", "exec", namespace, "nft", "-j", "-f", "-"], &document.to_string()).await?;
     Ok(())
 }
 
@@ -169,24 +147,16 @@ pub(crate) async fn root_tables() -> Result<Vec<String>, Error> {
     let listing: Value = parse(&command::run("nft", &["-j", "list", "tables"], "").await?)?;
     let tables = listing["nftables"].as_array().into_iter().flatten();
     let names = tables.filter_map(|item| item["table"]["name"].as_str());
-    Ok(names
-        .filter(|name| name.starts_with(firewall::ROOT_TABLE_PREFIX))
-        .map(str::to_owned)
-        .collect())
+    Ok(names.filter(|name| name.starts_with(firewall::ROOT_TABLE_PREFIX)).map(str::to_owned).collect())
 }
 
 /// This machine's addresses, with the length of the network each is on.
 pub(crate) async fn own_networks() -> Result<Vec<(Ipv4Addr, u8)>, Error> {
     let listing: Value = parse(&command::run("ip", &["-4", "-j", "addr", "show"], "").await?)?;
-    let addresses = listing
-        .as_array()
-        .into_iter()
-        .flatten()
-        .flat_map(|link| link["addr_info"].as_array());
+    let addresses = listing.as_array().into_iter().flatten().flat_map(|link| link["addr_info"].as_array());
     let networks = addresses.flatten().filter_map(|address| {
-        let length = u8::try_from(address["prefixlen"].as_u64()?)
-            .ok()
-            .filter(|length| (1..=32).contains(length))?;
+        let length =
+            u8::try_from(address["prefixlen"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
         Some((address["local"].as_str()?.parse().ok()?, length))
     });
     Ok(networks.collect())

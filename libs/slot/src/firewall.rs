@@ -34,12 +34,8 @@ const CLOSED: &[(u32, u8)] = &[
 ];
 /// And those that no setting opens: this network, loopback, link-local (the
 /// cloud's metadata service among them), multicast, reserved.
-const CLOSED_ALWAYS: &[(u32, u8)] = &[
-    (0x0000_0000, 8),
-    (0x7f00_0000, 8),
-    (0xa9fe_0000, 16),
-    (0xe000_0000, 3),
-];
+const CLOSED_ALWAYS: &[(u32, u8)] =
+    &[(0x0000_0000, 8), (0x7f00_0000, 8), (0xa9fe_0000, 16), (0xe000_0000, 3)];
 
 /// Networks closed to the guests of a pool; each list without networks that lie
 /// in another of it.
@@ -85,27 +81,17 @@ impl Table {
         // Adding before deleting makes the replacement work whether or not the
         // table is there, in the same transaction as the new rules.
         let table = json!({"table": {"family": "inet", "name": name}});
-        let commands = vec![
-            json!({"add": table}),
-            json!({"delete": table}),
-            json!({"add": table}),
-        ];
-        Self {
-            name: name.to_owned(),
-            commands,
-        }
+        let commands = vec![json!({"add": table}), json!({"delete": table}), json!({"add": table})];
+        Self { name: name.to_owned(), commands }
     }
 
     fn base_chain(&mut self, name: &str, kind: &str, hook: &str, priority: i32, policy: &str) {
-        self.commands.push(
-            json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name,
-            "type": kind, "hook": hook, "prio": priority, "policy": policy}}}),
-        );
+        self.commands.push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name,
+            "type": kind, "hook": hook, "prio": priority, "policy": policy}}}));
     }
 
     fn chain(&mut self, name: &str) {
-        self.commands
-            .push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name}}}));
+        self.commands.push(json!({"add": {"chain": {"family": "inet", "table": self.name, "name": name}}}));
     }
 
     fn rule(&mut self, chain: &str, expressions: &[Value]) {
@@ -134,19 +120,11 @@ fn outgoing(device: &str) -> Value {
 }
 
 fn source(operator: &str, network: Value) -> Value {
-    compare(
-        operator,
-        json!({"payload": {"protocol": "ip", "field": "saddr"}}),
-        network,
-    )
+    compare(operator, json!({"payload": {"protocol": "ip", "field": "saddr"}}), network)
 }
 
 fn destination(operator: &str, network: Value) -> Value {
-    compare(
-        operator,
-        json!({"payload": {"protocol": "ip", "field": "daddr"}}),
-        network,
-    )
+    compare(operator, json!({"payload": {"protocol": "ip", "field": "daddr"}}), network)
 }
 
 fn tracked(states: &[&str]) -> Value {
@@ -189,10 +167,7 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
     table.rule("input", &[incoming(&slots), drop()]);
     table.base_chain("forward", "filter", "forward", -10, "accept");
     table.rule("forward", &[incoming(&slots), tracked(&["invalid"]), drop()]);
-    table.rule(
-        "forward",
-        &[incoming(&slots), source("!=", outer.clone()), drop()],
-    );
+    table.rule("forward", &[incoming(&slots), source("!=", outer.clone()), drop()]);
     table.rule(
         "forward",
         &[
@@ -213,10 +188,7 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
     rest.push(drop());
     table.rule("forward", &rest);
     // Only answers go in.
-    table.rule(
-        "forward",
-        &[outgoing(&slots), tracked(&["established", "related"]), accept()],
-    );
+    table.rule("forward", &[outgoing(&slots), tracked(&["established", "related"]), accept()]);
     table.rule("forward", &[outgoing(&slots), drop()]);
     table.base_chain("postrouting", "nat", "postrouting", 100, "accept");
     table.rule("postrouting", &[source("==", outer), json!({"masquerade": null})]);
@@ -253,31 +225,13 @@ pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
     );
     table.base_chain("forward", "filter", "forward", 0, "drop");
     table.rule("forward", &[tracked(&["invalid"]), drop()]);
-    table.rule(
-        "forward",
-        &[
-            incoming(UPLINK),
-            outgoing(TAP),
-            tracked(&["established", "related"]),
-            accept(),
-        ],
-    );
-    table.rule(
-        "forward",
-        &[
-            incoming(TAP),
-            source("!=", json!(GUEST_ADDRESS.to_string())),
-            drop(),
-        ],
-    );
+    table.rule("forward", &[incoming(UPLINK), outgoing(TAP), tracked(&["established", "related"]), accept()]);
+    table.rule("forward", &[incoming(TAP), source("!=", json!(GUEST_ADDRESS.to_string())), drop()]);
     if !closed.openable.is_empty() {
         let always = destination("==", any_of(&closed.always));
         table.rule("forward", &[incoming(TAP), always, drop()]);
         let openable = destination("==", any_of(&closed.openable));
-        table.rule(
-            "forward",
-            &[incoming(TAP), outgoing(UPLINK), openable, jump("opened")],
-        );
+        table.rule("forward", &[incoming(TAP), outgoing(UPLINK), openable, jump("opened")]);
     }
     let all = destination("==", any_of(&closed.all));
     table.rule("forward", &[incoming(TAP), all, drop()]);

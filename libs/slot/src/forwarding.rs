@@ -43,12 +43,7 @@ pub(crate) fn put_back() -> io::Result<()> {
 }
 
 fn locked(path: &Path) -> io::Result<File> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)?;
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
     flock(&file, FlockOperation::LockExclusive)?;
     Ok(file)
 }

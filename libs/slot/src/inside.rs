@@ -29,10 +29,7 @@ impl Namespace {
     /// Opens a named namespace.
     pub(crate) fn open(name: &str) -> io::Result<Self> {
         let fd = OwnedFd::from(File::open(format!("/run/netns/{name}"))?);
-        Ok(Self {
-            name: name.to_owned(),
-            fd,
-        })
+        Ok(Self { name: name.to_owned(), fd })
     }
 }
 
@@ -52,19 +49,17 @@ impl Inside {
     pub(crate) fn start() -> io::Result<Self> {
         let home = File::open("/proc/thread-self/ns/net")?;
         let (jobs, mut queue) = mpsc::channel::<Job>(QUEUE);
-        std::thread::Builder::new()
-            .name("slot-inside".to_owned())
-            .spawn(move || {
-                while let Some(Job { namespace, work }) = queue.blocking_recv() {
-                    work(enter(&namespace.fd));
-                    // Going home lets go of the namespace, so that one that is
-                    // destroyed really goes away. Should it fail, the next job
-                    // still enters its own before doing anything.
-                    if let Err(error) = enter(&home) {
-                        tracing::error!(%error, "cannot leave a slot's namespace");
-                    }
+        std::thread::Builder::new().name("slot-inside".to_owned()).spawn(move || {
+            while let Some(Job { namespace, work }) = queue.blocking_recv() {
+                work(enter(&namespace.fd));
+                // Going home lets go of the namespace, so that one that is
+                // destroyed really goes away. Should it fail, the next job
+                // still enters its own before doing anything.
+                if let Err(error) = enter(&home) {
+                    tracing::error!(%error, "cannot leave a slot's namespace");
                 }
-            })?;
+            }
+        })?;
         Ok(Self { jobs })
     }
 
@@ -80,20 +75,11 @@ impl Inside {
             let _ = answer.send(entered.and_then(|()| work()));
         });
         let gone = || io::Error::other("the namespace thread has ended");
-        self.jobs
-            .send(Job {
-                namespace: namespace.clone(),
-                work,
-            })
-            .await
-            .map_err(|_| gone())?;
+        self.jobs.send(Job { namespace: namespace.clone(), work }).await.map_err(|_| gone())?;
         result.await.map_err(|_| gone())?
     }
 }
 
 fn enter(namespace: &impl std::os::fd::AsFd) -> io::Result<()> {
-    Ok(move_into_link_name_space(
-        namespace.as_fd(),
-        Some(LinkNameSpaceType::Network),
-    )?)
+    Ok(move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?)
 }

@@ -45,10 +45,7 @@ impl Policy {
     /// Names the first list or network that breaks a rule.
     pub fn parse(allow: &[String], deny: &[String]) -> Result<Self, PolicyError> {
         let networks = read("allow_cidrs", allow)?;
-        Ok(Self {
-            allow: (!allow.is_empty()).then_some(networks),
-            deny: read("deny_cidrs", deny)?,
-        })
+        Ok(Self { allow: (!allow.is_empty()).then_some(networks), deny: read("deny_cidrs", deny)? })
     }
 }
 

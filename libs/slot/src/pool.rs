@@ -92,15 +92,9 @@ impl Pool {
         } else {
             settings.resolvers.clone()
         };
-        let inside = Inside::start().map_err(|source| Error::Namespace {
-            name: "of the host".to_owned(),
-            source,
-        })?;
-        let state = State {
-            used: kept.clone(),
-            kept,
-            ..State::default()
-        };
+        let inside =
+            Inside::start().map_err(|source| Error::Namespace { name: "of the host".to_owned(), source })?;
+        let state = State { used: kept.clone(), kept, ..State::default() };
         let stop = CancellationToken::new();
         let shared = Arc::new(Shared {
             settings,
@@ -142,19 +136,12 @@ impl Pool {
     pub async fn adopt(&self, name: &str, egress: Egress) -> Result<Slot, Error> {
         let index = self.shared.settings.index_of(name);
         let index = index.filter(|index| self.shared.state().kept.remove(index));
-        let index = index.ok_or_else(|| Error::NotInUse {
-            name: name.to_owned(),
-        })?;
-        let opened = Namespace::open(name).map_err(|source| Error::Namespace {
-            name: name.to_owned(),
-            source,
-        });
+        let index = index.ok_or_else(|| Error::NotInUse { name: name.to_owned() })?;
+        let opened =
+            Namespace::open(name).map_err(|source| Error::Namespace { name: name.to_owned(), source });
         let rules = firewall::slot_table(&self.shared.closed, &egress);
         let adopted = match opened {
-            Ok(namespace) => {
-                self.prepare(index, Arc::new(namespace), egress, Some(rules))
-                    .await
-            }
+            Ok(namespace) => self.prepare(index, Arc::new(namespace), egress, Some(rules)).await,
             Err(error) => Err(error),
         };
         if adopted.is_err() {
@@ -172,12 +159,7 @@ impl Pool {
     /// When something of it remains; its index is then not used again until the
     /// next start, which removes it.
     pub async fn recycle(&self, slot: Slot) -> Result<(), Error> {
-        let Slot {
-            index,
-            connector,
-            relay,
-            ..
-        } = slot;
+        let Slot { index, connector, relay, .. } = slot;
         if let Some(relay) = relay {
             relay.stop().await;
         }
@@ -208,16 +190,11 @@ impl Pool {
             // It ends after the slot it is making; a panic there was reported.
             let _ = filler.await;
         }
-        let ready: Vec<u32> = std::mem::take(&mut shared.state().ready)
-            .into_iter()
-            .map(|(index, _)| index)
-            .collect();
+        let ready: Vec<u32> =
+            std::mem::take(&mut shared.state().ready).into_iter().map(|(index, _)| index).collect();
         let mut first_error = None;
-        let doomed = if keep_in_use {
-            ready
-        } else {
-            creation::existing(&shared.settings).into_iter().collect()
-        };
+        let doomed =
+            if keep_in_use { ready } else { creation::existing(&shared.settings).into_iter().collect() };
         for index in doomed {
             if let Err(error) = shared.remove(index).await {
                 first_error.get_or_insert(error);
@@ -240,10 +217,7 @@ impl Pool {
         change: Option<serde_json::Value>,
     ) -> Result<Slot, Error> {
         // Also runs when the caller stops waiting half-way.
-        let unfinished = Unfinished {
-            shared: Some(self.shared.clone()),
-            index,
-        };
+        let unfinished = Unfinished { shared: Some(self.shared.clone()), index };
         let slot = self.prepare(index, namespace, egress, change).await?;
         unfinished.disarm();
         Ok(slot)
@@ -264,20 +238,11 @@ impl Pool {
         let relay = match &egress {
             Egress::Internet | Egress::Policy(_) => {
                 let started = Relay::start(&connector, self.shared.resolvers.clone()).await;
-                Some(started.map_err(|source| Error::Namespace {
-                    name: name.clone(),
-                    source,
-                })?)
+                Some(started.map_err(|source| Error::Namespace { name: name.clone(), source })?)
             }
             Egress::None => None,
         };
-        Ok(Slot {
-            index,
-            name,
-            egress,
-            connector,
-            relay,
-        })
+        Ok(Slot { index, name, egress, connector, relay })
     }
 }
 

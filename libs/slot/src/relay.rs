@@ -49,10 +49,7 @@ impl Relay {
         let socket = Arc::new(connector.bind_udp(address).await?);
         let listener = connector.listen(address).await?;
         let task = tokio::spawn(async move {
-            tokio::join!(
-                serve_datagrams(socket, resolvers.clone()),
-                serve_connections(listener, resolvers)
-            );
+            tokio::join!(serve_datagrams(socket, resolvers.clone()), serve_connections(listener, resolvers));
         });
         Ok(Self { task })
     }
@@ -79,13 +76,9 @@ pub(crate) fn system_resolvers() -> Vec<SocketAddr> {
 fn parse_resolvers(text: &str) -> Vec<SocketAddr> {
     let servers = text.lines().filter_map(|line| {
         let mut words = line.split_ascii_whitespace();
-        (words.next() == Some("nameserver"))
-            .then(|| words.next()?.parse().ok())
-            .flatten()
+        (words.next() == Some("nameserver")).then(|| words.next()?.parse().ok()).flatten()
     });
-    servers
-        .map(|address| SocketAddr::new(address, DNS_PORT))
-        .collect()
+    servers.map(|address| SocketAddr::new(address, DNS_PORT)).collect()
 }
 
 async fn serve_datagrams(socket: Arc<UdpSocket>, resolvers: Arc<[SocketAddr]>) {
@@ -103,12 +96,7 @@ async fn serve_datagrams(socket: Arc<UdpSocket>, resolvers: Arc<[SocketAddr]>) {
                 {
                     continue;
                 }
-                questions.spawn(answer(
-                    socket.clone(),
-                    guest,
-                    question.to_vec(),
-                    resolvers.clone(),
-                ));
+                questions.spawn(answer(socket.clone(), guest, question.to_vec(), resolvers.clone()));
             }
             Err(_) => tokio::time::sleep(ERROR_PAUSE).await,
         }
@@ -188,10 +176,7 @@ struct Bucket {
 
 impl Bucket {
     fn new(now: Instant) -> Self {
-        Self {
-            level: QUESTIONS_BURST,
-            at: now,
-        }
+        Self { level: QUESTIONS_BURST, at: now }
     }
 
     fn take(&mut self, now: Instant) -> bool {
@@ -214,10 +199,7 @@ mod tests {
     fn resolvers_are_read() {
         let text =
             "# nameserver 1.1.1.1\nsearch lan\nnameserver 9.9.9.9\nnameserver ::1\nnameserver fe80::1%eth0\n";
-        assert_eq!(
-            parse_resolvers(text),
-            ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]
-        );
+        assert_eq!(parse_resolvers(text), ["9.9.9.9:53".parse().unwrap(), "[::1]:53".parse().unwrap()]);
     }
 
     #[test]

@@ -52,15 +52,8 @@ impl Subnet {
     /// Network of `length` bits that holds `address`.
     #[must_use]
     pub const fn new(address: Ipv4Addr, length: u8) -> Self {
-        let mask = if length == 0 {
-            0
-        } else {
-            u32::MAX << (32 - length as u32)
-        };
-        Self {
-            address: Ipv4Addr::from_bits(address.to_bits() & mask),
-            length,
-        }
+        let mask = if length == 0 { 0 } else { u32::MAX << (32 - length as u32) };
+        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), length }
     }
 
     /// True when every address of `other` lies in this network.
@@ -94,10 +87,8 @@ impl FromStr for Subnet {
 
     fn from_str(text: &str) -> Result<Self, SettingsError> {
         let parsed = text.split_once('/').and_then(|(address, length)| {
-            let (address, length) = (
-                address.parse().ok()?,
-                length.parse().ok().filter(|length| *length <= 32)?,
-            );
+            let (address, length) =
+                (address.parse().ok()?, length.parse().ok().filter(|length| *length <= 32)?);
             Some((address, length))
         });
         let (address, length) = parsed.ok_or(SettingsError("a network is written ADDRESS/LENGTH"))?;
@@ -118,9 +109,7 @@ impl Serialize for Subnet {
 
 impl<'de> Deserialize<'de> for Subnet {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(serde::de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -188,9 +177,7 @@ impl PoolSettings {
             || self.prefix.len() > PREFIX_LENGTH_MAX
             || !self.prefix.chars().all(allowed)
         {
-            return Err(SettingsError(
-                "prefix: 1 to 8 lower-case letters, digits and dashes",
-            ));
+            return Err(SettingsError("prefix: 1 to 8 lower-case letters, digits and dashes"));
         }
         if !self.prefix.starts_with(|c: char| c.is_ascii_lowercase()) {
             return Err(SettingsError("prefix: starts with a letter"));
@@ -203,9 +190,7 @@ impl PoolSettings {
         }
         let room = 1u64 << (32 - u32::from(self.outer_subnet.length.min(32)));
         if room / 4 < u64::from(self.total) {
-            return Err(SettingsError(
-                "outer_subnet: too small, each slot takes four addresses",
-            ));
+            return Err(SettingsError("outer_subnet: too small, each slot takes four addresses"));
         }
         if self.blocked.len() > NETWORKS_MAX {
             return Err(SettingsError("blocked: at most 256 networks"));
@@ -245,11 +230,7 @@ impl PoolSettings {
 
     /// Name of this pool's table in the root namespace.
     pub(crate) fn table(&self) -> String {
-        format!(
-            "{}{}",
-            crate::firewall::ROOT_TABLE_PREFIX,
-            self.prefix.replace('-', "_")
-        )
+        format!("{}{}", crate::firewall::ROOT_TABLE_PREFIX, self.prefix.replace('-', "_"))
     }
 
     /// Outer addresses of a slot: root side, namespace side.
@@ -277,10 +258,7 @@ mod tests {
         assert_eq!(settings.namespace(12), "tp-h1-12");
         assert_eq!(settings.veth(12), "tp-h1-v12");
         assert_eq!(settings.table(), "torpor_tp_h1");
-        assert_eq!(
-            settings.outer(0),
-            (Ipv4Addr::new(10, 201, 0, 1), Ipv4Addr::new(10, 201, 0, 2))
-        );
+        assert_eq!(settings.outer(0), (Ipv4Addr::new(10, 201, 0, 1), Ipv4Addr::new(10, 201, 0, 2)));
         assert_eq!(settings.outer(300).0, Ipv4Addr::new(10, 201, 4, 177));
         for (name, index) in [
             ("tp-h1-7", Some(7)),
@@ -306,9 +284,7 @@ mod tests {
             ("prefix", |s| s.prefix = "-tp".into()),
             ("total", |s| s.total = 0),
             ("ready", |s| s.ready = s.total + 1),
-            ("outer_subnet", |s| {
-                s.outer_subnet = "10.0.0.0/24".parse().unwrap()
-            }),
+            ("outer_subnet", |s| s.outer_subnet = "10.0.0.0/24".parse().unwrap()),
             ("take_timeout_ms", |s| s.take_timeout_ms = 0),
             ("blocked", |s| s.blocked = vec![s.outer_subnet; 257]),
             ("openable", |s| s.openable = vec![s.outer_subnet; 257]),

@@ -41,12 +41,7 @@ async fn life_of_a_pool() {
     let ground = Ground::new('a', 0);
     let pool = Pool::start(ground.0.clone(), &[]).await.unwrap();
     assert!(ground.has_table());
-    assert_eq!(
-        std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward")
-            .unwrap()
-            .trim(),
-        "1"
-    );
+    assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "1");
     let slot = pool.take(Egress::Internet).await.unwrap();
     assert!(Path::new("/run/netns").join(slot.name()).exists());
 
@@ -59,21 +54,13 @@ async fn life_of_a_pool() {
     // A process being spawned still shares the listener for the moment before it executes its program, and until then
     // a connection is made, or reset.
     let deadline = Instant::now() + WAIT;
-    while slot
-        .connect(address, WAIT)
-        .await
-        .map_err(|error| error.kind())
-        .map(drop)
+    while slot.connect(address, WAIT).await.map_err(|error| error.kind()).map(drop)
         != Err(ErrorKind::ConnectionRefused)
     {
         assert!(Instant::now() < deadline, "the listener is still there");
     }
     // Nobody is behind the tap.
-    assert!(
-        slot.connect("169.254.100.2:1024".parse().unwrap(), SHORT)
-            .await
-            .is_err()
-    );
+    assert!(slot.connect("169.254.100.2:1024".parse().unwrap(), SHORT).await.is_err());
 
     let name = slot.name().to_owned();
     pool.recycle(slot).await.unwrap();
@@ -121,23 +108,12 @@ async fn guests_reach_neither_host_nor_each_other() {
     // The host and the other slot listen wherever a guest might look.
     let host = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = host.local_addr().unwrap().port();
-    let neighbour = other
-        .connector()
-        .listen(SocketAddr::from(([0, 0, 0, 0], port)))
-        .await
-        .unwrap();
-    let gateway = one
-        .connector()
-        .listen(SocketAddr::from(([0, 0, 0, 0], port)))
-        .await
-        .unwrap();
+    let neighbour = other.connector().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
+    let gateway = one.connector().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
     let outer = |index: u32, side: u32| format!("10.203.2.{}", index * 4 + side);
     let listing = Command::new("hostname").arg("-I").output().unwrap();
     let listing = String::from_utf8(listing.stdout).unwrap();
-    let own = listing
-        .split_whitespace()
-        .filter(|address| !address.contains(':'))
-        .map(str::to_owned);
+    let own = listing.split_whitespace().filter(|address| !address.contains(':')).map(str::to_owned);
     let mut addresses: Vec<String> = own.collect();
     addresses.extend([1, 2].map(|side| outer(one.index(), side)));
     addresses.extend([1, 2].map(|side| outer(other.index(), side)));
@@ -146,33 +122,19 @@ async fn guests_reach_neither_host_nor_each_other() {
         assert!(!guest.reaches(address, port), "the guest reached {address}");
     }
     // Even from the slot itself, past its own rules, the host stays closed.
-    for address in [
-        outer(one.index(), 1),
-        outer(other.index(), 1),
-        outer(other.index(), 2),
-    ] {
+    for address in [outer(one.index(), 1), outer(other.index(), 1), outer(other.index(), 2)] {
         let target = format!("{address}:{port}").parse().unwrap();
-        assert!(
-            one.connect(target, SHORT).await.is_err(),
-            "the slot reached {address}"
-        );
+        assert!(one.connect(target, SHORT).await.is_err(), "the slot reached {address}");
     }
     for listener in [&host, &neighbour, &gateway] {
-        assert!(
-            tokio::time::timeout(Duration::from_millis(20), listener.accept())
-                .await
-                .is_err()
-        );
+        assert!(tokio::time::timeout(Duration::from_millis(20), listener.accept()).await.is_err());
     }
     // The host does reach the guest, which answers.
     let serve = "import socket;s=socket.create_server(('169.254.100.2',8080))\nwhile True: s.accept()";
     let _server = Program::start(&guest.name, &["python3", "-c", serve]);
     let deadline = Instant::now() + WAIT;
     while let Err(error) = one.connect("169.254.100.2:8080".parse().unwrap(), SHORT).await {
-        assert!(
-            Instant::now() < deadline,
-            "the host cannot reach the guest: {error}"
-        );
+        assert!(Instant::now() < deadline, "the host cannot reach the guest: {error}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     drop(guest);
@@ -203,10 +165,7 @@ print(s.recv(512)[2])";
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn names_resolve_through_the_relay_unless_egress_is_closed() {
     let ground = Ground::new('d', 3);
-    let settings = PoolSettings {
-        resolvers: vec![resolver().await],
-        ..ground.0.clone()
-    };
+    let settings = PoolSettings { resolvers: vec![resolver().await], ..ground.0.clone() };
     let pool = Pool::start(settings, &[]).await.unwrap();
     let open = pool.take(Egress::Internet).await.unwrap();
     let closed = pool.take(Egress::None).await.unwrap();
@@ -230,10 +189,7 @@ async fn tcp_to_public_addresses_is_translated_unless_egress_is_closed() {
     let open = pool.take(Egress::Internet).await.unwrap();
     let closed = pool.take(Egress::None).await.unwrap();
     let (open_guest, closed_guest) = (Guest::attach(&open), Guest::attach(&closed));
-    assert!(
-        open_guest.reaches("198.41.9.1", 8080),
-        "the guest cannot reach the internet"
-    );
+    assert!(open_guest.reaches("198.41.9.1", 8080), "the guest cannot reach the internet");
     let from = internet.lines.next().unwrap().unwrap();
     assert_eq!(from, "198.41.0.1", "not translated");
     assert!(!closed_guest.reaches("198.41.9.1", 8080));
@@ -256,16 +212,10 @@ async fn a_restart_adopts_what_is_in_use_and_removes_the_rest() {
     let in_use = [kept_name.clone(), "tpt-f-777".to_owned(), "other-1".to_owned()];
     let pool = Pool::start(ground.0.clone(), &in_use).await.unwrap();
     for name in ["tpt-f-777", "other-1", &lost_name] {
-        assert!(
-            matches!(pool.adopt(name, Egress::None).await, Err(Error::NotInUse { .. })),
-            "{name}"
-        );
+        assert!(matches!(pool.adopt(name, Egress::None).await, Err(Error::NotInUse { .. })), "{name}");
     }
     let kept = pool.adopt(&kept_name, Egress::Internet).await.unwrap();
-    assert!(matches!(
-        pool.adopt(&kept_name, Egress::None).await,
-        Err(Error::NotInUse { .. })
-    ));
+    assert!(matches!(pool.adopt(&kept_name, Egress::None).await, Err(Error::NotInUse { .. })));
     let address = "169.254.100.1:9000".parse().unwrap();
     let echo = tokio::spawn(echo_once(kept.connector().listen(address).await.unwrap()));
     echoes(&kept.connector(), address).await;
@@ -284,19 +234,11 @@ async fn a_restart_adopts_what_is_in_use_and_removes_the_rest() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_pool_is_bounded_and_refills() {
     let ground = Ground::new('g', 6);
-    let settings = PoolSettings {
-        ready: 0,
-        total: 2,
-        take_timeout_ms: 3000,
-        ..ground.0.clone()
-    };
+    let settings = PoolSettings { ready: 0, total: 2, take_timeout_ms: 3000, ..ground.0.clone() };
     let pool = Pool::start(settings, &[]).await.unwrap();
     let first = pool.take(Egress::None).await.unwrap();
     let second = pool.take(Egress::None).await.unwrap();
-    assert!(matches!(
-        pool.take(Egress::None).await,
-        Err(Error::Exhausted { .. })
-    ));
+    assert!(matches!(pool.take(Egress::None).await, Err(Error::Exhausted { .. })));
     let waiting = pool.clone();
     let waiting = tokio::spawn(async move { waiting.take(Egress::None).await });
     pool.recycle(first).await.unwrap();

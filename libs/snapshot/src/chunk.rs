@@ -34,16 +34,12 @@ pub(crate) const STORED_BYTES_MAX: u64 = CHUNK_BYTES + CHUNK_BYTES / 128;
 /// Whether a page can be left out.
 pub(crate) fn is_zero(page: &[u8]) -> bool {
     // Folding whole blocks without an early exit is what compilers vectorise.
-    page.chunks(128)
-        .all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
+    page.chunks(128).all(|block| block.iter().fold(0, |any, byte| any | byte) == 0)
 }
 
 /// Encodes up to [`CHUNK_BYTES`] of a file; `None` when all of it is zero.
 pub(crate) fn encode(raw: &[u8]) -> Option<Vec<u8>> {
-    assert!(
-        !raw.is_empty() && raw.len() <= CHUNK,
-        "a chunk is 1 byte to 4 MiB"
-    );
+    assert!(!raw.is_empty() && raw.len() <= CHUNK, "a chunk is 1 byte to 4 MiB");
     let mut payload = vec![0; raw.len().div_ceil(PAGE).div_ceil(8)];
     let bitmap_len = payload.len();
     for (index, page) in raw.chunks(PAGE).enumerate() {
@@ -60,11 +56,8 @@ pub(crate) fn encode(raw: &[u8]) -> Option<Vec<u8>> {
     let mut stored = Vec::with_capacity(HEADER_BYTES + frame.len());
     stored.extend_from_slice(MAGIC);
     stored.extend_from_slice(&u32::try_from(raw.len()).expect("at most 4 MiB").to_le_bytes());
-    stored.extend_from_slice(
-        &u32::try_from(payload.len())
-            .expect("at most 4 MiB and a bitmap")
-            .to_le_bytes(),
-    );
+    stored
+        .extend_from_slice(&u32::try_from(payload.len()).expect("at most 4 MiB and a bitmap").to_le_bytes());
     stored.extend_from_slice(&frame);
     Some(stored)
 }
@@ -80,9 +73,7 @@ pub(crate) struct Decoded {
 impl Decoded {
     /// Offset within the chunk and bytes of each run of non-zero pages.
     pub(crate) fn runs(&self) -> impl Iterator<Item = (u64, &[u8])> {
-        self.runs
-            .iter()
-            .map(|(raw, start)| (raw.start as u64, &self.payload[*start..*start + raw.len()]))
+        self.runs.iter().map(|(raw, start)| (raw.start as u64, &self.payload[*start..*start + raw.len()]))
     }
 }
 
@@ -114,10 +105,7 @@ pub(crate) fn decode(stored: &[u8], raw_len: usize) -> Result<Decoded, String> {
     // The capacity bounds the output; a frame that has more to say is refused.
     let payload = zstd::bulk::decompress(frame, payload_len).map_err(|error| format!("zstd: {error}"))?;
     if payload.len() != payload_len {
-        return Err(format!(
-            "its payload is {} bytes, not {payload_len}",
-            payload.len()
-        ));
+        return Err(format!("its payload is {} bytes, not {payload_len}", payload.len()));
     }
     let runs = read_bitmap(&payload[..bitmap_len], raw_len)?;
     let end = runs.last().map_or(bitmap_len, |(raw, start)| start + raw.len());

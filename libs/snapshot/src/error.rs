@@ -62,23 +62,15 @@ impl Error {
             Self::File { source, .. } | Self::Store(object_store::Error::File { source, .. }) => source,
             _ => return false,
         };
-        matches!(
-            source.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        )
+        matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
     }
 
     pub(crate) fn invalid(detail: impl Into<String>) -> Self {
-        Self::Invalid {
-            detail: detail.into(),
-        }
+        Self::Invalid { detail: detail.into() }
     }
 
     pub(crate) fn corrupt(object: impl Into<String>, detail: impl Into<String>) -> Self {
-        Self::Corrupt {
-            object: object.into(),
-            detail: detail.into(),
-        }
+        Self::Corrupt { object: object.into(), detail: detail.into() }
     }
 
     /// For `map_err`: names the file in an error of the kernel.

@@ -100,17 +100,9 @@ pub async fn fetch(
     progress: Progress<'_>,
 ) -> Result<Fetched, Error> {
     let (manifest, manifest_digest) = read_manifest(store, bucket, manifest_key, manifest_digest).await?;
-    let source = Source {
-        store,
-        bucket,
-        prefix: prefix_of(manifest_key)?,
-        manifest: &manifest,
-    };
-    let layout: Vec<(FileKind, u64)> = manifest
-        .files
-        .iter()
-        .map(|file| (file.kind, file.logical_size))
-        .collect();
+    let source = Source { store, bucket, prefix: prefix_of(manifest_key)?, manifest: &manifest };
+    let layout: Vec<(FileKind, u64)> =
+        manifest.files.iter().map(|file| (file.kind, file.logical_size)).collect();
     let place = folder.to_owned();
     let targets = blocking(move || create_files(&place, &layout)).await?;
 
@@ -122,17 +114,10 @@ pub async fn fetch(
 
     // A crash before all of this is synced must not leave a folder that looks
     // finished: the caller renames it only after we return.
-    let paths = targets
-        .iter()
-        .map(|(kind, target)| (*kind, target.path.clone()))
-        .collect();
+    let paths = targets.iter().map(|(kind, target)| (*kind, target.path.clone())).collect();
     let place = folder.to_owned();
     blocking(move || sync_files(&place, &targets)).await?;
-    Ok(Fetched {
-        manifest,
-        manifest_digest,
-        paths,
-    })
+    Ok(Fetched { manifest, manifest_digest, paths })
 }
 
 /// Reads and checks every object of a snapshot without writing anything.
@@ -150,23 +135,13 @@ pub async fn verify(
     progress: Progress<'_>,
 ) -> Result<Verification, Error> {
     let (manifest, manifest_digest) = read_manifest(store, bucket, manifest_key, manifest_digest).await?;
-    let source = Source {
-        store,
-        bucket,
-        prefix: prefix_of(manifest_key)?,
-        manifest: &manifest,
-    };
+    let source = Source { store, bucket, prefix: prefix_of(manifest_key)?, manifest: &manifest };
     let tally = Tally::start(manifest.raw_bytes(), progress);
-    let findings = for_each_piece(DOWNLOADS_IN_FLIGHT, chunks_of(&manifest), |piece| {
-        source.check_chunk(piece, &tally)
-    })
-    .await?;
+    let findings =
+        for_each_piece(DOWNLOADS_IN_FLIGHT, chunks_of(&manifest), |piece| source.check_chunk(piece, &tally))
+            .await?;
     let problems = findings.into_iter().flatten().collect();
-    Ok(Verification {
-        manifest,
-        manifest_digest,
-        problems,
-    })
+    Ok(Verification { manifest, manifest_digest, problems })
 }
 
 fn chunks_of(manifest: &Manifest) -> Vec<Piece> {
@@ -198,9 +173,7 @@ impl Source<'_> {
         let decoded = self.read_chunk(kind, chunk).await?;
         let file = Arc::clone(&target.file);
         let offset = u64::from(chunk.index) * CHUNK_BYTES;
-        blocking(move || write_runs(&file, offset, &decoded))
-            .await
-            .map_err(Error::file(&target.path))?;
+        blocking(move || write_runs(&file, offset, &decoded)).await.map_err(Error::file(&target.path))?;
         tally.add(u64::from(chunk.raw_len));
         Ok(())
     }
@@ -220,11 +193,7 @@ impl Source<'_> {
     async fn read_chunk(&self, kind: FileKind, chunk: &ChunkEntry) -> Result<Decoded, Error> {
         let key = chunk_key(self.prefix, kind, chunk.index);
         let corrupt = |detail: String| Error::corrupt(address(self.bucket, &key), detail);
-        let stored: Bytes = match self
-            .store
-            .get(self.bucket, &key, u64::from(chunk.stored_len))
-            .await
-        {
+        let stored: Bytes = match self.store.get(self.bucket, &key, u64::from(chunk.stored_len)).await {
             Ok(stored) => stored,
             // The manifest names it, so this is loss of data and not a question of where to look.
             Err(error) if error.is_not_found() => return Err(corrupt("it is missing".to_owned())),
@@ -234,11 +203,7 @@ impl Source<'_> {
             Err(error) => return Err(error.into()),
         };
         if stored.len() as u64 != u64::from(chunk.stored_len) {
-            return Err(corrupt(format!(
-                "it has {} of {} bytes",
-                stored.len(),
-                chunk.stored_len
-            )));
+            return Err(corrupt(format!("it has {} of {} bytes", stored.len(), chunk.stored_len)));
         }
         let (expected, raw_len) = (chunk.digest.clone(), chunk.raw_len as usize);
         let checked = blocking(move || {
@@ -266,13 +231,7 @@ fn create_files(folder: &Path, layout: &[(FileKind, u64)]) -> Result<BTreeMap<Fi
     for (kind, size) in layout {
         let path = folder.join(kind.name());
         let file = create_sparse(&path, *size).map_err(Error::file(&path))?;
-        targets.insert(
-            *kind,
-            Target {
-                path,
-                file: Arc::new(file),
-            },
-        );
+        targets.insert(*kind, Target { path, file: Arc::new(file) });
     }
     Ok(targets)
 }
@@ -284,16 +243,12 @@ fn create_sparse(path: &Path, size: u64) -> io::Result<File> {
 }
 
 fn write_runs(file: &File, offset: u64, decoded: &Decoded) -> io::Result<()> {
-    decoded
-        .runs()
-        .try_for_each(|(at, bytes)| file.write_all_at(bytes, offset + at))
+    decoded.runs().try_for_each(|(at, bytes)| file.write_all_at(bytes, offset + at))
 }
 
 fn sync_files(folder: &Path, targets: &BTreeMap<FileKind, Target>) -> Result<(), Error> {
     for target in targets.values() {
         target.file.sync_all().map_err(Error::file(&target.path))?;
     }
-    File::open(folder)
-        .and_then(|folder| folder.sync_all())
-        .map_err(Error::file(folder))
+    File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file(folder))
 }

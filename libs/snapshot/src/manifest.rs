@@ -63,13 +63,8 @@ pub enum FileKind {
 
 impl FileKind {
     /// Every kind.
-    pub const ALL: [Self; 5] = [
-        Self::Memory,
-        Self::Disk,
-        Self::Device,
-        Self::MemoryDifference,
-        Self::DiskDifference,
-    ];
+    pub const ALL: [Self; 5] =
+        [Self::Memory, Self::Disk, Self::Device, Self::MemoryDifference, Self::DiskDifference];
 
     /// Name in keys, in manifests and of fetched files.
     #[must_use]
@@ -202,9 +197,7 @@ pub(crate) fn chunk_key(prefix: &str, kind: FileKind, index: u32) -> String {
 
 /// Length of the part of a file that chunk `index` covers, in bytes.
 pub(crate) fn raw_len(logical_size: u64, index: u32) -> u64 {
-    logical_size
-        .saturating_sub(u64::from(index) * CHUNK_BYTES)
-        .min(CHUNK_BYTES)
+    logical_size.saturating_sub(u64::from(index) * CHUNK_BYTES).min(CHUNK_BYTES)
 }
 
 impl FileEntry {
@@ -216,10 +209,7 @@ impl FileEntry {
 
     fn check(&self) -> Result<(), String> {
         if self.logical_size > FILE_BYTES_MAX {
-            return Err(format!(
-                "{} bytes are over the limit for a file",
-                self.logical_size
-            ));
+            return Err(format!("{} bytes are over the limit for a file", self.logical_size));
         }
         let mut next = 0;
         for chunk in &self.chunks {
@@ -232,10 +222,7 @@ impl FileEntry {
                 return Err(format!("chunk {} should hold {expected} bytes", chunk.index));
             }
             if chunk.stored_len == 0 || u64::from(chunk.stored_len) > STORED_BYTES_MAX {
-                return Err(format!(
-                    "chunk {} cannot be {} bytes long",
-                    chunk.index, chunk.stored_len
-                ));
+                return Err(format!("chunk {} cannot be {} bytes long", chunk.index, chunk.stored_len));
             }
             if !is_digest(&chunk.digest) {
                 return Err(format!("chunk {} has no proper digest", chunk.index));
@@ -261,16 +248,9 @@ impl ManifestHead {
             &self.image_name,
             &self.image_version,
         ];
-        let parent = self
-            .parent
-            .iter()
-            .flat_map(|parent| [&parent.manifest_key, &parent.manifest_digest]);
+        let parent = self.parent.iter().flat_map(|parent| [&parent.manifest_key, &parent.manifest_digest]);
         let labels = self.labels.iter().flat_map(|(name, value)| [name, value]);
-        let mut texts = own
-            .into_iter()
-            .chain(&self.microvm_id)
-            .chain(parent)
-            .chain(labels);
+        let mut texts = own.into_iter().chain(&self.microvm_id).chain(parent).chain(labels);
         if texts.any(|text| text.len() > TEXT_BYTES_MAX) {
             return Err(format!("a text is longer than {TEXT_BYTES_MAX} bytes"));
         }
@@ -298,11 +278,7 @@ impl Manifest {
 
     /// Bytes of the files that chunks stand for: what there is to transfer.
     pub(crate) fn raw_bytes(&self) -> u64 {
-        self.files
-            .iter()
-            .flat_map(|file| &file.chunks)
-            .map(|chunk| u64::from(chunk.raw_len))
-            .sum()
+        self.files.iter().flat_map(|file| &file.chunks).map(|chunk| u64::from(chunk.raw_len)).sum()
     }
 
     /// The rules a manifest keeps beyond its shape; the sentence says which one
@@ -319,8 +295,7 @@ impl Manifest {
             return Err("the files are out of order or twice there".to_owned());
         }
         for file in &self.files {
-            file.check()
-                .map_err(|detail| format!("{}: {detail}", file.kind))?;
+            file.check().map_err(|detail| format!("{}: {detail}", file.kind))?;
         }
         let relative = [FileKind::MemoryDifference, FileKind::DiskDifference];
         if self.head.parent.is_none() && relative.iter().any(|kind| self.file(*kind).is_some()) {
@@ -337,10 +312,7 @@ impl Manifest {
         self.check().map_err(Error::invalid)?;
         let bytes = serde_json::to_vec(self).expect("a manifest has only text keys and finite numbers");
         if bytes.len() as u64 > MANIFEST_BYTES_MAX {
-            return Err(Error::invalid(format!(
-                "the manifest takes {} bytes",
-                bytes.len()
-            )));
+            return Err(Error::invalid(format!("the manifest takes {} bytes", bytes.len())));
         }
         let digest = digest(&bytes);
         Ok((bytes, digest))

@@ -83,11 +83,7 @@ pub(crate) struct Tally<'a> {
 impl<'a> Tally<'a> {
     pub(crate) fn start(total: u64, progress: Progress<'a>) -> Self {
         progress(0, total);
-        Self {
-            done: AtomicU64::new(0),
-            total,
-            progress,
-        }
+        Self { done: AtomicU64::new(0), total, progress }
     }
 
     pub(crate) fn add(&self, bytes: u64) {

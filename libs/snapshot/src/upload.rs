@@ -94,19 +94,13 @@ pub async fn upload(
 
     // A crash up to here leaves chunks that no manifest names: invisible to
     // readers, and written again by the next attempt.
-    let manifest = Manifest {
-        format: FORMAT,
-        head: head.clone(),
-        files,
-    };
+    let manifest = Manifest { format: FORMAT, head: head.clone(), files };
     let (bytes, digest) = manifest.encode()?;
     let published = describe(&manifest, key, digest, bytes.len() as u64);
     match existing {
         Some(existing) if existing == published.manifest_digest => {}
         Some(_) => {
-            return Err(Error::AlreadyPublished {
-                object: address(bucket, &published.manifest_key),
-            });
+            return Err(Error::AlreadyPublished { object: address(bucket, &published.manifest_key) });
         }
         None => publish(store, bucket, &published, bytes.into()).await?,
     }
@@ -125,9 +119,7 @@ async fn publish(store: &Store, bucket: &str, published: &Published, bytes: Byte
             if digest == published.manifest_digest {
                 Ok(())
             } else {
-                Err(Error::AlreadyPublished {
-                    object: address(bucket, key),
-                })
+                Err(Error::AlreadyPublished { object: address(bucket, key) })
             }
         }
         // Servers without conditional puts say so; the prefix has one writer anyhow.
@@ -149,12 +141,7 @@ fn describe(manifest: &Manifest, manifest_key: String, manifest_digest: String, 
             stored_bytes: file.stored_bytes(),
         })
         .collect();
-    Published {
-        manifest_key,
-        manifest_digest,
-        stored_bytes: manifest.stored_bytes() + length,
-        files,
-    }
+    Published { manifest_key, manifest_digest, stored_bytes: manifest.stored_bytes() + length, files }
 }
 
 /// An opened file and which of its chunks are not holes.
@@ -175,9 +162,7 @@ impl Plan {
 fn plan(mut sources: Vec<FileSource>) -> Result<Vec<Plan>, Error> {
     sources.sort_by_key(|source| source.kind);
     if sources.is_empty() || !sources.is_sorted_by(|a, b| a.kind < b.kind) {
-        return Err(Error::invalid(
-            "a snapshot has at least one file and each kind once",
-        ));
+        return Err(Error::invalid("a snapshot has at least one file and each kind once"));
     }
     sources.into_iter().map(plan_file).collect()
 }
@@ -186,22 +171,14 @@ fn plan_file(source: FileSource) -> Result<Plan, Error> {
     let file = File::open(&source.path).map_err(Error::file(&source.path))?;
     let size = file.metadata().map_err(Error::file(&source.path))?.len();
     if size > FILE_BYTES_MAX {
-        return Err(Error::invalid(format!(
-            "{} has {size} bytes, which is too much",
-            source.path.display()
-        )));
+        return Err(Error::invalid(format!("{} has {size} bytes, which is too much", source.path.display())));
     }
     let blocks = sparse::blocks_with_data(&file, size, CHUNK_BYTES)
         .map_err(Error::file(&source.path))?
         .into_iter()
         .map(|block| u32::try_from(block).expect("the largest file has 16384 chunks"))
         .collect();
-    Ok(Plan {
-        source,
-        file: Arc::new(file),
-        size,
-        blocks,
-    })
+    Ok(Plan { source, file: Arc::new(file), size, blocks })
 }
 
 /// Where chunks go.
@@ -216,17 +193,11 @@ struct Sink<'a> {
 impl Sink<'_> {
     async fn store_files(&self, plans: &[Plan]) -> Result<Vec<FileEntry>, Error> {
         let pieces = pieces(plans.iter().map(|plan| plan.blocks.len()));
-        let chunks = for_each_piece(UPLOADS_IN_FLIGHT, pieces.clone(), |piece| {
-            self.store_chunk(plans, piece)
-        })
-        .await?;
+        let chunks =
+            for_each_piece(UPLOADS_IN_FLIGHT, pieces.clone(), |piece| self.store_chunk(plans, piece)).await?;
         let mut files: Vec<FileEntry> = plans
             .iter()
-            .map(|plan| FileEntry {
-                kind: plan.source.kind,
-                logical_size: plan.size,
-                chunks: Vec::new(),
-            })
+            .map(|plan| FileEntry { kind: plan.source.kind, logical_size: plan.size, chunks: Vec::new() })
             .collect();
         for (piece, chunk) in pieces.into_iter().zip(chunks) {
             files[piece.file].chunks.extend(chunk);
@@ -277,9 +248,7 @@ impl Sink<'_> {
 pub async fn discard_unpublished(store: &Store, bucket: &str, prefix: &str) -> Result<u64, Error> {
     let key = manifest_key(prefix);
     match store.head(bucket, &key).await {
-        Ok(_) => Err(Error::AlreadyPublished {
-            object: address(bucket, &key),
-        }),
+        Ok(_) => Err(Error::AlreadyPublished { object: address(bucket, &key) }),
         Err(error) if error.is_not_found() => delete_chunks(store, bucket, prefix).await,
         Err(error) => Err(error.into()),
     }

@@ -26,14 +26,9 @@ impl Xfs {
         let image = folder.path().join("image");
         File::create(&image).unwrap().set_len(400 * MIB).unwrap();
         std::fs::create_dir(folder.path().join("mount")).unwrap();
-        run(Command::new("mkfs.xfs")
-            .args(["-q", "-m", "reflink=1"])
-            .arg(&image));
+        run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
         let xfs = Self { folder };
-        run(Command::new("mount")
-            .args(["-o", "loop"])
-            .arg(&image)
-            .arg(xfs.path()));
+        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(xfs.path()));
         xfs
     }
 
@@ -46,11 +41,7 @@ impl Drop for Xfs {
     fn drop(&mut self) {
         // `mount -o loop` made the loop device, and unmounting frees it.
         let mounted = self.path();
-        if !Command::new("umount")
-            .arg(&mounted)
-            .status()
-            .is_ok_and(|status| status.success())
-        {
+        if !Command::new("umount").arg(&mounted).status().is_ok_and(|status| status.success()) {
             let _ = Command::new("umount").arg("-l").arg(&mounted).status();
         }
     }
@@ -58,17 +49,11 @@ impl Drop for Xfs {
 
 fn run(command: &mut Command) {
     let output = command.output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
 }
 
 fn noise(seed: u8, length: u64) -> Vec<u8> {
-    (0..length)
-        .map(|index| (index.wrapping_mul(2_654_435_761) >> 7) as u8 ^ seed | 1)
-        .collect()
+    (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 7) as u8 ^ seed | 1).collect()
 }
 
 /// A disk with 8 MiB of data at 1 MiB and at 40 MiB.
@@ -142,116 +127,22 @@ fn cases() -> Vec<(&'static str, Vec<Change>, u64, u64)> {
     use Change::{Allocate, Discard, Write, WriteZeros};
     vec![
         ("nothing", vec![], 0, 0),
-        (
-            "one page in data",
-            vec![Write {
-                offset: 2 * MIB,
-                length: 4096,
-                seed: 9,
-            }],
-            4096,
-            0,
-        ),
-        (
-            "across a page border",
-            vec![Write {
-                offset: 2 * MIB + 4000,
-                length: 200,
-                seed: 9,
-            }],
-            8192,
-            0,
-        ),
-        (
-            "into a hole",
-            vec![Write {
-                offset: 20 * MIB,
-                length: MIB,
-                seed: 9,
-            }],
-            MIB,
-            0,
-        ),
-        (
-            "the same bytes again",
-            vec![Write {
-                offset: MIB,
-                length: 8 * MIB,
-                seed: 1,
-            }],
-            0,
-            0,
-        ),
-        (
-            "discarded",
-            vec![Discard {
-                offset: 2 * MIB,
-                length: MIB,
-            }],
-            0,
-            MIB,
-        ),
-        (
-            "discarded where nothing was",
-            vec![Discard {
-                offset: 20 * MIB,
-                length: MIB,
-            }],
-            0,
-            0,
-        ),
-        (
-            "zeros over data",
-            vec![WriteZeros {
-                offset: 41 * MIB,
-                length: MIB,
-            }],
-            0,
-            MIB,
-        ),
-        (
-            "zeros into a hole",
-            vec![WriteZeros {
-                offset: 20 * MIB,
-                length: MIB,
-            }],
-            0,
-            0,
-        ),
-        (
-            "allocated, never written",
-            vec![Allocate {
-                offset: 20 * MIB,
-                length: 4 * MIB,
-            }],
-            0,
-            0,
-        ),
+        ("one page in data", vec![Write { offset: 2 * MIB, length: 4096, seed: 9 }], 4096, 0),
+        ("across a page border", vec![Write { offset: 2 * MIB + 4000, length: 200, seed: 9 }], 8192, 0),
+        ("into a hole", vec![Write { offset: 20 * MIB, length: MIB, seed: 9 }], MIB, 0),
+        ("the same bytes again", vec![Write { offset: MIB, length: 8 * MIB, seed: 1 }], 0, 0),
+        ("discarded", vec![Discard { offset: 2 * MIB, length: MIB }], 0, MIB),
+        ("discarded where nothing was", vec![Discard { offset: 20 * MIB, length: MIB }], 0, 0),
+        ("zeros over data", vec![WriteZeros { offset: 41 * MIB, length: MIB }], 0, MIB),
+        ("zeros into a hole", vec![WriteZeros { offset: 20 * MIB, length: MIB }], 0, 0),
+        ("allocated, never written", vec![Allocate { offset: 20 * MIB, length: 4 * MIB }], 0, 0),
         (
             "allocated over a discard",
-            vec![
-                Discard {
-                    offset: 2 * MIB,
-                    length: MIB,
-                },
-                Allocate {
-                    offset: 2 * MIB,
-                    length: MIB,
-                },
-            ],
+            vec![Discard { offset: 2 * MIB, length: MIB }, Allocate { offset: 2 * MIB, length: MIB }],
             0,
             MIB,
         ),
-        (
-            "the last page",
-            vec![Write {
-                offset: DISK_BYTES - 100,
-                length: 100,
-                seed: 3,
-            }],
-            4096,
-            0,
-        ),
+        ("the last page", vec![Write { offset: DISK_BYTES - 100, length: 100, seed: 3 }], 4096, 0),
     ]
 }
 
@@ -262,11 +153,7 @@ fn differences_by_extents() {
     for (name, changes, data_bytes, zero_bytes) in cases() {
         let stats = round_trip(&xfs.path(), &changes);
         assert_eq!(stats.method, DifferenceMethod::Extents, "{name}");
-        assert_eq!(
-            (stats.data_bytes, stats.zero_bytes),
-            (data_bytes, zero_bytes),
-            "{name}"
-        );
+        assert_eq!((stats.data_bytes, stats.zero_bytes), (data_bytes, zero_bytes), "{name}");
     }
 }
 
@@ -278,11 +165,7 @@ fn differences_by_contents() {
     for (name, changes, data_bytes, zero_bytes) in cases() {
         let stats = round_trip(folder.path(), &changes);
         assert_eq!(stats.method, DifferenceMethod::Contents, "{name}");
-        assert_eq!(
-            (stats.data_bytes, stats.zero_bytes),
-            (data_bytes, zero_bytes),
-            "{name}"
-        );
+        assert_eq!((stats.data_bytes, stats.zero_bytes), (data_bytes, zero_bytes), "{name}");
     }
 }
 
@@ -292,14 +175,7 @@ fn blocks_shared_with_something_else_still_differ() {
     let base = make_base(&xfs.path());
     let [live, other, out] = ["live", "other", "out"].map(|name| xfs.path().join(name));
     reflink(&base, &live).unwrap();
-    change(
-        &live,
-        &[Change::Write {
-            offset: 2 * MIB,
-            length: MIB,
-            seed: 7,
-        }],
-    );
+    change(&live, &[Change::Write { offset: 2 * MIB, length: MIB, seed: 7 }]);
     // A copy of the live disk makes every block of it shared; not with the base.
     reflink(&live, &other).unwrap();
     let stats = difference(&live, &base, &out).unwrap();
@@ -317,19 +193,13 @@ fn copies_share_blocks_where_they_can() {
     assert!(before - free(&base) < 256, "no room was taken");
     assert!(same(&base, &copy));
     let error = reflink(&base, &copy).unwrap_err();
-    assert!(
-        matches!(&error, Error::File { path, .. } if *path == copy),
-        "never over a file: {error}"
-    );
+    assert!(matches!(&error, Error::File { path, .. } if *path == copy), "never over a file: {error}");
 
     let folder = tempfile::tempdir_in("/dev/shm").unwrap();
     let far = folder.path().join("far");
     assert_eq!(reflink(&base, &far).unwrap(), CopyMethod::SparseCopy);
     assert!(same(&base, &far));
-    assert!(
-        std::fs::metadata(&far).unwrap().blocks() * 512 <= 17 * MIB,
-        "holes stay holes"
-    );
+    assert!(std::fs::metadata(&far).unwrap().blocks() * 512 <= 17 * MIB, "holes stay holes");
     let near = folder.path().join("near");
     assert_eq!(reflink(&far, &near).unwrap(), CopyMethod::SparseCopy);
     assert!(same(&base, &near));
@@ -344,15 +214,8 @@ fn damaged_differences_touch_no_disk() {
     change(
         &live,
         &[
-            Change::Write {
-                offset: 2 * MIB,
-                length: 8192,
-                seed: 7,
-            },
-            Change::Discard {
-                offset: 41 * MIB,
-                length: MIB,
-            },
+            Change::Write { offset: 2 * MIB, length: 8192, seed: 7 },
+            Change::Discard { offset: 41 * MIB, length: MIB },
         ],
     );
     difference(&live, &base, &out).unwrap();
@@ -362,9 +225,7 @@ fn damaged_differences_touch_no_disk() {
     let mut damaged: Vec<Vec<u8>> = vec![vec![], good[..71].to_vec(), good[..good.len() - 1].to_vec()];
     damaged.push([good.as_slice(), &[0]].concat());
     // Every byte of the header and of the table, and some of the data.
-    let places = (0..72)
-        .chain((72..72 + 8192).step_by(1000))
-        .chain(72 + 8192..good.len());
+    let places = (0..72).chain((72..72 + 8192).step_by(1000)).chain(72 + 8192..good.len());
     for place in places.filter(|place| !(16..24).contains(place)) {
         let mut bytes = good.clone();
         bytes[place] ^= 0x10;
@@ -391,18 +252,10 @@ fn disks_of_other_sizes_are_refused() {
     let [live, out] = ["live", "out"].map(|name| folder.path().join(name));
     reflink(&base, &live).unwrap();
     difference(&live, &base, &out).unwrap();
-    OpenOptions::new()
-        .write(true)
-        .open(&live)
-        .unwrap()
-        .set_len(DISK_BYTES + 4096)
-        .unwrap();
+    OpenOptions::new().write(true).open(&live).unwrap().set_len(DISK_BYTES + 4096).unwrap();
     assert!(matches!(apply(&out, &live), Err(Error::Invalid { .. })));
     std::fs::remove_file(&out).unwrap();
-    assert!(matches!(
-        difference(&live, &base, &out),
-        Err(Error::Invalid { .. })
-    ));
+    assert!(matches!(difference(&live, &base, &out), Err(Error::Invalid { .. })));
     assert!(!out.exists());
 }
 

@@ -84,27 +84,19 @@ impl Drop for Guard {
 /// [`Error`] names the setting that cannot be used.
 pub async fn init(service: &'static str, settings: &TelemetrySettings) -> Result<Guard, Error> {
     let filter = || {
-        EnvFilter::try_new(&settings.log_filter).map_err(|source| Error::Filter {
-            filter: settings.log_filter.clone(),
-            source,
-        })
+        EnvFilter::try_new(&settings.log_filter)
+            .map_err(|source| Error::Filter { filter: settings.log_filter.clone(), source })
     };
-    let provider = settings
-        .otlp_endpoint
-        .as_deref()
-        .map(|url| tracer_provider(service, url))
-        .transpose()?;
+    let provider = settings.otlp_endpoint.as_deref().map(|url| tracer_provider(service, url)).transpose()?;
     opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
     let lines = tracing_subscriber::fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_filter(filter()?);
     let spans = match &provider {
-        Some(provider) => Some(
-            tracing_opentelemetry::layer()
-                .with_tracer(provider.tracer(service))
-                .with_filter(filter()?),
-        ),
+        Some(provider) => {
+            Some(tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(filter()?))
+        }
         None => None,
     };
     // A second subscriber in one process (tests) is not an error worth failing for.
@@ -123,15 +115,9 @@ fn tracer_provider(service: &'static str, endpoint: &str) -> Result<SdkTracerPro
         .with_tonic()
         .with_endpoint(endpoint)
         .build()
-        .map_err(|error| Error::Otlp {
-            message: error.to_string(),
-        })?;
+        .map_err(|error| Error::Otlp { message: error.to_string() })?;
     Ok(SdkTracerProvider::builder()
         .with_batch_exporter(exporter)
-        .with_resource(
-            Resource::builder()
-                .with_service_name(format!("torpor-{service}"))
-                .build(),
-        )
+        .with_resource(Resource::builder().with_service_name(format!("torpor-{service}")).build())
         .build())
 }

@@ -93,17 +93,11 @@ async fn answer(
         return Ok(response);
     }
     let mut text = String::new();
-    let encoded = encode(
-        &mut text,
-        &registry.lock().unwrap_or_else(PoisonError::into_inner),
-    );
+    let encoded = encode(&mut text, &registry.lock().unwrap_or_else(PoisonError::into_inner));
     let mut response = Response::new(Full::from(text));
     if encoded.is_err() {
         *response.status_mut() = StatusCode::INTERNAL_SERVER_ERROR;
     }
-    response.headers_mut().insert(
-        header::CONTENT_TYPE,
-        header::HeaderValue::from_static(CONTENT_TYPE),
-    );
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(CONTENT_TYPE));
     Ok(response)
 }

@@ -32,11 +32,7 @@ impl Key {
     pub fn generate(now: u64) -> Result<Self, KeySetError> {
         let mut secret = [0; SECRET];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| KeySetError::NoRandomness)?;
-        Ok(Self {
-            id: Uuid::new_v4(),
-            created_at: now,
-            secret,
-        })
+        Ok(Self { id: Uuid::new_v4(), created_at: now, secret })
     }
 
     pub(crate) fn secret(&self) -> &[u8; SECRET] {
@@ -59,12 +55,8 @@ fn secret_out<S: Serializer>(secret: &[u8; SECRET], serializer: S) -> Result<S::
 
 fn secret_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SECRET], D::Error> {
     // The text is kept out of the error: it is a secret, if a broken one.
-    let bytes = STANDARD
-        .decode(String::deserialize(deserializer)?)
-        .unwrap_or_default();
-    bytes
-        .try_into()
-        .map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
+    let bytes = STANDARD.decode(String::deserialize(deserializer)?).unwrap_or_default();
+    bytes.try_into().map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
 }
 
 /// Why a set of keys cannot be used.

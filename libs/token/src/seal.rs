@@ -59,11 +59,7 @@ impl KeySet {
     /// See [`MintError`].
     pub fn mint(&self, claims: &Claims) -> Result<String, MintError> {
         let key = self.newest().ok_or(MintError::NoKey)?;
-        let header = Header {
-            kid: key.id,
-            alg: "dir".to_owned(),
-            enc: "A256GCM".to_owned(),
-        };
+        let header = Header { kid: key.id, alg: "dir".to_owned(), enc: "A256GCM".to_owned() };
         let header = serde_json::to_vec(&header).expect("a header of strings has a JSON form");
         let header = URL_SAFE_NO_PAD.encode(header);
         // Random nonces of 96 bits: a key may seal some 2^32 tokens, which
@@ -80,11 +76,7 @@ impl KeySet {
             .map_err(|_| MintError::TooLong)?;
         let [nonce, body, tag] = [&nonce[..], &body, tag.as_ref()].map(|part| URL_SAFE_NO_PAD.encode(part));
         let token = format!("{header}..{nonce}.{body}.{tag}");
-        if token.len() > TOKEN_LENGTH_MAX {
-            Err(MintError::TooLong)
-        } else {
-            Ok(token)
-        }
+        if token.len() > TOKEN_LENGTH_MAX { Err(MintError::TooLong) } else { Ok(token) }
     }
 
     /// Opens a token with whichever key sealed it. The seal is compared in
@@ -100,11 +92,7 @@ impl KeySet {
         let [header, "", nonce, body, tag] = segments[..] else {
             return Err(VerifyError::Malformed);
         };
-        let decode = |segment: &str| {
-            URL_SAFE_NO_PAD
-                .decode(segment)
-                .map_err(|_| VerifyError::Malformed)
-        };
+        let decode = |segment: &str| URL_SAFE_NO_PAD.decode(segment).map_err(|_| VerifyError::Malformed);
         let parsed: Header = serde_json::from_slice(&decode(header)?).map_err(|_| VerifyError::Malformed)?;
         if parsed.alg != "dir" || parsed.enc != "A256GCM" {
             return Err(VerifyError::Malformed);
@@ -118,19 +106,11 @@ impl KeySet {
         let key = self.find(parsed.kid).ok_or(VerifyError::UnknownKey)?;
         sealed.extend_from_slice(&tag);
         let body = aead(key)
-            .open_in_place(
-                Nonce::assume_unique_for_key(nonce),
-                Aad::from(header.as_bytes()),
-                &mut sealed,
-            )
+            .open_in_place(Nonce::assume_unique_for_key(nonce), Aad::from(header.as_bytes()), &mut sealed)
             .map_err(|_| VerifyError::Bad)?;
         // Sealed by us and still not claims: made by a version that says more.
         let claims: Claims = serde_json::from_slice(body).map_err(|_| VerifyError::Bad)?;
-        if claims.expires_at <= now {
-            Err(VerifyError::Expired)
-        } else {
-            Ok(claims)
-        }
+        if claims.expires_at <= now { Err(VerifyError::Expired) } else { Ok(claims) }
     }
 }
 

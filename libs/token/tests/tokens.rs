@@ -58,16 +58,7 @@ fn what_is_not_a_token_is_malformed() {
     let long = "a".repeat(TOKEN_LENGTH_MAX + 1);
     let extra = format!("{token}.x");
     let filled = token.replacen("..", ".eA.", 1);
-    for text in [
-        "",
-        "....",
-        "a.b.c",
-        "Bearer x",
-        &long,
-        &extra,
-        &filled,
-        "e30..AAAA.AAAA.AAAA",
-    ] {
+    for text in ["", "....", "a.b.c", "Bearer x", &long, &extra, &filled, "e30..AAAA.AAAA.AAAA"] {
         assert_eq!(keys.verify(text, NOW), Err(VerifyError::Malformed), "{text:.40}");
     }
 }
@@ -85,15 +76,9 @@ fn another_key_under_the_same_id_does_not_open() {
 #[test]
 fn claims_that_do_not_fit_are_refused() {
     let keys = set(&[NOW]);
-    let huge = Claims {
-        ports: vec![PortScope::Range(10_000, 60_000); 1000],
-        ..claims()
-    };
+    let huge = Claims { ports: vec![PortScope::Range(10_000, 60_000); 1000], ..claims() };
     assert_eq!(keys.mint(&huge), Err(MintError::TooLong));
-    let most = Claims {
-        ports: vec![PortScope::Range(10_000, 60_000); 100],
-        ..claims()
-    };
+    let most = Claims { ports: vec![PortScope::Range(10_000, 60_000); 100], ..claims() };
     assert!(keys.mint(&most).is_ok());
     assert_eq!(KeySet::default().mint(&claims()), Err(MintError::NoKey));
 }
@@ -113,24 +98,13 @@ fn keys_survive_json_and_hide_in_debug() {
 
 #[test]
 fn ports_are_as_scoped() {
-    for (port, allowed) in [
-        (8080, true),
-        (8081, false),
-        (8999, false),
-        (9000, true),
-        (9010, true),
-        (9011, false),
-    ] {
+    for (port, allowed) in
+        [(8080, true), (8081, false), (8999, false), (9000, true), (9010, true), (9011, false)]
+    {
         assert_eq!(claims().allows(port), allowed, "{port}");
     }
     assert!(PortScope::ALL.allows(1) && PortScope::ALL.allows(65535));
-    assert!(
-        !Claims {
-            ports: vec![],
-            ..claims()
-        }
-        .allows(8080)
-    );
+    assert!(!Claims { ports: vec![], ..claims() }.allows(8080));
 }
 
 proptest! {

@@ -75,11 +75,7 @@ impl Client {
     #[must_use]
     pub fn new(identity: &TlsIdentity) -> Self {
         let name = ServerName::try_from(Role::HostAgent.dns_name()).expect("a role's name is a DNS name");
-        Self {
-            config: identity.client_config(),
-            name,
-            hosts: Mutex::default(),
-        }
+        Self { config: identity.client_config(), name, hosts: Mutex::default() }
     }
 
     /// Connects to a host's tunnel address ("host:port"), asks, and waits for
@@ -95,10 +91,7 @@ impl Client {
         request: &OpenRequest,
         timeout: Duration,
     ) -> Result<(OpenResponse, ClientStream), OpenError> {
-        let refused = |source| OpenError::Connect {
-            address: address.to_owned(),
-            source,
-        };
+        let refused = |source| OpenError::Connect { address: address.to_owned(), source };
         let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address))
             .await
             .map_err(|_| refused(io::ErrorKind::TimedOut.into()))?
@@ -109,14 +102,8 @@ impl Client {
         };
         let response = tokio::time::timeout(timeout, asked)
             .await
-            .map_err(|_| OpenError::TimedOut {
-                address: address.to_owned(),
-                waited: timeout,
-            })?
-            .map_err(|source| OpenError::Broken {
-                address: address.to_owned(),
-                source,
-            })?;
+            .map_err(|_| OpenError::TimedOut { address: address.to_owned(), waited: timeout })?
+            .map_err(|source| OpenError::Broken { address: address.to_owned(), source })?;
         Ok((response, stream))
     }
 

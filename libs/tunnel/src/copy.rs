@@ -45,11 +45,7 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut guest = Counted {
-        inner: guest,
-        copied: Copied::default(),
-        activity,
-    };
+    let mut guest = Counted { inner: guest, copied: Copied::default(), activity };
     let ended = tokio::select! {
         result = tokio::io::copy_bidirectional_with_sizes(&mut tunnel, &mut guest, BUFFER, BUFFER) => match result {
             Ok(_) => Ended::Closed,
@@ -131,13 +127,7 @@ mod tests {
         client.read_to_string(&mut answer).await.unwrap();
         assert_eq!(answer, "an answer");
         let (copied, ended, seen) = carried.await.unwrap();
-        assert_eq!(
-            copied,
-            Copied {
-                to_guest: 8,
-                from_guest: 9
-            }
-        );
+        assert_eq!(copied, Copied { to_guest: 8, from_guest: 9 });
         assert!(matches!(ended, Ended::Closed));
         assert_eq!(seen, 17);
     }

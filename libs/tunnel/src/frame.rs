@@ -69,12 +69,8 @@ mod tests {
 
     #[tokio::test]
     async fn frames_come_back_and_leave_the_rest() {
-        let request = OpenRequest {
-            microvm_id: "microvm-x".into(),
-            port: 8080,
-            wake: true,
-            ..Default::default()
-        };
+        let request =
+            OpenRequest { microvm_id: "microvm-x".into(), port: 8080, wake: true, ..Default::default() };
         let mut bytes = Vec::new();
         write_frame(&mut bytes, &request).await.unwrap();
         bytes.extend_from_slice(b"rest");
@@ -91,22 +87,13 @@ mod tests {
             Err(FrameError::TooLong { .. })
         ));
         let cut = [0, 0, 0, 9, 1];
-        assert!(matches!(
-            read_frame::<OpenRequest>(&mut cut.as_slice()).await,
-            Err(FrameError::Io(_))
-        ));
+        assert!(matches!(read_frame::<OpenRequest>(&mut cut.as_slice()).await, Err(FrameError::Io(_))));
         let garbage = [0, 0, 0, 2, 0xff, 0xff];
         assert!(matches!(
             read_frame::<OpenRequest>(&mut garbage.as_slice()).await,
             Err(FrameError::Malformed(_))
         ));
-        let long = OpenRequest {
-            microvm_id: "x".repeat(FRAME_MAX),
-            ..Default::default()
-        };
-        assert!(matches!(
-            write_frame(&mut Vec::new(), &long).await,
-            Err(FrameError::TooLong { .. })
-        ));
+        let long = OpenRequest { microvm_id: "x".repeat(FRAME_MAX), ..Default::default() };
+        assert!(matches!(write_frame(&mut Vec::new(), &long).await, Err(FrameError::TooLong { .. })));
     }
 }

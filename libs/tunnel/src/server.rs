@@ -40,10 +40,7 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            connections: 16_384,
-            opening: Duration::from_secs(5),
-        }
+        Self { connections: 16_384, opening: Duration::from_secs(5) }
     }
 }
 
@@ -56,9 +53,7 @@ pub struct Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server")
-            .field("listener", &self.listener)
-            .finish_non_exhaustive()
+        f.debug_struct("Server").field("listener", &self.listener).finish_non_exhaustive()
     }
 }
 
@@ -74,11 +69,7 @@ impl Server {
         config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
         config.send_tls13_tickets = TICKETS;
         let listener = TcpListener::bind(address).await?;
-        Ok(Self {
-            listener,
-            acceptor: TlsAcceptor::from(Arc::new(config)),
-            limits,
-        })
+        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
     }
 
     /// Where it listens.
@@ -141,11 +132,9 @@ async fn opening(
     let mut stream = acceptor.accept(stream).await?;
     let role = stream.get_ref().1.peer_certificates().and_then(rpc::peer_role);
     let Some(role @ (Role::EdgeProxy | Role::Admin)) = role else {
-        return Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            "the peer's role may not open tunnels",
-        )
-        .into());
+        return Err(
+            io::Error::new(io::ErrorKind::PermissionDenied, "the peer's role may not open tunnels").into()
+        );
     };
     let request = read_frame(&mut stream).await?;
     Ok((request, Responder { stream, peer, role }))
@@ -185,11 +174,7 @@ impl Responder {
     /// # Errors
     /// When the peer is gone.
     pub async fn connect(mut self, phases: Vec<Phase>) -> Result<ServerStream, FrameError> {
-        let response = OpenResponse {
-            status: OpenStatus::Connected.into(),
-            phases,
-            ..Default::default()
-        };
+        let response = OpenResponse { status: OpenStatus::Connected.into(), phases, ..Default::default() };
         self.send(&response).await?;
         Ok(self.stream)
     }

@@ -37,13 +37,7 @@ fn fleet(directory: &Path) -> impl Fn(Role) -> Arc<TlsIdentity> {
 }
 
 fn request(port: u32) -> OpenRequest {
-    OpenRequest {
-        microvm_id: "microvm-x".into(),
-        generation: 3,
-        port,
-        wake: true,
-        ..Default::default()
-    }
+    OpenRequest { microvm_id: "microvm-x".into(), generation: 3, port, wake: true, ..Default::default() }
 }
 
 /// Echoes on port 1, closes on port 2, holds on port 3 and counts hang-ups,
@@ -56,20 +50,13 @@ async fn handle(request: OpenRequest, mut responder: Responder, hung_up: Arc<Ato
             let _ = tokio::io::copy(&mut read, &mut write).await;
             let _ = write.shutdown().await;
         }
-        2 => {
-            responder
-                .refuse(OpenStatus::Busy, "later", Some(Duration::from_secs(2)))
-                .await
-        }
+        2 => responder.refuse(OpenStatus::Busy, "later", Some(Duration::from_secs(2))).await,
         3 => {
             responder.abandoned().await;
             hung_up.fetch_add(1, Ordering::SeqCst);
         }
         _ => {
-            let phase = Phase {
-                name: "restore".into(),
-                ..Default::default()
-            };
+            let phase = Phase { name: "restore".into(), ..Default::default() };
             drop(responder.connect(vec![phase]).await.unwrap());
         }
     }
@@ -82,19 +69,13 @@ struct Served {
 }
 
 async fn serve(identity: &TlsIdentity, limits: Limits) -> Served {
-    let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits)
-        .await
-        .unwrap();
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
     let address = server.local_address().unwrap().to_string();
     let (hung_up, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
     let counter = hung_up.clone();
     let handler = move |request, responder| handle(request, responder, counter.clone());
     tokio::spawn(server.serve(handler, stop.clone()));
-    Served {
-        address,
-        hung_up,
-        stop,
-    }
+    Served { address, hung_up, stop }
 }
 
 #[tokio::test]
@@ -122,10 +103,7 @@ async fn statuses_phases_and_bytes_come_through() {
     assert_eq!(received, sent);
 
     let (answer, _) = client.open(&served.address, &request(2), WAIT).await.unwrap();
-    assert_eq!(
-        (answer.status(), answer.message.as_str()),
-        (OpenStatus::Busy, "later")
-    );
+    assert_eq!((answer.status(), answer.message.as_str()), (OpenStatus::Busy, "later"));
     assert_eq!(answer.retry_after.unwrap().seconds, 2);
     let (answer, _) = client.open(&served.address, &request(4), WAIT).await.unwrap();
     assert_eq!(answer.phases[0].name, "restore");
@@ -145,11 +123,7 @@ async fn opening_again_resumes_the_session_and_is_quick() {
         stream.write_all(b"x").await.unwrap();
         stream.read_exact(&mut [0; 1]).await.unwrap();
         let kind = stream.get_ref().1.handshake_kind().unwrap();
-        assert_eq!(
-            round > 0,
-            kind == rustls::HandshakeKind::Resumed,
-            "round {round}: {kind:?}"
-        );
+        assert_eq!(round > 0, kind == rustls::HandshakeKind::Resumed, "round {round}: {kind:?}");
         slowest = slowest.max(started.elapsed());
     }
     // Nagle's algorithm against delayed acknowledgements would cost 40 ms each;
@@ -164,17 +138,11 @@ async fn whoever_waits_can_hang_up_and_waits_are_bounded() {
     let identity = fleet(directory.path());
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     let client = Client::new(&identity(Role::Admin));
-    let error = client
-        .open(&served.address, &request(3), Duration::from_millis(100))
-        .await
-        .unwrap_err();
+    let error = client.open(&served.address, &request(3), Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(error, OpenError::TimedOut { .. }), "{error}");
     let deadline = Instant::now() + WAIT;
     while served.hung_up.load(Ordering::SeqCst) == 0 {
-        assert!(
-            Instant::now() < deadline,
-            "the handler did not see the client leave"
-        );
+        assert!(Instant::now() < deadline, "the handler did not see the client leave");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
@@ -185,18 +153,13 @@ async fn roles_are_checked_on_both_sides() {
     let identity = fleet(directory.path());
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     for role in [Role::Scheduler, Role::HostAgent, Role::ImageBuilder] {
-        let error = Client::new(&identity(role))
-            .open(&served.address, &request(1), WAIT)
-            .await
-            .unwrap_err();
+        let error = Client::new(&identity(role)).open(&served.address, &request(1), WAIT).await.unwrap_err();
         assert!(matches!(error, OpenError::Broken { .. }), "{role}: {error}");
     }
     // A fleet member that is no host-agent cannot pose as one.
     let posing = serve(&identity(Role::Scheduler), Limits::default()).await;
-    let error = Client::new(&identity(Role::EdgeProxy))
-        .open(&posing.address, &request(1), WAIT)
-        .await
-        .unwrap_err();
+    let error =
+        Client::new(&identity(Role::EdgeProxy)).open(&posing.address, &request(1), WAIT).await.unwrap_err();
     assert!(matches!(error, OpenError::Connect { .. }), "{error}");
 }
 
@@ -204,10 +167,7 @@ async fn roles_are_checked_on_both_sides() {
 async fn connections_are_bounded_and_slow_ones_dropped() {
     let directory = tempfile::tempdir().unwrap();
     let identity = fleet(directory.path());
-    let limits = Limits {
-        connections: 1,
-        opening: Duration::from_millis(300),
-    };
+    let limits = Limits { connections: 1, opening: Duration::from_millis(300) };
     let served = serve(&identity(Role::HostAgent), limits).await;
     let client = Client::new(&identity(Role::EdgeProxy));
     let (_, held) = client.open(&served.address, &request(1), WAIT).await.unwrap();
@@ -233,9 +193,7 @@ async fn a_copy_is_cut_by_its_token() {
     let directory = tempfile::tempdir().unwrap();
     let identity = fleet(directory.path());
     let host = identity(Role::HostAgent);
-    let server = Server::bind("127.0.0.1:0".parse().unwrap(), &host, Limits::default())
-        .await
-        .unwrap();
+    let server = Server::bind("127.0.0.1:0".parse().unwrap(), &host, Limits::default()).await.unwrap();
     let address = server.local_address().unwrap().to_string();
     let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
     let (report, reports) = tokio::sync::mpsc::unbounded_channel();
@@ -246,9 +204,7 @@ async fn a_copy_is_cut_by_its_token() {
             let stream = responder.connect(Vec::new()).await.unwrap();
             let (guest, mut app) = tokio::io::duplex(1024);
             app.write_all(b"hello").await.unwrap();
-            report
-                .send(tunnel::copy(stream, guest, |_| (), &cut).await)
-                .unwrap();
+            report.send(tunnel::copy(stream, guest, |_| (), &cut).await).unwrap();
         }
     };
     let serving = tokio::spawn(server.serve(handler, stop.clone()));

@@ -106,12 +106,7 @@ fn write_file(
     changed: &[PageRange],
 ) -> Result<Written> {
     let (start, clock) = (SystemTime::now(), Instant::now());
-    let file = OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(path);
+    let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = file.map_err(|e| Error::writing(path, e))?;
     let pages: u64 = changed.iter().map(|range| range.count).sum();
     let data_offset = (TABLE_OFFSET + pages * ENTRY_BYTES as u64).next_multiple_of(PAGE_BYTES);
@@ -133,35 +128,19 @@ fn write_file(
     file.set_len(bytes).map_err(|e| Error::writing(path, e))?;
     let head = encode(memory_bytes, data_offset, data_pages, &runs);
     file.write_all_at(&head, 0).map_err(|e| Error::writing(path, e))?;
-    let copy = Phase {
-        name: "copy",
-        start,
-        duration: clock.elapsed(),
-    };
+    let copy = Phase { name: "copy", start, duration: clock.elapsed() };
 
     let (start, clock) = (SystemTime::now(), Instant::now());
     file.sync_all().map_err(|e| Error::writing(path, e))?;
-    let sync = Phase {
-        name: "sync",
-        start,
-        duration: clock.elapsed(),
-    };
-    Ok(Written {
-        bytes,
-        pages,
-        zero_pages: pages - data_pages,
-        phases: vec![copy, sync],
-    })
+    let sync = Phase { name: "sync", start, duration: clock.elapsed() };
+    Ok(Written { bytes, pages, zero_pages: pages - data_pages, phases: vec![copy, sync] })
 }
 
 fn pieces(range: &PageRange) -> impl Iterator<Item = PageRange> + use<> {
     let range = *range;
     (0..range.count)
         .step_by(COPY_PAGES as usize)
-        .map(move |skip| PageRange {
-            start: range.start + skip,
-            count: (range.count - skip).min(COPY_PAGES),
-        })
+        .map(move |skip| PageRange { start: range.start + skip, count: (range.count - skip).min(COPY_PAGES) })
 }
 
 /// Moves the pages that are not zero to the front of `buffer`, notes every page in `runs`, and returns how many bytes
@@ -172,11 +151,7 @@ fn compact(buffer: &mut [u8], first_page: u64, runs: &mut Vec<Run>) -> usize {
     for index in 0..buffer.len() / page_bytes {
         let at = index * page_bytes;
         let zero = buffer[at..at + page_bytes] == ZEROS[..page_bytes];
-        note(
-            runs,
-            first_page + index as u64,
-            if zero { Kind::Zero } else { Kind::Data },
-        );
+        note(runs, first_page + index as u64, if zero { Kind::Zero } else { Kind::Data });
         if !zero {
             if kept != at {
                 buffer.copy_within(at..at + page_bytes, kept);
@@ -194,11 +169,7 @@ fn note(runs: &mut Vec<Run>, page: u64, kind: Kind) {
         {
             last.count += 1;
         }
-        _ => runs.push(Run {
-            start: page,
-            count: 1,
-            kind,
-        }),
+        _ => runs.push(Run { start: page, count: 1, kind }),
     }
 }
 
@@ -261,10 +232,7 @@ impl Difference {
             (header[..8] == MAGIC, "not a memory difference"),
             (u32_at(&header, 8) == VERSION, "unknown version"),
             (u64::from(u32_at(&header, 12)) == PAGE_BYTES, "unknown page size"),
-            (
-                u64_at(&header, 16) == memory_bytes,
-                "made for another memory size",
-            ),
+            (u64_at(&header, 16) == memory_bytes, "made for another memory size"),
             (
                 header[HEADER_BYTES..] == [0; TABLE_OFFSET as usize - HEADER_BYTES],
                 "bytes where there are none",
@@ -294,12 +262,7 @@ impl Difference {
             return Err(corrupt("the digest of the header and the run table is wrong"));
         }
         let runs = decode_runs(&table, memory_pages, data_pages).map_err(corrupt)?;
-        Ok(Self {
-            path: path.to_owned(),
-            file,
-            runs,
-            data_offset,
-        })
+        Ok(Self { path: path.to_owned(), file, runs, data_offset })
     }
 
     /// Writes every page into `memory`, which holds guest memory from offset `origin` on.
@@ -307,10 +270,7 @@ impl Difference {
         let mut buffer = vec![0; (COPY_PAGES * PAGE_BYTES) as usize];
         let mut data_at = self.data_offset;
         for run in &self.runs {
-            let range = PageRange {
-                start: run.start,
-                count: u64::from(run.count),
-            };
+            let range = PageRange { start: run.start, count: u64::from(run.count) };
             for piece in pieces(&range) {
                 let bytes = (piece.count * PAGE_BYTES) as usize;
                 let content = if run.kind == Kind::Zero {
@@ -342,9 +302,7 @@ fn decode_runs(table: &[u8], memory_pages: u64, data_pages: u64) -> Result<Vec<R
             1 => Kind::Zero,
             _ => return Err("a run of unknown kind"),
         };
-        let end = start
-            .checked_add(u64::from(count))
-            .filter(|end| *end <= memory_pages);
+        let end = start.checked_add(u64::from(count)).filter(|end| *end <= memory_pages);
         let end = end.ok_or("a run outside guest memory")?;
         if count == 0 || start < free_from {
             return Err("runs that are empty, out of order or overlapping");

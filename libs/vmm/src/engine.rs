@@ -164,14 +164,8 @@ pub trait Engine: Send + Sync {
         let start = SystemTime::now();
         let clock = std::time::Instant::now();
         let prepared = self.prepare(spec, &from.base_memory).await?;
-        let process = Phase {
-            name: "process",
-            start,
-            duration: clock.elapsed(),
-        };
-        let mut restored = prepared
-            .load(&from.device_state, from.memory_difference.as_deref())
-            .await?;
+        let process = Phase { name: "process", start, duration: clock.elapsed() };
+        let mut restored = prepared.load(&from.device_state, from.memory_difference.as_deref()).await?;
         restored.phases.insert(0, process);
         Ok(restored)
     }

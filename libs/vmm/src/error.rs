@@ -84,27 +84,21 @@ pub enum Error {
 
 impl Error {
     pub(crate) fn io(action: impl Into<String>, source: impl Into<io::Error>) -> Self {
-        Error::Io {
-            action: action.into(),
-            source: source.into(),
-        }
+        Error::Io { action: action.into(), source: source.into() }
     }
 
     /// An error while writing `path`, where "no space" has a meaning of its own.
     pub(crate) fn writing(path: &Path, source: impl Into<io::Error>) -> Self {
         let source = source.into();
         match source.kind() {
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Error::DiskFull {
-                path: path.to_owned(),
-            },
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                Error::DiskFull { path: path.to_owned() }
+            }
             _ => Error::io(format!("write {}", path.display()), source),
         }
     }
 
     pub(crate) fn corrupt(path: &Path, reason: impl Into<String>) -> Self {
-        Error::Corrupt {
-            path: path.to_owned(),
-            reason: reason.into(),
-        }
+        Error::Corrupt { path: path.to_owned(), reason: reason.into() }
     }
 }

@@ -82,12 +82,7 @@ impl GuestMemory {
         .map_err(|e| Error::io(format!("read /proc/{pid}/maps"), e))?;
         let origin = private_mapping(&maps, bytes)
             .ok_or_else(|| Error::Protocol("its guest memory is not mapped as a private base".into()))?;
-        Ok(Self {
-            content,
-            origin,
-            bytes,
-            pagemap,
-        })
+        Ok(Self { content, origin, bytes, pagemap })
     }
 
     /// The pages that are no longer the base file's. Its cost follows what is mapped, not the size of the guest, where
@@ -157,8 +152,7 @@ impl GuestMemory {
         while page < pages {
             let count = (pages - page).min(PAGEMAP_READ_PAGES);
             let entries = &mut buffer[..(count * 8) as usize];
-            self.pagemap
-                .read_exact_at(entries, (self.origin / PAGE_BYTES + page) * 8)?;
+            self.pagemap.read_exact_at(entries, (self.origin / PAGE_BYTES + page) * 8)?;
             for (index, entry) in entries.chunks_exact(8).enumerate() {
                 let entry = u64::from_ne_bytes(entry.try_into().expect("a chunk of 8 bytes"));
                 if entry & PAGEMAP_FILE == 0 && entry & (PAGEMAP_PRESENT | PAGEMAP_SWAPPED) != 0 {
@@ -189,10 +183,7 @@ fn private_mapping(maps: &str, bytes: u64) -> Option<u64> {
         let device_end = line.match_indices(' ').nth(4).map_or(line.len(), |(at, _)| at);
         let file = &line[range.len() + permissions.len() + offset.len() + 3..device_end];
         let (start, end) = range.split_once('-')?;
-        let (start, end) = (
-            u64::from_str_radix(start, 16).ok()?,
-            u64::from_str_radix(end, 16).ok()?,
-        );
+        let (start, end) = (u64::from_str_radix(start, 16).ok()?, u64::from_str_radix(end, 16).ok()?);
         let offset = u64::from_str_radix(offset, 16).ok()?;
         open = match open {
             _ if permissions != "rw-p" || file.ends_with(" 0") => None,
@@ -244,14 +235,7 @@ mod tests {
     /// Both ways of looking agree on a mapping of our own, in which some pages were written and others only read.
     #[test]
     fn both_scans_find_written_pages_only() {
-        let some = [
-            (0, true),
-            (1, true),
-            (2, false),
-            (700, true),
-            (6143, true),
-            (4000, false),
-        ];
+        let some = [(0, true), (1, true), (2, false), (700, true), (6143, true), (4000, false)];
         let expected = [(0, 2), (700, 1), (6143, 1)].map(|(start, count)| PageRange { start, count });
         check_scans(24 << 20, some.into_iter(), &expected);
     }
@@ -261,12 +245,8 @@ mod tests {
     fn scattered_pages_are_found_once_each() {
         for regions in [513, SCAN_REGIONS, 2 * SCAN_REGIONS + 700] {
             let every_other = (0..regions).map(|index| (index * 2, true));
-            let expected: Vec<_> = (0..regions as u64)
-                .map(|index| PageRange {
-                    start: index * 2,
-                    count: 1,
-                })
-                .collect();
+            let expected: Vec<_> =
+                (0..regions as u64).map(|index| PageRange { start: index * 2, count: 1 }).collect();
             check_scans(96 << 20, every_other, &expected);
         }
     }
@@ -290,11 +270,7 @@ mod tests {
             // SAFETY: inside the mapping.
             unsafe {
                 let at = base.cast::<u8>().add(page * PAGE_BYTES as usize);
-                if write {
-                    at.write_volatile(1)
-                } else {
-                    assert_eq!(at.read_volatile(), 0)
-                }
+                if write { at.write_volatile(1) } else { assert_eq!(at.read_volatile(), 0) }
             }
         }
         let memory = GuestMemory::find(std::process::id(), bytes).unwrap();

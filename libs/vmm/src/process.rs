@@ -71,9 +71,7 @@ impl Process {
     /// Takes hold of a child that nobody has waited for yet.
     fn of_child(pid: u32) -> Result<Self> {
         let pidfd = open_pidfd(pid)?.ok_or(Error::Gone)?;
-        let start_time = stat(pid)
-            .map_err(|e| Error::io(format!("read /proc/{pid}/stat"), e))?
-            .start_time;
+        let start_time = stat(pid).map_err(|e| Error::io(format!("read /proc/{pid}/stat"), e))?.start_time;
         Self::watch(ProcessHandle { pid, start_time }, pidfd)
     }
 
@@ -121,10 +119,7 @@ impl Process {
         self.kill();
         tokio::time::timeout(KILL_TIMEOUT, self.exited())
             .await
-            .map_err(|_| Error::Timeout {
-                step: "ending the engine process",
-                limit: KILL_TIMEOUT,
-            })
+            .map_err(|_| Error::Timeout { step: "ending the engine process", limit: KILL_TIMEOUT })
     }
 
     pub(crate) fn usage(&self) -> Result<Usage> {
@@ -133,8 +128,7 @@ impl Process {
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).map_err(|_| Error::Gone)?;
         let kib = |key: &str| -> u64 {
             let line = status.lines().find_map(|line| line.strip_prefix(key));
-            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok())
-                .unwrap_or(0)
+            line.and_then(|rest| rest.trim().trim_end_matches(" kB").parse().ok()).unwrap_or(0)
         };
         if stat.start_time != self.handle.start_time {
             return Err(Error::Gone);
@@ -180,10 +174,7 @@ fn open_pidfd(pid: u32) -> Result<Option<OwnedFd>> {
 }
 
 fn reap(pidfd: &OwnedFd) -> Exit {
-    match waitid(
-        WaitId::PidFd(pidfd.as_fd()),
-        WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
-    ) {
+    match waitid(WaitId::PidFd(pidfd.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG) {
         Ok(Some(status)) => match (status.exit_status(), status.terminating_signal()) {
             (Some(code), _) => Exit::Code(code),
             (None, Some(signal)) => Exit::Signal(signal),
@@ -233,10 +224,7 @@ mod tests {
     async fn a_reused_id_is_not_adopted() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let real = stat(child.id()).unwrap().start_time;
-        let handle = |start_time| ProcessHandle {
-            pid: child.id(),
-            start_time,
-        };
+        let handle = |start_time| ProcessHandle { pid: child.id(), start_time };
         assert!(Process::adopt(&handle(real + 1)).unwrap().is_none());
         let process = Process::adopt(&handle(real)).unwrap().unwrap();
         assert!(!process.has_exited());

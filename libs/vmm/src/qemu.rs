@@ -59,10 +59,7 @@ pub struct QemuSettings {
 
 impl Default for QemuSettings {
     fn default() -> Self {
-        Self {
-            binary: "qemu-system-x86_64".into(),
-            accelerator: Accelerator::Auto,
-        }
+        Self { binary: "qemu-system-x86_64".into(), accelerator: Accelerator::Auto }
     }
 }
 
@@ -77,9 +74,7 @@ impl Qemu {
     /// # Errors
     /// [`Error::Engine`] when the program does not run.
     pub async fn new(settings: QemuSettings) -> Result<Self> {
-        Ok(Self {
-            platform: Platform::detect(&settings).await?,
-        })
+        Ok(Self { platform: Platform::detect(&settings).await? })
     }
 
     async fn start(&self, spec: &MachineSpec, memory: &Path, mode: Mode) -> Result<(Connection, Spawned)> {
@@ -99,10 +94,7 @@ impl Qemu {
                 spawned.process.stop().await?;
                 Err(Error::Start(spawned.stderr.text()))
             }
-            Err(_) => Err(Error::Timeout {
-                step: "starting the engine process",
-                limit: START_TIMEOUT,
-            }),
+            Err(_) => Err(Error::Timeout { step: "starting the engine process", limit: START_TIMEOUT }),
         }
     }
 
@@ -123,10 +115,9 @@ impl Qemu {
         });
         match connected.await {
             Ok(connection) => Ok(connection?.map(|connection| (process, connection))),
-            Err(_) => Err(Error::Timeout {
-                step: "reconnecting to the engine process",
-                limit: ADOPT_TIMEOUT,
-            }),
+            Err(_) => {
+                Err(Error::Timeout { step: "reconnecting to the engine process", limit: ADOPT_TIMEOUT })
+            }
         }
     }
 }
@@ -140,39 +131,24 @@ impl Engine for Qemu {
     async fn boot(&self, spec: &MachineSpec, memory_file: &Path) -> Result<Arc<dyn Machine>> {
         command::check(spec)?;
         // Never over an existing file: machines may be running on it.
-        let file = std::fs::OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(0o600)
-            .open(memory_file);
-        file.and_then(|file| file.set_len(memory_bytes(spec)))
-            .map_err(|e| Error::writing(memory_file, e))?;
+        let file = std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(memory_file);
+        file.and_then(|file| file.set_len(memory_bytes(spec))).map_err(|e| Error::writing(memory_file, e))?;
         let (connection, spawned) = self.start(spec, memory_file, Mode::Boot).await?;
         let (process, stderr) = spawned.keep();
-        Ok(QemuMachine::start(
-            process,
-            stderr,
-            connection,
-            memory_bytes(spec),
-        ))
+        Ok(QemuMachine::start(process, stderr, connection, memory_bytes(spec)))
     }
 
     async fn prepare(&self, spec: &MachineSpec, base_memory: &Path) -> Result<Box<dyn Prepared>> {
         command::check(spec)?;
-        let base = base_memory
-            .metadata()
-            .map_err(|e| Error::io(format!("read {}", base_memory.display()), e))?;
+        let base =
+            base_memory.metadata().map_err(|e| Error::io(format!("read {}", base_memory.display()), e))?;
         if base.len() != memory_bytes(spec) {
             let reason = format!("{} bytes instead of {}", base.len(), memory_bytes(spec));
             return Err(Error::corrupt(base_memory, reason));
         }
         let (connection, spawned) = self.start(spec, base_memory, Mode::Restore).await?;
         connection.report_migration().await?;
-        Ok(Box::new(QemuPrepared::new(
-            spawned,
-            connection,
-            memory_bytes(spec),
-        )))
+        Ok(Box::new(QemuPrepared::new(spawned, connection, memory_bytes(spec))))
     }
 
     async fn adopt(&self, spec: &MachineSpec, process: &ProcessHandle) -> Result<Option<Arc<dyn Machine>>> {
@@ -185,12 +161,7 @@ impl Engine for Qemu {
             Err(Error::Gone) => return Ok(None),
             Err(error) => return Err(error),
         }
-        Ok(Some(QemuMachine::start(
-            process,
-            Default::default(),
-            connection,
-            memory_bytes(spec),
-        )))
+        Ok(Some(QemuMachine::start(process, Default::default(), connection, memory_bytes(spec))))
     }
 
     async fn adopt_prepared(
@@ -208,11 +179,7 @@ impl Engine for Qemu {
         }
         connection.report_migration().await?;
         let spawned = Spawned::new(process, Default::default());
-        Ok(Some(Box::new(QemuPrepared::new(
-            spawned,
-            connection,
-            memory_bytes(spec),
-        ))))
+        Ok(Some(Box::new(QemuPrepared::new(spawned, connection, memory_bytes(spec)))))
     }
 }
 
@@ -239,14 +206,7 @@ fn launch(platform: &Platform, spec: &MachineSpec, memory: &Path, mode: Mode) ->
         }
         None => None,
     };
-    let command = Command {
-        platform,
-        spec,
-        memory,
-        mode,
-        control: listener.as_fd(),
-        disk: &disk,
-    };
+    let command = Command { platform, spec, memory, mode, control: listener.as_fd(), disk: &disk };
     let spawned = spawn(Launch {
         binary: &platform.binary,
         arguments: command.arguments(),
@@ -262,17 +222,11 @@ fn launch(platform: &Platform, spec: &MachineSpec, memory: &Path, mode: Mode) ->
 /// dropped the right to open anything itself. The lock lives in the first of the two as long as any process has it open.
 fn open_disk(path: &Path) -> Result<[OwnedFd; 2]> {
     let failed = |e| Error::io(format!("open {}", path.display()), e);
-    let writable = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(failed)?;
+    let writable = std::fs::File::options().read(true).write(true).open(path).map_err(failed)?;
     match rustix::fs::flock(&writable, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => {}
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            return Err(Error::DiskInUse {
-                path: path.to_owned(),
-            });
+            return Err(Error::DiskInUse { path: path.to_owned() });
         }
         Err(e) => return Err(Error::io(format!("lock {}", path.display()), e)),
     }

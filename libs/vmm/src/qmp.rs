@@ -89,16 +89,12 @@ impl Qmp {
         file: Option<BorrowedFd<'_>>,
     ) -> Result<Value> {
         let id = self.next_id.fetch_add(1, Ordering::Relaxed);
-        let mut line = json!({ "execute": command, "arguments": arguments, "id": id })
-            .to_string()
-            .into_bytes();
+        let mut line =
+            json!({ "execute": command, "arguments": arguments, "id": id }).to_string().into_bytes();
         line.push(b'\n');
         let (sender, answer) = oneshot::channel();
         self.pending().as_mut().ok_or(Error::Gone)?.insert(id, sender);
-        let _forget = Forget {
-            pending: &self.pending,
-            id,
-        };
+        let _forget = Forget { pending: &self.pending, id };
         let exchange = async {
             self.send(&line, file).await?;
             answer.await.map_err(|_| Error::Gone)
@@ -107,10 +103,7 @@ impl Qmp {
             Ok(Ok(Ok(value))) => Ok(value),
             Ok(Ok(Err(message))) => Err(Error::Command { command, message }),
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::Timeout {
-                step: command,
-                limit: COMMAND_TIMEOUT,
-            }),
+            Err(_) => Err(Error::Timeout { step: command, limit: COMMAND_TIMEOUT }),
         }
     }
 
@@ -126,20 +119,11 @@ impl Qmp {
                 if !files.is_empty() {
                     control.push(SendAncillaryMessage::ScmRights(files));
                 }
-                Ok(sendmsg(
-                    stream,
-                    &[IoSlice::new(line)],
-                    &mut control,
-                    SendFlags::NOSIGNAL,
-                )?)
+                Ok(sendmsg(stream, &[IoSlice::new(line)], &mut control, SendFlags::NOSIGNAL)?)
             })
             .await
             .map_err(|_| Error::Gone)?;
-        if sent == line.len() {
-            Ok(())
-        } else {
-            Err(Error::Protocol("a command was cut off".into()))
-        }
+        if sent == line.len() { Ok(()) } else { Err(Error::Protocol("a command was cut off".into())) }
     }
 
     fn pending(&self) -> std::sync::MutexGuard<'_, Option<HashMap<u64, oneshot::Sender<Answer>>>> {
@@ -155,12 +139,7 @@ struct Forget<'a> {
 
 impl Drop for Forget<'_> {
     fn drop(&mut self) {
-        if let Some(table) = self
-            .pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-        {
+        if let Some(table) = self.pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut() {
             table.remove(&self.id);
         }
     }
@@ -175,27 +154,18 @@ async fn read(
     while let Some(Ok(line)) = lines.next().await {
         let Ok(mut message) = parse(&line) else { break };
         if let Some(name) = message.get("event").and_then(Value::as_str) {
-            report(Report::Event {
-                name: name.to_owned(),
-                data: message["data"].clone(),
-            });
+            report(Report::Event { name: name.to_owned(), data: message["data"].clone() });
             continue;
         }
         let Some(id) = message.get("id").and_then(Value::as_u64) else {
             continue;
         };
         let answer = match message.get("error") {
-            Some(error) => Err(error["desc"]
-                .as_str()
-                .unwrap_or("an error without words")
-                .to_owned()),
+            Some(error) => Err(error["desc"].as_str().unwrap_or("an error without words").to_owned()),
             None => Ok(message["return"].take()),
         };
-        let waiting = pending
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_mut()
-            .and_then(|t| t.remove(&id));
+        let waiting =
+            pending.lock().unwrap_or_else(PoisonError::into_inner).as_mut().and_then(|t| t.remove(&id));
         if let Some(waiting) = waiting {
             let _ = waiting.send(answer); // gone: its caller gave up
         }

@@ -27,11 +27,7 @@ const LIFE_SECONDS: u32 = 3600;
 const PATH: &str = "/2025-09-09/microvms";
 const JSON: &str = "application/json";
 /// What the form of a canonical query leaves as it is.
-const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-    .remove(b'-')
-    .remove(b'.')
-    .remove(b'_')
-    .remove(b'~');
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A call that the fleet's throttles refused.
 #[derive(Debug, thiserror::Error)]
@@ -113,9 +109,7 @@ impl Caller {
     /// GetMicrovm of the next of the population.
     pub async fn get(&self) -> anyhow::Result<()> {
         let id = self.next();
-        let answer = self
-            .rest("GET", &format!("{PATH}/{id}"), "", String::new())
-            .await?;
+        let answer = self.rest("GET", &format!("{PATH}/{id}"), "", String::new()).await?;
         let found: Detail = serde_json::from_slice(&answer)?;
         ensure!(found.microvm_id == id, "asked for {id}, got {}", found.microvm_id);
         Ok(())
@@ -124,9 +118,7 @@ impl Caller {
     /// The same over gRPC, asked of the scheduler, which is who answers REST's.
     pub async fn get_grpc(&self) -> anyhow::Result<()> {
         let id = self.next();
-        let request = GetMicrovmRequest {
-            microvm_id: id.to_owned(),
-        };
+        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
         let found = self.grpc.clone().get_microvm(request).await?.into_inner().microvm;
         let found = found.context("an answer without a microVM")?;
         ensure!(found.microvm_id == id, "asked for {id}, got {}", found.microvm_id);

@@ -43,9 +43,7 @@ impl Connections {
         for certificate in CertificateDer::pem_file_iter(ca).context("the fleet's CA")? {
             roots.add(certificate.context("the fleet's CA")?)?;
         }
-        let mut tls = ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut tls = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
         let port = authority.port_u16().unwrap_or(443);
         Ok(Self {
@@ -75,9 +73,7 @@ impl Connections {
     /// Sends a request, whose Host header is the caller's matter, on the first
     /// connection that is free, and reads the whole answer.
     pub async fn send(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {
-        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request))
-            .await
-            .context("no answer in time")?
+        tokio::time::timeout(REQUEST_TIMEOUT, self.exchange(request)).await.context("no answer in time")?
     }
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> anyhow::Result<(StatusCode, Bytes)> {

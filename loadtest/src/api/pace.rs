@@ -62,11 +62,7 @@ impl Outcome {
 
 impl Tally {
     fn new() -> Self {
-        Self {
-            latencies: Latencies::new(),
-            failed: 0,
-            throttled: 0,
-        }
+        Self { latencies: Latencies::new(), failed: 0, throttled: 0 }
     }
 
     fn take(&mut self, result: anyhow::Result<()>, latency: Duration) {
@@ -132,12 +128,7 @@ where
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::replace(&mut *tally, Tally::new())
     };
-    Ok(Outcome {
-        tallies: tallies.iter().map(taken).collect(),
-        shed,
-        elapsed,
-        own_cpu,
-    })
+    Ok(Outcome { tallies: tallies.iter().map(taken).collect(), shed, elapsed, own_cpu })
 }
 
 /// Calls of a plan.
@@ -182,11 +173,7 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn latency_counts_from_the_due_time_and_kinds_take_turns() {
-        let plan = Plan {
-            name: "test".to_owned(),
-            rate: 200,
-            duration: Duration::from_millis(500),
-        };
+        let plan = Plan { name: "test".to_owned(), rate: 200, duration: Duration::from_millis(500) };
         let outcome = run(&plan, 2, |kind| async move {
             // A call that blocks its thread makes the ones behind it late.
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -195,9 +182,7 @@ mod tests {
         let outcome = outcome.await.unwrap();
         assert!(outcome.throttled());
         assert_eq!(outcome.shed, 0);
-        let [good, bad] = &outcome.tallies[..] else {
-            panic!("two kinds")
-        };
+        let [good, bad] = &outcome.tallies[..] else { panic!("two kinds") };
         assert_eq!((good.latencies.count(), good.failed), (50, 0));
         assert_eq!((bad.latencies.count(), bad.failed, bad.throttled), (0, 50, 50));
         assert!(good.latencies.ms(0.5) >= 20.0);

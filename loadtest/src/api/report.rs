@@ -134,10 +134,7 @@ impl Report {
 
 impl Pair {
     pub fn new(plan: &Plan, outcome: &Outcome) -> Self {
-        let half = Plan {
-            rate: plan.rate / 2,
-            ..plan.clone()
-        };
+        let half = Plan { rate: plan.rate / 2, ..plan.clone() };
         let [rest, grpc] = [0, 1].map(|kind| Run::of(&half, outcome, &outcome.tallies[kind]));
         Self {
             difference_p50_ms: round(rest.p50_ms - grpc.p50_ms),

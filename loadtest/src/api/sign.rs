@@ -62,20 +62,12 @@ impl Signer {
         let date = date(now);
         let day = &date[..8];
         let (names, content_type) = match request.content_type {
-            Some(kind) => (
-                "amz-sdk-invocation-id;content-type;host;x-amz-date",
-                format!("content-type:{kind}\n"),
-            ),
+            Some(kind) => {
+                ("amz-sdk-invocation-id;content-type;host;x-amz-date", format!("content-type:{kind}\n"))
+            }
             None => ("amz-sdk-invocation-id;host;x-amz-date", String::new()),
         };
-        let Unsigned {
-            method,
-            path,
-            query,
-            body,
-            invocation_id,
-            ..
-        } = request;
+        let Unsigned { method, path, query, body, invocation_id, .. } = request;
         let canonical = format!(
             "{method}\n{path}\n{query}\n{INVOCATION_ID}:{invocation_id}\n{content_type}host:{}\n{DATE}:{date}\n\n\
              {names}\n{}",
@@ -102,11 +94,9 @@ impl Signer {
 
 fn signing_key(secret: &str, day: &str, region: &str) -> hmac::Key {
     let start = hmac::Key::new(hmac::HMAC_SHA256, format!("AWS4{secret}").as_bytes());
-    [day, region, SERVICE, TERMINATOR]
-        .into_iter()
-        .fold(start, |key, part| {
-            hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, part.as_bytes()).as_ref())
-        })
+    [day, region, SERVICE, TERMINATOR].into_iter().fold(start, |key, part| {
+        hmac::Key::new(hmac::HMAC_SHA256, hmac::sign(&key, part.as_bytes()).as_ref())
+    })
 }
 
 /// "20261122T110000Z".
@@ -126,9 +116,7 @@ fn date(now: SystemTime) -> String {
 fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
     let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 15]);
-    digits
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
+    digits.map(|digit| char::from(DIGITS[usize::from(digit)])).collect()
 }
 
 #[cfg(test)]
@@ -166,9 +154,7 @@ mod tests {
             let claim = claim.unwrap();
             assert_eq!(claim.access_key_id(), id);
             let secret = Secret::new(secret.to_owned()).unwrap();
-            verifier
-                .verify(&claim, &secret, Payload::Bytes(body), now)
-                .is_ok()
+            verifier.verify(&claim, &secret, Payload::Bytes(body), now).is_ok()
         };
         let get = Unsigned {
             method: "GET",

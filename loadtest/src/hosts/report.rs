@@ -92,10 +92,8 @@ impl Reporter {
     }
 
     async fn register(&mut self) -> Result<Duration, Status> {
-        let request = RegisterHostRequest {
-            spec: Some(self.spec.clone()),
-            observed: self.table.observed(true),
-        };
+        let request =
+            RegisterHostRequest { spec: Some(self.spec.clone()), observed: self.table.observed(true) };
         let told = timely(self.client.register_host(request)).await?;
         self.drop_stale(&told.stale_microvm_ids);
         let interval = told.heartbeat_interval.as_ref();

@@ -43,28 +43,16 @@ impl HostAgentService for HostAgent {
     async fn bake(&self, request: Request<BakeRequest>) -> Answer<Self::BakeStream> {
         rpc::authorize(&request, &[Role::ImageBuilder])?;
         let result = baked(request.get_ref());
-        let manifest_key = result
-            .snapshot
-            .as_ref()
-            .map(|snapshot| snapshot.manifest_key.as_str());
+        let manifest_key = result.snapshot.as_ref().map(|snapshot| snapshot.manifest_key.as_str());
         self.table.cache(manifest_key.unwrap_or_default());
         let told = LogLine {
             source: LogSource::Platform.into(),
             text: "A load test's simulated host: nothing is booted.".to_owned(),
             ..LogLine::default()
         };
-        let first = BakeResponse {
-            lines: vec![told],
-            ..BakeResponse::default()
-        };
-        let steps = STEPS.map(|step| BakeResponse {
-            step: step.to_owned(),
-            ..BakeResponse::default()
-        });
-        let last = BakeResponse {
-            result: Some(result),
-            ..BakeResponse::default()
-        };
+        let first = BakeResponse { lines: vec![told], ..BakeResponse::default() };
+        let steps = STEPS.map(|step| BakeResponse { step: step.to_owned(), ..BakeResponse::default() });
+        let last = BakeResponse { result: Some(result), ..BakeResponse::default() };
         let messages = [first].into_iter().chain(steps).chain([last]);
         Ok(Response::new(stream::iter(messages.map(Ok)).boxed()))
     }
@@ -75,18 +63,14 @@ impl HostAgentService for HostAgent {
         let spec = spec.unwrap_or_default();
         let guest_mib = spec.snapshot.map_or(0, |snapshot| snapshot.memory_mib);
         let observed = self.table.launch(&spec.microvm_id, generation, guest_mib)?;
-        Ok(Response::new(LaunchResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(LaunchResponse { observed: Some(observed) }))
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Answer<SuspendResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.get_ref();
         let observed = self.table.suspend(&request.microvm_id, request.generation)?;
-        Ok(Response::new(SuspendResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(SuspendResponse { observed: Some(observed) }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Answer<ResumeResponse> {
@@ -94,25 +78,19 @@ impl HostAgentService for HostAgent {
         let ResumeRequest { generation, spec, .. } = request.into_inner();
         let id = spec.unwrap_or_default().microvm_id;
         let observed = self.table.resume(&id, generation)?;
-        Ok(Response::new(ResumeResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 
     async fn terminate(&self, request: Request<TerminateRequest>) -> Answer<TerminateResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.get_ref();
         let observed = self.table.terminate(&request.microvm_id, request.generation)?;
-        Ok(Response::new(TerminateResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Answer<Self::WatchStream> {
         rpc::authorize(&request, &[Role::Scheduler, Role::Admin])?;
-        Err(Status::unimplemented(
-            "a simulated host reports; it is not watched",
-        ))
+        Err(Status::unimplemented("a simulated host reports; it is not watched"))
     }
 
     async fn follow_log(&self, request: Request<FollowLogRequest>) -> Answer<Self::FollowLogStream> {

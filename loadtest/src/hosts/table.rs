@@ -43,12 +43,7 @@ struct Entry {
 
 impl Table {
     pub fn new(cache: Cache) -> Self {
-        Self {
-            held: Mutex::default(),
-            cache,
-            changes: watch::Sender::new(()),
-            launched: AtomicU64::new(0),
-        }
+        Self { held: Mutex::default(), cache, changes: watch::Sender::new(()), launched: AtomicU64::new(0) }
     }
 
     pub fn launched(&self) -> u64 {
@@ -87,18 +82,10 @@ impl Table {
         }
         if held.microvms.len() >= SLOTS as usize {
             let text = "every simulated slot is taken";
-            return Err(status(
-                Code::ResourceExhausted,
-                reason::INSUFFICIENT_CAPACITY,
-                text,
-                &[],
-            ));
+            return Err(status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, text, &[]));
         }
-        let observed = ObservedMicrovm {
-            microvm_id: id.to_owned(),
-            generation,
-            ..ObservedMicrovm::default()
-        };
+        let observed =
+            ObservedMicrovm { microvm_id: id.to_owned(), generation, ..ObservedMicrovm::default() };
         let entry = Entry {
             observed,
             // A guest's memory is four times what is accounted for.
@@ -162,10 +149,7 @@ impl Table {
     pub fn usage(&self) -> HostUsage {
         let cached = self.lock_cache().iter().take(CACHED_KEYS_MAX).cloned().collect();
         let held = self.lock();
-        let running = held
-            .microvms
-            .values()
-            .filter(|entry| entry.observed.state() == MicrovmState::Running);
+        let running = held.microvms.values().filter(|entry| entry.observed.state() == MicrovmState::Running);
         let (mut count, mut memory_used_mib) = (0, 0);
         for entry in running {
             count += 1;
@@ -211,10 +195,7 @@ impl Table {
             observed.state_time = Some(api::timestamp(SystemTime::now()));
             observed.observation += 1;
             observed.metering = Some(Metering::default());
-            observed.last_transition = Some(LastTransition {
-                kind: kind.to_owned(),
-                phases: Vec::new(),
-            });
+            observed.last_transition = Some(LastTransition { kind: kind.to_owned(), phases: Vec::new() });
             if state == MicrovmState::Suspended {
                 let copies = observed.snapshot.get_or_insert_with(SnapshotCopies::default);
                 copies.local = true;
@@ -242,12 +223,7 @@ impl Table {
 fn fence(held: &ObservedMicrovm, generation: u64) -> Result<(), Status> {
     if generation < held.generation {
         let text = format!("{} is held with a newer generation", held.microvm_id);
-        return Err(status(
-            Code::FailedPrecondition,
-            reason::STALE_GENERATION,
-            text,
-            &[],
-        ));
+        return Err(status(Code::FailedPrecondition, reason::STALE_GENERATION, text, &[]));
     }
     Ok(())
 }
@@ -261,34 +237,20 @@ mod tests {
         let table = Table::new(Cache::default());
         let first = table.launch("microvm-1", 2, 2048).unwrap();
         assert_eq!((first.state(), first.observation), (MicrovmState::Running, 1));
-        assert_eq!(
-            table.launch("microvm-1", 2, 2048).unwrap(),
-            first,
-            "the same launch again"
-        );
+        assert_eq!(table.launch("microvm-1", 2, 2048).unwrap(), first, "the same launch again");
         assert_eq!(table.launched(), 1);
         assert_eq!(table.usage().memory_used_mib, 512);
         assert_eq!(table.observed(false), [first]);
         assert!(table.observed(false).is_empty());
         let asleep = table.suspend("microvm-1", 2).unwrap();
         assert_eq!((asleep.state(), asleep.observation), (MicrovmState::Suspended, 2));
-        assert!(
-            asleep
-                .snapshot
-                .is_some_and(|copies| copies.local && copies.sequence == 1)
-        );
+        assert!(asleep.snapshot.is_some_and(|copies| copies.local && copies.sequence == 1));
         assert_eq!((table.usage().running, table.usage().suspended), (0, 1));
         assert_eq!(table.resume("microvm-1", 2).unwrap().observation, 3);
-        assert_eq!(
-            table.suspend("microvm-1", 1).unwrap_err().code(),
-            Code::FailedPrecondition
-        );
+        assert_eq!(table.suspend("microvm-1", 1).unwrap_err().code(), Code::FailedPrecondition);
         let ended = table.terminate("microvm-1", 2).unwrap();
         assert_eq!((ended.state(), ended.observation), (MicrovmState::Terminated, 4));
-        assert_eq!(
-            table.terminate("microvm-1", 2).unwrap_err().code(),
-            Code::NotFound
-        );
+        assert_eq!(table.terminate("microvm-1", 2).unwrap_err().code(), Code::NotFound);
         assert!(table.observed(true).is_empty());
     }
 }

@@ -83,15 +83,7 @@ impl App {
     /// Serves until `shutdown`, drains, returns. Requests that come before the
     /// first keys and routes wait for them, within the waits they have anyway.
     pub async fn run(self, shutdown: CancellationToken) {
-        let Self {
-            config,
-            listener,
-            api,
-            store,
-            scheduler,
-            client,
-            metrics,
-        } = self;
+        let Self { config, listener, api, store, scheduler, client, metrics } = self;
         let limits = config.limits;
         let following = CancellationToken::new();
         let _stop_following = following.clone().drop_guard();
@@ -103,32 +95,12 @@ impl App {
             }
         };
         let _synced = routes::follow(scheduler.clone(), table.clone(), following.clone());
-        let tunnels = Tunnels::new(
-            limits.idle_tunnel(),
-            limits.idle_tunnels,
-            metrics.tunnels_open.clone(),
-        );
+        let tunnels = Tunnels::new(limits.idle_tunnel(), limits.idle_tunnels, metrics.tunnels_open.clone());
         let tunnels = Arc::new(tunnels);
         let sweeping = tokio::spawn(sweep(tunnels.clone()));
-        let dialer = Dialer {
-            table: table.clone(),
-            scheduler: scheduler.clone(),
-            client,
-            limits,
-        };
-        let sender = Sender {
-            dialer,
-            tunnels: tunnels.clone(),
-            metrics: metrics.clone(),
-        };
-        let endpoints = Endpoints {
-            domain: config.domain,
-            keys,
-            table,
-            scheduler,
-            sender,
-            metrics,
-        };
+        let dialer = Dialer { table: table.clone(), scheduler: scheduler.clone(), client, limits };
+        let sender = Sender { dialer, tunnels: tunnels.clone(), metrics: metrics.clone() };
+        let endpoints = Endpoints { domain: config.domain, keys, table, scheduler, sender, metrics };
         tokio::join!(listener.serve(Arc::new(endpoints), shutdown.clone()), api);
         sweeping.abort();
         tunnels.clear();

@@ -153,10 +153,7 @@ impl Config {
                 "domain: a host name in lower case",
             ),
             (!self.schedulers.is_empty(), "schedulers: at least one address"),
-            (
-                !self.image_builders.is_empty(),
-                "image_builders: at least one address",
-            ),
+            (!self.image_builders.is_empty(), "image_builders: at least one address"),
             (
                 !self.region.is_empty() && self.region.chars().all(region_ok),
                 "region: lower-case letters, digits and hyphens",
@@ -165,27 +162,15 @@ impl Config {
                 self.account.len() == 12 && self.account.bytes().all(|byte| byte.is_ascii_digit()),
                 "account: 12 digits",
             ),
-            (
-                !self.endpoint_cert.as_os_str().is_empty(),
-                "endpoint_cert: the endpoints need a certificate",
-            ),
+            (!self.endpoint_cert.as_os_str().is_empty(), "endpoint_cert: the endpoints need a certificate"),
             (
                 !self.endpoint_key.as_os_str().is_empty(),
                 "endpoint_key: the endpoints' certificate needs its key",
             ),
             (limits.connections > 0, "limits.connections: at least 1"),
-            (
-                limits.requests_per_microvm > 0,
-                "limits.requests_per_microvm: at least 1",
-            ),
-            (
-                (8192..=1 << 20).contains(&limits.header_bytes),
-                "limits.header_bytes: 8192 to 1048576",
-            ),
-            (
-                times.iter().all(|time| (1..=TIME_MAX_MS).contains(time)),
-                "limits: times are 1 ms to a day",
-            ),
+            (limits.requests_per_microvm > 0, "limits.requests_per_microvm: at least 1"),
+            ((8192..=1 << 20).contains(&limits.header_bytes), "limits.header_bytes: 8192 to 1048576"),
+            (times.iter().all(|time| (1..=TIME_MAX_MS).contains(time)), "limits: times are 1 ms to a day"),
         ];
         rules
             .into_iter()
@@ -243,11 +228,7 @@ mod tests {
 
     #[test]
     fn settings_are_checked() {
-        let ok = Config {
-            endpoint_cert: "a".into(),
-            endpoint_key: "b".into(),
-            ..Config::default()
-        };
+        let ok = Config { endpoint_cert: "a".into(), endpoint_key: "b".into(), ..Config::default() };
         assert_eq!(ok.check(), Ok(()));
         type Change = fn(&mut Config);
         let broken: &[(&str, Change)] = &[

@@ -13,9 +13,7 @@ use prometheus_client::registry::Registry;
 const WAIT_BOUNDS: [f64; 12] = [0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
 /// Bounds of the API's histogram, in seconds.
-const API_BOUNDS: [f64; 12] = [
-    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0,
-];
+const API_BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
 
 /// Label of the request counter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -68,11 +66,7 @@ impl Metrics {
     pub fn register(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, Some("edge"), |part| Self {
             requests: part.add("requests", "Requests answered, by status", Family::default()),
-            waits: part.add(
-                "wait_seconds",
-                "Waits for a launch or a wake",
-                Histogram::new(WAIT_BOUNDS),
-            ),
+            waits: part.add("wait_seconds", "Waits for a launch or a wake", Histogram::new(WAIT_BOUNDS)),
             tunnels_open: part.add("tunnels_open", "Tunnels that stand", Gauge::default()),
             tunnels_opened: part.add("tunnels_opened", "Tunnels opened", Counter::default()),
             resent: part.add(
@@ -91,11 +85,7 @@ impl Metrics {
                 "Times of the API's answers, by operation",
                 Family::new_with_constructor(|| Histogram::new(API_BOUNDS)),
             ),
-            api_connections: part.add(
-                "api_connections",
-                "Client connections of the API",
-                Gauge::default(),
-            ),
+            api_connections: part.add("api_connections", "Client connections of the API", Gauge::default()),
         })
     }
 }

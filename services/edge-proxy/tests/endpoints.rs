@@ -25,13 +25,7 @@ const ONE: u128 = 0x0000_0001_0000_4000_8000_0000_0000_0001;
 const TWO: u128 = 0x0000_0002_0000_4000_8000_0000_0000_0002;
 
 /// What it is, host name, token, port header; status, text and error header.
-type Case<'a> = (
-    &'a str,
-    &'a str,
-    Option<&'a str>,
-    Option<&'a str>,
-    (u16, &'a str, Option<&'a str>),
-);
+type Case<'a> = (&'a str, &'a str, Option<&'a str>, Option<&'a str>, (u16, &'a str, Option<&'a str>));
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn tokens_and_ports_are_checked_before_anything_is_opened() {
@@ -44,18 +38,11 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
         change(&mut claims);
         world.keys.mint(&claims).unwrap()
     };
-    let foreign = KeySet::new(vec![Key::generate(now()).unwrap()])
-        .unwrap()
-        .mint(&claims(ONE))
-        .unwrap();
+    let foreign = KeySet::new(vec![Key::generate(now()).unwrap()]).unwrap().mint(&claims(ONE)).unwrap();
     let mut broken = good.clone();
     broken.replace_range(
         good.len() - 8..good.len() - 7,
-        if good.as_bytes()[good.len() - 8] == b'A' {
-            "B"
-        } else {
-            "A"
-        },
+        if good.as_bytes()[good.len() - 8] == b'A' { "B" } else { "A" },
     );
     let missing = (403, "Request missing authentication", Some("UNAUTHORIZED"));
     let failed = (403, "Token authentication failed", Some("UNAUTHORIZED"));
@@ -66,32 +53,14 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
         ("no token", &own, None, None, missing),
         ("not a token", &own, Some("Bearer x"), None, missing),
         ("empty", &own, Some(""), None, missing),
-        (
-            "expired",
-            &own,
-            Some(&mint(|claims| claims.expires_at = now() - 1)),
-            None,
-            failed,
-        ),
+        ("expired", &own, Some(&mint(|claims| claims.expires_at = now() - 1)), None, failed),
         ("another microVM's", &own, Some(&world.token(TWO)), None, failed),
-        (
-            "of an unknown microVM",
-            &host_name(99),
-            Some(&world.token(99)),
-            None,
-            failed,
-        ),
+        ("of an unknown microVM", &host_name(99), Some(&world.token(99)), None, failed),
         ("another host name", &host_name(TWO), Some(&good), None, failed),
         ("a foreign host name", "example.com", Some(&good), None, failed),
         ("unknown key", &own, Some(&foreign), None, failed),
         ("tampered with", &own, Some(&broken), None, failed),
-        (
-            "a shell's",
-            &own,
-            Some(&mint(|claims| claims.kind = Kind::Shell)),
-            None,
-            failed,
-        ),
+        ("a shell's", &own, Some(&mint(|claims| claims.kind = Kind::Shell)), None, failed),
         ("port out of scope", &own, Some(&good), Some("8081"), denied),
         (
             "default port out of scope",
@@ -122,20 +91,13 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
             let answer = connection.send(ONE, request, body("")).await;
             assert_eq!((answer.status, answer.body.as_str()), (*status, *text), "{case}");
             assert_eq!(answer.header("x-aws-proxy-error"), *error, "{case}");
-            assert_eq!(
-                answer.header("content-type"),
-                Some("text/plain; charset=utf-8"),
-                "{case}"
-            );
+            assert_eq!(answer.header("content-type"), Some("text/plain; charset=utf-8"), "{case}");
             assert!(answer.headers.contains_key("x-amzn-requestid"), "{case}");
         }
     }
     assert!(world.host.requests().is_empty(), "something was opened");
     assert_eq!(world.scheduler.resumes(), 0);
-    let request = world
-        .authorized(ONE, "/")
-        .header("connection", "upgrade")
-        .header("upgrade", "websocket");
+    let request = world.authorized(ONE, "/").header("connection", "upgrade").header("upgrade", "websocket");
     let answer = world.connect(ONE, false).await.send(ONE, request, body("")).await;
     assert_eq!(answer.status, 400);
 }
@@ -160,11 +122,8 @@ async fn requests_arrive_clean_in_both_protocols() {
             "x-forwarded-for: 127.0.0.1".to_owned(),
             "x-forwarded-proto: https".to_owned(),
         ];
-        let seen: Vec<&str> = answer
-            .body
-            .lines()
-            .filter(|line| !line.starts_with("content-length: 0"))
-            .collect();
+        let seen: Vec<&str> =
+            answer.body.lines().filter(|line| !line.starts_with("content-length: 0")).collect();
         assert_eq!(seen, expected, "http2: {http2}");
         assert_eq!(answer.header("x-app"), Some("yes"));
         assert_eq!(answer.header("x-aws-proxy-error"), None);
@@ -172,11 +131,7 @@ async fn requests_arrive_clean_in_both_protocols() {
         assert_eq!(answer.header("server-timing"), None);
     }
     let asked = world.host.requests();
-    assert!(
-        asked
-            .iter()
-            .all(|request| request.port == 9000 && request.wake && request.generation == 1)
-    );
+    assert!(asked.iter().all(|request| request.port == 9000 && request.wake && request.generation == 1));
     assert!(asked.iter().all(|request| request.request_id.len() == 36));
 }
 
@@ -199,15 +154,7 @@ async fn bodies_stream_both_ways() {
         sender.send(Ok(Frame::data(Bytes::from("second")))).await.unwrap();
         assert_eq!(next().await, "second");
         drop(sender);
-        assert!(
-            response
-                .into_body()
-                .collect()
-                .await
-                .unwrap()
-                .to_bytes()
-                .is_empty()
-        );
+        assert!(response.into_body().collect().await.unwrap().to_bytes().is_empty());
         // And a large one.
         let large = "x".repeat(3_000_000);
         let request = world.authorized(ONE, "/echo").method("POST");
@@ -230,17 +177,9 @@ async fn plaintext_http2_with_trailers_when_asked_for() {
         assert_eq!(answer.body, "message");
         assert_eq!(answer.trailers.get("grpc-status").unwrap(), "0");
     }
-    let request = world
-        .authorized(ONE, "/seen")
-        .header("X-aws-proxy-force-h2", "true");
+    let request = world.authorized(ONE, "/seen").header("X-aws-proxy-force-h2", "true");
     let answer = connection.send(ONE, request, body("")).await;
-    assert!(
-        answer
-            .body
-            .starts_with(&format!("HTTP/2.0 http://{}/seen", host_name(ONE))),
-        "{}",
-        answer.body
-    );
+    assert!(answer.body.starts_with(&format!("HTTP/2.0 http://{}/seen", host_name(ONE))), "{}", answer.body);
     assert_eq!(world.host.requests().len(), 1, "one tunnel carries them all");
 }
 
@@ -250,54 +189,30 @@ async fn tunnels_are_kept_and_dead_ones_replaced() {
     world.microvm(ONE, Running);
     let mut connection = world.connect(ONE, false).await;
     for _ in 0..5 {
-        assert_eq!(
-            connection
-                .send(ONE, world.authorized(ONE, "/"), body(""))
-                .await
-                .status,
-            200
-        );
+        assert_eq!(connection.send(ONE, world.authorized(ONE, "/"), body("")).await.status, 200);
     }
     assert_eq!(world.host.requests().len(), 1, "the tunnel was not kept");
     // Cut, as a suspend does: the next request opens another and nobody notices.
     world.host.cut();
-    assert_eq!(
-        connection
-            .send(ONE, world.authorized(ONE, "/"), body(""))
-            .await
-            .status,
-        200
-    );
+    assert_eq!(connection.send(ONE, world.authorized(ONE, "/"), body("")).await.status, 200);
     assert_eq!(world.host.requests().len(), 2);
     // The app falls over just when a kept connection is used again.
     let before = world.app.requests.load(Ordering::SeqCst);
-    let answer = connection
-        .send(ONE, world.authorized(ONE, "/flaky"), body(""))
-        .await;
+    let answer = connection.send(ONE, world.authorized(ONE, "/flaky"), body("")).await;
     assert_eq!(answer.status, 200);
     assert_eq!(world.app.requests.load(Ordering::SeqCst), before + 2);
     assert_eq!(world.host.requests().len(), 3);
     // What may not be done twice is not: the app had the request.
     let post = world.authorized(ONE, "/flaky").method("POST");
     let answer = connection.send(ONE, post, body("")).await;
-    assert_eq!(
-        (answer.status, answer.header("x-aws-proxy-error")),
-        (502, Some("APP_CONNECT_FAILED"))
-    );
+    assert_eq!((answer.status, answer.header("x-aws-proxy-error")), (502, Some("APP_CONNECT_FAILED")));
     // Unused tunnels do not stay for ever.
     drop(world);
-    let world = World::start(Limits {
-        idle_tunnel_ms: 200,
-        ..limits()
-    })
-    .await;
+    let world = World::start(Limits { idle_tunnel_ms: 200, ..limits() }).await;
     world.microvm(ONE, Running);
     assert_eq!(world.get(ONE, "/").await.status, 200);
     assert_eq!(world.host.open.load(Ordering::SeqCst), 1);
-    eventually("the unused tunnel is closed", || {
-        world.host.open.load(Ordering::SeqCst) == 0
-    })
-    .await;
+    eventually("the unused tunnel is closed", || world.host.open.load(Ordering::SeqCst) == 0).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -313,13 +228,7 @@ async fn hosts_refusals_become_answers() {
         (OpenStatus::WakeFailed, 502, None, "", None),
         (OpenStatus::PortClosed, 502, Some("APP_CONNECT_FAILED"), "", None),
         (OpenStatus::Busy, 429, None, "", Some("3")),
-        (
-            OpenStatus::NoIngress,
-            403,
-            Some("UNAUTHORIZED"),
-            "Access to port denied",
-            None,
-        ),
+        (OpenStatus::NoIngress, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
         (OpenStatus::Invalid, 500, None, "", None),
     ] {
         world.host.conduct(world::id(ONE), Conduct::Refuse(status));
@@ -339,19 +248,9 @@ async fn hosts_refusals_become_answers() {
         assert!(Instant::now() < deadline);
     }
     let answer = world.get(ONE, "/").await;
-    assert_eq!(
-        (answer.status, answer.header("x-aws-proxy-error")),
-        (502, connect_failed)
-    );
+    assert_eq!((answer.status, answer.header("x-aws-proxy-error")), (502, connect_failed));
     let answer = world.get(TWO, "/").await;
-    assert_eq!(
-        (
-            answer.status,
-            answer.header("x-aws-proxy-error"),
-            answer.body.as_str()
-        ),
-        (502, None, "")
-    );
+    assert_eq!((answer.status, answer.header("x-aws-proxy-error"), answer.body.as_str()), (502, None, ""));
     assert_eq!(world.scheduler.resumes(), 0);
 }
 
@@ -359,9 +258,7 @@ async fn hosts_refusals_become_answers() {
 async fn requests_wait_for_wakes_and_launches() {
     let world = World::start(limits()).await;
     world.microvm(ONE, Suspended);
-    world
-        .host
-        .conduct(world::id(ONE), Conduct::Wake(Duration::from_millis(300)));
+    world.host.conduct(world::id(ONE), Conduct::Wake(Duration::from_millis(300)));
     let started = Instant::now();
     let answer = world.get(ONE, "/").await;
     assert_eq!(answer.status, 200);
@@ -411,10 +308,7 @@ async fn a_lost_scheduler_and_new_keys_do_not_stop_requests() {
     assert_eq!(world.get(ONE, "/").await.status, 200);
     // A token overtakes the news of the key that sealed it.
     let key = Key::generate(now()).unwrap();
-    let token = KeySet::new(vec![key.clone()])
-        .unwrap()
-        .mint(&claims(ONE))
-        .unwrap();
+    let token = KeySet::new(vec![key.clone()]).unwrap().mint(&claims(ONE)).unwrap();
     let (name, value) = (format!("keys/{}", key.id), serde_json::to_vec(&key).unwrap());
     let early = async {
         let request = Request::get("/").header("x-aws-proxy-auth", &token);
@@ -426,20 +320,13 @@ async fn a_lost_scheduler_and_new_keys_do_not_stop_requests() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_are_bounded_and_drained() {
-    let mut world = World::start(Limits {
-        requests_per_microvm: 1,
-        ..limits()
-    })
-    .await;
+    let mut world = World::start(Limits { requests_per_microvm: 1, ..limits() }).await;
     world.microvm(ONE, Running);
     world.microvm(TWO, Running);
     assert_eq!(world.get(ONE, "/").await.status, 200);
     let before = world.app.requests.load(Ordering::SeqCst);
     let probe = async {
-        eventually("the slow request is there", || {
-            world.app.requests.load(Ordering::SeqCst) > before
-        })
-        .await;
+        eventually("the slow request is there", || world.app.requests.load(Ordering::SeqCst) > before).await;
         let refused = world.get(ONE, "/").await;
         let other = world.get(TWO, "/").await;
         // In flight, it is let finish; new connections are not taken.

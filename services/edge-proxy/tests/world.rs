@@ -43,11 +43,7 @@ pub struct World {
 
 /// Limits that keep the tests short.
 pub fn limits() -> Limits {
-    Limits {
-        launch_wait_ms: 3000,
-        connect_ms: 400,
-        ..Limits::default()
-    }
+    Limits { launch_wait_ms: 3000, connect_ms: 400, ..Limits::default() }
 }
 
 impl World {
@@ -58,10 +54,7 @@ impl World {
         let store = etcd.store().await;
         let key = Key::generate(1).unwrap();
         let value = serde_json::to_vec(&key).unwrap();
-        store
-            .put_if(&format!("keys/{}", key.id), value, Expect::Absent, None)
-            .await
-            .unwrap();
+        store.put_if(&format!("keys/{}", key.id), value, Expect::Absent, None).await.unwrap();
         let keys = KeySet::new(vec![key]).unwrap();
         let app = app::AppServer::start().await;
         let host = host::Host::start(&identity(directory.path(), Role::HostAgent), app.address).await;
@@ -78,11 +71,7 @@ impl World {
                 cert: file("edge-proxy.pem"),
                 key: file("edge-proxy.key"),
             },
-            etcd: EtcdSettings {
-                endpoints: vec![etcd.endpoint()],
-                root: "/torpor/".into(),
-                tls: None,
-            },
+            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
             limits,
             ..Config::default()
         };
@@ -90,18 +79,7 @@ impl World {
         let app_under_test = App::build(config, &registry).await.unwrap();
         let (edge, shutdown) = (app_under_test.local_address().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
-        Self {
-            edge,
-            host,
-            scheduler,
-            app,
-            keys,
-            store,
-            directory,
-            shutdown,
-            serving,
-            _etcd: etcd,
-        }
+        Self { edge, host, scheduler, app, keys, store, directory, shutdown, serving, _etcd: etcd }
     }
 
     /// Tells the scheduler of a microVM on the host; returns it for changes.
@@ -151,10 +129,7 @@ pub fn host_name(number: u128) -> String {
 }
 
 pub fn microvm(number: u128, state: MicrovmState, tunnel_address: &str) -> WatchMicrovmsResponse {
-    let idle_policy = IdlePolicy {
-        auto_resume_enabled: true,
-        ..IdlePolicy::default()
-    };
+    let idle_policy = IdlePolicy { auto_resume_enabled: true, ..IdlePolicy::default() };
     let microvm = Microvm {
         microvm_id: id(number),
         endpoint: host_name(number),

@@ -52,10 +52,7 @@ pub enum StartError {
 }
 
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> StartError {
-    move |source| StartError::Step {
-        step,
-        source: source.into(),
-    }
+    move |source| StartError::Step { step, source: source.into() }
 }
 
 #[derive(Debug, Default)]
@@ -188,17 +185,12 @@ fn spawn(plan: File, stdout: OwnedFd, stderr: OwnedFd, status: OwnedFd) -> io::R
         // Reaped by pid later; a std Child does nothing when dropped.
         Ok(Pid::from_raw(child.id().cast_signed()))
     });
-    spawned
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the starting thread panicked")))
+    spawned.join().unwrap_or_else(|_| Err(io::Error::other("the starting thread panicked")))
 }
 
 /// Reaps children until the app itself has ended, then whatever is left.
 fn wait_for(app: Pid) -> AppExited {
-    let mut exited = AppExited {
-        exit_code: -1,
-        signal: 0,
-    };
+    let mut exited = AppExited { exit_code: -1, signal: 0 };
     loop {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == app => exited.exit_code = code,

@@ -31,10 +31,7 @@ pub trait Step<T> {
 
 impl<T, E: Into<io::Error>> Step<T> for Result<T, E> {
     fn step(self, step: impl Into<String>) -> Result<T, Error> {
-        self.map_err(|source| Error {
-            step: step.into(),
-            source: source.into(),
-        })
+        self.map_err(|source| Error { step: step.into(), source: source.into() })
     }
 }
 
@@ -66,12 +63,7 @@ pub fn boot() -> Result<Booted, Error> {
     let resolver = identity::ResolverFile::prepare()?;
     network::bring_up()?;
     protect_agent();
-    Ok(Booted {
-        settings,
-        identity,
-        resolver,
-        extra_modules,
-    })
+    Ok(Booted { settings, identity, resolver, extra_modules })
 }
 
 /// Keeps the agent alive when the guest runs out of memory or processes.

@@ -61,22 +61,11 @@ pub fn path(kind: HookKind) -> Option<&'static str> {
 /// Answers a CallHook request; `Err` says what is wrong with the request.
 pub fn call(request: &CallHookRequest) -> Result<CallHookResponse, &'static str> {
     let path = path(request.kind()).ok_or("kind is not a hook")?;
-    let port = u16::try_from(request.port)
-        .ok()
-        .filter(|port| *port != 0)
-        .ok_or("port is out of range")?;
-    let timeout = request
-        .timeout
-        .as_ref()
-        .and_then(|timeout| api::duration(timeout).ok());
-    let timeout = timeout
-        .filter(|timeout| !timeout.is_zero())
-        .ok_or("timeout is missing or out of range")?;
+    let port = u16::try_from(request.port).ok().filter(|port| *port != 0).ok_or("port is out of range")?;
+    let timeout = request.timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
+    let timeout = timeout.filter(|timeout| !timeout.is_zero()).ok_or("timeout is missing or out of range")?;
     Ok(match post(port, path, &request.body, Instant::now() + timeout) {
-        Ok(status) => CallHookResponse {
-            http_status: u32::from(status),
-            ..CallHookResponse::default()
-        },
+        Ok(status) => CallHookResponse { http_status: u32::from(status), ..CallHookResponse::default() },
         Err(error) => CallHookResponse {
             timed_out: matches!(error, Error::TimedOut),
             error: error.to_string(),
@@ -106,11 +95,7 @@ pub fn post(port: u16, path: &str, body: &str, deadline: Instant) -> Result<u16,
 
 fn left(deadline: Instant) -> Result<Duration, Error> {
     let left = deadline.saturating_duration_since(Instant::now());
-    if left.is_zero() {
-        Err(Error::TimedOut)
-    } else {
-        Ok(left)
-    }
+    if left.is_zero() { Err(Error::TimedOut) } else { Ok(left) }
 }
 
 fn read_status(stream: &mut TcpStream, deadline: Instant) -> Result<u16, Error> {
@@ -172,22 +157,14 @@ fn parse_status(head: &[u8]) -> Result<u16, Error> {
         [b'0' | b'1', b' ', digits @ ..] => digits.get(..3).ok_or(NOT_HTTP)?,
         _ => return Err(NOT_HTTP),
     };
-    let status = std::str::from_utf8(digits)
-        .ok()
-        .and_then(|digits| digits.parse().ok())
-        .ok_or(NOT_HTTP)?;
-    if (100..600).contains(&status) {
-        Ok(status)
-    } else {
-        Err(NOT_HTTP)
-    }
+    let status = std::str::from_utf8(digits).ok().and_then(|digits| digits.parse().ok()).ok_or(NOT_HTTP)?;
+    if (100..600).contains(&status) { Ok(status) } else { Err(NOT_HTTP) }
 }
 
 fn content_length(head: &[u8]) -> Option<usize> {
     std::str::from_utf8(head).ok()?.split("\r\n").find_map(|line| {
         let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length")
-            .then(|| value.trim().parse().ok())?
+        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().ok())?
     })
 }
 
@@ -222,39 +199,16 @@ mod tests {
 
     #[test]
     fn statuses_of_answers() {
-        let large = Box::leak(
-            [b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'x'; 20_000]]
-                .concat()
-                .into_boxed_slice(),
-        );
+        let large =
+            Box::leak([b"HTTP/1.1 200 OK\r\nX: ".as_slice(), &[b'x'; 20_000]].concat().into_boxed_slice());
         let cases: [(&str, &'static [u8], Result<u16, &str>); 8] = [
-            (
-                "plain",
-                b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok",
-                Ok(200),
-            ),
+            ("plain", b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok", Ok(200)),
             ("1.0", b"HTTP/1.0 503 Busy\r\n\r\n", Ok(503)),
             ("no reason", b"HTTP/1.1 204\r\n\r\n", Ok(204)),
-            (
-                "interim",
-                b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 No\r\n\r\n",
-                Ok(500),
-            ),
-            (
-                "not HTTP",
-                b"\x16\x03\x01 hello\r\n\r\n",
-                Err("the answer is not HTTP/1"),
-            ),
-            (
-                "no status",
-                b"HTTP/1.1 abc\r\n\r\n",
-                Err("the answer is not HTTP/1"),
-            ),
-            (
-                "cut",
-                b"HTTP/1.1 200 OK\r\n",
-                Err("the answer ended before its head"),
-            ),
+            ("interim", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 500 No\r\n\r\n", Ok(500)),
+            ("not HTTP", b"\x16\x03\x01 hello\r\n\r\n", Err("the answer is not HTTP/1")),
+            ("no status", b"HTTP/1.1 abc\r\n\r\n", Err("the answer is not HTTP/1")),
+            ("cut", b"HTTP/1.1 200 OK\r\n", Err("the answer ended before its head")),
             ("large", large, Err("the answer's head is too large")),
         ];
         for (name, answer, expected) in cases {
@@ -308,29 +262,12 @@ mod tests {
     #[test]
     fn bad_requests_are_refused() {
         let timeout = Some(prost_types::Duration { seconds: 1, nanos: 0 });
-        let good = CallHookRequest {
-            kind: HookKind::Run.into(),
-            port: 1,
-            timeout,
-            body: String::new(),
-        };
+        let good = CallHookRequest { kind: HookKind::Run.into(), port: 1, timeout, body: String::new() };
         for bad in [
-            CallHookRequest {
-                kind: 0,
-                ..good.clone()
-            },
-            CallHookRequest {
-                port: 0,
-                ..good.clone()
-            },
-            CallHookRequest {
-                port: 65_536,
-                ..good.clone()
-            },
-            CallHookRequest {
-                timeout: None,
-                ..good.clone()
-            },
+            CallHookRequest { kind: 0, ..good.clone() },
+            CallHookRequest { port: 0, ..good.clone() },
+            CallHookRequest { port: 65_536, ..good.clone() },
+            CallHookRequest { timeout: None, ..good.clone() },
         ] {
             assert!(call(&bad).is_err());
         }

@@ -84,10 +84,7 @@ impl Identity {
             _ => random_machine_id()?,
         };
         let credentials = Path::new(RUN_DIRECTORY).join("credentials");
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&credentials)
-            .step("make the credentials directory")?;
+        fs::DirBuilder::new().mode(0o700).create(&credentials).step("make the credentials directory")?;
         nix::unistd::sethostname(FIRST_HOST_NAME).step("set the host name")?;
         Ok(Self {
             random: File::open("/dev/urandom").step("open /dev/urandom")?,
@@ -110,31 +107,21 @@ impl Identity {
             return Ok(false);
         }
         if request.restore_count < self.restore_count {
-            return Err(Error::Invalid(
-                "restore_count is lower than that of an earlier repair",
-            ));
+            return Err(Error::Invalid("restore_count is lower than that of an earlier repair"));
         }
         self.reseed(&request.entropy)?;
         set_clock(request.wall_clock.as_ref())?;
         if self.host_name != request.host_name {
             nix::unistd::sethostname(&request.host_name).map_err(failed("set the host name"))?;
-            self.host_name_file
-                .replace(&request.host_name)
-                .map_err(failed("write the host name"))?;
-            self.hosts_file
-                .replace(&hosts(&request.host_name))
-                .map_err(failed("write the hosts file"))?;
+            self.host_name_file.replace(&request.host_name).map_err(failed("write the host name"))?;
+            self.hosts_file.replace(&hosts(&request.host_name)).map_err(failed("write the hosts file"))?;
             self.host_name.clone_from(&request.host_name);
         }
         if !request.machine_id.is_empty() {
-            self.machine_id_file
-                .replace(&request.machine_id)
-                .map_err(failed("write the machine id"))?;
+            self.machine_id_file.replace(&request.machine_id).map_err(failed("write the machine id"))?;
         }
         if self.microvm_id != request.microvm_id {
-            self.microvm_id_file
-                .replace(&request.microvm_id)
-                .map_err(failed("write the microVM id"))?;
+            self.microvm_id_file.replace(&request.microvm_id).map_err(failed("write the microVM id"))?;
             self.microvm_id.clone_from(&request.microvm_id);
         }
         if !request.credentials.is_empty() {
@@ -158,11 +145,8 @@ impl Identity {
             bytes: [u8; ENTROPY_BYTES_MAX],
         }
         let length = libc::c_int::try_from(entropy.len()).expect("checked to be at most ENTROPY_BYTES_MAX");
-        let mut pool = PoolInfo {
-            entropy_bits: length * 8,
-            length_bytes: length,
-            bytes: [0; ENTROPY_BYTES_MAX],
-        };
+        let mut pool =
+            PoolInfo { entropy_bits: length * 8, length_bytes: length, bytes: [0; ENTROPY_BYTES_MAX] };
         pool.bytes[..entropy.len()].copy_from_slice(entropy);
         let device = self.random.as_raw_fd();
         // SAFETY: the kernel reads the two counts and `length_bytes` bytes after them.
@@ -170,9 +154,7 @@ impl Identity {
         nix::errno::Errno::result(added).map_err(failed("add entropy"))?;
         // SAFETY: takes no argument.
         let reseeded = unsafe { libc::ioctl(device, RNDRESEEDCRNG) };
-        nix::errno::Errno::result(reseeded)
-            .map_err(failed("reseed the generator"))
-            .map(drop)
+        nix::errno::Errno::result(reseeded).map_err(failed("reseed the generator")).map(drop)
     }
 }
 
@@ -193,10 +175,7 @@ fn check(request: &RepairIdentityRequest) -> Result<(), Error> {
             request.machine_id.is_empty() || valid_machine_id(&request.machine_id),
             "machine_id must be 32 lower-case hex digits",
         ),
-        (
-            request.microvm_id.bytes().all(|byte| byte.is_ascii_graphic()),
-            "microvm_id must be printable",
-        ),
+        (request.microvm_id.bytes().all(|byte| byte.is_ascii_graphic()), "microvm_id must be printable"),
     ];
     match checks.into_iter().find(|(holds, _)| !holds) {
         Some((_, message)) => Err(Error::Invalid(message)),
@@ -205,10 +184,7 @@ fn check(request: &RepairIdentityRequest) -> Result<(), Error> {
 }
 
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
-    move |source| Error::Step {
-        step,
-        source: source.into(),
-    }
+    move |source| Error::Step { step, source: source.into() }
 }
 
 fn set_clock(time: Option<&prost_types::Timestamp>) -> Result<(), Error> {
@@ -231,11 +207,7 @@ fn random_machine_id() -> Result<String, boot::Error> {
 }
 
 fn hosts(name: &str) -> String {
-    let own = if name == FIRST_HOST_NAME {
-        String::new()
-    } else {
-        format!("169.254.100.2\t{name}\n")
-    };
+    let own = if name == FIRST_HOST_NAME { String::new() } else { format!("169.254.100.2\t{name}\n") };
     format!("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\n{own}")
 }
 

@@ -24,10 +24,7 @@ mod stats;
 mod tcp_table;
 
 fn main() -> ExitCode {
-    if std::env::args_os()
-        .next()
-        .is_some_and(|name| name == app::INIT_NAME)
-    {
+    if std::env::args_os().next().is_some_and(|name| name == app::INIT_NAME) {
         return app::init::main();
     }
     if std::process::id() != 1 {

@@ -92,13 +92,7 @@ pub fn outside_connections() -> nix::Result<Vec<Connection>> {
             interface: 0,
             cookie: [u32::MAX; 2],
         };
-        request(
-            &netlink,
-            SOCK_DIAG_BY_FAMILY,
-            NLM_F_REQUEST | NLM_F_DUMP,
-            family,
-            any,
-        )?;
+        request(&netlink, SOCK_DIAG_BY_FAMILY, NLM_F_REQUEST | NLM_F_DUMP, family, any)?;
         let mut buffer = vec![0; 32 * 1024];
         loop {
             let count = recv(netlink.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
@@ -119,24 +113,13 @@ pub fn abort(connections: &[Connection]) -> nix::Result<()> {
     for connection in connections {
         // Without NLM_F_ACK the kernel answers only errors, which pile up unread and are
         // dropped: the message is handled inside this call either way.
-        request(
-            &netlink,
-            SOCK_DESTROY,
-            NLM_F_REQUEST,
-            connection.family,
-            connection.id,
-        )?;
+        request(&netlink, SOCK_DESTROY, NLM_F_REQUEST, connection.family, connection.id)?;
     }
     Ok(())
 }
 
 fn open() -> nix::Result<OwnedFd> {
-    socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )
+    socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)
 }
 
 fn request(netlink: &OwnedFd, kind: u16, flags: u16, family: u8, id: SocketId) -> nix::Result<()> {
@@ -172,10 +155,7 @@ fn parse(mut bytes: &[u8], found: &mut Vec<Connection>) -> bool {
             // SAFETY: at least size_of::<Answer>() bytes are there, and any bytes are a valid Answer.
             let answer = unsafe { bytes.as_ptr().cast::<Answer>().read_unaligned() };
             if !is_loopback(answer.family, &answer.id.peer) {
-                found.push(Connection {
-                    family: answer.family,
-                    id: answer.id,
-                });
+                found.push(Connection { family: answer.family, id: answer.id });
             }
         }
         // Messages are aligned to four bytes.
@@ -207,13 +187,7 @@ mod tests {
     #[test]
     fn cut_and_hostile_datagrams_end_the_dump() {
         let mut found = Vec::new();
-        for bytes in [
-            &[][..],
-            &[0; 3],
-            &[0; 16],
-            &[255; 40],
-            &[100, 0, 0, 0, 20, 0, 0, 0],
-        ] {
+        for bytes in [&[][..], &[0; 3], &[0; 16], &[255; 40], &[100, 0, 0, 0, 20, 0, 0, 0]] {
             parse(bytes, &mut found);
         }
         assert!(found.is_empty());

@@ -33,11 +33,7 @@ impl Quiet {
         let began = *self.began.get_or_insert(now);
         let (since, before) = *self.window.get_or_insert((now, ticks));
         if now.saturating_duration_since(since) >= WINDOW {
-            self.calm = if ticks.saturating_sub(before) <= CALM_TICKS {
-                self.calm + 1
-            } else {
-                0
-            };
+            self.calm = if ticks.saturating_sub(before) <= CALM_TICKS { self.calm + 1 } else { 0 };
             self.window = Some((now, ticks));
         }
         self.calm >= CALM_WINDOWS || now.saturating_duration_since(began) >= WAIT_MAX
@@ -53,11 +49,7 @@ pub fn busy_ticks() -> Option<u64> {
 fn parse(stat: &str) -> Option<u64> {
     const IDLE: usize = 3;
     const GUEST: usize = 8; // from here on time is counted in earlier fields too
-    let fields = stat
-        .lines()
-        .next()?
-        .strip_prefix("cpu ")?
-        .split_ascii_whitespace();
+    let fields = stat.lines().next()?.strip_prefix("cpu ")?.split_ascii_whitespace();
     fields
         .take(GUEST)
         .enumerate()

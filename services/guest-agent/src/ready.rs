@@ -23,10 +23,7 @@ pub fn await_ready(
     exited: impl Fn() -> bool,
     abandoned: impl Fn() -> bool,
 ) -> Result<AwaitReadyResponse, &'static str> {
-    let timeout = request
-        .timeout
-        .as_ref()
-        .and_then(|timeout| api::duration(timeout).ok());
+    let timeout = request.timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
     let deadline = Instant::now() + timeout.ok_or("timeout is missing or out of range")?;
     let hook = u16::try_from(request.hook_port).map_err(|_| "hook_port is out of range")?;
     let mut response = AwaitReadyResponse::default();
@@ -93,10 +90,7 @@ mod tests {
     fn request(hook_port: u16, listen_ports: &[u16], millis: i32) -> AwaitReadyRequest {
         AwaitReadyRequest {
             hook_port: u32::from(hook_port),
-            timeout: Some(prost_types::Duration {
-                seconds: 0,
-                nanos: millis * 1_000_000,
-            }),
+            timeout: Some(prost_types::Duration { seconds: 0, nanos: millis * 1_000_000 }),
             listen_ports: listen_ports.iter().copied().map(u32::from).collect(),
         }
     }
@@ -110,19 +104,10 @@ mod tests {
     fn a_port_that_listens_is_ready() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        assert_eq!(
-            outcome(&request(0, &[1, port], 990), false),
-            (ReadyOutcome::Ready, 0, u32::from(port))
-        );
-        assert_eq!(
-            outcome(&request(0, &[port], 900), true).0,
-            ReadyOutcome::AppExited
-        );
+        assert_eq!(outcome(&request(0, &[1, port], 990), false), (ReadyOutcome::Ready, 0, u32::from(port)));
+        assert_eq!(outcome(&request(0, &[port], 900), true).0, ReadyOutcome::AppExited);
         drop(listener);
-        assert_eq!(
-            outcome(&request(0, &[port], 100), false),
-            (ReadyOutcome::TimedOut, 0, 0)
-        );
+        assert_eq!(outcome(&request(0, &[port], 100), false), (ReadyOutcome::TimedOut, 0, 0));
     }
 
     #[test]
@@ -136,25 +121,13 @@ mod tests {
                 write!(stream, "HTTP/1.1 {status} X\r\nContent-Length: 0\r\n\r\n").unwrap();
             }
         });
-        assert_eq!(
-            outcome(&request(port, &[], 900), false),
-            (ReadyOutcome::Ready, 200, u32::from(port))
-        );
-        assert_eq!(
-            outcome(&request(port, &[], 900), false),
-            (ReadyOutcome::Refused, 500, 0)
-        );
+        assert_eq!(outcome(&request(port, &[], 900), false), (ReadyOutcome::Ready, 200, u32::from(port)));
+        assert_eq!(outcome(&request(port, &[], 900), false), (ReadyOutcome::Refused, 500, 0));
     }
 
     #[test]
     fn a_hook_that_is_not_there_runs_out_of_time_or_app() {
-        assert_eq!(
-            outcome(&request(1, &[], 120), false),
-            (ReadyOutcome::TimedOut, 0, 0)
-        );
-        assert_eq!(
-            outcome(&request(1, &[], 900), true),
-            (ReadyOutcome::AppExited, 0, 0)
-        );
+        assert_eq!(outcome(&request(1, &[], 120), false), (ReadyOutcome::TimedOut, 0, 0));
+        assert_eq!(outcome(&request(1, &[], 900), true), (ReadyOutcome::AppExited, 0, 0));
     }
 }

@@ -73,19 +73,9 @@ impl Epoch {
 }
 
 enum Phase {
-    Port {
-        have: Vec<u8>,
-        deadline: Instant,
-    },
-    Connecting {
-        inner: TcpStream,
-        deadline: Instant,
-    },
-    Open {
-        inner: TcpStream,
-        inward: Pipe,
-        outward: Pipe,
-    },
+    Port { have: Vec<u8>, deadline: Instant },
+    Connecting { inner: TcpStream, deadline: Instant },
+    Open { inner: TcpStream, inward: Pipe, outward: Pipe },
 }
 
 struct Connection {
@@ -106,12 +96,7 @@ impl Relay {
     /// A relay on a bound listener that serves only `host`.
     pub fn new(listener: TcpListener, host: IpAddr, epoch: Arc<Epoch>) -> io::Result<Self> {
         listener.set_nonblocking(true)?;
-        Ok(Self {
-            listener,
-            host,
-            epoch,
-            connections: Vec::new(),
-        })
+        Ok(Self { listener, host, epoch, connections: Vec::new() })
     }
 
     /// Serves for ever; an error of the listener or of polling ends it.
@@ -153,9 +138,7 @@ impl Relay {
             if waiting {
                 self.accept(epoch, now)?;
             }
-            self.epoch
-                .connections
-                .store(self.connections.len(), Ordering::Release);
+            self.epoch.connections.store(self.connections.len(), Ordering::Release);
         }
     }
 
@@ -177,10 +160,7 @@ impl Relay {
                 say(&outer, RelayAnswer::Busy);
                 continue;
             }
-            let phase = Phase::Port {
-                have: Vec::new(),
-                deadline: now + PORT_TIMEOUT,
-            };
+            let phase = Phase::Port { have: Vec::new(), deadline: now + PORT_TIMEOUT };
             let mut connection = Connection { epoch, outer, phase };
             if connection.advance(now) {
                 self.connections.push(connection);
@@ -189,14 +169,10 @@ impl Relay {
     }
 
     fn wait_time(&self) -> PollTimeout {
-        self.connections
-            .iter()
-            .filter_map(Connection::deadline)
-            .min()
-            .map_or(PollTimeout::NONE, |deadline| {
-                let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            })
+        self.connections.iter().filter_map(Connection::deadline).min().map_or(PollTimeout::NONE, |deadline| {
+            let left = deadline.saturating_duration_since(Instant::now()) + Duration::from_millis(1);
+            PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
+        })
     }
 }
 
@@ -236,11 +212,7 @@ impl Connection {
         match &self.phase {
             Phase::Port { .. } => add(self.outer.as_fd(), true, false),
             Phase::Connecting { inner, .. } => add(inner.as_fd(), false, true),
-            Phase::Open {
-                inner,
-                inward,
-                outward,
-            } => {
+            Phase::Open { inner, inward, outward } => {
                 add(self.outer.as_fd(), inward.wants_input(), outward.has_output());
                 add(inner.as_fd(), outward.wants_input(), inward.has_output());
             }
@@ -271,10 +243,7 @@ impl Connection {
                     };
                     match connect_to_loopback(port) {
                         Ok(inner) => {
-                            self.phase = Phase::Connecting {
-                                inner,
-                                deadline: now + CONNECT_TIMEOUT,
-                            };
+                            self.phase = Phase::Connecting { inner, deadline: now + CONNECT_TIMEOUT };
                         }
                         Err(_) => {
                             say(&self.outer, RelayAnswer::Refused);
@@ -293,18 +262,10 @@ impl Connection {
                             return Ok(false);
                         }
                         let inner = inner.try_clone()?;
-                        self.phase = Phase::Open {
-                            inner,
-                            inward: Pipe::new(),
-                            outward: Pipe::new(),
-                        };
+                        self.phase = Phase::Open { inner, inward: Pipe::new(), outward: Pipe::new() };
                     }
                 },
-                Phase::Open {
-                    inner,
-                    inward,
-                    outward,
-                } => {
+                Phase::Open { inner, inward, outward } => {
                     inward.pump(&self.outer, inner)?;
                     outward.pump(inner, &self.outer)?;
                     return Ok(!(inward.finished() && outward.finished()));

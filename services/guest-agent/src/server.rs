@@ -67,10 +67,7 @@ impl Shared {
     fn report_exit(&self, exited: AppExited) {
         let current = self.current().clone();
         if let Some(connection) = current {
-            connection.send(&Frame {
-                exchange: 0,
-                body: Some(Body::AppExited(exited)),
-            });
+            connection.send(&Frame { exchange: 0, body: Some(Body::AppExited(exited)) });
         }
     }
 }
@@ -92,12 +89,7 @@ pub struct Server {
 impl Server {
     /// Binds the ports and starts the threads.
     pub fn start(booted: Booted) -> Result<Self, Error> {
-        let Booted {
-            settings,
-            identity,
-            resolver,
-            extra_modules,
-        } = booted;
+        let Booted { settings, identity, resolver, extra_modules } = booted;
         let listener =
             network::listen(settings.agent_port, SEND_TIMEOUT).step("listen on the agent's port")?;
         let relay_listener =
@@ -120,16 +112,7 @@ impl Server {
             doomed: Mutex::default(),
         });
         let jobs = Jobs::start(&shared).step("start the workers")?;
-        Ok(Self {
-            listener,
-            identity,
-            shared,
-            jobs,
-            forwarder,
-            relay_epoch,
-            stale: None,
-            greeted: false,
-        })
+        Ok(Self { listener, identity, shared, jobs, forwarder, relay_epoch, stale: None, greeted: false })
     }
 
     /// Serves for ever. An error of its own sockets ends it, and with it the microVM.
@@ -170,21 +153,14 @@ impl Server {
             Some(connection) => vec![listener, PollFd::new(connection.as_fd(), PollFlags::POLLIN)],
         };
         let quiet = PollTimeout::try_from(QUIET).expect("a second fits");
-        let timeout = if self.stale.is_some() {
-            quiet
-        } else {
-            PollTimeout::NONE
-        };
+        let timeout = if self.stale.is_some() { quiet } else { PollTimeout::NONE };
         let polled = match poll(&mut set, timeout) {
             Ok(count) => count,
             Err(nix::Error::EINTR) => return Ok((false, false)),
             Err(error) => return Err(error.into()),
         };
-        let ready = |index: usize| {
-            set.get(index)
-                .and_then(PollFd::revents)
-                .is_some_and(|events| !events.is_empty())
-        };
+        let ready =
+            |index: usize| set.get(index).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
         let (connecting, readable) = (ready(0), ready(1));
         if polled == 0 {
             self.close_stale();
@@ -239,10 +215,7 @@ impl Server {
         }
         connection.close();
         let mut current = self.shared.current();
-        if current
-            .as_ref()
-            .is_some_and(|current| Arc::ptr_eq(current, &connection))
-        {
+        if current.as_ref().is_some_and(|current| Arc::ptr_eq(current, &connection)) {
             *current = None;
         }
         None
@@ -255,20 +228,13 @@ impl Server {
             Some(Body::StreamLogsRequest(StreamLogsRequest { from_sequence })) => {
                 self.forwarder.follow(Arc::clone(connection), from_sequence);
             }
-            Some(body) => self.jobs.put(Job {
-                connection: Arc::clone(connection),
-                exchange,
-                body,
-            }),
+            Some(body) => self.jobs.put(Job { connection: Arc::clone(connection), exchange, body }),
             None => connection.fail(exchange, "the frame has no message this agent knows", true),
         }
         if !self.greeted {
             self.greeted = true;
             if let Some(exited) = self.shared.app.exited() {
-                connection.send(&Frame {
-                    exchange: 0,
-                    body: Some(Body::AppExited(exited)),
-                });
+                connection.send(&Frame { exchange: 0, body: Some(Body::AppExited(exited)) });
             }
         }
     }
@@ -287,10 +253,7 @@ impl Server {
             self.relay_epoch.advance();
         }
         let answer = Body::RepairIdentityResponse(RepairIdentityResponse { repaired });
-        connection.send(&Frame {
-            exchange,
-            body: Some(answer),
-        });
+        connection.send(&Frame { exchange, body: Some(answer) });
         if repaired {
             self.relay_epoch.sweep();
             let doomed = std::mem::take(&mut *self.shared.doomed());
@@ -301,9 +264,5 @@ impl Server {
 }
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
-    thread::Builder::new()
-        .name(name.to_owned())
-        .spawn(run)
-        .step(format!("start the {name} thread"))
-        .map(drop)
+    thread::Builder::new().name(name.to_owned()).spawn(run).step(format!("start the {name} thread")).map(drop)
 }

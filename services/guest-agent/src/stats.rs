@@ -12,13 +12,7 @@ pub fn read() -> GetStatsResponse {
     let processes = fs::read_dir("/proc").map_or(0, |entries| {
         entries
             .flatten()
-            .filter(|entry| {
-                entry
-                    .file_name()
-                    .as_encoded_bytes()
-                    .iter()
-                    .all(u8::is_ascii_digit)
-            })
+            .filter(|entry| entry.file_name().as_encoded_bytes().iter().all(u8::is_ascii_digit))
             .count()
     });
     GetStatsResponse {
@@ -29,14 +23,8 @@ pub fn read() -> GetStatsResponse {
 
 /// One value of /proc/meminfo, in bytes.
 pub fn meminfo_bytes(meminfo: &str, name: &str) -> Option<u64> {
-    let line = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
-    line.split_ascii_whitespace()
-        .next()?
-        .parse::<u64>()
-        .ok()?
-        .checked_mul(1024)
+    let line = meminfo.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'))?;
+    line.split_ascii_whitespace().next()?.parse::<u64>().ok()?.checked_mul(1024)
 }
 
 #[cfg(test)]
@@ -46,11 +34,7 @@ mod tests {
     #[test]
     fn values_of_meminfo() {
         let text = "MemTotal:         496432 kB\nMemFree:  1 kB\nHugePages_Total:       0\n";
-        for (name, expected) in [
-            ("MemTotal", Some(496_432 * 1024)),
-            ("MemFree", Some(1024)),
-            ("Mem", None),
-        ] {
+        for (name, expected) in [("MemTotal", Some(496_432 * 1024)), ("MemFree", Some(1024)), ("Mem", None)] {
             assert_eq!(meminfo_bytes(text, name), expected, "{name}");
         }
     }

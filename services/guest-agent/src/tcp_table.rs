@@ -49,12 +49,9 @@ garbage
 
     #[test]
     fn listening_ports_of_a_table() {
-        for (table, expected) in [
-            ("", vec![]),
-            ("header\n", vec![]),
-            (TCP, vec![8080, 80]),
-            (TCP6, vec![9000]),
-        ] {
+        for (table, expected) in
+            [("", vec![]), ("header\n", vec![]), (TCP, vec![8080, 80]), (TCP6, vec![9000])]
+        {
             assert_eq!(parse_listening(table).collect::<Vec<_>>(), expected);
         }
     }

@@ -66,25 +66,14 @@ impl App {
             bundle: read_bundle(&config.guest_bundle)?,
             run_as: config.engine.run_as.map(|ids| (ids.uid, ids.gid)),
         };
-        let settings = vmm::qemu::QemuSettings {
-            binary: (&config.engine.binary).into(),
-            ..Default::default()
-        };
+        let settings =
+            vmm::qemu::QemuSettings { binary: (&config.engine.binary).into(), ..Default::default() };
         let engine: Arc<dyn vmm::Engine> = Arc::new(vmm::qemu::Qemu::new(settings).await?);
         let found = survey(&config, &data, engine.as_ref(), &template).await?;
-        let in_use: Vec<String> = found
-            .iter()
-            .filter_map(|found| found.slot(&config.slots))
-            .collect();
-        let pool = slot::Pool::start(config.slots.clone(), &in_use)
-            .await
-            .context("slots")?;
-        let bases = Bases::open(
-            &data,
-            store.clone(),
-            &config.snapshot_bucket,
-            config.limits.image_cache_bytes,
-        )?;
+        let in_use: Vec<String> = found.iter().filter_map(|found| found.slot(&config.slots)).collect();
+        let pool = slot::Pool::start(config.slots.clone(), &in_use).await.context("slots")?;
+        let bases =
+            Bases::open(&data, store.clone(), &config.snapshot_bucket, config.limits.image_cache_bytes)?;
         let host = Arc::new(Host {
             capacity: Capacity::new(config.memory_capacity_mib),
             engine_description: engine.describe(),
@@ -102,15 +91,7 @@ impl App {
         let fleet = Fleet::open(Arc::clone(&host));
         recover(&host, &fleet, found).await?;
         let bakes = Bakes::new(Arc::clone(&host));
-        Ok(Self {
-            host,
-            fleet,
-            bakes,
-            records,
-            identity,
-            grpc,
-            tunnels,
-        })
+        Ok(Self { host, fleet, bakes, records, identity, grpc, tunnels })
     }
 
     /// Serves until SIGTERM or SIGINT.
@@ -130,29 +111,18 @@ impl App {
         let (fenced_out, fenced) = watch::channel(Fenced::Yes);
         let (regained_out, regained) = watch::channel(0);
         let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
-        let lease = tokio::spawn(lease::keep(
-            self.records,
-            spec.clone(),
-            ttl,
-            fenced_out,
-            regained_out,
-        ));
-        let reporter = Reporter::new(
-            Arc::clone(&self.host),
-            Arc::clone(&self.fleet),
-            spec,
-            &self.identity,
-            regained,
-        )
-        .map_err(|status| anyhow::anyhow!("scheduler_addresses: {}", status.message()))?;
+        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, fenced_out, regained_out));
+        let reporter =
+            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.fleet), spec, &self.identity, regained)
+                .map_err(|status| anyhow::anyhow!("scheduler_addresses: {}", status.message()))?;
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.fleet).keep_tidy());
         let shutdown = CancellationToken::new();
         let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.fleet), fenced);
-        let tunnels = tokio::spawn(self.tunnels.serve(
-            move |request, responder| tunnels.clone().serve(request, responder),
-            shutdown.clone(),
-        ));
+        let tunnels = tokio::spawn(
+            self.tunnels
+                .serve(move |request, responder| tunnels.clone().serve(request, responder), shutdown.clone()),
+        );
         let service = HostAgent::new(Arc::clone(&self.host), Arc::clone(&self.fleet), self.bakes);
         let routes = Routes::new(HostAgentServiceServer::new(service));
         let grpc = self.grpc.serve(routes, shutdown.clone());
@@ -225,10 +195,7 @@ fn object_store(config: &Config) -> anyhow::Result<object_store::Store> {
         endpoint: s3.endpoint.clone(),
         region: s3.region.clone(),
         access_key_id: s3.access_key_id.clone(),
-        secret_access_key: s3
-            .secret_access_key
-            .as_ref()
-            .map(|secret| secret.expose().to_owned()),
+        secret_access_key: s3.secret_access_key.as_ref().map(|secret| secret.expose().to_owned()),
         path_style: s3.path_style,
         ..Default::default()
     })?)
@@ -237,11 +204,7 @@ fn object_store(config: &Config) -> anyhow::Result<object_store::Store> {
 fn host_spec(host: &Host, grpc: std::net::SocketAddr, tunnel: std::net::SocketAddr) -> HostSpec {
     let config = &host.config;
     let or = |configured: &str, bound: std::net::SocketAddr| {
-        if configured.is_empty() {
-            bound.to_string()
-        } else {
-            configured.to_owned()
-        }
+        if configured.is_empty() { bound.to_string() } else { configured.to_owned() }
     };
     let architecture = match std::env::consts::ARCH {
         "x86_64" => Architecture::X8664,
@@ -266,15 +229,9 @@ fn host_spec(host: &Host, grpc: std::net::SocketAddr, tunnel: std::net::SocketAd
 fn chipset() -> String {
     let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let has = |flag: &str| {
-        cpuinfo
-            .lines()
-            .any(|line| line.starts_with("flags") && line.split_whitespace().any(|f| f == flag))
+        cpuinfo.lines().any(|line| line.starts_with("flags") && line.split_whitespace().any(|f| f == flag))
     };
-    let kvm = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     match (kvm && has("vmx"), kvm && has("svm")) {
         (true, _) => "INTEL".to_owned(),
         (_, true) => "AMD".to_owned(),
@@ -293,10 +250,7 @@ struct BundleManifest {
 fn read_bundle(directory: &Path) -> anyhow::Result<Bundle> {
     let path = directory.join("manifest.json");
     let text = std::fs::read(&path).with_context(|| {
-        format!(
-            "guest_bundle: cannot read {}; make one with deploy/guest-bundle",
-            path.display()
-        )
+        format!("guest_bundle: cannot read {}; make one with deploy/guest-bundle", path.display())
     })?;
     let manifest: BundleManifest =
         serde_json::from_slice(&text).with_context(|| format!("guest_bundle: {}", path.display()))?;

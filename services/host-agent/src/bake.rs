@@ -52,20 +52,12 @@ pub struct Progress {
 impl Progress {
     /// A step began.
     pub async fn step(&self, name: &str) {
-        self.send(BakeResponse {
-            step: name.to_owned(),
-            ..Default::default()
-        })
-        .await;
+        self.send(BakeResponse { step: name.to_owned(), ..Default::default() }).await;
     }
 
     /// Lines of the app.
     pub async fn lines(&self, lines: Vec<LogLine>) {
-        self.send(BakeResponse {
-            lines,
-            ..Default::default()
-        })
-        .await;
+        self.send(BakeResponse { lines, ..Default::default() }).await;
     }
 
     /// A line of the platform.
@@ -89,10 +81,7 @@ impl Bakes {
     /// No bakes yet.
     #[must_use]
     pub fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self {
-            host,
-            running: Mutex::default(),
-        })
+        Arc::new(Self { host, running: Mutex::default() })
     }
 
     /// Starts a bake. Dropping the stream ends it.
@@ -111,9 +100,7 @@ impl Bakes {
         tokio::spawn(async move {
             let (id, generation) = (request.build_id.clone(), request.generation);
             tracing::info!(build = id, generation, image = request.image_name, "bake began");
-            let progress = Progress {
-                sender: sender.clone(),
-            };
+            let progress = Progress { sender: sender.clone() };
             let result = run::bake(&bakes.host, request, &progress, &cancel).await;
             match result {
                 Ok(()) => tracing::info!(build = id, "bake done"),
@@ -140,22 +127,14 @@ impl Bakes {
                     });
                 }
                 Fence::Same => {
-                    return Err(Failure::Conflict(
-                        "this attempt is being baked already".to_owned(),
-                    ));
+                    return Err(Failure::Conflict("this attempt is being baked already".to_owned()));
                 }
                 Fence::Newer => held.cancel.cancel(),
             }
         } else if running.len() >= self.host.config.limits.bakes {
-            return Err(Failure::Capacity(format!(
-                "{} bakes run on this host already",
-                running.len()
-            )));
+            return Err(Failure::Capacity(format!("{} bakes run on this host already", running.len())));
         }
-        let entry = Running {
-            generation: request.generation,
-            cancel: cancel.clone(),
-        };
+        let entry = Running { generation: request.generation, cancel: cancel.clone() };
         running.insert(request.build_id.clone(), entry);
         Ok(())
     }
@@ -194,26 +173,14 @@ fn check(request: &BakeRequest) -> Result<(), Failure> {
             violations.push((field.to_owned(), why.to_owned()));
         }
     };
-    rule(
-        uuid::Uuid::try_parse(&request.build_id).is_ok(),
-        "build_id",
-        "must be a UUID",
-    );
+    rule(uuid::Uuid::try_parse(&request.build_id).is_ok(), "build_id", "must be a UUID");
     rule(request.generation > 0, "generation", "must be at least 1");
     rule(request.disk.is_some(), "disk", "is required");
     rule(request.memory_mib >= 64, "memory_mib", "must be at least 64");
     rule(request.vcpu_count >= 1, "vcpu_count", "must be at least 1");
-    rule(
-        !request.destination_prefix.is_empty(),
-        "destination_prefix",
-        "is required",
-    );
+    rule(!request.destination_prefix.is_empty(), "destination_prefix", "is required");
     let app = request.app.as_ref();
     let starts = app.is_some_and(|app| !app.entrypoint.is_empty() || !app.command.is_empty());
     rule(starts, "app", "needs an ENTRYPOINT or a CMD");
-    if violations.is_empty() {
-        Ok(())
-    } else {
-        Err(Failure::Invalid(violations))
-    }
+    if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
 }

@@ -150,10 +150,7 @@ impl Default for Config {
 
 impl Default for EngineSettings {
     fn default() -> Self {
-        Self {
-            binary: "qemu-system-x86_64".to_owned(),
-            run_as: None,
-        }
+        Self { binary: "qemu-system-x86_64".to_owned(), run_as: None }
     }
 }
 
@@ -194,9 +191,7 @@ impl Config {
     /// # Errors
     /// One sentence naming the key.
     pub fn check(&self) -> Result<(), String> {
-        self.host_id
-            .parse::<model::ids::HostId>()
-            .map_err(|error| format!("host_id: {error}"))?;
+        self.host_id.parse::<model::ids::HostId>().map_err(|error| format!("host_id: {error}"))?;
         self.slots.check().map_err(|error| error.to_string())?;
         if self.scheduler_addresses.is_empty() {
             return Err("scheduler_addresses: at least one is needed".to_owned());
@@ -206,10 +201,7 @@ impl Config {
         }
         for (key, value) in [
             ("limits.mailbox", self.limits.mailbox),
-            (
-                "limits.connections_per_microvm",
-                self.limits.connections_per_microvm,
-            ),
+            ("limits.connections_per_microvm", self.limits.connections_per_microvm),
             ("limits.waiting_opens", self.limits.waiting_opens),
             ("limits.bakes", self.limits.bakes),
             ("limits.tombstones", self.limits.tombstones),

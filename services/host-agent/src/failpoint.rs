@@ -11,11 +11,7 @@ static ARMED: OnceLock<Option<String>> = OnceLock::new();
 
 /// Reads the variable when `enabled`. Called once, at start.
 pub fn arm(enabled: bool) {
-    let name = if enabled {
-        std::env::var(VARIABLE).ok()
-    } else {
-        None
-    };
+    let name = if enabled { std::env::var(VARIABLE).ok() } else { None };
     let _ = ARMED.set(name.filter(|name| !name.is_empty()));
 }
 

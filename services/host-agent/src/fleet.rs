@@ -49,24 +49,13 @@ impl Fleet {
                 match (id, Tombstone::read(&path)) {
                     (Some(id), Some(tombstone)) => {
                         let remote_done = tombstone.remote_prefix.is_empty();
-                        ended.insert(
-                            id,
-                            Ended {
-                                tombstone,
-                                known: false,
-                                remote_done,
-                            },
-                        );
+                        ended.insert(id, Ended { tombstone, known: false, remote_done });
                     }
                     _ => files::discard(&path),
                 }
             }
         }
-        Arc::new(Self {
-            host,
-            live: Mutex::default(),
-            ended: Mutex::new(ended),
-        })
+        Arc::new(Self { host, live: Mutex::default(), ended: Mutex::new(ended) })
     }
 
     /// Drives a microVM and remembers it until it is gone.
@@ -87,23 +76,13 @@ impl Fleet {
     /// Keeps the report of a microVM that has ended.
     pub fn bury(&self, id: String, tombstone: Tombstone) {
         let remote_done = tombstone.remote_prefix.is_empty();
-        self.ended().insert(
-            id,
-            Ended {
-                tombstone,
-                known: false,
-                remote_done,
-            },
-        );
+        self.ended().insert(id, Ended { tombstone, known: false, remote_done });
     }
 
     fn retire(&self, handle: &Handle) {
         let mut live = self.live();
         // A newer one with this id may have taken its place.
-        if live
-            .get(&*handle.id)
-            .is_some_and(|held| held.view.same_channel(&handle.view))
-        {
+        if live.get(&*handle.id).is_some_and(|held| held.view.same_channel(&handle.view)) {
             live.remove(&*handle.id);
         }
     }
@@ -138,18 +117,12 @@ impl Fleet {
             let held = handle.view.borrow().generation;
             match fence(held, generation) {
                 Fence::Stale => {
-                    return Err(Failure::StaleGeneration {
-                        held,
-                        offered: generation,
-                    });
+                    return Err(Failure::StaleGeneration { held, offered: generation });
                 }
                 Fence::Same => return handle.command(Command::Launch, Some(generation)).await,
                 Fence::Newer => {
                     let reason = format!("Replaced by generation {generation}.");
-                    let order = EndOrder {
-                        reason,
-                        discard: true,
-                    };
+                    let order = EndOrder { reason, discard: true };
                     handle.command(Command::End(order), Some(generation)).await?;
                 }
             }
@@ -177,9 +150,7 @@ impl Fleet {
         };
         match joined {
             Some(handle) => handle.command(Command::Launch, Some(generation)).await,
-            None => answer
-                .await
-                .unwrap_or_else(|_| Err(Failure::Internal("the driver is gone".to_owned()))),
+            None => answer.await.unwrap_or_else(|_| Err(Failure::Internal("the driver is gone".to_owned()))),
         }
     }
 
@@ -188,9 +159,7 @@ impl Fleet {
         let mut ended = self.ended();
         let Some(entry) = ended.get(id) else { return Ok(()) };
         match fence(entry.tombstone.generation, generation) {
-            Fence::Stale | Fence::Same => Err(Failure::Ended {
-                reason: entry.tombstone.reason.clone(),
-            }),
+            Fence::Stale | Fence::Same => Err(Failure::Ended { reason: entry.tombstone.reason.clone() }),
             Fence::Newer => {
                 ended.remove(id);
                 files::discard(&self.host.data.ended().join(id));
@@ -223,10 +192,7 @@ impl Fleet {
             Some(handle) => handle,
             None => {
                 self.refuse_ended(id.as_str(), generation)?;
-                if !snapshot
-                    .as_ref()
-                    .is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty())
-                {
+                if !snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty()) {
                     return Err(Failure::NotHere { id: id.to_string() });
                 }
                 let (driver, handle) =
@@ -236,10 +202,7 @@ impl Fleet {
             }
         };
         handle
-            .command(
-                Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot }))),
-                Some(generation),
-            )
+            .command(Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot }))), Some(generation))
             .await
     }
 
@@ -279,14 +242,7 @@ impl Fleet {
             if let Err(error) = files::make_directory(&place).and_then(|()| tombstone.write(&place)) {
                 tracing::error!(microvm = %id, %error, "an end is not recorded");
             }
-            ended.insert(
-                id.to_string(),
-                Ended {
-                    tombstone,
-                    known: false,
-                    remote_done: false,
-                },
-            );
+            ended.insert(id.to_string(), Ended { tombstone, known: false, remote_done: false });
         }
         match ended.get(id.as_str()) {
             Some(entry) => observed_end(id.as_str(), &entry.tombstone),
@@ -304,10 +260,7 @@ impl Fleet {
     pub async fn drop_stale(&self, id: &str) {
         if let Some(handle) = self.get(id) {
             tracing::info!(microvm = id, "stale; dropping it");
-            let order = EndOrder {
-                reason: "The scheduler placed it elsewhere.".to_owned(),
-                discard: true,
-            };
+            let order = EndOrder { reason: "The scheduler placed it elsewhere.".to_owned(), discard: true };
             if let Err(error) = handle.command(Command::End(order), None).await {
                 tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet");
             }
@@ -345,10 +298,7 @@ impl Fleet {
     /// The scheduler has answered a report that named these.
     pub fn reported(&self, observed: &[ObservedMicrovm]) {
         let mut ended = self.ended();
-        for one in observed
-            .iter()
-            .filter(|one| one.state() == MicrovmState::Terminated)
-        {
+        for one in observed.iter().filter(|one| one.state() == MicrovmState::Terminated) {
             if let Some(entry) = ended.get_mut(&one.microvm_id)
                 && entry.tombstone.generation == one.generation
             {
@@ -369,9 +319,7 @@ impl Fleet {
             }
         }
         let (_, slots_used) = self.host.pool.counts();
-        self.host
-            .metrics
-            .holds(running, suspended, self.host.capacity.used_mib());
+        self.host.metrics.holds(running, suspended, self.host.capacity.used_mib());
         HostUsage {
             memory_used_mib: self.host.capacity.used_mib(),
             slots_used: u32::try_from(slots_used).unwrap_or(u32::MAX),
@@ -385,9 +333,7 @@ impl Fleet {
     /// True when no transition is under way.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.live()
-            .values()
-            .all(|handle| handle.view.borrow().phase.is_settled())
+        self.live().values().all(|handle| handle.view.borrow().phase.is_settled())
     }
 
     fn held(&self, id: &str) -> Result<Handle, Failure> {
@@ -417,19 +363,13 @@ fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
         state_reason: tombstone.reason.clone(),
         state_time: Some(timestamp(tombstone.ended_ms)),
         observation: tombstone.observation,
-        metering: Some(microvm::metering(
-            &tombstone.meter,
-            tombstone.meter.endpoint_bytes,
-        )),
+        metering: Some(microvm::metering(&tombstone.meter, tombstone.meter.endpoint_bytes)),
         ..Default::default()
     }
 }
 
 fn check(spec: &MicrovmSpec, generation: u64) -> Result<MicrovmId, Failure> {
-    let id = spec
-        .microvm_id
-        .parse()
-        .map_err(|error| invalid("spec.microvm_id", &error))?;
+    let id = spec.microvm_id.parse().map_err(|error| invalid("spec.microvm_id", &error))?;
     let mut violations = Vec::new();
     if generation == 0 {
         violations.push(("generation".to_owned(), "must be at least 1".to_owned()));
@@ -437,21 +377,14 @@ fn check(spec: &MicrovmSpec, generation: u64) -> Result<MicrovmId, Failure> {
     match &spec.snapshot {
         None => violations.push(("spec.snapshot".to_owned(), "is required".to_owned())),
         Some(snapshot) if snapshot.memory_mib == 0 || snapshot.manifest_key.is_empty() => {
-            violations.push((
-                "spec.snapshot".to_owned(),
-                "needs memory_mib and manifest_key".to_owned(),
-            ));
+            violations.push(("spec.snapshot".to_owned(), "needs memory_mib and manifest_key".to_owned()));
         }
         Some(_) => {}
     }
     if let Err(Failure::Invalid(found)) = microvm::egress(spec) {
         violations.extend(found);
     }
-    if violations.is_empty() {
-        Ok(id)
-    } else {
-        Err(Failure::Invalid(violations))
-    }
+    if violations.is_empty() { Ok(id) } else { Err(Failure::Invalid(violations)) }
 }
 
 fn invalid(field: &str, error: &model::ids::IdError) -> Failure {

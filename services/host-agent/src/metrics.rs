@@ -56,20 +56,12 @@ impl Metrics {
 
     /// A transition succeeded.
     pub fn transition(&self, kind: &str, seconds: f64) {
-        self.seconds
-            .get_or_create(&Kind {
-                kind: kind.to_owned(),
-            })
-            .observe(seconds);
+        self.seconds.get_or_create(&Kind { kind: kind.to_owned() }).observe(seconds);
     }
 
     /// A transition failed.
     pub fn failed(&self, kind: &str) {
-        self.failures
-            .get_or_create(&Kind {
-                kind: kind.to_owned(),
-            })
-            .inc();
+        self.failures.get_or_create(&Kind { kind: kind.to_owned() }).inc();
     }
 
     /// A microVM ended.

@@ -123,25 +123,17 @@ impl Handle {
     /// [`Failure::Ended`] when the driver is gone.
     pub async fn command(&self, command: Command, generation: Option<u64>) -> Outcome {
         let (reply, answer) = oneshot::channel();
-        self.mailbox
-            .try_send(Message {
-                command,
-                generation,
-                reply,
-            })
-            .map_err(|error| match error {
-                mpsc::error::TrySendError::Full(_) => {
-                    Failure::Capacity(format!("too many commands wait for {}", self.id))
-                }
-                mpsc::error::TrySendError::Closed(_) => self.ended(),
-            })?;
+        self.mailbox.try_send(Message { command, generation, reply }).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => {
+                Failure::Capacity(format!("too many commands wait for {}", self.id))
+            }
+            mpsc::error::TrySendError::Closed(_) => self.ended(),
+        })?;
         answer.await.unwrap_or_else(|_| Err(self.ended()))
     }
 
     fn ended(&self) -> Failure {
-        Failure::Ended {
-            reason: self.view.borrow().observed.state_reason.clone(),
-        }
+        Failure::Ended { reason: self.view.borrow().observed.state_reason.clone() }
     }
 
     /// What is observed now, activity included.

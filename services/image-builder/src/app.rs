@@ -57,9 +57,7 @@ impl App {
             .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let layout = Layout::new(settings.data_dir.clone(), settings.build.uid_base);
         let prepared = layout.clone();
-        tokio::task::spawn_blocking(move || prepared.prepare())
-            .await?
-            .context("data_dir")?;
+        tokio::task::spawn_blocking(move || prepared.prepare()).await?.context("data_dir")?;
         let networks = Networks::new(layout.networks(), settings.build.denied_networks.clone());
         networks.reconcile().await.context("data_dir")?;
         let sandbox =
@@ -91,12 +89,7 @@ impl App {
             layout,
             settings,
         });
-        Ok(Self {
-            server,
-            context,
-            images,
-            requests,
-        })
+        Ok(Self { server, context, images, requests })
     }
 
     /// The address it listens on.
@@ -111,12 +104,7 @@ impl App {
     /// # Errors
     /// When the server fails.
     pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self {
-            server,
-            context,
-            images,
-            requests,
-        } = self;
+        let Self { server, context, images, requests } = self;
         tracing::info!(address = %server.local_addr(), instance = context.instance, "image-builder listens");
         let service = ImageServiceServer::new(Service::new(images, Arc::clone(&context)))
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -156,10 +144,7 @@ fn object_config(settings: &S3Settings) -> ObjectConfig {
         endpoint: settings.endpoint.clone(),
         region: settings.region.clone(),
         access_key_id: settings.access_key_id.clone(),
-        secret_access_key: settings
-            .secret_access_key
-            .as_ref()
-            .map(|secret| secret.expose().to_owned()),
+        secret_access_key: settings.secret_access_key.as_ref().map(|secret| secret.expose().to_owned()),
         path_style: settings.path_style,
         ..ObjectConfig::default()
     }

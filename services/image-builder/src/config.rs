@@ -176,20 +176,13 @@ impl BuildSettings {
     /// The CA bundle builds get, if any.
     #[must_use]
     pub fn effective_ca_bundle(&self) -> Option<PathBuf> {
-        let chosen = self
-            .ca_bundle
-            .clone()
-            .unwrap_or_else(|| PathBuf::from(SYSTEM_CA_BUNDLE));
+        let chosen = self.ca_bundle.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_CA_BUNDLE));
         (!chosen.as_os_str().is_empty() && chosen.is_file()).then_some(chosen)
     }
 }
 
 fn own_architecture() -> &'static str {
-    if cfg!(target_arch = "aarch64") {
-        "ARM_64"
-    } else {
-        "X86_64"
-    }
+    if cfg!(target_arch = "aarch64") { "ARM_64" } else { "X86_64" }
 }
 
 /// Bounds of artifacts.
@@ -208,12 +201,7 @@ pub struct ArchiveSettings {
 
 impl Default for ArchiveSettings {
     fn default() -> Self {
-        Self {
-            bytes_max: 512 * MIB,
-            entries_max: 10_000,
-            unpacked_bytes_max: 2 * GIB,
-            ratio_max: 100,
-        }
+        Self { bytes_max: 512 * MIB, entries_max: 10_000, unpacked_bytes_max: 2 * GIB, ratio_max: 100 }
     }
 }
 
@@ -278,42 +266,18 @@ impl Settings {
     pub fn check(&self) -> Result<(), Unusable> {
         let rules: [(bool, &str); 11] = [
             (self.data_dir.is_absolute(), "data_dir must be an absolute path"),
+            (!self.schedulers.is_empty(), "schedulers must name at least one address"),
+            (self.build.concurrent_max > 0, "build.concurrent_max must be at least 1"),
+            (self.build.attempts_max > 0, "build.attempts_max must be at least 1"),
+            (!self.build.chipset_generation.trim().is_empty(), "build.chipset_generation must not be empty"),
             (
-                !self.schedulers.is_empty(),
-                "schedulers must name at least one address",
-            ),
-            (
-                self.build.concurrent_max > 0,
-                "build.concurrent_max must be at least 1",
-            ),
-            (
-                self.build.attempts_max > 0,
-                "build.attempts_max must be at least 1",
-            ),
-            (
-                !self.build.chipset_generation.trim().is_empty(),
-                "build.chipset_generation must not be empty",
-            ),
-            (
-                self.build
-                    .base_image_aliases
-                    .keys()
-                    .all(|name| name.parse::<model::ImageName>().is_ok()),
+                self.build.base_image_aliases.keys().all(|name| name.parse::<model::ImageName>().is_ok()),
                 "build.base_image_aliases must be names of 1 to 64 characters of [a-zA-Z0-9-_]",
             ),
-            (
-                self.build.lease_seconds > 0,
-                "build.lease_seconds must be at least 1",
-            ),
-            (
-                self.build.uid_base >= 65_536,
-                "build.uid_base must leave the machine's own users alone",
-            ),
+            (self.build.lease_seconds > 0, "build.lease_seconds must be at least 1"),
+            (self.build.uid_base >= 65_536, "build.uid_base must leave the machine's own users alone"),
             (self.bake.attempts_max > 0, "bake.attempts_max must be at least 1"),
-            (
-                self.bake.memory_peak_factor > 0,
-                "bake.memory_peak_factor must be at least 1",
-            ),
+            (self.bake.memory_peak_factor > 0, "bake.memory_peak_factor must be at least 1"),
             (
                 model::MemoryClass::of(self.bake.memory_default_mib).is_some(),
                 "bake.memory_default_mib must be 512, 1024, 2048, 4096 or 8192",
@@ -348,21 +312,9 @@ mod tests {
     fn unusable_settings_name_the_key() {
         let mut settings = Settings::default();
         settings.build.concurrent_max = 0;
-        assert!(
-            settings
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("build.concurrent_max")
-        );
+        assert!(settings.check().unwrap_err().to_string().contains("build.concurrent_max"));
         settings = Settings::default();
         settings.bake.memory_default_mib = 700;
-        assert!(
-            settings
-                .check()
-                .unwrap_err()
-                .to_string()
-                .contains("memory_default_mib")
-        );
+        assert!(settings.check().unwrap_err().to_string().contains("memory_default_mib"));
     }
 }

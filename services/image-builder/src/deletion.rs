@@ -105,10 +105,7 @@ async fn remove(context: &Context, name: &str) -> Result<(), Stuck> {
             }
         }
     }
-    for version in versions
-        .iter()
-        .filter(|version| version.value.state() == VersionState::Deleting)
-    {
+    for version in versions.iter().filter(|version| version.value.state() == VersionState::Deleting) {
         for attempt in 1.. {
             match remove_version(context, &image.value, &version.value).await {
                 Ok(()) => break,
@@ -139,16 +136,10 @@ async fn remove_image(
     still_unused(context, image_arn, None).await?;
     for version in versions {
         remove_files(context, &image.value, &version.value).await?;
-        context
-            .catalog
-            .apply(records_of(context, &version.value).await?)
-            .await?;
+        context.catalog.apply(records_of(context, &version.value).await?).await?;
     }
     // Dying before this line: the image still says DELETING and has nothing left.
-    context
-        .catalog
-        .apply(Change::new().remove_image(name, image.revision))
-        .await?;
+    context.catalog.apply(Change::new().remove_image(name, image.revision)).await?;
     tracing::info!(image = name, "image DELETED");
     Ok(())
 }
@@ -159,11 +150,7 @@ async fn remove_version(context: &Context, image: &Image, version: &ImageVersion
     let records = records_of(context, version).await?;
     // Dying before this line: the version still says DELETING and has no files.
     end(context, version, records).await?;
-    tracing::info!(
-        image = image.name,
-        version = version.image_version,
-        "version DELETED"
-    );
+    tracing::info!(image = image.name, version = version.image_version, "version DELETED");
     Ok(())
 }
 
@@ -177,9 +164,7 @@ async fn end(context: &Context, version: &ImageVersion, change: Change) -> Resul
         let image = context.catalog.image(name).await?;
         let versions = context.catalog.versions(name).await?;
         let is_this = |other: &Record<ImageVersion>| other.value.image_version == *number;
-        let mut going = versions
-            .iter()
-            .filter(|other| other.value.state() == VersionState::Deleting);
+        let mut going = versions.iter().filter(|other| other.value.state() == VersionState::Deleting);
         let Some(Record { mut value, revision }) = image.filter(|_| going.clone().any(is_this)) else {
             return Ok(());
         };
@@ -211,29 +196,15 @@ async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) 
         let key = &snapshot.manifest_key;
         // Hosts that cannot be asked now drop it when they miss its manifest.
         if let Err(status) = context.fleet.evict(key).await {
-            tracing::warn!(
-                key,
-                error = status.message(),
-                "hosts were not asked to drop an image"
-            );
+            tracing::warn!(key, error = status.message(), "hosts were not asked to drop an image");
         }
         snapshot::delete(&context.objects, &settings.snapshot_bucket, key).await?;
     }
     for prefix in pipeline::version_prefixes(&image.id, &version.image_version) {
-        context
-            .objects
-            .delete_prefix(&settings.snapshot_bucket, &prefix)
-            .await?;
+        context.objects.delete_prefix(&settings.snapshot_bucket, &prefix).await?;
     }
-    for build in context
-        .catalog
-        .build_ids(&version.image_name, &version.image_version)
-        .await?
-    {
-        context
-            .objects
-            .delete(&settings.log_bucket, &format!("builds/{build}.log"))
-            .await?;
+    for build in context.catalog.build_ids(&version.image_name, &version.image_version).await? {
+        context.objects.delete(&settings.log_bucket, &format!("builds/{build}.log")).await?;
     }
     Ok(())
 }
@@ -242,19 +213,16 @@ async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) 
 async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change, Error> {
     let (name, number) = (&version.image_name, &version.image_version);
     let builds = context.catalog.build_ids(name, number).await?;
-    let change = builds.iter().fold(Change::new(), |change, build| {
-        change.remove_build(name, number, build).dequeue(build)
-    });
+    let change = builds
+        .iter()
+        .fold(Change::new(), |change, build| change.remove_build(name, number, build).dequeue(build));
     Ok(change.remove_version(name, number))
 }
 
 async fn give_up_image(context: &Context, image: Record<Image>, stuck: &Stuck) -> Result<(), Stuck> {
     let Record { mut value, revision } = image;
     if lifecycle::image(&mut value, ImageEvent::DeleteFailed, pipeline::now()).is_ok() {
-        context
-            .catalog
-            .apply(Change::new().image(&value, Some(revision)))
-            .await?;
+        context.catalog.apply(Change::new().image(&value, Some(revision))).await?;
         tracing::error!(image = value.name, %stuck, "image DELETE_FAILED; deleting it again tries again");
     }
     Ok(())

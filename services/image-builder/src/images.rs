@@ -112,19 +112,12 @@ impl Images {
     /// The name a caller means.
     pub fn name(&self, identifier: &str) -> Result<ImageName, Refusal> {
         let parsed = ImageIdentifier::parse(identifier, &self.settings.region, &self.settings.account);
-        parsed
-            .map(ImageIdentifier::into_name)
-            .map_err(|error| invalid("imageIdentifier", &error.to_string()))
+        parsed.map(ImageIdentifier::into_name).map_err(|error| invalid("imageIdentifier", &error.to_string()))
     }
 
     fn arn(&self, name: &ImageName) -> String {
         let (region, account) = (self.settings.region.clone(), self.settings.account.clone());
-        ImageArn {
-            region,
-            account,
-            name: name.clone(),
-        }
-        .to_string()
+        ImageArn { region, account, name: name.clone() }.to_string()
     }
 
     /// One image.
@@ -151,11 +144,7 @@ impl Images {
         if version.is_empty() && image.latest_active_image_version.is_empty() {
             return Err(Refusal::NoActiveVersion(image.image_arn));
         }
-        let number = if version.is_empty() {
-            &image.latest_active_image_version
-        } else {
-            version
-        };
+        let number = if version.is_empty() { &image.latest_active_image_version } else { version };
         self.version_of(&image, number).await
     }
 
@@ -184,11 +173,7 @@ impl From<Refusal> for Attempt {
 
 impl From<CatalogError> for Attempt {
     fn from(error: CatalogError) -> Self {
-        if error.is_conflict() {
-            Self::Again(error)
-        } else {
-            Self::Refused(error.into())
-        }
+        if error.is_conflict() { Self::Again(error) } else { Self::Refused(error.into()) }
     }
 }
 

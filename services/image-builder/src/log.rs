@@ -42,9 +42,7 @@ impl Stored {
     fn into_line(self) -> LogLine {
         let source = LogSource::from_str_name(&format!("LOG_SOURCE_{}", self.source));
         LogLine {
-            time: Some(api::timestamp(
-                SystemTime::UNIX_EPOCH + Duration::from_micros(self.time_unix_us),
-            )),
+            time: Some(api::timestamp(SystemTime::UNIX_EPOCH + Duration::from_micros(self.time_unix_us))),
             source: source.unwrap_or_default().into(),
             text: self.text,
             sequence: self.sequence,
@@ -70,11 +68,7 @@ impl Logs {
     /// Logs in files of `directory`, each of at most `bytes_max` bytes.
     #[must_use]
     pub fn new(directory: PathBuf, bytes_max: u64) -> Self {
-        Self {
-            directory,
-            bytes_max,
-            open: Mutex::default(),
-        }
+        Self { directory, bytes_max, open: Mutex::default() }
     }
 
     /// Begins a build's log, replacing one of an earlier attempt.
@@ -83,25 +77,10 @@ impl Logs {
     /// When its file cannot be made.
     pub fn begin(&self, build: &str) -> io::Result<Arc<Log>> {
         let path = self.directory.join(format!("{build}.log"));
-        let file = File::options()
-            .create(true)
-            .write(true)
-            .truncate(true)
-            .open(&path)?;
+        let file = File::options().create(true).write(true).truncate(true).open(&path)?;
         let (lines, _) = watch::channel(0);
-        let writer = Writer {
-            file,
-            bytes: 0,
-            index: vec![0],
-            lines: 0,
-            full: false,
-        };
-        let log = Arc::new(Log {
-            path,
-            bytes_max: self.bytes_max,
-            writer: Mutex::new(writer),
-            lines,
-        });
+        let writer = Writer { file, bytes: 0, index: vec![0], lines: 0, full: false };
+        let log = Arc::new(Log { path, bytes_max: self.bytes_max, writer: Mutex::new(writer), lines });
         self.lock().insert(build.to_owned(), Arc::clone(&log));
         Ok(log)
     }
@@ -157,10 +136,7 @@ impl Log {
         if writer.bytes >= limit {
             if !ours {
                 writer.full = true;
-                let marker = format!(
-                    "The output is over {} bytes; the rest is not kept.",
-                    self.bytes_max
-                );
+                let marker = format!("The output is over {} bytes; the rest is not kept.", self.bytes_max);
                 self.write(&mut writer, LogSource::Platform, marker);
             }
             return;
@@ -169,9 +145,7 @@ impl Log {
     }
 
     fn write(&self, writer: &mut Writer, source: LogSource, text: String) {
-        let now = SystemTime::now()
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .unwrap_or_default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let stored = Stored {
             sequence: writer.lines,
             time_unix_us: u64::try_from(now.as_micros()).unwrap_or(u64::MAX),
@@ -218,10 +192,7 @@ impl Log {
     /// # Errors
     /// When its file is gone.
     pub fn reader(self: &Arc<Self>) -> io::Result<Reader> {
-        Ok(Reader {
-            log: Arc::clone(self),
-            file: File::open(&self.path)?,
-        })
+        Ok(Reader { log: Arc::clone(self), file: File::open(&self.path)? })
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Writer> {
@@ -279,11 +250,7 @@ impl Batch {
     /// Lines from sequence `from` on.
     #[must_use]
     pub fn new(from: u64) -> Self {
-        Self {
-            from,
-            bytes: 0,
-            lines: Vec::new(),
-        }
+        Self { from, bytes: 0, lines: Vec::new() }
     }
 
     /// Adds a stored line unless it is before the wanted ones.
@@ -349,12 +316,7 @@ mod tests {
         assert!(size < 100_000 + 2 * LINE_BYTES_MAX as u64, "{size}");
         let lines = log.reader().unwrap().read(0).unwrap();
         assert!(lines[0].text.len() <= LINE_BYTES_MAX && lines[0].text.ends_with('…'));
-        let last: Vec<&str> = lines
-            .iter()
-            .rev()
-            .take(2)
-            .map(|line| line.text.as_str())
-            .collect();
+        let last: Vec<&str> = lines.iter().rev().take(2).map(|line| line.text.as_str()).collect();
         assert_eq!(last[0], "the end");
         assert!(last[1].contains("the rest is not kept"));
     }
@@ -363,25 +325,12 @@ mod tests {
     fn sources_survive_storage() {
         let (_directory, logs) = logs(1 << 20);
         let log = logs.begin("b").unwrap();
-        for source in [
-            LogSource::Platform,
-            LogSource::Stdout,
-            LogSource::Stderr,
-            LogSource::Console,
-        ] {
+        for source in [LogSource::Platform, LogSource::Stdout, LogSource::Stderr, LogSource::Console] {
             log.add(source, "\u{fffd}\"quoted\"");
         }
         let lines = log.reader().unwrap().read(0).unwrap();
         let sources: Vec<LogSource> = lines.iter().map(LogLine::source).collect();
-        assert_eq!(
-            sources,
-            [
-                LogSource::Platform,
-                LogSource::Stdout,
-                LogSource::Stderr,
-                LogSource::Console
-            ]
-        );
+        assert_eq!(sources, [LogSource::Platform, LogSource::Stdout, LogSource::Stderr, LogSource::Console]);
         assert_eq!(lines[0].text, "\u{fffd}\"quoted\"");
     }
 }

@@ -100,10 +100,7 @@ impl From<Failure> for Stop {
 
 /// S3 prefixes of one version's files, all attempts.
 pub fn version_prefixes(image_id: &str, version: &str) -> [String; 2] {
-    [
-        format!("disks/{image_id}/{version}/"),
-        format!("images/{image_id}/{version}/"),
-    ]
+    [format!("disks/{image_id}/{version}/"), format!("images/{image_id}/{version}/")]
 }
 
 /// Runs a build to its end, or until it is no longer ours.
@@ -124,11 +121,7 @@ pub async fn run(context: Arc<Context>, claim: Claim, shutdown: CancellationToke
             job.finish(result).await
         }
         Err(stop) => {
-            tracing::warn!(
-                build_id,
-                ?stop,
-                "a build could not begin here; another attempt will"
-            );
+            tracing::warn!(build_id, ?stop, "a build could not begin here; another attempt will");
             "LOST"
         }
     };

@@ -92,10 +92,7 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
         return Ok(None);
     }
     let owned = context.catalog.owned().await?;
-    for entry in queue
-        .into_iter()
-        .filter(|entry| !owned.contains(&entry.value.build_id))
-    {
+    for entry in queue.into_iter().filter(|entry| !owned.contains(&entry.value.build_id)) {
         match claim(context, entry).await {
             Ok(Some(claim)) => return Ok(Some(claim)),
             Ok(None) => {}
@@ -109,16 +106,10 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
 
 async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Claim>, Error> {
     let catalog = &context.catalog;
-    let QueueEntry {
-        build_id,
-        image_name,
-        image_version,
-        ..
-    } = &entry.value;
-    let (Some(build), Some(version)) = (
-        catalog.build(build_id).await?,
-        catalog.version(image_name, image_version).await?,
-    ) else {
+    let QueueEntry { build_id, image_name, image_version, .. } = &entry.value;
+    let (Some(build), Some(version)) =
+        (catalog.build(build_id).await?, catalog.version(image_name, image_version).await?)
+    else {
         // The image went meanwhile.
         catalog.apply(Change::new().dequeue(build_id)).await?;
         return Ok(None);
@@ -131,10 +122,7 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
         fail(context, entry).await?;
         return Ok(None);
     }
-    let lease = catalog
-        .store()
-        .lease(Duration::from_secs(context.settings.build.lease_seconds))
-        .await?;
+    let lease = catalog.store().lease(Duration::from_secs(context.settings.build.lease_seconds)).await?;
     let (mut build, mut version, mut entry) = (build, version, entry);
     entry.value.attempt += 1;
     if let Err(error) = lifecycle::begin(&mut build.value, &mut version.value, pipeline::now()) {
@@ -156,25 +144,13 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
         version = entry.value.image_version,
         "build IN_PROGRESS"
     );
-    Ok(Some(Claim {
-        entry: entry.value,
-        build,
-        version: version.value,
-        lease,
-    }))
+    Ok(Some(Claim { entry: entry.value, build, version: version.value, lease }))
 }
 
 /// Ends a build whose builders died too often.
 async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error> {
     let catalog = &context.catalog;
-    let QueueEntry {
-        build_id,
-        image_name,
-        image_version,
-        attempt,
-        image_id,
-        ..
-    } = &entry.value;
+    let QueueEntry { build_id, image_name, image_version, attempt, image_id, .. } = &entry.value;
     let (Some(mut build), Some(mut version), Some(mut image)) = (
         catalog.build(build_id).await?,
         catalog.version(image_name, image_version).await?,
@@ -208,11 +184,7 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
     );
     // Dying before or in the middle of this leaves objects that go with the version.
     for prefix in pipeline::version_prefixes(image_id, image_version) {
-        if let Err(error) = context
-            .objects
-            .delete_prefix(&context.settings.snapshot_bucket, &prefix)
-            .await
-        {
+        if let Err(error) = context.objects.delete_prefix(&context.settings.snapshot_bucket, &prefix).await {
             tracing::warn!(prefix, %error, "objects of a build are left over");
         }
     }

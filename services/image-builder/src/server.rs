@@ -43,19 +43,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 /// What is to be built: an image's first version, or unless `create` its next one.
 fn order(request: CreateImageRequest, create: bool) -> Order {
-    let CreateImageRequest {
-        name,
-        configuration,
-        tags,
-        client_token,
-    } = request;
-    Order {
-        name,
-        configuration,
-        tags,
-        client_token,
-        create,
-    }
+    let CreateImageRequest { name, configuration, tags, client_token } = request;
+    Order { name, configuration, tags, client_token, create }
 }
 
 #[tonic::async_trait]
@@ -64,78 +53,40 @@ impl ImageService for Service {
         authorize(&request, &WRITERS)?;
         let order = order(request.into_inner(), true);
         let (image, version) = self.images.build(order).await.map_err(status)?;
-        Ok(Response::new(CreateImageResponse {
-            image: Some(image),
-            version: Some(version),
-        }))
+        Ok(Response::new(CreateImageResponse { image: Some(image), version: Some(version) }))
     }
 
     async fn update_image(&self, request: Request<UpdateImageRequest>) -> Answer<UpdateImageResponse> {
         authorize(&request, &WRITERS)?;
-        let UpdateImageRequest {
-            image_identifier: name,
-            configuration,
-            client_token,
-        } = request.into_inner();
-        let request = CreateImageRequest {
-            name,
-            configuration,
-            client_token,
-            tags: Default::default(),
-        };
+        let UpdateImageRequest { image_identifier: name, configuration, client_token } = request.into_inner();
+        let request = CreateImageRequest { name, configuration, client_token, tags: Default::default() };
         let order = order(request, false);
         let (image, version) = self.images.build(order).await.map_err(status)?;
-        Ok(Response::new(UpdateImageResponse {
-            image: Some(image),
-            version: Some(version),
-        }))
+        Ok(Response::new(UpdateImageResponse { image: Some(image), version: Some(version) }))
     }
 
     async fn get_image(&self, request: Request<GetImageRequest>) -> Answer<GetImageResponse> {
         authorize(&request, &READERS)?;
-        let image = self
-            .images
-            .get(&request.into_inner().image_identifier)
-            .await
-            .map_err(status)?;
-        Ok(Response::new(GetImageResponse {
-            image: Some(image.value),
-        }))
+        let image = self.images.get(&request.into_inner().image_identifier).await.map_err(status)?;
+        Ok(Response::new(GetImageResponse { image: Some(image.value) }))
     }
 
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let images = self
-            .images
-            .catalog
-            .images()
-            .await
-            .map_err(|error| status(error.into()))?;
+        let images = self.images.catalog.images().await.map_err(|error| status(error.into()))?;
         let wanted = images.into_iter().map(|record| record.value);
-        let wanted = wanted
-            .filter(|image| image.name.contains(&request.name_filter))
-            .collect();
-        let (images, next_page_token) = page(
-            "images",
-            wanted,
-            request.page_size,
-            &request.page_token,
-            |image: &Image| image.name.clone(),
-        )?;
-        Ok(Response::new(ListImagesResponse {
-            images,
-            next_page_token,
-        }))
+        let wanted = wanted.filter(|image| image.name.contains(&request.name_filter)).collect();
+        let (images, next_page_token) =
+            page("images", wanted, request.page_size, &request.page_token, |image: &Image| {
+                image.name.clone()
+            })?;
+        Ok(Response::new(ListImagesResponse { images, next_page_token }))
     }
 
     async fn delete_image(&self, request: Request<DeleteImageRequest>) -> Answer<DeleteImageResponse> {
         authorize(&request, &WRITERS)?;
-        let image = self
-            .images
-            .delete(&request.into_inner().image_identifier)
-            .await
-            .map_err(status)?;
+        let image = self.images.delete(&request.into_inner().image_identifier).await.map_err(status)?;
         Ok(Response::new(DeleteImageResponse { image: Some(image) }))
     }
 
@@ -145,13 +96,8 @@ impl ImageService for Service {
     ) -> Answer<GetImageVersionResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let version = self
-            .images
-            .get_version(&request.image_identifier, &request.image_version)
-            .await;
-        Ok(Response::new(GetImageVersionResponse {
-            version: Some(version.map_err(status)?.value),
-        }))
+        let version = self.images.get_version(&request.image_identifier, &request.image_version).await;
+        Ok(Response::new(GetImageVersionResponse { version: Some(version.map_err(status)?.value) }))
     }
 
     async fn list_image_versions(
@@ -160,18 +106,9 @@ impl ImageService for Service {
     ) -> Answer<ListImageVersionsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self
-            .images
-            .get(&request.image_identifier)
-            .await
-            .map_err(status)?
-            .value;
-        let versions = self
-            .images
-            .catalog
-            .versions(&image.name)
-            .await
-            .map_err(|error| status(error.into()))?;
+        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
+        let versions =
+            self.images.catalog.versions(&image.name).await.map_err(|error| status(error.into()))?;
         let versions = versions.into_iter().map(|record| record.value).collect();
         let (versions, next_page_token) = page(
             &format!("versions/{}", image.id),
@@ -180,10 +117,7 @@ impl ImageService for Service {
             &request.page_token,
             version_key,
         )?;
-        Ok(Response::new(ListImageVersionsResponse {
-            versions,
-            next_page_token,
-        }))
+        Ok(Response::new(ListImageVersionsResponse { versions, next_page_token }))
     }
 
     async fn update_image_version(
@@ -193,13 +127,8 @@ impl ImageService for Service {
         authorize(&request, &WRITERS)?;
         let request = request.into_inner();
         let wanted = request.status();
-        let version = self
-            .images
-            .set_status(&request.image_identifier, &request.image_version, wanted)
-            .await;
-        Ok(Response::new(UpdateImageVersionResponse {
-            version: Some(version.map_err(status)?),
-        }))
+        let version = self.images.set_status(&request.image_identifier, &request.image_version, wanted).await;
+        Ok(Response::new(UpdateImageVersionResponse { version: Some(version.map_err(status)?) }))
     }
 
     async fn delete_image_version(
@@ -208,13 +137,8 @@ impl ImageService for Service {
     ) -> Answer<DeleteImageVersionResponse> {
         authorize(&request, &WRITERS)?;
         let request = request.into_inner();
-        let version = self
-            .images
-            .delete_version(&request.image_identifier, &request.image_version)
-            .await;
-        Ok(Response::new(DeleteImageVersionResponse {
-            version: Some(version.map_err(status)?),
-        }))
+        let version = self.images.delete_version(&request.image_identifier, &request.image_version).await;
+        Ok(Response::new(DeleteImageVersionResponse { version: Some(version.map_err(status)?) }))
     }
 
     async fn get_image_build(&self, request: Request<GetImageBuildRequest>) -> Answer<GetImageBuildResponse> {
@@ -229,68 +153,41 @@ impl ImageService for Service {
     ) -> Answer<ListImageBuildsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self
-            .images
-            .get(&request.image_identifier)
-            .await
-            .map_err(status)?
-            .value;
+        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
         let number = match request.image_version.as_str() {
             "" => image.latest_image_version.as_str(),
             given => given,
         };
-        let version = self
-            .images
-            .version_of(&image, number)
-            .await
-            .map_err(status)?
-            .value;
+        let version = self.images.version_of(&image, number).await.map_err(status)?.value;
         let number = version.image_version;
-        let builds = self
-            .images
-            .catalog
-            .builds(&image.name, &number)
-            .await
-            .map_err(|error| status(error.into()))?;
+        let builds =
+            self.images.catalog.builds(&image.name, &number).await.map_err(|error| status(error.into()))?;
         let builds = builds.into_iter().map(|record| record.value).collect();
         let list = format!("builds/{}/{number}", image.id);
         let (builds, next_page_token) =
             page(&list, builds, request.page_size, &request.page_token, build_key)?;
-        Ok(Response::new(ListImageBuildsResponse {
-            builds,
-            next_page_token,
-        }))
+        Ok(Response::new(ListImageBuildsResponse { builds, next_page_token }))
     }
 
     async fn tag_image(&self, request: Request<TagImageRequest>) -> Answer<TagImageResponse> {
         authorize(&request, &WRITERS)?;
-        let TagImageRequest {
-            image_identifier,
-            tags,
-        } = request.into_inner();
+        let TagImageRequest { image_identifier, tags } = request.into_inner();
         let image = self.images.tag(&image_identifier, &tags).await.map_err(status)?;
         Ok(Response::new(TagImageResponse { image: Some(image) }))
     }
 
     async fn untag_image(&self, request: Request<UntagImageRequest>) -> Answer<UntagImageResponse> {
         authorize(&request, &WRITERS)?;
-        let UntagImageRequest {
-            image_identifier,
-            tag_keys,
-        } = request.into_inner();
+        let UntagImageRequest { image_identifier, tag_keys } = request.into_inner();
         let image = self.images.untag(&image_identifier, &tag_keys).await;
-        Ok(Response::new(UntagImageResponse {
-            image: Some(image.map_err(status)?),
-        }))
+        Ok(Response::new(UntagImageResponse { image: Some(image.map_err(status)?) }))
     }
 
     type FollowBuildLogStream = follow::LogStream;
 
     async fn follow_build_log(&self, request: Request<FollowBuildLogRequest>) -> Answer<follow::LogStream> {
         authorize(&request, &READERS)?;
-        Ok(Response::new(
-            follow::start(Arc::clone(&self.context), request.into_inner()).await?,
-        ))
+        Ok(Response::new(follow::start(Arc::clone(&self.context), request.into_inner()).await?))
     }
 
     async fn list_base_images(
@@ -303,10 +200,7 @@ impl ImageService for Service {
         let key = |base: &BaseImage| base.name.clone();
         let (base_images, next_page_token) =
             page("bases", bases, request.page_size, &request.page_token, key)?;
-        Ok(Response::new(ListBaseImagesResponse {
-            base_images,
-            next_page_token,
-        }))
+        Ok(Response::new(ListBaseImagesResponse { base_images, next_page_token }))
     }
 
     async fn list_base_image_versions(
@@ -315,35 +209,19 @@ impl ImageService for Service {
     ) -> Answer<ListBaseImageVersionsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let versions = self
-            .images
-            .base_versions(&request.base_image_identifier)
-            .await
-            .map_err(status)?;
+        let versions = self.images.base_versions(&request.base_image_identifier).await.map_err(status)?;
         let list = versions.first().map(|version| format!("bases/{}", version.name));
         let key = |version: &BaseImageVersion| falling(version.version.parse().unwrap_or(0));
-        let (versions, next_page_token) = page(
-            &list.unwrap_or_default(),
-            versions,
-            request.page_size,
-            &request.page_token,
-            key,
-        )?;
-        Ok(Response::new(ListBaseImageVersionsResponse {
-            versions,
-            next_page_token,
-        }))
+        let (versions, next_page_token) =
+            page(&list.unwrap_or_default(), versions, request.page_size, &request.page_token, key)?;
+        Ok(Response::new(ListBaseImageVersionsResponse { versions, next_page_token }))
     }
 
     type BuildBaseImageStream = base::BaseStream;
 
     async fn build_base_image(&self, request: Request<BuildBaseImageRequest>) -> Answer<base::BaseStream> {
         authorize(&request, &WRITERS)?;
-        Ok(Response::new(base::start(
-            Arc::clone(&self.context),
-            self.images.clone(),
-            request.into_inner(),
-        )?))
+        Ok(Response::new(base::start(Arc::clone(&self.context), self.images.clone(), request.into_inner())?))
     }
 }
 

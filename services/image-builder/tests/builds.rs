@@ -40,102 +40,44 @@ async fn an_image_is_built_updated_and_deleted() {
 
     let created = client.create_image(order.clone()).await.unwrap().into_inner();
     let (image, version) = (created.image.unwrap(), created.version.unwrap());
-    assert_eq!(
-        (image.state(), version.state()),
-        (ImageState::Creating, VersionState::Pending)
-    );
-    assert_eq!(
-        image.image_arn,
-        "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
-    );
-    assert_eq!(
-        (
-            image.latest_active_image_version.as_str(),
-            version.image_version.as_str()
-        ),
-        ("", "1.0")
-    );
+    assert_eq!((image.state(), version.state()), (ImageState::Creating, VersionState::Pending));
+    assert_eq!(image.image_arn, "arn:aws:lambda:us-east-1:000000000000:microvm-image:app");
+    assert_eq!((image.latest_active_image_version.as_str(), version.image_version.as_str()), ("", "1.0"));
     let begun = newest(&mut client, "app").await;
     let (lines, states) = log(&mut client, &begun.build_id, true).await;
     let finished = ended(&mut client, "app").await;
-    assert_eq!(
-        finished.state(),
-        BuildState::Successful,
-        "{}: {lines:#?}",
-        finished.state_reason
-    );
+    assert_eq!(finished.state(), BuildState::Successful, "{}: {lines:#?}", finished.state_reason);
 
     // The log was followed live, in the user's own terms, and is in S3 as well.
     let has = |text: &str| lines.iter().any(|line| line.contains(text));
-    assert!(
-        has("STEP 1/7: FROM debian-12") && has("STEP 7/7: CMD"),
-        "{lines:#?}"
-    );
-    assert!(
-        has("hello from the app") && !has("ARG ") && !has("hunter2"),
-        "{lines:#?}"
-    );
+    assert!(has("STEP 1/7: FROM debian-12") && has("STEP 7/7: CMD"), "{lines:#?}");
+    assert!(has("hello from the app") && !has("ARG ") && !has("hunter2"), "{lines:#?}");
     assert_eq!(states.last().unwrap().state(), BuildState::Successful);
     assert!(states.len() > 3, "each step is reported: {states:?}");
-    assert_eq!(
-        log(&mut client, &begun.build_id, false).await.0,
-        lines,
-        "the stored log is the same"
-    );
+    assert_eq!(log(&mut client, &begun.build_id, false).await.0, lines, "the stored log is the same");
     assert_eq!(finished.log_lines, lines.len() as u64);
 
     // What RUN steps see besides is not in the image.
     let request = rig.script.lock().unwrap().requests[0].clone();
     let app = request.app.unwrap();
-    assert_eq!(
-        (app.command, app.user.as_str()),
-        (vec!["/app.sh".to_owned()], "nobody")
-    );
+    assert_eq!((app.command, app.user.as_str()), (vec!["/app.sh".to_owned()], "nobody"));
     assert_eq!(app.exposed_ports, [8080]);
     assert!(app.environment.contains(&"MODE=test".to_owned()));
-    assert!(
-        !app.environment.iter().any(|entry| entry.contains("/run/torpor")),
-        "{:?}",
-        app.environment
-    );
+    assert!(!app.environment.iter().any(|entry| entry.contains("/run/torpor")), "{:?}", app.environment);
     assert_eq!((request.memory_mib, request.vcpu_count), (8192, 4));
     assert_eq!(request.environment_variables["SECRET"], "hunter2");
     assert_eq!(request.disk.unwrap().size_bytes, 8 << 30);
 
-    assert_eq!(
-        (finished.chipset.as_str(), finished.chipset_generation.as_str()),
-        ("EMULATED", "1")
-    );
+    assert_eq!((finished.chipset.as_str(), finished.chipset_generation.as_str()), ("EMULATED", "1"));
     let sizes = finished.snapshot_build.unwrap();
-    assert!(
-        sizes.code_install_size_bytes > 1 << 20 && sizes.memory_snapshot_size_bytes == 5000,
-        "{sizes:?}"
-    );
+    assert!(sizes.code_install_size_bytes > 1 << 20 && sizes.memory_snapshot_size_bytes == 5000, "{sizes:?}");
     let phases: Vec<&str> = finished.phases.iter().map(|phase| phase.name.as_str()).collect();
-    assert_eq!(
-        phases,
-        ["fetch", "unpack", "container", "disk", "bake", "publish"]
-    );
-    let get = GetImageVersionRequest {
-        image_identifier: "app".into(),
-        image_version: String::new(),
-    };
-    let version = client
-        .get_image_version(get.clone())
-        .await
-        .unwrap()
-        .into_inner()
-        .version
-        .unwrap();
-    assert_eq!(
-        (version.state(), version.status()),
-        (VersionState::Successful, VersionStatus::Active)
-    );
+    assert_eq!(phases, ["fetch", "unpack", "container", "disk", "bake", "publish"]);
+    let get = GetImageVersionRequest { image_identifier: "app".into(), image_version: String::new() };
+    let version = client.get_image_version(get.clone()).await.unwrap().into_inner().version.unwrap();
+    assert_eq!((version.state(), version.status()), (VersionState::Successful, VersionStatus::Active));
     let manifest = version.snapshot.unwrap().manifest_key;
-    until("the uploaded disk is gone", || async {
-        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
-    })
-    .await;
+    until("the uploaded disk is gone", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
     assert!(rig.keys(SNAPSHOTS, "images/").await.contains(&manifest));
 
     // The token replays; with other parameters it is refused.
@@ -146,21 +88,11 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(reason_of(&refused).as_deref(), Some("CLIENT_TOKEN_CONFLICT"));
     order.client_token.clear();
     let refused = client.create_image(order.clone()).await.unwrap_err();
-    assert_eq!(
-        refused.message(),
-        "A MicroVM image with the name 'app' already exists in this account"
-    );
+    assert_eq!(refused.message(), "A MicroVM image with the name 'app' already exists in this account");
 
     // A second version fails; the first stays active.
-    let broken = rig
-        .order(
-            "app",
-            &[(
-                "Dockerfile",
-                "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n",
-            )],
-        )
-        .await;
+    let broken =
+        rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n")]).await;
     let update = UpdateImageRequest {
         image_identifier: image.image_arn.clone(),
         configuration: broken.configuration,
@@ -180,19 +112,11 @@ async fn an_image_is_built_updated_and_deleted() {
         "The container image build failed at step 3/4: RUN false (exit status 1)."
     );
     assert_eq!(failed.snapshot_build, None, "there is nothing to have a size");
-    let image = client
-        .get_image(GetImageRequest {
-            image_identifier: "app".into(),
-        })
-        .await
-        .unwrap();
+    let image = client.get_image(GetImageRequest { image_identifier: "app".into() }).await.unwrap();
     let image = image.into_inner().image.unwrap();
     assert_eq!(image.state(), ImageState::UpdateFailed);
     assert_eq!(
-        (
-            image.latest_active_image_version.as_str(),
-            image.latest_failed_image_version.as_str()
-        ),
+        (image.latest_active_image_version.as_str(), image.latest_failed_image_version.as_str()),
         ("1.0", "2.0")
     );
 
@@ -202,52 +126,25 @@ async fn an_image_is_built_updated_and_deleted() {
         image_version: "1.0".into(),
         status: status.into(),
     };
-    client
-        .update_image_version(retire(VersionStatus::Inactive))
-        .await
-        .unwrap();
+    client.update_image_version(retire(VersionStatus::Inactive)).await.unwrap();
     let none = client.get_image_version(get.clone()).await.unwrap_err();
     assert_eq!(reason_of(&none).as_deref(), Some("NO_ACTIVE_VERSION"));
-    client
-        .update_image_version(retire(VersionStatus::Active))
-        .await
-        .unwrap();
+    client.update_image_version(retire(VersionStatus::Active)).await.unwrap();
 
     // Not while microVMs live; then everything goes.
     rig.set(|script| {
-        script.microvms = vec![Microvm {
-            state: MicrovmState::Suspended.into(),
-            ..Microvm::default()
-        }];
+        script.microvms = vec![Microvm { state: MicrovmState::Suspended.into(), ..Microvm::default() }];
     });
-    let delete = DeleteImageRequest {
-        image_identifier: "app".into(),
-    };
+    let delete = DeleteImageRequest { image_identifier: "app".into() };
     let used = client.delete_image(delete.clone()).await.unwrap_err();
-    assert_eq!(
-        used.message(),
-        "Cannot delete microvm image with running microvms."
-    );
+    assert_eq!(used.message(), "Cannot delete microvm image with running microvms.");
     rig.set(|script| script.microvms.clear());
-    let deleting = client
-        .delete_image(delete)
-        .await
-        .unwrap()
-        .into_inner()
-        .image
-        .unwrap();
+    let deleting = client.delete_image(delete).await.unwrap().into_inner().image.unwrap();
     assert_eq!(deleting.state(), ImageState::Deleting);
     until("the image is gone", || {
         let mut client = client.clone();
-        let request = GetImageRequest {
-            image_identifier: "app".into(),
-        };
-        async move {
-            client
-                .get_image(request)
-                .await
-                .is_err_and(|status| status.code() == Code::NotFound)
-        }
+        let request = GetImageRequest { image_identifier: "app".into() };
+        async move { client.get_image(request).await.is_err_and(|status| status.code() == Code::NotFound) }
     })
     .await;
     assert_eq!(rig.keys(SNAPSHOTS, "images/").await, Vec::<String>::new());
@@ -270,18 +167,8 @@ async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
     let mut client = builder.client.clone();
     let dockerfile = |text: &'static str| vec![("Dockerfile", text)];
     for (name, files, code, text) in [
-        (
-            "no-dockerfile",
-            vec![("app.py", "x")],
-            "ARCHIVE_DOCKERFILE_NOT_FOUND",
-            "no file named Dockerfile",
-        ),
-        (
-            "traversal",
-            vec![("Dockerfile", "x"), ("../evil", "x")],
-            "ARCHIVE_INVALID",
-            "leads outside",
-        ),
+        ("no-dockerfile", vec![("app.py", "x")], "ARCHIVE_DOCKERFILE_NOT_FOUND", "no file named Dockerfile"),
+        ("traversal", vec![("Dockerfile", "x"), ("../evil", "x")], "ARCHIVE_INVALID", "leads outside"),
         (
             "scratch",
             vec![("Dockerfile", "FROM scratch\nCOPY a /a\n"), ("a", "x")],
@@ -300,12 +187,7 @@ async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
             "BASE_IMAGE_NOT_FOUND",
             "'registry.invalid/app:1'",
         ),
-        (
-            "bad-instruction",
-            dockerfile("FROM debian-12\nNONSENSE x\n"),
-            "CONTAINER_BUILD_FAILED",
-            "NONSENSE",
-        ),
+        ("bad-instruction", dockerfile("FROM debian-12\nNONSENSE x\n"), "CONTAINER_BUILD_FAILED", "NONSENSE"),
         (
             "bad-copy",
             dockerfile("FROM debian-12\nCOPY missing /x\n"),
@@ -316,39 +198,20 @@ async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
         let order = rig.order(name, &files).await;
         let ended = build(&mut client, order).await;
         assert_eq!(ended.reason_code, code, "{name}: {}", ended.state_reason);
-        assert!(
-            ended.state_reason.contains(text),
-            "{name}: {}",
-            ended.state_reason
-        );
+        assert!(ended.state_reason.contains(text), "{name}: {}", ended.state_reason);
     }
     let order = rig.store("not-a-zip", b"hello".to_vec()).await;
     let ended = build(&mut client, order).await;
     assert_eq!(ended.reason_code, "ARCHIVE_INVALID");
     let mut order = rig.store("nowhere", Vec::new()).await;
-    order
-        .configuration
-        .as_mut()
-        .unwrap()
-        .code_artifact
-        .as_mut()
-        .unwrap()
-        .uri = "s3://torpor-artifacts/none".into();
+    order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri =
+        "s3://torpor-artifacts/none".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_KEY");
     let mut order = rig.store("nowhere-2", Vec::new()).await;
-    order
-        .configuration
-        .as_mut()
-        .unwrap()
-        .code_artifact
-        .as_mut()
-        .unwrap()
-        .uri = "s3://no-such-bucket/k".into();
+    order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri =
+        "s3://no-such-bucket/k".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_BUCKET");
-    until("no disk is left", || async {
-        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
-    })
-    .await;
+    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
     builder.stop().await;
 }
 
@@ -374,23 +237,12 @@ async fn build_steps_reach_nothing_of_the_machine() {
     let order = rig.order("probe", &[("Dockerfile", &steps)]).await;
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
-    assert_eq!(
-        ended.state(),
-        BuildState::Successful,
-        "{}: {lines:#?}",
-        ended.state_reason
-    );
+    assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
     let find = |start: &str| {
-        lines
-            .iter()
-            .find(|line| line.starts_with(start))
-            .unwrap_or_else(|| panic!("{start}: {lines:#?}"))
+        lines.iter().find(|line| line.starts_with(start)).unwrap_or_else(|| panic!("{start}: {lines:#?}"))
     };
     let devices = find("devices:");
-    assert!(
-        !devices.contains("kvm") && !devices.contains("vd") && !devices.contains("loop"),
-        "{devices}"
-    );
+    assert!(!devices.contains("kvm") && !devices.contains("vd") && !devices.contains("loop"), "{devices}");
     assert!(find("map:").contains("2000000000 65536"), "{lines:#?}");
     assert!(find("init:").contains("Permission denied"), "{lines:#?}");
     for text in ["no sysrq", "no loopback", "no link", "no metadata"] {
@@ -406,10 +258,7 @@ async fn the_walkthrough_app_builds_within_a_minute() {
     let rig = Rig::start().await;
     let builder = rig.builder(rig.settings("builder")).await;
     let mut client = builder.client.clone();
-    let request = BuildBaseImageRequest {
-        name: "debian-12".to_owned(),
-        rebuild: false,
-    };
+    let request = BuildBaseImageRequest { name: "debian-12".to_owned(), rebuild: false };
     let mut stream = client.build_base_image(request).await.unwrap().into_inner();
     let mut base = None;
     let mut lines = 0;
@@ -423,30 +272,15 @@ async fn the_walkthrough_app_builds_within_a_minute() {
         RUN pip3 install --break-system-packages flask gunicorn\n\
         WORKDIR /app\nCOPY app.py .\nEXPOSE 8080\nCMD [\"gunicorn\", \"-b\", \"0.0.0.0:8080\", \"app:app\"]\n";
     let app = "from flask import Flask\napp = Flask(__name__)\n";
-    let order = rig
-        .order("flask", &[("Dockerfile", dockerfile), ("app.py", app)])
-        .await;
+    let order = rig.order("flask", &[("Dockerfile", dockerfile), ("app.py", app)]).await;
     let started = Instant::now();
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
-    assert_eq!(
-        ended.state(),
-        BuildState::Successful,
-        "{}: {lines:#?}",
-        ended.state_reason
-    );
+    assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
     for phase in &ended.phases {
         println!("{:<10} {:?}", phase.name, phase.duration);
     }
-    println!(
-        "whole build {:?}, sizes {:?}",
-        started.elapsed(),
-        ended.snapshot_build
-    );
-    assert!(
-        started.elapsed() < Duration::from_secs(60),
-        "{:?}",
-        started.elapsed()
-    );
+    println!("whole build {:?}, sizes {:?}", started.elapsed(), ended.snapshot_build);
+    assert!(started.elapsed() < Duration::from_secs(60), "{:?}", started.elapsed());
     builder.stop().await;
 }

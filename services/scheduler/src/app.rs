@@ -38,10 +38,7 @@ impl Leader {
     /// Address of the leader as far as known; empty when it is not.
     #[must_use]
     pub fn address(&self) -> String {
-        self.address
-            .read()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     fn set_term(&self, term: Option<Arc<Term>>) {
@@ -80,11 +77,7 @@ impl App {
             agents: Arc::new(Agents::new(identity)),
             metrics: Metrics::register(registry),
         };
-        Ok(Self {
-            context,
-            server,
-            instance,
-        })
+        Ok(Self { context, server, instance })
     }
 
     /// The address it listens on.
@@ -159,10 +152,9 @@ async fn watch_leader(store: Store, leader: Arc<Leader>) {
     let mut watch = store.watch(&key);
     loop {
         let value = match watch.next().await {
-            Event::Snapshot(entries) => entries
-                .into_iter()
-                .find(|(found, _)| *found == key)
-                .map(|entry| entry.1),
+            Event::Snapshot(entries) => {
+                entries.into_iter().find(|(found, _)| *found == key).map(|entry| entry.1)
+            }
             Event::Put(found, value) if found == key => Some(value),
             Event::Delete(found) if found == key => None,
             Event::Put(..) | Event::Delete(_) => continue,

@@ -99,23 +99,13 @@ pub struct Quotas {
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self {
-            memory_mib: None,
-            connectors_max: 100,
-            connector_versions_max: 50,
-            access_keys_max: 1000,
-        }
+        Self { memory_mib: None, connectors_max: 100, connector_versions_max: 50, access_keys_max: 1000 }
     }
 }
 
 impl Default for Timeouts {
     fn default() -> Self {
-        Self {
-            launch_seconds: 180,
-            suspend_seconds: 90,
-            resume_seconds: 180,
-            terminate_seconds: 75,
-        }
+        Self { launch_seconds: 180, suspend_seconds: 90, resume_seconds: 180, terminate_seconds: 75 }
     }
 }
 
@@ -165,11 +155,7 @@ impl Settings {
     /// The first setting that does not make sense.
     pub fn check(&self) -> Result<(), SettingsError> {
         let rules = [
-            (
-                !self.listen.is_empty(),
-                "listen",
-                "must be an address with a port",
-            ),
+            (!self.listen.is_empty(), "listen", "must be an address with a port"),
             (
                 !self.advertise.is_empty() || !self.listens_everywhere(),
                 "advertise",
@@ -177,16 +163,8 @@ impl Settings {
             ),
             (!self.region.is_empty(), "region", "must not be empty"),
             (!self.account.is_empty(), "account", "must not be empty"),
-            (
-                !self.endpoint_domain.is_empty(),
-                "endpoint_domain",
-                "must not be empty",
-            ),
-            (
-                (1..=60).contains(&self.lease_seconds),
-                "lease_seconds",
-                "must be 1 to 60",
-            ),
+            (!self.endpoint_domain.is_empty(), "endpoint_domain", "must not be empty"),
+            ((1..=60).contains(&self.lease_seconds), "lease_seconds", "must be 1 to 60"),
             (
                 self.host_lost_grace_seconds >= self.fence_grace_seconds,
                 "host_lost_grace_seconds",
@@ -197,37 +175,21 @@ impl Settings {
                 "heartbeat_interval_ms",
                 "must be 50 to 60000",
             ),
-            (
-                self.key_rotation_seconds >= 3600,
-                "key_rotation_seconds",
-                "must be at least 3600",
-            ),
+            (self.key_rotation_seconds >= 3600, "key_rotation_seconds", "must be at least 3600"),
             (self.microvms_max > 0, "microvms_max", "must be at least 1"),
             (
                 self.run_hook_payload_bytes_max <= PAYLOAD_BYTES_MAX,
                 "run_hook_payload_bytes_max",
                 "must be at most 65536",
             ),
-            (
-                self.connector_settle_ms <= 600_000,
-                "connector_settle_ms",
-                "must be at most 600000",
-            ),
+            (self.connector_settle_ms <= 600_000, "connector_settle_ms", "must be at most 600000"),
             (
                 (1..=CONNECTOR_VERSIONS_MAX).contains(&self.quotas.connector_versions_max),
                 "quotas.connector_versions_max",
                 "must be 1 to 90",
             ),
-            (
-                self.quotas.connectors_max <= 10_000,
-                "quotas.connectors_max",
-                "must be at most 10000",
-            ),
-            (
-                self.quotas.access_keys_max <= 10_000,
-                "quotas.access_keys_max",
-                "must be at most 10000",
-            ),
+            (self.quotas.connectors_max <= 10_000, "quotas.connectors_max", "must be at most 10000"),
+            (self.quotas.access_keys_max <= 10_000, "quotas.access_keys_max", "must be at most 10000"),
         ];
         match rules.into_iter().find(|(holds, _, _)| !holds) {
             Some((_, key, message)) => Err(SettingsError { key, message }),
@@ -237,9 +199,7 @@ impl Settings {
 
     /// Two replicas must not have the same name in the election.
     fn listens_everywhere(&self) -> bool {
-        self.listen
-            .parse::<std::net::SocketAddr>()
-            .is_ok_and(|address| address.ip().is_unspecified())
+        self.listen.parse::<std::net::SocketAddr>().is_ok_and(|address| address.ip().is_unspecified())
     }
 
     pub(crate) fn retention(&self) -> Duration {
@@ -262,19 +222,10 @@ mod tests {
     #[test]
     fn defaults_make_sense_and_bad_values_are_named() {
         Settings::default().check().unwrap();
+        let bad = Settings { lease_seconds: 0, ..Settings::default() };
+        assert_eq!(bad.check().unwrap_err().to_string(), "settings: lease_seconds must be 1 to 60");
         let bad = Settings {
-            lease_seconds: 0,
-            ..Settings::default()
-        };
-        assert_eq!(
-            bad.check().unwrap_err().to_string(),
-            "settings: lease_seconds must be 1 to 60"
-        );
-        let bad = Settings {
-            quotas: Quotas {
-                connector_versions_max: 91,
-                ..Quotas::default()
-            },
+            quotas: Quotas { connector_versions_max: 91, ..Quotas::default() },
             ..Settings::default()
         };
         assert_eq!(

@@ -40,11 +40,7 @@ impl Metrics {
     #[must_use]
     pub fn register(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, Some("scheduler"), |part| Self {
-            operations: part.add(
-                "operations",
-                "Operations on microVMs by outcome",
-                Family::default(),
-            ),
+            operations: part.add("operations", "Operations on microVMs by outcome", Family::default()),
             launch_seconds: part.add(
                 "launch_seconds",
                 "Time from the record to RUNNING or failure",
@@ -61,18 +57,11 @@ impl Metrics {
 
     pub(crate) fn operation(&self, operation: &'static str, succeeded: bool) {
         let outcome = if succeeded { "succeeded" } else { "failed" };
-        self.operations
-            .get_or_create(&Operation { operation, outcome })
-            .inc();
+        self.operations.get_or_create(&Operation { operation, outcome }).inc();
     }
 
     pub(crate) fn launch(&self, outcome: &'static str, took: Duration) {
-        self.operations
-            .get_or_create(&Operation {
-                operation: "launch",
-                outcome,
-            })
-            .inc();
+        self.operations.get_or_create(&Operation { operation: "launch", outcome }).inc();
         self.launch_seconds.observe(took.as_secs_f64());
     }
 

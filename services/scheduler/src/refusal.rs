@@ -139,10 +139,7 @@ impl Refusal {
     /// A rule with a sentence of its own.
     #[must_use]
     pub fn sentence(field: impl Into<String>, sentence: impl Into<String>) -> Self {
-        Self::Sentence {
-            field: field.into(),
-            sentence: sentence.into(),
-        }
+        Self::Sentence { field: field.into(), sentence: sentence.into() }
     }
 }
 
@@ -165,23 +162,15 @@ mod tests {
 
     #[test]
     fn texts_are_those_of_the_service_we_match() {
-        let image: ImageArn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
-            .parse()
-            .unwrap();
+        let image: ImageArn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app".parse().unwrap();
         let id: MicrovmId = "microvm-0190a5e2-7c3b-3f00-8000-000000000001".parse().unwrap();
         for (refusal, text) in [
             (
-                Refusal::NoActiveVersion {
-                    image: image.clone(),
-                    version: None,
-                },
+                Refusal::NoActiveVersion { image: image.clone(), version: None },
                 "No active version found for MicroVM image arn:aws:lambda:us-east-1:000000000000:microvm-image:app",
             ),
             (
-                Refusal::NoActiveVersion {
-                    image,
-                    version: Some(VersionNumber::FIRST),
-                },
+                Refusal::NoActiveVersion { image, version: Some(VersionNumber::FIRST) },
                 "No active version found for MicroVM image \
                  arn:aws:lambda:us-east-1:000000000000:microvm-image:app and version 1.0",
             ),
@@ -195,10 +184,7 @@ mod tests {
                 "MicroVM not found: microvm-0190a5e2-7c3b-3f00-8000-000000000001",
             ),
             (
-                Refusal::ShellNotAllowed {
-                    id: id.clone(),
-                    mixed: false,
-                },
+                Refusal::ShellNotAllowed { id: id.clone(), mixed: false },
                 "Shell access requires SHELL_INGRESS network connector to be configured on the MicroVM.",
             ),
             (
@@ -207,11 +193,7 @@ mod tests {
                  and/or SHELL_INGRESS instead",
             ),
             (
-                Refusal::MemoryQuota {
-                    limit: 1,
-                    allocated: 1,
-                    asked: 1,
-                },
+                Refusal::MemoryQuota { limit: 1, allocated: 1, asked: 1 },
                 "The base maximum allocated memory limit has been reached for this account.",
             ),
         ] {

@@ -48,9 +48,7 @@ struct Shared {
 impl Shared {
     /// The running term, or UNAVAILABLE naming the leader.
     fn term(&self) -> Result<Arc<Term>, Status> {
-        self.leader
-            .term()
-            .ok_or_else(|| errors::not_leader(&self.leader.address()))
+        self.leader.term().ok_or_else(|| errors::not_leader(&self.leader.address()))
     }
 
     /// A refusal on the wire.
@@ -62,19 +60,12 @@ impl Shared {
 /// The services of a scheduler.
 #[must_use]
 pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
-    let shared = Shared {
-        leader: Arc::clone(leader),
-        settings: Arc::clone(&context.settings),
-    };
+    let shared = Shared { leader: Arc::clone(leader), settings: Arc::clone(&context.settings) };
     let mut routes = Routes::builder();
     routes
         .add_service(MicrovmServiceServer::new(microvms::Microvms::new(shared.clone())))
-        .add_service(NetworkConnectorServiceServer::new(
-            connectors::NetworkConnectors::new(shared.clone()),
-        ))
-        .add_service(AccessKeyServiceServer::new(access::AccessKeys::new(
-            shared.clone(),
-        )))
+        .add_service(NetworkConnectorServiceServer::new(connectors::NetworkConnectors::new(shared.clone())))
+        .add_service(AccessKeyServiceServer::new(access::AccessKeys::new(shared.clone())))
         .add_service(HostServiceServer::new(hosts::Hosts::new(shared)));
     routes.routes()
 }

@@ -105,9 +105,7 @@ impl Term {
                 // Never deleted by us: a newer scheduler may know what it means.
                 Err(error) => {
                     tracing::error!(key, %error, "a record cannot be read and is left alone");
-                    memory
-                        .unreadable
-                        .extend(key[codec::PREFIX.len()..].parse::<MicrovmId>());
+                    memory.unreadable.extend(key[codec::PREFIX.len()..].parse::<MicrovmId>());
                 }
             }
         }
@@ -180,9 +178,7 @@ impl Term {
     }
 
     pub(crate) fn handle(&self, id: &MicrovmId) -> Result<Arc<Handle>, Refusal> {
-        self.memory()
-            .get(id)
-            .ok_or_else(|| Refusal::MicrovmNotFound(id.clone()))
+        self.memory().get(id).ok_or_else(|| Refusal::MicrovmNotFound(id.clone()))
     }
 
     /// Runs a task of the term; it is dropped where it stands when the term is
@@ -249,11 +245,7 @@ impl Term {
     fn continue_unfinished(self: &Arc<Self>) {
         let unfinished: Vec<Arc<Handle>> = {
             let memory = self.memory();
-            memory
-                .handles()
-                .filter(|handle| is_unfinished(&handle.current()))
-                .cloned()
-                .collect()
+            memory.handles().filter(|handle| is_unfinished(&handle.current())).cloned().collect()
         };
         for handle in unfinished {
             let term = Arc::clone(self);

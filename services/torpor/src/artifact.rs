@@ -37,48 +37,29 @@ async fn upload(session: &Session, image: &str, path: &Path) -> Result<String, F
     // The image's name is checked by the service; here it only must be a good key.
     let folder: String = image
         .chars()
-        .map(|c| {
-            if c.is_ascii_alphanumeric() || "-_".contains(c) {
-                c
-            } else {
-                '_'
-            }
-        })
+        .map(|c| if c.is_ascii_alphanumeric() || "-_".contains(c) { c } else { '_' })
         .take(64)
         .collect();
     let key = format!("{folder}/{}.zip", &digest[..32]);
     let uri = format!("s3://{ARTIFACT_BUCKET}/{key}");
     let store = object_store::Store::connect(&session.context.object_store())
         .map_err(|error| store_failure(&error))?;
-    store
-        .ensure_bucket(ARTIFACT_BUCKET)
-        .await
-        .map_err(|error| store_failure(&error))?;
-    if store
-        .head(ARTIFACT_BUCKET, &key)
-        .await
-        .is_ok_and(|head| head.size == length)
-    {
+    store.ensure_bucket(ARTIFACT_BUCKET).await.map_err(|error| store_failure(&error))?;
+    if store.head(ARTIFACT_BUCKET, &key).await.is_ok_and(|head| head.size == length) {
         return Ok(uri);
     }
     let bar = ProgressBar::new(length).with_message("uploading");
     let style = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {bytes_per_sec}")
         .expect("the template is a constant and valid");
     bar.set_style(style);
-    let result = store
-        .put_file(ARTIFACT_BUCKET, &key, path, &|done, _| bar.set_position(done))
-        .await;
+    let result = store.put_file(ARTIFACT_BUCKET, &key, path, &|done, _| bar.set_position(done)).await;
     bar.finish_and_clear();
     result.map_err(|error| store_failure(&error))?;
     Ok(uri)
 }
 
 fn store_failure(error: &object_store::Error) -> Failure {
-    let kind = if error.retryable() {
-        Kind::Unavailable
-    } else {
-        Kind::Failed
-    };
+    let kind = if error.retryable() { Kind::Unavailable } else { Kind::Failed };
     Failure::new(kind, format!("cannot store the artifact: {}", chain(error)))
         .next("is S3 healthy? see torpor status")
 }

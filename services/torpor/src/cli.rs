@@ -135,11 +135,7 @@ mod tests {
     fn every_visible_command_says_what_it_is_for() {
         let mut pending = vec![Cli::command()];
         while let Some(command) = pending.pop() {
-            assert!(
-                command.get_about().is_some(),
-                "{} has no help",
-                command.get_name()
-            );
+            assert!(command.get_about().is_some(), "{} has no help", command.get_name());
             pending.extend(command.get_subcommands().cloned());
         }
     }

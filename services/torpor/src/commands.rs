@@ -41,12 +41,7 @@ impl Session {
 pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
     let data_dir = std::path::absolute(&cli.global.data_dir)?;
     let format = cli.global.output;
-    let session = || {
-        Ok::<_, Failure>(Session {
-            context: Context::load(&data_dir)?,
-            format,
-        })
-    };
+    let session = || Ok::<_, Failure>(Session { context: Context::load(&data_dir)?, format });
     match cli.command {
         Command::Up(arguments) => up::run(&data_dir, &arguments).await,
         Command::Down(arguments) => down::run(&data_dir, &arguments).await,

@@ -53,9 +53,7 @@ pub fn rfc3339(timestamp: Option<&prost_types::Timestamp>) -> String {
             let whole = OffsetDateTime::from_unix_timestamp(value.seconds).ok()?;
             // Milliseconds are what a reader can use.
             let millis = i64::from(value.nanos / 1_000_000);
-            (whole + time::Duration::milliseconds(millis))
-                .format(&Rfc3339)
-                .ok()
+            (whole + time::Duration::milliseconds(millis)).format(&Rfc3339).ok()
         })
         .unwrap_or_else(|| "-".to_owned())
 }
@@ -70,9 +68,7 @@ pub fn between(from: &prost_types::Timestamp, to: &prost_types::Timestamp) -> Du
 
 /// A protobuf duration; zero when absent or negative.
 pub fn of(duration: Option<&prost_types::Duration>) -> Duration {
-    duration
-        .and_then(|value| api::duration(value).ok())
-        .unwrap_or_default()
+    duration.and_then(|value| api::duration(value).ok()).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -95,10 +91,7 @@ mod tests {
         assert_eq!(short(Duration::from_secs(250)), "4m 10s");
         assert_eq!(coarse(Duration::from_secs(7300)), "2h");
         assert_eq!(
-            rfc3339(Some(&prost_types::Timestamp {
-                seconds: 0,
-                nanos: 5_000_000
-            })),
+            rfc3339(Some(&prost_types::Timestamp { seconds: 0, nanos: 5_000_000 })),
             "1970-01-01T00:00:00.005Z"
         );
         assert_eq!(rfc3339(None), "-");

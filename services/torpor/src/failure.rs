@@ -54,11 +54,7 @@ pub struct Failure {
 impl Failure {
     /// A failure of some kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            next: None,
-        }
+        Self { kind, message: message.into(), next: None }
     }
 
     /// A failure with exit code 1.
@@ -225,12 +221,8 @@ mod tests {
 
     #[test]
     fn a_reason_brings_its_next_step() {
-        let status = api::errors::status(
-            Code::FailedPrecondition,
-            reason::IMAGE_IN_USE,
-            "image is in use",
-            &[],
-        );
+        let status =
+            api::errors::status(Code::FailedPrecondition, reason::IMAGE_IN_USE, "image is in use", &[]);
         let failure = Failure::from(status);
         assert_eq!(failure.message, "image is in use");
         assert!(failure.next.expect("has advice").contains("torpor terminate"));

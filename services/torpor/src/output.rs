@@ -48,11 +48,7 @@ pub fn report(failure: &Failure) {
         return;
     }
     let colour = colour(std::io::stderr().is_terminal());
-    let (red, cyan, reset) = if colour {
-        ("\x1b[1;31m", "\x1b[36m", "\x1b[0m")
-    } else {
-        ("", "", "")
-    };
+    let (red, cyan, reset) = if colour { ("\x1b[1;31m", "\x1b[36m", "\x1b[0m") } else { ("", "", "") };
     remark(format_args!("{red}error:{reset} {}", failure.message));
     if let Some(next) = &failure.next {
         remark(format_args!("{cyan}next:{reset} {next}"));
@@ -91,17 +87,13 @@ pub fn fields(entries: Vec<(&str, String)>) -> Result<(), Failure> {
 
 fn new_table() -> Table {
     let mut table = Table::new();
-    table
-        .load_style(comfy_table::presets::NOTHING)
-        .set_content_arrangement(ContentArrangement::Disabled);
+    table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Disabled);
     table
 }
 
 fn trimmed(table: &Table) -> String {
     // The preset pads both sides; a script that cuts columns wants neither.
-    let lines = table
-        .lines()
-        .map(|line| line.trim_end().strip_prefix(' ').unwrap_or_default().to_owned());
+    let lines = table.lines().map(|line| line.trim_end().strip_prefix(' ').unwrap_or_default().to_owned());
     lines.collect::<Vec<_>>().join("\n")
 }
 
@@ -135,11 +127,7 @@ pub fn bytes(count: u64) -> String {
         amount /= 1024.0;
         unit += 1;
     }
-    if unit == 0 {
-        format!("{count} B")
-    } else {
-        format!("{amount:.1} {}", UNITS[unit])
-    }
+    if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
 #[cfg(test)]
@@ -148,13 +136,8 @@ mod tests {
 
     #[test]
     fn bytes_by_their_largest_unit() {
-        let cases = [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1536, "1.5 KiB"),
-            (12 << 20, "12.0 MiB"),
-            (48 << 30, "48.0 GiB"),
-        ];
+        let cases =
+            [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (12 << 20, "12.0 MiB"), (48 << 30, "48.0 GiB")];
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }

@@ -66,9 +66,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
                 Ok(all)
             }
         }
-        deserializer
-            .deserialize_any(Visitor(std::marker::PhantomData))
-            .map(Self)
+        deserializer.deserialize_any(Visitor(std::marker::PhantomData)).map(Self)
     }
 }
 
@@ -92,11 +90,7 @@ impl Rule {
             Verdict::Allow => Effect::Allow,
             Verdict::Deny => Effect::Deny,
         };
-        Statement {
-            effect: effect.into(),
-            actions: self.action.0,
-            resources: self.resource.0,
-        }
+        Statement { effect: effect.into(), actions: self.action.0, resources: self.resource.0 }
     }
 }
 
@@ -115,11 +109,7 @@ mod tests {
             resources: vec!["*".to_owned()],
         };
         for text in [short, long] {
-            assert_eq!(
-                parse(text).unwrap().statements,
-                std::slice::from_ref(&expected),
-                "{text}"
-            );
+            assert_eq!(parse(text).unwrap().statements, std::slice::from_ref(&expected), "{text}");
         }
         let two = r#"{"Statement": [
             {"Effect": "Allow", "Action": ["a", "b"], "Resource": "r"},
@@ -145,10 +135,7 @@ mod tests {
                 r#"{"Statement": [{"Effect": "allow", "Action": "a", "Resource": "r"}]}"#.to_owned(),
                 "unknown variant `allow`",
             ),
-            (
-                r#"{"Statement": [{"Effect": "Allow", "Resource": "r"}]}"#.to_owned(),
-                "missing field `Action`",
-            ),
+            (r#"{"Statement": [{"Effect": "Allow", "Resource": "r"}]}"#.to_owned(), "missing field `Action`"),
             (
                 r#"{"Statement": [{"Effect": "Allow", "Action": 1, "Resource": "r"}]}"#.to_owned(),
                 "one entry or a list of them",

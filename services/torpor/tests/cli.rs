@@ -47,27 +47,17 @@ fn help_shows_examples_and_exit_codes() {
     for (arguments, expected) in [
         (vec!["--help"], "Exit codes: 0 done, 1 failed, 2 wrong usage"),
         (vec!["up", "--help"], "torpor up --detach --hosts 2"),
-        (
-            vec!["image", "create", "--help"],
-            "torpor image create web --artifact ./app",
-        ),
+        (vec!["image", "create", "--help"], "torpor image create web --artifact ./app"),
         (vec!["run", "--help"], "torpor run web --idle 60s"),
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
-        (
-            vec!["key", "create", "--help"],
-            "\"Action\": [\"lambda:*Microvm\",",
-        ),
+        (vec!["key", "create", "--help"], "\"Action\": [\"lambda:*Microvm\","),
         (vec!["env", "--help"], "aws lambda-microvms list-microvms"),
     ] {
         let output = torpor(directory.path(), &arguments);
         assert!(output.status.success());
-        assert!(
-            text(&output.stdout).contains(expected),
-            "{arguments:?}: {}",
-            text(&output.stdout)
-        );
+        assert!(text(&output.stdout).contains(expected), "{arguments:?}: {}", text(&output.stdout));
     }
 }
 
@@ -87,78 +77,35 @@ fn failures_have_their_exit_code_and_a_next_step() {
         (nothing.path(), &["list"], 5, "next: start one with torpor up"),
         (nothing.path(), &["status"], 5, "no fleet in"),
         (nothing.path(), &["nonsense"], 2, "unrecognized subcommand"),
-        (
-            nothing.path(),
-            &["up", "--set", "typo.x=1"],
-            2,
-            "next: services are scheduler, image-builder",
-        ),
+        (nothing.path(), &["up", "--set", "typo.x=1"], 2, "next: services are scheduler, image-builder"),
         (
             fleet.path(),
             &["image", "create", "x", "--artifact", "/nonexistent"],
             2,
             "next: give a directory or a zip",
         ),
-        (
-            fleet.path(),
-            &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"],
-            2,
-            "KEY=VALUE",
-        ),
-        (
-            fleet.path(),
-            &["get", "not an id"],
-            2,
-            "next: ids look like microvm-",
-        ),
+        (fleet.path(), &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"], 2, "KEY=VALUE"),
+        (fleet.path(), &["get", "not an id"], 2, "next: ids look like microvm-"),
         (fleet.path(), &["token", "abc", "--port", "0"], 2, "not a port"),
         (fleet.path(), &["list"], 1, "cannot use the admin certificate"),
-        (
-            nothing.path(),
-            &["up", "--region", "US East"],
-            2,
-            "lower-case letters, digits and dashes",
-        ),
+        (nothing.path(), &["up", "--region", "US East"], 2, "lower-case letters, digits and dashes"),
         (nothing.path(), &["up", "--api-port", "0"], 2, "1..=65535"),
-        (
-            nothing.path(),
-            &["key", "list"],
-            5,
-            "next: start one with torpor up",
-        ),
-        (
-            fleet.path(),
-            &["key", "create", "--policy", &condition],
-            2,
-            "unknown field `Condition`",
-        ),
+        (nothing.path(), &["key", "list"], 5, "next: start one with torpor up"),
+        (fleet.path(), &["key", "create", "--policy", &condition], 2, "unknown field `Condition`"),
         (
             fleet.path(),
             &["key", "create", "--policy", "/nonexistent"],
             2,
             "next: see torpor key create --help",
         ),
-        (
-            fleet.path(),
-            &["key", "create", "--expires", "soon"],
-            2,
-            "next: write 90d, 12h",
-        ),
-        (
-            fleet.path(),
-            &["key", "delete", "id"],
-            2,
-            "id is the fleet's root access key",
-        ),
+        (fleet.path(), &["key", "create", "--expires", "soon"], 2, "next: write 90d, 12h"),
+        (fleet.path(), &["key", "delete", "id"], 2, "id is the fleet's root access key"),
     ];
     for (data_dir, arguments, code, expected) in cases {
         let output = torpor(data_dir, arguments);
         let stderr = text(&output.stderr);
         assert_eq!(output.status.code(), Some(code), "{arguments:?}: {stderr}");
-        assert!(
-            stderr.contains("error: ") && stderr.contains(expected),
-            "{arguments:?}: {stderr}"
-        );
+        assert!(stderr.contains("error: ") && stderr.contains(expected), "{arguments:?}: {stderr}");
         assert!(!stderr.contains('\x1b'), "no colours into a pipe: {stderr}");
     }
 }
@@ -167,20 +114,10 @@ fn failures_have_their_exit_code_and_a_next_step() {
 fn after_eval(fleet: &Path, names: &[&str]) -> Vec<String> {
     let output = torpor(fleet, &["env"]);
     assert!(output.stderr.is_empty(), "{}", text(&output.stderr));
-    let values: Vec<String> = names
-        .iter()
-        .map(|name| format!("\"${{{name}-unset}}\""))
-        .collect();
-    let script = format!(
-        "AWS_SESSION_TOKEN=left-over; {}\nprintf '%s\\n' {}",
-        text(&output.stdout),
-        values.join(" ")
-    );
-    let shell = Command::new("sh")
-        .args(["-eu", "-c", &script])
-        .env_clear()
-        .output()
-        .unwrap();
+    let values: Vec<String> = names.iter().map(|name| format!("\"${{{name}-unset}}\"")).collect();
+    let script =
+        format!("AWS_SESSION_TOKEN=left-over; {}\nprintf '%s\\n' {}", text(&output.stdout), values.join(" "));
+    let shell = Command::new("sh").args(["-eu", "-c", &script]).env_clear().output().unwrap();
     assert!(shell.status.success(), "{}", text(&shell.stderr));
     text(&shell.stdout).lines().map(str::to_owned).collect()
 }
@@ -221,10 +158,7 @@ fn env_of_a_fleet_without_the_api_leaves_other_clients_alone() {
         "AWS_CA_BUNDLE",
         "AWS_ENDPOINT_URL_S3",
     ];
-    assert_eq!(
-        after_eval(fleet.path(), &names),
-        ["unset", "unset", "unset", "http://127.0.0.1:1"]
-    );
+    assert_eq!(after_eval(fleet.path(), &names), ["unset", "unset", "unset", "http://127.0.0.1:1"]);
 }
 
 #[test]
@@ -239,10 +173,7 @@ fn a_reader_that_leaves_is_no_error() {
         .unwrap();
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
-    assert_eq!(
-        (output.status.code(), text(&output.stderr).as_str()),
-        (Some(0), "")
-    );
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(0), ""));
 }
 
 #[test]
@@ -253,10 +184,6 @@ fn down_of_nothing_is_fine() {
         assert!(torpor(&absent, arguments).status.success());
     }
     let output = torpor(directory.path(), &["down", "--purge"]);
-    assert_eq!(
-        output.status.code(),
-        Some(2),
-        "a directory that is no fleet's is not deleted"
-    );
+    assert_eq!(output.status.code(), Some(2), "a directory that is no fleet's is not deleted");
     assert!(directory.path().exists());
 }

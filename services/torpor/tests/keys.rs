@@ -121,11 +121,7 @@ impl World {
         let mut routes = Routes::builder();
         routes.add_service(AccessKeyServiceServer::new(service.clone()));
         tokio::spawn(server.serve(routes.routes(), stop.clone()));
-        Self {
-            directory,
-            service,
-            _stop: stop.drop_guard(),
-        }
+        Self { directory, service, _stop: stop.drop_guard() }
     }
 
     async fn torpor(&self, arguments: &[&str]) -> Output {
@@ -160,19 +156,11 @@ async fn a_key_is_made_shown_once_listed_and_deleted() {
     let made = world.torpor(&["key", "create", "--description", "ci"]).await;
     let (stdout, stderr) = (text(&made.stdout), text(&made.stderr));
     assert!(made.status.success(), "{stderr}");
-    assert!(
-        stdout.contains("AKIA0000000000000000") && stdout.contains("s3cr3t/of+this-key"),
-        "{stdout}"
-    );
-    assert!(
-        stdout.contains("everything") && stderr.contains("shown this once"),
-        "{stdout}{stderr}"
-    );
+    assert!(stdout.contains("AKIA0000000000000000") && stdout.contains("s3cr3t/of+this-key"), "{stdout}");
+    assert!(stdout.contains("everything") && stderr.contains("shown this once"), "{stdout}{stderr}");
 
     let path = policy.to_str().unwrap();
-    let made = world
-        .json(&["key", "create", "--policy", path, "--expires", "90d"])
-        .await;
+    let made = world.json(&["key", "create", "--policy", path, "--expires", "90d"]).await;
     assert_eq!(made["secretAccessKey"], "s3cr3t/of+this-key");
     assert_eq!(made["accessKey"]["accessKeyId"], "AKIA0000000000000001");
     let asked = world.service.0.lock().unwrap().1.clone();
@@ -191,33 +179,19 @@ async fn a_key_is_made_shown_once_listed_and_deleted() {
 
     // Every page, and no secret.
     let listed = world.json(&["key", "list"]).await;
-    let ids: Vec<&str> = listed
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|key| key["accessKeyId"].as_str().unwrap())
-        .collect();
+    let ids: Vec<&str> =
+        listed.as_array().unwrap().iter().map(|key| key["accessKeyId"].as_str().unwrap()).collect();
     assert_eq!(ids, ["AKIA0000000000000000", "AKIA0000000000000001"]);
     assert_eq!(listed[1]["policy"]["statements"][0]["effect"], "DENY");
     let table = world.torpor(&["key", "ls"]).await;
     let table = text(&table.stdout) + &text(&table.stderr);
-    for part in [
-        "ci",
-        "everything",
-        "1 statement: lambda:Get*",
-        "in 89d",
-        "never",
-        "AKIAROOT",
-    ] {
+    for part in ["ci", "everything", "1 statement: lambda:Get*", "in 89d", "never", "AKIAROOT"] {
         assert!(table.contains(part), "{part}: {table}");
     }
     assert!(!table.contains("s3cr3t") && !listed.to_string().contains("s3cr3t"));
 
     let deleted = world.torpor(&["key", "delete", ids[0], ids[1]]).await;
-    assert_eq!(
-        text(&deleted.stdout),
-        format!("{} deleted\n{} deleted\n", ids[0], ids[1])
-    );
+    assert_eq!(text(&deleted.stdout), format!("{} deleted\n{} deleted\n", ids[0], ids[1]));
     let again = world.torpor(&["key", "delete", ids[0]]).await;
     assert_eq!(again.status.code(), Some(3), "{}", text(&again.stderr));
     assert!(text(&world.torpor(&["key", "list"]).await.stdout).contains("no access keys; make one"));

@@ -18,9 +18,7 @@ enum Kind {
 }
 
 fn kind(manifest: &str, root: &Path) -> Kind {
-    let relative = Path::new(manifest)
-        .strip_prefix(root)
-        .expect("members are below the workspace root");
+    let relative = Path::new(manifest).strip_prefix(root).expect("members are below the workspace root");
     let first = relative.components().next().expect("a manifest has a path");
     match first.as_os_str().to_str() {
         Some("libs") => Kind::Lib,
@@ -37,21 +35,14 @@ fn dependencies_point_one_way() {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .output()
         .unwrap();
-    assert!(
-        output.status.success(),
-        "{}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let metadata: Value = serde_json::from_slice(&output.stdout).unwrap();
     let root = Path::new(metadata["workspace_root"].as_str().unwrap());
     let packages = metadata["packages"].as_array().unwrap();
     let kinds: BTreeMap<&str, Kind> = packages
         .iter()
         .map(|package| {
-            (
-                package["name"].as_str().unwrap(),
-                kind(package["manifest_path"].as_str().unwrap(), root),
-            )
+            (package["name"].as_str().unwrap(), kind(package["manifest_path"].as_str().unwrap(), root))
         })
         .collect();
     assert!(kinds.len() > 10, "the workspace was read");
@@ -71,25 +62,14 @@ fn dependencies_point_one_way() {
             }
         }
         for target in package["targets"].as_array().unwrap() {
-            let is_bin = target["kind"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|kind| kind == "bin");
+            let is_bin = target["kind"].as_array().unwrap().iter().any(|kind| kind == "bin");
             let binary = target["name"].as_str().unwrap();
             if is_bin && kinds[name] == Kind::Service {
-                assert!(
-                    binary == name || binary == format!("torpor-{name}"),
-                    "{binary} of {name}"
-                );
+                assert!(binary == name || binary == format!("torpor-{name}"), "{binary} of {name}");
             }
         }
     }
-    assert!(
-        wrong.is_empty(),
-        "dependencies that point the wrong way: {}",
-        wrong.join(", ")
-    );
+    assert!(wrong.is_empty(), "dependencies that point the wrong way: {}", wrong.join(", "));
 }
 
 #[test]

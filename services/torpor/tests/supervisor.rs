@@ -16,10 +16,7 @@ struct Fleet {
 
 impl Fleet {
     fn new(port_offset: u16) -> Self {
-        Self {
-            directory: tempfile::tempdir().unwrap(),
-            port_offset,
-        }
+        Self { directory: tempfile::tempdir().unwrap(), port_offset }
     }
 
     fn data_dir(&self) -> &Path {
@@ -46,10 +43,7 @@ impl Fleet {
     fn component(&self, name: &str) -> Value {
         let status = self.status();
         let components = status["components"].as_array().cloned().unwrap_or_default();
-        components
-            .into_iter()
-            .find(|component| component["name"] == name)
-            .unwrap_or(Value::Null)
+        components.into_iter().find(|component| component["name"] == name).unwrap_or(Value::Null)
     }
 
     fn record(&self) -> Value {
@@ -59,10 +53,7 @@ impl Fleet {
     fn pids(&self) -> Vec<u64> {
         let record = self.record();
         let components = record["components"].as_array().unwrap();
-        let mut pids: Vec<u64> = components
-            .iter()
-            .filter_map(|c| c["process"]["pid"].as_u64())
-            .collect();
+        let mut pids: Vec<u64> = components.iter().filter_map(|c| c["process"]["pid"].as_u64()).collect();
         pids.extend(record["supervisor"]["pid"].as_u64());
         pids
     }
@@ -75,11 +66,7 @@ impl Drop for Fleet {
 }
 
 fn text(output: &Output) -> String {
-    format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    )
+    format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr))
 }
 
 fn kill(pid: u64) {
@@ -105,40 +92,23 @@ fn components_come_up_come_back_and_go_away() {
     let fleet = Fleet::new(11_000);
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
-    assert!(
-        text(&output).contains("etcd") && text(&output).contains("healthy after"),
-        "{}",
-        text(&output)
-    );
+    assert!(text(&output).contains("etcd") && text(&output).contains("healthy after"), "{}", text(&output));
     assert!(fleet.torpor(&["status"]).status.success());
     assert_eq!(fleet.status()["api"], Value::Null, "no edge, no API");
-    assert_eq!(
-        fleet.up().status.code(),
-        Some(4),
-        "only one supervisor per data directory"
-    );
+    assert_eq!(fleet.up().status.code(), Some(4), "only one supervisor per data directory");
 
     for name in ["etcd", "s3"] {
         let pid = fleet.component(name)["pid"].as_u64().unwrap();
         let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        assert!(
-            status.contains("NoNewPrivs:\t1") && !status.contains("Uid:\t0"),
-            "{name} is unprivileged"
-        );
+        assert!(status.contains("NoNewPrivs:\t1") && !status.contains("Uid:\t0"), "{name} is unprivileged");
         kill(pid);
         eventually("a new process", Duration::from_secs(1), || {
-            fleet.record()["components"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .any(|component| {
-                    component["name"] == name
-                        && component["process"]["pid"].as_u64().is_some_and(|new| new != pid)
-                })
+            fleet.record()["components"].as_array().unwrap().iter().any(|component| {
+                component["name"] == name
+                    && component["process"]["pid"].as_u64().is_some_and(|new| new != pid)
+            })
         });
-        eventually("healthy again", Duration::from_secs(10), || {
-            fleet.component(name)["health"] == "healthy"
-        });
+        eventually("healthy again", Duration::from_secs(10), || fleet.component(name)["health"] == "healthy");
         assert_eq!(fleet.component(name)["restarts"], 1);
     }
 
@@ -160,9 +130,7 @@ fn nothing_outlives_a_killed_supervisor_and_the_next_one_goes_on() {
     let pids = fleet.pids();
     let context = client::Context::load(fleet.data_dir()).unwrap();
     kill(fleet.record()["supervisor"]["pid"].as_u64().unwrap());
-    eventually("children die with it", Duration::from_secs(5), || {
-        pids.iter().all(|pid| !alive(*pid))
-    });
+    eventually("children die with it", Duration::from_secs(5), || pids.iter().all(|pid| !alive(*pid)));
     assert_eq!(fleet.torpor(&["status"]).status.code(), Some(5));
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
@@ -177,23 +145,14 @@ fn a_component_that_cannot_start_is_named_with_its_log() {
     assert!(fleet.up().status.success());
     assert!(fleet.torpor(&["down"]).status.success());
     // etcd's data belongs to another cluster now.
-    std::fs::write(
-        fleet
-            .data_dir()
-            .join("etcd/member/wal/0000000000000000-0000000000000000.wal"),
-        "broken",
-    )
-    .unwrap();
+    std::fs::write(fleet.data_dir().join("etcd/member/wal/0000000000000000-0000000000000000.wal"), "broken")
+        .unwrap();
     let output = fleet.up();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(
         text(&output).contains("etcd could not be started") && text(&output).contains("next: its whole log")
     );
-    assert_eq!(
-        fleet.torpor(&["status"]).status.code(),
-        Some(5),
-        "what was started is stopped again"
-    );
+    assert_eq!(fleet.torpor(&["status"]).status.code(), Some(5), "what was started is stopped again");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -206,14 +165,8 @@ async fn the_embedded_s3_keeps_what_it_is_given() {
     // Large enough for several parts.
     let content: Vec<u8> = (0..40_000_000_u32).map(|i| (i / 7) as u8).collect();
     std::fs::write(file.path(), &content).unwrap();
-    store
-        .put_file(client::ARTIFACT_BUCKET, "a/large", file.path(), &|_, _| {})
-        .await
-        .unwrap();
-    let range = store
-        .get_range(client::ARTIFACT_BUCKET, "a/large", 33_000_000..33_000_100)
-        .await
-        .unwrap();
+    store.put_file(client::ARTIFACT_BUCKET, "a/large", file.path(), &|_, _| {}).await.unwrap();
+    let range = store.get_range(client::ARTIFACT_BUCKET, "a/large", 33_000_000..33_000_100).await.unwrap();
     assert_eq!(range, content[33_000_000..33_000_100]);
     // The services have a key of their own; the user's, of the context, is the
     // root access key of the AWS-compatible API.
@@ -239,17 +192,9 @@ async fn the_embedded_s3_keeps_what_it_is_given() {
         .await
         .unwrap();
     assert_eq!(head.size, 40_000_000);
-    let stranger = object_store::Config {
-        secret_access_key: Some("wrong".to_owned()),
-        ..context.object_store()
-    };
+    let stranger =
+        object_store::Config { secret_access_key: Some("wrong".to_owned()), ..context.object_store() };
     let stranger = object_store::Store::connect(&stranger).unwrap();
-    let refused = stranger
-        .head(client::ARTIFACT_BUCKET, "a/large")
-        .await
-        .expect_err("wrong secret");
-    assert!(
-        matches!(refused, object_store::Error::AccessDenied { .. }),
-        "{refused}"
-    );
+    let refused = stranger.head(client::ARTIFACT_BUCKET, "a/large").await.expect_err("wrong secret");
+    assert!(matches!(refused, object_store::Error::AccessDenied { .. }), "{refused}");
 }

@@ -48,18 +48,12 @@ impl Case {
         let mut query = Vec::new();
         let mut body = Map::new();
         for (name, value) in members {
-            match operation
-                .input
-                .member(name)
-                .map_or(Located::Body, |member| member.place)
-            {
+            match operation.input.member(name).map_or(Located::Body, |member| member.place) {
                 Located::Path => path = path.replace(&format!("{{{name}}}"), &encode(&text_of(value))),
                 Located::Query(key) => match value {
                     Value::Array(elements) => {
                         query.extend(
-                            elements
-                                .iter()
-                                .map(|element| format!("{key}={}", encode(&text_of(element)))),
+                            elements.iter().map(|element| format!("{key}={}", encode(&text_of(element)))),
                         );
                     }
                     _ => query.push(format!("{key}={}", encode(&text_of(value)))),
@@ -69,11 +63,7 @@ impl Case {
                 }
             }
         }
-        let has_body = operation
-            .input
-            .members
-            .iter()
-            .any(|member| member.place == Located::Body);
+        let has_body = operation.input.members.iter().any(|member| member.place == Located::Body);
         Self {
             operation: operation.name,
             what,

@@ -31,29 +31,17 @@ pub(super) struct Sample {
 
 impl Sample {
     fn good(what: impl Into<String>, value: impl Into<Value>) -> Self {
-        Self {
-            what: what.into(),
-            value: value.into(),
-            broken: None,
-        }
+        Self { what: what.into(), value: value.into(), broken: None }
     }
 
     fn bad(what: impl Into<String>, value: impl Into<Value>, rule: String) -> Self {
-        Self {
-            what: what.into(),
-            value: value.into(),
-            broken: Some(rule),
-        }
+        Self { what: what.into(), value: value.into(), broken: Some(rule) }
     }
 }
 
 /// How a violation names the value that broke a constraint.
 pub(super) fn subject(shape: &Shape, value: &Value) -> String {
-    if shape.is_sensitive() {
-        "Value".to_owned()
-    } else {
-        format!("Value '{}'", shown(value))
-    }
+    if shape.is_sensitive() { "Value".to_owned() } else { format!("Value '{}'", shown(value)) }
 }
 
 fn shown(value: &Value) -> String {
@@ -61,9 +49,7 @@ fn shown(value: &Value) -> String {
         Value::String(text) => text.clone(),
         Value::Array(elements) => format!("[{}]", elements.iter().map(shown).collect::<Vec<_>>().join(", ")),
         Value::Object(members) => {
-            let members = members
-                .iter()
-                .map(|(name, value)| format!("{name}={}", shown(value)));
+            let members = members.iter().map(|(name, value)| format!("{name}={}", shown(value)));
             format!("{{{}}}", members.collect::<Vec<_>>().join(", "))
         }
         other => other.to_string(),
@@ -73,9 +59,7 @@ fn shown(value: &Value) -> String {
 /// The required members of a structure, each in its minimal form.
 pub(super) fn required(structure: &Structure) -> Map<String, Value> {
     let members = structure.members.iter().filter(|member| member.required);
-    members
-        .map(|member| (member.name.to_owned(), minimal(member.shape)))
-        .collect()
+    members.map(|member| (member.name.to_owned(), minimal(member.shape))).collect()
 }
 
 /// A value that fits.
@@ -109,20 +93,12 @@ fn integers(integer: &Integer) -> Vec<Sample> {
     let Bounds { min, max } = integer.bounds;
     if let Some(min) = min {
         samples.push(Sample::good(format!("value {min}"), min));
-        samples.push(Sample::bad(
-            format!("value {}", min - 1),
-            min - 1,
-            sentence::value_at_least(min),
-        ));
+        samples.push(Sample::bad(format!("value {}", min - 1), min - 1, sentence::value_at_least(min)));
     }
     let top = max.unwrap_or(i32::MAX.into());
     samples.push(Sample::good(format!("value {top}"), top));
     if let Some(max) = max {
-        samples.push(Sample::bad(
-            format!("value {}", max + 1),
-            max + 1,
-            sentence::value_at_most(max),
-        ));
+        samples.push(Sample::bad(format!("value {}", max + 1), max + 1, sentence::value_at_most(max)));
     }
     samples
 }
@@ -133,25 +109,13 @@ pub(super) fn texts(text: &Text, limits: &Limits) -> Vec<Sample> {
     for value in &text.values {
         samples.push(Sample::good(format!("the value {value}"), value.as_str()));
         let other = value.to_lowercase() + "_";
-        samples.push(Sample::bad(
-            format!("the value {other}"),
-            other,
-            sentence::one_of_values(&text.values),
-        ));
+        samples.push(Sample::bad(format!("the value {other}"), other, sentence::one_of_values(&text.values)));
     }
     if !text.values.is_empty() {
-        samples.push(Sample::bad(
-            "no characters",
-            "",
-            sentence::one_of_values(&text.values),
-        ));
+        samples.push(Sample::bad("no characters", "", sentence::one_of_values(&text.values)));
     }
     let Bounds { min, max } = text_bounds(text, limits);
-    let fits = |sample: &String| {
-        text.pattern
-            .as_ref()
-            .is_none_or(|pattern| pattern.matches(sample))
-    };
+    let fits = |sample: &String| text.pattern.as_ref().is_none_or(|pattern| pattern.matches(sample));
     if let Some(min) = min {
         let least = stretched(text, min);
         if fits(&least) {
@@ -159,11 +123,7 @@ pub(super) fn texts(text: &Text, limits: &Limits) -> Vec<Sample> {
         }
         if min > 0 {
             let short = stretched(text, min - 1);
-            samples.push(Sample::bad(
-                format!("length {}", min - 1),
-                short,
-                sentence::length_at_least(min),
-            ));
+            samples.push(Sample::bad(format!("length {}", min - 1), short, sentence::length_at_least(min)));
         }
     }
     if let Some(max) = max {
@@ -171,11 +131,7 @@ pub(super) fn texts(text: &Text, limits: &Limits) -> Vec<Sample> {
         assert!(fits(&most), "the example cannot be stretched to {max}");
         samples.push(Sample::good(format!("length {max}"), most));
         let long = stretched(text, max + 1);
-        samples.push(Sample::bad(
-            format!("length {}", max + 1),
-            long,
-            sentence::length_at_most(max),
-        ));
+        samples.push(Sample::bad(format!("length {}", max + 1), long, sentence::length_at_most(max)));
         if text.in_bytes {
             let long = "é".repeat(usize::try_from(max / 2).expect("a length")) + "pp";
             samples.push(Sample::bad("too many bytes", long, sentence::length_at_most(max)));
@@ -184,11 +140,7 @@ pub(super) fn texts(text: &Text, limits: &Limits) -> Vec<Sample> {
     if let (Some(pattern), Some(refused)) = (&text.pattern, &text.refused) {
         let rule = sentence::matches(&pattern.text);
         samples.push(Sample::bad("another pattern", refused.as_str(), rule.clone()));
-        samples.push(Sample::bad(
-            "another last line",
-            format!("{}\n{refused}", text.example),
-            rule,
-        ));
+        samples.push(Sample::bad("another last line", format!("{}\n{refused}", text.example), rule));
     }
     samples
 }
@@ -199,11 +151,7 @@ fn stretched(text: &Text, length: i64) -> String {
     let example = text.stretch.as_deref().unwrap_or(&text.example);
     let last = example.chars().last().map(String::from).unwrap_or_default();
     let have = example.chars().count();
-    if length < have {
-        last.repeat(length)
-    } else {
-        example.to_owned() + &last.repeat(length - have)
-    }
+    if length < have { last.repeat(length) } else { example.to_owned() + &last.repeat(length - have) }
 }
 
 /// Lists and maps of sizes on each side of their bounds.
@@ -211,19 +159,13 @@ pub(super) fn sizes(shape: &Shape) -> Vec<Sample> {
     let (bounds, of_size): (Bounds, Box<dyn Fn(i64) -> Value>) = match shape {
         Shape::List(list) => {
             let element = minimal(list.of);
-            (
-                list.bounds,
-                Box::new(move |size| (0..size).map(|_| element.clone()).collect()),
-            )
+            (list.bounds, Box::new(move |size| (0..size).map(|_| element.clone()).collect()))
         }
         Shape::Map(entries) => {
             let value = minimal(entries.value);
             let key = entries.key.example.clone();
-            let of_size = move |size| {
-                (0..size)
-                    .map(|index| (format!("{key}{index}"), value.clone()))
-                    .collect()
-            };
+            let of_size =
+                move |size| (0..size).map(|index| (format!("{key}{index}"), value.clone())).collect();
             (entries.bounds, Box::new(move |size| Value::Object(of_size(size))))
         }
         _ => return Vec::new(),
@@ -243,11 +185,7 @@ pub(super) fn sizes(shape: &Shape) -> Vec<Sample> {
     }
     if let Some(max) = bounds.max {
         let more = max + 1;
-        samples.push(Sample::bad(
-            format!("{more} entries"),
-            of_size(more),
-            sentence::length_at_most(max),
-        ));
+        samples.push(Sample::bad(format!("{more} entries"), of_size(more), sentence::length_at_most(max)));
     }
     samples
 }
@@ -270,26 +208,18 @@ pub(super) fn wrong_types(shape: &Shape) -> Vec<(Value, String)> {
         Shape::List(_) => value.is_array(),
         Shape::Map(_) | Shape::Structure(_) | Shape::Union(_) => value.is_object(),
     };
-    let wrong = all
-        .into_iter()
-        .filter(|(value, _)| !fits(value))
-        .map(|(value, came)| {
-            let message = match (shape, came) {
-                (_, "list") => "Start of list found where not expected".to_owned(),
-                (_, "members") => "Start of structure or map found where not expected.".to_owned(),
-                (Shape::Text(_), _) => format!("{came} cannot be converted to String"),
-                (Shape::Integer(_), _) => format!("{came} cannot be converted to Integer"),
-                (Shape::Flag, _) => format!("{came} cannot be converted to Boolean"),
-                (Shape::List(_), _) => "Expected list or null".to_owned(),
-                _ => "Expected null".to_owned(),
-            };
-            (value, message)
-        });
-    let beyond = (
-        json!(2_147_483_648_i64),
-        "NUMBER_VALUE is out of the range of Integer".to_owned(),
-    );
-    wrong
-        .chain(matches!(shape, Shape::Integer(_)).then_some(beyond))
-        .collect()
+    let wrong = all.into_iter().filter(|(value, _)| !fits(value)).map(|(value, came)| {
+        let message = match (shape, came) {
+            (_, "list") => "Start of list found where not expected".to_owned(),
+            (_, "members") => "Start of structure or map found where not expected.".to_owned(),
+            (Shape::Text(_), _) => format!("{came} cannot be converted to String"),
+            (Shape::Integer(_), _) => format!("{came} cannot be converted to Integer"),
+            (Shape::Flag, _) => format!("{came} cannot be converted to Boolean"),
+            (Shape::List(_), _) => "Expected list or null".to_owned(),
+            _ => "Expected null".to_owned(),
+        };
+        (value, message)
+    });
+    let beyond = (json!(2_147_483_648_i64), "NUMBER_VALUE is out of the range of Integer".to_owned());
+    wrong.chain(matches!(shape, Shape::Integer(_)).then_some(beyond)).collect()
 }

@@ -74,11 +74,7 @@ fn bounds_of_the_hooks() {
             "'3601' at 'hooks.microvmImageHooks.readyTimeoutInSeconds'",
             "less than or equal to 3600",
         ),
-        (
-            json!({"port": 65536}),
-            "'65536' at 'hooks.port'",
-            "less than or equal to 65535",
-        ),
+        (json!({"port": 65536}), "'65536' at 'hooks.port'", "less than or equal to 65535"),
     ] {
         let expected = format!(
             "1 validation error detected: Value {path} failed to satisfy constraint: Member must have value {bound}"
@@ -141,10 +137,6 @@ fn a_message_stays_small() {
     let (_, message) = refusal("POST", &format!("{MICROVM}/auth-token"), &body.to_string());
     assert!(message.starts_with("5000 validation errors detected: "));
     assert_eq!(message.matches("failed to satisfy").count(), 100);
-    let (_, message) = refusal(
-        "POST",
-        IMAGES,
-        &image(json!({"name": "!".repeat(500_000)})).to_string(),
-    );
+    let (_, message) = refusal("POST", IMAGES, &image(json!({"name": "!".repeat(500_000)})).to_string());
     assert!(message.len() < 40_000, "{}", message.len());
 }

@@ -49,10 +49,7 @@ fn image(more: Value) -> Value {
 }
 
 fn launch(more: Value) -> Value {
-    with(
-        json!({"imageIdentifier": "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"}),
-        more,
-    )
+    with(json!({"imageIdentifier": "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"}), more)
 }
 
 fn connector(vpc: Value) -> Value {
@@ -74,9 +71,7 @@ fn connector(vpc: Value) -> Value {
 
 /// Overwrites members; null takes one away.
 fn with(mut value: Value, more: Value) -> Value {
-    let Value::Object(more) = more else {
-        panic!("members are an object")
-    };
+    let Value::Object(more) = more else { panic!("members are an object") };
     let members = value.as_object_mut().expect("members are an object");
     for (name, value) in more {
         match value {

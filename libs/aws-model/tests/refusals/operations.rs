@@ -22,36 +22,19 @@ fn the_query_is_held_to_its_bounds() {
         ),
     ] {
         let path = format!("{IMAGES}?{query}");
-        assert_eq!(
-            refusal("GET", &path, "").1,
-            format!("1 validation error detected: {expected}")
-        );
+        assert_eq!(refusal("GET", &path, "").1, format!("1 validation error detected: {expected}"));
     }
     let padded = ask("GET", &format!("{IMAGES}?nextToken=abc="), "").unwrap_err();
     assert_eq!((padded.class.status(), padded.message), (400, None));
-    assert!(
-        ask(
-            "GET",
-            &format!("{IMAGES}?nextToken=abc%3D&maxResults=50&other=1&flag"),
-            ""
-        )
-        .is_ok()
-    );
-    for wrong in [
-        "maxResults=one",
-        "maxResults=1&maxResults=2",
-        "nameFilter=%zz",
-        "nameFilter=%ff",
-        "maxResults=+1x",
-    ] {
+    assert!(ask("GET", &format!("{IMAGES}?nextToken=abc%3D&maxResults=50&other=1&flag"), "").is_ok());
+    for wrong in
+        ["maxResults=one", "maxResults=1&maxResults=2", "nameFilter=%zz", "nameFilter=%ff", "maxResults=+1x"]
+    {
         let (class, _) = refusal("GET", &format!("{IMAGES}?{wrong}"), "");
         assert_eq!(class, ErrorClass::Serialization, "{wrong}");
     }
     let flood = "a=1&".repeat(201);
-    assert_eq!(
-        refusal("GET", &format!("{IMAGES}?{flood}"), "").0,
-        ErrorClass::Serialization
-    );
+    assert_eq!(refusal("GET", &format!("{IMAGES}?{flood}"), "").0, ErrorClass::Serialization);
 }
 
 #[test]
@@ -59,10 +42,7 @@ fn tag_keys_repeat() {
     let path = "/2017-03-31/tags/arn%3Aaws%3Alambda%3Aus-east-1%3A000000000000%3Amicrovm-image%3Aapp";
     let input = ask("DELETE", &format!("{path}?tagKeys=a&tagKeys=b%2Bc"), "").unwrap();
     assert_eq!(input.list("TagKeys").unwrap(), [json!("a"), json!("b+c")]);
-    assert_eq!(
-        input.text("Resource"),
-        Some("arn:aws:lambda:us-east-1:000000000000:microvm-image:app")
-    );
+    assert_eq!(input.text("Resource"), Some("arn:aws:lambda:us-east-1:000000000000:microvm-image:app"));
     let (class, message) = refusal("DELETE", path, "");
     assert_eq!(class, ErrorClass::Validation);
     let expected = "1 validation error detected: Value null at 'tagKeys' failed to satisfy constraint: Member must not be null";
@@ -87,10 +67,7 @@ fn ports_are_a_union() {
     let all = json!([{"allPorts": {}}, {"port": 8080}, {"range": {"startPort": 1, "endPort": 65535}}, {"port": 1, "range": null}]);
     assert!(ask("POST", &path, &token(all).to_string()).is_ok());
     let (class, message) = refusal("POST", &path, &token(json!([{"allPorts": true}])).to_string());
-    assert_eq!(
-        (class, message.as_str()),
-        (ErrorClass::Serialization, "Expected null")
-    );
+    assert_eq!((class, message.as_str()), (ErrorClass::Serialization, "Expected null"));
     let none = "failed to satisfy constraint: Member must have exactly one of the following members set: [port, range, allPorts]";
     check(
         "POST",
@@ -121,10 +98,7 @@ fn ports_are_a_union() {
     );
     for minutes in [0, 61] {
         let body = json!({"expirationInMinutes": minutes, "allowedPorts": [{"allPorts": {}}]});
-        assert_eq!(
-            refusal("POST", &path, &body.to_string()).0,
-            ErrorClass::Validation
-        );
+        assert_eq!(refusal("POST", &path, &body.to_string()).0, ErrorClass::Validation);
     }
 }
 
@@ -147,44 +121,25 @@ fn connectors_are_asked_for_in_sentences_after_the_constraints() {
     );
     let vpc = |name: &str| {
         let mut body = connector(json!({}));
-        body["Configuration"]["VpcEgressConfiguration"]
-            .as_object_mut()
-            .unwrap()
-            .remove(name);
+        body["Configuration"]["VpcEgressConfiguration"].as_object_mut().unwrap().remove(name);
         body
     };
     for (body, sentence) in [
-        (
-            with(connector(json!({})), json!({"ClientToken": null})),
-            "ClientToken is a required field",
-        ),
+        (with(connector(json!({})), json!({"ClientToken": null})), "ClientToken is a required field"),
         (
             with(connector(json!({})), json!({"OperatorRole": null})),
             "NetworkConnectorOperatorRole is required for VPC_EGRESS connector type",
         ),
-        (
-            vpc("NetworkProtocol"),
-            "NetworkProtocol cannot be null or empty for VPC_EGRESS connector",
-        ),
+        (vpc("NetworkProtocol"), "NetworkProtocol cannot be null or empty for VPC_EGRESS connector"),
         (
             vpc("AssociatedComputeResourceTypes"),
             "AssociatedComputeResourceTypes is required for VPC_EGRESS connector type",
         ),
     ] {
         let (class, message) = refusal("POST", CONNECTORS, &body.to_string());
-        assert_eq!(
-            (class, message.as_str()),
-            (ErrorClass::InvalidParameterValue, sentence)
-        );
+        assert_eq!((class, message.as_str()), (ErrorClass::InvalidParameterValue, sentence));
     }
-    assert!(
-        ask(
-            "POST",
-            CONNECTORS,
-            &connector(json!({"SecurityGroupIds": []})).to_string()
-        )
-        .is_ok()
-    );
+    assert!(ask("POST", CONNECTORS, &connector(json!({"SecurityGroupIds": []})).to_string()).is_ok());
     let update = json!({"ClientToken": "t"});
     assert!(ask("PUT", &format!("{CONNECTORS}/nc-1"), &update.to_string()).is_ok());
 }

@@ -44,13 +44,8 @@ pub(super) async fn run<S>(
 {
     let (input, output) = tokio::io::split(stream);
     let reading = async {
-        let mut reader = Reader {
-            input: Box::pin(input),
-            waiting: &waiting,
-            events: &events,
-            lost: 0,
-            exited: false,
-        };
+        let mut reader =
+            Reader { input: Box::pin(input), waiting: &waiting, events: &events, lost: 0, exited: false };
         reader.run().await
     };
     let reason = tokio::select! {
@@ -171,10 +166,7 @@ struct Rate {
 
 impl Rate {
     fn new(now: Instant) -> Self {
-        Self {
-            tokens: READ_BURST_BYTES,
-            at: now,
-        }
+        Self { tokens: READ_BURST_BYTES, at: now }
     }
 
     /// Charges a frame; the time until which to read nothing, if it overdrew.

@@ -16,16 +16,7 @@ async fn receive(stream: &mut DuplexStream) -> Frame {
 }
 
 async fn answer(stream: &mut DuplexStream, exchange: u32, body: Body) {
-    stream
-        .write_all(
-            &encode(&Frame {
-                exchange,
-                body: Some(body),
-            })
-            .unwrap(),
-        )
-        .await
-        .unwrap();
+    stream.write_all(&encode(&Frame { exchange, body: Some(body) }).unwrap()).await.unwrap();
 }
 
 fn link() -> (Link, mpsc::Receiver<Event>, DuplexStream) {
@@ -35,14 +26,8 @@ fn link() -> (Link, mpsc::Receiver<Event>, DuplexStream) {
 }
 
 fn logs(texts: &[&str], dropped: u64) -> Body {
-    let lines = texts.iter().map(|text| LogLine {
-        text: (*text).to_owned(),
-        ..LogLine::default()
-    });
-    Body::StreamLogsResponse(StreamLogsResponse {
-        lines: lines.collect(),
-        dropped,
-    })
+    let lines = texts.iter().map(|text| LogLine { text: (*text).to_owned(), ..LogLine::default() });
+    Body::StreamLogsResponse(StreamLogsResponse { lines: lines.collect(), dropped })
 }
 
 #[tokio::test]
@@ -53,17 +38,9 @@ async fn answers_find_their_callers_in_any_order() {
     let one = receive(&mut guest).await;
     let prepare = tokio::spawn(async move { second.prepare_snapshot(true).await });
     let two = receive(&mut guest).await;
-    answer(
-        &mut guest,
-        two.exchange,
-        Body::PrepareSnapshotResponse(PrepareSnapshotResponse {}),
-    )
-    .await;
+    answer(&mut guest, two.exchange, Body::PrepareSnapshotResponse(PrepareSnapshotResponse {})).await;
     prepare.await.unwrap().unwrap();
-    let used = GetStatsResponse {
-        memory_used_bytes: 7,
-        processes: 1,
-    };
+    let used = GetStatsResponse { memory_used_bytes: 7, processes: 1 };
     answer(&mut guest, one.exchange, Body::GetStatsResponse(used)).await;
     assert_eq!(stats.await.unwrap().unwrap(), used);
 }
@@ -73,20 +50,10 @@ async fn failures_and_wrong_answers_are_errors() {
     let (link, _events, mut guest) = link();
     for (body, expected) in [
         (
-            Body::Failure(Failure {
-                message: "x".repeat(2000),
-                invalid: true,
-            }),
-            Error::Failed {
-                call: "GetStats",
-                message: "x".repeat(512),
-                invalid: true,
-            },
+            Body::Failure(Failure { message: "x".repeat(2000), invalid: true }),
+            Error::Failed { call: "GetStats", message: "x".repeat(512), invalid: true },
         ),
-        (
-            Body::PrepareSnapshotResponse(PrepareSnapshotResponse {}),
-            Error::Protocol("GetStats"),
-        ),
+        (Body::PrepareSnapshotResponse(PrepareSnapshotResponse {}), Error::Protocol("GetStats")),
     ] {
         let caller = link.clone();
         let call = tokio::spawn(async move { caller.stats().await });
@@ -104,20 +71,9 @@ async fn silence_times_out_and_a_late_answer_is_dropped() {
         ..CallHookRequest::default()
     };
     let error = link.call_hook(request).await.unwrap_err();
-    assert_eq!(
-        error,
-        Error::TimedOut {
-            call: "CallHook",
-            after: Duration::from_secs(5)
-        }
-    );
+    assert_eq!(error, Error::TimedOut { call: "CallHook", after: Duration::from_secs(5) });
     let frame = receive(&mut guest).await;
-    answer(
-        &mut guest,
-        frame.exchange,
-        Body::CallHookResponse(CallHookResponse::default()),
-    )
-    .await;
+    answer(&mut guest, frame.exchange, Body::CallHookResponse(CallHookResponse::default())).await;
     assert!(!link.is_closed());
     assert!(link.shared.waiting.lock().callers.is_empty());
 }
@@ -151,11 +107,7 @@ async fn dropping_the_last_handle_closes_the_stream() {
 
 #[tokio::test(start_paused = true)]
 async fn hostile_bytes_end_the_link_in_bounded_time() {
-    let too_many = encode(&Frame {
-        exchange: 0,
-        body: Some(logs(&["x"; 257], 0)),
-    })
-    .unwrap();
+    let too_many = encode(&Frame { exchange: 0, body: Some(logs(&["x"; 257], 0)) }).unwrap();
     let cases: [(&str, &[u8]); 4] = [
         ("a length over the limit", &[0xff; 4]),
         ("bytes that are no frame", &[0, 0, 0, 2, 0xff, 0xff]),
@@ -165,10 +117,7 @@ async fn hostile_bytes_end_the_link_in_bounded_time() {
     for (name, bytes) in cases {
         let (link, mut events, mut guest) = link();
         guest.write_all(bytes).await.unwrap();
-        assert!(
-            matches!(events.recv().await, Some(Event::Closed { .. })),
-            "{name}"
-        );
+        assert!(matches!(events.recv().await, Some(Event::Closed { .. })), "{name}");
         assert!(link.is_closed(), "{name}");
     }
 }
@@ -179,28 +128,17 @@ async fn unread_logs_are_counted_and_the_exit_still_arrives() {
     for _ in 0..EVENTS_MAX + 10 {
         answer(&mut guest, 0, logs(&["a", "b"], 0)).await;
     }
-    let exited = AppExited {
-        exit_code: 3,
-        signal: 0,
-    };
+    let exited = AppExited { exit_code: 3, signal: 0 };
     answer(&mut guest, 0, Body::AppExited(exited)).await;
     answer(&mut guest, 0, Body::AppExited(exited)).await;
     // An exchange behind them proves the reader has taken them all.
     let caller = link.clone();
     let call = tokio::spawn(async move { caller.stats().await });
     let frame = receive(&mut guest).await;
-    answer(
-        &mut guest,
-        frame.exchange,
-        Body::GetStatsResponse(GetStatsResponse::default()),
-    )
-    .await;
+    answer(&mut guest, frame.exchange, Body::GetStatsResponse(GetStatsResponse::default())).await;
     call.await.unwrap().unwrap();
     for _ in 0..EVENTS_MAX {
-        assert!(matches!(
-            events.recv().await,
-            Some(Event::Logs { dropped: 0, .. })
-        ));
+        assert!(matches!(events.recv().await, Some(Event::Logs { dropped: 0, .. })));
     }
     assert_eq!(events.recv().await, Some(Event::AppExited(exited)));
     answer(&mut guest, 0, logs(&["c"], 5)).await;

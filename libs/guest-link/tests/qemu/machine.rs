@@ -80,10 +80,7 @@ fn time_stamp_khz() -> u64 {
 fn make_root_disk(overlay: &Path, directory: &Path) -> Result<()> {
     let tree = directory.join("tree");
     fs::create_dir_all(tree.join("bin"))?;
-    run(Command::new("cp")
-        .arg("-r")
-        .arg(format!("{}/.", overlay.display()))
-        .arg(&tree))?;
+    run(Command::new("cp").arg("-r").arg(format!("{}/.", overlay.display())).arg(&tree))?;
     fs::copy("/bin/busybox", tree.join("bin/busybox")).context("busybox-static")?;
     for name in [
         "sh", "cat", "httpd", "id", "grep", "hostname", "date", "kill", "sleep", "nc", "yes", "head", "mount",
@@ -100,15 +97,8 @@ fn make_root_disk(overlay: &Path, directory: &Path) -> Result<()> {
 }
 
 fn run(command: &mut Command) -> Result<()> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .with_context(|| format!("run {command:?}"))?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
+    let output = command.stdin(Stdio::null()).output().with_context(|| format!("run {command:?}"))?;
+    ensure!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
     Ok(())
 }
 
@@ -136,10 +126,7 @@ pub struct Machine {
 impl Drop for Machine {
     fn drop(&mut self) {
         if std::thread::panicking() || std::env::var_os("TORPOR_TEST_CONSOLE").is_some() {
-            println!(
-                "console:\n{}",
-                fs::read_to_string(&self.console).unwrap_or_default()
-            );
+            println!("console:\n{}", fs::read_to_string(&self.console).unwrap_or_default());
         }
     }
 }
@@ -168,13 +155,7 @@ impl Machine {
     pub fn restore(fixture: &Fixture, name: &str) -> Result<Self> {
         let disk = fixture.file(&format!("disk-{name}"));
         fs::copy(fixture.file("disk"), disk)?;
-        let arguments = [
-            "-S",
-            "-incoming",
-            "defer",
-            "-global",
-            "migration.send-configuration=off",
-        ];
+        let arguments = ["-S", "-incoming", "defer", "-global", "migration.send-configuration=off"];
         let mut machine = Self::start(fixture, name, Memory::Private, &arguments)?;
         let uri = format!("exec:cat {}", machine.state.display());
         machine.command("migrate-incoming", &serde_json::json!({ "uri": uri }))?;
@@ -194,24 +175,14 @@ impl Machine {
             Memory::Shared => fixture.file("disk"),
             Memory::Private => fixture.file(&format!("disk-{name}")),
         };
-        let (socket, console) = (
-            fixture.file(&format!("{name}.qmp")),
-            fixture.file(&format!("{name}.console")),
-        );
+        let (socket, console) =
+            (fixture.file(&format!("{name}.qmp")), fixture.file(&format!("{name}.console")));
         let share = if memory == Memory::Shared { "on" } else { "off" };
         let process = Command::new("ip")
             .args(["netns", "exec", &network.name, "qemu-system-x86_64"])
-            .args([
-                "-M",
-                "microvm,memory-backend=m0,x-option-roms=off",
-                "-accel",
-                "tcg,thread=multi",
-            ])
+            .args(["-M", "microvm,memory-backend=m0,x-option-roms=off", "-accel", "tcg,thread=multi"])
             .args(["-cpu", "max", "-smp", "1", "-m", "256M", "-object"])
-            .arg(format!(
-                "memory-backend-file,id=m0,size=256M,share={share},mem-path={}",
-                base.display()
-            ))
+            .arg(format!("memory-backend-file,id=m0,size=256M,share={share},mem-path={}", base.display()))
             .arg("-kernel")
             .arg(&fixture.kernel)
             .arg("-initrd")
@@ -222,14 +193,7 @@ impl Machine {
             .args(["-device", "virtio-blk-device,drive=d0"])
             .args(["-netdev", "tap,id=n0,ifname=tap0,script=no,downscript=no"])
             .args(["-device", "virtio-net-device,netdev=n0,mac=06:00:a9:fe:64:02"])
-            .args([
-                "-nodefaults",
-                "-no-user-config",
-                "-display",
-                "none",
-                "-no-reboot",
-                "-serial",
-            ])
+            .args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial"])
             .arg(format!("file:{}", console.display()))
             .arg("-qmp")
             .arg(format!("unix:{},server=on,wait=off", socket.display()))
@@ -241,14 +205,7 @@ impl Machine {
         // From here on the guard ends the process.
         let process = Engine(process);
         let control = connect_control(&socket)?;
-        let mut machine = Self {
-            process,
-            control,
-            network,
-            memory: base,
-            state,
-            console,
-        };
+        let mut machine = Self { process, control, network, memory: base, state, console };
         machine.read_answer()?;
         machine.command("qmp_capabilities", &serde_json::json!({}))?;
         Ok(machine)
@@ -258,10 +215,7 @@ impl Machine {
     pub fn snapshot(mut self) -> Result<()> {
         self.command("stop", &serde_json::json!({}))?;
         let filename = self.state.display().to_string();
-        self.command(
-            "xen-save-devices-state",
-            &serde_json::json!({ "filename": filename }),
-        )?;
+        self.command("xen-save-devices-state", &serde_json::json!({ "filename": filename }))?;
         ensure!(fs::metadata(&self.memory)?.len() == 256 << 20);
         Ok(())
     }

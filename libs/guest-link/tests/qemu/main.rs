@@ -19,18 +19,12 @@ mod network;
 use machine::{Fixture, Machine, Memory};
 
 /// Under a software CPU on a busy machine everything takes its time.
-const TIMEOUT: prost_types::Duration = prost_types::Duration {
-    seconds: 60,
-    nanos: 0,
-};
+const TIMEOUT: prost_types::Duration = prost_types::Duration { seconds: 60, nanos: 0 };
 
 fn repair(name: &str, seed: u8, restore_count: u64) -> RepairIdentityRequest {
     RepairIdentityRequest {
         entropy: vec![seed; 256],
-        wall_clock: Some(prost_types::Timestamp {
-            seconds: 2_000_000_000 + i64::from(seed),
-            nanos: 0,
-        }),
+        wall_clock: Some(prost_types::Timestamp { seconds: 2_000_000_000 + i64::from(seed), nanos: 0 }),
         host_name: name.to_owned(),
         machine_id: format!("{seed:032x}"),
         microvm_id: format!("microvm-{name}"),
@@ -42,11 +36,7 @@ fn repair(name: &str, seed: u8, restore_count: u64) -> RepairIdentityRequest {
 /// What the guest says of itself, by way of a CGI of its web server.
 fn facts(machine: &Machine) -> Result<Vec<String>> {
     let answer = machine.network.http_get(8080, "/cgi-bin/facts")?;
-    let body = answer
-        .split_once("\r\n\r\n")
-        .or_else(|| answer.split_once("\n\n"))
-        .context("no body")?
-        .1;
+    let body = answer.split_once("\r\n\r\n").or_else(|| answer.split_once("\n\n")).context("no body")?.1;
     let facts: Vec<String> = body.lines().map(str::to_owned).collect();
     ensure!(facts.len() == 5, "facts: {answer:?}");
     Ok(facts)
@@ -57,10 +47,7 @@ async fn bake(fixture: &Fixture) -> Result<()> {
     let booted = Instant::now();
     let (link, mut events) = Link::start(machine.connect_when_up(1024).await?);
     println!("agent answers after {:?}", booted.elapsed());
-    let missing = StartAppRequest {
-        argv: vec!["no-such-program".to_owned()],
-        ..StartAppRequest::default()
-    };
+    let missing = StartAppRequest { argv: vec!["no-such-program".to_owned()], ..StartAppRequest::default() };
     let error = link.start_app(missing).await.unwrap_err();
     ensure!(error.to_string().contains("ENOENT"), "{error}");
     let started = link
@@ -75,25 +62,15 @@ async fn bake(fixture: &Fixture) -> Result<()> {
         .await?;
     ensure!(started.pid > 1);
     let ready = link
-        .await_ready(AwaitReadyRequest {
-            hook_port: 0,
-            timeout: Some(TIMEOUT),
-            listen_ports: vec![8080],
-        })
+        .await_ready(AwaitReadyRequest { hook_port: 0, timeout: Some(TIMEOUT), listen_ports: vec![8080] })
         .await?;
-    ensure!(
-        ready.outcome() == ReadyOutcome::Ready && ready.listening_port == 8080,
-        "{ready:?}"
-    );
+    ensure!(ready.outcome() == ReadyOutcome::Ready && ready.listening_port == 8080, "{ready:?}");
     println!("app ready after {:?}", booted.elapsed());
 
     link.stream_logs(0).await?;
     let mut output = Vec::new();
     while !output.iter().any(|line: &String| line.starts_with("done")) {
-        match tokio::time::timeout(Duration::from_secs(30), events.recv())
-            .await?
-            .context("events ended")?
-        {
+        match tokio::time::timeout(Duration::from_secs(30), events.recv()).await?.context("events ended")? {
             Event::Logs { lines, dropped: 0 } => output.extend(lines.into_iter().map(|line| line.text)),
             other => anyhow::bail!("{other:?}\n{output:#?}"),
         }
@@ -121,10 +98,7 @@ fn check_output(output: &[String]) -> Result<()> {
         "nameserver 192.0.2.53",
         "can open stdout again",
     ] {
-        ensure!(
-            output.iter().any(|line| line == expected),
-            "missing {expected:?} in {output:#?}"
-        );
+        ensure!(output.iter().any(|line| line == expected), "missing {expected:?} in {output:#?}");
     }
     Ok(())
 }
@@ -136,19 +110,12 @@ async fn clone(fixture: &Fixture, name: &str, seed: u8) -> Result<Vec<String>> {
     let connected = resumed.elapsed();
     let (link, mut events) = Link::start(stream);
     let first = link.repair_identity(repair(name, seed, 1)).await?;
-    println!(
-        "{name}: connected {connected:?}, repaired {:?} after the resume",
-        resumed.elapsed()
-    );
+    println!("{name}: connected {connected:?}, repaired {:?} after the resume", resumed.elapsed());
     ensure!(first.repaired);
     let again = link.repair_identity(repair("other", 99, 1)).await?;
     ensure!(!again.repaired, "a repeat changed the guest");
-    let error = link
-        .repair_identity(RepairIdentityRequest {
-            entropy: vec![1; 8],
-            ..repair(name, 1, 2)
-        })
-        .await;
+    let error =
+        link.repair_identity(RepairIdentityRequest { entropy: vec![1; 8], ..repair(name, 1, 2) }).await;
     ensure!(error.unwrap_err().to_string().contains("entropy"));
     let facts = facts(&machine)?;
     println!("{name}: first answer {:?} after the resume", resumed.elapsed());
@@ -202,19 +169,13 @@ async fn clones_of_one_snapshot_differ() -> Result<()> {
     let second = clone(&fixture, "two", 2).await?;
     println!("{first:#?}\n{second:#?}");
     let [uuid, machine_id, host_name, clock, id] = [0, 1, 2, 3, 4];
-    ensure!(
-        first[uuid] != second[uuid],
-        "two clones drew the same random uuid"
-    );
+    ensure!(first[uuid] != second[uuid], "two clones drew the same random uuid");
     for (facts, name, seed) in [(&first, "one", 1), (&second, "two", 2)] {
         ensure!(facts[machine_id] == format!("{seed:032x}"));
         ensure!(facts[host_name] == name);
         ensure!(facts[id] == format!("microvm-{name}"));
         let seconds: i64 = facts[clock].parse()?;
-        ensure!(
-            (2_000_000_000..2_000_000_100).contains(&seconds),
-            "clock {seconds}"
-        );
+        ensure!((2_000_000_000..2_000_000_100).contains(&seconds), "clock {seconds}");
     }
     Ok(())
 }
@@ -257,11 +218,7 @@ async fn a_flood_is_survived_and_stale_connections_are_aborted() -> Result<()> {
     let connection = outside.accept()?;
     let (output, lost) = until_line(&mut events, "flood over").await?;
     println!("{} lines, {lost} lost", output.len());
-    ensure!(
-        lost > 0 && output.len() as u64 + lost >= 500_000,
-        "{} lines, {lost} lost",
-        output.len()
-    );
+    ensure!(lost > 0 && output.len() as u64 + lost >= 500_000, "{} lines, {lost} lost", output.len());
     for expected in ["a disk in sight", "mounted", "a cgroup of its own", "tun"] {
         ensure!(output.iter().any(|line| line == expected), "missing {expected:?}");
     }
@@ -320,19 +277,11 @@ struct Watch<'a> {
 
 impl<'a> Watch<'a> {
     fn start(machine: &'a Machine) -> Result<Self> {
-        Ok(Self {
-            machine,
-            started: Instant::now(),
-            cpu: machine.cpu_time()?,
-        })
+        Ok(Self { machine, started: Instant::now(), cpu: machine.cpu_time()? })
     }
 
     fn read(&self) -> Result<String> {
         let cpu = self.machine.cpu_time()? - self.cpu;
-        Ok(format!(
-            "{:5.1}/{:5.1}",
-            cpu.as_secs_f64() * 1e3,
-            self.started.elapsed().as_secs_f64() * 1e3
-        ))
+        Ok(format!("{:5.1}/{:5.1}", cpu.as_secs_f64() * 1e3, self.started.elapsed().as_secs_f64() * 1e3))
     }
 }

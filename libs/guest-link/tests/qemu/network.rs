@@ -31,26 +31,14 @@ impl Network {
     /// Makes the namespace and its tap.
     pub fn new(name: &str) -> Result<Self> {
         ip(&["netns", "add", name])?;
-        let network = Self {
-            name: name.to_owned(),
-        };
+        let network = Self { name: name.to_owned() };
         ip(&["-n", name, "tuntap", "add", "tap0", "mode", "tap"])?;
         ip(&["-n", name, "link", "set", "tap0", "address", "06:00:a9:fe:64:01"])?;
         ip(&["-n", name, "addr", "add", "169.254.100.1/30", "dev", "tap0"])?;
         ip(&["-n", name, "link", "set", "lo", "up"])?;
         ip(&["-n", name, "link", "set", "tap0", "up"])?;
         if std::env::var_os("TORPOR_TEST_STATIC_NEIGHBOUR").is_some() {
-            ip(&[
-                "-n",
-                name,
-                "neigh",
-                "add",
-                "169.254.100.2",
-                "lladdr",
-                "06:00:a9:fe:64:02",
-                "dev",
-                "tap0",
-            ])?;
+            ip(&["-n", name, "neigh", "add", "169.254.100.2", "lladdr", "06:00:a9:fe:64:02", "dev", "tap0"])?;
         }
         Ok(network)
     }

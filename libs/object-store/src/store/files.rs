@@ -62,16 +62,9 @@ impl Store {
         path: &Path,
         progress: Progress<'_>,
     ) -> Result<u64, Error> {
-        let target = Target {
-            operation: "put",
-            bucket,
-            key,
-        };
+        let target = Target { operation: "put", bucket, key };
         check_key(key)?;
-        let file_error = |source| Error::File {
-            path: path.to_owned(),
-            source,
-        };
+        let file_error = |source| Error::File { path: path.to_owned(), source };
         let opened = path.to_owned();
         let (file, size) = blocking(move || {
             let file = File::open(opened)?;
@@ -125,18 +118,11 @@ impl Store {
         bytes_max: u64,
         progress: Progress<'_>,
     ) -> Result<u64, Error> {
-        let target = Target {
-            operation: "get",
-            bucket,
-            key,
-        };
+        let target = Target { operation: "get", bucket, key };
         check_key(key)?;
         let file = tokio::fs::File::create(path)
             .await
-            .map_err(|source| Error::File {
-                path: path.to_owned(),
-                source,
-            })?;
+            .map_err(|source| Error::File { path: path.to_owned(), source })?;
         let mut download = Download {
             path,
             file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
@@ -144,9 +130,7 @@ impl Store {
             size: None,
             etag: None,
         };
-        let outcome = self
-            .download(target, &mut download, bytes_max.min(FILE_BYTES_MAX), progress)
-            .await;
+        let outcome = self.download(target, &mut download, bytes_max.min(FILE_BYTES_MAX), progress).await;
         if outcome.is_err() {
             // Best effort: what is left over is a file nobody was told about.
             let _ = tokio::fs::remove_file(path).await;
@@ -173,11 +157,7 @@ impl Store {
                 Err(error) => return Err(error),
             }
         }
-        download
-            .file
-            .flush()
-            .await
-            .map_err(|source| download.file_error(source))?;
+        download.file.flush().await.map_err(|source| download.file_error(source))?;
         Ok(download.written)
     }
 
@@ -210,10 +190,7 @@ impl Store {
             return Err(target.too_large(limit));
         }
         let etag = answer.e_tag().map(str::to_owned);
-        if download
-            .size
-            .is_some_and(|before| before != size || download.etag != etag)
-        {
+        if download.size.is_some_and(|before| before != size || download.etag != etag) {
             return Err(target.other("the object changed during the download", None));
         }
         (download.size, download.etag) = (Some(size), etag);
@@ -222,11 +199,7 @@ impl Store {
             if download.written + piece.len() as u64 > size {
                 return Err(target.too_large(size));
             }
-            download
-                .file
-                .write_all(&piece)
-                .await
-                .map_err(|source| download.file_error(source))?;
+            download.file.write_all(&piece).await.map_err(|source| download.file_error(source))?;
             download.written += piece.len() as u64;
             progress(download.written, size);
         }
@@ -248,10 +221,7 @@ struct Download<'a> {
 
 impl Download<'_> {
     fn file_error(&self, source: io::Error) -> Error {
-        Error::File {
-            path: self.path.to_owned(),
-            source,
-        }
+        Error::File { path: self.path.to_owned(), source }
     }
 }
 
@@ -273,9 +243,7 @@ impl Upload {
             .send()
             .await
             .map_err(|error| target.classify(error))?;
-        let id = answer
-            .upload_id
-            .ok_or_else(|| target.other("the upload has no id", None))?;
+        let id = answer.upload_id.ok_or_else(|| target.other("the upload has no id", None))?;
         Ok(Self {
             client: client.clone(),
             bucket: target.bucket.to_owned(),
@@ -300,10 +268,7 @@ impl Upload {
                 let length = PART_BYTES.min(size - offset);
                 let body = read_part(file, offset, length)
                     .await
-                    .map_err(|source| Error::File {
-                        path: path.to_owned(),
-                        source,
-                    })?;
+                    .map_err(|source| Error::File { path: path.to_owned(), source })?;
                 let number = i32::try_from(index + 1).expect("the file limit allows 8192 parts");
                 let answer = self
                     .client
@@ -317,10 +282,7 @@ impl Upload {
                     .await
                     .map_err(|error| target.classify(error))?;
                 sent(length);
-                Ok(CompletedPart::builder()
-                    .part_number(number)
-                    .set_e_tag(answer.e_tag)
-                    .build())
+                Ok(CompletedPart::builder().part_number(number).set_e_tag(answer.e_tag).build())
             })
             .buffered(PARTS_IN_FLIGHT)
             .try_collect()
@@ -357,12 +319,8 @@ impl Drop for Upload {
         if self.armed
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            let (client, bucket, key, id) = (
-                self.client.clone(),
-                self.bucket.clone(),
-                self.key.clone(),
-                self.id.clone(),
-            );
+            let (client, bucket, key, id) =
+                (self.client.clone(), self.bucket.clone(), self.key.clone(), self.id.clone());
             runtime.spawn(async move { abort(&client, &bucket, &key, &id).await });
         }
     }
@@ -370,12 +328,7 @@ impl Drop for Upload {
 
 /// Best effort: what cannot be aborted is left to the bucket's lifecycle rule.
 async fn abort(client: &Client, bucket: &str, key: &str, id: &str) {
-    let request = client
-        .abort_multipart_upload()
-        .bucket(bucket)
-        .key(key)
-        .upload_id(id)
-        .send();
+    let request = client.abort_multipart_upload().bucket(bucket).key(key).upload_id(id).send();
     match tokio::time::timeout(ABORT_TIMEOUT, request).await {
         Ok(Ok(_)) => {}
         Ok(Err(error)) => tracing::warn!(bucket, key, %error, "an unfinished upload stays in the store"),
@@ -396,7 +349,5 @@ async fn read_part(file: &Arc<File>, offset: u64, length: u64) -> io::Result<Byt
 
 /// Runs file work where it may block.
 async fn blocking<T: Send + 'static>(work: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    tokio::task::spawn_blocking(work)
-        .await
-        .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(work).await.map_err(io::Error::other)?
 }

@@ -34,11 +34,7 @@ impl Store {
         prefix: &str,
         keys_max: usize,
     ) -> Result<Vec<ObjectEntry>, Error> {
-        let target = Target {
-            operation: "list",
-            bucket,
-            key: prefix,
-        };
+        let target = Target { operation: "list", bucket, key: prefix };
         let limit = keys_max.min(LIST_KEYS_MAX);
         check_prefix(prefix)?;
         let mut entries = Vec::new();
@@ -65,11 +61,7 @@ impl Store {
     /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
     /// [`Error::Unavailable`]; [`Error::TooLarge`] after [`LIST_KEYS_MAX`] keys.
     pub async fn delete_prefix(&self, bucket: &str, prefix: &str) -> Result<u64, Error> {
-        let target = Target {
-            operation: "delete",
-            bucket,
-            key: prefix,
-        };
+        let target = Target { operation: "delete", bucket, key: prefix };
         check_prefix(prefix)?;
         let mut deleted = 0;
         while deleted <= LIST_KEYS_MAX {
@@ -109,10 +101,7 @@ impl Store {
             .unwrap_or_default()
             .into_iter()
             .filter_map(|object| {
-                let size = object
-                    .size()
-                    .and_then(|size| u64::try_from(size).ok())
-                    .unwrap_or(0);
+                let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
                 object.key.map(|key| ObjectEntry { key, size })
             })
             .collect();
@@ -125,9 +114,7 @@ impl Store {
             let object = ObjectIdentifier::builder().key(entry.key).build();
             delete = delete.objects(object.expect("a key is all an identifier needs, and it is set"));
         }
-        let delete = delete
-            .build()
-            .expect("a page is never empty, and objects are all a deletion needs");
+        let delete = delete.build().expect("a page is never empty, and objects are all a deletion needs");
         let answer = self
             .client
             .delete_objects()

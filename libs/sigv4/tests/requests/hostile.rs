@@ -68,10 +68,7 @@ fn headers() -> impl Strategy<Value = HeaderMap> {
         headers
             .into_iter()
             .filter_map(|(name, value)| {
-                Some((
-                    HeaderName::from_static(name),
-                    HeaderValue::from_bytes(&value).ok()?,
-                ))
+                Some((HeaderName::from_static(name), HeaderValue::from_bytes(&value).ok()?))
             })
             .collect()
     })

@@ -54,11 +54,7 @@ fn path() -> impl Strategy<Value = String> {
     let segment = prop_oneof![8 => piece(), 1 => Just(".".to_owned()), 1 => Just("..".to_owned()), 1 => Just(String::new())];
     (proptest::collection::vec(segment, 0..6), piece(), any::<bool>()).prop_map(|(segments, last, slash)| {
         // A last segment of dots is read in two ways by the two signers we know.
-        let last = if last.chars().all(|c| c == '.') {
-            "last"
-        } else {
-            &last
-        };
+        let last = if last.chars().all(|c| c == '.') { "last" } else { &last };
         let start: String = segments.iter().map(|segment| format!("/{segment}")).collect();
         format!("{start}/{last}{}", if slash { "/" } else { "" })
     })
@@ -67,13 +63,7 @@ fn path() -> impl Strategy<Value = String> {
 fn query() -> impl Strategy<Value = String> {
     let text = || prop_oneof![4 => piece(), 1 => piece().prop_map(|text| format!("{text}+"))];
     let pair = (prop_oneof![text(), Just("tagKeys".to_owned())], text(), 0..8u8);
-    let pair = pair.prop_map(|(name, value, form)| {
-        if form == 0 {
-            name
-        } else {
-            format!("{name}={value}")
-        }
-    });
+    let pair = pair.prop_map(|(name, value, form)| if form == 0 { name } else { format!("{name}={value}") });
     proptest::collection::vec(pair, 0..8).prop_map(|pairs| pairs.join("&"))
 }
 
@@ -96,13 +86,7 @@ fn case() -> impl Strategy<Value = Case> {
         (1..=604_800u64).prop_map(Manner::Presigned),
     ];
     let method = prop_oneof!["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD"];
-    let message = (
-        method,
-        path(),
-        query(),
-        headers(),
-        proptest::collection::vec(any::<u8>(), 0..100),
-    )
+    let message = (method, path(), query(), headers(), proptest::collection::vec(any::<u8>(), 0..100))
         .prop_map(|(method, path, query, headers, body)| Message {
             name: String::new(),
             method,
@@ -115,12 +99,8 @@ fn case() -> impl Strategy<Value = Case> {
                 .collect(),
             body,
         });
-    let who = (
-        "[A-Z0-9]{16,32}",
-        "[!-~]{1,60}",
-        proptest::option::of("[!-~]{1,60}"),
-        "[a-z]{2}-[a-z]{4,9}-[1-9]",
-    );
+    let who =
+        ("[A-Z0-9]{16,32}", "[!-~]{1,60}", proptest::option::of("[!-~]{1,60}"), "[a-z]{2}-[a-z]{4,9}-[1-9]");
     (message, manner, who, 946_684_800..4_102_444_800u64).prop_map(
         |(message, manner, (key, secret, token, region), signed_at)| Case {
             message,
@@ -168,11 +148,7 @@ fn signed(case: &Case) -> Message {
     };
     let request = SignableRequest::new(&message.method, &*uri, headers.into_iter(), body).unwrap();
     let (instructions, _) = sign(request, &parameters).unwrap().into_parts();
-    let mut request = http::Request::builder()
-        .method(&*message.method)
-        .uri(&uri)
-        .body(())
-        .unwrap();
+    let mut request = http::Request::builder().method(&*message.method).uri(&uri).body(()).unwrap();
     *request.headers_mut() = message.headers.clone();
     instructions.apply_to_request_http1x(&mut request);
     let (head, ()) = request.into_parts();

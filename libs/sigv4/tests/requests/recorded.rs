@@ -29,10 +29,8 @@ struct Recorded {
 
 impl Recorded {
     fn message(self) -> Message {
-        let headers = self
-            .headers
-            .iter()
-            .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
+        let headers =
+            self.headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()));
         let digits = |at: usize| u8::from_str_radix(&self.body[at..at + 2], 16).unwrap();
         Message {
             headers: headers.collect(),
@@ -59,37 +57,22 @@ pub(super) fn recorded() -> (Side, Vec<Message>) {
         secret: secret(&document.secret_access_key),
         now: at(document.signed_at),
     };
-    (
-        side,
-        document.requests.into_iter().map(Recorded::message).collect(),
-    )
+    (side, document.requests.into_iter().map(Recorded::message).collect())
 }
 
 /// The request of this name, and who takes it.
 pub(super) fn one(name: &str) -> (Side, Message) {
     let (side, messages) = recorded();
-    (
-        side,
-        messages.into_iter().find(|message| message.name == name).unwrap(),
-    )
+    (side, messages.into_iter().find(|message| message.name == name).unwrap())
 }
 
 #[test]
 fn botocore_is_believed() {
     let (side, messages) = recorded();
     for method in ["GET", "PUT", "POST", "PATCH", "DELETE", "HEAD", "OPTIONS"] {
-        assert!(
-            messages.iter().any(|message| message.method == method),
-            "{method}"
-        );
+        assert!(messages.iter().any(|message| message.method == method), "{method}");
     }
-    assert!(
-        messages
-            .iter()
-            .filter(|message| message.query.contains("X-Amz-Signature="))
-            .count()
-            > 10
-    );
+    assert!(messages.iter().filter(|message| message.query.contains("X-Amz-Signature=")).count() > 10);
     for message in &messages {
         assert_eq!(side.verify(message), Ok(()), "{}", message.name);
     }
@@ -100,31 +83,17 @@ fn a_claim_says_who_and_when() {
     let (document, (_, messages)) = (document(), recorded());
     for message in &messages {
         let claim = parse(message.request()).unwrap();
-        let (presigned, token) = (
-            message.name.contains("presigned"),
-            message.name.contains("session token"),
-        );
+        let (presigned, token) = (message.name.contains("presigned"), message.name.contains("session token"));
         assert_eq!(claim.access_key_id(), document.access_key_id);
-        assert_eq!(
-            (claim.region(), claim.service()),
-            (&*document.region, &*document.service)
-        );
+        assert_eq!((claim.region(), claim.service()), (&*document.region, &*document.service));
         assert_eq!(claim.signed_at().to_string(), "20260301T235958Z");
         assert_eq!(
-            std::time::SystemTime::from(claim.signed_at())
-                .duration_since(UNIX_EPOCH)
-                .unwrap()
-                .as_secs(),
+            std::time::SystemTime::from(claim.signed_at()).duration_since(UNIX_EPOCH).unwrap().as_secs(),
             document.signed_at
         );
         assert_eq!(claim.presigned(), presigned, "{}", message.name);
         assert_eq!(claim.expires().is_some(), presigned, "{}", message.name);
-        assert_eq!(
-            claim.security_token(),
-            token.then_some(&*document.session_token),
-            "{}",
-            message.name
-        );
+        assert_eq!(claim.security_token(), token.then_some(&*document.session_token), "{}", message.name);
         assert_eq!(claim.payload_unsigned(), message.name == "an unsigned payload");
         assert!(claim.signed_headers().any(|name| name == "host"));
     }
@@ -136,25 +105,13 @@ fn another_secret_region_or_service_is_refused() {
     let right = side.secret.clone();
     for message in &messages {
         side.secret = secret("bW9ja2luZ2JpcmRz/c2Vjcm+ldHNlY3JldDAwMDF");
-        assert_eq!(
-            side.verify(message),
-            Err(Error::SignatureDoesNotMatch),
-            "{}",
-            message.name
-        );
+        assert_eq!(side.verify(message), Err(Error::SignatureDoesNotMatch), "{}", message.name);
         side.secret = right.clone();
         assert_eq!(side.verify(message), Ok(()), "{}", message.name);
-        for verifier in [
-            Verifier::new("us-east-2", "lambda"),
-            Verifier::new("us-east-1", "s3"),
-        ] {
+        for verifier in [Verifier::new("us-east-2", "lambda"), Verifier::new("us-east-1", "s3")] {
             let claim = parse(message.request()).unwrap();
             let answer = verifier.verify(&claim, &right, Payload::Bytes(&message.body), side.now);
-            assert!(
-                matches!(answer, Err(Error::Scope(_))),
-                "{}: {answer:?}",
-                message.name
-            );
+            assert!(matches!(answer, Err(Error::Scope(_))), "{}: {answer:?}", message.name);
         }
     }
 }
@@ -176,11 +133,7 @@ fn one_signing_key_kept_is_enough_to_be_right() {
     let secrets = [side.secret.clone(), secret("another"), secret("third")];
     for (i, message) in messages.iter().enumerate() {
         side.secret = secrets[i % secrets.len()].clone();
-        let expected = if i % secrets.len() == 0 {
-            Ok(())
-        } else {
-            Err(Error::SignatureDoesNotMatch)
-        };
+        let expected = if i % secrets.len() == 0 { Ok(()) } else { Err(Error::SignatureDoesNotMatch) };
         assert_eq!(side.verify(message), expected, "{}", message.name);
     }
 }
@@ -192,17 +145,9 @@ fn a_body_read_in_pieces_is_told_by_its_hash() {
     for message in &messages {
         let claim = parse(message.request()).unwrap();
         let hash = Sha256::digest(&message.body).into();
-        let verify = |hash| {
-            side.verifier
-                .verify(&claim, &side.secret, Payload::Sha256(hash), side.now)
-        };
+        let verify = |hash| side.verifier.verify(&claim, &side.secret, Payload::Sha256(hash), side.now);
         assert_eq!(verify(hash), Ok(()), "{}", message.name);
-        assert_eq!(
-            verify([0; 32]).is_ok(),
-            claim.payload_unsigned(),
-            "{}",
-            message.name
-        );
+        assert_eq!(verify([0; 32]).is_ok(), claim.payload_unsigned(), "{}", message.name);
     }
 }
 
@@ -212,22 +157,13 @@ fn the_authority_stands_for_the_host() {
     for message in &messages {
         let host = message.header("host").to_owned();
         let mut message = message.without_header("host");
-        assert_eq!(
-            side.verify(&message),
-            Err(Error::SignatureDoesNotMatch),
-            "{}",
-            message.name
-        );
+        assert_eq!(side.verify(&message), Err(Error::SignatureDoesNotMatch), "{}", message.name);
         message.authority = Some(host.clone());
         assert_eq!(side.verify(&message), Ok(()), "{}", message.name);
         message = message.with_header("host", &host);
         assert_eq!(side.verify(&message), Ok(()), "{}", message.name);
         message.authority = Some("elsewhere:1".to_owned());
-        assert!(
-            matches!(side.verify(&message), Err(Error::Ambiguous(_))),
-            "{}",
-            message.name
-        );
+        assert!(matches!(side.verify(&message), Err(Error::Ambiguous(_))), "{}", message.name);
     }
 }
 
@@ -237,8 +173,5 @@ fn the_authority_stands_for_nothing_else() {
     let mut message = message.without_header("host");
     message.authority = Some(message.header("x-amz-meta").to_owned());
     assert_eq!(side.verify(&message), Ok(()));
-    assert_eq!(
-        side.verify(&message.without_header("x-amz-meta")),
-        Err(Error::SignatureDoesNotMatch)
-    );
+    assert_eq!(side.verify(&message.without_header("x-amz-meta")), Err(Error::SignatureDoesNotMatch));
 }

@@ -24,26 +24,19 @@ fn fixed_texts() {
              Key and signing method. Consult the service documentation for details.",
         ),
     ] {
-        assert_eq!(
-            (error.class(), error.status(), &*error.to_string()),
-            (class, 403, text)
-        );
+        assert_eq!((error.class(), error.status(), &*error.to_string()), (class, 403, text));
     }
 }
 
 #[test]
 fn a_message_repeats_only_so_much() {
     let (side, message) = one("presigned");
-    for piece in [
-        "X-Amz-Algorithm=AWS4-HMAC-SHA256",
-        "X-Amz-Date=20260301T235958Z",
-        "X-Amz-SignedHeaders=host",
-    ] {
+    for piece in
+        ["X-Amz-Algorithm=AWS4-HMAC-SHA256", "X-Amz-Date=20260301T235958Z", "X-Amz-SignedHeaders=host"]
+    {
         let (name, _) = piece.split_once('=').unwrap();
         for much in ["x".repeat(20_000), "%C3%A9".repeat(5_000)] {
-            let error = side
-                .verify(&message.with_query_piece(piece, &format!("{name}={much}")))
-                .unwrap_err();
+            let error = side.verify(&message.with_query_piece(piece, &format!("{name}={much}"))).unwrap_err();
             assert!(error.to_string().len() < ECHO_LENGTH_MAX + 200, "{error}");
         }
     }
@@ -69,9 +62,7 @@ fn a_secret_shows_nothing_and_has_bounds() {
     assert_ne!(secret("a"), secret("b"));
     Secret::new("x".repeat(SECRET_LENGTH_MAX)).unwrap();
     assert_eq!(
-        Secret::new("x".repeat(SECRET_LENGTH_MAX + 1))
-            .unwrap_err()
-            .to_string(),
+        Secret::new("x".repeat(SECRET_LENGTH_MAX + 1)).unwrap_err().to_string(),
         "a secret access key has 1 to 256 bytes, this one has 257"
     );
     assert_eq!(Secret::new(String::new()).unwrap_err().length, 0);

@@ -36,10 +36,7 @@ fn a_signed_request_is_good_for_the_clock_skew_either_way() {
     ] {
         later(&mut side, seconds);
         let error = side.verify(&message).unwrap_err();
-        assert_eq!(
-            (error.class(), error.status()),
-            ("InvalidSignatureException", 403)
-        );
+        assert_eq!((error.class(), error.status()), ("InvalidSignatureException", 403));
         assert_eq!(error.to_string(), text);
     }
 }
@@ -73,15 +70,9 @@ fn a_presigned_request_is_good_for_as_long_as_it_says() {
             assert_eq!(side.verify(&message), Ok(()), "{name}: {seconds}");
         }
         later(&mut side, expires + 1);
-        assert!(
-            matches!(side.verify(&message), Err(Error::Expired { .. })),
-            "{name}"
-        );
+        assert!(matches!(side.verify(&message), Err(Error::Expired { .. })), "{name}");
         later(&mut side, -301);
-        assert!(
-            matches!(side.verify(&message), Err(Error::NotYetCurrent { .. })),
-            "{name}"
-        );
+        assert!(matches!(side.verify(&message), Err(Error::NotYetCurrent { .. })), "{name}");
     }
     let (mut side, message) = one("presigned for a week");
     later(&mut side, 604_801);
@@ -117,10 +108,7 @@ fn a_presigned_life_has_bounds() {
                 let got = expires.replace('+', " ").replace("%2B", "+");
                 let text =
                     format!("X-Amz-Expires must be a number of seconds from 1 to 604800, got '{got}'.");
-                assert_eq!(
-                    (error.class(), error.to_string()),
-                    ("IncompleteSignatureException", text)
-                );
+                assert_eq!((error.class(), error.to_string()), ("IncompleteSignatureException", text));
             }
         }
     }
@@ -129,12 +117,7 @@ fn a_presigned_life_has_bounds() {
 #[test]
 fn clocks_at_the_ends_of_time_are_only_wrong() {
     let (mut side, message) = one("get_microvm");
-    for now in [
-        UNIX_EPOCH - Duration::from_secs(1 << 40),
-        UNIX_EPOCH,
-        at(1 << 40),
-        at(1 << 60),
-    ] {
+    for now in [UNIX_EPOCH - Duration::from_secs(1 << 40), UNIX_EPOCH, at(1 << 40), at(1 << 60)] {
         side.now = now;
         side.verify(&message).unwrap_err();
     }

@@ -40,36 +40,22 @@ struct Packet {
 }
 
 fn guest_packet(to: Ipv4Addr) -> Packet {
-    Packet {
-        to,
-        protocol: "tcp",
-        port: 443,
-        incoming: TAP,
-        outgoing: UPLINK,
-    }
+    Packet { to, protocol: "tcp", port: 443, incoming: TAP, outgoing: UPLINK }
 }
 
 /// Runs a document's commands into chains: (name, policy, rules).
 fn chains(documents: &[&Value]) -> Vec<(String, Option<String>, Vec<Value>)> {
     let mut chains: Vec<(String, Option<String>, Vec<Value>)> = Vec::new();
-    let commands = documents
-        .iter()
-        .flat_map(|document| document["nftables"].as_array().unwrap());
+    let commands = documents.iter().flat_map(|document| document["nftables"].as_array().unwrap());
     for command in commands {
         if let Some(chain) = command["add"].get("chain") {
             let policy = chain["policy"].as_str().map(str::to_owned);
             chains.push((chain["name"].as_str().unwrap().to_owned(), policy, Vec::new()));
         } else if let Some(rule) = command["add"].get("rule") {
-            let chain = chains
-                .iter_mut()
-                .find(|(name, ..)| rule["chain"] == **name)
-                .unwrap();
+            let chain = chains.iter_mut().find(|(name, ..)| rule["chain"] == **name).unwrap();
             chain.2.push(rule["expr"].clone());
         } else if let Some(flushed) = command.get("flush") {
-            let chain = chains
-                .iter_mut()
-                .find(|(name, ..)| flushed["chain"]["name"] == **name)
-                .unwrap();
+            let chain = chains.iter_mut().find(|(name, ..)| flushed["chain"]["name"] == **name).unwrap();
             chain.2.clear();
         }
     }
@@ -169,11 +155,7 @@ fn reaches(openable: &[&str], egress: &Egress, to: Ipv4Addr) -> bool {
         "an adopted slot has other rules than a taken one: {egress:?} {to}"
     );
     let root = root_table(&settings(openable), &closed);
-    let outside = Packet {
-        incoming: "tp-h1-v3",
-        outgoing: "eth0",
-        ..packet
-    };
+    let outside = Packet { incoming: "tp-h1-v3", outgoing: "eth0", ..packet };
     // The slot's rules are the narrower ones; the machine's are there in case
     // they fail.
     inside && passes(&[&root], "forward", outside)
@@ -183,26 +165,14 @@ fn reaches(openable: &[&str], egress: &Egress, to: Ipv4Addr) -> bool {
 fn policies_take_away_and_open_only_what_may_be_opened() {
     let internet = Egress::Internet;
     let allowed = policy(
-        &[
-            "8.8.0.0/16",
-            "10.9.0.0/16",
-            "192.168.0.0/16",
-            "169.254.0.0/16",
-            "127.0.0.0/8",
-        ],
+        &["8.8.0.0/16", "10.9.0.0/16", "192.168.0.0/16", "169.254.0.0/16", "127.0.0.0/8"],
         &["8.8.4.0/24"],
     );
     let everything = policy(&["0.0.0.0/0"], &[]);
     let denied = policy(&[], &["8.8.4.0/24", "10.0.0.0/8"]);
     let only_ipv6 = policy(&["2001:db8::/32"], &[]);
     let nothing = policy(&["8.8.0.0/16", "10.9.0.0/16"], &["0.0.0.0/0"]);
-    let openable = &[
-        "10.0.0.0/8",
-        "192.168.0.0/16",
-        "169.254.0.0/16",
-        "127.0.0.0/8",
-        "198.41.0.0/16",
-    ][..];
+    let openable = &["10.0.0.0/8", "192.168.0.0/16", "169.254.0.0/16", "127.0.0.0/8", "198.41.0.0/16"][..];
     let none = &[][..];
     for (openable, egress, to, expected) in [
         (none, &internet, "8.8.8.8", true),
@@ -244,34 +214,17 @@ fn policies_take_away_and_open_only_what_may_be_opened() {
 
 #[test]
 fn names_are_asked_unless_egress_is_closed() {
-    for (egress, expected) in [
-        (Egress::Internet, true),
-        (Egress::None, false),
-        (policy(&["10.0.0.0/8"], &["0.0.0.0/0"]), true),
-    ] {
+    for (egress, expected) in
+        [(Egress::Internet, true), (Egress::None, false), (policy(&["10.0.0.0/8"], &["0.0.0.0/0"]), true)]
+    {
         let table = slot_table(&closed(&[]), &egress);
-        for (protocol, port, answered) in [
-            ("udp", 53, expected),
-            ("tcp", 53, expected),
-            ("udp", 54, false),
-            ("tcp", 80, false),
-        ] {
-            let packet = Packet {
-                protocol,
-                port,
-                ..guest_packet(GATEWAY_ADDRESS)
-            };
-            assert_eq!(
-                passes(&[&table], "input", packet),
-                answered,
-                "{egress:?} {protocol} {port}"
-            );
+        for (protocol, port, answered) in
+            [("udp", 53, expected), ("tcp", 53, expected), ("udp", 54, false), ("tcp", 80, false)]
+        {
+            let packet = Packet { protocol, port, ..guest_packet(GATEWAY_ADDRESS) };
+            assert_eq!(passes(&[&table], "input", packet), answered, "{egress:?} {protocol} {port}");
         }
-        let elsewhere = Packet {
-            protocol: "udp",
-            port: 53,
-            ..guest_packet(Ipv4Addr::new(8, 8, 8, 8))
-        };
+        let elsewhere = Packet { protocol: "udp", port: 53, ..guest_packet(Ipv4Addr::new(8, 8, 8, 8)) };
         assert!(!passes(&[&table], "forward", elsewhere), "{egress:?}");
     }
 }
@@ -281,10 +234,7 @@ fn closed_networks_hold_no_nested_ones() {
     let all = closed(&[]).all;
     assert!(all.contains(&subnet("198.41.0.0/24")) && all.contains(&subnet("10.0.0.0/8")));
     assert!(!all.contains(&subnet("10.201.0.0/16")));
-    let everything = PoolSettings {
-        blocked: vec![subnet("0.0.0.0/0")],
-        ..PoolSettings::default()
-    };
+    let everything = PoolSettings { blocked: vec![subnet("0.0.0.0/0")], ..PoolSettings::default() };
     assert_eq!(Closed::new(&everything, &[]).all.len(), 1);
 }
 
@@ -295,15 +245,8 @@ fn any_subnet() -> impl Strategy<Value = Subnet> {
 /// Networks and an address that is in one of them half of the time.
 fn lists() -> impl Strategy<Value = (Vec<Subnet>, Vec<Subnet>, Vec<Subnet>, Ipv4Addr)> {
     let list = || prop::collection::vec(any_subnet(), 0..4);
-    (
-        list(),
-        list(),
-        list(),
-        any::<u32>(),
-        any::<prop::sample::Index>(),
-        any::<bool>(),
-    )
-        .prop_map(|(allow, deny, openable, bits, index, inside)| {
+    (list(), list(), list(), any::<u32>(), any::<prop::sample::Index>(), any::<bool>()).prop_map(
+        |(allow, deny, openable, bits, index, inside)| {
             let all: Vec<Subnet> = allow.iter().chain(&deny).chain(&openable).copied().collect();
             let bits = match all.is_empty() || !inside {
                 true => bits,
@@ -314,7 +257,8 @@ fn lists() -> impl Strategy<Value = (Vec<Subnet>, Vec<Subnet>, Vec<Subnet>, Ipv4
                 }
             };
             (allow, deny, openable, Ipv4Addr::from_bits(bits))
-        })
+        },
+    )
 }
 
 proptest! {

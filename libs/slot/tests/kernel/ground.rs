@@ -28,9 +28,7 @@ impl Ground {
     pub fn names(&self) -> Vec<String> {
         let list = |directory: &str| {
             let entries = std::fs::read_dir(directory).into_iter().flatten().flatten();
-            entries
-                .filter_map(|entry| entry.file_name().into_string().ok())
-                .collect::<Vec<_>>()
+            entries.filter_map(|entry| entry.file_name().into_string().ok()).collect::<Vec<_>>()
         };
         let mut names = list("/run/netns");
         names.extend(list("/sys/class/net"));
@@ -49,16 +47,10 @@ impl Ground {
 
     fn sweep(&self) {
         for name in self.names() {
-            let kind = if Path::new("/run/netns").join(&name).exists() {
-                "netns"
-            } else {
-                "link"
-            };
+            let kind = if Path::new("/run/netns").join(&name).exists() { "netns" } else { "link" };
             let _ = Command::new("ip").args([kind, "del", &name]).output();
         }
-        let _ = Command::new("nft")
-            .args(["delete", "table", "inet", &self.table()])
-            .output();
+        let _ = Command::new("nft").args(["delete", "table", "inet", &self.table()]).output();
     }
 }
 
@@ -97,15 +89,8 @@ impl Guest {
 
     /// Runs a program in the guest: whether it succeeded, and its output.
     pub fn run(&self, arguments: &[&str]) -> (bool, String) {
-        let output = Command::new("ip")
-            .args(["netns", "exec", &self.name])
-            .args(arguments)
-            .output()
-            .unwrap();
-        (
-            output.status.success(),
-            String::from_utf8_lossy(&output.stdout).into_owned(),
-        )
+        let output = Command::new("ip").args(["netns", "exec", &self.name]).args(arguments).output().unwrap();
+        (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
     /// True when a TCP connection from the guest succeeds.
@@ -124,12 +109,7 @@ impl Drop for Guest {
 /// Runs a script of `ip` commands.
 pub fn batch(arguments: &[&str], script: &str) {
     let mut ip = Command::new("ip");
-    let mut child = ip
-        .args(arguments)
-        .args(["-batch", "-"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut child = ip.args(arguments).args(["-batch", "-"]).stdin(Stdio::piped()).spawn().unwrap();
     child.stdin.take().unwrap().write_all(script.as_bytes()).unwrap();
     assert!(child.wait().unwrap().success(), "{script}");
 }
@@ -140,13 +120,7 @@ pub struct Program(pub std::process::Child);
 impl Program {
     pub fn start(namespace: &str, arguments: &[&str]) -> Self {
         let mut ip = Command::new("ip");
-        Self(
-            ip.args(["netns", "exec", namespace])
-                .args(arguments)
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap(),
-        )
+        Self(ip.args(["netns", "exec", namespace]).args(arguments).stdout(Stdio::piped()).spawn().unwrap())
     }
 }
 
@@ -193,9 +167,6 @@ impl Internet {
         let mut server = Program::start(&far, &["python3", "-c", serve]);
         let mut lines = BufReader::new(server.0.stdout.take().unwrap()).lines();
         assert_eq!(lines.next().unwrap().unwrap(), "up");
-        Self {
-            lines,
-            _server: server,
-        }
+        Self { lines, _server: server }
     }
 }

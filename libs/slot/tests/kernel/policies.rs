@@ -14,10 +14,7 @@ fn policy(allow: &[&str], deny: &[&str]) -> Egress {
 }
 
 fn reached(guest: &Guest) -> Vec<&'static str> {
-    ADDRESSES
-        .into_iter()
-        .filter(|address| guest.reaches(address, PORT))
-        .collect()
+    ADDRESSES.into_iter().filter(|address| guest.reaches(address, PORT)).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -32,10 +29,7 @@ async fn guests_reach_what_their_policy_lets_them() {
     let pool = Pool::start(settings, &[]).await.unwrap();
     for (egress, expected) in [
         (Egress::Internet, &ADDRESSES[..3]),
-        (
-            policy(&["198.41.20.0/24"], &["198.41.20.128/25"]),
-            &ADDRESSES[..1],
-        ),
+        (policy(&["198.41.20.0/24"], &["198.41.20.128/25"]), &ADDRESSES[..1]),
         (policy(&["198.41.21.1/32", "10.77.5.0/24"], &[]), &ADDRESSES[2..]),
         (policy(&[], &["198.41.20.0/24"]), &ADDRESSES[2..3]),
         (policy(&["0.0.0.0/0"], &["10.0.0.0/8"]), &ADDRESSES[..3]),
@@ -57,10 +51,7 @@ async fn guests_reach_what_their_policy_lets_them() {
 async fn no_policy_opens_the_host_or_another_slot() {
     let ground = Ground::new('i', 8);
     let _internet = Internet::new(&ground, 2, &["198.41.22.1"]);
-    let settings = PoolSettings {
-        openable: vec!["0.0.0.0/0".parse().unwrap()],
-        ..ground.0.clone()
-    };
+    let settings = PoolSettings { openable: vec!["0.0.0.0/0".parse().unwrap()], ..ground.0.clone() };
     let pool = Pool::start(settings, &[]).await.unwrap();
     let one = pool.take(policy(&["0.0.0.0/0"], &[])).await.unwrap();
     let other = pool.take(policy(&["0.0.0.0/0"], &[])).await.unwrap();
@@ -83,10 +74,7 @@ async fn no_policy_opens_the_host_or_another_slot() {
     ] {
         assert!(!guest.reaches(&address, port), "the guest reached {address}");
     }
-    assert!(
-        guest.reaches("198.41.22.1", PORT),
-        "the policy opens nothing at all"
-    );
+    assert!(guest.reaches("198.41.22.1", PORT), "the policy opens nothing at all");
     drop(guest);
     pool.shutdown(false).await.unwrap();
 }
@@ -113,9 +101,7 @@ async fn a_policy_outlives_a_restart_and_full_lists_are_taken() {
     // A crash: everything is dropped where it stands, the rules stay.
     drop((slot, pool));
     only_allowed("without a pool");
-    let pool = Pool::start(ground.0.clone(), std::slice::from_ref(&name))
-        .await
-        .unwrap();
+    let pool = Pool::start(ground.0.clone(), std::slice::from_ref(&name)).await.unwrap();
     only_allowed("before it is adopted");
     let slot = pool.adopt(&name, policy.clone()).await.unwrap();
     assert_eq!(slot.egress(), &policy);

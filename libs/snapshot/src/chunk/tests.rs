@@ -13,13 +13,7 @@ fn restore(decoded: &Decoded, raw_len: usize) -> Vec<u8> {
 
 fn stored(raw_len: u32, payload_len: u32, payload: &[u8]) -> Vec<u8> {
     let frame = zstd::bulk::compress(payload, 1).unwrap();
-    [
-        MAGIC.as_slice(),
-        &raw_len.to_le_bytes(),
-        &payload_len.to_le_bytes(),
-        &frame,
-    ]
-    .concat()
+    [MAGIC.as_slice(), &raw_len.to_le_bytes(), &payload_len.to_le_bytes(), &frame].concat()
 }
 
 /// Pages that are zero, repetitive or noise, and an end inside a page.
@@ -38,10 +32,7 @@ fn raw_chunk() -> impl Strategy<Value = Vec<u8>> {
 
 fn noise(seed: u64) -> Vec<u8> {
     let mut bytes = vec![0; PAGE];
-    blake3::Hasher::new()
-        .update(&seed.to_le_bytes())
-        .finalize_xof()
-        .fill(&mut bytes);
+    blake3::Hasher::new().update(&seed.to_le_bytes()).finalize_xof().fill(&mut bytes);
     bytes
 }
 
@@ -110,56 +101,29 @@ fn what_is_not_a_chunk_is_refused() {
     wrong_magic[0] ^= 1;
     let cases: Vec<(&str, Vec<u8>, usize, &str)> = vec![
         ("empty", vec![], PAGE, "shorter than a chunk's header"),
-        (
-            "header only",
-            good[..HEADER_BYTES].to_vec(),
-            PAGE,
-            "its payload is",
-        ),
+        ("header only", good[..HEADER_BYTES].to_vec(), PAGE, "its payload is"),
         ("cut", good[..good.len() - 1].to_vec(), PAGE, "zstd"),
         ("magic", wrong_magic, PAGE, "does not start"),
         ("other length", good.clone(), PAGE - 1, "it holds 4096 bytes"),
         ("bomb", bomb_frame, CHUNK, "zstd"),
-        (
-            "huge payload",
-            stored(PAGE as u32, u32::MAX, &one_page),
-            PAGE,
-            "cannot be",
-        ),
+        ("huge payload", stored(PAGE as u32, u32::MAX, &one_page), PAGE, "cannot be"),
         ("no pages", stored(PAGE as u32, 1, &[0]), PAGE, "cannot be"),
-        (
-            "short payload",
-            stored(2 * PAGE as u32, 2 + PAGE as u32, &one_page),
-            2 * PAGE,
-            "its payload is",
-        ),
+        ("short payload", stored(2 * PAGE as u32, 2 + PAGE as u32, &one_page), 2 * PAGE, "its payload is"),
         (
             "page behind the end",
-            stored(
-                PAGE as u32,
-                one_page.len() as u32,
-                &[&[3u8], page.as_slice()].concat(),
-            ),
+            stored(PAGE as u32, one_page.len() as u32, &[&[3u8], page.as_slice()].concat()),
             PAGE,
             "behind the end",
         ),
         (
             "page missing",
-            stored(
-                2 * PAGE as u32,
-                one_page.len() as u32,
-                &[&[3u8], page.as_slice()].concat(),
-            ),
+            stored(2 * PAGE as u32, one_page.len() as u32, &[&[3u8], page.as_slice()].concat()),
             2 * PAGE,
             "do not match",
         ),
         (
             "page too many",
-            stored(
-                2 * PAGE as u32,
-                1 + 2 * PAGE as u32,
-                &[&[1u8], page.as_slice(), &page].concat(),
-            ),
+            stored(2 * PAGE as u32, 1 + 2 * PAGE as u32, &[&[1u8], page.as_slice(), &page].concat()),
             2 * PAGE,
             "do not match",
         ),

@@ -33,12 +33,8 @@ pub enum CopyMethod {
 /// [`Error::File`] naming the copy or the source.
 pub fn reflink(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
     let from = File::open(source).map_err(Error::file(source))?;
-    let to = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(copy)
-        .map_err(Error::file(copy))?;
+    let to =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(copy).map_err(Error::file(copy))?;
     let outcome = clone_or_copy(&from, &to);
     if outcome.is_err() {
         // Best effort: half a copy is of no use, and the first error says more.
@@ -60,10 +56,7 @@ fn clone_or_copy(from: &File, to: &File) -> io::Result<CopyMethod> {
 
 /// Whether an error of FICLONE is about the file system and not about these files.
 fn cannot_clone(error: Errno) -> bool {
-    matches!(
-        error,
-        Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS
-    )
+    matches!(error, Errno::OPNOTSUPP | Errno::XDEV | Errno::INVAL | Errno::NOTTY | Errno::NOSYS)
 }
 
 fn copy_data(from: &File, to: &File) -> io::Result<()> {
@@ -98,19 +91,12 @@ fn copy_piece(from: &File, to: &File, offset: u64, length: u64) -> io::Result<u6
 /// # Errors
 /// [`Error::File`] when nothing can be written there.
 pub fn is_reflink_filesystem(folder: &Path) -> Result<bool, Error> {
-    probe(folder).map_err(|error| Error::File {
-        path: folder.to_owned(),
-        source: error.into(),
-    })
+    probe(folder).map_err(|error| Error::File { path: folder.to_owned(), source: error.into() })
 }
 
 fn probe(folder: &Path) -> Result<bool, Errno> {
     let nameless = || {
-        rustix::fs::open(
-            folder,
-            OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC,
-            Mode::RUSR | Mode::WUSR,
-        )
+        rustix::fs::open(folder, OFlags::TMPFILE | OFlags::RDWR | OFlags::CLOEXEC, Mode::RUSR | Mode::WUSR)
     };
     // Every file system that can share blocks has nameless files.
     let from = match nameless() {

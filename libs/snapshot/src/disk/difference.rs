@@ -61,12 +61,8 @@ pub fn difference(disk: &Path, base: &Path, out: &Path) -> Result<DifferenceStat
         let detail = format!("a disk of {size} bytes has no difference to one of {base_size}");
         return Err(Error::invalid(detail));
     }
-    let out_file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(out)
-        .map_err(Error::file(out))?;
+    let out_file =
+        OpenOptions::new().write(true).create_new(true).mode(0o600).open(out).map_err(Error::file(out))?;
     let outcome = write_difference(&disk_file, &base_file, out_file, size);
     if outcome.is_err() {
         // Best effort: an unfinished difference is refused by whoever reads it.
@@ -87,12 +83,7 @@ fn write_difference(disk: &File, base: &File, out: File, size: u64) -> io::Resul
         }
     }
     let runs = writer.finish(size)?;
-    let bytes = |kind| {
-        runs.iter()
-            .filter(|run| run.kind == kind)
-            .map(|run| run.length)
-            .sum()
-    };
+    let bytes = |kind| runs.iter().filter(|run| run.kind == kind).map(|run| run.length).sum();
     let data_bytes = bytes(RunKind::Data);
     Ok(DifferenceStats {
         method,
@@ -111,25 +102,14 @@ fn places(disk: &File, base: &File, size: u64) -> io::Result<(DifferenceMethod, 
         && let Some(of_disk) = extents::extents(disk, size)?
         && let Some(of_base) = extents::extents(base, size)?
     {
-        return Ok((
-            DifferenceMethod::Extents,
-            extents::unequal(&of_disk, &of_base, size),
-        ));
+        return Ok((DifferenceMethod::Extents, extents::unequal(&of_disk, &of_base, size)));
     }
     let mut windows = sparse::blocks_with_data(disk, size, WINDOW_BYTES)?;
     windows.extend(sparse::blocks_with_data(base, size, WINDOW_BYTES)?);
     windows.sort_unstable();
     windows.dedup();
-    let range = |window: u64| {
-        (
-            window * WINDOW_BYTES,
-            WINDOW_BYTES.min(size - window * WINDOW_BYTES),
-        )
-    };
-    Ok((
-        DifferenceMethod::Contents,
-        windows.into_iter().map(range).collect(),
-    ))
+    let range = |window: u64| (window * WINDOW_BYTES, WINDOW_BYTES.min(size - window * WINDOW_BYTES));
+    Ok((DifferenceMethod::Contents, windows.into_iter().map(range).collect()))
 }
 
 fn compare(disk: &File, base: &File, offset: u64, length: usize, writer: &mut Writer) -> io::Result<()> {
@@ -161,17 +141,11 @@ pub fn apply(difference: &Path, disk: &Path) -> Result<(), Error> {
     let from = File::open(difference).map_err(Error::file(difference))?;
     let read = format::read(&from).map_err(Error::file(difference))?;
     let content = read.map_err(|detail| Error::corrupt(difference.display().to_string(), detail))?;
-    let onto = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(disk)
-        .map_err(Error::file(disk))?;
+    let onto = OpenOptions::new().read(true).write(true).open(disk).map_err(Error::file(disk))?;
     let size = onto.metadata().map_err(Error::file(disk))?.len();
     if size != content.disk_size {
-        let detail = format!(
-            "a difference of a disk of {} bytes goes onto no disk of {size}",
-            content.disk_size
-        );
+        let detail =
+            format!("a difference of a disk of {} bytes goes onto no disk of {size}", content.disk_size);
         return Err(Error::invalid(detail));
     }
     write_runs(&from, &onto, &content.runs).map_err(Error::file(disk))

@@ -110,9 +110,7 @@ pub(super) fn extents(file: &File, size: u64) -> io::Result<Option<Vec<Extent>>>
         }
         let next = last.logical + last.length;
         if next <= from {
-            return Err(io::Error::other(
-                "the file system's list of extents does not advance",
-            ));
+            return Err(io::Error::other("the file system's list of extents does not advance"));
         }
         from = next;
     }
@@ -128,11 +126,7 @@ fn convert(raw: &RawExtent, size: u64) -> Option<Extent> {
     } else {
         Backing::Placed(raw.physical)
     };
-    (raw.logical < end).then_some(Extent {
-        start: raw.logical,
-        end,
-        backing,
-    })
+    (raw.logical < end).then_some(Extent { start: raw.logical, end, backing })
 }
 
 /// Ranges in which two files may differ, as `(offset, length)`, rising and not
@@ -197,20 +191,12 @@ mod tests {
     use super::*;
 
     fn placed(start: u64, end: u64, physical: u64) -> Extent {
-        Extent {
-            start,
-            end,
-            backing: Backing::Placed(physical),
-        }
+        Extent { start, end, backing: Backing::Placed(physical) }
     }
 
     #[test]
     fn unequal_ranges() {
-        let unplaced = Extent {
-            start: 10,
-            end: 20,
-            backing: Backing::Unplaced,
-        };
+        let unplaced = Extent { start: 10, end: 20, backing: Backing::Unplaced };
         let base = [placed(0, 40, 1000), placed(60, 100, 2000)];
         type Case<'a> = (&'a str, &'a [Extent], &'a [Extent], &'a [(u64, u64)]);
         let cases: &[Case] = &[
@@ -224,33 +210,18 @@ mod tests {
             ),
             (
                 "overwritten inside",
-                &[
-                    placed(0, 10, 1000),
-                    placed(10, 20, 5000),
-                    placed(20, 40, 1020),
-                    placed(60, 100, 2000),
-                ],
+                &[placed(0, 10, 1000), placed(10, 20, 5000), placed(20, 40, 1020), placed(60, 100, 2000)],
                 &base,
                 &[(10, 10)],
             ),
-            (
-                "a hole punched",
-                &[placed(0, 40, 1000), placed(60, 80, 2000)],
-                &base,
-                &[(80, 20)],
-            ),
+            ("a hole punched", &[placed(0, 40, 1000), placed(60, 80, 2000)], &base, &[(80, 20)]),
             (
                 "written into a hole",
                 &[placed(0, 40, 1000), placed(40, 60, 7000), placed(60, 100, 2000)],
                 &base,
                 &[(40, 20)],
             ),
-            (
-                "moved by one",
-                &[placed(1, 40, 1000), placed(60, 100, 2000)],
-                &base,
-                &[(0, 40)],
-            ),
+            ("moved by one", &[placed(1, 40, 1000), placed(60, 100, 2000)], &base, &[(0, 40)]),
             ("nothing against all", &[], &base, &[(0, 40), (60, 40)]),
             ("unplaced is never equal", &[unplaced], &[unplaced], &[(10, 10)]),
         ];

@@ -184,9 +184,7 @@ fn read_table(table: &[u8], disk_size: u64, data_bytes: u64) -> Result<Vec<Run>,
             2 => RunKind::Zero,
             other => return Err(format!("a run of kind {other} is not known")),
         };
-        let end = offset
-            .checked_add(length)
-            .filter(|end| length > 0 && *end <= disk_size);
+        let end = offset.checked_add(length).filter(|end| length > 0 && *end <= disk_size);
         let Some(end) = end.filter(|_| offset >= behind) else {
             return Err("its runs overlap, are empty, or leave the disk".to_owned());
         };
@@ -196,9 +194,5 @@ fn read_table(table: &[u8], disk_size: u64, data_bytes: u64) -> Result<Vec<Run>,
         behind = end;
         runs.push(Run { offset, length, kind });
     }
-    if data == data_bytes {
-        Ok(runs)
-    } else {
-        Err("its runs and its data do not match".to_owned())
-    }
+    if data == data_bytes { Ok(runs) } else { Err("its runs and its data do not match".to_owned()) }
 }

@@ -51,11 +51,7 @@ impl Bench {
         let server = TestS3::start().await;
         let store = server.store();
         store.ensure_bucket(BUCKET).await.unwrap();
-        Self {
-            server,
-            store,
-            folder: tempfile::tempdir().unwrap(),
-        }
+        Self { server, store, folder: tempfile::tempdir().unwrap() }
     }
 
     /// A sparse file of `size` bytes with these pieces of data.
@@ -73,16 +69,11 @@ impl Bench {
     pub fn sources(&self) -> Vec<FileSource> {
         let pieces = [(4096, noise(1, 100_000)), (2 * CHUNK_BYTES + 77, noise(2, 9_000))];
         let memory = self.file(FileKind::MemoryDifference, 3 * CHUNK_BYTES - 100, &pieces);
-        vec![
-            memory,
-            self.file(FileKind::Device, 13_000, &[(0, noise(3, 13_000))]),
-        ]
+        vec![memory, self.file(FileKind::Device, 13_000, &[(0, noise(3, 13_000))])]
     }
 
     pub async fn publish(&self, sources: &[FileSource]) -> Published {
-        upload(&self.store, BUCKET, PREFIX, &head(), sources, &|_, _| {})
-            .await
-            .unwrap()
+        upload(&self.store, BUCKET, PREFIX, &head(), sources, &|_, _| {}).await.unwrap()
     }
 
     pub fn empty_folder(&self, name: &str) -> PathBuf {
@@ -94,15 +85,7 @@ impl Bench {
 
     pub async fn fetch_to(&self, name: &str, digest: Option<&str>) -> Result<snapshot::Fetched, Error> {
         let key = manifest_key(PREFIX);
-        fetch(
-            &self.store,
-            BUCKET,
-            &key,
-            digest,
-            &self.empty_folder(name),
-            &|_, _| {},
-        )
-        .await
+        fetch(&self.store, BUCKET, &key, digest, &self.empty_folder(name), &|_, _| {}).await
     }
 
     pub async fn keys(&self) -> Vec<String> {

@@ -54,10 +54,7 @@ async fn every_kind_of_damage_is_found_and_named() {
             } else {
                 let problems = found.unwrap().problems;
                 assert_eq!(
-                    problems
-                        .iter()
-                        .map(|problem| problem.object.as_str())
-                        .collect::<Vec<_>>(),
+                    problems.iter().map(|problem| problem.object.as_str()).collect::<Vec<_>>(),
                     [named]
                 );
             }
@@ -71,22 +68,14 @@ async fn every_kind_of_damage_is_found_and_named() {
 async fn objects_that_changed_places_are_found() {
     let bench = Bench::new().await;
     let published = bench.publish(&bench.sources()).await;
-    let path = |index: u32| {
-        bench
-            .server
-            .object_path(BUCKET, &format!("{PREFIX}/memory-difference/{index:06}"))
-    };
+    let path =
+        |index: u32| bench.server.object_path(BUCKET, &format!("{PREFIX}/memory-difference/{index:06}"));
     let aside = bench.folder.path().join("aside");
     std::fs::rename(path(0), &aside).unwrap();
     std::fs::rename(path(2), path(0)).unwrap();
     std::fs::rename(&aside, path(2)).unwrap();
-    assert!(matches!(
-        bench.fetch_to("f", None).await,
-        Err(Error::Corrupt { .. })
-    ));
-    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {})
-        .await
-        .unwrap();
+    assert!(matches!(bench.fetch_to("f", None).await, Err(Error::Corrupt { .. })));
+    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {}).await.unwrap();
     assert_eq!(found.problems.len(), 2);
 }
 
@@ -95,17 +84,11 @@ async fn objects_that_changed_places_are_found() {
 async fn a_forged_snapshot_cannot_take_more_than_it_may() {
     let bench = Bench::new().await;
     let published = bench.publish(&bench.sources()).await;
-    let (mut manifest, _) = read_manifest(&bench.store, BUCKET, &published.manifest_key, None)
-        .await
-        .unwrap();
+    let (mut manifest, _) = read_manifest(&bench.store, BUCKET, &published.manifest_key, None).await.unwrap();
     // 64 MiB of zeros in the place of one chunk, with its true digest in the manifest.
     let frame = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
-    let header = [
-        b"TCK1".as_slice(),
-        &(CHUNK_BYTES as u32).to_le_bytes(),
-        &200_000u32.to_le_bytes(),
-    ]
-    .concat();
+    let header =
+        [b"TCK1".as_slice(), &(CHUNK_BYTES as u32).to_le_bytes(), &200_000u32.to_le_bytes()].concat();
     let bomb = [header, frame].concat();
     let chunk = &mut manifest.files[1].chunks[0];
     chunk.stored_len = bomb.len() as u32;
@@ -113,41 +96,21 @@ async fn a_forged_snapshot_cannot_take_more_than_it_may() {
     let (bytes, digest) = manifest.encode().unwrap();
     let key = format!("{PREFIX}/memory-difference/000000");
     bench.store.put(BUCKET, &key, bomb.into()).await.unwrap();
-    bench
-        .store
-        .put(BUCKET, &published.manifest_key, bytes.into())
-        .await
-        .unwrap();
+    bench.store.put(BUCKET, &published.manifest_key, bytes.into()).await.unwrap();
     let error = bench.fetch_to("fetched", Some(&digest)).await.unwrap_err();
     let expected = format!("s3://{BUCKET}/{key}");
-    assert!(
-        matches!(&error, Error::Corrupt { object, .. } if *object == expected),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Corrupt { object, .. } if *object == expected), "{error}");
 
     let long = vec![b' '; 9 << 20];
-    bench
-        .store
-        .put(BUCKET, &published.manifest_key, long.into())
-        .await
-        .unwrap();
+    bench.store.put(BUCKET, &published.manifest_key, long.into()).await.unwrap();
     let error = bench.fetch_to("fetched", None).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::Corrupt { detail, .. } if detail.contains("too long")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::Corrupt { detail, .. } if detail.contains("too long")), "{error}");
 }
 
 #[tokio::test]
 async fn a_manifest_with_another_digest_is_refused() {
     let bench = Bench::new().await;
     bench.publish(&bench.sources()).await;
-    let error = bench
-        .fetch_to("fetched", Some(&"00".repeat(32)))
-        .await
-        .unwrap_err();
-    assert!(
-        matches!(&error, Error::Corrupt { object, .. } if object.ends_with("manifest.json")),
-        "{error}"
-    );
+    let error = bench.fetch_to("fetched", Some(&"00".repeat(32))).await.unwrap_err();
+    assert!(matches!(&error, Error::Corrupt { object, .. } if object.ends_with("manifest.json")), "{error}");
 }

@@ -23,73 +23,33 @@ async fn a_snapshot_comes_back() {
     let sources = bench.sources();
     let seen = Mutex::new(Vec::new());
     let progress = |done, total| seen.lock().unwrap().push((done, total));
-    let published = upload(&bench.store, BUCKET, PREFIX, &head(), &sources, &progress)
-        .await
-        .unwrap();
+    let published = upload(&bench.store, BUCKET, PREFIX, &head(), &sources, &progress).await.unwrap();
     assert_eq!(published.manifest_key, format!("{PREFIX}/manifest.json"));
     let expected_total = 2 * CHUNK_BYTES - 100 + 13_000;
     assert_eq!(seen.lock().unwrap().first(), Some(&(0, expected_total)));
-    assert_eq!(
-        seen.lock().unwrap().last(),
-        Some(&(expected_total, expected_total))
-    );
-    let keys = [
-        "device/000000",
-        "manifest.json",
-        "memory-difference/000000",
-        "memory-difference/000002",
-    ];
+    assert_eq!(seen.lock().unwrap().last(), Some(&(expected_total, expected_total)));
+    let keys = ["device/000000", "manifest.json", "memory-difference/000000", "memory-difference/000002"];
     assert_eq!(bench.keys().await, keys.map(|key| format!("{PREFIX}/{key}")));
     let listed = bench.store.list_prefix(BUCKET, PREFIX, 100).await.unwrap();
-    assert_eq!(
-        published.stored_bytes,
-        listed.iter().map(|entry| entry.size).sum::<u64>()
-    );
+    assert_eq!(published.stored_bytes, listed.iter().map(|entry| entry.size).sum::<u64>());
     assert_eq!(published.files[1].objects, 2);
 
-    let fetched = bench
-        .fetch_to("fetched", Some(&published.manifest_digest))
-        .await
-        .unwrap();
+    let fetched = bench.fetch_to("fetched", Some(&published.manifest_digest)).await.unwrap();
     assert_eq!(fetched.manifest_digest, published.manifest_digest);
     assert_eq!(fetched.manifest.head, head());
     for source in &sources {
-        assert!(
-            same(&source.path, &fetched.paths[&source.kind]),
-            "{}",
-            source.kind
-        );
+        assert!(same(&source.path, &fetched.paths[&source.kind]), "{}", source.kind);
     }
     let memory = &fetched.paths[&FileKind::MemoryDifference];
-    assert!(
-        allocated(memory) < MIB,
-        "holes stay holes: {} bytes",
-        allocated(memory)
-    );
-    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {})
-        .await
-        .unwrap();
+    assert!(allocated(memory) < MIB, "holes stay holes: {} bytes", allocated(memory));
+    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {}).await.unwrap();
     assert_eq!(found.problems, []);
 
-    assert_eq!(
-        delete(&bench.store, BUCKET, &published.manifest_key)
-            .await
-            .unwrap(),
-        3
-    );
+    assert_eq!(delete(&bench.store, BUCKET, &published.manifest_key).await.unwrap(), 3);
     assert!(bench.keys().await.is_empty());
-    assert_eq!(
-        delete(&bench.store, BUCKET, &published.manifest_key)
-            .await
-            .unwrap(),
-        0,
-        "again is fine"
-    );
+    assert_eq!(delete(&bench.store, BUCKET, &published.manifest_key).await.unwrap(), 0, "again is fine");
     let error = bench.fetch_to("gone", None).await.unwrap_err();
-    assert!(
-        matches!(&error, Error::NotFound { object } if object.ends_with("s1/manifest.json")),
-        "{error}"
-    );
+    assert!(matches!(&error, Error::NotFound { object } if object.ends_with("s1/manifest.json")), "{error}");
 }
 
 #[tokio::test]
@@ -103,11 +63,7 @@ async fn files_of_zeros_and_empty_files_need_no_chunks() {
     assert_eq!(bench.keys().await, std::slice::from_ref(&published.manifest_key));
     let fetched = bench.fetch_to("fetched", None).await.unwrap();
     assert_eq!(allocated(&fetched.paths[&FileKind::Memory]), 0);
-    assert!(
-        sources
-            .iter()
-            .all(|source| same(&source.path, &fetched.paths[&source.kind]))
-    );
+    assert!(sources.iter().all(|source| same(&source.path, &fetched.paths[&source.kind])));
 }
 
 #[tokio::test]
@@ -119,27 +75,12 @@ async fn publishing_again_writes_nothing_and_publishing_something_else_is_refuse
     bench.server.fail_puts_after(0);
     assert_eq!(bench.publish(&sources).await, first);
 
-    let other = [
-        bench.file(FileKind::Device, 13_000, &[(0, noise(9, 13_000))]),
-        sources[0].clone(),
-    ];
+    let other = [bench.file(FileKind::Device, 13_000, &[(0, noise(9, 13_000))]), sources[0].clone()];
     let outcome = upload(&bench.store, BUCKET, PREFIX, &head(), &other, &|_, _| {}).await;
-    assert!(
-        matches!(outcome, Err(Error::AlreadyPublished { .. })),
-        "{outcome:?}"
-    );
+    assert!(matches!(outcome, Err(Error::AlreadyPublished { .. })), "{outcome:?}");
     let outcome = discard_unpublished(&bench.store, BUCKET, PREFIX).await;
-    assert!(
-        matches!(outcome, Err(Error::AlreadyPublished { .. })),
-        "{outcome:?}"
-    );
-    let found = verify(
-        &bench.store,
-        BUCKET,
-        &first.manifest_key,
-        Some(&first.manifest_digest),
-        &|_, _| {},
-    );
+    assert!(matches!(outcome, Err(Error::AlreadyPublished { .. })), "{outcome:?}");
+    let found = verify(&bench.store, BUCKET, &first.manifest_key, Some(&first.manifest_digest), &|_, _| {});
     assert_eq!(found.await.unwrap().problems, []);
 }
 
@@ -151,15 +92,9 @@ async fn an_upload_that_fails_anywhere_publishes_nothing() {
     for writes in 0..=3 {
         bench.server.fail_puts_after(writes);
         let outcome = upload(&bench.store, BUCKET, PREFIX, &head(), &sources, &|_, _| {}).await;
-        assert!(
-            outcome.as_ref().is_err_and(Error::retryable),
-            "after {writes} writes: {outcome:?}"
-        );
+        assert!(outcome.as_ref().is_err_and(Error::retryable), "after {writes} writes: {outcome:?}");
         bench.server.heal();
-        assert!(matches!(
-            bench.fetch_to("none", None).await,
-            Err(Error::NotFound { .. })
-        ));
+        assert!(matches!(bench.fetch_to("none", None).await, Err(Error::NotFound { .. })));
     }
     assert!(!bench.keys().await.is_empty(), "chunks stay for the next attempt");
     bench.publish(&sources).await;
@@ -184,16 +119,9 @@ async fn an_upload_that_is_dropped_publishes_nothing_and_can_be_discarded() {
         }
     }
     drop(running);
-    assert!(matches!(
-        bench.fetch_to("none", None).await,
-        Err(Error::NotFound { .. })
-    ));
+    assert!(matches!(bench.fetch_to("none", None).await, Err(Error::NotFound { .. })));
     // A neighbour below the same prefix survives.
-    bench
-        .store
-        .put(BUCKET, &format!("{PREFIX}/deeper/manifest.json"), "x".into())
-        .await
-        .unwrap();
+    bench.store.put(BUCKET, &format!("{PREFIX}/deeper/manifest.json"), "x".into()).await.unwrap();
     assert!(discard_unpublished(&bench.store, BUCKET, PREFIX).await.unwrap() > 0);
     assert_eq!(bench.keys().await, [format!("{PREFIX}/deeper/manifest.json")]);
 }
@@ -203,63 +131,34 @@ async fn what_makes_no_sense_is_refused() {
     let bench = Bench::new().await;
     let sources = bench.sources();
     let twice = [sources[0].clone(), sources[0].clone()];
-    let no_parent = ManifestHead {
-        parent: None,
-        ..head()
-    };
-    let nowhere = [FileSource {
-        kind: FileKind::Disk,
-        path: bench.folder.path().join("nowhere"),
-    }];
+    let no_parent = ManifestHead { parent: None, ..head() };
+    let nowhere = [FileSource { kind: FileKind::Disk, path: bench.folder.path().join("nowhere") }];
     let (head, none) = (head(), &|_: u64, _: u64| {});
     let upload_of = |prefix, head, sources| upload(&bench.store, BUCKET, prefix, head, sources, none);
-    assert!(matches!(
-        upload_of(PREFIX, &head, &[]).await,
-        Err(Error::Invalid { .. })
-    ));
-    assert!(matches!(
-        upload_of(PREFIX, &head, &twice).await,
-        Err(Error::Invalid { .. })
-    ));
-    assert!(matches!(
-        upload_of(PREFIX, &no_parent, &sources).await,
-        Err(Error::Invalid { .. })
-    ));
-    assert!(matches!(
-        upload_of("a/../b", &head, &sources).await,
-        Err(Error::Store(_))
-    ));
-    assert!(matches!(
-        upload_of(PREFIX, &head, &nowhere).await,
-        Err(Error::File { .. })
-    ));
+    assert!(matches!(upload_of(PREFIX, &head, &[]).await, Err(Error::Invalid { .. })));
+    assert!(matches!(upload_of(PREFIX, &head, &twice).await, Err(Error::Invalid { .. })));
+    assert!(matches!(upload_of(PREFIX, &no_parent, &sources).await, Err(Error::Invalid { .. })));
+    assert!(matches!(upload_of("a/../b", &head, &sources).await, Err(Error::Store(_))));
+    assert!(matches!(upload_of(PREFIX, &head, &nowhere).await, Err(Error::File { .. })));
     bench.publish(&sources).await;
     let full = bench.empty_folder("full");
     std::fs::write(full.join("something"), "x").unwrap();
     let outcome = fetch(&bench.store, BUCKET, &manifest_key(PREFIX), None, &full, none).await;
     assert!(matches!(outcome, Err(Error::Invalid { .. })), "{outcome:?}");
-    assert!(matches!(
-        delete(&bench.store, BUCKET, PREFIX).await,
-        Err(Error::Invalid { .. })
-    ));
+    assert!(matches!(delete(&bench.store, BUCKET, PREFIX).await, Err(Error::Invalid { .. })));
 }
 
 #[tokio::test]
 async fn holes_cost_no_time() {
     let bench = Bench::new().await;
-    let pieces: Vec<_> = (0..6)
-        .map(|index| (index * 1_300 * MIB + 12_345, noise(index, 1 << 20)))
-        .collect();
+    let pieces: Vec<_> = (0..6).map(|index| (index * 1_300 * MIB + 12_345, noise(index, 1 << 20))).collect();
     let source = bench.file(FileKind::Disk, 8 << 30, &pieces);
     let start = Instant::now();
     bench.publish(std::slice::from_ref(&source)).await;
     let up = start.elapsed();
     let fetched = bench.fetch_to("fetched", None).await.unwrap();
     let both = start.elapsed();
-    assert!(
-        both < Duration::from_secs(10),
-        "8 GiB of holes took {up:?} up, {both:?} with the way back"
-    );
+    assert!(both < Duration::from_secs(10), "8 GiB of holes took {up:?} up, {both:?} with the way back");
     let path = &fetched.paths[&FileKind::Disk];
     assert!(allocated(path) < 8 * MIB);
     let file = File::open(path).unwrap();
@@ -275,30 +174,17 @@ async fn holes_cost_no_time() {
 #[tokio::test]
 async fn futures_can_move_between_threads() {
     let bench = Bench::new().await;
-    let (store, sources, folder) = (
-        bench.store.clone(),
-        bench.sources(),
-        bench.empty_folder("fetched"),
-    );
+    let (store, sources, folder) = (bench.store.clone(), bench.sources(), bench.empty_folder("fetched"));
     let task = tokio::spawn(async move {
         let (head, prefix) = (head(), String::from(PREFIX));
         let tell = |_, _| {};
-        let key = upload(&store, BUCKET, &prefix, &head, &sources, &tell)
-            .await
-            .unwrap()
-            .manifest_key;
+        let key = upload(&store, BUCKET, &prefix, &head, &sources, &tell).await.unwrap().manifest_key;
         fetch(&store, BUCKET, &key, None, &folder, &tell).await.unwrap();
         verify(&store, BUCKET, &key, None, &tell).await.unwrap();
         delete(&store, BUCKET, &key).await.unwrap();
         discard_unpublished(&store, BUCKET, &prefix).await.unwrap();
-        store
-            .put_file(BUCKET, "file", &sources[0].path, &tell)
-            .await
-            .unwrap();
-        store
-            .get_file(BUCKET, "file", &folder.join("file"), MIB << 10, &tell)
-            .await
-            .unwrap();
+        store.put_file(BUCKET, "file", &sources[0].path, &tell).await.unwrap();
+        store.get_file(BUCKET, "file", &folder.join("file"), MIB << 10, &tell).await.unwrap();
     });
     task.await.unwrap();
 }
@@ -334,11 +220,7 @@ async fn throughput() {
     let bench = Bench::new().await;
     // Half of the pages noise, half of them text-like: about what guest memory is.
     let page = |seed: u64| {
-        if seed.is_multiple_of(2) {
-            noise(seed, 4096)
-        } else {
-            b"torpor! ".repeat(512)
-        }
+        if seed.is_multiple_of(2) { noise(seed, 4096) } else { b"torpor! ".repeat(512) }
     };
     let data: Vec<u8> = (0..(256 * MIB) / 4096).flat_map(page).collect();
     let source = bench.file(FileKind::Memory, 512 * MIB, &[(100 * MIB, data)]);

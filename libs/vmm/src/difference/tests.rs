@@ -18,10 +18,7 @@ fn ranges(pages: impl IntoIterator<Item = u64>) -> Vec<PageRange> {
     for page in pages {
         match ranges.last_mut() {
             Some(last) if last.start + last.count == page => last.count += 1,
-            _ => ranges.push(PageRange {
-                start: page,
-                count: 1,
-            }),
+            _ => ranges.push(PageRange { start: page, count: 1 }),
         }
     }
     ranges
@@ -85,30 +82,15 @@ fn sample() -> (tempfile::TempDir, PathBuf) {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("difference");
     let changed = memory(1);
-    changed
-        .write_all_at(&[0; PAGE_BYTES as usize], 11 * PAGE_BYTES)
-        .unwrap();
-    write(
-        &path,
-        &changed,
-        0,
-        MEMORY_BYTES,
-        &[PageRange { start: 10, count: 3 }],
-    )
-    .unwrap();
+    changed.write_all_at(&[0; PAGE_BYTES as usize], 11 * PAGE_BYTES).unwrap();
+    write(&path, &changed, 0, MEMORY_BYTES, &[PageRange { start: 10, count: 3 }]).unwrap();
     (directory, path)
 }
 
 /// A head that is consistent with itself, but wrong for the guest: the digest alone would let it through.
 fn forged(memory_bytes: u64, data_pages: u64, runs: &[(u64, u32, u32)]) -> Vec<u8> {
-    let plain: Vec<Run> = runs
-        .iter()
-        .map(|(start, count, _)| Run {
-            start: *start,
-            count: *count,
-            kind: Kind::Data,
-        })
-        .collect();
+    let plain: Vec<Run> =
+        runs.iter().map(|(start, count, _)| Run { start: *start, count: *count, kind: Kind::Data }).collect();
     let mut bytes = encode(memory_bytes, PAGE_BYTES, data_pages, &plain);
     for (index, (_, _, kind)) in runs.iter().enumerate() {
         let at = TABLE_OFFSET as usize + index * ENTRY_BYTES + 12;
@@ -123,18 +105,9 @@ fn forged(memory_bytes: u64, data_pages: u64, runs: &[(u64, u32, u32)]) -> Vec<u
 #[test]
 fn forged_files_are_refused_by_their_first_broken_rule() {
     let cases: &[(&str, Vec<u8>)] = &[
-        (
-            "made for another memory size",
-            forged(MEMORY_BYTES * 2, 1, &[(0, 1, 0)]),
-        ),
-        (
-            "a run outside guest memory",
-            forged(MEMORY_BYTES, 2, &[(MEMORY_PAGES - 1, 2, 0)]),
-        ),
-        (
-            "a run outside guest memory",
-            forged(MEMORY_BYTES, 1, &[(u64::MAX, 1, 0)]),
-        ),
+        ("made for another memory size", forged(MEMORY_BYTES * 2, 1, &[(0, 1, 0)])),
+        ("a run outside guest memory", forged(MEMORY_BYTES, 2, &[(MEMORY_PAGES - 1, 2, 0)])),
+        ("a run outside guest memory", forged(MEMORY_BYTES, 1, &[(u64::MAX, 1, 0)])),
         (
             "runs that are empty, out of order or overlapping",
             forged(MEMORY_BYTES, 2, &[(5, 1, 0), (5, 1, 0)]),
@@ -143,19 +116,10 @@ fn forged_files_are_refused_by_their_first_broken_rule() {
             "runs that are empty, out of order or overlapping",
             forged(MEMORY_BYTES, 2, &[(5, 1, 0), (3, 1, 0)]),
         ),
-        (
-            "runs that are empty, out of order or overlapping",
-            forged(MEMORY_BYTES, 0, &[(5, 0, 0)]),
-        ),
+        ("runs that are empty, out of order or overlapping", forged(MEMORY_BYTES, 0, &[(5, 0, 0)])),
         ("a run of unknown kind", forged(MEMORY_BYTES, 1, &[(5, 1, 2)])),
-        (
-            "the runs do not add up to the data",
-            forged(MEMORY_BYTES, 1, &[(5, 1, 1)]),
-        ),
-        (
-            "the runs do not add up to the data",
-            forged(MEMORY_BYTES, 1, &[(5, 2, 0)]),
-        ),
+        ("the runs do not add up to the data", forged(MEMORY_BYTES, 1, &[(5, 1, 1)])),
+        ("the runs do not add up to the data", forged(MEMORY_BYTES, 1, &[(5, 2, 0)])),
     ];
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("difference");
@@ -172,30 +136,12 @@ fn forged_files_are_refused_by_their_first_broken_rule() {
 fn a_cut_or_grown_file_is_refused() {
     let (_directory, path) = sample();
     let whole = path.metadata().unwrap().len();
-    for length in [
-        0,
-        1,
-        127,
-        128,
-        200,
-        whole - PAGE_BYTES,
-        whole - 1,
-        whole + 1,
-        whole + PAGE_BYTES,
-    ] {
+    for length in [0, 1, 127, 128, 200, whole - PAGE_BYTES, whole - 1, whole + 1, whole + PAGE_BYTES] {
         let copy = path.with_extension("copy");
         std::fs::copy(&path, &copy).unwrap();
-        File::options()
-            .write(true)
-            .open(&copy)
-            .unwrap()
-            .set_len(length)
-            .unwrap();
+        File::options().write(true).open(&copy).unwrap().set_len(length).unwrap();
         let opened = Difference::open(&copy, MEMORY_BYTES);
-        assert!(
-            matches!(opened, Err(Error::Corrupt { .. })),
-            "{length}: {opened:?}"
-        );
+        assert!(matches!(opened, Err(Error::Corrupt { .. })), "{length}: {opened:?}");
     }
 }
 
@@ -205,8 +151,5 @@ fn no_change_at_all_is_a_valid_difference() {
     let path = directory.path().join("difference");
     let written = write(&path, &memory(1), 0, MEMORY_BYTES, &[]).unwrap();
     assert_eq!((written.bytes, written.pages), (PAGE_BYTES, 0));
-    Difference::open(&path, MEMORY_BYTES)
-        .unwrap()
-        .apply(&memory(1), 0)
-        .unwrap();
+    Difference::open(&path, MEMORY_BYTES).unwrap().apply(&memory(1), 0).unwrap();
 }

@@ -45,11 +45,7 @@ pub(crate) struct Spawned {
 impl Spawned {
     pub(crate) fn new(process: Arc<Process>, stderr: Stderr) -> Self {
         let guard = KillOnDrop::new(process.clone());
-        Self {
-            process,
-            stderr,
-            guard,
-        }
+        Self { process, stderr, guard }
     }
 
     pub(crate) fn keep(self) -> (Arc<Process>, Stderr) {
@@ -95,19 +91,14 @@ pub(crate) fn spawn(launch: Launch<'_>) -> Result<Spawned> {
     let stderr = Stderr::collect(reader)?;
 
     let mut command = Command::new(launch.binary);
-    command
-        .args(&launch.arguments)
-        .current_dir(launch.directory)
-        .env_clear();
+    command.args(&launch.arguments).current_dir(launch.directory).env_clear();
     command.stdin(Stdio::null()).stdout(writer).stderr(second);
     let files: Vec<RawFd> = launch.files.iter().map(AsRawFd::as_raw_fd).collect();
     let netns = launch.netns.as_ref().map(AsRawFd::as_raw_fd);
     // SAFETY: `isolate` only makes system calls and touches no memory but its own arguments, so it is sound in a child that
     // has one thread and whatever locks the others held.
     unsafe { command.pre_exec(move || isolate(netns, &files)) };
-    let mut child = command
-        .spawn()
-        .map_err(|e| Error::Start(format!("{}: {e}", launch.binary.display())))?;
+    let mut child = command.spawn().map_err(|e| Error::Start(format!("{}: {e}", launch.binary.display())))?;
     // Nobody else reaps it, so the id is surely still this child's. The standard library's handle does nothing on drop.
     match Process::of_child(child.id()) {
         Ok(process) => Ok(Spawned::new(Arc::new(process), stderr)),
@@ -121,17 +112,10 @@ pub(crate) fn spawn(launch: Launch<'_>) -> Result<Spawned> {
 
 fn isolate(netns: Option<RawFd>, files: &[RawFd]) -> io::Result<()> {
     let check = |result: libc::c_int| {
-        if result < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     };
     // A core dump would put the guest's memory on the disk.
-    let no_core = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let no_core = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: plain system calls with arguments that live through them.
     unsafe {
         if let Some(netns) = netns {
@@ -142,11 +126,7 @@ fn isolate(netns: Option<RawFd>, files: &[RawFd]) -> io::Result<()> {
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // Other parts of this program may have opened files carelessly; none of them gets through.
-        check(libc::close_range(
-            3,
-            libc::c_uint::MAX,
-            libc::CLOSE_RANGE_CLOEXEC as libc::c_int,
-        ))?;
+        check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))?;
         for file in files {
             check(libc::fcntl(*file, libc::F_SETFD, 0))?;
         }

@@ -34,14 +34,8 @@ pub(super) struct Platform {
 
 impl Platform {
     pub(super) async fn detect(settings: &QemuSettings) -> Result<Self> {
-        let failed = |reason: String| Error::Engine {
-            binary: settings.binary.clone(),
-            reason,
-        };
-        let output = tokio::process::Command::new(&settings.binary)
-            .arg("--version")
-            .output()
-            .await;
+        let failed = |reason: String| Error::Engine { binary: settings.binary.clone(), reason };
+        let output = tokio::process::Command::new(&settings.binary).arg("--version").output().await;
         let output = output.map_err(|e| failed(e.to_string()))?;
         let text = String::from_utf8_lossy(&output.stdout);
         let line = text.lines().next().unwrap_or_default();
@@ -59,17 +53,9 @@ impl Platform {
             // The process starts without `PATH` and in another directory.
             binary: resolve(&settings.binary).ok_or_else(|| failed("not found".into()))?,
             kvm,
-            tsc_khz: if kvm {
-                None
-            } else {
-                super::tsc::measure_khz().await
-            },
+            tsc_khz: if kvm { None } else { super::tsc::measure_khz().await },
             read_only_base: (major, minor) >= (8, 2),
-            description: EngineDescription {
-                name: "qemu".into(),
-                version,
-                platform_fingerprint,
-            },
+            description: EngineDescription { name: "qemu".into(), version, platform_fingerprint },
         })
     }
 }
@@ -79,49 +65,30 @@ fn resolve(binary: &std::path::Path) -> Option<PathBuf> {
         return std::path::absolute(binary).ok();
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path)
-        .map(|directory| directory.join(binary))
-        .find(|candidate| candidate.is_file())
+    std::env::split_paths(&path).map(|directory| directory.join(binary)).find(|candidate| candidate.is_file())
 }
 
 /// From a line like `QEMU emulator version 7.2.22 (Debian ...)`.
 fn parse_version(line: &str) -> Option<(u32, u32, String)> {
-    let version = line
-        .strip_prefix("QEMU emulator version ")?
-        .split([' ', '('])
-        .next()?;
+    let version = line.strip_prefix("QEMU emulator version ")?.split([' ', '(']).next()?;
     let mut parts = version.split('.');
-    Some((
-        parts.next()?.parse().ok()?,
-        parts.next()?.parse().ok()?,
-        version.to_owned(),
-    ))
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?, version.to_owned()))
 }
 
 /// A device that opens is not enough: a nested host may offer a KVM that cannot run a stock kernel, and shows it only by
 /// the missing CPU flag.
 fn kvm_works(cpuinfo: &str) -> bool {
-    let opens = std::fs::File::options()
-        .read(true)
-        .write(true)
-        .open("/dev/kvm")
-        .is_ok();
+    let opens = std::fs::File::options().read(true).write(true).open("/dev/kvm").is_ok();
     opens && (cfg!(not(target_arch = "x86_64")) || has_virtualization(cpuinfo))
 }
 
 fn has_virtualization(cpuinfo: &str) -> bool {
-    field(cpuinfo, "flags")
-        .split(' ')
-        .any(|flag| flag == "vmx" || flag == "svm")
+    field(cpuinfo, "flags").split(' ').any(|flag| flag == "vmx" || flag == "svm")
 }
 
 fn field<'a>(cpuinfo: &'a str, name: &str) -> &'a str {
     let lines = cpuinfo.lines().filter_map(|line| line.split_once(':'));
-    lines
-        .filter(|(key, _)| key.trim() == name)
-        .map(|(_, value)| value.trim())
-        .next()
-        .unwrap_or_default()
+    lines.filter(|(key, _)| key.trim() == name).map(|(_, value)| value.trim()).next().unwrap_or_default()
 }
 
 /// Device state fits wherever this is equal. The software CPU is the same on every host; a real one is not.
@@ -144,10 +111,7 @@ mod tests {
     #[test]
     fn versions() {
         let cases = [
-            (
-                "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)",
-                Some((7, 2, "7.2.22")),
-            ),
+            ("QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg-7)", Some((7, 2, "7.2.22"))),
             ("QEMU emulator version 10.0.0", Some((10, 0, "10.0.0"))),
             ("something else", None),
         ];

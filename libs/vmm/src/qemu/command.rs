@@ -43,38 +43,21 @@ pub(super) struct Command<'a> {
 pub(super) fn check(spec: &MachineSpec) -> Result<()> {
     let plain = |text: &str, max: usize| {
         (1..=max).contains(&text.len())
-            && text
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b))
             && !text.starts_with(['-', '.'])
     };
     let network = |holds: &dyn Fn(&NetworkSpec) -> bool| spec.network.as_ref().is_none_or(holds);
     let rules = [
-        (
-            plain(&spec.name, NAME_CHARS_MAX),
-            "the name has other characters than letters, digits, -, _ and .",
-        ),
-        (
-            (1..=VCPUS_MAX).contains(&spec.vcpu_count),
-            "the number of virtual CPUs is out of range",
-        ),
+        (plain(&spec.name, NAME_CHARS_MAX), "the name has other characters than letters, digits, -, _ and ."),
+        ((1..=VCPUS_MAX).contains(&spec.vcpu_count), "the number of virtual CPUs is out of range"),
         (spec.memory_mib >= MEMORY_MIB_MIN, "the memory is too small"),
-        (
-            network(&|n| plain(&n.tap, TAP_CHARS_MAX)),
-            "the tap device has no valid name",
-        ),
+        (network(&|n| plain(&n.tap, TAP_CHARS_MAX)), "the tap device has no valid name"),
         (
             network(&|n| n.netns.as_ref().is_none_or(|name| plain(name, 255))),
             "the network namespace has no valid name",
         ),
-        (
-            network(&|n| n.mac[0] & 1 == 0),
-            "the hardware address is a group address",
-        ),
-        (
-            !spec.cmdline.contains('\0'),
-            "the kernel command line holds a zero byte",
-        ),
+        (network(&|n| n.mac[0] & 1 == 0), "the hardware address is a group address"),
+        (!spec.cmdline.contains('\0'), "the kernel command line holds a zero byte"),
         (
             spec.run_as.is_none_or(|(uid, gid)| uid != 0 && gid != 0),
             "the process cannot drop its privileges to root",
@@ -92,41 +75,25 @@ impl Command<'_> {
         let mut line = Line::default();
         line.option("-name", &spec.name);
         line.option("-M", "microvm,memory-backend=m0,x-option-roms=off");
-        line.option(
-            "-accel",
-            if self.platform.kvm {
-                "kvm"
-            } else {
-                "tcg,thread=multi"
-            },
-        );
-        line.option("-cpu", "max")
-            .option("-smp", spec.vcpu_count.to_string());
+        line.option("-accel", if self.platform.kvm { "kvm" } else { "tcg,thread=multi" });
+        line.option("-cpu", "max").option("-smp", spec.vcpu_count.to_string());
         line.option("-m", format!("{}M", spec.memory_mib));
         let share = match self.mode {
             Mode::Boot => "on",
             Mode::Restore if self.platform.read_only_base => "off,readonly=on,rom=off",
             Mode::Restore => "off",
         };
-        let backend = format!(
-            "memory-backend-file,id=m0,size={}M,share={share},mem-path=",
-            spec.memory_mib
-        );
+        let backend = format!("memory-backend-file,id=m0,size={}M,share={share},mem-path=", spec.memory_mib);
         line.option("-object", with_path(&backend, self.memory));
         line.option("-kernel", &spec.kernel)
             .option("-initrd", &spec.initramfs)
             .option("-append", self.cmdline());
         self.devices(&mut line);
-        line.flag("-nodefaults")
-            .flag("-no-user-config")
-            .option("-display", "none");
+        line.flag("-nodefaults").flag("-no-user-config").option("-display", "none");
         line.option("-chardev", format!("ringbuf,id={CONSOLE},size={CONSOLE_BYTES}"));
         line.option("-serial", format!("chardev:{CONSOLE}"));
         let control = self.control.as_raw_fd();
-        line.option(
-            "-chardev",
-            format!("socket,id=qmp0,fd={control},server=on,wait=off"),
-        );
+        line.option("-chardev", format!("socket,id=qmp0,fd={control},server=on,wait=off"));
         line.option("-mon", "chardev=qmp0,mode=control");
         line.option("-action", "reboot=shutdown,shutdown=pause");
         self.privileges(&mut line);
@@ -152,17 +119,11 @@ impl Command<'_> {
         for file in self.disk {
             line.option("-add-fd", format!("fd={},set=1", file.as_raw_fd()));
         }
-        line.option(
-            "-drive",
-            "id=d0,file=/dev/fdset/1,format=raw,if=none,file.locking=off",
-        );
+        line.option("-drive", "id=d0,file=/dev/fdset/1,format=raw,if=none,file.locking=off");
         line.option("-device", "virtio-blk-device,drive=d0");
         if let Some(network) = &self.spec.network {
             let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");
-            line.option(
-                "-netdev",
-                format!("tap,id=n0,ifname={},script=no,downscript=no", network.tap),
-            );
+            line.option("-netdev", format!("tap,id=n0,ifname={},script=no,downscript=no", network.tap));
             line.option("-device", format!("virtio-net-device,netdev=n0,mac={mac}"));
         }
     }

@@ -80,9 +80,7 @@ impl Connection {
     pub(super) async fn state(&self) -> Result<String> {
         let answer = self.qmp.command("query-status", json!({})).await?;
         let state = answer["status"].as_str();
-        Ok(state
-            .ok_or_else(|| Error::Protocol("query-status without a status".into()))?
-            .to_owned())
+        Ok(state.ok_or_else(|| Error::Protocol("query-status without a status".into()))?.to_owned())
     }
 
     pub(super) async fn status(&self) -> Result<Status> {
@@ -113,38 +111,23 @@ impl Connection {
     /// Asks for events about loading state.
     pub(super) async fn report_migration(&self) -> Result<()> {
         let events = json!({ "capabilities": [{ "capability": "events", "state": true }] });
-        self.qmp
-            .command("migrate-set-capabilities", events)
-            .await
-            .map(drop)
+        self.qmp.command("migrate-set-capabilities", events).await.map(drop)
     }
 
     /// Loads device state from a file; `false` when QEMU says that it failed. QEMU 7.2 rather exits.
     pub(super) async fn load(&self, device_state: &std::fs::File) -> Result<bool> {
         let mut observed = self.observed();
         let name = json!({ "fdname": "state" });
-        self.qmp
-            .command_with_file("getfd", name, Some(device_state.as_fd()))
-            .await?;
-        self.qmp
-            .command("migrate-incoming", json!({ "uri": "fd:state" }))
-            .await?;
-        let seen = observed
-            .wait_for(|seen| seen.load_completed.is_some())
-            .await
-            .map_err(|_| Error::Gone)?;
+        self.qmp.command_with_file("getfd", name, Some(device_state.as_fd())).await?;
+        self.qmp.command("migrate-incoming", json!({ "uri": "fd:state" })).await?;
+        let seen = observed.wait_for(|seen| seen.load_completed.is_some()).await.map_err(|_| Error::Gone)?;
         Ok(seen.load_completed == Some(true))
     }
 
     /// Has QEMU write its device state into a file that is open here, for QEMU may not open files any more.
     pub(super) async fn save(&self, into: &std::fs::File) -> Result<()> {
-        let added = self
-            .qmp
-            .command_with_file("add-fd", json!({}), Some(into.as_fd()))
-            .await?;
-        let set = added["fdset-id"]
-            .as_i64()
-            .ok_or_else(|| Error::Protocol("add-fd without a set".into()))?;
+        let added = self.qmp.command_with_file("add-fd", json!({}), Some(into.as_fd())).await?;
+        let set = added["fdset-id"].as_i64().ok_or_else(|| Error::Protocol("add-fd without a set".into()))?;
         // "live" would have the disk given up to another host, and a second save of a paused machine abort QEMU.
         let save = json!({ "filename": format!("/dev/fdset/{set}"), "live": false });
         let saved = self.qmp.command("xen-save-devices-state", save).await;

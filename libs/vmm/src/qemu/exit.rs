@@ -52,28 +52,17 @@ fn last_words(console: &str) -> ExitReason {
 
 /// The last line that announces a panic; `end Kernel panic` comes after the trace and repeats the first.
 fn panic_line(console: &str) -> Option<String> {
-    let line = console
-        .lines()
-        .rev()
-        .find(|line| line.contains("Kernel panic - not syncing"))?;
+    let line = console.lines().rev().find(|line| line.contains("Kernel panic - not syncing"))?;
     let text = &line[line.find("Kernel panic")?..];
     let text = text.split(" ]---").next().unwrap_or(text);
-    Some(
-        text.chars()
-            .filter(|c| !c.is_control())
-            .take(PANIC_CHARS_MAX)
-            .collect(),
-    )
+    Some(text.chars().filter(|c| !c.is_control()).take(PANIC_CHARS_MAX).collect())
 }
 
 /// The reason when the process ended without the guest's doing.
 pub(super) fn of_process(exit: Exit, message: String) -> ExitReason {
     match exit {
         Exit::Signal(signal) => ExitReason::Killed(signal),
-        Exit::Code(code) => ExitReason::Failed {
-            code: Some(code),
-            message,
-        },
+        Exit::Code(code) => ExitReason::Failed { code: Some(code), message },
         Exit::Unknown => ExitReason::Failed { code: None, message },
     }
 }
@@ -94,11 +83,7 @@ mod tests {
             (Shutdown::Reset, "", Some(ExitReason::GuestReset)),
             (Shutdown::Unseen, panic, Some(line)),
             (Shutdown::Unseen, reset, Some(ExitReason::GuestReset)),
-            (
-                Shutdown::Unseen,
-                "reboot: Power down",
-                Some(ExitReason::GuestShutdown),
-            ),
+            (Shutdown::Unseen, "reboot: Power down", Some(ExitReason::GuestShutdown)),
             (Shutdown::Host, panic, None),
         ];
         for (shutdown, console, expected) in cases {

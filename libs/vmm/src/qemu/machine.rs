@@ -69,11 +69,7 @@ impl QemuMachine {
             let reason = watched.watch().await;
             sender.send_replace(Some(reason));
         });
-        Arc::new(Self {
-            inner,
-            exit,
-            _watcher: AbortOnDropHandle::new(watcher),
-        })
+        Arc::new(Self { inner, exit, _watcher: AbortOnDropHandle::new(watcher) })
     }
 }
 
@@ -129,9 +125,7 @@ impl Inner {
             .map_err(|e| Error::io("make a file in memory", e))?;
         let file = File::from(memory);
         // QEMU takes a file only if it was opened exactly as it would have opened it: for writing alone.
-        let for_writing = File::options()
-            .write(true)
-            .open(format!("/proc/self/fd/{}", file.as_raw_fd()));
+        let for_writing = File::options().write(true).open(format!("/proc/self/fd/{}", file.as_raw_fd()));
         let for_writing = for_writing.map_err(|e| Error::io("open a file in memory", e))?;
         self.connection.save(&for_writing).await?;
         Ok(file)
@@ -186,11 +180,7 @@ impl Machine for QemuMachine {
         // Devices first: saving them may still write to guest memory.
         let (start, clock) = (SystemTime::now(), Instant::now());
         let state = self.inner.device_state().await?;
-        let device = Phase {
-            name: "device",
-            start,
-            duration: clock.elapsed(),
-        };
+        let device = Phase { name: "device", start, duration: clock.elapsed() };
 
         let process = self.inner.process.clone();
         let memory_bytes = self.inner.memory_bytes;
@@ -201,9 +191,7 @@ impl Machine for QemuMachine {
             let saved = std::thread::scope(|scope| {
                 let state = scope.spawn(|| write_device_state(state, &state_path));
                 let memory = save_memory(&process, memory_bytes, &path);
-                let state = state
-                    .join()
-                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                let state = state.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 memory.and_then(|stats| state.map(|()| stats))
             });
             if saved.is_err() {
@@ -229,15 +217,9 @@ impl Machine for QemuMachine {
     async fn exited(&self) -> ExitReason {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {
-            Ok(reason) => reason.clone().unwrap_or(ExitReason::Failed {
-                code: None,
-                message: String::new(),
-            }),
+            Ok(reason) => reason.clone().unwrap_or(ExitReason::Failed { code: None, message: String::new() }),
             // The watcher only goes away with the runtime.
-            Err(_) => ExitReason::Failed {
-                code: None,
-                message: "nobody watches any more".into(),
-            },
+            Err(_) => ExitReason::Failed { code: None, message: "nobody watches any more".into() },
         }
     }
 
@@ -254,39 +236,22 @@ fn save_memory(process: &Process, memory_bytes: u64, path: &Path) -> Result<Diff
         return Err(Error::Gone);
     }
     let changed = memory.changed()?;
-    let scan = Phase {
-        name: "scan",
-        start,
-        duration: clock.elapsed(),
-    };
+    let scan = Phase { name: "scan", start, duration: clock.elapsed() };
     let written = difference::write(path, &memory.content, memory.origin, memory_bytes, &changed)?;
     let mut phases = vec![scan];
     phases.extend(written.phases);
-    Ok(DifferenceStats {
-        bytes: written.bytes,
-        pages: written.pages,
-        zero_pages: written.zero_pages,
-        phases,
-    })
+    Ok(DifferenceStats { bytes: written.bytes, pages: written.pages, zero_pages: written.zero_pages, phases })
 }
 
 /// If we die on the way, the file is cut short; nothing names it before both files are whole.
 fn write_device_state(mut state: File, path: &Path) -> Result<()> {
-    let bytes = state
-        .metadata()
-        .map_err(|e| Error::io("read device state", e))?
-        .len();
+    let bytes = state.metadata().map_err(|e| Error::io("read device state", e))?.len();
     if bytes == 0 || bytes > DEVICE_STATE_BYTES_MAX {
         return Err(Error::Protocol(format!("device state of {bytes} bytes")));
     }
     let mut write = || -> std::io::Result<()> {
         state.rewind()?;
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(path)?;
+        let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         std::io::copy(&mut (&mut state).take(bytes), &mut file)?;
         file.sync_all()
     };

@@ -26,11 +26,7 @@ pub(super) struct QemuPrepared {
 
 impl QemuPrepared {
     pub(super) fn new(spawned: Spawned, connection: Connection, memory_bytes: u64) -> Self {
-        Self {
-            spawned,
-            connection,
-            memory_bytes,
-        }
+        Self { spawned, connection, memory_bytes }
     }
 
     /// The pages first: loading the state reads the devices' rings from memory.
@@ -55,19 +51,11 @@ impl QemuPrepared {
         if let Some(path) = memory_difference {
             let (start, clock) = (SystemTime::now(), Instant::now());
             self.apply(path).await?;
-            phases.push(Phase {
-                name: "difference",
-                start,
-                duration: clock.elapsed(),
-            });
+            phases.push(Phase { name: "difference", start, duration: clock.elapsed() });
         }
         let (start, clock) = (SystemTime::now(), Instant::now());
         self.load_state(device_state).await?;
-        phases.push(Phase {
-            name: "state",
-            start,
-            duration: clock.elapsed(),
-        });
+        phases.push(Phase { name: "state", start, duration: clock.elapsed() });
         Ok(phases)
     }
 
@@ -87,10 +75,7 @@ impl QemuPrepared {
                 Err(Error::corrupt(device_state, self.spawned.stderr.text()))
             }
             Ok(Err(error)) => Err(error),
-            Err(_) => Err(Error::Timeout {
-                step: "loading device state",
-                limit: LOAD_TIMEOUT,
-            }),
+            Err(_) => Err(Error::Timeout { step: "loading device state", limit: LOAD_TIMEOUT }),
         }
     }
 }

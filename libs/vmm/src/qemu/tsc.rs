@@ -19,9 +19,7 @@ pub(super) async fn measure_khz() -> Option<u64> {
     tokio::time::sleep(WINDOW).await;
     let (last, ended) = reading();
     let nanoseconds = ended.duration_since(begun).as_nanos();
-    u64::try_from(u128::from(last.checked_sub(first)?) * 1_000_000 / nanoseconds)
-        .ok()
-        .filter(|khz| *khz > 0)
+    u64::try_from(u128::from(last.checked_sub(first)?) * 1_000_000 / nanoseconds).ok().filter(|khz| *khz > 0)
 }
 
 /// The rate in kHz; `None` where there is no such counter.
@@ -49,10 +47,7 @@ fn reading() -> (u64, std::time::Instant) {
 mod tests {
     #[tokio::test]
     async fn two_measurements_agree() {
-        let (first, second) = (
-            super::measure_khz().await.unwrap(),
-            super::measure_khz().await.unwrap(),
-        );
+        let (first, second) = (super::measure_khz().await.unwrap(), super::measure_khz().await.unwrap());
         assert!(first.abs_diff(second) < first / 200, "{first} {second}");
         assert!((100_000..20_000_000).contains(&first), "{first}");
     }

@@ -43,15 +43,7 @@ impl Bench {
         let directory = tempfile::tempdir()?;
         let guest = Guest::build(directory.path())?;
         let (undertaker, count) = (Undertaker::new()?.into(), AtomicU32::new(0));
-        Ok(Self {
-            engine,
-            memory_mib,
-            network: None,
-            guest,
-            directory,
-            undertaker,
-            count,
-        })
+        Ok(Self { engine, memory_mib, network: None, guest, directory, undertaker, count })
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -92,11 +84,7 @@ impl Bench {
 
     /// Boots, waits for the guest's third turn, and keeps the base.
     pub async fn bake(&self) -> Result<Base> {
-        let base = Base {
-            memory: self.path("base.memory"),
-            device_state: self.path("base.state"),
-            turn: 0,
-        };
+        let base = Base { memory: self.path("base.memory"), device_state: self.path("base.state"), turn: 0 };
         let machine = self.boot(&self.spec("bake")?, &base.memory).await?;
         wait_past(&*machine, 2).await?;
         machine.pause().await?;
@@ -114,9 +102,7 @@ impl Bench {
     ) -> Result<Restored, vmm::Error> {
         let from = RestoreSpec {
             base_memory: base.memory.clone(),
-            device_state: difference
-                .map_or(&*base.device_state, |(state, _)| state)
-                .to_owned(),
+            device_state: difference.map_or(&*base.device_state, |(state, _)| state).to_owned(),
             memory_difference: difference.map(|(_, memory)| memory.to_owned()),
         };
         let restored = self.engine.restore(spec, &from).await?;
@@ -141,11 +127,7 @@ impl Undertaker {
         let script =
             "while read -r pid; do pids=\"$pids $pid\"; done; [ -z \"$pids\" ] || kill -9 $pids 2>/dev/null";
         let mut command = Command::new("sh");
-        command
-            .args(["-c", script])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null());
+        command.args(["-c", script]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
         Ok(Self(command.process_group(0).spawn()?))
     }
 }
@@ -176,10 +158,7 @@ pub async fn wait_for(machine: &dyn Machine, done: impl Fn(&str) -> bool) -> Res
 pub async fn line(machine: &dyn Machine, start: &str) -> Result<String> {
     let find = |text: &str| {
         let lines = text.rsplit_once('\n').map_or("", |(whole, _)| whole).lines();
-        lines
-            .filter_map(|line| line.strip_prefix(start))
-            .next_back()
-            .map(|rest| rest.trim().to_owned())
+        lines.filter_map(|line| line.strip_prefix(start)).next_back().map(|rest| rest.trim().to_owned())
     };
     let console = wait_for(machine, |text| find(text).is_some()).await?;
     Ok(find(&console).expect("just seen"))
@@ -189,9 +168,7 @@ pub async fn line(machine: &dyn Machine, start: &str) -> Result<String> {
 pub fn turns(console: &str) -> Vec<u64> {
     let whole = console.rsplit_once('\n').map_or("", |(whole, _)| whole);
     let lines = whole.lines().filter_map(|line| line.strip_prefix("turn "));
-    lines
-        .filter_map(|rest| rest.split(' ').next()?.parse().ok())
-        .collect()
+    lines.filter_map(|rest| rest.split(' ').next()?.parse().ok()).collect()
 }
 
 pub fn last_turn(console: &str) -> u64 {

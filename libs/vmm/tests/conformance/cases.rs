@@ -29,10 +29,7 @@ pub async fn a_cold_boot_says_hello(engine: Arc<dyn Engine>) -> Result<()> {
     let memory = bench.path("memory");
     let machine = bench.boot(&spec, &memory).await?;
     ensure!(machine.status().await? == Status::Running);
-    wait_for(&*machine, |text| {
-        text.contains("ready") && text.contains("turn 1 word hello")
-    })
-    .await?;
+    wait_for(&*machine, |text| text.contains("ready") && text.contains("turn 1 word hello")).await?;
     let usage = machine.usage()?;
     ensure!(usage.cpu_seconds > 0.0 && usage.anonymous_bytes > 0, "{usage:?}");
     ensure!(memory.metadata()?.len() == u64::from(MEMORY_MIB) << 20);
@@ -41,10 +38,7 @@ pub async fn a_cold_boot_says_hello(engine: Arc<dyn Engine>) -> Result<()> {
     machine.stop().await?;
     ensure!(machine.exited().await == ExitReason::Killed(9));
     ensure!(machine.status().await? == Status::Ended);
-    ensure!(
-        machine.console().await?.contains("turn 1 word hello"),
-        "the console is gone with the process"
-    );
+    ensure!(machine.console().await?.contains("turn 1 word hello"), "the console is gone with the process");
     let again = bench.engine.boot(&bench.spec("hello")?, &memory).await;
     ensure!(again.is_err(), "a memory file was overwritten");
     Ok(())
@@ -58,10 +52,7 @@ pub async fn clones_of_one_base_share_nothing(engine: Arc<dyn Engine>) -> Result
     let (first, second) = tokio::try_join!(bench.launch(&first, &base), bench.launch(&second, &base))?;
     for (machine, own, other) in [(&first, "alpha", "beta"), (&second, "beta", "alpha")] {
         let console = wait_past(&**machine, base.turn + 20).await?;
-        ensure!(
-            console.contains(&format!(" word {own}")) && !console.contains(other),
-            "{console}"
-        );
+        ensure!(console.contains(&format!(" word {own}")) && !console.contains(other), "{console}");
         ensure_follows(base.turn, &console)?;
     }
     // What both did is not in the base: one more clone starts where the first two did.
@@ -95,10 +86,7 @@ pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -
         ensure!(machine.status().await? == Status::Paused);
         turn = last_turn(&machine.console().await?);
         let stats = machine.save_difference(&state, &memory).await?;
-        ensure!(
-            stats.bytes == memory.metadata()?.len() && stats.pages > 0,
-            "{stats:?}"
-        );
+        ensure!(stats.bytes == memory.metadata()?.len() && stats.pages > 0, "{stats:?}");
         sizes.push(stats.bytes);
         machine.stop().await?;
 
@@ -108,10 +96,7 @@ pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -
         ensure!(phases == ["process", "difference", "state"], "{phases:?}");
         machine = restored.machine;
         ensure!(machine.status().await? == Status::Paused);
-        ensure!(
-            machine.console().await?.is_empty(),
-            "the guest ran before it was told to"
-        );
+        ensure!(machine.console().await?.is_empty(), "the guest ran before it was told to");
         machine.resume().await?;
         ensure_follows(turn, &wait_past(&*machine, turn + 2).await?)?;
     }
@@ -138,16 +123,10 @@ pub async fn a_page_that_became_zero_stays_zero(engine: Arc<dyn Engine>) -> Resu
     let stats = machine.save_difference(&state, &memory).await?;
     machine.stop().await?;
     ensure!(stats.zero_pages >= BLOB_BYTES / PAGE_BYTES, "{stats:?}");
-    ensure!(
-        stats.bytes < (stats.pages - stats.zero_pages + 64) * PAGE_BYTES,
-        "zeros take room: {stats:?}"
-    );
+    ensure!(stats.bytes < (stats.pages - stats.zero_pages + 64) * PAGE_BYTES, "zeros take room: {stats:?}");
 
     guest::order(&spec.disk, "sum")?;
-    let woken = bench
-        .restore(&spec, &base, Some((&state, &memory)))
-        .await?
-        .machine;
+    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     let sum = line(&*woken, "blob ").await?;
     woken.stop().await?;
@@ -167,9 +146,7 @@ pub async fn the_difference_does_not_grow_with_the_memory(engine: Arc<dyn Engine
         let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
         wait_past(&*machine, base.turn + 10).await?;
         machine.pause().await?;
-        let stats = machine
-            .save_difference(&bench.path("state"), &bench.path("difference"))
-            .await?;
+        let stats = machine.save_difference(&bench.path("state"), &bench.path("difference")).await?;
         machine.stop().await?;
         ensure!(stats.bytes < 16 << 20, "{memory_mib} MiB: {stats:?}");
         pages.push(stats.pages);
@@ -183,14 +160,8 @@ pub async fn the_difference_does_not_grow_with_the_memory(engine: Arc<dyn Engine
 fn ensure_follows(turn: u64, console: &str) -> Result<()> {
     let seen = turns(console);
     let first = seen.first().copied().unwrap_or(0);
-    ensure!(
-        (turn + 1..=turn + 2).contains(&first),
-        "after turn {turn} came {first}"
-    );
-    ensure!(
-        seen.windows(2).all(|pair| pair[1] == pair[0] + 1),
-        "turns are missing: {seen:?}"
-    );
+    ensure!((turn + 1..=turn + 2).contains(&first), "after turn {turn} came {first}");
+    ensure!(seen.windows(2).all(|pair| pair[1] == pair[0] + 1), "turns are missing: {seen:?}");
     Ok(())
 }
 

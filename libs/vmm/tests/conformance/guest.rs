@@ -55,15 +55,8 @@ done
 /// Size of the guest's disk in bytes.
 const DISK_BYTES: u64 = 1 << 20;
 const SECTOR_BYTES: u64 = 512;
-const MODULES: [&str; 7] = [
-    "virtio_ring",
-    "virtio",
-    "virtio_mmio",
-    "virtio_blk",
-    "failover",
-    "net_failover",
-    "virtio_net",
-];
+const MODULES: [&str; 7] =
+    ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net"];
 
 /// Kernel and initramfs in a directory of this test.
 pub struct Guest {
@@ -94,10 +87,7 @@ impl Guest {
             .current_dir(&root)
             .status()?;
         ensure!(packed.success(), "cpio failed");
-        Ok(Self {
-            kernel: kernel_directory.join("vmlinux"),
-            initramfs,
-        })
+        Ok(Self { kernel: kernel_directory.join("vmlinux"), initramfs })
     }
 }
 
@@ -111,10 +101,8 @@ fn kernel_directory() -> Result<PathBuf> {
     lock.lock()?;
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../deploy/guest-kernel");
     let directory = target.join("guest-kernel");
-    let made = Command::new(&script)
-        .arg(&directory)
-        .status()
-        .with_context(|| script.display().to_string())?;
+    let made =
+        Command::new(&script).arg(&directory).status().with_context(|| script.display().to_string())?;
     ensure!(made.success(), "deploy/guest-kernel failed");
     Ok(directory)
 }
@@ -143,10 +131,7 @@ pub fn make_disk(path: &Path, word: &str) -> Result<()> {
 pub fn order(disk: &Path, word: &str) -> Result<()> {
     let mut sector = [0; SECTOR_BYTES as usize];
     sector[..word.len()].copy_from_slice(word.as_bytes());
-    fs::File::options()
-        .write(true)
-        .open(disk)?
-        .write_all_at(&sector, 0)?;
+    fs::File::options().write(true).open(disk)?.write_all_at(&sector, 0)?;
     Ok(())
 }
 
@@ -154,8 +139,5 @@ pub fn order(disk: &Path, word: &str) -> Result<()> {
 pub fn written(disk: &Path) -> Result<String> {
     let mut sector = [0; SECTOR_BYTES as usize];
     fs::File::open(disk)?.read_exact_at(&mut sector, SECTOR_BYTES)?;
-    Ok(String::from_utf8_lossy(&sector)
-        .trim_end_matches('\0')
-        .trim()
-        .to_owned())
+    Ok(String::from_utf8_lossy(&sector).trim_end_matches('\0').trim().to_owned())
 }

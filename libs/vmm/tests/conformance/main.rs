@@ -51,11 +51,7 @@ macro_rules! every_case {
 }
 
 async fn qemu() -> Arc<dyn Engine> {
-    Arc::new(
-        Qemu::new(QemuSettings::default())
-            .await
-            .expect("QEMU is installed"),
-    )
+    Arc::new(Qemu::new(QemuSettings::default()).await.expect("QEMU is installed"))
 }
 
 every_case!(qemu, crate::qemu().await);

@@ -85,10 +85,7 @@ async fn measure_qemu() -> Result<()> {
         }
         times.print(memory_mib);
         size.sort_unstable();
-        println!(
-            "{memory_mib:5} MiB  difference median {} bytes",
-            size[size.len() / 2]
-        );
+        println!("{memory_mib:5} MiB  difference median {} bytes", size[size.len() / 2]);
     }
     Ok(())
 }

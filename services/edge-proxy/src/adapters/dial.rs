@@ -94,11 +94,7 @@ impl Dialer {
         if left.is_zero() {
             // A launch that takes this long is still no failure of the microVM.
             let pending = route.life == Life::Pending;
-            return Err(if pending {
-                Refusal::Asleep
-            } else {
-                Refusal::MicrovmConnectFailed
-            });
+            return Err(if pending { Refusal::Asleep } else { Refusal::MicrovmConnectFailed });
         }
         let _ = tokio::time::timeout(left, search.changes.changed()).await;
         Ok(())
@@ -142,11 +138,7 @@ impl Dialer {
     fn still_looking(&self, search: &mut Search) -> Result<(), Refusal> {
         let now = Instant::now();
         let stop = *search.stop_looking.get_or_insert(now + self.limits.connect());
-        if now >= stop || now >= search.give_up {
-            Err(Refusal::MicrovmConnectFailed)
-        } else {
-            Ok(())
-        }
+        if now >= stop || now >= search.give_up { Err(Refusal::MicrovmConnectFailed) } else { Ok(()) }
     }
 
     async fn open(
@@ -175,11 +167,7 @@ impl Dialer {
         })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
-            None => Ok(Dialed {
-                stream,
-                generation: route.generation,
-                steps: steps(&response),
-            }),
+            None => Ok(Dialed { stream, generation: route.generation, steps: steps(&response) }),
         }
     }
 }
@@ -194,17 +182,12 @@ impl Search {
 
 impl std::fmt::Debug for Search {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Search")
-            .field("label", &self.label)
-            .finish_non_exhaustive()
+        f.debug_struct("Search").field("label", &self.label).finish_non_exhaustive()
     }
 }
 
 fn refused(response: &OpenResponse) -> Option<Outcome> {
-    let retry_after = response
-        .retry_after
-        .as_ref()
-        .and_then(|after| api::duration(after).ok());
+    let retry_after = response.retry_after.as_ref().and_then(|after| api::duration(after).ok());
     Some(match response.status() {
         OpenStatus::Connected => return None,
         OpenStatus::NotHere | OpenStatus::Fenced => Outcome::Elsewhere,
@@ -219,12 +202,8 @@ fn refused(response: &OpenResponse) -> Option<Outcome> {
 }
 
 fn steps(response: &OpenResponse) -> Vec<Step> {
-    let duration = |value: &Option<_>| {
-        value
-            .as_ref()
-            .and_then(|value| api::duration(value).ok())
-            .unwrap_or_default()
-    };
+    let duration =
+        |value: &Option<_>| value.as_ref().and_then(|value| api::duration(value).ok()).unwrap_or_default();
     let step = |phase: &api::common::v1::Phase| Step {
         name: phase.name.clone(),
         start: duration(&phase.start),

@@ -67,10 +67,7 @@ impl Keys {
                 }
             }
         });
-        Self {
-            current,
-            waiting: Arc::new(Semaphore::new(WAITING_MAX)),
-        }
+        Self { current, waiting: Arc::new(Semaphore::new(WAITING_MAX)) }
     }
 
     /// Opens a token. Waits for keys, bounded, when they may be on their way.
@@ -85,11 +82,8 @@ impl Keys {
         };
         match known.verify(token, now) {
             Err(VerifyError::UnknownKey) => {
-                let known = self
-                    .when(NEW_KEY, |set| {
-                        set.verify(token, now) != Err(VerifyError::UnknownKey)
-                    })
-                    .await;
+                let known =
+                    self.when(NEW_KEY, |set| set.verify(token, now) != Err(VerifyError::UnknownKey)).await;
                 known.map_or(Err(VerifyError::UnknownKey), |set| set.verify(token, now))
             }
             result => result,
@@ -110,10 +104,7 @@ impl Keys {
 fn apply(stored: &mut BTreeMap<String, Vec<Key>>, event: Event) {
     match event {
         Event::Snapshot(all) => {
-            *stored = all
-                .into_iter()
-                .map(|(key, value)| (key.clone(), parse(&key, &value.value)))
-                .collect();
+            *stored = all.into_iter().map(|(key, value)| (key.clone(), parse(&key, &value.value))).collect();
         }
         Event::Put(key, value) => {
             let keys = parse(&key, &value.value);

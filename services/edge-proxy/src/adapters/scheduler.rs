@@ -45,11 +45,7 @@ impl Scheduler {
             rpc::channel(identity, address, Role::Scheduler).map(MicrovmServiceClient::new)
         };
         let replicas = addresses.iter().map(replica).collect::<Result<_, _>>()?;
-        Ok(Self {
-            replicas,
-            current: AtomicUsize::new(0),
-            resumes: Mutex::default(),
-        })
+        Ok(Self { replicas, current: AtomicUsize::new(0), resumes: Mutex::default() })
     }
 
     /// Number of replicas.
@@ -119,32 +115,22 @@ impl Scheduler {
                     // for it hangs up.
                     let task = tokio::spawn(async move {
                         let result = tokio::time::timeout(wait, this.resume_once(&id)).await;
-                        this.resumes
-                            .lock()
-                            .unwrap_or_else(PoisonError::into_inner)
-                            .remove(&id);
+                        this.resumes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
                         result.unwrap_or(Err(Code::DeadlineExceeded))
                     });
-                    let shared = task
-                        .map(|result| result.unwrap_or(Err(Code::Internal)))
-                        .boxed()
-                        .shared();
+                    let shared = task.map(|result| result.unwrap_or(Err(Code::Internal))).boxed().shared();
                     resumes.insert(microvm_id.clone(), shared.clone());
                     shared
                 }
             }
         };
-        tokio::time::timeout(wait, shared)
-            .await
-            .unwrap_or(Err(Code::DeadlineExceeded))
+        tokio::time::timeout(wait, shared).await.unwrap_or(Err(Code::DeadlineExceeded))
     }
 
     async fn resume_once(&self, microvm_id: &str) -> Result<(), Code> {
         let mut code = Code::Unavailable;
         for _ in 0..self.replicas.len() {
-            let request = rpc::request(ResumeMicrovmRequest {
-                microvm_id: microvm_id.to_owned(),
-            });
+            let request = rpc::request(ResumeMicrovmRequest { microvm_id: microvm_id.to_owned() });
             match self.replica().resume_microvm(request).await {
                 Ok(_) => return Ok(()),
                 Err(status) => code = status.code(),
@@ -185,10 +171,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
         life,
         generation: microvm.generation,
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),
-        wake: microvm
-            .idle_policy
-            .as_ref()
-            .is_some_and(|policy| policy.auto_resume_enabled),
+        wake: microvm.idle_policy.as_ref().is_some_and(|policy| policy.auto_resume_enabled),
     };
     Some((label, route))
 }

@@ -80,12 +80,7 @@ impl Tunnels {
     /// `open` counts the tunnels that stand.
     #[must_use]
     pub fn new(keep_for: Duration, keep_max: usize, open: Gauge) -> Self {
-        Self {
-            kept: Mutex::default(),
-            keep_for,
-            keep_max,
-            open,
-        }
+        Self { kept: Mutex::default(), keep_for, keep_max, open }
     }
 
     fn kept(&self) -> MutexGuard<'_, Kept> {
@@ -139,17 +134,11 @@ impl Tunnels {
                 .handshake(stream)
                 .await?;
             spawn(connection, counted);
-            let multiplexed = Multiplexed {
-                sender: sender.clone(),
-                used: Instant::now(),
-            };
+            let multiplexed = Multiplexed { sender: sender.clone(), used: Instant::now() };
             self.kept().http2.insert(key.clone(), multiplexed);
             return Ok(Connection::Http2(sender));
         }
-        let (sender, connection) = http1::Builder::new()
-            .max_buf_size(BUFFER)
-            .handshake(stream)
-            .await?;
+        let (sender, connection) = http1::Builder::new().max_buf_size(BUFFER).handshake(stream).await?;
         spawn(connection, counted);
         Ok(Connection::Http1(sender))
     }
@@ -172,10 +161,7 @@ impl Tunnels {
         let mut kept = self.kept();
         let unused = kept.http1.entry(key).or_default();
         if unused.len() < self.keep_max {
-            unused.push(Unused {
-                sender,
-                since: Instant::now(),
-            });
+            unused.push(Unused { sender, since: Instant::now() });
         }
     }
 
@@ -188,8 +174,7 @@ impl Tunnels {
             unused.retain(|one| one.sender.is_ready() && now.duration_since(one.since) < keep_for);
             !unused.is_empty()
         });
-        kept.http2
-            .retain(|_, one| !one.sender.is_closed() && now.duration_since(one.used) < keep_for);
+        kept.http2.retain(|_, one| !one.sender.is_closed() && now.duration_since(one.used) < keep_for);
     }
 
     /// Drops everything kept.

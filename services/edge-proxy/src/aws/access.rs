@@ -71,10 +71,8 @@ pub fn connectors<'a>(
 /// Whether a request changes the tags that are a connector's rules.
 fn changes_rules(members: &Map<String, Value>, resource: &str) -> bool {
     let set = members.get("Tags").and_then(Value::as_object);
-    let mut keys = set
-        .into_iter()
-        .flat_map(|tags| tags.keys().map(String::as_str))
-        .chain(listed(members, "TagKeys"));
+    let mut keys =
+        set.into_iter().flat_map(|tags| tags.keys().map(String::as_str)).chain(listed(members, "TagKeys"));
     resource.contains(":network-connector:") && keys.any(|key| key.starts_with(RULE_TAG_PREFIX))
 }
 
@@ -87,10 +85,7 @@ pub struct Missing {
 
 impl Missing {
     fn new(action: &str, resource: &str) -> Self {
-        Self {
-            action: action.to_owned(),
-            resource: clip(resource, ECHO_BYTES_MAX).to_owned(),
-        }
+        Self { action: action.to_owned(), resource: clip(resource, ECHO_BYTES_MAX).to_owned() }
     }
 
     /// What the key's holder is told.
@@ -135,9 +130,7 @@ pub fn check(
         let others = aliases.of(resource).iter().map(String::as_str);
         let names: Vec<&str> = std::iter::once(resource).chain(others).collect();
         let permitted = policy.permits(action, &names);
-        permitted
-            .then_some(())
-            .ok_or_else(|| Missing::new(action, resource))
+        permitted.then_some(()).ok_or_else(|| Missing::new(action, resource))
     };
     ask(operation.action, resource)?;
     for role in ROLES.iter().filter_map(|name| members.get(*name)?.as_str()) {
@@ -172,10 +165,7 @@ mod tests {
     const IMAGE: &str = "arn:aws:lambda:us-east-1:000000000000:microvm-image:team-a";
 
     fn fleet() -> Fleet {
-        Fleet {
-            region: "us-east-1".into(),
-            account: ACCOUNT.into(),
-        }
+        Fleet { region: "us-east-1".into(), account: ACCOUNT.into() }
     }
 
     fn key(allowed: Option<&[(&str, &str)]>) -> AccessKey {
@@ -191,9 +181,7 @@ mod tests {
             access_key: Some(wire::AccessKey {
                 access_key_id: "AKIAONE".into(),
                 account_id: ACCOUNT.into(),
-                policy: allowed.map(|allowed| wire::Policy {
-                    statements: statements(allowed),
-                }),
+                policy: allowed.map(|allowed| wire::Policy { statements: statements(allowed) }),
                 ..wire::AccessKey::default()
             }),
             secret_access_key: "secret".into(),
@@ -213,9 +201,7 @@ mod tests {
     /// What is refused of a request: its first missing permission.
     fn refused(operation: &str, members: Value, allowed: Option<&[(&str, &str)]>) -> Option<String> {
         let operation = aws_model::operation(operation).unwrap();
-        let Value::Object(members) = members else {
-            panic!("members are an object")
-        };
+        let Value::Object(members) = members else { panic!("members are an object") };
         let resource = resource(operation, &members, &fleet());
         let key = key(allowed);
         let missing = check(operation, &members, &resource, &key, &fleet(), &aliases()).err()?;
@@ -241,34 +227,15 @@ mod tests {
         for (allowed, missing) in [
             (None, None),
             (Some(&[run, pass, connectors][..]), None),
-            (
-                Some(&[pass, connectors]),
-                Some(format!("lambda:RunMicrovm on resource: {IMAGE}")),
-            ),
-            (
-                Some(&[run, connectors]),
-                Some(format!("iam:PassRole on resource: {role}")),
-            ),
+            (Some(&[pass, connectors]), Some(format!("lambda:RunMicrovm on resource: {IMAGE}"))),
+            (Some(&[run, connectors]), Some(format!("iam:PassRole on resource: {role}"))),
             (
                 Some(&[run, pass]),
-                Some(format!(
-                    "lambda:PassNetworkConnector on resource: {}",
-                    managed("HTTP_INGRESS")
-                )),
+                Some(format!("lambda:PassNetworkConnector on resource: {}", managed("HTTP_INGRESS"))),
             ),
             (
-                Some(&[
-                    run,
-                    pass,
-                    (
-                        "lambda:PassNetworkConnector",
-                        "*:aws-network-connector:HTTP_INGRESS",
-                    ),
-                ]),
-                Some(format!(
-                    "lambda:PassNetworkConnector on resource: {}",
-                    managed("INTERNET_EGRESS")
-                )),
+                Some(&[run, pass, ("lambda:PassNetworkConnector", "*:aws-network-connector:HTTP_INGRESS")]),
+                Some(format!("lambda:PassNetworkConnector on resource: {}", managed("INTERNET_EGRESS"))),
             ),
         ] {
             assert_eq!(refused("RunMicrovm", request.clone(), allowed), missing);
@@ -289,10 +256,7 @@ mod tests {
     fn what_is_asked_about_is_bounded() {
         let connectors = |count: usize| json!({"imageIdentifier": IMAGE, "egressNetworkConnectors": vec!["c"; count], "executionRoleArn": null});
         let everything = Some(&[("*", "*")][..]);
-        assert_eq!(
-            refused("RunMicrovm", connectors(CONNECTORS_MAX), everything),
-            None
-        );
+        assert_eq!(refused("RunMicrovm", connectors(CONNECTORS_MAX), everything), None);
         assert!(refused("RunMicrovm", connectors(CONNECTORS_MAX + 1), everything).is_some());
         let long = json!({"name": "x".repeat(1 << 20)});
         let told = refused("CreateMicrovmImage", long, everything).unwrap();
@@ -303,11 +267,7 @@ mod tests {
     fn every_kind_of_resource_is_found() {
         let everything = |resource| Some(vec![("lambda:*", resource)]);
         for (operation, members, resource) in [
-            (
-                "CreateMicrovmImage",
-                json!({"name": "app"}),
-                "*:microvm-image:app",
-            ),
+            ("CreateMicrovmImage", json!({"name": "app"}), "*:microvm-image:app"),
             ("GetMicrovmImage", json!({"imageIdentifier": IMAGE}), IMAGE),
             ("GetMicrovmImage", json!({"imageIdentifier": "team-a"}), IMAGE),
             (
@@ -316,16 +276,8 @@ mod tests {
                 "arn:aws:lambda:us-east-1:000000000000:microvm:microvm-1",
             ),
             ("ListTags", json!({"Resource": IMAGE}), IMAGE),
-            (
-                "GetNetworkConnector",
-                json!({"Identifier": "nc-1"}),
-                "*:network-connector:nc-1",
-            ),
-            (
-                "CreateNetworkConnector",
-                json!({"Name": "office"}),
-                "*:network-connector:*",
-            ),
+            ("GetNetworkConnector", json!({"Identifier": "nc-1"}), "*:network-connector:nc-1"),
+            ("CreateNetworkConnector", json!({"Name": "office"}), "*:network-connector:*"),
             ("ListMicrovmImages", json!({}), "*"),
             ("ListMicrovms", json!({"imageIdentifier": IMAGE}), IMAGE),
         ] {
@@ -333,16 +285,9 @@ mod tests {
                 allowed.push(("lambda:PassNetworkConnector", "*"));
                 allowed
             });
-            assert_eq!(
-                refused(operation, members.clone(), allowed.as_deref()),
-                None,
-                "{operation}"
-            );
+            assert_eq!(refused(operation, members.clone(), allowed.as_deref()), None, "{operation}");
             let elsewhere = [("lambda:*", "arn:aws:lambda:us-east-1:000000000000:other:x")];
-            assert!(
-                refused(operation, members, Some(&elsewhere)).is_some(),
-                "{operation}"
-            );
+            assert!(refused(operation, members, Some(&elsewhere)).is_some(), "{operation}");
         }
     }
 
@@ -366,11 +311,7 @@ mod tests {
             ("UntagResource", untag("torpor:allow-cidrs"), false),
             ("TagResource", tag("team"), true),
             ("TagResource", tag("torpor:deny-cidrs"), false),
-            (
-                "TagResource",
-                json!({"Resource": IMAGE, "Tags": {"torpor:x": "y"}}),
-                true,
-            ),
+            ("TagResource", json!({"Resource": IMAGE, "Tags": {"torpor:x": "y"}}), true),
         ] {
             let missing = refused(operation, members.clone(), tagging);
             assert_eq!(missing.is_none(), permitted, "{operation} {members}: {missing:?}");

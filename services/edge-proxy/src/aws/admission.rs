@@ -86,9 +86,7 @@ impl Api {
         });
         let claim = claim.map_err(|error| unsigned(&error))?;
         clip(claim.access_key_id(), AUDIT_ID_MAX).clone_into(&mut seen.access_key_id);
-        self.verifier
-            .check(&claim, now)
-            .map_err(|error| unsigned(&error))?;
+        self.verifier.check(&claim, now).map_err(|error| unsigned(&error))?;
         // There are no temporary credentials here.
         if claim.security_token().is_some() {
             return Err(unsigned(&sigv4::Error::UnrecognizedClient));
@@ -97,9 +95,7 @@ impl Api {
             Ok(key) => Ok((claim, key)),
             Err(NoKey::Unknown) => Err(unsigned(&sigv4::Error::UnrecognizedClient)),
             Err(NoKey::NotReady) => {
-                let class = seen
-                    .operation
-                    .map_or(ErrorClass::InternalServer, Operation::internal);
+                let class = seen.operation.map_or(ErrorClass::InternalServer, Operation::internal);
                 let rejection = Rejection::new(class, "The access keys are not known yet.");
                 Err(rejection.retry_after(AGAIN.as_secs()))
             }

@@ -48,9 +48,7 @@ pub async fn find(
 ) -> Result<Aliases, Status> {
     let mut aliases = Aliases::default();
     if let Some(id) = members.get("microvmIdentifier").and_then(Value::as_str) {
-        let message = GetMicrovmRequest {
-            microvm_id: id.to_owned(),
-        };
+        let message = GetMicrovmRequest { microvm_id: id.to_owned() };
         let found = services.microvms(request_id, message, |mut client, request| async move {
             client.get_microvm(request).await
         });
@@ -62,9 +60,7 @@ pub async fn find(
         if !aliases.of(name).is_empty() {
             continue;
         }
-        let message = GetNetworkConnectorRequest {
-            identifier: name.to_owned(),
-        };
+        let message = GetNetworkConnectorRequest { identifier: name.to_owned() };
         let found = services.connectors(request_id, message, |mut client, request| async move {
             client.get_network_connector(request).await
         });
@@ -82,10 +78,7 @@ fn existing<T>(answer: Result<T, Status>) -> Result<Option<T>, Status> {
     match answer {
         Ok(found) => Ok(Some(found)),
         Err(status)
-            if matches!(
-                status.code(),
-                Code::NotFound | Code::InvalidArgument | Code::PermissionDenied
-            ) =>
+            if matches!(status.code(), Code::NotFound | Code::InvalidArgument | Code::PermissionDenied) =>
         {
             Ok(None)
         }

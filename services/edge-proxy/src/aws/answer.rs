@@ -22,14 +22,9 @@ impl Answer {
     pub fn success(reply: Reply) -> Self {
         let mut response = response(reply.status, reply.body);
         if let Some(kind) = reply.content_type {
-            response
-                .headers_mut()
-                .insert(CONTENT_TYPE, HeaderValue::from_static(kind));
+            response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(kind));
         }
-        Self {
-            result: "ok",
-            response,
-        }
+        Self { result: "ok", response }
     }
 
     /// An error; `result` names it in the audit record.
@@ -39,9 +34,7 @@ impl Answer {
         for (name, value) in reply.headers {
             // Numbers, class names and media types: always visible ASCII.
             if let Ok(value) = HeaderValue::try_from(value) {
-                response
-                    .headers_mut()
-                    .insert(HeaderName::from_static(name), value);
+                response.headers_mut().insert(HeaderName::from_static(name), value);
             }
         }
         Self { result, response }

@@ -46,9 +46,7 @@ impl ApiServer {
         identity: &TlsIdentity,
         metrics: Arc<Metrics>,
     ) -> anyhow::Result<Self> {
-        let Config {
-            aws, region, account, ..
-        } = config;
+        let Config { aws, region, account, .. } = config;
         let keys = Arc::new(Keys::default());
         let key_file = match &aws.key_file {
             None => None,
@@ -60,39 +58,22 @@ impl ApiServer {
                 Some(file)
             }
         };
-        let (audit, records) = Audit::open(
-            aws.audit_file.as_deref(),
-            aws.unauthenticated_audit_file.as_deref(),
-        )
-        .context("aws.audit_file, aws.unauthenticated_audit_file")?;
+        let (audit, records) =
+            Audit::open(aws.audit_file.as_deref(), aws.unauthenticated_audit_file.as_deref())
+                .context("aws.audit_file, aws.unauthenticated_audit_file")?;
         let listener = Listener::bind(aws.socket(), aws.limits.bounds()).await?;
-        let services = Services::new(
-            identity,
-            &config.schedulers,
-            &config.image_builders,
-            aws.limits.call(),
-        );
+        let services = Services::new(identity, &config.schedulers, &config.image_builders, aws.limits.call());
         // Not a secret: what a page token says may be known, it only must not be
         // taken for another's by accident. All edges of a fleet share it.
         let seal = std::fs::read(&config.tls.ca).context("tls.ca")?;
         let api = Api {
-            fleet: Fleet {
-                region: region.clone(),
-                account: account.clone(),
-            },
+            fleet: Fleet { region: region.clone(), account: account.clone() },
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
             keys,
-            bodies: Bodies::new(
-                aws.limits.body_bytes,
-                aws.limits.body_read(),
-                aws.limits.body_memory_bytes,
-            ),
-            buckets: Buckets::new(
-                &aws.throttles,
-                operations().iter().map(|operation| operation.name),
-            ),
+            bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
+            buckets: Buckets::new(&aws.throttles, operations().iter().map(|operation| operation.name)),
             audit,
             in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
             limits: Limits {
@@ -101,12 +82,7 @@ impl ApiServer {
             },
             metrics,
         };
-        Ok(Self {
-            listener,
-            api,
-            key_file,
-            records,
-        })
+        Ok(Self { listener, api, key_file, records })
     }
 
     /// Where the API will be served.
@@ -119,16 +95,10 @@ impl ApiServer {
 
     /// Serves until `shutdown`, drains, returns.
     pub async fn serve(self, store: &records::Store, shutdown: CancellationToken) {
-        let Self {
-            listener,
-            api,
-            key_file,
-            records,
-        } = self;
+        let Self { listener, api, key_file, records } = self;
         let following = CancellationToken::new();
         let _stop_following = following.clone().drop_guard();
-        api.keys
-            .follow(store, api.fleet.account.clone(), following.clone());
+        api.keys.follow(store, api.fleet.account.clone(), following.clone());
         if let Some(file) = key_file {
             tokio::spawn(file.follow(api.keys.clone(), following));
         }

@@ -105,10 +105,7 @@ mod tests {
     use super::*;
 
     fn fleet() -> Fleet {
-        Fleet {
-            region: "us-east-1".into(),
-            account: "000000000000".into(),
-        }
+        Fleet { region: "us-east-1".into(), account: "000000000000".into() }
     }
 
     #[test]
@@ -121,26 +118,11 @@ mod tests {
     #[test]
     fn own_resources_are_known_by_kind() {
         for (text, own) in [
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2",
-                true,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:office",
-                true,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:microvm-image:office",
-                false,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:111111111111:network-connector:nc-1",
-                false,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS",
-                false,
-            ),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2", true),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:office", true),
+            ("arn:aws:lambda:us-east-1:000000000000:microvm-image:office", false),
+            ("arn:aws:lambda:us-east-1:111111111111:network-connector:nc-1", false),
+            ("arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:HTTP_INGRESS", false),
             ("nc-1", false),
         ] {
             assert_eq!(fleet().is_own(Kind::Connector, text), own, "{text}");
@@ -157,33 +139,13 @@ mod tests {
     #[test]
     fn foreign_arns_are_told_from_own_and_from_nonsense() {
         for (identifier, managed, foreign) in [
-            (
-                "arn:aws:lambda:us-east-1:000000000000:microvm-image:app",
-                false,
-                false,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:111111111111:microvm-image:app",
-                false,
-                true,
-            ),
-            (
-                "arn:aws-cn:lambda:cn-north-1:111111111111:microvm-image:app",
-                true,
-                true,
-            ),
+            ("arn:aws:lambda:us-east-1:000000000000:microvm-image:app", false, false),
+            ("arn:aws:lambda:us-east-1:111111111111:microvm-image:app", false, true),
+            ("arn:aws-cn:lambda:cn-north-1:111111111111:microvm-image:app", true, true),
             ("arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1", false, true),
             ("arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1", true, false),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:microvm-image/app",
-                false,
-                true,
-            ),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2",
-                false,
-                false,
-            ),
+            ("arn:aws:lambda:us-east-1:000000000000:microvm-image/app", false, true),
+            ("arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2", false, false),
             ("arn:aws:s3:::bucket", false, false),
             ("arn:aws:lambda:us-east-1:123:microvm-image:app", false, false),
             ("arn:", false, false),

@@ -92,10 +92,7 @@ impl Audit {
         };
         let file = open(path)?;
         let unauthenticated = open(unauthenticated)?.or_else(|| file.clone());
-        let audit = Self {
-            file,
-            unauthenticated,
-        };
+        let audit = Self { file, unauthenticated };
         Ok((audit, Writer(writing)))
     }
 
@@ -116,11 +113,7 @@ impl Audit {
             duration_us = record.duration_us,
             "request"
         );
-        let file = if record.authenticated {
-            &self.file
-        } else {
-            &self.unauthenticated
-        };
+        let file = if record.authenticated { &self.file } else { &self.unauthenticated };
         let Some(file) = file else { return };
         let Ok(mut line) = serde_json::to_vec(record) else {
             return;
@@ -152,11 +145,7 @@ struct Lines {
 
 impl Lines {
     fn open(path: &Path) -> std::io::Result<Self> {
-        Ok(Self {
-            path: path.to_owned(),
-            file: append(path)?,
-            looked: Instant::now(),
-        })
+        Ok(Self { path: path.to_owned(), file: append(path)?, looked: Instant::now() })
     }
 
     /// Writes until nobody sends any more.
@@ -257,10 +246,7 @@ mod tests {
         let (known, unknown) = (directory.path().join("known"), directory.path().join("unknown"));
         let (audit, writer) = Audit::open(Some(&known), Some(&unknown)).unwrap();
         audit.record(&record("one")).await;
-        let stranger = Record {
-            authenticated: false,
-            ..record("two")
-        };
+        let stranger = Record { authenticated: false, ..record("two") };
         audit.record(&stranger).await;
         drop(audit);
         writer.ended(Duration::from_secs(10)).await;

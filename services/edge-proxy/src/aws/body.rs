@@ -47,11 +47,7 @@ impl Bodies {
     /// bytes.
     #[must_use]
     pub fn new(bytes_max: usize, wait: Duration, memory: usize) -> Self {
-        Self {
-            bytes_max,
-            wait,
-            memory: Semaphore::new(memory.min(Semaphore::MAX_PERMITS)),
-        }
+        Self { bytes_max, wait, memory: Semaphore::new(memory.min(Semaphore::MAX_PERMITS)) }
     }
 
     /// Reads a body to its end.
@@ -60,10 +56,7 @@ impl Bodies {
     /// See [`NoBody`].
     pub async fn read(&self, mut body: Incoming) -> Result<Held<'_>, NoBody> {
         if body.is_end_stream() {
-            return Ok(Held {
-                bytes: Bytes::new(),
-                _share: None,
-            });
+            return Ok(Held { bytes: Bytes::new(), _share: None });
         }
         let read = tokio::time::timeout(self.wait, self.gather(&mut body)).await;
         let read = read.unwrap_or(Err(NoBody::TooSlow));
@@ -111,9 +104,6 @@ impl Bodies {
             }
             bytes.extend_from_slice(&data);
         }
-        Ok(Held {
-            bytes: bytes.freeze(),
-            _share: share,
-        })
+        Ok(Held { bytes: bytes.freeze(), _share: share })
     }
 }

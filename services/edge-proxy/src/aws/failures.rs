@@ -44,11 +44,7 @@ const TABLE: [(Code, &str, Kind); 17] = [
     (Code::FailedPrecondition, reason::HOOK_FAILED, Kind::Conflict),
     (Code::FailedPrecondition, reason::GUEST_FAILED, Kind::Conflict),
     (Code::ResourceExhausted, reason::QUOTA_EXCEEDED, Kind::Quota),
-    (
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        Kind::Capacity,
-    ),
+    (Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, Kind::Capacity),
     (Code::ResourceExhausted, reason::THROTTLED, Kind::Throttled),
     (Code::PermissionDenied, reason::PERMISSION_DENIED, Kind::Denied),
 ];
@@ -66,9 +62,7 @@ pub fn rejection(operation: &Operation, status: &Status) -> Rejection {
     let details = status.get_error_details();
     let info = details.error_info();
     let row = info.and_then(|info| {
-        TABLE
-            .iter()
-            .find(|(code, reason, _)| *code == status.code() && *reason == info.reason)
+        TABLE.iter().find(|(code, reason, _)| *code == status.code() && *reason == info.reason)
     });
     let retry_after = details.retry_info().and_then(|info| info.retry_delay);
     let Some((_, _, kind)) = row else {
@@ -116,19 +110,11 @@ fn class(kind: Kind, operation: &Operation) -> ErrorClass {
 fn ours(operation: &Operation, status: &Status, retry_after: Option<Duration>) -> Rejection {
     // A status with a source was made on this side: the service went away in the middle of the call.
     let away = std::error::Error::source(status).is_some()
-        || matches!(
-            status.code(),
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-        );
-    let (message, after) = if away {
-        (AWAY, Some(retry_after.unwrap_or(RETRY_AFTER)))
-    } else {
-        (BUG, retry_after)
-    };
+        || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
+    let (message, after) =
+        if away { (AWAY, Some(retry_after.unwrap_or(RETRY_AFTER))) } else { (BUG, retry_after) };
     let rejection = Rejection::new(operation.internal(), message);
-    after.into_iter().fold(rejection, |rejection, after| {
-        rejection.retry_after(seconds(after))
-    })
+    after.into_iter().fold(rejection, |rejection, after| rejection.retry_after(seconds(after)))
 }
 
 /// Whole seconds, at least one.
@@ -145,23 +131,13 @@ mod tests {
 
     fn told(operation: &str, status: &Status) -> (&'static str, u16, String) {
         let rejection = rejection(aws_model::operation(operation).unwrap(), status);
-        (
-            rejection.class.name(),
-            rejection.class.status(),
-            rejection.message.unwrap(),
-        )
+        (rejection.class.name(), rejection.class.status(), rejection.message.unwrap())
     }
 
     #[test]
     fn every_refusal_has_a_name_per_operation() {
         for (operation, code, reason, class, status) in [
-            (
-                "RunMicrovm",
-                Code::InvalidArgument,
-                reason::INVALID_ARGUMENT,
-                "ValidationException",
-                400,
-            ),
+            ("RunMicrovm", Code::InvalidArgument, reason::INVALID_ARGUMENT, "ValidationException", 400),
             (
                 "CreateNetworkConnector",
                 Code::InvalidArgument,
@@ -169,27 +145,9 @@ mod tests {
                 "InvalidParameterValueException",
                 400,
             ),
-            (
-                "GetMicrovm",
-                Code::NotFound,
-                reason::NOT_FOUND,
-                "ResourceNotFoundException",
-                404,
-            ),
-            (
-                "RunMicrovm",
-                Code::NotFound,
-                reason::NO_ACTIVE_VERSION,
-                "ResourceNotFoundException",
-                404,
-            ),
-            (
-                "CreateMicrovmImage",
-                Code::AlreadyExists,
-                reason::ALREADY_EXISTS,
-                "ValidationException",
-                400,
-            ),
+            ("GetMicrovm", Code::NotFound, reason::NOT_FOUND, "ResourceNotFoundException", 404),
+            ("RunMicrovm", Code::NotFound, reason::NO_ACTIVE_VERSION, "ResourceNotFoundException", 404),
+            ("CreateMicrovmImage", Code::AlreadyExists, reason::ALREADY_EXISTS, "ValidationException", 400),
             (
                 "CreateNetworkConnector",
                 Code::AlreadyExists,
@@ -204,13 +162,7 @@ mod tests {
                 "ConflictException",
                 409,
             ),
-            (
-                "RunMicrovm",
-                Code::Aborted,
-                reason::CLIENT_TOKEN_CONFLICT,
-                "ConflictException",
-                409,
-            ),
+            ("RunMicrovm", Code::Aborted, reason::CLIENT_TOKEN_CONFLICT, "ConflictException", 409),
             (
                 "UpdateMicrovmImageVersion",
                 Code::FailedPrecondition,
@@ -239,20 +191,8 @@ mod tests {
                 "ValidationException",
                 400,
             ),
-            (
-                "SuspendMicrovm",
-                Code::FailedPrecondition,
-                reason::TERMINATED,
-                "ValidationException",
-                400,
-            ),
-            (
-                "SuspendMicrovm",
-                Code::FailedPrecondition,
-                reason::HOOK_FAILED,
-                "ConflictException",
-                409,
-            ),
+            ("SuspendMicrovm", Code::FailedPrecondition, reason::TERMINATED, "ValidationException", 400),
+            ("SuspendMicrovm", Code::FailedPrecondition, reason::HOOK_FAILED, "ConflictException", 409),
             (
                 "CreateMicrovmShellAuthToken",
                 Code::FailedPrecondition,
@@ -281,13 +221,7 @@ mod tests {
                 "InsufficientCapacityException",
                 500,
             ),
-            (
-                "SuspendMicrovm",
-                Code::ResourceExhausted,
-                reason::THROTTLED,
-                "ThrottlingException",
-                429,
-            ),
+            ("SuspendMicrovm", Code::ResourceExhausted, reason::THROTTLED, "ThrottlingException", 429),
             (
                 "GetNetworkConnector",
                 Code::ResourceExhausted,
@@ -298,37 +232,22 @@ mod tests {
         ] {
             let refused = errors::status(code, reason, "as it is", &[]);
             let expected = (class, status, "as it is".to_owned());
-            assert_eq!(
-                told(operation, &refused),
-                expected,
-                "{operation} {code:?} {reason}"
-            );
+            assert_eq!(told(operation, &refused), expected, "{operation} {code:?} {reason}");
         }
     }
 
     #[test]
     fn what_the_caller_cannot_help_says_nothing_of_the_inside() {
         for (status, message) in [
-            (
-                errors::unavailable(reason::STORE_UNAVAILABLE, "etcd at 10.0.0.1", RETRY_AFTER),
-                AWAY,
-            ),
+            (errors::unavailable(reason::STORE_UNAVAILABLE, "etcd at 10.0.0.1", RETRY_AFTER), AWAY),
             (Status::deadline_exceeded("x"), AWAY),
             (Status::from_error("connection reset".into()), AWAY),
-            (
-                errors::status(Code::Internal, reason::INTERNAL, "a panic", &[]),
-                BUG,
-            ),
+            (errors::status(Code::Internal, reason::INTERNAL, "a panic", &[]), BUG),
             (Status::unknown("h2 protocol error"), BUG),
             (Status::unimplemented("no such call"), BUG),
             (Status::invalid_argument("without a reason"), BUG),
             (
-                errors::status(
-                    Code::PermissionDenied,
-                    reason::PERMISSION_DENIED,
-                    "role",
-                    &[("role", "x")],
-                ),
+                errors::status(Code::PermissionDenied, reason::PERMISSION_DENIED, "role", &[("role", "x")]),
                 BUG,
             ),
         ] {

@@ -141,24 +141,13 @@ impl Api {
         let serving = AssertUnwindSafe(self.serve(request, &request_id, arrived, &mut seen));
         let answer = serving.catch_unwind().await.unwrap_or_else(|_| {
             tracing::error!(request_id, "a bug ended a request");
-            let service = seen
-                .operation
-                .map_or(Service::Microvms, |operation| operation.service);
+            let service = seen.operation.map_or(Service::Microvms, |operation| operation.service);
             refuse(service, &Rejection::silent(ErrorClass::InternalServer))
         });
         let (took, status) = (started.elapsed(), answer.status());
         let operation = seen.operation.map_or("", |operation| operation.name);
-        self.metrics
-            .api_requests
-            .get_or_create(&ApiRequest {
-                operation,
-                code: status,
-            })
-            .inc();
-        self.metrics
-            .api_seconds
-            .get_or_create(&ApiOperation { operation })
-            .observe(took.as_secs_f64());
+        self.metrics.api_requests.get_or_create(&ApiRequest { operation, code: status }).inc();
+        self.metrics.api_seconds.get_or_create(&ApiOperation { operation }).observe(took.as_secs_f64());
         let record = Record {
             time: timestamp(arrived),
             request_id,
@@ -232,14 +221,7 @@ impl Api {
 
     /// What happens to a request that is signed as it should be.
     async fn perform(&self, signed: Signed<'_>, seen: &mut Seen) -> Result<Map<String, Value>, Rejection> {
-        let Signed {
-            operation,
-            path,
-            query,
-            body,
-            key,
-            request_id,
-        } = signed;
+        let Signed { operation, path, query, body, key, request_id } = signed;
         let draft = aws_model::read(operation, path, query, &body.bytes, &self.limits)?;
         // Its share of the memory goes to the next request.
         drop(body);
@@ -247,16 +229,9 @@ impl Api {
         let resource = access::resource(operation, members, &self.fleet);
         seen.about(&resource);
         let aliases = if key.policy.is_some() {
-            aliases::find(
-                &self.services,
-                &self.fleet,
-                request_id,
-                operation,
-                members,
-                &resource,
-            )
-            .await
-            .map_err(|status| failures::rejection(operation, &status))?
+            aliases::find(&self.services, &self.fleet, request_id, operation, members, &resource)
+                .await
+                .map_err(|status| failures::rejection(operation, &status))?
         } else {
             Aliases::default()
         };

@@ -133,11 +133,7 @@ impl KeyFile {
     /// # Errors
     /// See [`KeyFileError`].
     pub fn open(path: &Path, account: &str) -> Result<(Self, KeyMap), KeyFileError> {
-        let mut file = Self {
-            path: path.to_owned(),
-            account: account.to_owned(),
-            read: None,
-        };
+        let mut file = Self { path: path.to_owned(), account: account.to_owned(), read: None };
         let keys = file.changed()?.unwrap_or_default();
         Ok((file, keys))
     }
@@ -257,11 +253,7 @@ impl Statement {
             Effect::Allow => wire::Effect::Allow,
             Effect::Deny => wire::Effect::Deny,
         };
-        wire::Statement {
-            effect: effect.into(),
-            actions: self.actions,
-            resources: self.resources,
-        }
+        wire::Statement { effect: effect.into(), actions: self.actions, resources: self.resources }
     }
 }
 
@@ -308,14 +300,8 @@ mod tests {
             ("\n\n[[keys]]\naccess_key_id = 'AKIA'\nsecret = 'hush'", "line 5"),
             (&TWO.replace("AKIATWO", "AKIAONE"), "key 2 has the id of another"),
             (&TWO.replace("\"two\"", "\"\""), "key 2: a secret access key has"),
-            (
-                &TWO.replacen("000000000000", "111111111111", 1),
-                "key 1: acts for the account 111111111111",
-            ),
-            (
-                &TWO.replace("2027-01-01T00:00:00Z", "2027-01-01"),
-                "key 1: the expiry is not a time",
-            ),
+            (&TWO.replacen("000000000000", "111111111111", 1), "key 1: acts for the account 111111111111"),
+            (&TWO.replace("2027-01-01T00:00:00Z", "2027-01-01"), "key 1: the expiry is not a time"),
         ] {
             let error = parse(text, ACCOUNT).unwrap_err().to_string();
             assert!(error.contains(said), "{error}");

@@ -75,9 +75,7 @@ impl AccessKey {
     pub fn new(stored: StoredAccessKey, account: &str) -> Result<Self, KeyFault> {
         let key = stored.access_key.unwrap_or_default();
         let id = key.access_key_id;
-        let letters = id
-            .bytes()
-            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+        let letters = id.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
         if !ID_LENGTH.contains(&id.len()) || !letters {
             return Err(KeyFault::Id);
         }
@@ -85,11 +83,7 @@ impl AccessKey {
             return Err(KeyFault::Account(key.account_id));
         }
         let expires = key.expire_time.as_ref().map(api::system_time).transpose();
-        let user = if is_user_name(&key.description) {
-            key.description
-        } else {
-            id.clone()
-        };
+        let user = if is_user_name(&key.description) { key.description } else { id.clone() };
         Ok(Self {
             secret: Secret::new(stored.secret_access_key)?,
             account: key.account_id,
@@ -190,9 +184,7 @@ impl Keys {
                 apply(&mut keys, event, &account);
                 tracing::info!(keys = keys.len(), "access keys changed");
                 this.set_stored(
-                    keys.values()
-                        .map(|key: &Arc<AccessKey>| (key.id.clone(), key.clone()))
-                        .collect(),
+                    keys.values().map(|key: &Arc<AccessKey>| (key.id.clone(), key.clone())).collect(),
                 );
             }
         });
@@ -272,10 +264,7 @@ mod tests {
         assert_eq!((key.id.as_str(), key.user.as_str()), (ID, "build-bot"));
         assert!(key.policy.is_none());
         for (stored, fault) in [
-            (
-                changed(|_, key| key.access_key_id = "a/b/c/d".into()),
-                KeyFault::Id,
-            ),
+            (changed(|_, key| key.access_key_id = "a/b/c/d".into()), KeyFault::Id),
             (changed(|_, key| key.access_key_id = "abc".into()), KeyFault::Id),
             (
                 changed(|_, key| key.account_id = "111111111111".into()),
@@ -283,9 +272,7 @@ mod tests {
             ),
             (
                 changed(|_, key| {
-                    key.policy = Some(wire::Policy {
-                        statements: vec![wire::Statement::default()],
-                    });
+                    key.policy = Some(wire::Policy { statements: vec![wire::Statement::default()] });
                 }),
                 KeyFault::Policy(PolicyError::Effect),
             ),
@@ -293,10 +280,7 @@ mod tests {
             assert_eq!(AccessKey::new(stored, ACCOUNT).unwrap_err(), fault);
         }
         let secretless = changed(|stored, _| stored.secret_access_key.clear());
-        assert!(matches!(
-            AccessKey::new(secretless, ACCOUNT),
-            Err(KeyFault::Secret(_))
-        ));
+        assert!(matches!(AccessKey::new(secretless, ACCOUNT), Err(KeyFault::Secret(_))));
     }
 
     #[test]
@@ -308,36 +292,23 @@ mod tests {
     #[test]
     fn keys_expire() {
         let now = SystemTime::now();
-        let key = AccessKey::new(
-            changed(|_, key| key.expire_time = Some(api::timestamp(now))),
-            ACCOUNT,
-        )
-        .unwrap();
+        let key =
+            AccessKey::new(changed(|_, key| key.expire_time = Some(api::timestamp(now))), ACCOUNT).unwrap();
         assert!(key.expired(now));
         assert!(!key.expired(now - Duration::from_secs(1)));
     }
 
     #[test]
     fn changes_in_etcd_are_followed() {
-        let value = |stored: &StoredAccessKey| Versioned {
-            value: stored.encode_to_vec(),
-            revision: 1,
-        };
+        let value = |stored: &StoredAccessKey| Versioned { value: stored.encode_to_vec(), revision: 1 };
         let name = |id: &str| format!("{PREFIX}{id}");
         let mut keys = BTreeMap::new();
         let other = "AKIAIOSFODNN7EXAMPL2";
-        apply(
-            &mut keys,
-            Event::Snapshot(vec![(name(ID), value(&stored(ID)))]),
-            ACCOUNT,
-        );
+        apply(&mut keys, Event::Snapshot(vec![(name(ID), value(&stored(ID)))]), ACCOUNT);
         apply(&mut keys, Event::Put(name(other), value(&stored(other))), ACCOUNT);
         assert_eq!(keys.len(), 2);
         // One that turns bad opens nothing any more.
-        let bad = Versioned {
-            value: vec![0xff],
-            revision: 2,
-        };
+        let bad = Versioned { value: vec![0xff], revision: 2 };
         apply(&mut keys, Event::Put(name(other), bad), ACCOUNT);
         assert_eq!(keys.keys().collect::<Vec<_>>(), [&name(ID)]);
         // Nor does one under another's name.

@@ -39,11 +39,7 @@ impl Members {
 
     /// A flag; false when absent.
     pub fn flag(&mut self, name: &str) -> bool {
-        self.0
-            .remove(name)
-            .as_ref()
-            .and_then(Value::as_bool)
-            .unwrap_or_default()
+        self.0.remove(name).as_ref().and_then(Value::as_bool).unwrap_or_default()
     }
 
     /// A structure, if there is one.
@@ -64,10 +60,9 @@ impl Members {
     /// Texts by name.
     pub fn map(&mut self, name: &str) -> HashMap<String, String> {
         match self.0.remove(name) {
-            Some(Value::Object(map)) => map
-                .into_iter()
-                .filter_map(|(key, value)| Some((key, text(value)?)))
-                .collect(),
+            Some(Value::Object(map)) => {
+                map.into_iter().filter_map(|(key, value)| Some((key, text(value)?))).collect()
+            }
             _ => HashMap::new(),
         }
     }

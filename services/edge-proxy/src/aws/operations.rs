@@ -142,11 +142,7 @@ impl Call<'_> {
 
     /// The token of the next page; null at the end.
     fn next(&self, input: &Input, token: &str) -> Value {
-        if token.is_empty() {
-            Value::Null
-        } else {
-            self.tokens.seal(input, token).into()
-        }
+        if token.is_empty() { Value::Null } else { self.tokens.seal(input, token).into() }
     }
 
     /// A page of `lambda-microvms`.
@@ -156,10 +152,7 @@ impl Call<'_> {
         items: impl Iterator<Item = Map<String, Value>>,
         next_token: &str,
     ) -> Map<String, Value> {
-        members([
-            ("items", items.map(Value::Object).collect()),
-            ("nextToken", self.next(input, next_token)),
-        ])
+        members([("items", items.map(Value::Object).collect()), ("nextToken", self.next(input, next_token))])
     }
 
     /// A time in the service's form; null when it was never set.
@@ -173,10 +166,7 @@ impl Call<'_> {
 
 /// Members of an answer.
 fn members<const N: usize>(pairs: [(&str, Value); N]) -> Map<String, Value> {
-    pairs
-        .into_iter()
-        .map(|(name, value)| (name.to_owned(), value))
-        .collect()
+    pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
 
 /// Those of some members that are not null, as a structure inside an answer.
@@ -192,11 +182,7 @@ fn text(text: String) -> Value {
 
 /// Texts; null when there are none.
 fn texts(texts: Vec<String>) -> Value {
-    if texts.is_empty() {
-        Value::Null
-    } else {
-        texts.into()
-    }
+    if texts.is_empty() { Value::Null } else { texts.into() }
 }
 
 /// Texts by name, in order.

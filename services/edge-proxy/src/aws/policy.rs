@@ -78,39 +78,24 @@ impl Statement {
             Effect::Unspecified => return Err(PolicyError::Effect),
         };
         let counts = [stored.actions.len(), stored.resources.len()];
-        if counts
-            .iter()
-            .any(|count| !(1..=POLICY_PATTERNS_MAX).contains(count))
-        {
+        if counts.iter().any(|count| !(1..=POLICY_PATTERNS_MAX).contains(count)) {
             return Err(PolicyError::Patterns);
         }
         let patterns = stored.actions.iter().chain(&stored.resources);
-        if patterns
-            .map(String::len)
-            .any(|length| !(1..=POLICY_RESOURCE_MAX).contains(&length))
-        {
+        if patterns.map(String::len).any(|length| !(1..=POLICY_RESOURCE_MAX).contains(&length)) {
             return Err(PolicyError::Pattern);
         }
         Ok(Self {
             allow,
-            actions: stored
-                .actions
-                .iter()
-                .map(|action| action.to_ascii_lowercase())
-                .collect(),
+            actions: stored.actions.iter().map(|action| action.to_ascii_lowercase()).collect(),
             resources: stored.resources,
         })
     }
 
     fn matches(&self, action: &str, resource: &str) -> bool {
         let action = action.to_ascii_lowercase();
-        self.actions
-            .iter()
-            .any(|pattern| matches(pattern.as_bytes(), action.as_bytes()))
-            && self
-                .resources
-                .iter()
-                .any(|pattern| matches(pattern.as_bytes(), resource.as_bytes()))
+        self.actions.iter().any(|pattern| matches(pattern.as_bytes(), action.as_bytes()))
+            && self.resources.iter().any(|pattern| matches(pattern.as_bytes(), resource.as_bytes()))
     }
 }
 
@@ -170,27 +155,15 @@ mod tests {
                 &["lambda:Get*", "LAMBDA:runmicrovm"],
                 &["arn:aws:lambda:*:*:microvm-image:team-*"],
             ),
-            statement(
-                Effect::Allow,
-                &["iam:PassRole"],
-                &["arn:aws:iam::000000000000:role/app-?"],
-            ),
-            statement(
-                Effect::Deny,
-                &["lambda:GetMicrovmImageBuild"],
-                &["*:microvm-image:team-a"],
-            ),
+            statement(Effect::Allow, &["iam:PassRole"], &["arn:aws:iam::000000000000:role/app-?"]),
+            statement(Effect::Deny, &["lambda:GetMicrovmImageBuild"], &["*:microvm-image:team-a"]),
         ])
         .unwrap();
         for (action, resource, expected) in [
             ("lambda:GetMicrovmImage", IMAGE, true),
             ("lambda:RunMicrovm", IMAGE, true),
             ("lambda:GetMicrovmImageBuild", IMAGE, false),
-            (
-                "lambda:GetMicrovmImageBuild",
-                &IMAGE.replace("team-a", "team-b"),
-                true,
-            ),
+            ("lambda:GetMicrovmImageBuild", &IMAGE.replace("team-a", "team-b"), true),
             ("lambda:GetMicrovmImage", &IMAGE.replace("team-a", "other"), false),
             ("lambda:DeleteMicrovmImage", IMAGE, false),
             ("lambda:GetMicrovmImage", "*", false),
@@ -198,11 +171,7 @@ mod tests {
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-12", false),
             ("iam:PassRole", "arn:aws:iam::000000000000:role/app-", false),
         ] {
-            assert_eq!(
-                policy.permits(action, &[resource]),
-                expected,
-                "{action} {resource}"
-            );
+            assert_eq!(policy.permits(action, &[resource]), expected, "{action} {resource}");
         }
     }
 
@@ -243,34 +212,13 @@ mod tests {
         let long = "a".repeat(POLICY_RESOURCE_MAX + 1);
         for (statements, expected) in [
             (vec![good(); POLICY_STATEMENTS_MAX], Ok(())),
-            (
-                vec![good(); POLICY_STATEMENTS_MAX + 1],
-                Err(PolicyError::Statements),
-            ),
-            (
-                vec![statement(Effect::Unspecified, &["*"], &["*"])],
-                Err(PolicyError::Effect),
-            ),
-            (
-                vec![statement(Effect::Allow, &[], &["*"])],
-                Err(PolicyError::Patterns),
-            ),
-            (
-                vec![statement(Effect::Allow, &["*"], &[])],
-                Err(PolicyError::Patterns),
-            ),
-            (
-                vec![statement(Effect::Allow, &many, &["*"])],
-                Err(PolicyError::Patterns),
-            ),
-            (
-                vec![statement(Effect::Deny, &["*"], &[&long])],
-                Err(PolicyError::Pattern),
-            ),
-            (
-                vec![statement(Effect::Deny, &[""], &["*"])],
-                Err(PolicyError::Pattern),
-            ),
+            (vec![good(); POLICY_STATEMENTS_MAX + 1], Err(PolicyError::Statements)),
+            (vec![statement(Effect::Unspecified, &["*"], &["*"])], Err(PolicyError::Effect)),
+            (vec![statement(Effect::Allow, &[], &["*"])], Err(PolicyError::Patterns)),
+            (vec![statement(Effect::Allow, &["*"], &[])], Err(PolicyError::Patterns)),
+            (vec![statement(Effect::Allow, &many, &["*"])], Err(PolicyError::Patterns)),
+            (vec![statement(Effect::Deny, &["*"], &[&long])], Err(PolicyError::Pattern)),
+            (vec![statement(Effect::Deny, &[""], &["*"])], Err(PolicyError::Pattern)),
         ] {
             assert_eq!(policy(statements).map(drop), expected);
         }

@@ -178,8 +178,6 @@ impl Replicas {
     /// Moves on from a replica, unless another call did so already.
     fn leave(&self, replica: usize) {
         let next = replica.wrapping_add(1);
-        let _ = self
-            .current
-            .compare_exchange(replica, next, Ordering::Relaxed, Ordering::Relaxed);
+        let _ = self.current.compare_exchange(replica, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 }

@@ -31,9 +31,7 @@ impl Buckets {
     #[must_use]
     pub fn new(limits: &Throttles, operations: impl Iterator<Item = &'static str>) -> Self {
         Self {
-            buckets: operations
-                .map(|operation| (operation, Bucket::new(limit(limits, operation))))
-                .collect(),
+            buckets: operations.map(|operation| (operation, Bucket::new(limit(limits, operation)))).collect(),
             started: Instant::now(),
         }
     }
@@ -73,10 +71,7 @@ fn limit(limits: &Throttles, operation: &str) -> u32 {
 
 impl Bucket {
     fn new(per_second: u32) -> Self {
-        Self {
-            per_second,
-            full_at: AtomicU64::new(0),
-        }
+        Self { per_second, full_at: AtomicU64::new(0) }
     }
 
     fn take(&self, now: u64) -> Result<(), Duration> {
@@ -85,14 +80,12 @@ impl Bucket {
         }
         let one = SECOND_NS / u64::from(self.per_second);
         let mut wait = 0;
-        let taken = self
-            .full_at
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
-                let full_at = full_at.max(now).saturating_add(one);
-                // Empty is a whole second away from full.
-                wait = (full_at - now).saturating_sub(SECOND_NS);
-                (wait == 0).then_some(full_at)
-            });
+        let taken = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
+            let full_at = full_at.max(now).saturating_add(one);
+            // Empty is a whole second away from full.
+            wait = (full_at - now).saturating_sub(SECOND_NS);
+            (wait == 0).then_some(full_at)
+        });
         taken.map(drop).map_err(|_| Duration::from_nanos(wait))
     }
 }
@@ -102,11 +95,7 @@ mod tests {
     use super::*;
 
     fn buckets(run_microvm: u32, other: u32) -> Buckets {
-        let limits = Throttles {
-            run_microvm,
-            other,
-            ..Throttles::default()
-        };
+        let limits = Throttles { run_microvm, other, ..Throttles::default() };
         Buckets::new(&limits, ["RunMicrovm", "ListMicrovms"].into_iter())
     }
 

@@ -183,18 +183,9 @@ impl AwsSettings {
                 "aws.key: the API's certificate and its key go together",
             ),
             (limits.connections > 0, "aws.limits.connections: at least 1"),
-            (
-                (1..=65_536).contains(&limits.requests),
-                "aws.limits.requests: 1 to 65536",
-            ),
-            (
-                (8192..=1 << 20).contains(&limits.header_bytes),
-                "aws.limits.header_bytes: 8192 to 1048576",
-            ),
-            (
-                (1024..=16 << 20).contains(&limits.body_bytes),
-                "aws.limits.body_bytes: 1024 to 16777216",
-            ),
+            ((1..=65_536).contains(&limits.requests), "aws.limits.requests: 1 to 65536"),
+            ((8192..=1 << 20).contains(&limits.header_bytes), "aws.limits.header_bytes: 8192 to 1048576"),
+            ((1024..=16 << 20).contains(&limits.body_bytes), "aws.limits.body_bytes: 1024 to 16777216"),
             (
                 (limits.body_bytes..=1 << 30).contains(&limits.body_memory_bytes),
                 "aws.limits.body_memory_bytes: aws.limits.body_bytes to 1073741824",

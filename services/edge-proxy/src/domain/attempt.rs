@@ -101,11 +101,7 @@ mod tests {
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),
                 wake,
             };
-            assert_eq!(
-                for_route(&route),
-                expected,
-                "{life:?} placed={placed} wake={wake}"
-            );
+            assert_eq!(for_route(&route), expected, "{life:?} placed={placed} wake={wake}");
         }
     }
 }

@@ -21,19 +21,15 @@ pub fn target(host: &str, domain: &str) -> Target {
         None => host,
     };
     let name = name.strip_suffix('.').unwrap_or(name);
-    let label = name
-        .split_once('.')
-        .filter(|(_, rest)| rest.eq_ignore_ascii_case(domain))
-        .map(|(label, _)| label);
+    let label =
+        name.split_once('.').filter(|(_, rest)| rest.eq_ignore_ascii_case(domain)).map(|(label, _)| label);
     label.and_then(label_id).map_or(Target::Unknown, Target::Endpoint)
 }
 
 /// A UUID in its one usual form; the parser alone would take others too.
 fn label_id(label: &str) -> Option<Uuid> {
     const HYPHENATED: usize = 36;
-    (label.len() == HYPHENATED)
-        .then(|| Uuid::try_parse(label).ok())
-        .flatten()
+    (label.len() == HYPHENATED).then(|| Uuid::try_parse(label).ok()).flatten()
 }
 
 #[cfg(test)]
@@ -55,10 +51,7 @@ mod tests {
             (format!("{LABEL}.microvms.localhost:x"), Target::Unknown),
             (format!("{LABEL}.other.localhost"), Target::Unknown),
             (format!("x.{LABEL}.microvms.localhost"), Target::Unknown),
-            (
-                format!("{}.microvms.localhost", LABEL.replace('-', "")),
-                Target::Unknown,
-            ),
+            (format!("{}.microvms.localhost", LABEL.replace('-', "")), Target::Unknown),
             (format!("{{{LABEL}}}.microvms.localhost"), Target::Unknown),
             ("microvms.localhost".to_owned(), Target::Unknown),
             (String::new(), Target::Unknown),

@@ -42,11 +42,7 @@ mod tests {
             (&[""], Err(BadPort)),
             (&["80", "80"], Err(BadPort)),
         ] {
-            assert_eq!(
-                requested(values.iter().map(|value| value.as_bytes())),
-                expected,
-                "{values:?}"
-            );
+            assert_eq!(requested(values.iter().map(|value| value.as_bytes())), expected, "{values:?}");
         }
     }
 }

@@ -49,21 +49,9 @@ impl Refusal {
     /// The answer to give.
     #[must_use]
     pub fn answer(&self) -> Answer {
-        let plain = |status, error, body| Answer {
-            status,
-            error,
-            body,
-            retry_after_s: None,
-        };
+        let plain = |status, error, body| Answer { status, error, body, retry_after_s: None };
         let later = |status, after: Duration| Answer {
-            retry_after_s: Some(
-                after
-                    .as_millis()
-                    .div_ceil(1000)
-                    .max(1)
-                    .try_into()
-                    .unwrap_or(u64::MAX),
-            ),
+            retry_after_s: Some(after.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)),
             ..plain(status, None, "")
         };
         match self {
@@ -89,70 +77,19 @@ mod tests {
     fn answers_are_as_clients_know_them() {
         let second = Duration::from_secs(1);
         for (refusal, status, error, body, retry_after) in [
-            (
-                Refusal::NoAuthentication,
-                403,
-                Some("UNAUTHORIZED"),
-                "Request missing authentication",
-                None,
-            ),
-            (
-                Refusal::AuthenticationFailed,
-                403,
-                Some("UNAUTHORIZED"),
-                "Token authentication failed",
-                None,
-            ),
-            (
-                Refusal::PortDenied,
-                403,
-                Some("UNAUTHORIZED"),
-                "Access to port denied",
-                None,
-            ),
+            (Refusal::NoAuthentication, 403, Some("UNAUTHORIZED"), "Request missing authentication", None),
+            (Refusal::AuthenticationFailed, 403, Some("UNAUTHORIZED"), "Token authentication failed", None),
+            (Refusal::PortDenied, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
             (Refusal::BadRequest("no"), 400, None, "no", None),
-            (
-                Refusal::TooMany {
-                    retry_after: second / 3,
-                },
-                429,
-                None,
-                "",
-                Some(1),
-            ),
-            (
-                Refusal::TooMany {
-                    retry_after: second * 3 / 2,
-                },
-                429,
-                None,
-                "",
-                Some(2),
-            ),
-            (
-                Refusal::AppConnectFailed,
-                502,
-                Some("APP_CONNECT_FAILED"),
-                "",
-                None,
-            ),
-            (
-                Refusal::MicrovmConnectFailed,
-                502,
-                Some("MICROVM_CONNECT_FAILED"),
-                "",
-                None,
-            ),
+            (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),
+            (Refusal::TooMany { retry_after: second * 3 / 2 }, 429, None, "", Some(2)),
+            (Refusal::AppConnectFailed, 502, Some("APP_CONNECT_FAILED"), "", None),
+            (Refusal::MicrovmConnectFailed, 502, Some("MICROVM_CONNECT_FAILED"), "", None),
             (Refusal::Asleep, 502, None, "", None),
             (Refusal::NotReady, 503, None, "", Some(1)),
             (Refusal::Internal, 500, None, "", None),
         ] {
-            let expected = Answer {
-                status,
-                error,
-                body,
-                retry_after_s: retry_after,
-            };
+            let expected = Answer { status, error, body, retry_after_s: retry_after };
             assert_eq!(refusal.answer(), expected, "{refusal:?}");
         }
     }

@@ -86,23 +86,14 @@ impl Table {
     /// one microVM.
     #[must_use]
     pub fn new(requests_per_microvm: usize) -> Self {
-        let shard = || Shard {
-            stored: RwLock::default(),
-            changed: watch::Sender::new(()),
-        };
-        Self {
-            shards: (0..SHARDS).map(|_| shard()).collect(),
-            requests_per_microvm,
-        }
+        let shard = || Shard { stored: RwLock::default(), changed: watch::Sender::new(()) };
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), requests_per_microvm }
     }
 
     /// What is known of an endpoint.
     #[must_use]
     pub fn get(&self, label: Uuid) -> Option<Entry> {
-        self.shard(label)
-            .read()
-            .get(&label)
-            .map(|stored| stored.entry.clone())
+        self.shard(label).read().get(&label).map(|stored| stored.entry.clone())
     }
 
     /// Subscribes to changes around an endpoint. Neighbours in the table wake
@@ -119,16 +110,7 @@ impl Table {
             let mut stored = shard.write();
             let permits = stored.get(&label).map(|old| old.entry.permits.clone());
             let permits = permits.unwrap_or_else(|| Arc::new(Semaphore::new(self.requests_per_microvm)));
-            stored.insert(
-                label,
-                Stored {
-                    entry: Entry {
-                        route: Arc::new(route),
-                        permits,
-                    },
-                    listing,
-                },
-            );
+            stored.insert(label, Stored { entry: Entry { route: Arc::new(route), permits }, listing });
         }
         shard.changed.send_replace(());
     }
@@ -139,13 +121,7 @@ impl Table {
         let mut stored = self.shard(label).write();
         let fresh = || {
             let permits = Arc::new(Semaphore::new(self.requests_per_microvm));
-            Stored {
-                entry: Entry {
-                    route: Arc::new(route),
-                    permits,
-                },
-                listing: 0,
-            }
+            Stored { entry: Entry { route: Arc::new(route), permits }, listing: 0 }
         };
         stored.entry(label).or_insert_with(fresh).entry.clone()
     }

@@ -25,18 +25,9 @@ pub fn header(token: Duration, open: Duration, steps: &[Step]) -> String {
     for step in steps.iter().take(STEPS_MAX) {
         // A name that is no token would break the header for its reader.
         let valid = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-        let name: String = step
-            .name
-            .chars()
-            .map(|c| if valid(c) { c } else { '_' })
-            .collect();
+        let name: String = step.name.chars().map(|c| if valid(c) { c } else { '_' }).collect();
         if !name.is_empty() {
-            let _ = write!(
-                text,
-                ", {name};dur={};start={}",
-                millis(step.duration),
-                millis(step.start)
-            );
+            let _ = write!(text, ", {name};dur={};start={}", millis(step.duration), millis(step.start));
         }
     }
     text
@@ -57,11 +48,7 @@ mod tests {
             start: Duration::from_micros(start),
             duration: Duration::from_micros(duration),
         };
-        let steps = [
-            step("restore", 0, 1500),
-            step("run hook", 1500, 250),
-            step("", 0, 0),
-        ];
+        let steps = [step("restore", 0, 1500), step("run hook", 1500, 250), step("", 0, 0)];
         let text = header(Duration::from_micros(40), Duration::from_millis(2), &steps);
         assert_eq!(
             text,

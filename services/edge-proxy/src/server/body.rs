@@ -31,15 +31,7 @@ impl ReplayBody {
     pub fn new(body: Incoming) -> (Self, Replay) {
         let (hint, ended) = (body.size_hint(), body.is_end_stream());
         let shelf: Shelf = Arc::new(Mutex::new(Some(body)));
-        (
-            Self {
-                shelf: shelf.clone(),
-                taken: None,
-                hint,
-                ended,
-            },
-            Replay(shelf),
-        )
+        (Self { shelf: shelf.clone(), taken: None, hint, ended }, Replay(shelf))
     }
 }
 
@@ -96,19 +88,13 @@ impl ResponseBody {
     /// The app's body.
     #[must_use]
     pub fn app(body: Incoming, permit: OwnedSemaphorePermit) -> Self {
-        Self {
-            source: Source::App(body),
-            _permit: Some(permit),
-        }
+        Self { source: Source::App(body), _permit: Some(permit) }
     }
 
     /// A text of the edge's own.
     #[must_use]
     pub fn text(text: &'static str) -> Self {
-        Self {
-            source: Source::Edge(Full::from(text)),
-            _permit: None,
-        }
+        Self { source: Source::Edge(Full::from(text)), _permit: None }
     }
 }
 

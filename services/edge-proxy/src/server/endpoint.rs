@@ -54,12 +54,7 @@ impl Handler for Endpoints {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("request", request_id, method = %request.method());
         let answered = self
-            .forward(
-                client.address.ip(),
-                client.server_name.as_deref(),
-                request,
-                &request_id,
-            )
+            .forward(client.address.ip(), client.server_name.as_deref(), request, &request_id)
             .instrument(span.clone());
         let mut response = match answered.await {
             Ok(response) => response,
@@ -70,12 +65,7 @@ impl Handler for Endpoints {
         };
         let id = HeaderValue::try_from(request_id).expect("a UUID is visible ASCII");
         response.headers_mut().insert(headers::REQUEST_ID, id);
-        self.metrics
-            .requests
-            .get_or_create(&Status {
-                code: response.status().as_u16(),
-            })
-            .inc();
+        self.metrics.requests.get_or_create(&Status { code: response.status().as_u16() }).inc();
         response
     }
 
@@ -94,20 +84,14 @@ impl Endpoints {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let started = Instant::now();
         let (parts, body) = request.into_parts();
-        let host = headers::host(&parts)
-            .or(server_name)
-            .ok_or(Refusal::BadRequest("Missing host"))?
-            .to_owned();
+        let host =
+            headers::host(&parts).or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
         let claims = self.claims(&parts.headers).await?;
         let Target::Endpoint(label) = host::target(&host, &self.domain) else {
             return Err(Refusal::AuthenticationFailed);
         };
         let entry = self.entry(label, &claims).await?;
-        let wanted = parts
-            .headers
-            .get_all(headers::PORT)
-            .iter()
-            .map(HeaderValue::as_bytes);
+        let wanted = parts.headers.get_all(headers::PORT).iter().map(HeaderValue::as_bytes);
         let port = port::requested(wanted).map_err(|_| Refusal::BadRequest("Invalid port"))?;
         if !claims.allows(port) {
             return Err(Refusal::PortDenied);
@@ -116,9 +100,7 @@ impl Endpoints {
             return Err(Refusal::BadRequest("Upgrades are not supported"));
         }
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
-        let busy = Refusal::TooMany {
-            retry_after: TOO_MANY_AGAIN,
-        };
+        let busy = Refusal::TooMany { retry_after: TOO_MANY_AGAIN };
         let permit = entry.permits.try_acquire_owned().map_err(|_| busy)?;
         let admitted = Admitted {
             label,
@@ -128,21 +110,15 @@ impl Endpoints {
             token_time: started.elapsed(),
             permit,
         };
-        self.sender
-            .send(admitted, client, &host, Request::from_parts(parts, body))
-            .await
+        self.sender.send(admitted, client, &host, Request::from_parts(parts, body)).await
     }
 
     async fn claims(&self, headers: &http::HeaderMap) -> Result<Claims, Refusal> {
         let mut values = headers.get_all(headers::AUTH).iter();
         let (first, more) = (values.next(), values.next());
-        let token = first
-            .filter(|_| more.is_none())
-            .and_then(|value| value.to_str().ok());
+        let token = first.filter(|_| more.is_none()).and_then(|value| value.to_str().ok());
         let token = token.ok_or(Refusal::NoAuthentication)?;
-        let now = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(u64::MAX, |time| time.as_secs());
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
         match self.keys.verify(token, now).await {
             Ok(claims) if claims.kind == Kind::Endpoint => Ok(claims),
             Ok(_) => Err(Refusal::AuthenticationFailed),
@@ -176,10 +152,7 @@ fn refuse(refusal: &Refusal) -> Response<ResponseBody> {
     *response.status_mut() = StatusCode::from_u16(answer.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
     let headers = response.headers_mut();
     if !answer.body.is_empty() {
-        headers.insert(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        );
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     }
     if let Some(error) = answer.error {
         headers.insert(headers::ERROR, HeaderValue::from_static(error));

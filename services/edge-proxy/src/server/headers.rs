@@ -56,10 +56,9 @@ pub fn is_websocket(parts: &request::Parts) -> bool {
 /// Makes a client's request one for the app. `host` is the name it was for.
 pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: IpAddr, http2: bool) {
     let trailers = parts.headers.get_all(TE).iter().any(|value| {
-        value.to_str().is_ok_and(|text| {
-            text.split(',')
-                .any(|one| one.trim().eq_ignore_ascii_case("trailers"))
-        })
+        value
+            .to_str()
+            .is_ok_and(|text| text.split(',').any(|one| one.trim().eq_ignore_ascii_case("trailers")))
     });
     strip_hop(&mut parts.headers);
     strip_reserved(&mut parts.headers);
@@ -71,18 +70,13 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
     }
     let address = HeaderValue::try_from(client.to_string()).expect("an address is visible ASCII");
     parts.headers.insert(FORWARDED_FOR, address);
-    parts
-        .headers
-        .insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    parts.headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
     if trailers {
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     join_cookies(&mut parts.headers);
-    let path = parts
-        .uri
-        .path_and_query()
-        .cloned()
-        .unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
+    let path =
+        parts.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
     uri.path_and_query = Some(path);
     if http2 {
@@ -144,11 +138,8 @@ fn strip_hop(headers: &mut HeaderMap) {
 }
 
 fn strip_reserved(headers: &mut HeaderMap) {
-    let reserved: Vec<HeaderName> = headers
-        .keys()
-        .filter(|name| name.as_str().starts_with(RESERVED))
-        .cloned()
-        .collect();
+    let reserved: Vec<HeaderName> =
+        headers.keys().filter(|name| name.as_str().starts_with(RESERVED)).cloned().collect();
     for name in reserved {
         headers.remove(name);
     }
@@ -158,11 +149,7 @@ fn strip_reserved(headers: &mut HeaderMap) {
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
     if cookies.len() > 1 {
-        let joined = cookies
-            .iter()
-            .map(HeaderValue::as_bytes)
-            .collect::<Vec<_>>()
-            .join(&b"; "[..]);
+        let joined = cookies.iter().map(HeaderValue::as_bytes).collect::<Vec<_>>().join(&b"; "[..]);
         if let Ok(joined) = HeaderValue::from_bytes(&joined) {
             headers.insert(COOKIE, joined);
         }
@@ -236,20 +223,11 @@ mod tests {
     #[test]
     fn responses_lose_the_same() {
         let mut headers = HeaderMap::new();
-        for name in [
-            "connection",
-            "keep-alive",
-            "transfer-encoding",
-            "x-aws-proxy-error",
-            "content-type",
-        ] {
+        for name in ["connection", "keep-alive", "transfer-encoding", "x-aws-proxy-error", "content-type"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
         forward_response(&mut headers);
-        assert_eq!(
-            headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(),
-            ["content-type"]
-        );
+        assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["content-type"]);
     }
 
     #[test]
@@ -259,14 +237,8 @@ mod tests {
             host(&parts).map(str::to_owned)
         };
         assert_eq!(of(Request::get("/").header("host", "a")), Some("a".into()));
-        assert_eq!(
-            of(Request::get("https://b/").header("host", "a")),
-            Some("b".into())
-        );
-        assert_eq!(
-            of(Request::get("/").header("host", "a").header("host", "b")),
-            None
-        );
+        assert_eq!(of(Request::get("https://b/").header("host", "a")), Some("b".into()));
+        assert_eq!(of(Request::get("/").header("host", "a").header("host", "b")), None);
         assert_eq!(of(Request::get("/")), None);
     }
 }

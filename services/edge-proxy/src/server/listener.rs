@@ -109,11 +109,7 @@ impl Listener {
         let listener = TcpListener::bind(socket.address)
             .await
             .map_err(|error| anyhow::anyhow!("{listen}: cannot bind {}: {error}", socket.address))?;
-        Ok(Self {
-            listener,
-            acceptor: TlsAcceptor::from(Arc::new(tls)),
-            bounds,
-        })
+        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)), bounds })
     }
 
     /// Where it listens.
@@ -127,11 +123,7 @@ impl Listener {
     /// Serves until `shutdown`, then lets requests in flight end, within the
     /// drain time.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
-        let Self {
-            listener,
-            acceptor,
-            bounds,
-        } = self;
+        let Self { listener, acceptor, bounds } = self;
         let builder = http_builder(&bounds);
         let server = Arc::new(Connections {
             acceptor,
@@ -166,14 +158,8 @@ impl Listener {
             });
         }
         drop(listener);
-        if tokio::time::timeout(bounds.drain, graceful.shutdown())
-            .await
-            .is_err()
-        {
-            tracing::warn!(
-                drain_ms = bounds.drain.as_millis(),
-                "requests were still in flight"
-            );
+        if tokio::time::timeout(bounds.drain, graceful.shutdown()).await.is_err() {
+            tracing::warn!(drain_ms = bounds.drain.as_millis(), "requests were still in flight");
         }
     }
 }
@@ -192,23 +178,15 @@ impl<H: Handler> Connections<H> {
         let _ = stream.set_nodelay(true);
         match tokio::time::timeout(self.handshake, self.acceptor.accept(stream)).await {
             Ok(Ok(stream)) => {
-                let client = Client {
-                    address,
-                    server_name: stream.get_ref().1.server_name().map(Arc::from),
-                };
-                let builder = if stream.get_ref().1.alpn_protocol() == Some(H2) {
-                    &self.http2
-                } else {
-                    &self.http1
-                };
+                let client = Client { address, server_name: stream.get_ref().1.server_name().map(Arc::from) };
+                let builder =
+                    if stream.get_ref().1.alpn_protocol() == Some(H2) { &self.http2 } else { &self.http1 };
                 let handler = self.handler.clone();
                 let service = service_fn(move |request| {
                     let answered = handler.clone().handle(client.clone(), request);
                     async move { Ok::<_, Infallible>(answered.await) }
                 });
-                let connection = builder
-                    .serve_connection(TokioIo::new(stream), service)
-                    .into_owned();
+                let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
                 if let Err(error) = watcher.watch(connection).await {
                     tracing::debug!(client = %address, %error, "a client connection broke");
                 }

@@ -74,10 +74,7 @@ impl Sender {
         host: &HeaderValue,
         request: Request<Incoming>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let http2 = request
-            .headers()
-            .get(headers::FORCE_H2)
-            .is_some_and(|value| value.as_bytes() == b"true");
+        let http2 = request.headers().get(headers::FORCE_H2).is_some_and(|value| value.as_bytes() == b"true");
         let (mut parts, body) = request.into_parts();
         headers::forward_request(&mut parts, host, client, http2);
         let opened = self.connection(&admitted, http2, false).await?;
@@ -104,18 +101,10 @@ impl Sender {
         };
         let kept = key(admitted.route.generation);
         if !fresh && let Some(connection) = self.tunnels.take(&kept, http2) {
-            return Ok(Opened {
-                connection,
-                key: kept,
-                reused: true,
-                server_timing: None,
-            });
+            return Ok(Opened { connection, key: kept, reused: true, server_timing: None });
         }
         let started = Instant::now();
-        let dialed = self
-            .dialer
-            .dial(admitted.label, admitted.port, &admitted.request_id)
-            .await?;
+        let dialed = self.dialer.dial(admitted.label, admitted.port, &admitted.request_id).await?;
         self.metrics.tunnels_opened.inc();
         let open_time = started.elapsed();
         let waited = !dialed.steps.is_empty();
@@ -126,12 +115,7 @@ impl Sender {
         let key = key(dialed.generation);
         let connection = self.tunnels.connect(&key, dialed.stream, http2).await;
         let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
-        Ok(Opened {
-            connection,
-            key,
-            reused: false,
-            server_timing,
-        })
+        Ok(Opened { connection, key, reused: false, server_timing })
     }
 
     async fn attempt(
@@ -140,26 +124,19 @@ impl Sender {
         parts: Parts,
         body: Incoming,
     ) -> Result<Response<Incoming>, Failure> {
-        let Opened {
-            connection,
-            key,
-            reused,
-            server_timing,
-        } = opened;
+        let Opened { connection, key, reused, server_timing } = opened;
         // Only a kept connection can be dead without anybody's fault.
         let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
         let (body, replay) = ReplayBody::new(body);
         let request = Request::from_parts(parts, body);
         let limit = self.dialer.limits.response();
         let (sent, sender) = match connection {
-            Connection::Http1(mut sender) => (
-                tokio::time::timeout(limit, sender.try_send_request(request)).await,
-                Some(sender),
-            ),
-            Connection::Http2(mut sender) => (
-                tokio::time::timeout(limit, sender.try_send_request(request)).await,
-                None,
-            ),
+            Connection::Http1(mut sender) => {
+                (tokio::time::timeout(limit, sender.try_send_request(request)).await, Some(sender))
+            }
+            Connection::Http2(mut sender) => {
+                (tokio::time::timeout(limit, sender.try_send_request(request)).await, None)
+            }
         };
         let error = match sent {
             Ok(Ok(mut response)) => {

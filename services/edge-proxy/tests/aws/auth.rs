@@ -15,9 +15,7 @@ const TARGET: &str = "/2025-09-09/microvms/microvm-0190a5e2-7c3b-3f00-8000-00000
 async fn world() -> World {
     let world = World::start().await;
     let microvm = Some(samples::microvm());
-    world
-        .scheduler
-        .answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
+    world.scheduler.answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
     world
 }
 
@@ -26,13 +24,7 @@ fn told(answer: &Answer) -> (u16, String) {
 }
 
 /// What is sent, status, class and part of the message.
-type Case = (
-    &'static str,
-    Request<Full<bytes::Bytes>>,
-    u16,
-    &'static str,
-    &'static str,
-);
+type Case = (&'static str, Request<Full<bytes::Bytes>>, u16, &'static str, &'static str);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signatures_are_checked_as_aws_checks_them() {
@@ -129,20 +121,8 @@ async fn signatures_are_checked_as_aws_checks_them() {
             "does not match",
         ),
         ("too old", ask(old), 403, invalid, "Signature expired: "),
-        (
-            "too early",
-            ask(early),
-            403,
-            invalid,
-            "Signature not yet current: ",
-        ),
-        (
-            "presigned, too old",
-            ask(presigned_old),
-            403,
-            invalid,
-            "Signature expired: ",
-        ),
+        ("too early", ask(early), 403, invalid, "Signature not yet current: "),
+        ("presigned, too old", ask(presigned_old), 403, invalid, "Signature expired: "),
         (
             "another region",
             ask(with(|signer| signer.region = "eu-west-1")),
@@ -222,15 +202,7 @@ async fn every_request_leaves_a_record() {
     let arn = "arn:aws:lambda:us-east-1:000000000000:microvm:microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let expected = [
         (KEY.0, true, "000000000000", "lambda:GetMicrovm", arn, "ok", 200),
-        (
-            KEY.0,
-            false,
-            "",
-            "lambda:GetMicrovm",
-            arn,
-            "InvalidSignatureException",
-            403,
-        ),
+        (KEY.0, false, "", "lambda:GetMicrovm", arn, "InvalidSignatureException", 403),
         ("", false, "", "", "", "NoSuchPath", 404),
     ];
     for (record, (key, authenticated, account, action, resource, result, status)) in

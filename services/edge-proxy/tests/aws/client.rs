@@ -69,11 +69,8 @@ impl Signer {
             .unwrap()
             .into();
         let uri = format!("https://{HOST}{target}");
-        let payload = if self.unsigned_payload {
-            SignableBody::UnsignedPayload
-        } else {
-            SignableBody::Bytes(&body)
-        };
+        let payload =
+            if self.unsigned_payload { SignableBody::UnsignedPayload } else { SignableBody::Bytes(&body) };
         let mut headers = vec![("host", HOST)];
         if !body.is_empty() {
             headers.push(("content-type", "application/json"));
@@ -156,18 +153,13 @@ impl Connection {
     pub async fn stream(&self) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.clone()).unwrap();
-        let mut config = rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
+        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let protocol: &[u8] = if self.http2 { b"h2" } else { b"http/1.1" };
         config.alpn_protocols = vec![protocol.to_vec()];
         let stream = TcpStream::connect(self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
-        TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .unwrap()
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
     }
 
     async fn open(&mut self) -> &mut Sender {

@@ -53,22 +53,11 @@ async fn connectors_are_made_changed_and_deleted() {
     let world = World::start().await;
     let scheduler = &world.scheduler;
     let made = Some(connector());
-    scheduler.answer(
-        "CreateNetworkConnector",
-        Ok(CreateNetworkConnectorResponse {
-            connector: made.clone(),
-        }),
-    );
-    scheduler.answer(
-        "UpdateNetworkConnector",
-        Ok(UpdateNetworkConnectorResponse {
-            connector: made.clone(),
-        }),
-    );
-    scheduler.answer(
-        "DeleteNetworkConnector",
-        Ok(DeleteNetworkConnectorResponse { connector: made }),
-    );
+    scheduler
+        .answer("CreateNetworkConnector", Ok(CreateNetworkConnectorResponse { connector: made.clone() }));
+    scheduler
+        .answer("UpdateNetworkConnector", Ok(UpdateNetworkConnectorResponse { connector: made.clone() }));
+    scheduler.answer("DeleteNetworkConnector", Ok(DeleteNetworkConnectorResponse { connector: made }));
     let json = connector_json();
     let body = json!({
         "Name": "office", "Configuration": json["Configuration"], "OperatorRole": json["OperatorRole"],
@@ -78,10 +67,7 @@ async fn connectors_are_made_changed_and_deleted() {
     assert_eq!(answer, json);
     let asked: CreateNetworkConnectorRequest = scheduler.only("CreateNetworkConnector");
     assert_eq!(asked.configuration, connector().configuration);
-    assert_eq!(
-        (asked.name.as_str(), asked.client_token.as_str()),
-        ("office", "token")
-    );
+    assert_eq!((asked.name.as_str(), asked.client_token.as_str()), ("office", "token"));
     assert_eq!(asked.operator_role, connector().operator_role);
     assert_eq!(asked.tags, connector().tags);
 
@@ -95,10 +81,7 @@ async fn connectors_are_made_changed_and_deleted() {
     assert_eq!(answer, expected);
     let asked: UpdateNetworkConnectorRequest = scheduler.only("UpdateNetworkConnector");
     assert!(asked.configuration.is_none());
-    assert_eq!(
-        (asked.identifier.as_str(), asked.client_token.as_str()),
-        ("office", "token")
-    );
+    assert_eq!((asked.identifier.as_str(), asked.client_token.as_str()), ("office", "token"));
 
     let encoded = format!("{CONNECTORS}/{}", connector().connector_arn.replace(':', "%3A"));
     assert_eq!(ok(&world.ask("DELETE", &encoded, "").await, 202), json);
@@ -112,24 +95,15 @@ async fn connectors_are_read_and_listed() {
     let scheduler = &world.scheduler;
     scheduler.answer(
         "GetNetworkConnector",
-        Ok(GetNetworkConnectorResponse {
-            connector: Some(connector()),
-            latest_version: 0,
-        }),
+        Ok(GetNetworkConnectorResponse { connector: Some(connector()), latest_version: 0 }),
     );
     scheduler.answer(
         "ListNetworkConnectors",
-        Ok(ListNetworkConnectorsResponse {
-            connectors: vec![connector()],
-            next_page_token: "more".into(),
-        }),
+        Ok(ListNetworkConnectorsResponse { connectors: vec![connector()], next_page_token: "more".into() }),
     );
     scheduler.answer(
         "ListNetworkConnectorVersions",
-        Ok(ListNetworkConnectorVersionsResponse {
-            versions: vec![connector()],
-            ..Default::default()
-        }),
+        Ok(ListNetworkConnectorVersionsResponse { versions: vec![connector()], ..Default::default() }),
     );
     let target = format!("{CONNECTORS}/nc-0190a5e2");
     let mut expected = connector_json();
@@ -146,17 +120,9 @@ async fn connectors_are_read_and_listed() {
     scheduler.take();
 
     let arn = connector().connector_arn;
-    let page = ok(
-        &world
-            .ask("GET", &format!("{CONNECTORS}?State=ACTIVE&MaxItems=9"), "")
-            .await,
-        200,
-    );
+    let page = ok(&world.ask("GET", &format!("{CONNECTORS}?State=ACTIVE&MaxItems=9"), "").await, 200);
     let asked: ListNetworkConnectorsRequest = scheduler.only("ListNetworkConnectors");
-    assert_eq!(
-        (asked.state(), asked.page_size),
-        (NetworkConnectorState::Active, 9)
-    );
+    assert_eq!((asked.state(), asked.page_size), (NetworkConnectorState::Active, 9));
     assert_eq!(
         page["NetworkConnectors"],
         json!([{
@@ -189,19 +155,11 @@ async fn connectors_and_images_have_tags() {
     let scheduler = &world.scheduler;
     scheduler.answer(
         "GetNetworkConnector",
-        Ok(GetNetworkConnectorResponse {
-            connector: Some(connector()),
-            latest_version: 2,
-        }),
+        Ok(GetNetworkConnectorResponse { connector: Some(connector()), latest_version: 2 }),
     );
     scheduler.answer("TagNetworkConnector", Ok(TagNetworkConnectorResponse::default()));
-    scheduler.answer(
-        "UntagNetworkConnector",
-        Ok(UntagNetworkConnectorResponse::default()),
-    );
-    world
-        .image_builder
-        .answer("UntagImage", Ok(UntagImageResponse::default()));
+    scheduler.answer("UntagNetworkConnector", Ok(UntagNetworkConnectorResponse::default()));
+    world.image_builder.answer("UntagImage", Ok(UntagImageResponse::default()));
     let tags = |arn: &str| format!("/2017-03-31/tags/{arn}");
     let arn = connector().connector_arn;
     let listed = ok(&world.ask("GET", &tags(&arn), "").await, 200);
@@ -218,17 +176,11 @@ async fn connectors_and_images_have_tags() {
     let target = format!("{}?tagKeys=a%2Fb", tags(&image("app")));
     assert_eq!(world.ask("DELETE", &target, "").await.status, 204);
     let asked: UntagImageRequest = world.image_builder.only("UntagImage");
-    assert_eq!(
-        (asked.image_identifier, asked.tag_keys),
-        (image("app"), vec!["a/b".to_owned()])
-    );
+    assert_eq!((asked.image_identifier, asked.tag_keys), (image("app"), vec!["a/b".to_owned()]));
     // The older API's other kinds of resources: well-formed, and nobody has any.
     let function = format!("arn:aws:lambda:us-east-1:{ACCOUNT}:function:f");
     let answer = world.ask("GET", &tags(&function), "").await;
-    assert_eq!(
-        (answer.status, answer.class()),
-        (404, "ResourceNotFoundException")
-    );
+    assert_eq!((answer.status, answer.class()), (404, "ResourceNotFoundException"));
     // A microVM has no tags at all.
     let microvm = format!("arn:aws:lambda:us-east-1:{ACCOUNT}:microvm:{MICROVM}");
     let answer = world.ask("GET", &tags(&microvm), "").await;

@@ -54,11 +54,7 @@ pub fn nothing_is_found(world: &World) {
 }
 
 pub fn target(case: &Case) -> String {
-    if case.query.is_empty() {
-        case.path.clone()
-    } else {
-        format!("{}?{}", case.path, case.query)
-    }
+    if case.query.is_empty() { case.path.clone() } else { format!("{}?{}", case.path, case.query) }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -72,12 +68,7 @@ async fn every_constraint_is_kept_on_both_sides() {
         let body = case.body.clone().unwrap_or_default();
         let request = signer().request(case.method, &target(&case), body);
         let answer = connection.send(request).await;
-        let what = format!(
-            "{}: {}: {}",
-            case.operation,
-            case.what,
-            String::from_utf8_lossy(&answer.body)
-        );
+        let what = format!("{}: {}: {}", case.operation, case.what, String::from_utf8_lossy(&answer.body));
         let called = world.scheduler.take().len() + world.image_builder.take().len();
         if !case.plain_path {
             assert_eq!(answer.status, 404, "{what}");

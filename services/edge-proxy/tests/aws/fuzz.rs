@@ -70,11 +70,7 @@ fn value(chance: &mut Chance, depth: usize) -> Value {
         6 => (0..chance.below(5)).map(|_| value(chance, depth - 1)).collect(),
         _ => {
             let member = |chance: &mut Chance| (chance.of(&TEXTS).to_owned(), value(chance, depth - 1));
-            Value::Object(
-                (0..chance.below(5))
-                    .map(|_| member(chance))
-                    .collect::<Map<_, _>>(),
-            )
+            Value::Object((0..chance.below(5)).map(|_| member(chance)).collect::<Map<_, _>>())
         }
     }
 }
@@ -132,15 +128,7 @@ fn changed_target(chance: &mut Chance, case: &Case) -> String {
         }
         1 => {
             let separator = if target.contains('?') { '&' } else { '?' };
-            let names = [
-                "maxResults",
-                "nextToken",
-                "nameFilter",
-                "State",
-                "Marker",
-                "tagKeys",
-                "x",
-            ];
+            let names = ["maxResults", "nextToken", "nameFilter", "State", "Marker", "tagKeys", "x"];
             let (name, text) = (chance.of(&names), encode(chance.of(&TEXTS)));
             format!("{target}{separator}{name}={text}")
         }
@@ -188,10 +176,8 @@ async fn no_request_is_the_servers_fault() {
     let end = Instant::now() + Duration::from_secs(setting("TORPOR_FUZZ_SECONDS", 60));
     let world = World::start().await;
     nothing_is_found(&world);
-    let seeds: Vec<Case> = cases(&Limits::default())
-        .into_iter()
-        .filter(|case| case.valid && case.plain_path)
-        .collect();
+    let seeds: Vec<Case> =
+        cases(&Limits::default()).into_iter().filter(|case| case.valid && case.plain_path).collect();
     let mut chance = Chance(seed);
     let mut connections = [world.connection(), world.http2()];
     let (mut sent, mut statuses) = (0_u64, std::collections::BTreeMap::<u16, u64>::new());
@@ -201,11 +187,7 @@ async fn no_request_is_the_servers_fault() {
         let case = &seeds[chance.below(seeds.len())];
         let (target, body) = (changed_target(&mut chance, case), changed_body(&mut chance, case));
         let mut request = signer().request(case.method, &target, body.clone());
-        let what = format!(
-            "seed {round}: {} {target} {}",
-            case.method,
-            String::from_utf8_lossy(&body)
-        );
+        let what = format!("seed {round}: {} {target} {}", case.method, String::from_utf8_lossy(&body));
         let status = if chance.one_in(16) {
             let mut bytes = format!("{} {target} HTTP/1.1\r\n", case.method).into_bytes();
             for (name, value) in request.headers() {
@@ -224,9 +206,7 @@ async fn no_request_is_the_servers_fault() {
         } else {
             if chance.one_in(8) {
                 let text = chance.of(&["", "AWS4-HMAC-SHA256", "AWS4-HMAC-SHA256 Credential=a/b/c/d/e"]);
-                request
-                    .headers_mut()
-                    .insert("authorization", text.parse().unwrap());
+                request.headers_mut().insert("authorization", text.parse().unwrap());
             }
             let connection = &mut connections[chance.below(2)];
             Some(connection.send(request).await.status)

@@ -17,16 +17,9 @@ const MICROVMS: &str = "/2025-09-09/microvms";
 async fn bodies_that_are_no_request_are_refused() {
     let world = World::start().await;
     nothing_is_found(&world);
-    let good = format!(
-        r#"{{"imageIdentifier": "{}", "imageVersion": "1.0"}}"#,
-        image("app")
-    );
+    let good = format!(r#"{{"imageIdentifier": "{}", "imageVersion": "1.0"}}"#, image("app"));
     let nested = |open: &str, close: &str, depth: usize| {
-        format!(
-            "{{\"idlePolicy\": {}{}}}",
-            open.repeat(depth),
-            close.repeat(depth)
-        )
+        format!("{{\"idlePolicy\": {}{}}}", open.repeat(depth), close.repeat(depth))
     };
     let mut bodies: Vec<(String, Vec<u8>)> = vec![
         ("deep lists".into(), nested("[", "]", 200_000).into()),
@@ -74,16 +67,8 @@ async fn bodies_that_are_no_request_are_refused() {
     let mut connection = world.connection();
     for (what, body) in bodies {
         let answer = connection.send(signer().request("POST", MICROVMS, body)).await;
-        assert_eq!(
-            answer.status,
-            400,
-            "{what}: {}",
-            String::from_utf8_lossy(&answer.body)
-        );
-        assert!(
-            answer.body.len() < 4096,
-            "{what}: the answer is as long as the request"
-        );
+        assert_eq!(answer.status, 400, "{what}: {}", String::from_utf8_lossy(&answer.body));
+        assert!(answer.body.len() < 4096, "{what}: the answer is as long as the request");
     }
     assert!(world.scheduler.take().is_empty());
     // And the one that is a request.
@@ -98,24 +83,15 @@ async fn a_body_has_a_largest_size() {
     let head = format!(r#"{{"imageIdentifier": "{}", "x": ""#, image("app"));
     let body = |size: usize| format!("{head}{}\"}}", "x".repeat(size - head.len() - 2));
     for mut connection in [world.connection(), world.http2()] {
-        let largest = connection
-            .send(signer().request("POST", MICROVMS, body(1 << 20)))
-            .await;
+        let largest = connection.send(signer().request("POST", MICROVMS, body(1 << 20))).await;
         assert_eq!(largest.status, 404, "{}", largest.message());
         for size in [(1 << 20) + 1, 10 << 20] {
-            let answer = connection
-                .send(signer().request("POST", MICROVMS, body(size)))
-                .await;
-            assert_eq!(
-                (answer.status, answer.class()),
-                (413, "RequestEntityTooLargeException")
-            );
+            let answer = connection.send(signer().request("POST", MICROVMS, body(size))).await;
+            assert_eq!((answer.status, answer.class()), (413, "RequestEntityTooLargeException"));
         }
         // Nor is a body read whose sender nobody knows.
-        let unsigned = http::Request::post(MICROVMS)
-            .header("host", HOST)
-            .body(Full::from(body(10 << 20)))
-            .unwrap();
+        let unsigned =
+            http::Request::post(MICROVMS).header("host", HOST).body(Full::from(body(10 << 20))).unwrap();
         assert_eq!(connection.send(unsigned).await.status, 403);
     }
 }
@@ -170,9 +146,7 @@ async fn bodies_share_a_bounded_memory() {
 async fn a_signature_does_not_outlive_its_time() {
     let world = World::start().await;
     let microvm = Some(samples::microvm());
-    world
-        .scheduler
-        .answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
+    world.scheduler.answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
     let mut signer = signer();
     signer.presigned = Some(Duration::from_secs(2));
     signer.time = SystemTime::now();
@@ -181,10 +155,7 @@ async fn a_signature_does_not_outlive_its_time() {
     assert_eq!(connection.send(request.clone()).await.status, 200);
     tokio::time::sleep(Duration::from_millis(3100)).await;
     let replayed = connection.send(request).await;
-    assert_eq!(
-        (replayed.status, replayed.class()),
-        (403, "InvalidSignatureException")
-    );
+    assert_eq!((replayed.status, replayed.class()), (403, "InvalidSignatureException"));
     assert_eq!(world.scheduler.take().len(), 1);
 }
 
@@ -226,9 +197,7 @@ async fn answers(world: &World, bytes: &[u8], enough: usize) -> Vec<u8> {
 fn statuses(answers: &[u8]) -> Vec<u16> {
     const START: &[u8] = b"HTTP/1.";
     let starts = answers.windows(12).filter(|window| window.starts_with(START));
-    starts
-        .filter_map(|window| std::str::from_utf8(&window[9..]).ok()?.parse().ok())
-        .collect()
+    starts.filter_map(|window| std::str::from_utf8(&window[9..]).ok()?.parse().ok()).collect()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -265,27 +234,14 @@ async fn heads_that_can_be_read_in_two_ways_are_refused() {
     let length = format!("content-length: {}\r\n", body.len());
     let chunked = format!("{:x}\r\n{body}\r\n0\r\n\r\n", body.len());
     let smuggled = format!("{body}GET {MICROVMS}/{MICROVM} HTTP/1.1\r\nhost: {HOST}\r\n\r\n");
-    assert_eq!(
-        raw(&world, format!("{head}{body}").as_bytes()).await,
-        Some(404),
-        "the request itself"
-    );
+    assert_eq!(raw(&world, format!("{head}{body}").as_bytes()).await, Some(404), "the request itself");
     for (what, bytes) in [
         (
             "two lengths",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}content-length: 1\r\n"))
-            ),
+            format!("{}{body}", head.replace(&length, &format!("{length}content-length: 1\r\n"))),
         ),
-        (
-            "a length that is none",
-            format!("{}{body}", head.replace(&length, "content-length: +5\r\n")),
-        ),
-        (
-            "a list of lengths",
-            format!("{}{body}", head.replace(&length, "content-length: 5, 6\r\n")),
-        ),
+        ("a length that is none", format!("{}{body}", head.replace(&length, "content-length: +5\r\n"))),
+        ("a list of lengths", format!("{}{body}", head.replace(&length, "content-length: 5, 6\r\n"))),
         (
             "a length and chunks, and the chunks are no request",
             format!(
@@ -295,86 +251,43 @@ async fn heads_that_can_be_read_in_two_ways_are_refused() {
         ),
         (
             "chunks under a name that is none",
-            format!(
-                "{}{chunked}",
-                head.replace(&length, "transfer-encoding: xchunked\r\n")
-            ),
+            format!("{}{chunked}", head.replace(&length, "transfer-encoding: xchunked\r\n")),
         ),
-        (
-            "two hosts",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}host: elsewhere\r\n"))
-            ),
-        ),
-        (
-            "another host than was signed",
-            format!("{}{body}", head.replace(HOST, "elsewhere")),
-        ),
+        ("two hosts", format!("{}{body}", head.replace(&length, &format!("{length}host: elsewhere\r\n")))),
+        ("another host than was signed", format!("{}{body}", head.replace(HOST, "elsewhere"))),
         (
             "a folded header",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}x-folded: a\r\n b\r\n"))
-            ),
+            format!("{}{body}", head.replace(&length, &format!("{length}x-folded: a\r\n b\r\n"))),
         ),
-        (
-            "a space before the colon",
-            format!("{}{body}", head.replace("host:", "host :")),
-        ),
+        ("a space before the colon", format!("{}{body}", head.replace("host:", "host :"))),
         (
             "a null in a header",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}x-null: a\0b\r\n"))
-            ),
+            format!("{}{body}", head.replace(&length, &format!("{length}x-null: a\0b\r\n"))),
         ),
         (
             "a bare carriage return",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}x-bare: a\rb: c\r\n"))
-            ),
+            format!("{}{body}", head.replace(&length, &format!("{length}x-bare: a\rb: c\r\n"))),
         ),
         (
             "an amazon header that was not signed",
-            format!(
-                "{}{body}",
-                head.replace(&length, &format!("{length}x-amz-target: x\r\n"))
-            ),
+            format!("{}{body}", head.replace(&length, &format!("{length}x-amz-target: x\r\n"))),
         ),
         (
             "a head without an end in sight",
-            format!(
-                "{}{}",
-                head.replace("\r\n\r\n", "\r\nx-long: "),
-                "x".repeat(1 << 20)
-            ),
+            format!("{}{}", head.replace("\r\n\r\n", "\r\nx-long: "), "x".repeat(1 << 20)),
         ),
         (
             "a thousand headers",
-            format!(
-                "{}{body}",
-                head.replace(&length, &(length.clone() + &"x: y\r\n".repeat(1000)))
-            ),
+            format!("{}{body}", head.replace(&length, &(length.clone() + &"x: y\r\n".repeat(1000)))),
         ),
         ("no protocol", format!("GET {MICROVMS}\r\n\r\n")),
         ("another protocol", "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_owned()),
-        (
-            "a tunnel",
-            format!("CONNECT {HOST} HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
-        ),
-        (
-            "an asterisk",
-            format!("OPTIONS * HTTP/1.1\r\nhost: {HOST}\r\n\r\n"),
-        ),
+        ("a tunnel", format!("CONNECT {HOST} HTTP/1.1\r\nhost: {HOST}\r\n\r\n")),
+        ("an asterisk", format!("OPTIONS * HTTP/1.1\r\nhost: {HOST}\r\n\r\n")),
         ("not HTTP", "\x16\x03\x01 hello".to_owned()),
     ] {
         let status = raw(&world, bytes.as_bytes()).await;
-        assert!(
-            status.is_none_or(|status| (400..500).contains(&status)),
-            "{what}: {status:?}"
-        );
+        assert!(status.is_none_or(|status| (400..500).contains(&status)), "{what}: {status:?}");
     }
     // Exactly the one request that is one was let through.
     assert_eq!(world.scheduler.take().len(), 1);
@@ -411,11 +324,7 @@ async fn paths_and_queries_that_lead_nowhere_are_refused() {
     ] {
         let answer = connection.send(signer().request(method, &target, "")).await;
         let shown = &target[..target.len().min(80)];
-        assert!(
-            (400..500).contains(&answer.status),
-            "{method} {shown}: {}",
-            answer.status
-        );
+        assert!((400..500).contains(&answer.status), "{method} {shown}: {}", answer.status);
     }
     assert!(world.scheduler.take().is_empty());
 }

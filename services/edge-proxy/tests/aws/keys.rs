@@ -47,11 +47,7 @@ async fn keys_in_etcd_come_and_go() {
     assert_eq!(class(&world, one, "one").await, UNKNOWN);
     let put = async |id: &str, value: Vec<u8>| {
         let key = format!("access-keys/{id}");
-        world
-            .store
-            .put_if(&key, value, Expect::Absent, None)
-            .await
-            .unwrap()
+        world.store.put_if(&key, value, Expect::Absent, None).await.unwrap()
     };
     let revision = put(one, stored(one, "one", None)).await;
     becomes(&world, one, "one", IN).await;
@@ -61,11 +57,7 @@ async fn keys_in_etcd_come_and_go() {
     assert_eq!(class(&world, one, "one").await, IN);
     assert_eq!(class(&world, one, "two").await, "InvalidSignatureException");
     let key = format!("access-keys/{one}");
-    world
-        .store
-        .delete_if(&key, Expect::Revision(revision), None)
-        .await
-        .unwrap();
+    world.store.delete_if(&key, Expect::Revision(revision), None).await.unwrap();
     becomes(&world, one, "one", UNKNOWN).await;
     assert_eq!(class(&world, two, "two").await, IN);
     assert_eq!(class(&world, KEY.0, KEY.1).await, IN, "the file's key stays");
@@ -78,11 +70,7 @@ async fn keys_expire() {
     let expires = SystemTime::now() + Duration::from_secs(2);
     let value = stored(id, "brief", Some(expires));
     let key = format!("access-keys/{id}");
-    world
-        .store
-        .put_if(&key, value, Expect::Absent, None)
-        .await
-        .unwrap();
+    world.store.put_if(&key, value, Expect::Absent, None).await.unwrap();
     becomes(&world, id, "brief", IN).await;
     becomes(&world, id, "brief", "ExpiredTokenException").await;
     assert!(SystemTime::now() >= expires);

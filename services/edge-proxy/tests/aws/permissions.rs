@@ -44,13 +44,9 @@ async fn ask(world: &World, method: &str, target: &str, body: &str) -> Answer {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_decide_per_action_and_resource() {
     let world = World::with(|config| write_keys(config.aws.key_file.as_ref().unwrap(), POLICY)).await;
-    let found = GetImageResponse {
-        image: Some(samples::image()),
-    };
+    let found = GetImageResponse { image: Some(samples::image()) };
     world.image_builder.answer("GetImage", Ok(found));
-    let ran = RunMicrovmResponse {
-        microvm: Some(samples::microvm()),
-    };
+    let ran = RunMicrovmResponse { microvm: Some(samples::microvm()) };
     world.scheduler.answer("RunMicrovm", Ok(ran));
     // A connector is looked up for its other names; it need not exist.
     let absent: Result<GetNetworkConnectorResponse, _> = Err(errors::not_found("network connector", "nc-1"));
@@ -65,18 +61,8 @@ async fn policies_decide_per_action_and_resource() {
     let denied_role = format!("iam:PassRole on resource: arn:aws:iam::{ACCOUNT}:role/admin");
     for (method, target, body, denied) in [
         ("GET", path(&own), String::new(), None),
-        (
-            "GET",
-            path(&other),
-            String::new(),
-            Some(format!("lambda:GetMicrovmImage on resource: {other}")),
-        ),
-        (
-            "DELETE",
-            path(&own),
-            String::new(),
-            Some(format!("lambda:DeleteMicrovmImage on resource: {own}")),
-        ),
+        ("GET", path(&other), String::new(), Some(format!("lambda:GetMicrovmImage on resource: {other}"))),
+        ("DELETE", path(&own), String::new(), Some(format!("lambda:DeleteMicrovmImage on resource: {own}"))),
         (
             "GET",
             "/2025-09-09/microvm-images".to_owned(),
@@ -85,12 +71,7 @@ async fn policies_decide_per_action_and_resource() {
         ),
         ("POST", microvms.to_owned(), run(&own, ""), None),
         ("POST", microvms.to_owned(), run(&own, &role("app")), None),
-        (
-            "POST",
-            microvms.to_owned(),
-            run(&own, &role("admin")),
-            Some(denied_role),
-        ),
+        ("POST", microvms.to_owned(), run(&own, &role("admin")), Some(denied_role)),
         (
             "POST",
             microvms.to_owned(),
@@ -113,19 +94,10 @@ async fn policies_decide_per_action_and_resource() {
     ] {
         let answer = ask(&world, method, &target, &body).await;
         let Some(denied) = denied else {
-            assert_eq!(
-                answer.status,
-                200,
-                "{method} {target} {body}: {}",
-                answer.message()
-            );
+            assert_eq!(answer.status, 200, "{method} {target} {body}: {}", answer.message());
             continue;
         };
-        assert_eq!(
-            (answer.status, answer.class()),
-            (403, "AccessDeniedException"),
-            "{target}"
-        );
+        assert_eq!((answer.status, answer.class()), (403, "AccessDeniedException"), "{target}");
         let sentence =
             format!("User: arn:aws:iam::{ACCOUNT}:user/team is not authorized to perform: {denied}");
         assert_eq!(answer.json()["Message"], sentence);
@@ -141,89 +113,34 @@ async fn foreign_resources_are_denied_and_bare_names_are_not_understood() {
     let images = "/2025-09-09/microvm-images";
     let malformed = "Malformed ARN - doesn't start with 'arn:'";
     for (method, target, body, status, message) in [
-        (
-            "GET",
-            format!("{images}/{foreign}"),
-            "",
-            403,
-            "is not authorized to perform",
-        ),
-        (
-            "GET",
-            format!("{images}/{slash}"),
-            "",
-            403,
-            "is not authorized to perform",
-        ),
-        (
-            "GET",
-            format!("{images}/my-image"),
-            "",
-            400,
-            "Invalid ARN format: my-image",
-        ),
-        (
-            "POST",
-            "/2025-09-09/microvms".to_owned(),
-            r#"{"imageIdentifier": "my-image"}"#,
-            400,
-            malformed,
-        ),
-        (
-            "GET",
-            "/2025-09-09/microvms?imageIdentifier=my-image".to_owned(),
-            "",
-            400,
-            malformed,
-        ),
-        (
-            "GET",
-            format!("/2017-03-31/tags/{foreign}"),
-            "",
-            403,
-            "is not authorized to perform",
-        ),
+        ("GET", format!("{images}/{foreign}"), "", 403, "is not authorized to perform"),
+        ("GET", format!("{images}/{slash}"), "", 403, "is not authorized to perform"),
+        ("GET", format!("{images}/my-image"), "", 400, "Invalid ARN format: my-image"),
+        ("POST", "/2025-09-09/microvms".to_owned(), r#"{"imageIdentifier": "my-image"}"#, 400, malformed),
+        ("GET", "/2025-09-09/microvms?imageIdentifier=my-image".to_owned(), "", 400, malformed),
+        ("GET", format!("/2017-03-31/tags/{foreign}"), "", 403, "is not authorized to perform"),
     ] {
         let answer = world.ask(method, &target, body).await;
         assert_eq!(answer.status, status, "{target}: {}", answer.message());
-        assert!(
-            answer.message().contains(message),
-            "{target}: {}",
-            answer.message()
-        );
-        let class = if status == 403 {
-            "AccessDeniedException"
-        } else {
-            "ValidationException"
-        };
+        assert!(answer.message().contains(message), "{target}: {}", answer.message());
+        let class = if status == 403 { "AccessDeniedException" } else { "ValidationException" };
         assert_eq!(answer.class(), class);
     }
     // A raw slash leads nowhere; the answer is not the service's.
     let raw = format!("{images}/arn:aws:lambda:us-east-1:{ACCOUNT}:microvm-image/app");
     let answer = world.ask("GET", &raw, "").await;
-    assert_eq!(
-        (answer.status, answer.header("content-type")),
-        (404, Some("text/html"))
-    );
+    assert_eq!((answer.status, answer.header("content-type")), (404, Some("text/html")));
     assert!(world.image_builder.take().is_empty() && world.scheduler.take().is_empty());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn calls_that_come_too_fast_are_told_when_to_come_again() {
     let world = World::with(|config| {
-        config.aws.throttles = Throttles {
-            suspend_microvm: 2,
-            other: 3,
-            ..unlimited()
-        };
+        config.aws.throttles = Throttles { suspend_microvm: 2, other: 3, ..unlimited() };
     })
     .await;
-    world
-        .scheduler
-        .answer("SuspendMicrovm", Ok(SuspendMicrovmResponse::default()));
-    world
-        .image_builder
-        .answer("ListImages", Ok(ListImagesResponse::default()));
+    world.scheduler.answer("SuspendMicrovm", Ok(SuspendMicrovmResponse::default()));
+    world.image_builder.answer("ListImages", Ok(ListImagesResponse::default()));
     let absent = errors::status(Code::NotFound, reason::NOT_FOUND, "none", &[]);
     let absent: Result<ListImagesResponse, _> = Err(absent);
     world.scheduler.answer("GetNetworkConnector", absent);
@@ -241,18 +158,12 @@ async fn calls_that_come_too_fast_are_told_when_to_come_again() {
     assert_eq!(body["message"], "Rate exceeded");
     assert!(body["quotaCode"].is_null() && body["serviceCode"].is_null());
     // Others have tokens of their own; the older service words it differently.
-    assert_eq!(
-        world.ask("GET", "/2025-09-09/microvm-images", "").await.status,
-        200
-    );
+    assert_eq!(world.ask("GET", "/2025-09-09/microvm-images", "").await.status, 200);
     let mut last = None;
     for _ in 0..6 {
         last = Some(world.ask("GET", "/2026-04-04/network-connectors/nc-1", "").await);
     }
     let refused = last.unwrap();
-    assert_eq!(
-        (refused.status, refused.class()),
-        (429, "TooManyRequestsException")
-    );
+    assert_eq!((refused.status, refused.class()), (429, "TooManyRequestsException"));
     assert_eq!(refused.json()["Reason"], "CallerRateLimitExceeded");
 }

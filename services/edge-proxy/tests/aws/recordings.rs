@@ -30,38 +30,22 @@ fn read(path: PathBuf) -> Option<Value> {
 fn prepare(world: &World, case: &str, step: &str, name: &str) {
     let images = &world.image_builder;
     let earlier = if case == "images-lifecycle" { 0 } else { HOUR };
-    let mut image = Image {
-        name: name.to_owned(),
-        image_arn: image(name),
-        ..samples::image()
-    };
+    let mut image = Image { name: name.to_owned(), image_arn: image(name), ..samples::image() };
     let mut version = ImageVersion {
         image_name: name.to_owned(),
         image_arn: image.image_arn.clone(),
-        update_time: Some(Timestamp {
-            seconds: samples::UPDATED.seconds - earlier,
-            nanos: 0,
-        }),
+        update_time: Some(Timestamp { seconds: samples::UPDATED.seconds - earlier, nanos: 0 }),
         ..samples::version()
     };
-    let build = |generation: &str| ImageBuild {
-        image_name: name.to_owned(),
-        ..samples::build(generation)
-    };
-    let mut microvm = Microvm {
-        image_arn: image.image_arn.clone(),
-        ..samples::microvm()
-    };
+    let build = |generation: &str| ImageBuild { image_name: name.to_owned(), ..samples::build(generation) };
+    let mut microvm = Microvm { image_arn: image.image_arn.clone(), ..samples::microvm() };
     match step {
         "create" | "create-image" => {
             image.set_state(ImageState::Creating);
             image.latest_active_image_version.clear();
             images.answer(
                 "CreateImage",
-                Ok(CreateImageResponse {
-                    image: Some(image),
-                    version: Some(version),
-                }),
+                Ok(CreateImageResponse { image: Some(image), version: Some(version) }),
             );
         }
         "update-image" => {
@@ -71,10 +55,7 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
                 "updated by the m80 conformance suite".into();
             images.answer(
                 "UpdateImage",
-                Ok(UpdateImageResponse {
-                    image: Some(image),
-                    version: Some(version),
-                }),
+                Ok(UpdateImageResponse { image: Some(image), version: Some(version) }),
             );
         }
         "get-until-created" => images.answer("GetImage", Ok(GetImageResponse { image: Some(image) })),
@@ -83,43 +64,23 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
             image.latest_active_image_version = "2.0".into();
             images.answer("GetImage", Ok(GetImageResponse { image: Some(image) }));
         }
-        "list-images" => images.answer(
-            "ListImages",
-            Ok(ListImagesResponse {
-                images: vec![image],
-                ..Default::default()
-            }),
-        ),
-        "version-until-built" => images.answer(
-            "GetImageVersion",
-            Ok(GetImageVersionResponse {
-                version: Some(version),
-            }),
-        ),
+        "list-images" => {
+            images.answer("ListImages", Ok(ListImagesResponse { images: vec![image], ..Default::default() }))
+        }
+        "version-until-built" => {
+            images.answer("GetImageVersion", Ok(GetImageVersionResponse { version: Some(version) }))
+        }
         "list-versions" if case == "images-lifecycle" => images.answer(
             "ListImageVersions",
-            Ok(ListImageVersionsResponse {
-                versions: vec![version],
-                ..Default::default()
-            }),
+            Ok(ListImageVersionsResponse { versions: vec![version], ..Default::default() }),
         ),
         "update-version-status" => {
             version.set_status(VersionStatus::Inactive);
-            images.answer(
-                "UpdateImageVersion",
-                Ok(UpdateImageVersionResponse {
-                    version: Some(version),
-                }),
-            );
+            images.answer("UpdateImageVersion", Ok(UpdateImageVersionResponse { version: Some(version) }));
         }
         "delete-version" => {
             version.set_state(VersionState::Deleting);
-            images.answer(
-                "DeleteImageVersion",
-                Ok(DeleteImageVersionResponse {
-                    version: Some(version),
-                }),
-            );
+            images.answer("DeleteImageVersion", Ok(DeleteImageVersionResponse { version: Some(version) }));
         }
         "delete-image" => {
             image.set_state(ImageState::Deleting);
@@ -127,17 +88,9 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
         }
         "list-builds" => images.answer(
             "ListImageBuilds",
-            Ok(ListImageBuildsResponse {
-                builds: vec![build("4"), build("3")],
-                ..Default::default()
-            }),
+            Ok(ListImageBuildsResponse { builds: vec![build("4"), build("3")], ..Default::default() }),
         ),
-        "get-build" => images.answer(
-            "GetImageBuild",
-            Ok(GetImageBuildResponse {
-                build: Some(build("4")),
-            }),
-        ),
+        "get-build" => images.answer("GetImageBuild", Ok(GetImageBuildResponse { build: Some(build("4")) })),
         "list" => images.answer(
             "ListBaseImages",
             Ok(ListBaseImagesResponse {
@@ -177,9 +130,7 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
         "run" => {
             microvm.set_state(MicrovmState::Pending);
             let microvm = Some(microvm);
-            world
-                .scheduler
-                .answer("RunMicrovm", Ok(RunMicrovmResponse { microvm }));
+            world.scheduler.answer("RunMicrovm", Ok(RunMicrovmResponse { microvm }));
         }
         "get-until-running" | "get-until-terminated" => {
             if step == "get-until-terminated" {
@@ -188,9 +139,7 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
                 microvm.terminate_time = Some(samples::UPDATED);
             }
             let microvm = Some(microvm);
-            world
-                .scheduler
-                .answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
+            world.scheduler.answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
         }
         "auth-token" => world.scheduler.answer(
             "CreateMicrovmAuthToken",
@@ -206,9 +155,7 @@ fn prepare(world: &World, case: &str, step: &str, name: &str) {
             let refused: Result<CreateMicrovmShellAuthTokenResponse, _> = Err(refused);
             world.scheduler.answer("CreateMicrovmShellAuthToken", refused);
         }
-        "terminate" => world
-            .scheduler
-            .answer("TerminateMicrovm", Ok(TerminateMicrovmResponse::default())),
+        "terminate" => world.scheduler.answer("TerminateMicrovm", Ok(TerminateMicrovmResponse::default())),
         other => panic!("{other}: no script for this step"),
     }
 }
@@ -220,19 +167,13 @@ fn normalised(value: &Value, member: &str) -> Value {
         Value::Number(_) if TIMES.contains(&member) => "TIMESTAMP".into(),
         Value::String(_) if member == "X-aws-proxy-auth" => "TOKEN".into(),
         Value::String(text) => {
-            let text = text
-                .replace(ACCOUNT, "ACCOUNT")
-                .replace(&format!(":{REGION}:"), ":REGION:");
+            let text = text.replace(ACCOUNT, "ACCOUNT").replace(&format!(":{REGION}:"), ":REGION:");
             without_ids(&text).into()
         }
         Value::Array(items) => items.iter().map(|item| normalised(item, member)).collect(),
         Value::Object(members) => {
             let members = members.iter();
-            Value::Object(
-                members
-                    .map(|(name, value)| (name.clone(), normalised(value, name)))
-                    .collect(),
-            )
+            Value::Object(members.map(|(name, value)| (name.clone(), normalised(value, name))).collect())
         }
         other => other.clone(),
     }
@@ -268,11 +209,10 @@ fn filled(template: &str, values: &HashMap<String, String>) -> String {
 
 /// The member at a path, "items.0.buildId".
 fn at<'a>(value: &'a Value, path: &str) -> &'a Value {
-    path.split('.')
-        .fold(value, |value, step| match step.parse::<usize>() {
-            Ok(index) => &value[index],
-            Err(_) => &value[step],
-        })
+    path.split('.').fold(value, |value, step| match step.parse::<usize>() {
+        Ok(index) => &value[index],
+        Err(_) => &value[step],
+    })
 }
 
 async fn replay(world: &World, file: &str) {
@@ -284,10 +224,7 @@ async fn replay(world: &World, file: &str) {
         values.insert(name.clone(), value);
     }
     let steps = case["steps"].as_array().unwrap();
-    let name = steps
-        .iter()
-        .find_map(|step| step["body"]["name"].as_str())
-        .unwrap_or("app");
+    let name = steps.iter().find_map(|step| step["body"]["name"].as_str()).unwrap_or("app");
     let mut connection = world.connection();
     for step in steps {
         let (step_name, method) = (step["name"].as_str().unwrap(), step["method"].as_str().unwrap());
@@ -295,24 +232,13 @@ async fn replay(world: &World, file: &str) {
         prepare(world, id, step_name, name);
         let target = filled(step["path"].as_str().unwrap(), &values);
         let body = step.get("body").map_or(String::new(), Value::to_string);
-        let answer = connection
-            .send(signer().request(method, &target, filled(&body, &values)))
-            .await;
+        let answer = connection.send(signer().request(method, &target, filled(&body, &values))).await;
         let answers = recordings().join("answers").join(id);
         let recorded = read(answers.join(format!("{step_name}.json")));
         let meta = read(answers.join(format!("{step_name}.meta.json"))).unwrap_or_default();
         let status = meta.get("status").unwrap_or(&step["expect"]["status"]);
-        assert_eq!(
-            json!(answer.status),
-            *status,
-            "{what}: {}",
-            String::from_utf8_lossy(&answer.body)
-        );
-        assert_eq!(
-            meta["errorType"].as_str().unwrap_or("none"),
-            answer.class(),
-            "{what}"
-        );
+        assert_eq!(json!(answer.status), *status, "{what}: {}", String::from_utf8_lossy(&answer.body));
+        assert_eq!(meta["errorType"].as_str().unwrap_or("none"), answer.class(), "{what}");
         match recorded {
             None => assert!(answer.body.is_empty(), "{what}"),
             Some(recorded) => {
@@ -321,10 +247,7 @@ async fn replay(world: &World, file: &str) {
             }
         }
         for (variable, path) in step["capture"].as_object().into_iter().flatten() {
-            let value = at(&answer.json(), path.as_str().unwrap())
-                .as_str()
-                .unwrap()
-                .to_owned();
+            let value = at(&answer.json(), path.as_str().unwrap()).as_str().unwrap().to_owned();
             values.insert(variable.clone(), value);
         }
     }
@@ -333,12 +256,7 @@ async fn replay(world: &World, file: &str) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn answers_are_as_they_were_recorded() {
     let world = World::start().await;
-    for case in [
-        "10-images.json",
-        "20-managed-images.json",
-        "50-tokens.json",
-        "70-tags.json",
-    ] {
+    for case in ["10-images.json", "20-managed-images.json", "50-tokens.json", "70-tags.json"] {
         replay(&world, case).await;
     }
 }

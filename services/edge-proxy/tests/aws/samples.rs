@@ -13,15 +13,9 @@ use crate::world::{image as arn, managed_connector};
 pub const MICROVM: &str = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
 pub const BUILD: &str = "0190a5e2-7c3b-3f00-8000-00000000000b";
 /// 2026-07-30T05:20:00.250Z.
-pub const CREATED: Timestamp = Timestamp {
-    seconds: 1_785_388_800,
-    nanos: 250_000_000,
-};
+pub const CREATED: Timestamp = Timestamp { seconds: 1_785_388_800, nanos: 250_000_000 };
 /// 2026-07-30T06:00:00Z.
-pub const UPDATED: Timestamp = Timestamp {
-    seconds: 1_785_391_200,
-    nanos: 0,
-};
+pub const UPDATED: Timestamp = Timestamp { seconds: 1_785_391_200, nanos: 0 };
 
 pub fn microvm() -> Microvm {
     Microvm {
@@ -32,10 +26,7 @@ pub fn microvm() -> Microvm {
         image_arn: arn("app"),
         image_name: "app".into(),
         image_version: "1.0".into(),
-        maximum_duration: Some(Duration {
-            seconds: 28_800,
-            nanos: 0,
-        }),
+        maximum_duration: Some(Duration { seconds: 28_800, nanos: 0 }),
         start_time: Some(CREATED),
         state_time: Some(UPDATED),
         ingress_network_connectors: vec![managed_connector("HTTP_INGRESS")],
@@ -63,15 +54,11 @@ pub fn image() -> Image {
 
 pub fn configuration() -> ImageConfiguration {
     ImageConfiguration {
-        code_artifact: Some(CodeArtifact {
-            uri: "s3://m80-conformance-000000000000-use2/code.zip".into(),
-        }),
+        code_artifact: Some(CodeArtifact { uri: "s3://m80-conformance-000000000000-use2/code.zip".into() }),
         base_image_arn: "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1".into(),
         base_image_version: "1.0".into(),
         build_role_arn: "arn:aws:iam::000000000000:role/m80-conformance-build".into(),
-        resources: Some(Resources {
-            minimum_memory_mib: 2048,
-        }),
+        resources: Some(Resources { minimum_memory_mib: 2048 }),
         egress_network_connectors: vec![managed_connector("INTERNET_EGRESS")],
         ..ImageConfiguration::default()
     }

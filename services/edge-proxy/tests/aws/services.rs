@@ -22,10 +22,7 @@ async fn refusals_come_in_aws_form() {
     let absent: Result<GetMicrovmResponse, Status> = Err(absent);
     world.scheduler.answer("GetMicrovm", absent);
     let answer = world.ask("GET", &microvm, "").await;
-    assert_eq!(
-        (answer.status, answer.class()),
-        (404, "ResourceNotFoundException")
-    );
+    assert_eq!((answer.status, answer.class()), (404, "ResourceNotFoundException"));
     let expected = json!({
         "message": format!("MicroVM not found: {MICROVM}"), "resourceId": null, "resourceType": null,
     });
@@ -33,41 +30,26 @@ async fn refusals_come_in_aws_form() {
     assert!(answer.json().get("__type").is_none());
 
     let quota = "The base maximum allocated memory limit has been reached for this account.";
-    let full = errors::status(
-        Code::ResourceExhausted,
-        reason::QUOTA_EXCEEDED,
-        quota,
-        &[("quota", "memory")],
-    );
+    let full = errors::status(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, quota, &[("quota", "memory")]);
     let full: Result<RunMicrovmResponse, Status> = Err(full);
     world.scheduler.answer("RunMicrovm", full);
     let body = json!({"imageIdentifier": image("app")}).to_string();
     let answer = world.ask("POST", "/2025-09-09/microvms", &body).await;
-    assert_eq!(
-        (answer.status, answer.class()),
-        (402, "ServiceQuotaExceededException")
-    );
+    assert_eq!((answer.status, answer.class()), (402, "ServiceQuotaExceededException"));
     let expected = json!({
         "message": quota, "quotaCode": null, "serviceCode": null, "resourceId": null, "resourceType": null,
     });
     assert_eq!(answer.json(), expected);
 
     let sentence = "A MicroVM image with the name 'app' already exists in this account";
-    let taken = errors::status(
-        Code::AlreadyExists,
-        reason::ALREADY_EXISTS,
-        sentence,
-        &[("resource", "app")],
-    );
+    let taken = errors::status(Code::AlreadyExists, reason::ALREADY_EXISTS, sentence, &[("resource", "app")]);
     let taken: Result<CreateImageResponse, Status> = Err(taken);
     world.image_builder.answer("CreateImage", taken);
     let body = json!({
         "name": "app", "baseImageArn": "debian-12", "codeArtifact": {"uri": "s3://b/k"},
         "buildRoleArn": "arn:aws:iam::000000000000:role/build",
     });
-    let answer = world
-        .ask("POST", "/2025-09-09/microvm-images", &body.to_string())
-        .await;
+    let answer = world.ask("POST", "/2025-09-09/microvm-images", &body.to_string()).await;
     assert_eq!((answer.status, answer.class()), (400, "ValidationException"));
     assert_eq!(answer.json(), json!({"message": sentence}));
 
@@ -82,9 +64,7 @@ async fn refusals_come_in_aws_form() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_without_content_is_the_fleets_fault_not_the_callers() {
     let world = World::start().await;
-    world
-        .image_builder
-        .answer("GetImage", Ok(GetImageResponse::default()));
+    world.image_builder.answer("GetImage", Ok(GetImageResponse::default()));
     let target = format!("/2025-09-09/microvm-images/{}", image("app"));
     let answer = world.ask("GET", &target, "").await;
     assert_eq!((answer.status, answer.class()), (500, "InternalServerException"));
@@ -101,10 +81,9 @@ async fn a_service_that_is_away_is_a_retryable_error() {
         config.aws.limits.call_ms = 500;
     })
     .await;
-    for target in [
-        format!("/2025-09-09/microvm-images/{}", image("app")),
-        format!("/2025-09-09/microvms/{MICROVM}"),
-    ] {
+    for target in
+        [format!("/2025-09-09/microvm-images/{}", image("app")), format!("/2025-09-09/microvms/{MICROVM}")]
+    {
         let answer = world.ask("GET", &target, "").await;
         assert_eq!((answer.status, answer.class()), (500, "InternalServerException"));
         assert_eq!(answer.header("retry-after"), Some("1"));
@@ -130,15 +109,9 @@ async fn the_replica_that_leads_is_found() {
     };
     let second = second.unwrap();
     let follower = || {
-        errors::unavailable(
-            reason::NOT_LEADER,
-            "This scheduler does not lead.",
-            Duration::from_millis(200),
-        )
+        errors::unavailable(reason::NOT_LEADER, "This scheduler does not lead.", Duration::from_millis(200))
     };
-    let found = || GetMicrovmResponse {
-        microvm: Some(samples::microvm()),
-    };
+    let found = || GetMicrovmResponse { microvm: Some(samples::microvm()) };
     let refused: Result<GetMicrovmResponse, Status> = Err(follower());
     world.scheduler.answer("GetMicrovm", refused.clone());
     second.answer("GetMicrovm", Ok(found()));
@@ -153,12 +126,5 @@ async fn the_replica_that_leads_is_found() {
     second.answer("GetMicrovm", refused);
     let answer = ask().await;
     assert_eq!((answer.status, answer.header("retry-after")), (500, Some("1")));
-    assert_eq!(
-        answer
-            .json()
-            .get("message")
-            .and_then(Value::as_str)
-            .map(str::is_empty),
-        Some(false)
-    );
+    assert_eq!(answer.json().get("message").and_then(Value::as_str).map(str::is_empty), Some(false));
 }

@@ -22,17 +22,11 @@ fn seconds(seconds: i64) -> Option<Duration> {
 }
 
 fn hook(mode: HookMode, timeout: Option<i64>) -> Option<Hook> {
-    Some(Hook {
-        mode: mode.into(),
-        timeout: timeout.and_then(seconds),
-    })
+    Some(Hook { mode: mode.into(), timeout: timeout.and_then(seconds) })
 }
 
 pub fn map(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 pub fn ok(answer: &Answer, status: u16) -> Value {
@@ -62,19 +56,13 @@ fn everything() -> (Value, ImageConfiguration) {
         "resources": [{"minimumMemoryInMiB": 512}],
     });
     let configuration = ImageConfiguration {
-        code_artifact: Some(CodeArtifact {
-            uri: "s3://bucket/code.zip".into(),
-        }),
+        code_artifact: Some(CodeArtifact { uri: "s3://bucket/code.zip".into() }),
         base_image_arn: "arn:aws:lambda:us-east-1:aws:microvm-image:debian-12".into(),
         base_image_version: "1".into(),
         build_role_arn: "arn:aws:iam::000000000000:role/build".into(),
         description: "all of it".into(),
-        resources: Some(Resources {
-            minimum_memory_mib: 512,
-        }),
-        cpu_configurations: vec![CpuConfiguration {
-            architecture: Architecture::X8664.into(),
-        }],
+        resources: Some(Resources { minimum_memory_mib: 512 }),
+        cpu_configurations: vec![CpuConfiguration { architecture: Architecture::X8664.into() }],
         additional_os_capabilities: vec!["ALL".into()],
         environment_variables: map(&[("A", "1"), ("B", "zwei")]),
         egress_network_connectors: vec![
@@ -100,35 +88,19 @@ fn everything() -> (Value, ImageConfiguration) {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_created_and_updated_with_everything() {
     let world = World::start().await;
-    world
-        .image_builder
-        .react("CreateImage", |request: CreateImageRequest| {
-            let image = Image {
-                tags: request.tags,
-                ..samples::image()
-            };
-            let version = ImageVersion {
-                configuration: request.configuration,
-                ..samples::version()
-            };
-            Ok(CreateImageResponse {
-                image: Some(image),
-                version: Some(version),
-            })
-        });
-    world
-        .image_builder
-        .react("UpdateImage", |request: UpdateImageRequest| {
-            let version = ImageVersion {
-                configuration: request.configuration,
-                image_version: "2.0".into(),
-                ..samples::version()
-            };
-            Ok(UpdateImageResponse {
-                image: Some(samples::image()),
-                version: Some(version),
-            })
-        });
+    world.image_builder.react("CreateImage", |request: CreateImageRequest| {
+        let image = Image { tags: request.tags, ..samples::image() };
+        let version = ImageVersion { configuration: request.configuration, ..samples::version() };
+        Ok(CreateImageResponse { image: Some(image), version: Some(version) })
+    });
+    world.image_builder.react("UpdateImage", |request: UpdateImageRequest| {
+        let version = ImageVersion {
+            configuration: request.configuration,
+            image_version: "2.0".into(),
+            ..samples::version()
+        };
+        Ok(UpdateImageResponse { image: Some(samples::image()), version: Some(version) })
+    });
     let (configuration, expected) = everything();
     let mut body = configuration.clone();
     body["name"] = "app".into();
@@ -151,10 +123,7 @@ async fn images_are_created_and_updated_with_everything() {
     let made = ok(&world.ask("PUT", &target, &body.to_string()).await, 200);
     let asked: UpdateImageRequest = world.image_builder.only("UpdateImage");
     assert_eq!(asked.image_identifier, image("app"));
-    assert!(
-        !asked.client_token.is_empty(),
-        "a second try must be known as one"
-    );
+    assert!(!asked.client_token.is_empty(), "a second try must be known as one");
     assert!(asked.configuration.unwrap().hooks.is_none());
     assert_eq!(made["imageVersion"], "2.0");
     assert!(made.get("tags").is_none() && made["hooks"].is_null());
@@ -165,41 +134,15 @@ async fn image_paths_name_image_version_and_build() {
     let world = World::start().await;
     let arn = image("app");
     let images = &world.image_builder;
-    images.answer(
-        "GetImageVersion",
-        Ok(GetImageVersionResponse {
-            version: Some(samples::version()),
-        }),
-    );
-    images.answer(
-        "UpdateImageVersion",
-        Ok(UpdateImageVersionResponse {
-            version: Some(samples::version()),
-        }),
-    );
-    images.answer(
-        "DeleteImageVersion",
-        Ok(DeleteImageVersionResponse {
-            version: Some(samples::version()),
-        }),
-    );
-    images.answer(
-        "DeleteImage",
-        Ok(DeleteImageResponse {
-            image: Some(samples::image()),
-        }),
-    );
+    images.answer("GetImageVersion", Ok(GetImageVersionResponse { version: Some(samples::version()) }));
+    images.answer("UpdateImageVersion", Ok(UpdateImageVersionResponse { version: Some(samples::version()) }));
+    images.answer("DeleteImageVersion", Ok(DeleteImageVersionResponse { version: Some(samples::version()) }));
+    images.answer("DeleteImage", Ok(DeleteImageResponse { image: Some(samples::image()) }));
     let version = format!("{IMAGES}/{arn}/versions/1.0");
     ok(&world.ask("GET", &version, "").await, 200);
     let asked: GetImageVersionRequest = images.only("GetImageVersion");
-    assert_eq!(
-        (asked.image_identifier.as_str(), asked.image_version.as_str()),
-        (arn.as_str(), "1.0")
-    );
-    ok(
-        &world.ask("PATCH", &version, r#"{"status": "INACTIVE"}"#).await,
-        200,
-    );
+    assert_eq!((asked.image_identifier.as_str(), asked.image_version.as_str()), (arn.as_str(), "1.0"));
+    ok(&world.ask("PATCH", &version, r#"{"status": "INACTIVE"}"#).await, 200);
     let asked: UpdateImageVersionRequest = images.only("UpdateImageVersion");
     assert_eq!(asked.status(), VersionStatus::Inactive);
     ok(&world.ask("DELETE", &version, "").await, 200);
@@ -218,10 +161,7 @@ async fn builds_belong_to_their_version_and_are_filtered_after_the_page() {
         state: BuildState::Failed.into(),
         state_reason: "The container image build failed.".into(),
         reason_code: "CONTAINER_BUILD_FAILED".into(),
-        snapshot_build: Some(SnapshotBuild {
-            code_install_size_bytes: 5,
-            ..SnapshotBuild::default()
-        }),
+        snapshot_build: Some(SnapshotBuild { code_install_size_bytes: 5, ..SnapshotBuild::default() }),
         ..samples::build("1")
     };
     world.image_builder.answer(
@@ -231,9 +171,7 @@ async fn builds_belong_to_their_version_and_are_filtered_after_the_page() {
             next_page_token: "more".into(),
         }),
     );
-    world
-        .image_builder
-        .answer("GetImageBuild", Ok(GetImageBuildResponse { build: Some(x86) }));
+    world.image_builder.answer("GetImageBuild", Ok(GetImageBuildResponse { build: Some(x86) }));
     let builds = format!("{IMAGES}/{}/versions/1.0/builds", image("app"));
     for (filter, found) in [
         ("", 3),
@@ -251,51 +189,35 @@ async fn builds_belong_to_their_version_and_are_filtered_after_the_page() {
     }
     let build = ok(&world.ask("GET", &format!("{builds}/{BUILD}"), "").await, 200);
     assert_eq!(build["chipset"], "INTEL");
-    assert_eq!(
-        build["stateReason"],
-        "The container image build failed. (CONTAINER_BUILD_FAILED)"
-    );
+    assert_eq!(build["stateReason"], "The container image build failed. (CONTAINER_BUILD_FAILED)");
     assert_eq!(build["snapshotBuild"], json!({"codeInstallSizeInBytes": 5}));
     for other in [
         format!("{IMAGES}/{}/versions/2.0/builds/{BUILD}", image("app")),
         format!("{IMAGES}/{}/versions/1.0/builds/{BUILD}", image("other")),
     ] {
         let answer = world.ask("GET", &other, "").await;
-        assert_eq!(
-            (answer.status, answer.class()),
-            (404, "ResourceNotFoundException"),
-            "{other}"
-        );
+        assert_eq!((answer.status, answer.class()), (404, "ResourceNotFoundException"), "{other}");
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn listings_page_and_filter_as_aws_does() {
     let world = World::start().await;
-    let named = |name: &str| Image {
-        name: name.into(),
-        image_arn: image(name),
-        ..samples::image()
-    };
+    let named = |name: &str| Image { name: name.into(), image_arn: image(name), ..samples::image() };
     let images = [named("blue"), named("green")];
-    world
-        .image_builder
-        .react("ListImages", move |request: ListImagesRequest| {
-            assert_eq!((request.page_size, request.name_filter.as_str()), (1, ""));
-            let page = usize::from(request.page_token == "second");
-            Ok(ListImagesResponse {
-                images: vec![images[page].clone()],
-                next_page_token: if page == 0 { "second".into() } else { String::new() },
-            })
-        });
+    world.image_builder.react("ListImages", move |request: ListImagesRequest| {
+        assert_eq!((request.page_size, request.name_filter.as_str()), (1, ""));
+        let page = usize::from(request.page_token == "second");
+        Ok(ListImagesResponse {
+            images: vec![images[page].clone()],
+            next_page_token: if page == 0 { "second".into() } else { String::new() },
+        })
+    });
     let list = |more: &str| format!("{IMAGES}?maxResults=1&nameFilter=ee{more}");
     let first = ok(&world.ask("GET", &list(""), "").await, 200);
     assert_eq!(first["items"], json!([]), "the filter comes after the page");
     let token = first["nextToken"].as_str().unwrap();
-    let second = ok(
-        &world.ask("GET", &list(&format!("&nextToken={token}")), "").await,
-        200,
-    );
+    let second = ok(&world.ask("GET", &list(&format!("&nextToken={token}")), "").await, 200);
     assert_eq!(second["items"][0]["name"], "green");
     assert_eq!(second.get("nextToken"), Some(&Value::Null));
     // A token is good for its own listing only.
@@ -306,11 +228,7 @@ async fn listings_page_and_filter_as_aws_does() {
         list(&format!("&nextToken={token}A")),
     ] {
         let answer = world.ask("GET", &target, "").await;
-        assert_eq!(
-            (answer.status, answer.class()),
-            (400, "ValidationException"),
-            "{target}"
-        );
+        assert_eq!((answer.status, answer.class()), (400, "ValidationException"), "{target}");
     }
     // Padding that is not encoded.
     let padded = world.ask("GET", &list("&nextToken=abc="), "").await;
@@ -330,9 +248,7 @@ async fn microvms_are_run_with_everything() {
         ..samples::microvm()
     };
     let microvm = Some(ran);
-    world
-        .scheduler
-        .answer("RunMicrovm", Ok(RunMicrovmResponse { microvm }));
+    world.scheduler.answer("RunMicrovm", Ok(RunMicrovmResponse { microvm }));
     let body = json!({
         "imageIdentifier": image("app"),
         "imageVersion": "1.0",
@@ -360,9 +276,7 @@ async fn microvms_are_run_with_everything() {
         }),
         maximum_duration: seconds(600),
         run_hook_payload: "päyload".into(),
-        logging: Some(Logging {
-            destination: Some(logging::Destination::Disabled(LoggingDisabled {})),
-        }),
+        logging: Some(Logging { destination: Some(logging::Destination::Disabled(LoggingDisabled {})) }),
         ingress_network_connectors: vec![
             managed_connector("HTTP_INGRESS"),
             managed_connector("SHELL_INGRESS"),
@@ -392,18 +306,12 @@ async fn microvms_are_listed_and_changed() {
     let scheduler = &world.scheduler;
     scheduler.answer(
         "ListMicrovms",
-        Ok(ListMicrovmsResponse {
-            microvms: vec![samples::microvm()],
-            ..Default::default()
-        }),
+        Ok(ListMicrovmsResponse { microvms: vec![samples::microvm()], ..Default::default() }),
     );
     scheduler.answer("SuspendMicrovm", Ok(SuspendMicrovmResponse::default()));
     scheduler.answer("ResumeMicrovm", Ok(ResumeMicrovmResponse::default()));
     scheduler.answer("TerminateMicrovm", Ok(TerminateMicrovmResponse::default()));
-    let target = format!(
-        "{MICROVMS}?imageIdentifier={}&imageVersion=1.0&maxResults=7",
-        image("app")
-    );
+    let target = format!("{MICROVMS}?imageIdentifier={}&imageVersion=1.0&maxResults=7", image("app"));
     let page = ok(&world.ask("GET", &target, "").await, 200);
     let expected = json!({"items": [{
         "microvmId": MICROVM, "state": "RUNNING", "imageArn": image("app"), "imageVersion": "1.0",
@@ -431,17 +339,11 @@ async fn tokens_carry_every_form_of_ports() {
     let token = map(&[("X-aws-proxy-auth", "a.b.c.d.e")]);
     world.scheduler.answer(
         "CreateMicrovmAuthToken",
-        Ok(CreateMicrovmAuthTokenResponse {
-            auth_token: token.clone(),
-            expire_time: None,
-        }),
+        Ok(CreateMicrovmAuthTokenResponse { auth_token: token.clone(), expire_time: None }),
     );
     world.scheduler.answer(
         "CreateMicrovmShellAuthToken",
-        Ok(CreateMicrovmShellAuthTokenResponse {
-            auth_token: token,
-            expire_time: None,
-        }),
+        Ok(CreateMicrovmShellAuthTokenResponse { auth_token: token, expire_time: None }),
     );
     let body = json!({"expirationInMinutes": 60, "allowedPorts": [
         {"port": 8080}, {"range": {"startPort": 9000, "endPort": 9010}}, {"allPorts": {}},
@@ -451,32 +353,12 @@ async fn tokens_carry_every_form_of_ports() {
     assert_eq!(made, json!({"authToken": {"X-aws-proxy-auth": "a.b.c.d.e"}}));
     let asked: CreateMicrovmAuthTokenRequest = world.scheduler.only("CreateMicrovmAuthToken");
     assert_eq!(asked.expiration, seconds(3600));
-    let scopes: Vec<_> = asked
-        .allowed_ports
-        .into_iter()
-        .map(|port| port.scope.unwrap())
-        .collect();
-    let range = PortRange {
-        start_port: 9000,
-        end_port: 9010,
-    };
-    assert_eq!(
-        scopes,
-        [
-            Scope::Port(8080),
-            Scope::Range(range),
-            Scope::AllPorts(AllPorts {})
-        ]
-    );
+    let scopes: Vec<_> = asked.allowed_ports.into_iter().map(|port| port.scope.unwrap()).collect();
+    let range = PortRange { start_port: 9000, end_port: 9010 };
+    assert_eq!(scopes, [Scope::Port(8080), Scope::Range(range), Scope::AllPorts(AllPorts {})]);
     let target = format!("{MICROVMS}/{MICROVM}/shell-auth-token");
-    let made = ok(
-        &world.ask("POST", &target, r#"{"expirationInMinutes": 5}"#).await,
-        200,
-    );
+    let made = ok(&world.ask("POST", &target, r#"{"expirationInMinutes": 5}"#).await, 200);
     assert_eq!(made, json!({"authToken": {"X-aws-proxy-auth": "a.b.c.d.e"}}));
     let asked: CreateMicrovmShellAuthTokenRequest = world.scheduler.only("CreateMicrovmShellAuthToken");
-    assert_eq!(
-        (asked.microvm_id.as_str(), asked.expiration),
-        (MICROVM, seconds(300))
-    );
+    assert_eq!((asked.microvm_id.as_str(), asked.expiration), (MICROVM, seconds(300)));
 }

@@ -71,10 +71,7 @@ impl World {
         let file = |name: &str| directory.path().join(name);
         certificates::write(
             directory.path(),
-            &[
-                ("endpoints", &["*.microvms.test"]),
-                ("api", &["localhost", "127.0.0.1"]),
-            ],
+            &[("endpoints", &["*.microvms.test"]), ("api", &["localhost", "127.0.0.1"])],
         );
         write_keys(&file("keys.toml"), "");
         let etcd = Etcd::start().await;
@@ -104,11 +101,7 @@ impl World {
                 cert: file("edge-proxy.pem"),
                 key: file("edge-proxy.key"),
             },
-            etcd: EtcdSettings {
-                endpoints: vec![etcd.endpoint()],
-                root: "/torpor/".into(),
-                tls: None,
-            },
+            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
             ..Config::default()
         };
         change(&mut config);
@@ -116,16 +109,7 @@ impl World {
         let app = App::build(config, &registry).await.unwrap();
         let (api, shutdown) = (app.api_address().unwrap().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app.run(shutdown.clone()));
-        Self {
-            api,
-            scheduler,
-            image_builder,
-            store,
-            directory,
-            shutdown,
-            serving,
-            _etcd: etcd,
-        }
+        Self { api, scheduler, image_builder, store, directory, shutdown, serving, _etcd: etcd }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -159,11 +143,7 @@ impl World {
             if lines.len() >= count {
                 return lines;
             }
-            assert!(
-                tokio::time::Instant::now() < deadline,
-                "only {} records",
-                lines.len()
-            );
+            assert!(tokio::time::Instant::now() < deadline, "only {} records", lines.len());
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -171,10 +151,7 @@ impl World {
     /// Stops the edge and waits for its end.
     pub async fn stop(mut self) -> tempfile::TempDir {
         self.shutdown.cancel();
-        tokio::time::timeout(WAIT, &mut self.serving)
-            .await
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(WAIT, &mut self.serving).await.unwrap().unwrap();
         std::mem::replace(&mut self.directory, tempfile::tempdir().unwrap())
     }
 }

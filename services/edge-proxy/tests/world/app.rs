@@ -51,20 +51,14 @@ impl AppServer {
                 });
             }
         });
-        Self {
-            address,
-            requests,
-            task,
-        }
+        Self { address, requests, task }
     }
 }
 
 type Answer = Result<Response<BoxBody<Bytes, hyper::Error>>, &'static str>;
 
 fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
-    Full::new(text.into())
-        .map_err(|never: Infallible| match never {})
-        .boxed()
+    Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
 }
 
 /// `served` counts the requests of this connection before this one.
@@ -100,9 +94,7 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
             let mut trailers = HeaderMap::new();
             trailers.insert("grpc-status", HeaderValue::from_static("0"));
             let body = Full::new(Bytes::from("message")).with_trailers(async move { Some(Ok(trailers)) });
-            Ok(Response::new(
-                body.map_err(|never: Infallible| match never {}).boxed(),
-            ))
+            Ok(Response::new(body.map_err(|never: Infallible| match never {}).boxed()))
         }
         _ => Ok(Response::new(text("hello"))),
     }

@@ -49,20 +49,11 @@ impl World {
         let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca).unwrap();
-        let mut config = rustls::ClientConfig::builder()
-            .with_root_certificates(roots)
-            .with_no_client_auth();
-        config.alpn_protocols = vec![if http2 {
-            b"h2".to_vec()
-        } else {
-            b"http/1.1".to_vec()
-        }];
+        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         let stream = TcpStream::connect(self.edge).await.unwrap();
         let name = ServerName::try_from(host_name(number)).unwrap();
-        let stream = TlsConnector::from(Arc::new(config))
-            .connect(name, stream)
-            .await
-            .unwrap();
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
         let stream = TokioIo::new(stream);
         if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
@@ -78,10 +69,7 @@ impl World {
     /// A request with a good token, on a connection of its own.
     pub async fn get(&self, number: u128, path: &str) -> Answer {
         let request = self.authorized(number, path);
-        self.connect(number, false)
-            .await
-            .send(number, request, body(""))
-            .await
+        self.connect(number, false).await.send(number, request, body("")).await
     }
 
     pub fn authorized(&self, number: u128, path: &str) -> Builder {
@@ -95,9 +83,7 @@ impl Connection {
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key("host") {
-                    request
-                        .headers_mut()
-                        .insert("host", host_name(number).parse().unwrap());
+                    request.headers_mut().insert("host", host_name(number).parse().unwrap());
                 }
                 sender.ready().await.unwrap();
                 sender.send_request(request).await.unwrap()
@@ -116,11 +102,6 @@ impl Connection {
         let body = body.collect().await.unwrap();
         let trailers = body.trailers().cloned().unwrap_or_default();
         let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();
-        Answer {
-            status: parts.status.as_u16(),
-            headers: parts.headers,
-            body,
-            trailers,
-        }
+        Answer { status: parts.status.as_u16(), headers: parts.headers, body, trailers }
     }
 }

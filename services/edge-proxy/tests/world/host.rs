@@ -47,9 +47,7 @@ impl Drop for Host {
 
 impl Host {
     pub async fn start(identity: &TlsIdentity, app: SocketAddr) -> Self {
-        let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, Limits::default())
-            .await
-            .unwrap();
+        let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, Limits::default()).await.unwrap();
         let host = Self {
             address: server.local_address().unwrap(),
             state: Arc::default(),
@@ -62,11 +60,7 @@ impl Host {
             let conduct = {
                 let mut state = state.lock().unwrap();
                 state.requests.push(request.clone());
-                state
-                    .conduct
-                    .get(&request.microvm_id)
-                    .cloned()
-                    .unwrap_or(Conduct::Serve)
+                state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve)
             };
             let (open, cut) = (open.clone(), cut.lock().unwrap().clone());
             async move {
@@ -100,11 +94,7 @@ async fn serve(conduct: Conduct, port: u32, responder: Responder, app: SocketAdd
         Conduct::Wake(time) => {
             tokio::time::sleep(time).await;
             let duration = Some(api::duration_proto(time));
-            vec![Phase {
-                name: "restore".into(),
-                start: None,
-                duration,
-            }]
+            vec![Phase { name: "restore".into(), start: None, duration }]
         }
         Conduct::Refuse(status) => {
             let after = (status == OpenStatus::Busy).then_some(Duration::from_secs(3));

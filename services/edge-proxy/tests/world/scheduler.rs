@@ -114,12 +114,7 @@ impl MicrovmService for Service {
                     let _ = sender.send(Ok(message)).await;
                 }
             }
-            let _ = sender
-                .send(Ok(WatchMicrovmsResponse {
-                    synced: true,
-                    ..Default::default()
-                }))
-                .await;
+            let _ = sender.send(Ok(WatchMicrovmsResponse { synced: true, ..Default::default() })).await;
             loop {
                 tokio::select! {
                     message = changes.recv() => {
@@ -141,9 +136,7 @@ impl MicrovmService for Service {
         match message {
             Some(message) => {
                 self.0.tell(message.clone());
-                Ok(Response::new(ResumeMicrovmResponse {
-                    microvm: message.microvm,
-                }))
+                Ok(Response::new(ResumeMicrovmResponse { microvm: message.microvm }))
             }
             None => Err(Status::resource_exhausted("no host has room")),
         }

@@ -63,15 +63,8 @@ pub fn set(mask: u64) -> io::Result<()> {
     }
     // SAFETY: prctl with integer arguments. A kernel without ambient sets has none to clear.
     unsafe { libc::prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) };
-    let header = Header {
-        version: CAPABILITY_VERSION_3,
-        pid: 0,
-    };
-    let word = |word: u64| Data {
-        effective: word as u32,
-        permitted: word as u32,
-        inheritable: 0,
-    };
+    let header = Header { version: CAPABILITY_VERSION_3, pid: 0 };
+    let word = |word: u64| Data { effective: word as u32, permitted: word as u32, inheritable: 0 };
     let data = [word(mask & 0xffff_ffff), word(mask >> 32)];
     // SAFETY: version 3 takes a header and two data words, which live until the call returns.
     let set = unsafe { libc::syscall(libc::SYS_capset, std::ptr::from_ref(&header), data.as_ptr()) };

@@ -47,10 +47,7 @@ fn reason<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> String {
 fn become_app(status: &File) -> Result<Infallible, String> {
     fcntl(status, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).map_err(reason("guard the status pipe"))?;
     let mut plan = Vec::new();
-    std::io::stdin()
-        .lock()
-        .read_to_end(&mut plan)
-        .map_err(reason("read the request"))?;
+    std::io::stdin().lock().read_to_end(&mut plan).map_err(reason("read the request"))?;
     let request = StartAppRequest::decode(plan.as_slice()).map_err(reason("read the request"))?;
     let all = request.all_capabilities;
 
@@ -60,11 +57,7 @@ fn become_app(status: &File) -> Result<Infallible, String> {
     enter_working_directory(&request.working_directory)?;
     settle_streams(&user)?;
 
-    let mask = if all {
-        u64::MAX
-    } else {
-        capabilities::default_mask()
-    };
+    let mask = if all { u64::MAX } else { capabilities::default_mask() };
     if !all {
         capabilities::bound(mask).map_err(reason("drop capabilities"))?;
     }
@@ -106,10 +99,7 @@ fn enter_working_directory(directory: &str) -> Result<(), String> {
 /// Standard input becomes /dev/null; the output pipes become the user's, so that
 /// `/dev/stdout` can be opened again without root.
 fn settle_streams(user: &user::User) -> Result<(), String> {
-    let null = OpenOptions::new()
-        .read(true)
-        .open("/dev/null")
-        .map_err(reason("open /dev/null"))?;
+    let null = OpenOptions::new().read(true).open("/dev/null").map_err(reason("open /dev/null"))?;
     dup2_stdin(&null).map_err(reason("set standard input"))?;
     for done in [
         fchown(std::io::stdout(), Some(user.uid), Some(user.gid)),
@@ -122,10 +112,7 @@ fn settle_streams(user: &user::User) -> Result<(), String> {
 
 fn run(request: &StartAppRequest, user: &user::User) -> Result<Infallible, String> {
     let strings = |words: &[String]| -> Result<Vec<CString>, String> {
-        words
-            .iter()
-            .map(|word| CString::new(word.as_str()).map_err(reason("argument")))
-            .collect()
+        words.iter().map(|word| CString::new(word.as_str()).map_err(reason("argument"))).collect()
     };
     let environment = environment::complete(&request.environment, &user.home);
     let argv = strings(&request.argv)?;

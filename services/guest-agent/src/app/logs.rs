@@ -79,11 +79,7 @@ impl Ring {
     fn batch(&self, from: u64) -> Option<Batch> {
         let start = self.lines.partition_point(|line| line.sequence < from);
         let first = self.lines.get(start)?.sequence;
-        let mut batch = Batch {
-            lines: Vec::new(),
-            dropped: first - from,
-            next: first,
-        };
+        let mut batch = Batch { lines: Vec::new(), dropped: first - from, next: first };
         let mut bytes = 0;
         for line in self.lines.range(start..).take(LOG_LINES_PER_EVENT_MAX) {
             if line.sequence != batch.next || bytes > EVENT_BYTES {
@@ -134,12 +130,7 @@ impl Logs {
             let sequence = ring.next_sequence;
             ring.next_sequence += 1;
             if let Some(text) = text {
-                ring.push(LogLine {
-                    time: Some(time.into()),
-                    source: source.into(),
-                    text,
-                    sequence,
-                });
+                ring.push(LogLine { time: Some(time.into()), source: source.into(), text, sequence });
             }
         }
         drop(ring);
@@ -155,10 +146,7 @@ struct Intake {
 
 impl Intake {
     fn new(now: Instant) -> Self {
-        Self {
-            tokens: INTAKE_BURST_BYTES,
-            at: now,
-        }
+        Self { tokens: INTAKE_BURST_BYTES, at: now }
     }
 
     fn refill(&mut self, now: Instant) {
@@ -195,18 +183,14 @@ pub fn collect(logs: &Arc<Logs>, stdout: OwnedFd, stderr: OwnedFd) {
     ];
     let mut buffer = vec![0; READ_BYTES];
     while !streams.is_empty() {
-        let mut set: Vec<_> = streams
-            .iter()
-            .map(|(file, _, _)| PollFd::new(file.as_fd(), PollFlags::POLLIN))
-            .collect();
+        let mut set: Vec<_> =
+            streams.iter().map(|(file, _, _)| PollFd::new(file.as_fd(), PollFlags::POLLIN)).collect();
         match poll(&mut set, PollTimeout::NONE) {
             Ok(_) | Err(Errno::EINTR) => {}
             Err(error) => return crate::console::say(&format!("collecting output failed: {error}")),
         }
-        let ready: Vec<bool> = set
-            .iter()
-            .map(|entry| entry.revents().is_some_and(|events| !events.is_empty()))
-            .collect();
+        let ready: Vec<bool> =
+            set.iter().map(|entry| entry.revents().is_some_and(|events| !events.is_empty())).collect();
         drop(set);
         intake.refill(Instant::now());
         let mut ready = ready.into_iter();

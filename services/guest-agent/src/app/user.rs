@@ -37,12 +37,7 @@ fn entries(passwd: &str) -> impl Iterator<Item = Entry<'_>> {
         let [name, _, uid, gid, _, home, ..] = fields[..] else {
             return None;
         };
-        Some(Entry {
-            name,
-            uid: uid.parse().ok()?,
-            gid: gid.parse().ok()?,
-            home,
-        })
+        Some(Entry { name, uid: uid.parse().ok()?, gid: gid.parse().ok()?, home })
     })
 }
 
@@ -91,12 +86,7 @@ fn resolve(specification: &str, passwd: &str, group: &str) -> Result<User, Strin
             .collect(),
     };
     let home = if home.is_empty() { "/" } else { home };
-    Ok(User {
-        uid,
-        gid,
-        groups,
-        home: home.to_owned(),
-    })
+    Ok(User { uid, gid, groups, home: home.to_owned() })
 }
 
 #[cfg(test)]
@@ -108,12 +98,7 @@ mod tests {
     const GROUP: &str = "root:x:0:\nadm:x:4:app,other\nstaff:x:50:app\napp:x:1001:app\nbroken:x\n";
 
     fn user(uid: u32, gid: u32, groups: &[u32], home: &str) -> User {
-        User {
-            uid,
-            gid,
-            groups: groups.to_vec(),
-            home: home.to_owned(),
-        }
+        User { uid, gid, groups: groups.to_vec(), home: home.to_owned() }
     }
 
     #[test]
@@ -136,11 +121,7 @@ mod tests {
             ("-1", None),
             ("4294967296", None),
         ] {
-            assert_eq!(
-                resolve(specification, PASSWD, GROUP).ok(),
-                expected,
-                "{specification:?}"
-            );
+            assert_eq!(resolve(specification, PASSWD, GROUP).ok(), expected, "{specification:?}");
         }
         assert_eq!(resolve("", "", ""), Ok(user(0, 0, &[], "/")));
     }

@@ -10,14 +10,8 @@ use nix::sched::{CloneFlags, unshare};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 
 /// Device nodes of Docker's /dev: name, major, minor.
-const DEVICES: [(&str, u64, u64); 6] = [
-    ("null", 1, 3),
-    ("zero", 1, 5),
-    ("full", 1, 7),
-    ("random", 1, 8),
-    ("urandom", 1, 9),
-    ("tty", 5, 0),
-];
+const DEVICES: [(&str, u64, u64); 6] =
+    [("null", 1, 3), ("zero", 1, 5), ("full", 1, 7), ("random", 1, 8), ("urandom", 1, 9), ("tty", 5, 0)];
 
 /// Links of Docker's /dev.
 const LINKS: [(&str, &str); 6] = [
@@ -30,25 +24,12 @@ const LINKS: [(&str, &str); 6] = [
 ];
 
 /// Paths that an app without every capability sees read-only.
-const READ_ONLY: [&str; 5] = [
-    "/proc/bus",
-    "/proc/fs",
-    "/proc/irq",
-    "/proc/sys",
-    "/proc/sysrq-trigger",
-];
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 
 /// Files that it sees empty.
-const HIDDEN: [&str; 4] = [
-    "/proc/kcore",
-    "/proc/keys",
-    "/proc/timer_list",
-    "/proc/latency_stats",
-];
+const HIDDEN: [&str; 4] = ["/proc/kcore", "/proc/keys", "/proc/timer_list", "/proc/latency_stats"];
 
-const PLAIN: MsFlags = MsFlags::MS_NOSUID
-    .union(MsFlags::MS_NOEXEC)
-    .union(MsFlags::MS_NODEV);
+const PLAIN: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC).union(MsFlags::MS_NODEV);
 
 /// Makes the view for this process and its children.
 pub fn make(all_capabilities: bool) -> Result<(), String> {
@@ -61,30 +42,12 @@ pub fn make(all_capabilities: bool) -> Result<(), String> {
     if all_capabilities {
         return put(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), PLAIN, None);
     }
-    put(
-        None,
-        "/sys",
-        None,
-        PLAIN | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-        None,
-    )?;
-    put(
-        Some("cgroup2"),
-        "/sys/fs/cgroup",
-        Some("cgroup2"),
-        PLAIN | MsFlags::MS_RDONLY,
-        None,
-    )?;
+    put(None, "/sys", None, PLAIN | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)?;
+    put(Some("cgroup2"), "/sys/fs/cgroup", Some("cgroup2"), PLAIN | MsFlags::MS_RDONLY, None)?;
     make_devices()?;
     for path in READ_ONLY.iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
         put(Some(path), path, None, MsFlags::MS_BIND | MsFlags::MS_REC, None)?;
-        put(
-            None,
-            path,
-            None,
-            PLAIN | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY,
-            None,
-        )?;
+        put(None, path, None, PLAIN | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY, None)?;
     }
     for path in HIDDEN.iter().filter(|path| fs::symlink_metadata(path).is_ok()) {
         put(Some("/dev/null"), path, None, MsFlags::MS_BIND, None)?;
@@ -108,12 +71,8 @@ fn make_devices() -> Result<(), String> {
     for (name, major, minor) in DEVICES {
         let path = format!("{stage}/{name}");
         let old = umask_off();
-        let made = mknod(
-            path.as_str(),
-            SFlag::S_IFCHR,
-            Mode::from_bits_truncate(0o666),
-            makedev(major, minor),
-        );
+        let made =
+            mknod(path.as_str(), SFlag::S_IFCHR, Mode::from_bits_truncate(0o666), makedev(major, minor));
         nix::sys::stat::umask(old);
         made.map_err(|error| format!("make {path}: {error}"))?;
     }
@@ -123,13 +82,7 @@ fn make_devices() -> Result<(), String> {
     for inner in ["pts", "shm", "mqueue"] {
         let target = format!("{stage}/{inner}");
         fs::create_dir(&target).map_err(|error| format!("make {target}: {error}"))?;
-        put(
-            Some(&format!("/dev/{inner}")),
-            &target,
-            None,
-            MsFlags::MS_MOVE,
-            None,
-        )?;
+        put(Some(&format!("/dev/{inner}")), &target, None, MsFlags::MS_MOVE, None)?;
     }
     put(Some(stage), "/dev", None, MsFlags::MS_MOVE, None)?;
     let _ = fs::remove_dir(stage);

@@ -58,17 +58,10 @@ mod tests {
         for (line, expected) in [
             ("", default.clone()),
             ("console=ttyS0 quiet torpor.other=1", default.clone()),
-            (
-                "torpor.agent_port=0 torpor.relay_port=x torpor.root=/etc",
-                default.clone(),
-            ),
+            ("torpor.agent_port=0 torpor.relay_port=x torpor.root=/etc", default.clone()),
             (
                 "quiet torpor.agent_port=2000 torpor.relay_port=2001 torpor.root=/dev/vdb\n",
-                Settings {
-                    agent_port: 2000,
-                    relay_port: 2001,
-                    root: "/dev/vdb".to_owned(),
-                },
+                Settings { agent_port: 2000, relay_port: 2001, root: "/dev/vdb".to_owned() },
             ),
         ] {
             assert_eq!(Settings::parse(line), expected, "{line}");

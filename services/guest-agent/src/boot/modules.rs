@@ -23,11 +23,7 @@ impl Extra {
     /// Loads them, in order, once. Best effort: an app that misses one finds out
     /// with an error of its own.
     pub fn load(&self) {
-        let files = self
-            .0
-            .lock()
-            .map(|mut files| std::mem::take(&mut *files))
-            .unwrap_or_default();
+        let files = self.0.lock().map(|mut files| std::mem::take(&mut *files)).unwrap_or_default();
         for file in files {
             let _ = finit_module(&file);
         }
@@ -48,9 +44,7 @@ pub fn load() -> Result<Extra, Error> {
         let _ = fs::remove_file(&path);
     }
     let extra = list("extra.list")?;
-    let open = extra
-        .iter()
-        .filter_map(|name| File::open(format!("{DIRECTORY}/{name}")).ok());
+    let open = extra.iter().filter_map(|name| File::open(format!("{DIRECTORY}/{name}")).ok());
     Ok(Extra(Mutex::new(open.collect())))
 }
 

@@ -52,11 +52,7 @@ pub fn kernel_file_systems() -> Result<(), Error> {
 
 /// Makes the serial console the agent's standard streams.
 pub fn adopt_console() -> Result<(), Error> {
-    let console = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open("/dev/console")
-        .step("open /dev/console")?;
+    let console = OpenOptions::new().read(true).write(true).open("/dev/console").step("open /dev/console")?;
     for done in [dup2_stdin(&console), dup2_stdout(&console), dup2_stderr(&console)] {
         done.step("adopt the console")?;
     }
@@ -72,24 +68,12 @@ pub fn switch_root(settings: &Settings) -> Result<(), Error> {
     wait_for_disk(&settings.root)?;
     // noatime and noinit_itable: a clone's disk should differ by what its app
     // writes, not by what it reads or by background formatting.
-    mount_at(
-        &settings.root,
-        NEW_ROOT,
-        "ext4",
-        MsFlags::MS_NOATIME,
-        "noinit_itable",
-    )?;
+    mount_at(&settings.root, NEW_ROOT, "ext4", MsFlags::MS_NOATIME, "noinit_itable")?;
     for inner in ["/proc", "/sys", "/dev"] {
         let target = format!("{NEW_ROOT}{inner}");
         make_directory(&target)?;
-        mount(
-            Some(inner),
-            target.as_str(),
-            None::<&str>,
-            MsFlags::MS_MOVE,
-            None::<&str>,
-        )
-        .step(format!("move {inner}"))?;
+        mount(Some(inner), target.as_str(), None::<&str>, MsFlags::MS_MOVE, None::<&str>)
+            .step(format!("move {inner}"))?;
     }
     // The kernel read this file to start us; its pages stay as long as we run.
     let _ = fs::remove_file("/init");
@@ -157,14 +141,8 @@ fn app_cgroup() -> Result<(), Error> {
     }
     make_directory(APP_CGROUP)?;
     for (file, value) in [
-        (
-            "memory.max",
-            memory_total().map(|total| total.saturating_sub(MEMORY_RESERVE_BYTES)),
-        ),
-        (
-            "pids.max",
-            threads_max().map(|most| most.saturating_sub(PROCESS_RESERVE)),
-        ),
+        ("memory.max", memory_total().map(|total| total.saturating_sub(MEMORY_RESERVE_BYTES))),
+        ("pids.max", threads_max().map(|most| most.saturating_sub(PROCESS_RESERVE))),
     ] {
         if let Some(value) = value {
             let _ = fs::write(format!("{APP_CGROUP}/{file}"), value.to_string());

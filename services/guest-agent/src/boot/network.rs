@@ -46,27 +46,12 @@ pub fn bring_up() -> Result<(), Error> {
         // Best effort: none of them decides whether the guest works.
         let _ = fs::write(format!("/proc/sys/{name}"), value);
     }
-    let control = socket(
-        AddressFamily::Inet,
-        SockType::Datagram,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )
-    .step("open a socket")?;
+    let control = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)
+        .step("open a socket")?;
     set_up(&control, "lo")?;
     // A guest without a link has nobody to serve, so this is an error too.
-    request(
-        &control,
-        libc::SIOCSIFADDR,
-        &address_request("eth0", GUEST),
-        "address of eth0",
-    )?;
-    request(
-        &control,
-        libc::SIOCSIFNETMASK,
-        &address_request("eth0", NETMASK),
-        "netmask of eth0",
-    )?;
+    request(&control, libc::SIOCSIFADDR, &address_request("eth0", GUEST), "address of eth0")?;
+    request(&control, libc::SIOCSIFNETMASK, &address_request("eth0", NETMASK), "netmask of eth0")?;
     set_up(&control, "eth0")?;
     default_route(&control)
 }
@@ -76,19 +61,10 @@ pub fn bring_up() -> Result<(), Error> {
 /// A connection shows up with its first bytes, which on a wake saves the agent one turn
 /// of its loop; one that sends nothing shows up after about a second.
 pub fn listen(port: u16, send_timeout: Duration) -> io::Result<TcpListener> {
-    let listener = socket(
-        AddressFamily::Inet,
-        SockType::Stream,
-        SockFlag::SOCK_CLOEXEC,
-        None,
-    )?;
+    let listener = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&listener, sockopt::ReuseAddr, &true)?;
     setsockopt(&listener, sockopt::TcpNoDelay, &true)?;
-    setsockopt(
-        &listener,
-        sockopt::SendTimeout,
-        &TimeVal::seconds(send_timeout.as_secs().cast_signed()),
-    )?;
+    setsockopt(&listener, sockopt::SendTimeout, &TimeVal::seconds(send_timeout.as_secs().cast_signed()))?;
     // SAFETY: the option takes one int, which lives until the call returns.
     let deferred = unsafe {
         libc::setsockopt(
@@ -100,10 +76,7 @@ pub fn listen(port: u16, send_timeout: Duration) -> io::Result<TcpListener> {
         )
     };
     Errno::result(deferred)?;
-    bind(
-        listener.as_raw_fd(),
-        &SockaddrIn::from(SocketAddrV4::new(GUEST, port)),
-    )?;
+    bind(listener.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(GUEST, port)))?;
     start_listening(&listener, Backlog::new(BACKLOG)?)?;
     Ok(TcpListener::from(listener))
 }
@@ -111,11 +84,7 @@ pub fn listen(port: u16, send_timeout: Duration) -> io::Result<TcpListener> {
 fn named(interface: &str) -> libc::ifreq {
     // SAFETY: ifreq is plain old data; all zero is a valid value.
     let mut request: libc::ifreq = unsafe { zeroed() };
-    for (to, from) in request
-        .ifr_name
-        .iter_mut()
-        .zip(interface.bytes().take(libc::IFNAMSIZ - 1))
-    {
+    for (to, from) in request.ifr_name.iter_mut().zip(interface.bytes().take(libc::IFNAMSIZ - 1)) {
         *to = from.cast_signed();
     }
     request

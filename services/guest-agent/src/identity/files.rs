@@ -45,14 +45,7 @@ impl MappedFile {
         let protection = libc::PROT_READ | libc::PROT_WRITE;
         // SAFETY: a new mapping of an open file, placed by the kernel.
         let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                size,
-                protection,
-                libc::MAP_SHARED,
-                file.as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), size, protection, libc::MAP_SHARED, file.as_raw_fd(), 0)
         };
         if start == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
@@ -98,9 +91,7 @@ impl ResolverFile {
 
     /// Names the servers; what is no address is left out.
     pub fn set_name_servers(&self, servers: &[String]) -> io::Result<()> {
-        let lines = servers
-            .iter()
-            .filter(|server| server.parse::<std::net::IpAddr>().is_ok());
+        let lines = servers.iter().filter(|server| server.parse::<std::net::IpAddr>().is_ok());
         let text: String = lines.map(|server| format!("nameserver {server}\n")).collect();
         self.0.write_all_at(text.as_bytes(), 0)?;
         self.0.set_len(text.len() as u64)
@@ -126,14 +117,8 @@ fn bind(name: &str) -> Result<(), boot::Error> {
         File::create_new(&target).step(format!("create {}", target.display()))?;
     }
     let source = Path::new(RUN_DIRECTORY).join(name);
-    mount(
-        Some(&source),
-        &target,
-        None::<&str>,
-        MsFlags::MS_BIND,
-        None::<&str>,
-    )
-    .step(format!("bind {}", target.display()))
+    mount(Some(&source), &target, None::<&str>, MsFlags::MS_BIND, None::<&str>)
+        .step(format!("bind {}", target.display()))
 }
 
 /// Replaces the credentials file: directory 0700 and file 0400, both the app's.
@@ -144,11 +129,7 @@ pub fn write_credentials(credentials: &[u8], (uid, gid): (u32, u32)) -> io::Resu
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
-    let file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o400)
-        .open(&new)?;
+    let file = OpenOptions::new().write(true).create_new(true).mode(0o400).open(&new)?;
     file.write_all_at(credentials, 0)?;
     file.set_permissions(fs::Permissions::from_mode(0o400))?;
     std::os::unix::fs::fchown(&file, Some(uid), Some(gid))?;

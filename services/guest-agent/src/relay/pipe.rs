@@ -19,13 +19,7 @@ pub struct Pipe {
 impl Pipe {
     /// An empty, open direction.
     pub fn new() -> Self {
-        Self {
-            buffer: vec![0; BUFFER_BYTES].into(),
-            start: 0,
-            end: 0,
-            ended: false,
-            shut: false,
-        }
+        Self { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0, ended: false, shut: false }
     }
 
     /// True while it makes sense to wait for input.
@@ -76,12 +70,7 @@ impl Pipe {
 fn not_blocked(result: io::Result<usize>) -> io::Result<Option<usize>> {
     match result {
         Ok(count) => Ok(Some(count)),
-        Err(error)
-            if matches!(
-                error.kind(),
-                io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
-            ) =>
-        {
+        Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
             Ok(None)
         }
         Err(error) => Err(error),

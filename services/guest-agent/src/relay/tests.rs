@@ -60,11 +60,7 @@ fn bytes_and_half_closes_pass_both_ways() {
 
 #[test]
 fn a_port_without_listener_is_refused() {
-    let unused = TcpListener::bind("127.0.0.1:0")
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
+    let unused = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let (relay, _epoch) = relay();
     let (mut stream, answer) = open(relay, unused);
     assert_eq!(answer, Some(RelayAnswer::Refused));
@@ -76,10 +72,7 @@ fn connections_are_bounded_and_an_epoch_ends_them() {
     let (relay, epoch) = relay();
     let port = echo();
     let mut held: Vec<_> = (0..CONNECTIONS_MAX).map(|_| open(relay, port)).collect();
-    assert!(
-        held.iter()
-            .all(|(_, answer)| *answer == Some(RelayAnswer::Connected))
-    );
+    assert!(held.iter().all(|(_, answer)| *answer == Some(RelayAnswer::Connected)));
     let (_, answer) = open(relay, port);
     assert_eq!(answer, Some(RelayAnswer::Busy));
     epoch.advance();

@@ -32,11 +32,7 @@ impl AsFd for Connection {
 impl Connection {
     /// Takes an accepted stream whose send timeout is set.
     pub fn new(stream: TcpStream) -> Self {
-        Self {
-            stream,
-            sending: Mutex::new(()),
-            retired: AtomicBool::new(false),
-        }
+        Self { stream, sending: Mutex::new(()), retired: AtomicBool::new(false) }
     }
 
     /// Sends a frame. A host that does not take it loses the connection.
@@ -51,11 +47,7 @@ impl Connection {
         };
         let sent = {
             let _sending = self.sending.lock();
-            if self.is_retired() {
-                Ok(())
-            } else {
-                (&self.stream).write_all(&bytes)
-            }
+            if self.is_retired() { Ok(()) } else { (&self.stream).write_all(&bytes) }
         };
         if sent.is_err() {
             self.close();
@@ -64,14 +56,8 @@ impl Connection {
 
     /// Answers an exchange with a failure.
     pub fn fail(&self, exchange: u32, message: &str, invalid: bool) {
-        let failure = Failure {
-            message: message.to_owned(),
-            invalid,
-        };
-        self.send(&Frame {
-            exchange,
-            body: Some(Body::Failure(failure)),
-        });
+        let failure = Failure { message: message.to_owned(), invalid };
+        self.send(&Frame { exchange, body: Some(Body::Failure(failure)) });
     }
 
     /// Marks it as one that nobody reads; sends nothing.
@@ -100,10 +86,7 @@ pub struct Receiver {
 impl Receiver {
     /// Nothing received yet.
     pub fn new(connection: Arc<Connection>) -> Self {
-        Self {
-            connection,
-            buffer: Vec::new(),
-        }
+        Self { connection, buffer: Vec::new() }
     }
 
     /// Its connection.
@@ -119,11 +102,7 @@ impl Receiver {
     pub fn receive(&mut self, mut take: impl FnMut(Frame)) -> Result<bool, FrameError> {
         let mut chunk = [0; RECEIVE_BYTES];
         loop {
-            let count = match recv(
-                self.connection.stream.as_raw_fd(),
-                &mut chunk,
-                MsgFlags::MSG_DONTWAIT,
-            ) {
+            let count = match recv(self.connection.stream.as_raw_fd(), &mut chunk, MsgFlags::MSG_DONTWAIT) {
                 Ok(0) => return Ok(false),
                 Ok(count) => count,
                 Err(Errno::EAGAIN) => return Ok(true),
@@ -164,10 +143,7 @@ mod tests {
 
     fn follow(exchange: u32) -> Frame {
         let body = Body::StreamLogsRequest(StreamLogsRequest { from_sequence: 1 });
-        Frame {
-            exchange,
-            body: Some(body),
-        }
+        Frame { exchange, body: Some(body) }
     }
 
     fn receive_until(receiver: &mut Receiver, wanted: usize) -> Vec<u32> {
@@ -183,9 +159,7 @@ mod tests {
     fn frames_arrive_whole_however_they_were_sent() {
         let (mut host, connection) = pair();
         let mut receiver = Receiver::new(connection);
-        let bytes: Vec<u8> = (1..=3)
-            .flat_map(|exchange| frame::encode(&follow(exchange)).unwrap())
-            .collect();
+        let bytes: Vec<u8> = (1..=3).flat_map(|exchange| frame::encode(&follow(exchange)).unwrap()).collect();
         host.set_nodelay(true).unwrap();
         for byte in &bytes {
             host.write_all(&[*byte]).unwrap();

@@ -60,10 +60,7 @@ impl Shared {
             while let Some(Batch { lines, dropped, next }) = logs.wait_batch(position, changed) {
                 position = next;
                 let body = Body::StreamLogsResponse(StreamLogsResponse { lines, dropped });
-                connection.send(&Frame {
-                    exchange: 0,
-                    body: Some(body),
-                });
+                connection.send(&Frame { exchange: 0, body: Some(body) });
             }
         }
     }

@@ -42,17 +42,15 @@ impl Jobs {
         let jobs = Arc::new(Mutex::new(jobs));
         for number in 0..WORKERS {
             let (jobs, shared) = (Arc::clone(&jobs), Arc::clone(shared));
-            thread::Builder::new()
-                .name(format!("worker-{number}"))
-                .spawn(move || {
-                    loop {
-                        let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                        match job {
-                            Ok(job) => work(&shared, job),
-                            Err(_) => return,
-                        }
+            thread::Builder::new().name(format!("worker-{number}")).spawn(move || {
+                loop {
+                    let job = jobs.lock().unwrap_or_else(PoisonError::into_inner).recv();
+                    match job {
+                        Ok(job) => work(&shared, job),
+                        Err(_) => return,
                     }
-                })?;
+                }
+            })?;
         }
         Ok(Self { queue })
     }
@@ -60,8 +58,7 @@ impl Jobs {
     /// Hands a request to a worker, or answers that there is no room.
     pub fn put(&self, job: Job) {
         if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) = self.queue.try_send(job) {
-            job.connection
-                .fail(job.exchange, "too many requests at once", false);
+            job.connection.fail(job.exchange, "too many requests at once", false);
         }
     }
 }
@@ -70,11 +67,7 @@ impl Jobs {
 type Failed = (String, bool);
 
 fn work(shared: &Arc<Shared>, job: Job) {
-    let Job {
-        connection,
-        exchange,
-        body,
-    } = job;
+    let Job { connection, exchange, body } = job;
     let invalid = |message: &'static str| (message.to_owned(), true);
     let answer = match body {
         Body::StartAppRequest(request) => start_app(shared, &request).map(Body::StartAppResponse),
@@ -93,10 +86,7 @@ fn work(shared: &Arc<Shared>, job: Job) {
         _ => Err(invalid("the message is not a request")),
     };
     match answer {
-        Ok(body) => connection.send(&Frame {
-            exchange,
-            body: Some(body),
-        }),
+        Ok(body) => connection.send(&Frame { exchange, body: Some(body) }),
         Err((message, invalid)) => connection.fail(exchange, &message, invalid),
     }
 }
@@ -105,15 +95,9 @@ fn start_app(shared: &Arc<Shared>, request: &StartAppRequest) -> Result<StartApp
     if request.all_capabilities {
         shared.extra_modules.load();
     }
-    shared
-        .resolver
-        .set_name_servers(&request.name_servers)
-        .map_err(|error| (error.to_string(), false))?;
+    shared.resolver.set_name_servers(&request.name_servers).map_err(|error| (error.to_string(), false))?;
     let reporter = Arc::clone(shared);
-    match shared
-        .app
-        .start(request, move |exited| reporter.report_exit(exited))
-    {
+    match shared.app.start(request, move |exited| reporter.report_exit(exited)) {
         Ok(pid) => Ok(StartAppResponse { pid }),
         Err(error) => {
             let invalid = matches!(error, StartError::Invalid(_));

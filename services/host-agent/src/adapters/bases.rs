@@ -76,18 +76,12 @@ impl Bases {
         let directory = data.bases();
         for entry in std::fs::read_dir(&directory).map_err(|error| Failure::io(&directory, &error))? {
             let path = entry.map_err(|error| Failure::io(&directory, &error))?.path();
-            let origin = std::fs::read(path.join(ORIGIN))
-                .ok()
-                .and_then(|text| serde_json::from_slice(&text).ok());
+            let origin =
+                std::fs::read(path.join(ORIGIN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
             match (path.file_name().and_then(|name| name.to_str()), origin) {
                 (Some(digest), Some(origin)) => {
                     let bytes = files::occupied_bytes(&path);
-                    let entry = Entry {
-                        origin,
-                        bytes,
-                        leases: 0,
-                        used: std::time::Instant::now(),
-                    };
+                    let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
                     entries.insert(digest.to_owned(), entry);
                 }
                 _ => files::discard(&path),
@@ -150,10 +144,7 @@ impl Bases {
         )
         .await;
         let result = match fetched {
-            Ok(fetched) => {
-                self.take_fetched(&fetched, &temporary, manifest_key, digest)
-                    .await
-            }
+            Ok(fetched) => self.take_fetched(&fetched, &temporary, manifest_key, digest).await,
             Err(error) => Err(fetch_failure(&error, &temporary)),
         };
         files::discard(&temporary);
@@ -168,9 +159,10 @@ impl Bases {
         digest: &str,
     ) -> Result<BaseLease, Failure> {
         for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
-            let path = fetched.paths.get(&kind).ok_or_else(|| Failure::Corrupt {
-                object: manifest_key.to_owned(),
-            })?;
+            let path = fetched
+                .paths
+                .get(&kind)
+                .ok_or_else(|| Failure::Corrupt { object: manifest_key.to_owned() })?;
             let to = temporary.join(file_name(kind));
             if *path != to {
                 std::fs::rename(path, &to).map_err(|error| Failure::io(&to, &error))?;
@@ -181,11 +173,7 @@ impl Bases {
         let origin = Origin {
             manifest_key: manifest_key.to_owned(),
             guest_bundle_version: head.guest_bundle_version.clone(),
-            log_start: head
-                .labels
-                .get(LOG_LABEL)
-                .and_then(|text| text.parse().ok())
-                .unwrap_or(0),
+            log_start: head.labels.get(LOG_LABEL).and_then(|text| text.parse().ok()).unwrap_or(0),
         };
         self.adopt(temporary, digest, origin).await
     }
@@ -213,17 +201,8 @@ impl Bases {
         })
         .await?;
         let bytes = files::occupied_bytes(&target);
-        let entry = Entry {
-            origin,
-            bytes,
-            leases: 0,
-            used: std::time::Instant::now(),
-        };
-        self.inner
-            .entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(digest.to_owned(), entry);
+        let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.to_owned(), entry);
         let lease = self
             .lease(digest)
             .ok_or_else(|| Failure::Internal("an image snapshot vanished from the cache".to_owned()))?;
@@ -237,21 +216,15 @@ impl Bases {
         let entry = entries.get_mut(digest)?;
         entry.leases += 1;
         entry.used = std::time::Instant::now();
-        Some(BaseLease {
-            bases: self.clone(),
-            digest: digest.to_owned(),
-            origin: entry.origin.clone(),
-        })
+        Some(BaseLease { bases: self.clone(), digest: digest.to_owned(), origin: entry.origin.clone() })
     }
 
     /// Removes unused snapshots, oldest use first, until the cache fits.
     fn make_room(&self) {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         while entries.values().map(|entry| entry.bytes).sum::<u64>() > self.inner.bytes_max {
-            let oldest = entries
-                .iter()
-                .filter(|(_, entry)| entry.leases == 0)
-                .min_by_key(|(_, entry)| entry.used);
+            let oldest =
+                entries.iter().filter(|(_, entry)| entry.leases == 0).min_by_key(|(_, entry)| entry.used);
             let Some(digest) = oldest.map(|(digest, _)| digest.clone()) else {
                 return;
             };
@@ -285,11 +258,7 @@ impl Bases {
     #[must_use]
     pub fn manifest_keys(&self, count: usize) -> Vec<String> {
         let entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        entries
-            .values()
-            .take(count)
-            .map(|entry| entry.origin.manifest_key.clone())
-            .collect()
+        entries.values().take(count).map(|entry| entry.origin.manifest_key.clone()).collect()
     }
 }
 
@@ -331,12 +300,7 @@ impl BaseLease {
 
 impl Drop for BaseLease {
     fn drop(&mut self) {
-        let mut entries = self
-            .bases
-            .inner
-            .entries
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.bases.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(&self.digest) {
             entry.leases = entry.leases.saturating_sub(1);
             entry.used = std::time::Instant::now();
@@ -358,18 +322,11 @@ pub fn file_name(kind: FileKind) -> &'static str {
 
 /// The digest becomes a directory's name.
 fn check_digest(digest: &str) -> Result<(), Failure> {
-    if digest.len() == 64
-        && digest
-            .bytes()
-            .all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
-    {
+    if digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
         return Ok(());
     }
     let problem = "must be 64 lower-case hex digits".to_owned();
-    Err(Failure::Invalid(vec![(
-        "spec.snapshot.manifest_digest".to_owned(),
-        problem,
-    )]))
+    Err(Failure::Invalid(vec![("spec.snapshot.manifest_digest".to_owned(), problem)]))
 }
 
 /// What a failed fetch means to the caller.
@@ -381,13 +338,9 @@ pub fn fetch_failure(error: &snapshot::Error, writing: &Path) -> Failure {
     match error {
         snapshot::Error::Corrupt { object, .. } => {
             tracing::error!(object, %error, "stored bytes do not match their digest");
-            Failure::Corrupt {
-                object: object.clone(),
-            }
+            Failure::Corrupt { object: object.clone() }
         }
-        snapshot::Error::NotFound { object } => Failure::Missing {
-            object: object.clone(),
-        },
+        snapshot::Error::NotFound { object } => Failure::Missing { object: object.clone() },
         snapshot::Error::Store(_) => Failure::StoreUnavailable(Failure::chain(error).0),
         _ => Failure::Internal(Failure::chain(error).0),
     }

@@ -34,17 +34,10 @@ impl DataDirectory {
     /// When it cannot be made, or its file system cannot share extents between
     /// files (reflink), without which every launch would copy a whole disk.
     pub fn open(root: &Path) -> Result<Self, Failure> {
-        let this = Self {
-            root: root.to_owned(),
-        };
-        for directory in [
-            root.to_owned(),
-            this.bases(),
-            this.microvms(),
-            this.ended(),
-            this.bakes(),
-            this.tmp(),
-        ] {
+        let this = Self { root: root.to_owned() };
+        for directory in
+            [root.to_owned(), this.bases(), this.microvms(), this.ended(), this.bakes(), this.tmp()]
+        {
             make_directory(&directory)?;
         }
         empty(&this.tmp())?;
@@ -92,9 +85,7 @@ impl DataDirectory {
     /// One microVM.
     #[must_use]
     pub fn microvm(&self, id: &str) -> MicrovmFiles {
-        MicrovmFiles {
-            directory: self.microvms().join(id),
-        }
+        MicrovmFiles { directory: self.microvms().join(id) }
     }
 
     /// Reports and logs of microVMs that have ended.
@@ -163,9 +154,7 @@ impl MicrovmFiles {
     /// One of its snapshots.
     #[must_use]
     pub fn snapshot(&self, sequence: u64) -> SnapshotFiles {
-        SnapshotFiles {
-            directory: self.directory.join(format!("snap-{sequence}")),
-        }
+        SnapshotFiles { directory: self.directory.join(format!("snap-{sequence}")) }
     }
 
     /// Removes every snapshot directory but one.
@@ -184,15 +173,7 @@ impl MicrovmFiles {
             return Vec::new();
         };
         entries
-            .filter_map(|entry| {
-                entry
-                    .ok()?
-                    .file_name()
-                    .to_str()?
-                    .strip_prefix("snap-")?
-                    .parse()
-                    .ok()
-            })
+            .filter_map(|entry| entry.ok()?.file_name().to_str()?.strip_prefix("snap-")?.parse().ok())
             .collect()
     }
 }
@@ -291,9 +272,7 @@ pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Failure> 
 /// # Errors
 /// Names the file.
 pub fn sync(path: &Path) -> Result<(), Failure> {
-    std::fs::File::open(path)
-        .and_then(|file| file.sync_all())
-        .map_err(|error| Failure::io(path, &error))
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| Failure::io(path, &error))
 }
 
 /// Removes a file or a whole directory; what is not there is no error.
@@ -337,12 +316,7 @@ pub fn occupied_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::read_dir(path)
-            .map(|entries| {
-                entries
-                    .filter_map(Result::ok)
-                    .map(|entry| occupied_bytes(&entry.path()))
-                    .sum()
-            })
+            .map(|entries| entries.filter_map(Result::ok).map(|entry| occupied_bytes(&entry.path())).sum())
             .unwrap_or(0),
         Ok(metadata) => metadata.blocks() * 512,
         Err(_) => 0,
@@ -374,10 +348,7 @@ mod tests {
         replace(&path, b"one", true).unwrap();
         replace(&path, b"two", false).unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"two");
-        assert_eq!(
-            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
-            0o600
-        );
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         assert_eq!(std::fs::read_dir(directory.path()).unwrap().count(), 1);
     }
 
@@ -394,9 +365,7 @@ mod tests {
     #[test]
     fn snapshots_are_found() {
         let directory = tempfile::tempdir().unwrap();
-        let files = MicrovmFiles {
-            directory: directory.path().to_owned(),
-        };
+        let files = MicrovmFiles { directory: directory.path().to_owned() };
         for name in ["snap-3", "snap-12", "snap-x", "logs"] {
             make_directory(&directory.path().join(name)).unwrap();
         }

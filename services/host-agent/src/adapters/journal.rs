@@ -226,17 +226,11 @@ mod tests {
             ..Default::default()
         };
         let mut journal = Journal::new(&spec, 7, Phase::Launching, 1);
-        journal.process = Some(Process {
-            pid: 12,
-            start_time: 99,
-        });
+        journal.process = Some(Process { pid: 12, start_time: 99 });
         journal.meter.cpu_before_seconds = 0.1;
         journal.write(&path).unwrap();
         let back = Journal::read(&path).unwrap().unwrap();
-        assert_eq!(
-            (back.generation, back.phase, back.process),
-            (7, Phase::Launching, journal.process)
-        );
+        assert_eq!((back.generation, back.phase, back.process), (7, Phase::Launching, journal.process));
         assert_eq!(back.spec().unwrap().run_hook_payload, "hunter2");
         assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
     }

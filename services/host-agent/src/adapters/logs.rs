@@ -118,10 +118,7 @@ impl Log {
     /// The first guest line not stored yet.
     #[must_use]
     pub fn next_guest(&self) -> u64 {
-        self.state
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .next_guest
+        self.state.lock().unwrap_or_else(PoisonError::into_inner).next_guest
     }
 
     /// Skips the guest's lines before `start`: those of the bake.
@@ -135,21 +132,15 @@ impl Log {
     pub fn append_guest(&self, lines: &[LogLine], dropped: u64) {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         state.dropped += dropped;
-        for line in lines
-            .iter()
-            .filter(|line| line.sequence >= state.next_guest)
-            .collect::<Vec<_>>()
-        {
+        for line in lines.iter().filter(|line| line.sequence >= state.next_guest).collect::<Vec<_>>() {
             state.next_guest = line.sequence + 1;
             if !self.within_rate(&mut state, line.text.len()) {
                 state.dropped += 1;
                 continue;
             }
             if state.dropped > 0 {
-                let text = format!(
-                    "{} lines were dropped: too much output",
-                    std::mem::take(&mut state.dropped)
-                );
+                let text =
+                    format!("{} lines were dropped: too much output", std::mem::take(&mut state.dropped));
                 self.write(&mut state, LogSource::Platform.into(), 0, text);
             }
             let guest = line.sequence + 1;
@@ -203,13 +194,7 @@ impl Log {
 
     /// A line that cannot be stored (full disk) is lost; the app goes on.
     fn write(&self, state: &mut State, source: i32, guest: u64, text: String) {
-        let stored = Stored {
-            s: state.next,
-            t: now_nanos(),
-            o: source,
-            g: guest,
-            x: text,
-        };
+        let stored = Stored { s: state.next, t: now_nanos(), o: source, g: guest, x: text };
         state.next += 1;
         let Ok(mut bytes) = serde_json::to_vec(&stored) else {
             return;
@@ -221,16 +206,9 @@ impl Log {
         state.recent.push_back(stored.into_line());
         let current = self.directory.join(NEW);
         if state.file.is_none() {
-            state.file = std::fs::OpenOptions::new()
-                .append(true)
-                .create(true)
-                .open(&current)
-                .ok();
-            state.file_bytes = state
-                .file
-                .as_ref()
-                .and_then(|file| file.metadata().ok())
-                .map_or(0, |data| data.len());
+            state.file = std::fs::OpenOptions::new().append(true).create(true).open(&current).ok();
+            state.file_bytes =
+                state.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |data| data.len());
         }
         if let Some(file) = &mut state.file
             && file.write_all(&bytes).is_ok()
@@ -250,14 +228,8 @@ const OLD: &str = "log.1.jsonl";
 /// Reads a log that nobody writes any more.
 #[must_use]
 pub fn read_directory(directory: &Path, from: u64) -> Vec<LogLine> {
-    let stored = [OLD, NEW]
-        .into_iter()
-        .flat_map(|name| read_file(&directory.join(name)));
-    stored
-        .filter(|line| line.s >= from)
-        .take(LINES_PER_READ)
-        .map(Stored::into_line)
-        .collect()
+    let stored = [OLD, NEW].into_iter().flat_map(|name| read_file(&directory.join(name)));
+    stored.filter(|line| line.s >= from).take(LINES_PER_READ).map(Stored::into_line).collect()
 }
 
 /// Whole lines of one file; a torn last line (the agent died) is left out.
@@ -270,9 +242,7 @@ fn read_file(path: &Path) -> impl Iterator<Item = Stored> + use<> {
 }
 
 fn now_nanos() -> u64 {
-    let since = SystemTime::now()
-        .duration_since(SystemTime::UNIX_EPOCH)
-        .unwrap_or_default();
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
 }
 
@@ -289,12 +259,7 @@ mod tests {
     use super::*;
 
     fn line(sequence: u64, text: &str) -> LogLine {
-        LogLine {
-            sequence,
-            text: text.to_owned(),
-            source: LogSource::Stdout.into(),
-            time: None,
-        }
+        LogLine { sequence, text: text.to_owned(), source: LogSource::Stdout.into(), time: None }
     }
 
     fn texts(log: &Log, from: u64) -> Vec<String> {
@@ -312,15 +277,9 @@ mod tests {
         let log = Log::open(directory.path(), 1 << 20, 1 << 20, 5).unwrap();
         assert_eq!(log.next_guest(), 7);
         log.append_guest(&[line(6, "b"), line(7, "c")], 3);
-        assert_eq!(
-            texts(&log, 0),
-            ["launched", "a", "b", "3 lines were dropped: too much output", "c"]
-        );
+        assert_eq!(texts(&log, 0), ["launched", "a", "b", "3 lines were dropped: too much output", "c"]);
         assert_eq!(texts(&log, 4), ["c"]);
-        assert_eq!(
-            log.read(0).iter().map(|line| line.sequence).collect::<Vec<_>>(),
-            [0, 1, 2, 3, 4]
-        );
+        assert_eq!(log.read(0).iter().map(|line| line.sequence).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]

@@ -58,23 +58,9 @@ impl Reporter {
             .config
             .scheduler_addresses
             .iter()
-            .map(|address| {
-                Ok(HostServiceClient::new(rpc::channel(
-                    identity,
-                    address,
-                    Role::Scheduler,
-                )?))
-            })
+            .map(|address| Ok(HostServiceClient::new(rpc::channel(identity, address, Role::Scheduler)?)))
             .collect::<Result<_, Status>>()?;
-        Ok(Self {
-            host,
-            fleet,
-            spec,
-            clients,
-            current: 0,
-            regained,
-            known: HashMap::new(),
-        })
+        Ok(Self { host, fleet, spec, clients, current: 0, regained, known: HashMap::new() })
     }
 
     /// Reports until it is dropped.
@@ -123,30 +109,21 @@ impl Reporter {
 
     async fn register(&mut self) -> Result<Duration, Status> {
         let observed = self.fleet.unreported();
-        let request = RegisterHostRequest {
-            spec: Some(self.spec.clone()),
-            observed: observed.clone(),
-        };
+        let request = RegisterHostRequest { spec: Some(self.spec.clone()), observed: observed.clone() };
         let response = timely(self.clients[self.current].register_host(rpc::request(request))).await?;
         tracing::info!(microvms = observed.len(), "registered");
         self.known.clear();
         self.answered(&observed);
         self.drop_stale(response.stale_microvm_ids);
-        let interval = response
-            .heartbeat_interval
-            .as_ref()
-            .and_then(|interval| api::duration(interval).ok());
-        Ok(interval
-            .unwrap_or(INTERVAL_DEFAULT)
-            .clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
+        let interval = response.heartbeat_interval.as_ref().and_then(|interval| api::duration(interval).ok());
+        Ok(interval.unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
     }
 
     /// False when the leader wants a registration.
     async fn heartbeat(&mut self, complete: bool) -> Result<bool, Status> {
         let mut observed = self.fleet.unreported();
         if complete {
-            self.known
-                .retain(|id, _| observed.iter().any(|one| one.microvm_id == *id));
+            self.known.retain(|id, _| observed.iter().any(|one| one.microvm_id == *id));
         } else {
             observed
                 .retain(|one| self.known.get(&one.microvm_id) != Some(&(one.generation, one.observation)));
@@ -168,8 +145,7 @@ impl Reporter {
 
     fn answered(&mut self, observed: &[ObservedMicrovm]) {
         for one in observed {
-            self.known
-                .insert(one.microvm_id.clone(), (one.generation, one.observation));
+            self.known.insert(one.microvm_id.clone(), (one.generation, one.observation));
         }
         self.fleet.reported(observed);
     }

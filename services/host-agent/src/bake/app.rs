@@ -71,10 +71,7 @@ fn environment(request: &BakeRequest, region: &str) -> Vec<String> {
     set("AWS_LAMBDA_MICROVM_IMAGE_NAME", &request.image_name);
     set("AWS_LAMBDA_MICROVM_IMAGE_VERSION", &request.image_version);
     set("AWS_REGION", region);
-    entries
-        .into_iter()
-        .map(|(name, value)| format!("{name}={value}"))
-        .collect()
+    entries.into_iter().map(|(name, value)| format!("{name}={value}")).collect()
 }
 
 /// Waits for the ready hook, or without one for a port to listen; without a
@@ -90,37 +87,21 @@ pub async fn await_ready(
     ended: &mut watch::Receiver<AppEnd>,
 ) -> Result<(), Failure> {
     let hook = hooks::enabled(request.hooks.as_ref(), HookName::Ready);
-    let settle = request
-        .settle_timeout
-        .as_ref()
-        .and_then(|timeout| api::duration(timeout).ok());
+    let settle = request.settle_timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
     let timeout = hook.map_or(settle.unwrap_or(SETTLE_TIMEOUT_DEFAULT), |hook| hook.timeout);
-    let exposed = request
-        .app
-        .as_ref()
-        .map(|app| app.exposed_ports.clone())
-        .unwrap_or_default();
-    let ports = if exposed.is_empty() {
-        vec![PORT_DEFAULT]
-    } else {
-        exposed
-    };
+    let exposed = request.app.as_ref().map(|app| app.exposed_ports.clone()).unwrap_or_default();
+    let ports = if exposed.is_empty() { vec![PORT_DEFAULT] } else { exposed };
     let wait = AwaitReadyRequest {
         hook_port: hook.map_or(0, |hook| hook.port),
         timeout: Some(api::duration_proto(timeout)),
         listen_ports: if hook.is_some() { Vec::new() } else { ports.clone() },
     };
-    let answer = link
-        .await_ready(wait)
-        .await
-        .map_err(|error| link_failure(&error))?;
+    let answer = link.await_ready(wait).await.map_err(|error| link_failure(&error))?;
     let seconds = timeout.as_secs();
     match (answer.outcome(), hook) {
         (ReadyOutcome::Ready, _) => {
             if answer.listening_port > 0 {
-                progress
-                    .say(format!("port {} listens", answer.listening_port))
-                    .await;
+                progress.say(format!("port {} listens", answer.listening_port)).await;
             }
             Ok(())
         }
@@ -139,10 +120,7 @@ pub async fn await_ready(
         }),
         (_, _) => Err(Failure::Hook {
             hook: "ready",
-            message: format!(
-                "Ready lifecycle hook returned HTTP status {}.",
-                answer.http_status
-            ),
+            message: format!("Ready lifecycle hook returned HTTP status {}.", answer.http_status),
             http_status: answer.http_status,
             timed_out: false,
         }),
@@ -160,11 +138,7 @@ pub async fn exited(ended: &mut watch::Receiver<AppEnd>) -> Failure {
         Some((exit_code, signal)) => app_exit_sentence(exit_code, signal),
         None => "The application exited.".to_owned(),
     };
-    Failure::Guest {
-        message,
-        outcome: "app_exited",
-        exit_code: end.map(|(exit_code, _)| exit_code),
-    }
+    Failure::Guest { message, outcome: "app_exited", exit_code: end.map(|(exit_code, _)| exit_code) }
 }
 
 #[cfg(test)]
@@ -177,11 +151,7 @@ mod tests {
             image_name: "app".to_owned(),
             image_version: "1.0".to_owned(),
             app: Some(api::image::v1::AppConfiguration {
-                environment: vec![
-                    "PATH=/bin".to_owned(),
-                    "A=1=2".to_owned(),
-                    "AWS_REGION=mine".to_owned(),
-                ],
+                environment: vec!["PATH=/bin".to_owned(), "A=1=2".to_owned(), "AWS_REGION=mine".to_owned()],
                 ..Default::default()
             }),
             environment_variables: [("A".to_owned(), "3".to_owned())].into(),

@@ -60,12 +60,7 @@ fn punch_window(file: &File, bytes: &[u8], at: u64) -> std::io::Result<u64> {
     let mut run: Option<u64> = None;
     let mut position = at;
     let punch = |from: u64, to: u64| {
-        fallocate(
-            file,
-            FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE,
-            from,
-            to - from,
-        )
+        fallocate(file, FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE, from, to - from)
     };
     for page in bytes.chunks(PAGE) {
         if page.len() == PAGE && is_zero(page) {
@@ -105,10 +100,6 @@ mod tests {
         assert_eq!(punch_zero_pages(&path).unwrap(), 5 * PAGE as u64);
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
         assert!(std::fs::metadata(&path).unwrap().blocks() * 512 < 1 << 20);
-        assert_eq!(
-            punch_zero_pages(&path).unwrap(),
-            5 * PAGE as u64,
-            "again changes nothing"
-        );
+        assert_eq!(punch_zero_pages(&path).unwrap(), 5 * PAGE as u64, "again changes nothing");
     }
 }

@@ -60,10 +60,7 @@ pub async fn bake(
         .capacity
         .reserve(baseline)
         .map_err(|free| Failure::Capacity(format!("the host has {free} MiB of guest memory left")))?;
-    let directory = host
-        .data
-        .bakes()
-        .join(format!("{}-{}", request.build_id, request.generation));
+    let directory = host.data.bakes().join(format!("{}-{}", request.build_id, request.generation));
     files::remove(&directory)?;
     files::make_directory(&directory)?;
     let mut workshop = Workshop {
@@ -89,10 +86,7 @@ pub async fn bake(
             // From here on the caller owns the snapshot: a restart must not remove it.
             files::discard(&workshop.directory.join(MARKER));
             failpoint::hit("bake-published");
-            let response = BakeResponse {
-                result: Some(result.clone()),
-                ..Default::default()
-            };
+            let response = BakeResponse { result: Some(result.clone()), ..Default::default() };
             progress.sender.send(Ok(response)).await.is_ok()
         }
         Err(_) => false,
@@ -127,13 +121,8 @@ impl Workshop {
         };
         self.keep(&published, log_next).await?;
         let transition = self.watch.finish();
-        self.host
-            .metrics
-            .transition("bake", self.watch.elapsed().as_secs_f64());
-        Ok(BakeResult {
-            phases: microvm::phases(&transition),
-            ..result
-        })
+        self.host.metrics.transition("bake", self.watch.elapsed().as_secs_f64());
+        Ok(BakeResult { phases: microvm::phases(&transition), ..result })
     }
 
     /// Path of a file of the snapshot in the making.
@@ -156,18 +145,12 @@ impl Workshop {
         let digest = Some(disk.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
         let (store, bucket) = (&self.host.store, self.host.bucket());
         let fetch = snapshot::fetch(store, bucket, &disk.manifest_key, digest, &into, &|_, _| ());
-        let fetched = self
-            .watch
-            .step("fetch", fetch)
-            .await
-            .map_err(|error| fetch_failure(&error, &into))?;
+        let fetched = self.watch.step("fetch", fetch).await.map_err(|error| fetch_failure(&error, &into))?;
         let from = fetched
             .paths
             .get(&FileKind::Disk)
             .cloned()
-            .ok_or_else(|| Failure::Corrupt {
-                object: disk.manifest_key.clone(),
-            })?;
+            .ok_or_else(|| Failure::Corrupt { object: disk.manifest_key.clone() })?;
         let (original, work) = (self.original_disk(), self.file(FileKind::Disk));
         files::blocking(move || {
             std::fs::rename(&from, &original).map_err(|error| Failure::io(&original, &error))?;
@@ -189,20 +172,12 @@ impl Workshop {
         self.slot = Some(slot);
         let memory_file = self.file(FileKind::Memory);
         let boot = self.host.engine.boot(&spec, &memory_file);
-        let machine = self
-            .watch
-            .step("engine", boot)
-            .await
-            .map_err(|error| engine_failure(&error))?;
+        let machine = self.watch.step("engine", boot).await.map_err(|error| engine_failure(&error))?;
         self.machine = Some(Arc::clone(&machine));
         failpoint::hit("bake-booted");
         let timeout = Duration::from_millis(self.host.config.timeouts.guest_boot_ms);
         let mut connection = None;
-        let boot = alive(
-            &machine,
-            self.watch.step("boot", connect_guest(&connector, timeout)),
-        )
-        .await?;
+        let boot = alive(&machine, self.watch.step("boot", connect_guest(&connector, timeout))).await?;
         let (ended_out, mut ended) = watch::channel(None);
         let (next_out, next) = watch::channel(0);
         let GuestConnection { link, events } = boot;
@@ -219,12 +194,8 @@ impl Workshop {
         failpoint::hit("bake-ready");
 
         self.progress.step("snapshot").await;
-        alive(&machine, async {
-            link.prepare_snapshot(true)
-                .await
-                .map_err(|error| link_failure(&error))
-        })
-        .await?;
+        alive(&machine, async { link.prepare_snapshot(true).await.map_err(|error| link_failure(&error)) })
+            .await?;
         if ended.borrow().is_some() {
             return Err(app::exited(&mut ended).await);
         }
@@ -233,10 +204,7 @@ impl Workshop {
             machine.pause().await?;
             machine.save_device_state(&device_state).await
         };
-        self.watch
-            .step("freeze", freeze)
-            .await
-            .map_err(|error| engine_failure(&error))?;
+        self.watch.step("freeze", freeze).await.map_err(|error| engine_failure(&error))?;
         let log_next = *next.borrow();
         self.down().await;
         Ok(log_next)
@@ -247,9 +215,7 @@ impl Workshop {
     pub fn machine_spec(&self, netns: &str, disk: PathBuf, run_dir: &str) -> vmm::MachineSpec {
         let size = (self.request.vcpu_count, self.request.memory_mib);
         let name = format!("bake-{}", self.request.build_id);
-        self.host
-            .template
-            .machine(&name, size, netns, disk, self.directory.join(run_dir))
+        self.host.template.machine(&name, size, netns, disk, self.directory.join(run_dir))
     }
 
     /// Ends the engine, then gives the slot back.
@@ -304,10 +270,8 @@ impl Workshop {
             created_unix_ms: now_ms(),
             labels: [(LOG_LABEL.to_owned(), log_next.to_string())].into(),
         };
-        let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device].map(|kind| FileSource {
-            kind,
-            path: self.file(kind),
-        });
+        let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device]
+            .map(|kind| FileSource { kind, path: self.file(kind) });
         self.published = Some(snapshot::manifest_key(&prefix));
         failpoint::hit("bake-upload-begun");
         let (store, bucket) = (&self.host.store, self.host.bucket());
@@ -332,11 +296,7 @@ impl Workshop {
             guest_bundle_version: self.host.template.bundle.version.clone(),
             log_start: log_next,
         };
-        self.host
-            .bases
-            .adopt(&kept, &published.manifest_digest, origin)
-            .await
-            .map(drop)
+        self.host.bases.adopt(&kept, &published.manifest_digest, origin).await.map(drop)
     }
 
     /// Gives everything back. Unless the caller was told of the snapshot, what
@@ -383,9 +343,7 @@ async fn pump(
         match event {
             Event::Logs { lines, dropped } => {
                 if dropped > 0 {
-                    progress
-                        .say(format!("{dropped} lines were dropped: too much output"))
-                        .await;
+                    progress.say(format!("{dropped} lines were dropped: too much output")).await;
                 }
                 if let Some(last) = lines.last() {
                     next.send_replace(last.sequence + 1);

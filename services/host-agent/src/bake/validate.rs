@@ -54,12 +54,8 @@ async fn on_clone(workshop: &mut Workshop, hook: Hook) -> Result<(), Failure> {
         device_state: workshop.file(FileKind::Device),
         memory_difference: None,
     };
-    let restored = workshop
-        .host
-        .engine
-        .restore(&spec, &from)
-        .await
-        .map_err(|error| engine_failure(&error))?;
+    let restored =
+        workshop.host.engine.restore(&spec, &from).await.map_err(|error| engine_failure(&error))?;
     let machine = restored.machine;
     workshop.machine = Some(std::sync::Arc::clone(&machine));
     machine.resume().await.map_err(|error| engine_failure(&error))?;
@@ -68,12 +64,8 @@ async fn on_clone(workshop: &mut Workshop, hook: Hook) -> Result<(), Failure> {
     let id = MicrovmId::from_uuid(uuid::Uuid::new_v4());
     let repair = repair_request(&id, 1, true)?;
     let link = connection.link.clone();
-    alive(&machine, async {
-        link.repair_identity(repair)
-            .await
-            .map_err(|error| link_failure(&error))
-    })
-    .await?;
+    alive(&machine, async { link.repair_identity(repair).await.map_err(|error| link_failure(&error)) })
+        .await?;
     // Its output belongs to the build's log; nobody else will ever read it.
     let _ = link.stream_logs(u64::MAX).await;
     let progress = workshop.progress.clone();
@@ -92,22 +84,10 @@ async fn on_clone(workshop: &mut Workshop, hook: Hook) -> Result<(), Failure> {
 async fn until_valid(link: &guest_link::Link, hook: Hook) -> Result<(), Failure> {
     let deadline = Instant::now() + hook.timeout;
     loop {
-        let left = deadline
-            .saturating_duration_since(Instant::now())
-            .max(AGAIN_PAUSE);
-        let answer = call_hook(
-            link,
-            Hook {
-                timeout: left,
-                ..hook
-            },
-            String::new(),
-        )
-        .await;
+        let left = deadline.saturating_duration_since(Instant::now()).max(AGAIN_PAUSE);
+        let answer = call_hook(link, Hook { timeout: left, ..hook }, String::new()).await;
         match answer {
-            Err(Failure::Hook {
-                http_status: NOT_YET, ..
-            }) if Instant::now() + AGAIN_PAUSE < deadline => {
+            Err(Failure::Hook { http_status: NOT_YET, .. }) if Instant::now() + AGAIN_PAUSE < deadline => {
                 tokio::time::sleep(AGAIN_PAUSE).await;
             }
             other => return other,

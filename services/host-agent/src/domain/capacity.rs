@@ -26,12 +26,7 @@ impl Capacity {
     /// A budget of `total_mib` MiB of baseline memory.
     #[must_use]
     pub fn new(total_mib: u64) -> Self {
-        Self {
-            inner: Arc::new(Mutex::new(Inner {
-                total_mib,
-                used_mib: 0,
-            })),
-        }
+        Self { inner: Arc::new(Mutex::new(Inner { total_mib, used_mib: 0 })) }
     }
 
     /// Hands out `mib`, or says how much is free.
@@ -45,10 +40,7 @@ impl Capacity {
             return Err(free);
         }
         inner.used_mib += mib;
-        Ok(Reservation {
-            capacity: self.clone(),
-            mib,
-        })
+        Ok(Reservation { capacity: self.clone(), mib })
     }
 
     /// Hands out `mib` even beyond the budget, for microVMs that already run
@@ -56,10 +48,7 @@ impl Capacity {
     #[must_use]
     pub fn reserve_adopted(&self, mib: u64) -> Reservation {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib += mib;
-        Reservation {
-            capacity: self.clone(),
-            mib,
-        }
+        Reservation { capacity: self.clone(), mib }
     }
 
     /// MiB handed out.
@@ -72,10 +61,8 @@ impl Capacity {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut inner = self.capacity.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.used_mib = inner
-            .used_mib
-            .checked_sub(self.mib)
-            .expect("a reservation is given back once, by its own drop");
+        inner.used_mib =
+            inner.used_mib.checked_sub(self.mib).expect("a reservation is given back once, by its own drop");
     }
 }
 

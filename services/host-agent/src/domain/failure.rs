@@ -117,10 +117,7 @@ impl Failure {
                 )
             },
         );
-        Self::DiskFull {
-            path: path.display().to_string(),
-            limit,
-        }
+        Self::DiskFull { path: path.display().to_string(), limit }
     }
 
     /// The message of an error with all its sources, and whether one of them
@@ -144,10 +141,7 @@ impl Failure {
 
 fn is_disk_full(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
-        || matches!(
-            error.kind(),
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded
-        )
+        || matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(test)]
@@ -163,10 +157,7 @@ mod tests {
         assert!(full && text.starts_with("writing the difference: "), "{text}");
         let (_, full) = Failure::chain(&Outer(std::io::Error::from_raw_os_error(libc::EIO)));
         assert!(!full);
-        let failure = Failure::io(
-            Path::new("/tmp/x"),
-            &std::io::Error::from_raw_os_error(libc::ENOSPC),
-        );
+        let failure = Failure::io(Path::new("/tmp/x"), &std::io::Error::from_raw_os_error(libc::ENOSPC));
         assert!(failure.to_string().contains("/tmp/x"), "{failure}");
     }
 }

@@ -35,12 +35,9 @@ mod tests {
 
     #[test]
     fn generations() {
-        for (held, offered, expected) in [
-            (3, 2, Fence::Stale),
-            (3, 3, Fence::Same),
-            (3, 4, Fence::Newer),
-            (0, 1, Fence::Newer),
-        ] {
+        for (held, offered, expected) in
+            [(3, 2, Fence::Stale), (3, 3, Fence::Same), (3, 4, Fence::Newer), (0, 1, Fence::Newer)]
+        {
             assert_eq!(fence(held, offered), expected, "held {held}, offered {offered}");
         }
     }
@@ -54,11 +51,7 @@ mod tests {
             (1, 2, true, true),
             (0, 1, false, false),
         ] {
-            assert_eq!(
-                must_fetch(local, offered, remote),
-                expected,
-                "{local} {offered} {remote}"
-            );
+            assert_eq!(must_fetch(local, offered, remote), expected, "{local} {offered} {remote}");
         }
     }
 }

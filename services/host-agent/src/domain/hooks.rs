@@ -86,16 +86,8 @@ pub fn enabled(hooks: Option<&common::Hooks>, name: HookName) -> Option<Hook> {
         HookName::Ready | HookName::Validate => BUILD_HOOK_TIMEOUT_DEFAULT,
         _ => RUNTIME_HOOK_TIMEOUT_DEFAULT,
     };
-    let timeout = hook
-        .timeout
-        .as_ref()
-        .and_then(|timeout| api::duration(timeout).ok())
-        .unwrap_or(default);
-    Some(Hook {
-        name,
-        port: hooks.port,
-        timeout,
-    })
+    let timeout = hook.timeout.as_ref().and_then(|timeout| api::duration(timeout).ok()).unwrap_or(default);
+    Some(Hook { name, port: hooks.port, timeout })
 }
 
 /// Body of the run hook. The payload is a string inside the JSON, whatever it
@@ -167,14 +159,8 @@ mod tests {
     #[test]
     fn only_enabled_hooks_are_called() {
         assert_eq!(enabled(None, HookName::Run), None);
-        assert_eq!(
-            enabled(Some(&hooks(common::HookMode::Disabled, None)), HookName::Run),
-            None
-        );
-        assert_eq!(
-            enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Resume),
-            None
-        );
+        assert_eq!(enabled(Some(&hooks(common::HookMode::Disabled, None)), HookName::Run), None);
+        assert_eq!(enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Resume), None);
         let hook = enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Run).unwrap();
         assert_eq!((hook.port, hook.timeout), (9000, Duration::from_secs(1)));
         let hook = enabled(Some(&hooks(common::HookMode::Enabled, Some(20))), HookName::Run).unwrap();
@@ -191,16 +177,9 @@ mod tests {
 
     #[test]
     fn only_200_is_success() {
-        let hook = Hook {
-            name: HookName::Run,
-            port: 1,
-            timeout: Duration::from_secs(3),
-        };
-        let answer = |http_status, timed_out, error: &str| Answer {
-            http_status,
-            timed_out,
-            error: error.to_owned(),
-        };
+        let hook = Hook { name: HookName::Run, port: 1, timeout: Duration::from_secs(3) };
+        let answer =
+            |http_status, timed_out, error: &str| Answer { http_status, timed_out, error: error.to_owned() };
         assert_eq!(judge(hook, &answer(200, false, "")), Ok(()));
         for (answer, sentence) in [
             (

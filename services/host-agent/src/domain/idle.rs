@@ -46,20 +46,11 @@ mod tests {
     #[test]
     fn verdicts() {
         let at = |last_activity_ms, limit_s: Option<u64>, now_ms| {
-            judge(
-                Idleness {
-                    last_activity_ms,
-                    limit: limit_s.map(Duration::from_secs),
-                },
-                now_ms,
-            )
+            judge(Idleness { last_activity_ms, limit: limit_s.map(Duration::from_secs) }, now_ms)
         };
         assert_eq!(at(0, None, 1 << 40), Verdict::Never);
         assert_eq!(at(1_000, Some(60), 1_000), Verdict::Wait(Duration::from_secs(60)));
-        assert_eq!(
-            at(1_000, Some(60), 60_999),
-            Verdict::Wait(Duration::from_millis(1))
-        );
+        assert_eq!(at(1_000, Some(60), 60_999), Verdict::Wait(Duration::from_millis(1)));
         assert_eq!(at(1_000, Some(60), 61_000), Verdict::Sleep);
         assert_eq!(at(5_000, Some(60), 1_000), Verdict::Wait(Duration::from_secs(60)));
         assert_eq!(at(0, Some(0), 0), Verdict::Sleep);

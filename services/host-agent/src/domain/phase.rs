@@ -72,14 +72,8 @@ pub enum Ask {
 impl Ask {
     /// Every question, for tests over the whole table.
     #[cfg(test)]
-    pub const ALL: [Self; 6] = [
-        Self::Launch,
-        Self::Suspend,
-        Self::Resume,
-        Self::Open,
-        Self::OpenWaking,
-        Self::Terminate,
-    ];
+    pub const ALL: [Self; 6] =
+        [Self::Launch, Self::Suspend, Self::Resume, Self::Open, Self::OpenWaking, Self::Terminate];
 }
 
 /// How a phase answers an [`Ask`].
@@ -205,12 +199,7 @@ mod tests {
         for phase in Phase::ALL {
             for event in Event::ALL {
                 let to = next(phase, event).map_or("-".to_owned(), |to| format!("{to:?}"));
-                let _ = writeln!(
-                    table,
-                    "{:<12} {:<13} {to}",
-                    format!("{phase:?}"),
-                    format!("{event:?}")
-                );
+                let _ = writeln!(table, "{:<12} {:<13} {to}", format!("{phase:?}"), format!("{event:?}"));
             }
         }
         insta::assert_snapshot!(table);

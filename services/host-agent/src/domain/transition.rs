@@ -41,11 +41,7 @@ impl Stopwatch {
     /// Starts timing a transition of this kind.
     #[must_use]
     pub fn start(kind: &'static str) -> Self {
-        Self {
-            began: Instant::now(),
-            kind,
-            steps: std::sync::Arc::default(),
-        }
+        Self { began: Instant::now(), kind, steps: std::sync::Arc::default() }
     }
 
     /// Runs `work` as the step `name`; failed steps are recorded too.
@@ -59,22 +55,10 @@ impl Stopwatch {
     /// Records a step that something else has timed, `start` counted from the
     /// start of the transition.
     pub fn record(&self, name: &str, start: Duration, duration: Duration) {
-        tracing::debug!(
-            transition = self.kind,
-            step = name,
-            ms = duration.as_secs_f64() * 1000.0,
-            "step"
-        );
-        let mut steps = self
-            .steps
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        tracing::debug!(transition = self.kind, step = name, ms = duration.as_secs_f64() * 1000.0, "step");
+        let mut steps = self.steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         if steps.len() < STEPS_MAX {
-            steps.push(Step {
-                name: name.to_owned(),
-                start,
-                duration,
-            });
+            steps.push(Step { name: name.to_owned(), start, duration });
         }
     }
 
@@ -88,20 +72,9 @@ impl Stopwatch {
     #[must_use]
     pub fn finish(&self) -> Transition {
         let total = self.began.elapsed();
-        let mut steps = self
-            .steps
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner)
-            .clone();
-        steps.push(Step {
-            name: "total".to_owned(),
-            start: Duration::ZERO,
-            duration: total,
-        });
-        Transition {
-            kind: self.kind.to_owned(),
-            steps,
-        }
+        let mut steps = self.steps.lock().unwrap_or_else(std::sync::PoisonError::into_inner).clone();
+        steps.push(Step { name: "total".to_owned(), start: Duration::ZERO, duration: total });
+        Transition { kind: self.kind.to_owned(), steps }
     }
 }
 

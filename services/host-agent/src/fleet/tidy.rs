@@ -52,13 +52,7 @@ impl Fleet {
         let mut ended = self.ended();
         let mut by_age: Vec<(u64, String, bool)> = ended
             .iter()
-            .map(|(id, entry)| {
-                (
-                    entry.tombstone.ended_ms,
-                    id.clone(),
-                    entry.known && entry.remote_done,
-                )
-            })
+            .map(|(id, entry)| (entry.tombstone.ended_ms, id.clone(), entry.known && entry.remote_done))
             .collect();
         by_age.sort();
         let excess = by_age.len().saturating_sub(limits.tombstones);

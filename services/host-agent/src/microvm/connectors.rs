@@ -13,10 +13,7 @@ pub fn egress(spec: &MicrovmSpec) -> Result<slot::Egress, Failure> {
         return slot::Policy::parse(&policy.allow_cidrs, &policy.deny_cidrs)
             .map(slot::Egress::Policy)
             .map_err(|error| {
-                Failure::Invalid(vec![(
-                    format!("spec.egress_policy.{}", error.field),
-                    error.message,
-                )])
+                Failure::Invalid(vec![(format!("spec.egress_policy.{}", error.field), error.message)])
             });
     }
     let connectors = &spec.egress_network_connectors;
@@ -31,9 +28,7 @@ pub fn egress(spec: &MicrovmSpec) -> Result<slot::Egress, Failure> {
 /// Whether its ingress connectors close the endpoint.
 #[must_use]
 pub fn no_ingress(spec: &MicrovmSpec) -> bool {
-    spec.ingress_network_connectors
-        .iter()
-        .any(|arn| connector_name(arn) == "NO_INGRESS")
+    spec.ingress_network_connectors.iter().any(|arn| connector_name(arn) == "NO_INGRESS")
 }
 
 /// Last part of a connector's ARN.
@@ -82,11 +77,7 @@ mod tests {
             };
             let expected = slot::Policy::parse(&policy.allow_cidrs, &policy.deny_cidrs).expect("well-formed");
             spec.egress_policy = Some(policy.clone());
-            assert_eq!(
-                egress(&spec),
-                Ok(slot::Egress::Policy(expected)),
-                "{connectors:?}"
-            );
+            assert_eq!(egress(&spec), Ok(slot::Egress::Policy(expected)), "{connectors:?}");
             policy.deny_cidrs.push("10.1.0.0".to_owned());
             spec.egress_policy = Some(policy);
             let Err(Failure::Invalid(violations)) = egress(&spec) else {

@@ -100,15 +100,11 @@ impl Live {
     /// # Errors
     /// [`Failure::Guest`] while it is broken.
     pub fn link(&self) -> Result<Link, Failure> {
-        self.link
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
-            .ok_or_else(|| Failure::Guest {
-                message: "the guest-agent does not answer".to_owned(),
-                outcome: "no_answer",
-                exit_code: None,
-            })
+        self.link.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| Failure::Guest {
+            message: "the guest-agent does not answer".to_owned(),
+            outcome: "no_answer",
+            exit_code: None,
+        })
     }
 }
 
@@ -148,12 +144,7 @@ impl Core {
             Phase::Running => self.live.as_ref().map(|live| Arc::clone(&live.gate)),
             _ => None,
         };
-        let view = View {
-            phase: self.journal.phase,
-            generation: self.journal.generation,
-            observed,
-            gate,
-        };
+        let view = View { phase: self.journal.phase, generation: self.journal.generation, observed, gate };
         self.view.send_replace(view);
     }
 
@@ -165,10 +156,7 @@ impl Core {
 
     /// Notes the steps of a finished transition.
     pub fn finished(&mut self, transition: Transition) {
-        let total = transition
-            .steps
-            .last()
-            .map_or(0.0, |step| step.duration.as_secs_f64());
+        let total = transition.steps.last().map_or(0.0, |step| step.duration.as_secs_f64());
         self.host.metrics.transition(&transition.kind, total);
         tracing::info!(
             microvm = %self.id,
@@ -190,15 +178,10 @@ impl Core {
         let interval = live.sampled.elapsed();
         live.sampled = Instant::now();
         let Ok(usage) = live.machine.usage() else { return };
-        let sample = Sample {
-            cpu_seconds: usage.cpu_seconds,
-            anonymous_bytes: usage.anonymous_bytes,
-            interval,
-        };
+        let sample =
+            Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes, interval };
         self.journal.meter.endpoint_bytes = self.activity.bytes();
-        self.journal
-            .meter
-            .sample(sample, self.host.baseline_mib(memory_mib(&self.spec)));
+        self.journal.meter.sample(sample, self.host.baseline_mib(memory_mib(&self.spec)));
         // Not an observation of its own: the next report carries it.
         let metering = self.observed().metering;
         self.view.send_if_modified(|view| {
@@ -241,9 +224,7 @@ impl Core {
         mut connection: Option<GuestConnection>,
         connector: slot::Connector,
     ) -> (Arc<Mutex<Option<Link>>>, AbortHandle) {
-        let shared = Arc::new(Mutex::new(
-            connection.as_ref().map(|connection| connection.link.clone()),
-        ));
+        let shared = Arc::new(Mutex::new(connection.as_ref().map(|connection| connection.link.clone())));
         let link = Arc::clone(&shared);
         let log = Arc::clone(&self.log);
         let notices = self.notices.clone();
@@ -258,9 +239,7 @@ impl Core {
                         Err(_) => continue,
                     },
                 };
-                link.lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .replace(current.link.clone());
+                link.lock().unwrap_or_else(PoisonError::into_inner).replace(current.link.clone());
                 let _ = current.link.stream_logs(log.next_guest()).await;
                 read_events(&mut current.events, &log, &notices).await;
                 link.lock().unwrap_or_else(PoisonError::into_inner).take();
@@ -335,21 +314,14 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         Phase::Terminating => MicrovmState::Terminating,
         Phase::Gone => MicrovmState::Terminated,
     };
-    let remote = journal
-        .remote
-        .as_ref()
-        .filter(|remote| remote.sequence == journal.sequence);
+    let remote = journal.remote.as_ref().filter(|remote| remote.sequence == journal.sequence);
     let snapshot = (journal.sequence > 0).then(|| SnapshotCopies {
         local: true,
         remote: remote.is_some(),
         difference_bytes: journal.difference_bytes,
         sequence: journal.sequence,
-        manifest_key: remote
-            .map(|remote| remote.manifest_key.clone())
-            .unwrap_or_default(),
-        manifest_digest: remote
-            .map(|remote| remote.manifest_digest.clone())
-            .unwrap_or_default(),
+        manifest_key: remote.map(|remote| remote.manifest_key.clone()).unwrap_or_default(),
+        manifest_digest: remote.map(|remote| remote.manifest_digest.clone()).unwrap_or_default(),
     });
     ObservedMicrovm {
         microvm_id: id.to_string(),

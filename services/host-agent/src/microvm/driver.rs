@@ -96,17 +96,7 @@ impl Driver {
                 }
                 Input::Deadline => {
                     let reason = "MicroVM exceeded maximum lifetime.".to_owned();
-                    Some(
-                        self.end(
-                            &EndOrder {
-                                reason,
-                                discard: false,
-                            },
-                            true,
-                            None,
-                        )
-                        .await,
-                    )
+                    Some(self.end(&EndOrder { reason, discard: false }, true, None).await)
                 }
                 Input::Nobody => return None,
             };
@@ -157,11 +147,7 @@ impl Driver {
 
     /// Answers one command. `Some` when the microVM is gone afterwards.
     async fn obey(&mut self, message: Message) -> Option<Option<Tombstone>> {
-        let Message {
-            mut command,
-            generation,
-            reply,
-        } = message;
+        let Message { mut command, generation, reply } = message;
         if let Err(failure) = self.fence(generation, &command) {
             let _ = reply.send(Err(failure));
             return None;
@@ -177,9 +163,7 @@ impl Driver {
                 None
             }
             Admission::Ended => {
-                let _ = reply.send(Err(Failure::Ended {
-                    reason: self.core.journal.reason.clone(),
-                }));
+                let _ = reply.send(Err(Failure::Ended { reason: self.core.journal.reason.clone() }));
                 None
             }
             Admission::Begin => match &mut command {
@@ -236,14 +220,10 @@ impl Driver {
         };
         tracing::warn!(microvm = %self.core.id, error = %failure, "launch failed");
         self.core.host.metrics.failed("launch");
-        let asked = self
-            .inbox
-            .backlog
-            .iter()
-            .find_map(|message| match &message.command {
-                Command::End(order) => Some(order.clone()),
-                _ => None,
-            });
+        let asked = self.inbox.backlog.iter().find_map(|message| match &message.command {
+            Command::End(order) => Some(order.clone()),
+            _ => None,
+        });
         let order = asked.unwrap_or_else(|| EndOrder {
             reason: failure.to_string(),
             discard: !matches!(failure, Failure::Hook { .. }),
@@ -287,17 +267,7 @@ impl Driver {
         if let Err(failure) = &result
             && self.core.journal.sequence == 0
         {
-            gone = Some(
-                self.core
-                    .end(
-                        &EndOrder {
-                            reason: failure.to_string(),
-                            discard: true,
-                        },
-                        false,
-                    )
-                    .await,
-            );
+            gone = Some(self.core.end(&EndOrder { reason: failure.to_string(), discard: true }, false).await);
         }
         let outcome = result.map(|()| self.core.observed());
         answer(outcome, std::iter::once(reply).chain(joined));
@@ -320,71 +290,39 @@ impl Driver {
 
     async fn notice(&mut self, notice: Notice) -> Option<Option<Tombstone>> {
         match notice {
-            Notice::Uploaded {
-                copy,
-                difference_bytes,
-            } => {
+            Notice::Uploaded { copy, difference_bytes } => {
                 self.core.uploaded(copy, difference_bytes);
                 None
             }
             // Of a guest that has been put to sleep or has ended since: no news.
             Notice::AppExited(_) if self.core.live.is_none() => None,
-            Notice::AppExited(reason) => Some(
-                self.end(
-                    &EndOrder {
-                        reason,
-                        discard: false,
-                    },
-                    false,
-                    None,
-                )
-                .await,
-            ),
+            Notice::AppExited(reason) => {
+                Some(self.end(&EndOrder { reason, discard: false }, false, None).await)
+            }
         }
     }
 
     async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> Option<Option<Tombstone>> {
         let mut sentence = exit_sentence(reason);
-        if matches!(
-            reason,
-            vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset
-        ) && let Ok(Some(Notice::AppExited(app))) =
-            tokio::time::timeout(LAST_WORDS, self.inbox.notices.recv()).await
+        if matches!(reason, vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset)
+            && let Ok(Some(Notice::AppExited(app))) =
+                tokio::time::timeout(LAST_WORDS, self.inbox.notices.recv()).await
         {
             sentence = app;
         }
-        Some(
-            self.end(
-                &EndOrder {
-                    reason: sentence,
-                    discard: false,
-                },
-                false,
-                None,
-            )
-            .await,
-        )
+        Some(self.end(&EndOrder { reason: sentence, discard: false }, false, None).await)
     }
 
     /// Answers everyone who still waits for a microVM that is gone.
     fn turn_away(&mut self) {
         self.inbox.mailbox.close();
-        let failure = Failure::Ended {
-            reason: self.core.journal.reason.clone(),
-        };
+        let failure = Failure::Ended { reason: self.core.journal.reason.clone() };
         let observed = self.core.observed();
-        while let Some(message) = self
-            .inbox
-            .backlog
-            .pop_front()
-            .or_else(|| self.inbox.mailbox.try_recv().ok())
+        while let Some(message) =
+            self.inbox.backlog.pop_front().or_else(|| self.inbox.mailbox.try_recv().ok())
         {
             let ended = matches!(message.command, Command::End(_));
-            let _ = message.reply.send(if ended {
-                Ok(observed.clone())
-            } else {
-                Err(failure.clone())
-            });
+            let _ = message.reply.send(if ended { Ok(observed.clone()) } else { Err(failure.clone()) });
         }
     }
 }
@@ -393,15 +331,9 @@ impl Core {
     /// Time until the microVM must have ended. The scheduler ends it on time;
     /// the host only when nobody else did.
     fn until_deadline(&self) -> Duration {
-        let deadline = self
-            .spec
-            .deadline
-            .as_ref()
-            .and_then(|deadline| api::system_time(deadline).ok());
+        let deadline = self.spec.deadline.as_ref().and_then(|deadline| api::system_time(deadline).ok());
         deadline.map_or(Duration::MAX / 4, |deadline| {
-            (deadline + DEADLINE_GRACE)
-                .duration_since(std::time::SystemTime::now())
-                .unwrap_or_default()
+            (deadline + DEADLINE_GRACE).duration_since(std::time::SystemTime::now()).unwrap_or_default()
         })
     }
 
@@ -413,12 +345,6 @@ impl Core {
             .and_then(|policy| policy.max_idle_duration.as_ref())
             .and_then(|limit| api::duration(limit).ok());
         let last_activity_ms = self.activity.last_ms().max(self.idle_floor_ms);
-        judge(
-            Idleness {
-                last_activity_ms,
-                limit,
-            },
-            self.host.monotonic_ms(),
-        )
+        judge(Idleness { last_activity_ms, limit }, self.host.monotonic_ms())
     }
 }

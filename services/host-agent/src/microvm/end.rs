@@ -108,12 +108,7 @@ pub fn exit_sentence(reason: &vmm::ExitReason) -> String {
 fn panic_message(line: &str) -> String {
     const MARK: &str = "Kernel panic - not syncing: ";
     let words = line.find(MARK).map_or(line, |start| &line[start + MARK.len()..]);
-    words
-        .trim()
-        .chars()
-        .filter(|c| !c.is_control())
-        .take(PANIC_CHARACTERS_MAX)
-        .collect()
+    words.trim().chars().filter(|c| !c.is_control()).take(PANIC_CHARACTERS_MAX).collect()
 }
 
 #[cfg(test)]
@@ -122,10 +117,7 @@ mod tests {
 
     #[test]
     fn every_end_has_a_sentence() {
-        let failed = |code| vmm::ExitReason::Failed {
-            code,
-            message: "oops".to_owned(),
-        };
+        let failed = |code| vmm::ExitReason::Failed { code, message: "oops".to_owned() };
         for (reason, sentence) in [
             (vmm::ExitReason::GuestShutdown, "The guest powered off."),
             (
@@ -134,10 +126,7 @@ mod tests {
                 ),
                 "The guest kernel panicked: sysrq triggered crash",
             ),
-            (
-                vmm::ExitReason::Killed(9),
-                "The engine process was killed (signal 9).",
-            ),
+            (vmm::ExitReason::Killed(9), "The engine process was killed (signal 9)."),
             (failed(Some(1)), "The engine process ended with status 1."),
             (failed(None), "The engine process ended."),
         ] {

@@ -30,8 +30,7 @@ impl Activity {
     pub fn stamp(&self, bytes: u64, now_ms: u64) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.last_ms.fetch_max(now_ms, Ordering::Relaxed);
-        self.last_wall_ms
-            .fetch_max(crate::host::now_ms(), Ordering::Relaxed);
+        self.last_wall_ms.fetch_max(crate::host::now_ms(), Ordering::Relaxed);
     }
 
     /// Bytes of earlier runs of the agent.
@@ -110,9 +109,7 @@ impl Gate {
     /// # Errors
     /// [`GateError`].
     pub async fn connect(&self, port: u16) -> Result<GuestStream, GateError> {
-        let permit = Arc::clone(&self.connections)
-            .try_acquire_owned()
-            .map_err(|_| GateError::Busy)?;
+        let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| GateError::Busy)?;
         let attempt = async {
             match self.dial(port).await {
                 Err(GateError::Refused) => self.relay(port).await,
@@ -124,24 +121,15 @@ impl Gate {
             () = self.closed.cancelled() => return Err(GateError::Closed),
             stream = attempt => stream?,
         };
-        Ok(GuestStream {
-            stream,
-            closed: self.closed.clone(),
-            permit,
-        })
+        Ok(GuestStream { stream, closed: self.closed.clone(), permit })
     }
 
     async fn dial(&self, port: u16) -> Result<TcpStream, GateError> {
         let address = SocketAddr::from((slot::GUEST_ADDRESS, port));
-        self.connector
-            .connect(address, CONNECT_TIMEOUT)
-            .await
-            .map_err(|error| match error.kind() {
-                std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => {
-                    GateError::Refused
-                }
-                _ => GateError::Silent,
-            })
+        self.connector.connect(address, CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
+            std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => GateError::Refused,
+            _ => GateError::Silent,
+        })
     }
 
     async fn relay(&self, port: u16) -> Result<TcpStream, GateError> {

@@ -44,10 +44,7 @@ pub async fn connect_guest(
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Failure::Guest {
-                message: format!(
-                    "the guest-agent did not answer within {} seconds",
-                    timeout.as_secs()
-                ),
+                message: format!("the guest-agent did not answer within {} seconds", timeout.as_secs()),
                 outcome: "no_answer",
                 exit_code: None,
             });
@@ -83,11 +80,7 @@ pub fn repair_request(
         entropy,
         wall_clock: Some(api::timestamp(SystemTime::now())),
         host_name: host_name(id),
-        machine_id: if first {
-            id.uuid().simple().to_string()
-        } else {
-            String::new()
-        },
+        machine_id: if first { id.uuid().simple().to_string() } else { String::new() },
         microvm_id: id.to_string(),
         restore_count,
         credentials: Vec::new(),
@@ -104,11 +97,7 @@ pub fn host_name(id: &MicrovmId) -> String {
 /// Turns a link's error into what the caller is told.
 #[must_use]
 pub fn link_failure(error: &guest_link::Error) -> Failure {
-    Failure::Guest {
-        message: error.to_string(),
-        outcome: "no_answer",
-        exit_code: None,
-    }
+    Failure::Guest { message: error.to_string(), outcome: "no_answer", exit_code: None }
 }
 
 /// Calls a runtime hook and judges its answer.
@@ -130,15 +119,8 @@ pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), Fail
         timeout: Some(api::duration_proto(hook.timeout)),
         body,
     };
-    let answer = link
-        .call_hook(request)
-        .await
-        .map_err(|error| link_failure(&error))?;
-    let answer = Answer {
-        http_status: answer.http_status,
-        timed_out: answer.timed_out,
-        error: answer.error,
-    };
+    let answer = link.call_hook(request).await.map_err(|error| link_failure(&error))?;
+    let answer = Answer { http_status: answer.http_status, timed_out: answer.timed_out, error: answer.error };
     hooks::judge(hook, &answer)
 }
 

@@ -32,12 +32,7 @@ impl Inbox {
         notices: mpsc::Receiver<Notice>,
         backlog_max: usize,
     ) -> Self {
-        Self {
-            mailbox,
-            notices,
-            backlog: VecDeque::new(),
-            backlog_max,
-        }
+        Self { mailbox, notices, backlog: VecDeque::new(), backlog_max }
     }
 }
 
@@ -75,9 +70,7 @@ fn sort(
     };
     let offered = message.generation.unwrap_or(held);
     if fence(held, offered) == Fence::Stale {
-        let _ = message
-            .reply
-            .send(Err(Failure::StaleGeneration { held, offered }));
+        let _ = message.reply.send(Err(Failure::StaleGeneration { held, offered }));
         return;
     }
     match admit(phase, ask(&message.command)) {
@@ -87,14 +80,10 @@ fn sort(
             let _ = message.reply.send(Ok(observed));
         }
         Admission::Ended => {
-            let _ = message.reply.send(Err(Failure::Ended {
-                reason: observed.state_reason,
-            }));
+            let _ = message.reply.send(Err(Failure::Ended { reason: observed.state_reason }));
         }
         Admission::Asleep => {
-            let _ = message
-                .reply
-                .send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
+            let _ = message.reply.send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
         }
         Admission::Interrupt => {
             cancel.cancel();

@@ -104,13 +104,8 @@ async fn look(
     slots: &slot::PoolSettings,
     path: &Path,
 ) -> Result<Option<Found>, Failure> {
-    let name = path
-        .file_name()
-        .and_then(|name| name.to_str())
-        .unwrap_or_default();
-    let id: MicrovmId = name
-        .parse()
-        .map_err(|error| Failure::Internal(format!("{name}: {error}")))?;
+    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let id: MicrovmId = name.parse().map_err(|error| Failure::Internal(format!("{name}: {error}")))?;
     let files = data.microvm(name);
     let Some(journal) = latest_journal(&files)? else {
         return Ok(None);
@@ -122,17 +117,11 @@ async fn look(
         let size = (image.vcpu_count, image.memory_mib);
         let machine_spec =
             template.machine(name, size, &slots.namespace(slot), files.live_disk(), files.run());
-        let handle = vmm::ProcessHandle {
-            pid: process.pid,
-            start_time: process.start_time,
-        };
-        machine = engine
-            .adopt(&machine_spec, &handle)
-            .await
-            .unwrap_or_else(|error| {
-                tracing::warn!(microvm = name, %error, "an engine could not be adopted");
-                None
-            });
+        let handle = vmm::ProcessHandle { pid: process.pid, start_time: process.start_time };
+        machine = engine.adopt(&machine_spec, &handle).await.unwrap_or_else(|error| {
+            tracing::warn!(microvm = name, %error, "an engine could not be adopted");
+            None
+        });
     }
     let mut last_words = None;
     let found = match &machine {
@@ -163,14 +152,7 @@ async fn look(
     {
         core::stop(machine.as_ref()).await;
     }
-    Ok(Some(Found {
-        id,
-        journal,
-        spec,
-        machine,
-        decision,
-        last_words,
-    }))
+    Ok(Some(Found { id, journal, spec, machine, decision, last_words }))
 }
 
 /// The journal written last: the file, or the copy in a snapshot's manifest. The
@@ -198,14 +180,7 @@ fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, Failure> {
 /// # Errors
 /// When its log cannot be opened.
 pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failure> {
-    let Found {
-        id,
-        journal,
-        spec,
-        machine,
-        decision,
-        last_words,
-    } = found;
+    let Found { id, journal, spec, machine, decision, last_words } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;
     // The clock as well: after a power cut the journal may be much older than what was reported.
     core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(now_ms());
@@ -265,30 +240,19 @@ fn bury(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Rec
 async fn adopt(core: &mut Core, machine: &Arc<dyn vmm::Machine>, paused: bool) -> Result<(), Failure> {
     let host = Arc::clone(&core.host);
     core.remove_other_snapshots();
-    let index = core
-        .journal
-        .slot
-        .ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
+    let index = core.journal.slot.ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
     let slot = host
         .pool
-        .adopt(
-            &host.config.slots.namespace(index),
-            super::connectors::egress(&core.spec)?,
-        )
+        .adopt(&host.config.slots.namespace(index), super::connectors::egress(&core.spec)?)
         .await
         .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;
     let snapshot = core.spec.snapshot.clone().unwrap_or_default();
     let base = host.bases.ensure(&snapshot).await?;
-    let memory = host
-        .capacity
-        .reserve_adopted(u64::from(host.baseline_mib(core::memory_mib(&core.spec))));
+    let memory = host.capacity.reserve_adopted(u64::from(host.baseline_mib(core::memory_mib(&core.spec))));
     let connector = slot.connector();
     let mut connection = None;
     if paused {
-        machine
-            .resume()
-            .await
-            .map_err(|error| super::start::engine_failure(&error))?;
+        machine.resume().await.map_err(|error| super::start::engine_failure(&error))?;
         // It stood still while the agent was away: its clock is behind.
         core.journal.restore_count += 1;
         let repair = repair_request(&core.id, core.journal.restore_count, false)?;
@@ -298,28 +262,15 @@ async fn adopt(core: &mut Core, machine: &Arc<dyn vmm::Machine>, paused: bool) -
             connection = Some(linked);
         }
     }
-    let gate = Arc::new(Gate::new(
-        connector.clone(),
-        host.config.limits.connections_per_microvm,
-    ));
+    let gate = Arc::new(Gate::new(connector.clone(), host.config.limits.connections_per_microvm));
     let (link, pump) = core.pump(connection, connector);
     if core.journal.phase == Phase::Suspending {
         core.enter(Event::IsRunning, "");
     }
     core.idle_floor_ms = host.monotonic_ms();
     let machine = Arc::clone(machine);
-    core.live = Some(Live {
-        machine,
-        slot,
-        link,
-        gate,
-        memory,
-        base,
-        sampled: Instant::now(),
-        pump,
-    });
-    core.log
-        .append("the host-agent restarted; the microVM was not touched");
+    core.live = Some(Live { machine, slot, link, gate, memory, base, sampled: Instant::now(), pump });
+    core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }
 
@@ -335,22 +286,13 @@ pub fn build(
 ) -> Result<(Core, mpsc::Receiver<super::core::Notice>), Failure> {
     let files = host.data.microvm(id.as_str());
     let limits = &host.config.limits;
-    let log = Log::open(
-        &files.logs(),
-        limits.log_file_bytes,
-        limits.log_bytes_per_second,
-        journal.log_start,
-    )?;
+    let log =
+        Log::open(&files.logs(), limits.log_file_bytes, limits.log_bytes_per_second, journal.log_start)?;
     let (notices, receiver) = mpsc::channel(NOTICES_MAX);
     let activity = Arc::new(Activity::default());
     activity.restore(journal.meter.endpoint_bytes);
     let observed = core::observed(&id, &journal, journal.meter.endpoint_bytes);
-    let view = View {
-        phase: journal.phase,
-        generation: journal.generation,
-        observed,
-        gate: None,
-    };
+    let view = View { phase: journal.phase, generation: journal.generation, observed, gate: None };
     let core = Core {
         host: Arc::clone(host),
         id,

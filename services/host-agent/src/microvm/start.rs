@@ -70,30 +70,14 @@ impl Core {
         match made_well {
             Ok(connection) => {
                 let connector = raised.slot.connector();
-                let gate = Arc::new(Gate::new(
-                    connector.clone(),
-                    self.host.config.limits.connections_per_microvm,
-                ));
+                let gate =
+                    Arc::new(Gate::new(connector.clone(), self.host.config.limits.connections_per_microvm));
                 let (link, pump) = self.pump(Some(connection), connector);
                 self.journal.process = Some(process(raised.machine.as_ref()));
                 self.journal.slot = Some(raised.slot.index());
-                let Raised {
-                    machine,
-                    slot,
-                    memory,
-                    base,
-                } = raised;
+                let Raised { machine, slot, memory, base } = raised;
                 self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live {
-                    machine,
-                    slot,
-                    link,
-                    gate,
-                    memory,
-                    base,
-                    sampled: Instant::now(),
-                    pump,
-                })
+                Ok(Live { machine, slot, link, gate, memory, base, sampled: Instant::now(), pump })
             }
             Err(failure) => {
                 self.unwind(raised).await;
@@ -153,9 +137,7 @@ impl Core {
             memory_difference: plan.memory_difference,
         };
         let began = watch.elapsed();
-        let restored = watch
-            .step("restore", self.host.engine.restore(&spec, &restore))
-            .await;
+        let restored = watch.step("restore", self.host.engine.restore(&spec, &restore)).await;
         let machine = match restored {
             Ok(restored) => {
                 let mut start = began;
@@ -172,12 +154,7 @@ impl Core {
                 return Err(engine_failure(&error));
             }
         };
-        Ok(Raised {
-            machine,
-            slot,
-            memory,
-            base: plan.base,
-        })
+        Ok(Raised { machine, slot, memory, base: plan.base })
     }
 
     /// Lets the guest run, gives it its identity, calls its hook.
@@ -190,10 +167,7 @@ impl Core {
     ) -> Result<GuestConnection, Failure> {
         let timeouts = &self.host.config.timeouts;
         let repair = repair_request(&self.id, self.journal.restore_count, first)?;
-        watch
-            .step("resume", raised.machine.resume())
-            .await
-            .map_err(|error| engine_failure(&error))?;
+        watch.step("resume", raised.machine.resume()).await.map_err(|error| engine_failure(&error))?;
         let connector = raised.slot.connector();
         let connect = connect_guest(&connector, Duration::from_millis(timeouts.guest_connect_ms));
         let connection = watch.step("guest", connect).await?;
@@ -227,13 +201,7 @@ impl Core {
     pub fn machine_spec(&self, netns: &str) -> vmm::MachineSpec {
         let snapshot = self.spec.snapshot.clone().unwrap_or_default();
         let size = (snapshot.vcpu_count, snapshot.memory_mib);
-        self.host.template.machine(
-            self.id.as_str(),
-            size,
-            netns,
-            self.files.live_disk(),
-            self.files.run(),
-        )
+        self.host.template.machine(self.id.as_str(), size, netns, self.files.live_disk(), self.files.run())
     }
 }
 
@@ -244,9 +212,7 @@ pub fn engine_failure(error: &vmm::Error) -> Failure {
         vmm::Error::DiskFull { path } => Failure::disk_full(path),
         vmm::Error::Corrupt { path, .. } => {
             tracing::error!(%error, "a snapshot file is damaged");
-            Failure::Corrupt {
-                object: path.display().to_string(),
-            }
+            Failure::Corrupt { object: path.display().to_string() }
         }
         _ => {
             let (text, full) = Failure::chain(error);
@@ -263,10 +229,7 @@ pub fn engine_failure(error: &vmm::Error) -> Failure {
 #[must_use]
 pub fn process(machine: &dyn vmm::Machine) -> journal::Process {
     let handle = machine.process();
-    journal::Process {
-        pid: handle.pid,
-        start_time: handle.start_time,
-    }
+    journal::Process { pid: handle.pid, start_time: handle.start_time }
 }
 
 /// A copy of `from` that shares its extents, in place of what `to` was.
@@ -277,10 +240,6 @@ pub fn clone_disk(from: &std::path::Path, to: &std::path::Path) -> Result<(), Fa
     files::remove(to)?;
     snapshot::disk::reflink(from, to).map(drop).map_err(|error| {
         let (text, full) = Failure::chain(&error);
-        if full {
-            Failure::disk_full(to)
-        } else {
-            Failure::Internal(text)
-        }
+        if full { Failure::disk_full(to) } else { Failure::Internal(text) }
     })
 }

@@ -126,17 +126,12 @@ impl Core {
         }
         let sequence = self.journal.sequence + 1;
         let files = self.files.snapshot(sequence);
-        watch
-            .step("pause", live.machine.pause())
-            .await
-            .map_err(|error| (engine_failure(&error), true))?;
+        watch.step("pause", live.machine.pause()).await.map_err(|error| (engine_failure(&error), true))?;
         failpoint::hit("suspend-paused");
-        self.snapshot_files(watch, live, sequence, &files)
-            .await
-            .map_err(|failure| {
-                files::discard(files.directory());
-                (failure, true)
-            })
+        self.snapshot_files(watch, live, sequence, &files).await.map_err(|failure| {
+            files::discard(files.directory());
+            (failure, true)
+        })
     }
 
     async fn snapshot_files(
@@ -164,11 +159,8 @@ impl Core {
         let stats = memory.map_err(|error| engine_failure(&error))?;
         disk?;
         failpoint::hit("suspend-files");
-        let length = |path: &Path| {
-            std::fs::metadata(path)
-                .map(|data| data.len())
-                .map_err(|e| Failure::io(path, &e))
-        };
+        let length =
+            |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| Failure::io(path, &e));
         let manifest = LocalManifest {
             sequence,
             generation: self.journal.generation,
@@ -183,9 +175,7 @@ impl Core {
         // Dying before this leaves a paused engine and an unfinished directory: the next start lets it run on.
         // Dying after it leaves a snapshot and in it a newer journal, which says Suspended: the next start ends the
         // engine.
-        watch
-            .step("manifest", files::blocking(move || for_write.write(&to)))
-            .await?;
+        watch.step("manifest", files::blocking(move || for_write.write(&to))).await?;
         failpoint::hit("suspend-manifest");
         Ok(manifest)
     }
@@ -261,10 +251,8 @@ impl Core {
                 tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
             }
             live.gate.close();
-            live.gate = Arc::new(Gate::new(
-                live.slot.connector(),
-                self.host.config.limits.connections_per_microvm,
-            ));
+            live.gate =
+                Arc::new(Gate::new(live.slot.connector(), self.host.config.limits.connections_per_microvm));
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());

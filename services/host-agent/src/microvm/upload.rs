@@ -32,13 +32,7 @@ impl Core {
             upload.abort();
         }
         let sequence = self.journal.sequence;
-        if sequence == 0
-            || self
-                .journal
-                .remote
-                .as_ref()
-                .is_some_and(|remote| remote.sequence == sequence)
-        {
+        if sequence == 0 || self.journal.remote.as_ref().is_some_and(|remote| remote.sequence == sequence) {
             return;
         }
         let upload = Upload {
@@ -89,13 +83,7 @@ impl Upload {
         loop {
             match self.once().await {
                 Ok((copy, difference_bytes)) => {
-                    let _ = self
-                        .notices
-                        .send(Notice::Uploaded {
-                            copy,
-                            difference_bytes,
-                        })
-                        .await;
+                    let _ = self.notices.send(Notice::Uploaded { copy, difference_bytes }).await;
                     return;
                 }
                 Err(error) => {
@@ -111,9 +99,8 @@ impl Upload {
     async fn once(&self) -> Result<(RemoteCopy, u64), Failure> {
         let image = self.spec.snapshot.clone().unwrap_or_default();
         let base = self.host.bases.ensure(&image).await?;
-        let manifest = LocalManifest::read(&self.files).ok_or_else(|| Failure::Missing {
-            object: self.files.directory().display().to_string(),
-        })?;
+        let manifest = LocalManifest::read(&self.files)
+            .ok_or_else(|| Failure::Missing { object: self.files.directory().display().to_string() })?;
         let (disk, base_disk, difference) = (self.files.disk(), base.disk(), self.files.disk_difference());
         let stats = files::blocking(move || {
             files::remove(&difference)?;
@@ -144,28 +131,13 @@ impl Upload {
             labels: std::collections::BTreeMap::new(),
         };
         let sources = [
-            FileSource {
-                kind: FileKind::Device,
-                path: self.files.device_state(),
-            },
-            FileSource {
-                kind: FileKind::MemoryDifference,
-                path: self.files.memory_difference(),
-            },
-            FileSource {
-                kind: FileKind::DiskDifference,
-                path: self.files.disk_difference(),
-            },
+            FileSource { kind: FileKind::Device, path: self.files.device_state() },
+            FileSource { kind: FileKind::MemoryDifference, path: self.files.memory_difference() },
+            FileSource { kind: FileKind::DiskDifference, path: self.files.disk_difference() },
         ];
-        let published = snapshot::upload(
-            &self.host.store,
-            self.host.bucket(),
-            &prefix,
-            &head,
-            &sources,
-            &|_, _| (),
-        )
-        .await;
+        let published =
+            snapshot::upload(&self.host.store, self.host.bucket(), &prefix, &head, &sources, &|_, _| ())
+                .await;
         files::discard(&self.files.disk_difference());
         let published = published.map_err(|error| Failure::StoreUnavailable(Failure::chain(&error).0))?;
         let copy = RemoteCopy {

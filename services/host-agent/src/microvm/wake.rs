@@ -66,11 +66,8 @@ impl Core {
         self.publish_quietly();
         let woken = self.try_wake(&watch, order, cancel).await;
         if let Err(failure) = &woken {
-            let reason = if matches!(failure, Failure::Interrupted(_)) {
-                String::new()
-            } else {
-                failure.to_string()
-            };
+            let reason =
+                if matches!(failure, Failure::Interrupted(_)) { String::new() } else { failure.to_string() };
             self.enter(Event::IsSuspended, &reason);
             self.journal.process = None;
             self.journal.slot = None;
@@ -95,9 +92,8 @@ impl Core {
         failpoint::hit("wake-begun");
         let base = self.base(watch).await?;
         let snapshot = self.files.snapshot(self.journal.sequence);
-        let manifest = LocalManifest::read(&snapshot).ok_or_else(|| Failure::Corrupt {
-            object: snapshot.directory().display().to_string(),
-        })?;
+        let manifest = LocalManifest::read(&snapshot)
+            .ok_or_else(|| Failure::Corrupt { object: snapshot.directory().display().to_string() })?;
         let hook =
             hooks::enabled(self.spec.hooks.as_ref(), HookName::Resume).map(|hook| (hook, String::new()));
         let plan = Plan {
@@ -120,26 +116,14 @@ impl Core {
     /// journal that cannot be written fails the start, because a restart would not
     /// know of the session.
     async fn run(&mut self, watch: &Stopwatch, live: Live, what: &str) -> Result<(), Failure> {
-        let before = (
-            self.journal.phase,
-            self.journal.reason.clone(),
-            self.journal.phase_since_ms,
-        );
+        let before = (self.journal.phase, self.journal.reason.clone(), self.journal.phase_since_ms);
         self.enter(Event::IsRunning, "");
         if let Err(failure) = watch.step("journal", async { self.save() }).await {
-            (
-                self.journal.phase,
-                self.journal.reason,
-                self.journal.phase_since_ms,
-            ) = before;
+            (self.journal.phase, self.journal.reason, self.journal.phase_since_ms) = before;
             self.release(live).await;
             return Err(failure);
         }
-        failpoint::hit(if what == "launched" {
-            "launch-journaled"
-        } else {
-            "wake-journaled"
-        });
+        failpoint::hit(if what == "launched" { "launch-journaled" } else { "wake-journaled" });
         self.live = Some(live);
         self.finished(watch.finish());
         self.publish();
@@ -190,11 +174,7 @@ impl Core {
     /// so that what is there under its own name is always whole.
     async fn fetch_remote(&mut self, watch: &Stopwatch, remote: RemoteCopy) -> Result<(), Failure> {
         let base = self.base(watch).await?;
-        let temporary = self
-            .host
-            .data
-            .tmp()
-            .join(format!("{}-{}", self.id, remote.sequence));
+        let temporary = self.host.data.tmp().join(format!("{}-{}", self.id, remote.sequence));
         files::remove(&temporary)?;
         files::make_directory(&temporary)?;
         let fetched = watch
@@ -232,9 +212,11 @@ impl Core {
         remote: &RemoteCopy,
     ) -> Result<LocalManifest, Failure> {
         let part = |kind: snapshot::FileKind| {
-            fetched.paths.get(&kind).cloned().ok_or_else(|| Failure::Corrupt {
-                object: remote.manifest_key.clone(),
-            })
+            fetched
+                .paths
+                .get(&kind)
+                .cloned()
+                .ok_or_else(|| Failure::Corrupt { object: remote.manifest_key.clone() })
         };
         let device = part(snapshot::FileKind::Device)?;
         let memory = part(snapshot::FileKind::MemoryDifference)?;
@@ -253,15 +235,10 @@ impl Core {
             clone_disk(&base_disk, &target.disk())?;
             snapshot::disk::apply(&disk, &target.disk())
                 .map_err(|error| fetch_failure(&error, &target.disk()))?;
-            let length = |path: &Path| {
-                std::fs::metadata(path)
-                    .map(|data| data.len())
-                    .map_err(|e| io(path, e))
-            };
-            let (device_state_bytes, memory_difference_bytes) = (
-                length(&target.device_state())?,
-                length(&target.memory_difference())?,
-            );
+            let length =
+                |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| io(path, e));
+            let (device_state_bytes, memory_difference_bytes) =
+                (length(&target.device_state())?, length(&target.memory_difference())?);
             let manifest = LocalManifest {
                 sequence,
                 generation,

@@ -52,10 +52,7 @@ impl HostAgentService for HostAgent {
 
     async fn bake(&self, request: Request<BakeRequest>) -> Result<Response<Self::BakeStream>, Status> {
         rpc::authorize(&request, &[Role::ImageBuilder])?;
-        let stream = self
-            .bakes
-            .start(request.into_inner())
-            .map_err(|failure| status(&failure))?;
+        let stream = self.bakes.start(request.into_inner()).map_err(|failure| status(&failure))?;
         Ok(Response::new(Box::pin(stream)))
     }
 
@@ -65,9 +62,7 @@ impl HostAgentService for HostAgent {
         let fleet = Arc::clone(&self.fleet);
         let spec = request.spec.unwrap_or_default();
         let observed = detached(async move { fleet.launch(spec, request.generation).await }).await?;
-        Ok(Response::new(LaunchResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(LaunchResponse { observed: Some(observed) }))
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
@@ -76,9 +71,7 @@ impl HostAgentService for HostAgent {
         let fleet = Arc::clone(&self.fleet);
         let observed =
             detached(async move { fleet.suspend(&request.microvm_id, request.generation).await }).await?;
-        Ok(Response::new(SuspendResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(SuspendResponse { observed: Some(observed) }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
@@ -88,9 +81,7 @@ impl HostAgentService for HostAgent {
         let spec = request.spec.unwrap_or_default();
         let observed =
             detached(async move { fleet.resume(spec, request.generation, request.snapshot).await }).await?;
-        Ok(Response::new(ResumeResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 
     async fn terminate(
@@ -100,19 +91,10 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let fleet = Arc::clone(&self.fleet);
-        let order = EndOrder {
-            reason: request.reason,
-            discard: request.discard,
-        };
-        let ended = async move {
-            fleet
-                .terminate(&request.microvm_id, request.generation, order)
-                .await
-        };
+        let order = EndOrder { reason: request.reason, discard: request.discard };
+        let ended = async move { fleet.terminate(&request.microvm_id, request.generation, order).await };
         let observed = detached(ended).await?;
-        Ok(Response::new(TerminateResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }
 
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
@@ -172,27 +154,13 @@ async fn watch(host: Arc<Host>, fleet: Arc<Fleet>, sender: mpsc::Sender<Result<W
             if sent.insert(observed.microvm_id.clone(), number) == Some(number) {
                 continue;
             }
-            if sender
-                .send(Ok(WatchResponse {
-                    observed: Some(observed),
-                    synced: false,
-                }))
-                .await
-                .is_err()
-            {
+            if sender.send(Ok(WatchResponse { observed: Some(observed), synced: false })).await.is_err() {
                 return;
             }
         }
         if !synced {
             synced = true;
-            if sender
-                .send(Ok(WatchResponse {
-                    observed: None,
-                    synced: true,
-                }))
-                .await
-                .is_err()
-            {
+            if sender.send(Ok(WatchResponse { observed: None, synced: true })).await.is_err() {
                 return;
             }
         }

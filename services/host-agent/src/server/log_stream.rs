@@ -33,10 +33,7 @@ pub fn follow(
     if let Some(handle) = fleet.get(&request.microvm_id) {
         let held = handle.view.borrow().generation;
         if fence(held, request.generation) == Fence::Stale && request.generation != 0 {
-            return Err(Failure::StaleGeneration {
-                held,
-                offered: request.generation,
-            });
+            return Err(Failure::StaleGeneration { held, offered: request.generation });
         }
         let ended = host.data.ended().join(&request.microvm_id).join("logs");
         tokio::spawn(follow_live(handle, request, ended, sender));
@@ -46,9 +43,7 @@ pub fn follow(
             read_all(&directory, request.from_sequence, &sender).await;
         });
     } else {
-        return Err(Failure::NotHere {
-            id: request.microvm_id,
-        });
+        return Err(Failure::NotHere { id: request.microvm_id });
     }
     Ok(ReceiverStream::new(receiver))
 }

@@ -23,29 +23,20 @@ pub fn status(failure: &Failure) -> Status {
         Failure::NotHere { id } => {
             errors::status(Code::NotFound, reason::NOT_HERE, text, &[("microvm_id", id)])
         }
-        Failure::Ended { reason: why } => errors::status(
-            Code::FailedPrecondition,
-            reason::TERMINATED,
-            text,
-            &[("state_reason", why)],
-        ),
+        Failure::Ended { reason: why } => {
+            errors::status(Code::FailedPrecondition, reason::TERMINATED, text, &[("state_reason", why)])
+        }
         Failure::Conflict(_) => errors::status(Code::FailedPrecondition, reason::STATE_CONFLICT, text, &[]),
         Failure::Invalid(violations) => errors::invalid(violations),
         Failure::Capacity(_) => {
             errors::status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, text, &[])
         }
-        Failure::Corrupt { object } => errors::status(
-            Code::DataLoss,
-            reason::CORRUPT_OBJECT,
-            text,
-            &[("object", object)],
-        ),
-        Failure::Missing { object } => errors::status(
-            Code::FailedPrecondition,
-            reason::NOT_FOUND,
-            text,
-            &[("object", object)],
-        ),
+        Failure::Corrupt { object } => {
+            errors::status(Code::DataLoss, reason::CORRUPT_OBJECT, text, &[("object", object)])
+        }
+        Failure::Missing { object } => {
+            errors::status(Code::FailedPrecondition, reason::NOT_FOUND, text, &[("object", object)])
+        }
         Failure::StoreUnavailable(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
         Failure::DiskFull { path, limit } => errors::status(
             Code::ResourceExhausted,
@@ -53,12 +44,7 @@ pub fn status(failure: &Failure) -> Status {
             text,
             &[("path", path), ("limit", limit)],
         ),
-        Failure::Hook {
-            hook,
-            http_status,
-            timed_out,
-            ..
-        } => errors::status(
+        Failure::Hook { hook, http_status, timed_out, .. } => errors::status(
             Code::FailedPrecondition,
             reason::HOOK_FAILED,
             text,
@@ -68,9 +54,7 @@ pub fn status(failure: &Failure) -> Status {
                 ("outcome", if *timed_out { "timed_out" } else { "refused" }),
             ],
         ),
-        Failure::Guest {
-            outcome, exit_code, ..
-        } => {
+        Failure::Guest { outcome, exit_code, .. } => {
             let exit_code = exit_code.map(|code| code.to_string()).unwrap_or_default();
             errors::status(
                 Code::FailedPrecondition,
@@ -92,42 +76,17 @@ mod tests {
     #[test]
     fn callers_branch_on_code_and_reason() {
         for (failure, code, reason) in [
-            (
-                Failure::StaleGeneration { held: 2, offered: 1 },
-                Code::FailedPrecondition,
-                "STALE_GENERATION",
-            ),
+            (Failure::StaleGeneration { held: 2, offered: 1 }, Code::FailedPrecondition, "STALE_GENERATION"),
             (Failure::NotHere { id: "x".into() }, Code::NotFound, "NOT_HERE"),
+            (Failure::Capacity("full".into()), Code::ResourceExhausted, "INSUFFICIENT_CAPACITY"),
+            (Failure::Corrupt { object: "s3://b/k".into() }, Code::DataLoss, "CORRUPT_OBJECT"),
             (
-                Failure::Capacity("full".into()),
-                Code::ResourceExhausted,
-                "INSUFFICIENT_CAPACITY",
-            ),
-            (
-                Failure::Corrupt {
-                    object: "s3://b/k".into(),
-                },
-                Code::DataLoss,
-                "CORRUPT_OBJECT",
-            ),
-            (
-                Failure::DiskFull {
-                    path: "/d".into(),
-                    limit: "1 MiB".into(),
-                },
+                Failure::DiskFull { path: "/d".into(), limit: "1 MiB".into() },
                 Code::ResourceExhausted,
                 "DISK_FULL",
             ),
-            (
-                Failure::StoreUnavailable("s3".into()),
-                Code::Unavailable,
-                "STORE_UNAVAILABLE",
-            ),
-            (
-                Failure::Invalid(vec![("a".into(), "b".into())]),
-                Code::InvalidArgument,
-                "INVALID_ARGUMENT",
-            ),
+            (Failure::StoreUnavailable("s3".into()), Code::Unavailable, "STORE_UNAVAILABLE"),
+            (Failure::Invalid(vec![("a".into(), "b".into())]), Code::InvalidArgument, "INVALID_ARGUMENT"),
         ] {
             let status = status(&failure);
             assert_eq!(status.code(), code, "{failure}");

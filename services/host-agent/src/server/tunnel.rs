@@ -43,19 +43,11 @@ struct Refusal {
 
 impl Refusal {
     fn new(status: OpenStatus, message: impl Into<String>) -> Self {
-        Self {
-            status,
-            message: message.into(),
-            retry_after: None,
-        }
+        Self { status, message: message.into(), retry_after: None }
     }
 
     fn busy(message: &str) -> Self {
-        Self {
-            status: OpenStatus::Busy,
-            message: message.to_owned(),
-            retry_after: Some(RETRY_AFTER),
-        }
+        Self { status: OpenStatus::Busy, message: message.to_owned(), retry_after: Some(RETRY_AFTER) }
     }
 
     fn ended(reason: &str) -> Self {
@@ -68,12 +60,7 @@ impl Tunnels {
     #[must_use]
     pub fn new(host: Arc<Host>, fleet: Arc<Fleet>, fenced: watch::Receiver<Fenced>) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
-        Self {
-            host,
-            fleet,
-            fenced,
-            waiting,
-        }
+        Self { host, fleet, fenced, waiting }
     }
 
     /// Answers one request and carries its bytes until either side ends it.
@@ -88,9 +75,7 @@ impl Tunnels {
             Ok(opened) => opened,
             Err(refusal) => {
                 tracing::debug!(microvm = request.microvm_id, status = ?refusal.status, "tunnel refused");
-                return responder
-                    .refuse(refusal.status, refusal.message, refusal.retry_after)
-                    .await;
+                return responder.refuse(refusal.status, refusal.message, refusal.retry_after).await;
             }
         };
         let Ok(tunnel) = responder.connect(phases).await else {
@@ -126,10 +111,7 @@ impl Tunnels {
             });
         };
         if request.generation > handle.view.borrow().generation {
-            return Err(Refusal::new(
-                OpenStatus::NotHere,
-                "this host holds an older placement",
-            ));
+            return Err(Refusal::new(OpenStatus::NotHere, "this host holds an older placement"));
         }
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
@@ -203,10 +185,7 @@ impl Tunnels {
             Ok(Err(Failure::Capacity(message))) => Err(Refusal::busy(&message)),
             Ok(Err(Failure::Ended { reason })) => Err(Refusal::ended(&reason)),
             Ok(Err(failure)) => Err(Refusal::new(OpenStatus::WakeFailed, failure.to_string())),
-            Err(error) => Err(Refusal::new(
-                OpenStatus::WakeFailed,
-                format!("the wake died: {error}"),
-            )),
+            Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
         }
     }
 }

@@ -48,24 +48,15 @@ printf 'HTTP/1.1 %s x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$statu
 "#;
 
 const PAGES: &[(&str, &str)] = &[
-    (
-        "count",
-        "n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n",
-    ),
+    ("count", "n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n"),
     ("uuid", "cat /proc/sys/kernel/random/uuid"),
     ("host", "hostname; cat /etc/machine-id"),
     ("hooks", "cat /dev/shm/hooks"),
-    (
-        "set",
-        "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok",
-    ),
+    ("set", "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),
     ("panic", "echo c > /proc/sysrq-trigger"),
-    (
-        "write",
-        "dd if=/dev/urandom of=/data bs=1024 count=2048 2>/dev/null; sync; md5sum < /data",
-    ),
+    ("write", "dd if=/dev/urandom of=/data bs=1024 count=2048 2>/dev/null; sync; md5sum < /data"),
     ("read", "md5sum < /data"),
 ];
 

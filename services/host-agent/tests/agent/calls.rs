@@ -60,18 +60,10 @@ pub async fn store_disk(rig: &Rig) -> DiskRef {
         created_unix_ms: 1,
         labels: std::collections::BTreeMap::new(),
     };
-    let source = FileSource {
-        kind: FileKind::Disk,
-        path,
-    };
-    let published = snapshot::upload(&rig.s3.store(), BUCKET, "disks/app", &head, &[source], &|_, _| ())
-        .await
-        .unwrap();
-    DiskRef {
-        manifest_key: published.manifest_key,
-        manifest_digest: published.manifest_digest,
-        size_bytes,
-    }
+    let source = FileSource { kind: FileKind::Disk, path };
+    let published =
+        snapshot::upload(&rig.s3.store(), BUCKET, "disks/app", &head, &[source], &|_, _| ()).await.unwrap();
+    DiskRef { manifest_key: published.manifest_key, manifest_digest: published.manifest_digest, size_bytes }
 }
 
 pub fn bake_request(disk: DiskRef, environment: &[(&str, &str)], hooks: Option<Hooks>) -> BakeRequest {
@@ -107,11 +99,7 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
     let mut stream = match client(agent, Role::ImageBuilder).bake(request).await {
         Ok(response) => response.into_inner(),
         Err(status) => {
-            return Baked {
-                steps,
-                lines,
-                result: Err(status),
-            };
+            return Baked { steps, lines, result: Err(status) };
         }
     };
     loop {
@@ -122,26 +110,14 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
                 }
                 lines.extend(message.lines.into_iter().map(|line| line.text));
                 if let Some(result) = message.result {
-                    return Baked {
-                        steps,
-                        lines,
-                        result: Ok(result),
-                    };
+                    return Baked { steps, lines, result: Ok(result) };
                 }
             }
             Ok(None) => {
-                return Baked {
-                    steps,
-                    lines,
-                    result: Err(Status::unknown("ended without a result")),
-                };
+                return Baked { steps, lines, result: Err(Status::unknown("ended without a result")) };
             }
             Err(status) => {
-                return Baked {
-                    steps,
-                    lines,
-                    result: Err(status),
-                };
+                return Baked { steps, lines, result: Err(status) };
             }
         }
     }
@@ -151,27 +127,13 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
 pub async fn image(rig: &Rig, agent: &Agent, hooks: Option<Hooks>) -> SnapshotRef {
     let disk = store_disk(rig).await;
     let baked = bake(agent, bake_request(disk, &[], hooks)).await;
-    baked
-        .result
-        .unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines))
-        .snapshot
-        .unwrap()
+    baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines)).snapshot.unwrap()
 }
 
 pub fn hooks(names: &[&str]) -> Hooks {
     let hook = |name: &str| {
-        let mode = if names.contains(&name) {
-            HookMode::Enabled
-        } else {
-            HookMode::Disabled
-        };
-        Some(Hook {
-            mode: mode.into(),
-            timeout: Some(prost_types::Duration {
-                seconds: 20,
-                nanos: 0,
-            }),
-        })
+        let mode = if names.contains(&name) { HookMode::Enabled } else { HookMode::Disabled };
+        Some(Hook { mode: mode.into(), timeout: Some(prost_types::Duration { seconds: 20, nanos: 0 }) })
     };
     Hooks {
         port: app_disk::HOOK_PORT,
@@ -204,25 +166,14 @@ pub fn sleepy(mut spec: MicrovmSpec, idle: Duration) -> MicrovmSpec {
 }
 
 pub async fn launch(agent: &Agent, spec: &MicrovmSpec, generation: u64) -> Result<ObservedMicrovm, Status> {
-    let request = LaunchRequest {
-        generation,
-        spec: Some(spec.clone()),
-    };
+    let request = LaunchRequest { generation, spec: Some(spec.clone()) };
     let response = client(agent, Role::Scheduler).launch(request).await?;
     Ok(response.into_inner().observed.unwrap())
 }
 
 pub async fn suspend(agent: &Agent, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
-    let request = SuspendRequest {
-        microvm_id: id.to_owned(),
-        generation,
-    };
-    Ok(client(agent, Role::Scheduler)
-        .suspend(request)
-        .await?
-        .into_inner()
-        .observed
-        .unwrap())
+    let request = SuspendRequest { microvm_id: id.to_owned(), generation };
+    Ok(client(agent, Role::Scheduler).suspend(request).await?.into_inner().observed.unwrap())
 }
 
 pub async fn resume(
@@ -231,17 +182,8 @@ pub async fn resume(
     generation: u64,
     snapshot: Option<SnapshotCopies>,
 ) -> Result<ObservedMicrovm, Status> {
-    let request = ResumeRequest {
-        generation,
-        spec: Some(spec.clone()),
-        snapshot,
-    };
-    Ok(client(agent, Role::Scheduler)
-        .resume(request)
-        .await?
-        .into_inner()
-        .observed
-        .unwrap())
+    let request = ResumeRequest { generation, spec: Some(spec.clone()), snapshot };
+    Ok(client(agent, Role::Scheduler).resume(request).await?.into_inner().observed.unwrap())
 }
 
 pub async fn terminate(agent: &Agent, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
@@ -251,21 +193,12 @@ pub async fn terminate(agent: &Agent, id: &str, generation: u64) -> Result<Obser
         reason: "The test is over.".to_owned(),
         discard: false,
     };
-    Ok(client(agent, Role::Scheduler)
-        .terminate(request)
-        .await?
-        .into_inner()
-        .observed
-        .unwrap())
+    Ok(client(agent, Role::Scheduler).terminate(request).await?.into_inner().observed.unwrap())
 }
 
 /// What the agent observes now, by id.
 pub async fn observed(agent: &Agent) -> HashMap<String, ObservedMicrovm> {
-    let mut stream = client(agent, Role::Scheduler)
-        .watch(WatchRequest {})
-        .await
-        .unwrap()
-        .into_inner();
+    let mut stream = client(agent, Role::Scheduler).watch(WatchRequest {}).await.unwrap().into_inner();
     let mut all = HashMap::new();
     while let Some(message) = stream.message().await.unwrap() {
         if message.synced {
@@ -291,11 +224,7 @@ pub async fn until(
         {
             return (one.clone(), began.elapsed());
         }
-        assert!(
-            began.elapsed() < PATIENCE,
-            "{id} never came to be as wanted: {:?}",
-            all.get(id)
-        );
+        assert!(began.elapsed() < PATIENCE, "{id} never came to be as wanted: {:?}", all.get(id));
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
 }
@@ -307,13 +236,7 @@ pub async fn until_state(agent: &Agent, id: &str, state: MicrovmState) -> (Obser
 /// Opens a tunnel as an edge does.
 pub async fn open(agent: &Agent, id: &str, port: u32, wake: bool) -> (OpenResponse, tunnel::ClientStream) {
     let client = tunnel::Client::new(&agent.identity(Role::EdgeProxy));
-    let request = OpenRequest {
-        microvm_id: id.to_owned(),
-        generation: 1,
-        port,
-        wake,
-        ..Default::default()
-    };
+    let request = OpenRequest { microvm_id: id.to_owned(), generation: 1, port, wake, ..Default::default() };
     client.open(&agent.tunnel, &request, PATIENCE).await.unwrap()
 }
 
@@ -325,14 +248,9 @@ pub async fn page(agent: &Agent, id: &str, page: &str) -> (String, OpenResponse)
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
     // An app that ends itself cuts the connection.
-    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer))
-        .await
-        .unwrap();
+    let _ = tokio::time::timeout(PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    let body = answer
-        .split_once("\r\n\r\n")
-        .map(|(_, body)| body.trim().to_owned())
-        .unwrap_or_default();
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.trim().to_owned()).unwrap_or_default();
     (body, response)
 }
 

@@ -14,23 +14,14 @@ async fn launches_suspends_and_wakes_survive_the_agent() {
     let mut agent = rig.agent(4096).await;
     let snapshot = image(&rig, &agent, None).await;
 
-    for point in [
-        "launch-begun",
-        "launch-restored",
-        "launch-identity",
-        "launch-journaled",
-    ] {
+    for point in ["launch-begun", "launch-restored", "launch-identity", "launch-journaled"] {
         let one = spec(&snapshot);
         let id = one.microvm_id.as_str();
         die_at(&mut agent, point).await;
         launch(&agent, &one, 1).await.expect_err("the agent dies");
         reborn(&mut agent).await;
         if point == "launch-journaled" {
-            assert_eq!(
-                observed(&agent).await[id].state(),
-                MicrovmState::Running,
-                "{point}"
-            );
+            assert_eq!(observed(&agent).await[id].state(), MicrovmState::Running, "{point}");
         } else {
             assert!(!observed(&agent).await.contains_key(id), "{point}");
             assert!(agent.names("microvms").is_empty(), "{point}");
@@ -93,13 +84,7 @@ async fn bakes_leave_nothing() {
     let rig = Rig::start().await;
     let mut agent = rig.agent(4096).await;
     let disk = store_disk(&rig).await;
-    for point in [
-        "bake-fetched",
-        "bake-booted",
-        "bake-ready",
-        "bake-snapshotted",
-        "bake-upload-begun",
-    ] {
+    for point in ["bake-fetched", "bake-booted", "bake-ready", "bake-snapshotted", "bake-upload-begun"] {
         die_at(&mut agent, point).await;
         let request = bake_request(disk.clone(), &[], None);
         let prefix = request.destination_prefix.clone();
@@ -137,12 +122,8 @@ async fn reborn(agent: &mut Agent) {
 async fn clean(agent: &Agent, engines: usize, point: &str) {
     let began = Instant::now();
     loop {
-        let found = (
-            agent.engines().len(),
-            agent.namespaces().len(),
-            agent.names("bakes"),
-            agent.names("tmp"),
-        );
+        let found =
+            (agent.engines().len(), agent.namespaces().len(), agent.names("bakes"), agent.names("tmp"));
         if found.0 == engines && found.1 <= engines + 2 && found.2.is_empty() && found.3.is_empty() {
             return;
         }

@@ -26,18 +26,11 @@ async fn a_full_disk_keeps_the_session_running() {
         (refused.code(), reason_of(&refused).as_deref()),
         (Code::ResourceExhausted, Some("DISK_FULL"))
     );
-    assert!(
-        refused.message().contains(&agent.data.display().to_string()),
-        "{}",
-        refused.message()
-    );
+    assert!(refused.message().contains(&agent.data.display().to_string()), "{}", refused.message());
     assert_eq!(observed(&agent).await[id].state(), MicrovmState::Running);
     assert_eq!(get(&agent, id, "count").await, "2");
     std::fs::remove_file(&filler).unwrap();
-    assert_eq!(
-        suspend(&agent, id, 1).await.unwrap().state(),
-        MicrovmState::Suspended
-    );
+    assert_eq!(suspend(&agent, id, 1).await.unwrap().state(), MicrovmState::Suspended);
     assert_eq!(get(&agent, id, "count").await, "3");
     terminate(&agent, id, 1).await.unwrap();
 }
@@ -48,11 +41,7 @@ fn fill(path: &std::path::Path) {
     let mut file = std::fs::File::create(path).unwrap();
     let block = vec![1u8; 1 << 20];
     while file.write_all(&block).and_then(|()| file.sync_data()).is_ok() {}
-    while file
-        .write_all(&block[..4096])
-        .and_then(|()| file.sync_data())
-        .is_ok()
-    {}
+    while file.write_all(&block[..4096]).and_then(|()| file.sync_data()).is_ok() {}
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,19 +49,12 @@ async fn nothing_starts_on_bad_bytes() {
     let rig = Rig::start().await;
     let agent = rig.agent(2048).await;
     let snapshot = image(&rig, &agent, None).await;
-    let evict = api::hostagent::v1::EvictImageRequest {
-        manifest_key: snapshot.manifest_key.clone(),
-        generation: 0,
-    };
+    let evict =
+        api::hostagent::v1::EvictImageRequest { manifest_key: snapshot.manifest_key.clone(), generation: 0 };
     client(&agent, Role::Scheduler).evict_image(evict).await.unwrap();
     assert!(agent.names("bases").is_empty());
     let prefix = snapshot.manifest_key.trim_end_matches("manifest.json");
-    let chunks = rig
-        .s3
-        .store()
-        .list_prefix(BUCKET, &format!("{prefix}memory/"), 1000)
-        .await
-        .unwrap();
+    let chunks = rig.s3.store().list_prefix(BUCKET, &format!("{prefix}memory/"), 1000).await.unwrap();
     let key = &chunks[chunks.len() / 2].key;
     let path = rig.s3.object_path(BUCKET, key);
     let good = std::fs::read(&path).unwrap();
@@ -83,10 +65,7 @@ async fn nothing_starts_on_bad_bytes() {
     let one = spec(&snapshot);
     let refused = launch(&agent, &one, 1).await.unwrap_err();
     eprintln!("{}", refused.message());
-    assert_eq!(
-        (refused.code(), reason_of(&refused).as_deref()),
-        (Code::DataLoss, Some("CORRUPT_OBJECT"))
-    );
+    assert_eq!((refused.code(), reason_of(&refused).as_deref()), (Code::DataLoss, Some("CORRUPT_OBJECT")));
     assert!(refused.message().contains(key.as_str()), "{}", refused.message());
     assert!(
         agent.engines().is_empty() && agent.names("microvms").is_empty() && agent.names("bases").is_empty()

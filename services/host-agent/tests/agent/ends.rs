@@ -56,10 +56,7 @@ async fn hooks_that_fail_say_so() {
     one.hooks = Some(hooks(&["run"]));
     let refused = launch(&agent, &one, 1).await.unwrap_err();
     let sentence = "Run lifecycle hook returned HTTP status 500. Please check your hook endpoint and application logs for more details.";
-    assert_eq!(
-        (reason_of(&refused).as_deref(), refused.message()),
-        (Some("HOOK_FAILED"), sentence)
-    );
+    assert_eq!((reason_of(&refused).as_deref(), refused.message()), (Some("HOOK_FAILED"), sentence));
     assert!(agent.engines().is_empty() && agent.names("microvms").is_empty());
 
     let mut two = spec(&snapshot);
@@ -85,24 +82,9 @@ async fn hooks_that_fail_say_so() {
     // Bakes: an app that exits, a hook that refuses, a hook that never agrees.
     for (environment, names, reason, metadata) in [
         (("EXIT_AT_ONCE", "3"), &[][..], "GUEST_FAILED", ("exit_code", "3")),
-        (
-            ("HOOK_ready", "500"),
-            &["ready"][..],
-            "HOOK_FAILED",
-            ("http_status", "500"),
-        ),
-        (
-            ("HOOK_ready", "503"),
-            &["ready"][..],
-            "HOOK_FAILED",
-            ("outcome", "timed_out"),
-        ),
-        (
-            ("HOOK_validate", "500"),
-            &["validate"][..],
-            "HOOK_FAILED",
-            ("hook", "validate"),
-        ),
+        (("HOOK_ready", "500"), &["ready"][..], "HOOK_FAILED", ("http_status", "500")),
+        (("HOOK_ready", "503"), &["ready"][..], "HOOK_FAILED", ("outcome", "timed_out")),
+        (("HOOK_validate", "500"), &["validate"][..], "HOOK_FAILED", ("hook", "validate")),
     ] {
         let mut wanted = hooks(names);
         if environment.1 == "503" {
@@ -116,17 +98,8 @@ async fn hooks_that_fail_say_so() {
         assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
         assert_eq!(reason_of(&status).as_deref(), Some(reason), "{environment:?}");
         let details = status.get_details_error_info().unwrap();
-        assert_eq!(
-            details.metadata.get(metadata.0).map(String::as_str),
-            Some(metadata.1),
-            "{details:?}"
-        );
-        let stored = rig
-            .s3
-            .store()
-            .list_prefix(crate::rig::BUCKET, &prefix, 1000)
-            .await
-            .unwrap();
+        assert_eq!(details.metadata.get(metadata.0).map(String::as_str), Some(metadata.1), "{details:?}");
+        let stored = rig.s3.store().list_prefix(crate::rig::BUCKET, &prefix, 1000).await.unwrap();
         assert!(stored.is_empty() && agent.names("bakes").is_empty());
     }
     terminate(&agent, id, 1).await.unwrap();

@@ -18,23 +18,11 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
     let mut agent = rig.agent(4096).await;
     let disk = store_disk(&rig).await;
     let names = ["ready", "validate", "run", "resume", "suspend", "terminate"];
-    let baked = bake(
-        &agent,
-        bake_request(disk, &[("GREETING", "caller")], Some(hooks(&names))),
-    )
-    .await;
-    let result = baked
-        .result
-        .unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines));
-    assert_eq!(
-        baked.steps,
-        ["fetch", "boot", "ready", "snapshot", "validate", "upload"]
-    );
+    let baked = bake(&agent, bake_request(disk, &[("GREETING", "caller")], Some(hooks(&names)))).await;
+    let result = baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines));
+    assert_eq!(baked.steps, ["fetch", "boot", "ready", "snapshot", "validate", "upload"]);
     assert!(
-        baked
-            .lines
-            .iter()
-            .any(|line| line == "app: starting with GREETING=caller image=app"),
+        baked.lines.iter().any(|line| line == "app: starting with GREETING=caller image=app"),
         "{:?}",
         baked.lines
     );
@@ -53,11 +41,7 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
     let launched = launch(&agent, &one, 1).await.unwrap();
     eprintln!("{}", steps(&launched));
     assert_eq!(launched.state(), MicrovmState::Running);
-    assert_eq!(
-        launch(&agent, &one, 1).await.unwrap().state(),
-        MicrovmState::Running,
-        "a repeat"
-    );
+    assert_eq!(launch(&agent, &one, 1).await.unwrap().state(), MicrovmState::Running, "a repeat");
     eprintln!("{}", steps(&launch(&agent, &two, 1).await.unwrap()));
     let (id, other) = (one.microvm_id.as_str(), two.microvm_id.as_str());
     assert_ne!(get(&agent, id, "uuid").await, get(&agent, other, "uuid").await);
@@ -76,20 +60,14 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
 
     // Asleep: no process, no slot; both copies appear.
     let suspended = suspend(&agent, id, 1).await.unwrap();
-    eprintln!(
-        "{} difference {} B",
-        steps(&suspended),
-        suspended.snapshot.as_ref().unwrap().difference_bytes
-    );
+    eprintln!("{} difference {} B", steps(&suspended), suspended.snapshot.as_ref().unwrap().difference_bytes);
     assert_eq!(suspended.state(), MicrovmState::Suspended);
     assert_eq!(agent.engines().len(), 1);
     assert!(suspended.snapshot.as_ref().unwrap().difference_bytes < 12 << 20);
     let (response, _) = open(&agent, id, 8080, false).await;
     assert_eq!(response.status(), OpenStatus::Suspended);
-    let (uploaded, _) = until(&agent, id, |one| {
-        one.snapshot.as_ref().is_some_and(|copies| copies.remote)
-    })
-    .await;
+    let (uploaded, _) =
+        until(&agent, id, |one| one.snapshot.as_ref().is_some_and(|copies| copies.remote)).await;
     assert!(uploaded.snapshot.unwrap().manifest_key.contains("/g1/s1/"));
 
     // Awake with the next request; a crowd wakes it once.
@@ -105,10 +83,7 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
         let suspended = suspend(&agent, id, 1).await.unwrap();
         eprintln!("{}", steps(&suspended));
         let (_, response) = page(&agent, id, "count").await;
-        assert!(
-            response.phases.iter().any(|phase| phase.name == "restore"),
-            "{response:?}"
-        );
+        assert!(response.phases.iter().any(|phase| phase.name == "restore"), "{response:?}");
         eprintln!("{}", steps(&observed(&agent).await[id]));
     }
     let metering = observed(&agent).await[id].metering.unwrap();
@@ -117,19 +92,13 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
     );
 
     // A port that nothing listens on, an older command, a stranger.
-    assert_eq!(
-        open(&agent, id, 81, true).await.0.status(),
-        OpenStatus::PortClosed
-    );
+    assert_eq!(open(&agent, id, 81, true).await.0.status(), OpenStatus::PortClosed);
     let raised = resume(&agent, &one, 5, None).await.unwrap();
     assert_eq!((raised.generation, raised.state()), (5, MicrovmState::Running));
     let stale = suspend(&agent, id, 4).await.unwrap_err();
     assert_eq!(reason_of(&stale).as_deref(), Some("STALE_GENERATION"));
     let stranger = client(&agent, Role::EdgeProxy)
-        .suspend(api::hostagent::v1::SuspendRequest {
-            microvm_id: id.to_owned(),
-            generation: 5,
-        })
+        .suspend(api::hostagent::v1::SuspendRequest { microvm_id: id.to_owned(), generation: 5 })
         .await
         .unwrap_err();
     assert_eq!(stranger.code(), Code::PermissionDenied);
@@ -150,30 +119,18 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
 
     // The end: nothing is left here or in S3, and it is reported.
     let ended = terminate(&agent, id, 5).await.unwrap();
-    assert_eq!(
-        (ended.state(), ended.state_reason.as_str()),
-        (MicrovmState::Terminated, "The test is over.")
-    );
+    assert_eq!((ended.state(), ended.state_reason.as_str()), (MicrovmState::Terminated, "The test is over."));
     terminate(&agent, id, 5).await.expect("a repeat succeeds");
     terminate(&agent, other, 1).await.unwrap();
     assert!(agent.engines().is_empty() && agent.names("microvms").is_empty());
     let began = std::time::Instant::now();
     loop {
-        let left = rig
-            .s3
-            .store()
-            .list_prefix(BUCKET, &format!("microvms/{id}/"), 1000)
-            .await
-            .unwrap();
+        let left = rig.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap();
         let known = rig.reports.lock().unwrap().latest.get(id).map(|one| one.state());
         if left.is_empty() && known == Some(MicrovmState::Terminated) {
             break;
         }
-        assert!(
-            began.elapsed() < crate::rig::PATIENCE,
-            "{} objects, {known:?}",
-            left.len()
-        );
+        assert!(began.elapsed() < crate::rig::PATIENCE, "{} objects, {known:?}", left.len());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
@@ -190,10 +147,8 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     let (_, idle) = until_state(&agent, id, MicrovmState::Suspended).await;
     eprintln!("asleep {idle:?} after the last request");
     assert!(idle > Duration::from_millis(1500), "{idle:?}");
-    let (uploaded, _) = until(&agent, id, |one| {
-        one.snapshot.as_ref().is_some_and(|copies| copies.remote)
-    })
-    .await;
+    let (uploaded, _) =
+        until(&agent, id, |one| one.snapshot.as_ref().is_some_and(|copies| copies.remote)).await;
 
     // A host that never saw it: image and difference come from S3.
     let elsewhere = rig.agent(4096).await;
@@ -228,21 +183,14 @@ async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     one.egress_policy = policy(&["45.1.2.0/24", "45.1.2.0"]);
     let refused = launch(&agent, &one, 1).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(
-        refused.message().contains("spec.egress_policy.allow_cidrs[1]"),
-        "{refused}"
-    );
+    assert!(refused.message().contains("spec.egress_policy.allow_cidrs[1]"), "{refused}");
 
     one.egress_policy = policy(&["45.1.2.0/24"]);
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
     launch(&agent, &spec(&snapshot), 1).await.unwrap();
     assert_eq!(agent.slots_with_rule(ALLOWED), 1, "its own slot and no other");
-    assert_eq!(
-        get(&agent, id, "count").await,
-        "1",
-        "its endpoint is another matter"
-    );
+    assert_eq!(get(&agent, id, "count").await, "1", "its endpoint is another matter");
     agent.kill();
     assert_eq!(agent.slots_with_rule(ALLOWED), 1, "without an agent");
     agent.start(None).await;
@@ -251,10 +199,7 @@ async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     suspend(&agent, id, 1).await.unwrap();
     let began = std::time::Instant::now();
     while agent.slots_with_rule(ALLOWED) > 0 {
-        assert!(
-            began.elapsed() < crate::rig::PATIENCE,
-            "the slot outlives its guest"
-        );
+        assert!(began.elapsed() < crate::rig::PATIENCE, "the slot outlives its guest");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(get(&agent, id, "count").await, "3");

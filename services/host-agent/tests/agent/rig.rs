@@ -54,14 +54,7 @@ impl Rig {
         let s3 = TestS3::start().await;
         s3.store().ensure_bucket(BUCKET).await.unwrap();
         let etcd = records::testing::Etcd::start().await;
-        Self {
-            directory,
-            s3,
-            etcd,
-            reports,
-            scheduler,
-            stop,
-        }
+        Self { directory, s3, etcd, reports, scheduler, stop }
     }
 
     /// Starts an agent on a fresh XFS of `mib` MiB.
@@ -131,16 +124,7 @@ log_filter = "info,torpor_host_agent=debug"
         std::fs::write(&config, text).unwrap();
         let log = self.directory.path().join(format!("{name}.log"));
         let identities = self.directory.path().to_owned();
-        let mut agent = Agent {
-            data,
-            address,
-            tunnel,
-            identities,
-            config,
-            log,
-            prefix,
-            child: None,
-        };
+        let mut agent = Agent { data, address, tunnel, identities, config, log, prefix, child: None };
         agent.start(None).await;
         agent
     }
@@ -156,18 +140,9 @@ impl Agent {
     /// Starts the process; with a failpoint it will die there.
     pub async fn start(&mut self, failpoint: Option<&str>) {
         let log_start = self.log_text().len();
-        let log = std::fs::File::options()
-            .append(true)
-            .create(true)
-            .open(&self.log)
-            .unwrap();
+        let log = std::fs::File::options().append(true).create(true).open(&self.log).unwrap();
         let mut command = Command::new(env!("CARGO_BIN_EXE_torpor-host-agent"));
-        command
-            .arg("--config")
-            .arg(&self.config)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(log);
+        command.arg("--config").arg(&self.config).stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
         command.env_remove("TORPOR_FAILPOINT");
         if let Some(failpoint) = failpoint {
             command.env("TORPOR_FAILPOINT", failpoint);
@@ -177,11 +152,7 @@ impl Agent {
         while std::net::TcpStream::connect(&self.address).is_err() || !self.is_up(log_start) {
             let ended = self.child.as_mut().unwrap().try_wait().unwrap();
             assert!(ended.is_none(), "the agent ended: {}", self.log_text());
-            assert!(
-                began.elapsed() < PATIENCE,
-                "the agent is not up: {}",
-                self.log_text()
-            );
+            assert!(began.elapsed() < PATIENCE, "the agent is not up: {}", self.log_text());
             tokio::time::sleep(Duration::from_millis(20)).await;
         }
     }
@@ -204,11 +175,7 @@ impl Agent {
     pub async fn wait_dead(&mut self) {
         let began = Instant::now();
         while self.child.as_mut().unwrap().try_wait().unwrap().is_none() {
-            assert!(
-                began.elapsed() < PATIENCE,
-                "the failpoint was not hit: {}",
-                self.log_text()
-            );
+            assert!(began.elapsed() < PATIENCE, "the failpoint was not hit: {}", self.log_text());
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
         self.child = None;
@@ -265,9 +232,7 @@ impl Agent {
     pub fn slots_with_rule(&self, text: &str) -> usize {
         let has = |name: &String| {
             let output = Command::new("ip")
-                .args([
-                    "netns", "exec", name, "nft", "list", "chain", "inet", "torpor", "egress",
-                ])
+                .args(["netns", "exec", name, "nft", "list", "chain", "inet", "torpor", "egress"])
                 .output()
                 .unwrap();
             String::from_utf8_lossy(&output.stdout).contains(text)
@@ -304,10 +269,7 @@ impl Drop for Agent {
         if let Ok(tables) = Command::new("nft").args(["list", "tables"]).output() {
             let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
             for line in tables.lines().filter(|line| line.ends_with(&table)) {
-                let _ = Command::new("nft")
-                    .arg("delete")
-                    .args(line.split_whitespace())
-                    .status();
+                let _ = Command::new("nft").arg("delete").args(line.split_whitespace()).status();
             }
         }
         let _ = Command::new("umount").arg("-l").arg(&self.data).status();
@@ -330,17 +292,10 @@ fn mount_xfs(file: &Path, directory: &Path, mib: u64) {
     std::fs::File::create(file).unwrap().set_len(mib << 20).unwrap();
     let run = |command: &mut Command| {
         let out = command.output().unwrap();
-        assert!(
-            out.status.success(),
-            "{command:?}: {}",
-            String::from_utf8_lossy(&out.stderr)
-        );
+        assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
     };
     run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(file));
-    run(Command::new("mount")
-        .args(["-o", "loop"])
-        .arg(file)
-        .arg(directory));
+    run(Command::new("mount").args(["-o", "loop"]).arg(file).arg(directory));
 }
 
 fn certificates(directory: &Path) {

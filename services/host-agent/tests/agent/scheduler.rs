@@ -30,9 +30,8 @@ pub async fn serve(
     let reports = Arc::new(Mutex::new(Reports::default()));
     let server = rpc::ServerBuilder::bind("127.0.0.1:0", identity).await.unwrap();
     let address = server.local_addr().to_string();
-    let routes = tonic::service::Routes::new(HostServiceServer::new(Recorder {
-        reports: Arc::clone(&reports),
-    }));
+    let routes =
+        tonic::service::Routes::new(HostServiceServer::new(Recorder { reports: Arc::clone(&reports) }));
     tokio::spawn(async move { server.serve(routes, stop).await });
     (address, reports)
 }
@@ -60,14 +59,8 @@ impl HostService for Recorder {
             reports.spec = request.spec.unwrap();
         }
         let stale_microvm_ids = self.hear(request.observed);
-        let heartbeat_interval = Some(prost_types::Duration {
-            seconds: 0,
-            nanos: 200_000_000,
-        });
-        Ok(Response::new(RegisterHostResponse {
-            heartbeat_interval,
-            stale_microvm_ids,
-        }))
+        let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
+        Ok(Response::new(RegisterHostResponse { heartbeat_interval, stale_microvm_ids }))
     }
 
     async fn heartbeat(
@@ -75,10 +68,7 @@ impl HostService for Recorder {
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
         let stale_microvm_ids = self.hear(request.into_inner().observed);
-        Ok(Response::new(HeartbeatResponse {
-            register: false,
-            stale_microvm_ids,
-        }))
+        Ok(Response::new(HeartbeatResponse { register: false, stale_microvm_ids }))
     }
 
     async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<DrainHostResponse>, Status> {

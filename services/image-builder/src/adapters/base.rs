@@ -24,11 +24,8 @@ pub struct Recipe {
 }
 
 /// All of them.
-pub const RECIPES: [Recipe; 1] = [Recipe {
-    name: "debian-12",
-    suite: "bookworm",
-    packages: "ca-certificates",
-}];
+pub const RECIPES: [Recipe; 1] =
+    [Recipe { name: "debian-12", suite: "bookworm", packages: "ca-certificates" }];
 
 /// Longest time for making one.
 const TIMEOUT: Duration = Duration::from_secs(600);
@@ -56,14 +53,7 @@ pub async fn make(recipe: Recipe, directory: &Path, line: impl FnMut(String)) ->
     let tar = directory.join("base.tar");
     let mut command = Command::new("unshare");
     command
-        .args([
-            "--mount",
-            "--pid",
-            "--fork",
-            "--kill-child=KILL",
-            "--mount-proc",
-            "mmdebstrap",
-        ])
+        .args(["--mount", "--pid", "--fork", "--kill-child=KILL", "--mount-proc", "mmdebstrap"])
         .args(["--variant=minbase", "--format=tar"])
         .arg(format!("--include={}", recipe.packages))
         .arg("--aptopt=Acquire::Languages \"none\"")
@@ -81,16 +71,11 @@ pub async fn make(recipe: Recipe, directory: &Path, line: impl FnMut(String)) ->
     match tokio::time::timeout(TIMEOUT, stream(command, line)).await {
         Ok(result) => result?,
         Err(_) => {
-            return Err(io::Error::other(format!(
-                "mmdebstrap did not end within {} s",
-                TIMEOUT.as_secs()
-            )));
+            return Err(io::Error::other(format!("mmdebstrap did not end within {} s", TIMEOUT.as_secs())));
         }
     }
     let packed = directory.join("base.tar.zst");
-    tokio::task::spawn_blocking(move || compress(&tar, packed))
-        .await
-        .map_err(io::Error::other)?
+    tokio::task::spawn_blocking(move || compress(&tar, packed)).await.map_err(io::Error::other)?
 }
 
 async fn stream(mut command: Command, mut line: impl FnMut(String)) -> io::Result<()> {
@@ -110,11 +95,7 @@ async fn stream(mut command: Command, mut line: impl FnMut(String)) -> io::Resul
         line(text);
     }
     let status = child.wait().await?;
-    if status.success() {
-        Ok(())
-    } else {
-        Err(io::Error::other(format!("mmdebstrap failed ({status})")))
-    }
+    if status.success() { Ok(()) } else { Err(io::Error::other(format!("mmdebstrap failed ({status})"))) }
 }
 
 fn compress(tar: &Path, packed: PathBuf) -> io::Result<Tar> {
@@ -124,11 +105,7 @@ fn compress(tar: &Path, packed: PathBuf) -> io::Result<Tar> {
     io::copy(&mut input, &mut encoder)?;
     encoder.finish()?.sync_all()?;
     std::fs::remove_file(tar)?;
-    Ok(Tar {
-        digest: digest(&packed)?,
-        path: packed,
-        size_bytes,
-    })
+    Ok(Tar { digest: digest(&packed)?, path: packed, size_bytes })
 }
 
 /// BLAKE3 of a file, as hex. Blocking.
@@ -145,10 +122,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
 /// default.
 fn sources(apt: &Path, suite: &str) -> Vec<PathBuf> {
     let mut candidates = vec![apt.join("sources.list")];
-    let listed = std::fs::read_dir(apt.join("sources.list.d"))
-        .into_iter()
-        .flatten()
-        .flatten();
+    let listed = std::fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten();
     candidates.extend(listed.map(|entry| entry.path()));
     candidates.sort();
     candidates.retain(|path| {
@@ -189,19 +163,13 @@ mod tests {
         let parts = apt.path().join("sources.list.d");
         std::fs::create_dir(&parts).unwrap();
         let write = |path: PathBuf, text: &str| std::fs::write(path, text).unwrap();
-        write(
-            apt.path().join("sources.list"),
-            "# deb http://a bookworm main\ndeb http://a bookworm main\n",
-        );
+        write(apt.path().join("sources.list"), "# deb http://a bookworm main\ndeb http://a bookworm main\n");
         write(parts.join("other.list"), "deb https://b other-bookworm main\n");
         write(
             parts.join("d.sources"),
             "Types: deb\nURIs: http://a\nSuites: bookworm bookworm-updates\nComponents: main\n",
         );
-        write(
-            parts.join("n.sources"),
-            "Types: deb\nURIs: http://a\nSuites: nodistro\nComponents: main\n",
-        );
+        write(parts.join("n.sources"), "Types: deb\nURIs: http://a\nSuites: nodistro\nComponents: main\n");
         write(parts.join("d.sources.disabled"), "deb http://a bookworm main\n");
         let names: Vec<String> = sources(apt.path(), "bookworm")
             .iter()

@@ -109,12 +109,7 @@ impl Buildah {
     /// buildah in `layout`'s storage.
     #[must_use]
     pub fn new(sandbox: Sandbox, layout: Layout, settings: BuildSettings) -> Self {
-        Self {
-            sandbox,
-            layout,
-            settings,
-            used: Arc::default(),
-        }
+        Self { sandbox, layout, settings, used: Arc::default() }
     }
 
     /// Variables for RUN steps that the image must not keep.
@@ -140,11 +135,7 @@ impl Buildah {
             .files
             .iter()
             .filter(|file| file.path.is_file())
-            .filter_map(|file| {
-                file.path
-                    .file_name()
-                    .map(|name| (file, name.to_string_lossy().into_owned()))
-            })
+            .filter_map(|file| file.path.file_name().map(|name| (file, name.to_string_lossy().into_owned())))
     }
 
     /// Start of the names of this replica's control groups.
@@ -162,11 +153,7 @@ impl Buildah {
     pub async fn session(&self, network: Option<Network>, name: &str) -> Session {
         let name = format!("{}{name}", self.group_prefix());
         let groups = Groups::create(&name, self.settings.memory_bytes_max, self.settings.processes_max).await;
-        Session {
-            network,
-            groups,
-            resolvers: network::resolvers(&self.settings.resolvers).await,
-        }
+        Session { network, groups, resolvers: network::resolvers(&self.settings.resolvers).await }
     }
 
     fn spec(&self, session: &Session, work: &Work, mut binds: Vec<Bind>, command: Vec<String>) -> Spec {
@@ -210,11 +197,7 @@ impl Buildah {
             status = tokio::time::timeout(limit, running) => status.map_err(|_| Error::Timeout(limit))??,
             () = self.until_disk_is_full() => return Err(Error::DiskFull),
         };
-        if status.success() {
-            Ok(())
-        } else {
-            Err(Error::Failed(status))
-        }
+        if status.success() { Ok(()) } else { Err(Error::Failed(status)) }
     }
 
     async fn until_disk_is_full(&self) {
@@ -243,8 +226,7 @@ impl Buildah {
     ) -> Result<(), Error> {
         let command = script(IMPORT, &[&local_name(base.0, base.1)]);
         let binds = vec![Bind::read_only(tar, "/build/base.tar.zst")];
-        self.run(self.spec(session, work, binds, command), OWN_STEP_TIMEOUT, line)
-            .await
+        self.run(self.spec(session, work, binds, command), OWN_STEP_TIMEOUT, line).await
     }
 
     /// Builds the Dockerfile `text` in the work directory's context into an
@@ -288,19 +270,11 @@ impl Buildah {
             command.push(format!("--volume={FILES}/{name}:{FILES}/{name}:ro"));
         }
         command.extend(
-            [
-                "--tag",
-                image,
-                "--file",
-                "/build/shared/Dockerfile",
-                "/build/context",
-            ]
-            .map(str::to_owned),
+            ["--tag", image, "--file", "/build/shared/Dockerfile", "/build/context"].map(str::to_owned),
         );
         let binds = vec![Bind::read_only(work.context(), "/build/context")];
         let limit = Duration::from_secs(self.settings.timeout_seconds);
-        self.run(self.spec(session, work, binds, command), limit, line)
-            .await
+        self.run(self.spec(session, work, binds, command), limit, line).await
     }
 
     /// Makes an ext4 disk of `size` bytes from an image, and forgets the image
@@ -317,12 +291,7 @@ impl Buildah {
         line: impl FnMut(String),
     ) -> Result<Disk, Error> {
         let command = script(DISK, &[image, &(size >> 10).to_string()]);
-        self.run(
-            self.spec(session, work, Vec::new(), command),
-            OWN_STEP_TIMEOUT,
-            line,
-        )
-        .await?;
+        self.run(self.spec(session, work, Vec::new(), command), OWN_STEP_TIMEOUT, line).await?;
         let shared = work.shared();
         let tree = tokio::fs::read_to_string(shared.join("tree-bytes")).await?;
         Ok(Disk {
@@ -337,9 +306,7 @@ impl Buildah {
     pub async fn cache_may_exceed(&self, bytes: u64) -> bool {
         let used = self.used.swap(false, Ordering::Relaxed);
         let file_system = nix::sys::statvfs::statvfs(self.layout.root());
-        let taken = file_system.map_or(0, |stat| {
-            (stat.blocks() - stat.blocks_free()) * stat.fragment_size()
-        });
+        let taken = file_system.map_or(0, |stat| (stat.blocks() - stat.blocks_free()) * stat.fragment_size());
         used && taken > bytes
     }
 
@@ -351,12 +318,7 @@ impl Buildah {
     pub async fn prune(&self, session: &Session, work: &Work) -> Result<(), Error> {
         let command = script(PRUNE, &[&(self.settings.layer_cache_bytes_max >> 10).to_string()]);
         let line = |text: String| tracing::debug!(text, "prune");
-        self.run(
-            self.spec(session, work, Vec::new(), command),
-            OWN_STEP_TIMEOUT,
-            line,
-        )
-        .await
+        self.run(self.spec(session, work, Vec::new(), command), OWN_STEP_TIMEOUT, line).await
     }
 }
 
@@ -370,12 +332,7 @@ impl Session {
 }
 
 fn script(text: &str, arguments: &[&str]) -> Vec<String> {
-    let mut command = vec![
-        "/bin/sh".to_owned(),
-        "-euc".to_owned(),
-        text.to_owned(),
-        "sh".to_owned(),
-    ];
+    let mut command = vec!["/bin/sh".to_owned(), "-euc".to_owned(), text.to_owned(), "sh".to_owned()];
     command.extend(arguments.iter().map(|argument| (*argument).to_owned()));
     command
 }

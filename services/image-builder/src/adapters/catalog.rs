@@ -152,19 +152,13 @@ impl Catalog {
             return Ok(None);
         };
         let value = decode(key, &found.value)?;
-        Ok(Some(Record {
-            value,
-            revision: found.revision,
-        }))
+        Ok(Some(Record { value, revision: found.revision }))
     }
 
     async fn list<T: Message + Default>(&self, prefix: &str) -> Result<Vec<Record<T>>> {
         let (entries, _) = self.store.list(prefix).await?;
         let read = |(key, found): (String, records::Versioned)| {
-            Ok(Record {
-                value: decode(&key, &found.value)?,
-                revision: found.revision,
-            })
+            Ok(Record { value: decode(&key, &found.value)?, revision: found.revision })
         };
         entries.into_iter().map(read).collect()
     }
@@ -206,10 +200,7 @@ impl Catalog {
     pub async fn build_ids(&self, name: &str, version: &str) -> Result<Vec<String>> {
         let prefix = index_key(name, version, "");
         let (entries, _) = self.store.list(&prefix).await?;
-        Ok(entries
-            .into_iter()
-            .filter_map(|(key, _)| key.strip_prefix(&prefix).map(str::to_owned))
-            .collect())
+        Ok(entries.into_iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(str::to_owned)).collect())
     }
 
     /// A version's builds, newest first.
@@ -238,10 +229,7 @@ impl Catalog {
     /// Ids of builds that some builder owns now.
     pub async fn owned(&self) -> Result<Vec<String>> {
         let (entries, _) = self.store.list(OWNERS).await?;
-        Ok(entries
-            .into_iter()
-            .filter_map(|(key, _)| key.strip_prefix(OWNERS).map(str::to_owned))
-            .collect())
+        Ok(entries.into_iter().filter_map(|(key, _)| key.strip_prefix(OWNERS).map(str::to_owned)).collect())
     }
 
     /// What a token was used for by calls of this kind.
@@ -281,12 +269,7 @@ impl Change {
 
     fn put(mut self, key: String, value: Vec<u8>, revision: Option<i64>) -> Self {
         let expect = revision.map_or(Expect::Absent, Expect::Revision);
-        self.writes.push(Write::Put {
-            key,
-            value,
-            expect,
-            lease: None,
-        });
+        self.writes.push(Write::Put { key, value, expect, lease: None });
         self
     }
 
@@ -309,50 +292,31 @@ impl Change {
     /// Writes a new build with its index and its place in the queue.
     pub fn new_build(self, build: &ImageBuild, entry: &QueueEntry) -> Self {
         let index = index_key(&build.image_name, &build.image_version, &build.build_id);
-        self.build(build, None)
-            .put(index, Vec::new(), None)
-            .queue(entry, None)
+        self.build(build, None).put(index, Vec::new(), None).queue(entry, None)
     }
 
     /// Writes a queue entry.
     pub fn queue(self, entry: &QueueEntry, revision: Option<i64>) -> Self {
-        self.put(
-            format!("{QUEUE}{}", entry.build_id),
-            entry.encode_to_vec(),
-            revision,
-        )
+        self.put(format!("{QUEUE}{}", entry.build_id), entry.encode_to_vec(), revision)
     }
 
     /// Takes a build out of the queue.
     pub fn dequeue(mut self, build: &str) -> Self {
-        self.writes.push(Write::Delete {
-            key: format!("{QUEUE}{build}"),
-            expect: Expect::Any,
-        });
+        self.writes.push(Write::Delete { key: format!("{QUEUE}{build}"), expect: Expect::Any });
         self
     }
 
     /// Makes a builder the owner of a build that has none.
     pub fn own(mut self, build: &str, owner: &str, lease: i64) -> Self {
         let key = format!("{OWNERS}{build}");
-        self.writes.push(Write::Put {
-            key,
-            value: owner.into(),
-            expect: Expect::Absent,
-            lease: Some(lease),
-        });
+        self.writes.push(Write::Put { key, value: owner.into(), expect: Expect::Absent, lease: Some(lease) });
         self
     }
 
     /// Makes a builder the only one that makes a base image.
     pub fn lock_base(mut self, name: &str, owner: &str, lease: i64) -> Self {
         let key = format!("base-locks/{name}");
-        self.writes.push(Write::Put {
-            key,
-            value: owner.into(),
-            expect: Expect::Absent,
-            lease: Some(lease),
-        });
+        self.writes.push(Write::Put { key, value: owner.into(), expect: Expect::Absent, lease: Some(lease) });
         self
     }
 
@@ -386,8 +350,7 @@ impl Change {
 
     /// Removes a build and its index.
     pub fn remove_build(self, name: &str, version: &str, build: &str) -> Self {
-        self.remove(build_key(build), Expect::Any)
-            .remove(index_key(name, version, build), Expect::Any)
+        self.remove(build_key(build), Expect::Any).remove(index_key(name, version, build), Expect::Any)
     }
 
     fn remove(mut self, key: String, expect: Expect) -> Self {
@@ -398,10 +361,7 @@ impl Change {
 
 fn token_key(kind: &str, token: &str) -> String {
     let mut hasher = blake3::Hasher::new();
-    hasher
-        .update(kind.as_bytes())
-        .update(&[0])
-        .update(token.as_bytes());
+    hasher.update(kind.as_bytes()).update(&[0]).update(token.as_bytes());
     format!("{TOKENS}{}", hasher.finalize().to_hex())
 }
 

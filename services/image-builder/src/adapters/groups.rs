@@ -40,10 +40,7 @@ impl Groups {
         let (memory, processes) = (memory_bytes_max.to_string(), processes_max.to_string());
         let candidates: [(PathBuf, Vec<(&str, &str)>); 3] = [
             // Version 2.
-            (
-                root.to_owned(),
-                vec![("memory.max", &memory), ("pids.max", &processes)],
-            ),
+            (root.to_owned(), vec![("memory.max", &memory), ("pids.max", &processes)]),
             // Version 1, a hierarchy for each.
             (root.join("memory"), vec![("memory.limit_in_bytes", &memory)]),
             (root.join("pids"), vec![("pids.max", &processes)]),
@@ -71,10 +68,7 @@ impl Groups {
     /// Files a process writes its id to, to join.
     #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
-        self.directories
-            .iter()
-            .map(|directory| directory.join("cgroup.procs"))
-            .collect()
+        self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
     /// Waits until the groups are empty and removes them.

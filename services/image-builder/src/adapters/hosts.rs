@@ -78,11 +78,7 @@ impl Fleet {
                 architecture: architecture.into(),
                 reservation: Some(api::duration_proto(reservation)),
             };
-            async move {
-                HostServiceClient::new(channel)
-                    .place_bake(rpc::request(request))
-                    .await
-            }
+            async move { HostServiceClient::new(channel).place_bake(rpc::request(request)).await }
         })
         .await
     }
@@ -91,14 +87,8 @@ impl Fleet {
     pub async fn release_bake(&self, build_id: &str) {
         let released = self
             .ask(|channel| {
-                let request = ReleaseBakeRequest {
-                    build_id: build_id.to_owned(),
-                };
-                async move {
-                    HostServiceClient::new(channel)
-                        .release_bake(rpc::request(request))
-                        .await
-                }
+                let request = ReleaseBakeRequest { build_id: build_id.to_owned() };
+                async move { HostServiceClient::new(channel).release_bake(rpc::request(request)).await }
             })
             .await;
         if let Err(error) = released {
@@ -138,11 +128,7 @@ impl Fleet {
                     }
                 })
                 .await?;
-            if page
-                .microvms
-                .iter()
-                .any(|microvm| microvm.state() != MicrovmState::Terminated)
-            {
+            if page.microvms.iter().any(|microvm| microvm.state() != MicrovmState::Terminated) {
                 return Ok(true);
             }
             if page.next_page_token.is_empty() {
@@ -163,15 +149,8 @@ impl Fleet {
         for _ in 0..PAGES_MAX {
             let page = self
                 .ask(|channel| {
-                    let request = ListHostsRequest {
-                        page_size: 0,
-                        page_token: token.clone(),
-                    };
-                    async move {
-                        HostServiceClient::new(channel)
-                            .list_hosts(rpc::request(request))
-                            .await
-                    }
+                    let request = ListHostsRequest { page_size: 0, page_token: token.clone() };
+                    async move { HostServiceClient::new(channel).list_hosts(rpc::request(request)).await }
                 })
                 .await?;
             for spec in page.hosts.iter().filter_map(|host| host.spec.as_ref()) {
@@ -186,15 +165,10 @@ impl Fleet {
     }
 
     async fn evict_from(&self, address: &str, manifest_key: &str) {
-        let request = EvictImageRequest {
-            manifest_key: manifest_key.to_owned(),
-            generation: 0,
-        };
+        let request = EvictImageRequest { manifest_key: manifest_key.to_owned(), generation: 0 };
         let evicted = async {
             let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
-            HostAgentServiceClient::new(channel)
-                .evict_image(rpc::request(request))
-                .await
+            HostAgentServiceClient::new(channel).evict_image(rpc::request(request)).await
         };
         match tokio::time::timeout(CALL_TIMEOUT, evicted).await {
             Ok(Ok(_)) => {}

@@ -95,9 +95,7 @@ impl Layout {
     /// # Errors
     /// When the data directory cannot be written.
     pub fn work(&self, name: &str) -> io::Result<Work> {
-        let work = Work {
-            root: self.root.join("work").join(name),
-        };
+        let work = Work { root: self.root.join("work").join(name) };
         match std::fs::remove_dir_all(&work.root) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
             _ => {}

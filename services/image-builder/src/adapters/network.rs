@@ -230,11 +230,7 @@ async fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<()> {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(io::Error::other(format!(
-        "{program} {}: {}",
-        arguments.join(" "),
-        said.trim()
-    )))
+    Err(io::Error::other(format!("{program} {}: {}", arguments.join(" "), said.trim())))
 }
 
 #[cfg(test)]
@@ -251,11 +247,7 @@ mod tests {
 
     #[test]
     fn the_firewall_reads_as_intended() {
-        let rules = firewall(
-            "tbuild0",
-            Ipv4Addr::new(169, 254, 240, 2),
-            &["169.254.0.0/16".to_owned()],
-        );
+        let rules = firewall("tbuild0", Ipv4Addr::new(169, 254, 240, 2), &["169.254.0.0/16".to_owned()]);
         insta::assert_snapshot!(rules);
     }
 }

@@ -107,10 +107,7 @@ mod tests {
         assert!(lines(b"").await.is_empty());
         let long = vec![b'x'; 3 * LINE_BYTES_MAX];
         let cut = lines(&[long.as_slice(), b"\nnext"].concat()).await;
-        assert_eq!(
-            (cut.len(), cut[0].len(), cut[1].as_str()),
-            (2, LINE_BYTES_MAX, "next")
-        );
+        assert_eq!((cut.len(), cut[0].len(), cut[1].as_str()), (2, LINE_BYTES_MAX, "next"));
         assert!(cut[0].ends_with(CUT));
     }
 }

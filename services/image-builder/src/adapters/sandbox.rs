@@ -65,20 +65,12 @@ pub struct Bind {
 impl Bind {
     /// Visible read-only.
     pub fn read_only(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self {
-            source: source.into(),
-            target: target.into(),
-            writable: false,
-        }
+        Self { source: source.into(), target: target.into(), writable: false }
     }
 
     /// Writable.
     pub fn writable(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
-        Self {
-            source: source.into(),
-            target: target.into(),
-            writable: true,
-        }
+        Self { source: source.into(), target: target.into(), writable: true }
     }
 }
 
@@ -139,9 +131,7 @@ impl Sandbox {
     /// # Errors
     /// When this program's own path is unknown.
     pub fn new(program: Option<PathBuf>) -> io::Result<Self> {
-        Ok(Self {
-            program: program.map_or_else(std::env::current_exe, Ok)?,
-        })
+        Ok(Self { program: program.map_or_else(std::env::current_exe, Ok)? })
     }
 
     /// Runs a command and gives every line of its output (standard output and

@@ -84,9 +84,7 @@ pub fn unpack(
             Kind::Directory => make_directories(target, &place, owner)?,
             Kind::Link => {
                 let mut text = String::new();
-                Read::take(&mut entry, LINK_BYTES_MAX)
-                    .read_to_string(&mut text)
-                    .map_err(unreadable)?;
+                Read::take(&mut entry, LINK_BYTES_MAX).read_to_string(&mut text).map_err(unreadable)?;
                 check_link(path, &text)?;
                 symlink(&text, &place)?;
                 lchown(&place, Some(owner), Some(owner))?;
@@ -108,10 +106,7 @@ pub fn unpack(
             }
         }
     }
-    Ok(Unpacked {
-        entries: entries.len(),
-        bytes,
-    })
+    Ok(Unpacked { entries: entries.len(), bytes })
 }
 
 fn plan(zip: &mut ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<(String, Kind)>, Error> {

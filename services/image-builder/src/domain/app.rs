@@ -88,13 +88,8 @@ fn signal(text: &str) -> u32 {
     if let Ok(number) = name.parse::<u32>() {
         return if number <= 64 { number } else { 0 };
     }
-    let name = if name.starts_with("SIG") {
-        name
-    } else {
-        format!("SIG{name}")
-    };
-    name.parse::<nix::sys::signal::Signal>()
-        .map_or(0, |signal| signal as u32)
+    let name = if name.starts_with("SIG") { name } else { format!("SIG{name}") };
+    name.parse::<nix::sys::signal::Signal>().map_or(0, |signal| signal as u32)
 }
 
 #[cfg(test)]
@@ -106,25 +101,15 @@ mod tests {
         let json = br#"{"created":"x","config":{"User":"app","ExposedPorts":{"8080/tcp":{},"53/udp":{},"80":{},"90-91/tcp":{}},
             "Env":["PATH=/bin"],"Entrypoint":["/app"],"Cmd":["-v"],"WorkingDir":"/srv","StopSignal":"SIGINT"}}"#;
         let app = read(json).unwrap();
-        assert_eq!(
-            (app.entrypoint, app.command),
-            (vec!["/app".to_owned()], vec!["-v".to_owned()])
-        );
+        assert_eq!((app.entrypoint, app.command), (vec!["/app".to_owned()], vec!["-v".to_owned()]));
         assert_eq!((app.exposed_ports, app.stop_signal), (vec![80, 90, 91, 8080], 2));
-        assert_eq!(
-            (app.user.as_str(), app.working_directory.as_str()),
-            ("app", "/srv")
-        );
+        assert_eq!((app.user.as_str(), app.working_directory.as_str()), ("app", "/srv"));
         assert_eq!(app.environment, ["PATH=/bin"]);
     }
 
     #[test]
     fn an_image_without_a_command_is_refused() {
-        for json in [
-            r#"{"config":{}}"#,
-            r#"{"config":{"Cmd":null,"Entrypoint":[]}}"#,
-            "{}",
-        ] {
+        for json in [r#"{"config":{}}"#, r#"{"config":{"Cmd":null,"Entrypoint":[]}}"#, "{}"] {
             assert_eq!(read(json.as_bytes()), Err(Error::NoStartCommand));
         }
         assert!(matches!(read(b"["), Err(Error::Unreadable(_))));
@@ -132,14 +117,7 @@ mod tests {
 
     #[test]
     fn signals_have_names_and_numbers() {
-        for (text, number) in [
-            ("", 0),
-            ("SIGTERM", 15),
-            ("quit", 3),
-            ("9", 9),
-            ("99", 0),
-            ("SIGNONE", 0),
-        ] {
+        for (text, number) in [("", 0), ("SIGTERM", 15), ("quit", 3), ("9", 9), ("99", 0), ("SIGNONE", 0)] {
             assert_eq!(signal(text), number, "{text}");
         }
     }

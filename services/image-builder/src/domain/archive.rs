@@ -50,20 +50,13 @@ impl Kind {
     /// # Errors
     /// [`Error::Invalid`] for devices, pipes and sockets.
     pub fn of(path: &str, mode: Option<u32>) -> Result<Self, Error> {
-        let by_name = if path.ends_with('/') {
-            Self::Directory
-        } else {
-            Self::File
-        };
+        let by_name = if path.ends_with('/') { Self::Directory } else { Self::File };
         match mode.unwrap_or(0) & TYPE_MASK {
             0 => Ok(by_name),
             0o100_000 if by_name == Self::File => Ok(Self::File),
             0o040_000 => Ok(Self::Directory),
             0o120_000 if by_name == Self::File => Ok(Self::Link),
-            _ => Err(Error::Invalid(format!(
-                "'{}' is a device or another special file",
-                shown(path)
-            ))),
+            _ => Err(Error::Invalid(format!("'{}' is a device or another special file", shown(path)))),
         }
     }
 }
@@ -84,17 +77,9 @@ impl<'a> Checker<'a> {
     /// [`Error::TooLarge`] when these are too many.
     pub fn new(limits: &'a ArchiveSettings, entries: usize) -> Result<Self, Error> {
         if entries > limits.entries_max {
-            return Err(Error::TooLarge(format!(
-                "it has more than {} entries",
-                limits.entries_max
-            )));
+            return Err(Error::TooLarge(format!("it has more than {} entries", limits.entries_max)));
         }
-        Ok(Self {
-            limits,
-            seen: BTreeMap::new(),
-            parents: BTreeSet::new(),
-            misplaced: None,
-        })
+        Ok(Self { limits, seen: BTreeMap::new(), parents: BTreeSet::new(), misplaced: None })
     }
 
     /// Judges one entry's name and kind. Returns its path relative to the root,
@@ -114,10 +99,7 @@ impl<'a> Checker<'a> {
         }
         self.parents.extend(ancestors(path).map(str::to_owned));
         if self.seen.len() + self.parents.len() > self.limits.entries_max.saturating_mul(2) {
-            return Err(Error::TooLarge(format!(
-                "it has more than {} entries",
-                self.limits.entries_max
-            )));
+            return Err(Error::TooLarge(format!("it has more than {} entries", self.limits.entries_max)));
         }
         Ok((path.to_owned(), kind))
     }
@@ -129,23 +111,16 @@ impl<'a> Checker<'a> {
     /// [`Error::DockerfileNotFound`].
     pub fn finish(&self) -> Result<(), Error> {
         // Nothing is ever written through a link, so links cannot lead out.
-        let covered = self.parents.iter().find(|parent| {
-            self.seen
-                .get(parent.as_str())
-                .is_some_and(|kind| *kind != Kind::Directory)
-        });
+        let covered = self
+            .parents
+            .iter()
+            .find(|parent| self.seen.get(parent.as_str()).is_some_and(|kind| *kind != Kind::Directory));
         if let Some(parent) = covered {
-            return Err(Error::Invalid(format!(
-                "'{}' is both a file and a directory",
-                shown(parent)
-            )));
+            return Err(Error::Invalid(format!("'{}' is both a file and a directory", shown(parent))));
         }
         if self.seen.get(DOCKERFILE) != Some(&Kind::File) {
             let hint = self.misplaced.as_deref().map(|path| {
-                format!(
-                    " (it has '{}'; zip the files, not the folder they are in)",
-                    shown(path)
-                )
+                format!(" (it has '{}'; zip the files, not the folder they are in)", shown(path))
             });
             return Err(Error::DockerfileNotFound(hint.unwrap_or_default()));
         }
@@ -159,16 +134,10 @@ impl<'a> Checker<'a> {
 /// [`Error::TooLarge`].
 pub fn check_unpacked(limits: &ArchiveSettings, packed_bytes: u64, unpacked_bytes: u64) -> Result<(), Error> {
     if unpacked_bytes > limits.unpacked_bytes_max {
-        return Err(Error::TooLarge(format!(
-            "it unpacks to more than {} bytes",
-            limits.unpacked_bytes_max
-        )));
+        return Err(Error::TooLarge(format!("it unpacks to more than {} bytes", limits.unpacked_bytes_max)));
     }
     if unpacked_bytes > RATIO_FREE_BYTES && unpacked_bytes / packed_bytes.max(1) >= limits.ratio_max {
-        return Err(Error::TooLarge(format!(
-            "it unpacks to more than {} times its size",
-            limits.ratio_max
-        )));
+        return Err(Error::TooLarge(format!("it unpacks to more than {} times its size", limits.ratio_max)));
     }
     Ok(())
 }
@@ -190,10 +159,7 @@ pub fn check_link(path: &str, target: &str) -> Result<(), Error> {
     let depth = path.split('/').count() - 1;
     let mut climbed = 0;
     let mut descended = false;
-    for component in target
-        .split('/')
-        .filter(|component| !component.is_empty() && *component != ".")
-    {
+    for component in target.split('/').filter(|component| !component.is_empty() && *component != ".") {
         if component != ".." {
             descended = true;
             continue;
@@ -232,10 +198,7 @@ fn ancestors(path: &str) -> impl Iterator<Item = &str> {
 
 /// A path fit for a message.
 fn shown(path: &str) -> String {
-    path.chars()
-        .take(120)
-        .map(|c| if c.is_control() { '?' } else { c })
-        .collect()
+    path.chars().take(120).map(|c| if c.is_control() { '?' } else { c }).collect()
 }
 
 #[cfg(test)]
@@ -248,10 +211,7 @@ mod tests {
     type Entries<'a> = Vec<(&'a str, Option<u32>)>;
 
     fn judge(entries: &[(&str, Option<u32>)]) -> Result<(), Error> {
-        let limits = ArchiveSettings {
-            entries_max: 5,
-            ..ArchiveSettings::default()
-        };
+        let limits = ArchiveSettings { entries_max: 5, ..ArchiveSettings::default() };
         let mut checker = Checker::new(&limits, entries.len())?;
         for (name, mode) in entries {
             checker.entry(name, *mode)?;
@@ -263,14 +223,7 @@ mod tests {
     fn entries_are_judged_by_name_and_kind() {
         let long = format!("{}b", "a/".repeat(600));
         let table: Vec<(Entries<'_>, &str)> = vec![
-            (
-                vec![
-                    ("Dockerfile", FILE),
-                    ("app/", Some(0o040_755)),
-                    ("app/a.py", FILE),
-                ],
-                "",
-            ),
+            (vec![("Dockerfile", FILE), ("app/", Some(0o040_755)), ("app/a.py", FILE)], ""),
             (vec![("Dockerfile", None)], ""),
             (vec![("Dockerfile", FILE), ("../evil", FILE)], "leads outside"),
             (vec![("a/../../evil", FILE)], "leads outside"),
@@ -293,14 +246,7 @@ mod tests {
             (vec![("dockerfile", FILE)], "no file named Dockerfile"),
             (vec![("Dockerfile/", Some(0o040_755))], "no file named Dockerfile"),
             (
-                vec![
-                    ("1", FILE),
-                    ("2", FILE),
-                    ("3", FILE),
-                    ("4", FILE),
-                    ("5", FILE),
-                    ("6", FILE),
-                ],
+                vec![("1", FILE), ("2", FILE), ("3", FILE), ("4", FILE), ("5", FILE), ("6", FILE)],
                 "more than 5",
             ),
         ];
@@ -309,10 +255,7 @@ mod tests {
                 Ok(()) => assert_eq!(expected, "", "{entries:?} was accepted"),
                 Err(error) => {
                     let text = error.to_string();
-                    assert!(
-                        !expected.is_empty() && text.contains(expected),
-                        "{entries:?}: {text}"
-                    );
+                    assert!(!expected.is_empty() && text.contains(expected), "{entries:?}: {text}");
                 }
             }
         }
@@ -336,17 +279,11 @@ mod tests {
 
     #[test]
     fn sizes_count_what_comes_out() {
-        let limits = ArchiveSettings {
-            unpacked_bytes_max: 10 << 20,
-            ratio_max: 100,
-            ..ArchiveSettings::default()
-        };
+        let limits =
+            ArchiveSettings { unpacked_bytes_max: 10 << 20, ratio_max: 100, ..ArchiveSettings::default() };
         assert!(check_unpacked(&limits, 1 << 20, 10 << 20).is_ok());
         assert!(check_unpacked(&limits, 1 << 20, (10 << 20) + 1).is_err());
-        assert!(
-            check_unpacked(&limits, 100, 1 << 20).is_ok(),
-            "small ones may compress well"
-        );
+        assert!(check_unpacked(&limits, 100, 1 << 20).is_ok(), "small ones may compress well");
         assert!(check_unpacked(&limits, 100, (1 << 20) + 1).is_err());
     }
 

@@ -82,30 +82,15 @@ pub fn judge(step: BuildStep, refusal: &Refusal, windows: Windows) -> Verdict {
 }
 
 fn hook(refusal: &Refusal, windows: Windows, message: String) -> Verdict {
-    let validate = refusal
-        .metadata
-        .get("hook")
-        .is_some_and(|hook| hook == "validate");
+    let validate = refusal.metadata.get("hook").is_some_and(|hook| hook == "validate");
     let (step, name, window) = match validate {
         true => (BuildStep::Validate, "Validate", windows.validate),
         false => (BuildStep::Bake, "Ready", windows.ready),
     };
-    let status: u32 = refusal
-        .metadata
-        .get("http_status")
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(0);
-    if refusal
-        .metadata
-        .get("outcome")
-        .is_some_and(|outcome| outcome == "timed_out")
-    {
+    let status: u32 = refusal.metadata.get("http_status").and_then(|text| text.parse().ok()).unwrap_or(0);
+    if refusal.metadata.get("outcome").is_some_and(|outcome| outcome == "timed_out") {
         let text = format!("{name} hook invocation timed out after {}", iso8601(window));
-        let kind = if validate {
-            Reason::HookFailed
-        } else {
-            Reason::ReadyHookTimeout
-        };
+        let kind = if validate { Reason::HookFailed } else { Reason::ReadyHookTimeout };
         return Verdict::Fail(Failure::new(step, kind, text));
     }
     let text = match status / 100 {
@@ -138,19 +123,13 @@ fn sentence(message: &str) -> String {
 mod tests {
     use super::*;
 
-    const WINDOWS: Windows = Windows {
-        ready: Duration::from_secs(300),
-        validate: Duration::from_secs(30),
-    };
+    const WINDOWS: Windows = Windows { ready: Duration::from_secs(300), validate: Duration::from_secs(30) };
 
     fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)], message: &str) -> Refusal {
         Refusal {
             code,
             reason: reason.to_owned(),
-            metadata: metadata
-                .iter()
-                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-                .collect(),
+            metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
             message: message.to_owned(),
         }
     }
@@ -183,28 +162,12 @@ mod tests {
                 Reason::AppExited,
                 "The application exited with status 3 before it was ready.",
             ),
-            (
-                "GUEST_FAILED",
-                vec![("outcome", "timed_out")],
-                Reason::GuestFailed,
-                "It broke.",
-            ),
+            ("GUEST_FAILED", vec![("outcome", "timed_out")], Reason::GuestFailed, "It broke."),
             ("DISK_FULL", vec![], Reason::DiskStorageFull, "It broke."),
-            (
-                "CORRUPT_OBJECT",
-                vec![],
-                Reason::InternalPlatformError,
-                "It broke.",
-            ),
+            ("CORRUPT_OBJECT", vec![], Reason::InternalPlatformError, "It broke."),
         ] {
-            let verdict = judge(
-                BuildStep::Bake,
-                &refusal(code, reason, &metadata, "it broke"),
-                WINDOWS,
-            );
-            let Verdict::Fail(failure) = verdict else {
-                panic!("{reason} is retried")
-            };
+            let verdict = judge(BuildStep::Bake, &refusal(code, reason, &metadata, "it broke"), WINDOWS);
+            let Verdict::Fail(failure) = verdict else { panic!("{reason} is retried") };
             assert_eq!((failure.reason, failure.sentence.as_str()), (kind, text));
         }
     }
@@ -221,11 +184,7 @@ mod tests {
             let verdict = judge(BuildStep::Bake, &refusal(code, reason, &[], "x"), WINDOWS);
             assert!(matches!(verdict, Verdict::Retry(_)), "{code:?} {reason}");
         }
-        let verdict = judge(
-            BuildStep::Bake,
-            &refusal(Code::Internal, "INTERNAL", &[], "x"),
-            WINDOWS,
-        );
+        let verdict = judge(BuildStep::Bake, &refusal(Code::Internal, "INTERNAL", &[], "x"), WINDOWS);
         assert!(matches!(verdict, Verdict::Fail(_)));
     }
 }

@@ -67,10 +67,7 @@ impl S3Uri {
             && !key.is_empty()
             && key.len() <= KEY_BYTES_MAX
             && !key.chars().any(char::is_control);
-        good.then(|| Self {
-            bucket: bucket.to_owned(),
-            key: key.to_owned(),
-        })
+        good.then(|| Self { bucket: bucket.to_owned(), key: key.to_owned() })
     }
 }
 
@@ -82,15 +79,8 @@ pub fn complete(
     violations: &mut Violations,
 ) -> ImageConfiguration {
     let mut given = configuration.unwrap_or_default();
-    let uri = given
-        .code_artifact
-        .as_ref()
-        .map_or("", |artifact| artifact.uri.as_str());
-    violations.check(
-        S3Uri::parse(uri).is_some(),
-        "codeArtifact.uri",
-        "must have the form 's3://bucket/key'",
-    );
+    let uri = given.code_artifact.as_ref().map_or("", |artifact| artifact.uri.as_str());
+    violations.check(S3Uri::parse(uri).is_some(), "codeArtifact.uri", "must have the form 's3://bucket/key'");
     base::complete(&mut given, offer, violations);
     sizes(&mut given, offer, violations);
     environment::check(&given.environment_variables, violations);
@@ -100,29 +90,14 @@ pub fn complete(
     if !given.build_role_arn.is_empty() {
         violations.keep("buildRoleArn", given.build_role_arn.parse::<RoleArn>());
     }
-    text(
-        "description",
-        &given.description,
-        DESCRIPTION_CHARACTERS_MAX,
-        violations,
-    );
+    text("description", &given.description, DESCRIPTION_CHARACTERS_MAX, violations);
     connector::complete(&mut given, offer, violations);
     if let Some(Destination::CloudWatch(group)) =
         given.logging.as_ref().and_then(|to| to.destination.as_ref())
     {
         let path = "logging.cloudWatch";
-        text(
-            &format!("{path}.logGroup"),
-            &group.log_group,
-            LOG_NAME_CHARACTERS_MAX,
-            violations,
-        );
-        text(
-            &format!("{path}.logStream"),
-            &group.log_stream,
-            LOG_NAME_CHARACTERS_MAX,
-            violations,
-        );
+        text(&format!("{path}.logGroup"), &group.log_group, LOG_NAME_CHARACTERS_MAX, violations);
+        text(&format!("{path}.logStream"), &group.log_stream, LOG_NAME_CHARACTERS_MAX, violations);
         violations.check(
             !group.log_stream.contains([':', '*']),
             format!("{path}.logStream"),
@@ -133,9 +108,7 @@ pub fn complete(
 }
 
 fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
-    let memory = given.resources.get_or_insert(Resources {
-        minimum_memory_mib: offer.memory_default_mib,
-    });
+    let memory = given.resources.get_or_insert(Resources { minimum_memory_mib: offer.memory_default_mib });
     violations.check(
         MemoryClass::of(memory.minimum_memory_mib).is_some(),
         "resources[0].minimumMemoryInMiB",
@@ -157,20 +130,12 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
             );
         }
         let repeated = cpus[..index].contains(cpu);
-        violations.check(
-            !repeated,
-            format!("{path}[{index}].architecture"),
-            "is named twice",
-        );
+        violations.check(!repeated, format!("{path}[{index}].architecture"), "is named twice");
     }
     let path = "additionalOsCapabilities";
     let capabilities = &given.additional_os_capabilities;
     violations.check(capabilities.len() <= 1, path, "must be at most 1");
-    violations.check(
-        capabilities.iter().all(|name| name == "ALL"),
-        path,
-        "must be 'ALL'",
-    );
+    violations.check(capabilities.iter().all(|name| name == "ALL"), path, "must be 'ALL'");
 }
 
 fn short_name(architecture: Architecture) -> &'static str {
@@ -180,16 +145,9 @@ fn short_name(architecture: Architecture) -> &'static str {
 /// CPU kinds a complete configuration is built for.
 #[must_use]
 pub fn architectures(configuration: &ImageConfiguration, offered: &[Architecture]) -> Vec<Architecture> {
-    let chosen: Vec<Architecture> = configuration
-        .cpu_configurations
-        .iter()
-        .map(|cpu| cpu.architecture())
-        .collect();
-    if chosen.is_empty() {
-        offered.iter().take(1).copied().collect()
-    } else {
-        chosen
-    }
+    let chosen: Vec<Architecture> =
+        configuration.cpu_configurations.iter().map(|cpu| cpu.architecture()).collect();
+    if chosen.is_empty() { offered.iter().take(1).copied().collect() } else { chosen }
 }
 
 /// Checks tags.
@@ -210,18 +168,13 @@ pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
 /// Checks the key of a tag.
 pub fn check_tag_key(path: &str, key: &str, violations: &mut Violations) {
     let good = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && is_tag_text(key);
-    violations.check(
-        good,
-        path,
-        "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
-    );
+    violations.check(good, path, "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@");
 }
 
 fn is_tag_text(text: &str) -> bool {
     // Separators are all white space that does not control anything.
     let separates = |c: char| c.is_whitespace() && !c.is_control();
-    text.chars()
-        .all(|c| c.is_alphabetic() || c.is_numeric() || separates(c) || "_.:/=+-@".contains(c))
+    text.chars().all(|c| c.is_alphabetic() || c.is_numeric() || separates(c) || "_.:/=+-@".contains(c))
 }
 
 fn text(path: &str, value: &str, characters_max: usize, violations: &mut Violations) {

@@ -168,9 +168,8 @@ impl Plan {
             }
             Reference::Local { name, version } => {
                 let chosen = pinned.filter(|(base, _)| version.is_none() && *base == name);
-                let found = chosen
-                    .map(|(_, number)| number)
-                    .or_else(|| bases.resolve(&name, version.as_deref()));
+                let found =
+                    chosen.map(|(_, number)| number).or_else(|| bases.resolve(&name, version.as_deref()));
                 let number = found.ok_or_else(|| Error::UnknownBase {
                     line: instruction.line,
                     name: from.image.clone(),
@@ -194,17 +193,9 @@ impl Plan {
         if added == 1 && step.number == 2 && self.argument_line.as_deref() == Some(step.text) {
             return None;
         }
-        let number = if step.number > 1 {
-            step.number - added
-        } else {
-            step.number
-        };
+        let number = if step.number > 1 { step.number - added } else { step.number };
         let text = self.shown.get(step.text).map_or(step.text, String::as_str);
-        Some(Cow::Owned(format!(
-            "{}STEP {number}/{}: {text}",
-            step.prefix,
-            step.total - added
-        )))
+        Some(Cow::Owned(format!("{}STEP {number}/{}: {text}", step.prefix, step.total - added)))
     }
 }
 
@@ -233,12 +224,7 @@ impl<'a> Step<'a> {
         let (count, text) = line[at + 5..].split_once(": ")?;
         let (number, total) = count.split_once('/')?;
         let (number, total) = (number.parse().ok()?, total.parse().ok()?);
-        (1 <= number && number <= total).then_some(Self {
-            prefix,
-            number,
-            total,
-            text,
-        })
+        (1 <= number && number <= total).then_some(Self { prefix, number, total, text })
     }
 }
 
@@ -259,12 +245,7 @@ impl Instruction<'_> {
     /// The comments and blank lines before the instruction.
     fn comments(&self) -> &str {
         let blank = |line: &&str| line.trim().is_empty() || line.trim().starts_with('#');
-        let length = self
-            .raw
-            .split_inclusive('\n')
-            .take_while(blank)
-            .map(str::len)
-            .sum();
+        let length = self.raw.split_inclusive('\n').take_while(blank).map(str::len).sum();
         &self.raw[..length]
     }
 }
@@ -303,16 +284,8 @@ fn instructions(source: &str) -> Vec<Instruction<'_>> {
 }
 
 fn instruction<'a>(raw: &'a str, joined: &str, line: usize) -> Instruction<'a> {
-    let (keyword, rest) = joined
-        .trim()
-        .split_once(char::is_whitespace)
-        .unwrap_or((joined.trim(), ""));
-    Instruction {
-        raw,
-        keyword: keyword.to_owned(),
-        rest: rest.trim().to_owned(),
-        line,
-    }
+    let (keyword, rest) = joined.trim().split_once(char::is_whitespace).unwrap_or((joined.trim(), ""));
+    Instruction { raw, keyword: keyword.to_owned(), rest: rest.trim().to_owned(), line }
 }
 
 fn escape_character(source: &str) -> char {
@@ -339,20 +312,11 @@ struct From {
 impl From {
     fn read(instruction: &Instruction<'_>, arguments: &HashMap<String, String>) -> Result<Self, Error> {
         let words: Vec<&str> = instruction.rest.split_whitespace().collect();
-        let flags: Vec<String> = words
-            .iter()
-            .take_while(|word| word.starts_with("--"))
-            .map(|word| (*word).to_owned())
-            .collect();
-        let image = words
-            .get(flags.len())
-            .map(|word| expand(unquoted(word), arguments))
-            .unwrap_or_default();
+        let flags: Vec<String> =
+            words.iter().take_while(|word| word.starts_with("--")).map(|word| (*word).to_owned()).collect();
+        let image = words.get(flags.len()).map(|word| expand(unquoted(word), arguments)).unwrap_or_default();
         if image.is_empty() {
-            return Err(Error::EmptyFrom {
-                line: instruction.line,
-                text: instruction.text(),
-            });
+            return Err(Error::EmptyFrom { line: instruction.line, text: instruction.text() });
         }
         let stage = match words.get(flags.len() + 1..) {
             Some([keyword, name]) if keyword.eq_ignore_ascii_case("as") => Some((*name).to_owned()),
@@ -396,9 +360,8 @@ fn expand(text: &str, arguments: &HashMap<String, String>) -> String {
         let (expression, tail) = match after.strip_prefix('{').and_then(|inner| inner.split_once('}')) {
             Some(parts) => parts,
             None => {
-                let end = after
-                    .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
-                    .unwrap_or(after.len());
+                let end =
+                    after.find(|c: char| !(c.is_ascii_alphanumeric() || c == '_')).unwrap_or(after.len());
                 after.split_at(end)
             }
         };
@@ -423,10 +386,7 @@ fn argument_line(variables: &BTreeMap<String, String>) -> String {
         if value.chars().all(plain) {
             return format!("{name}={value}");
         }
-        let escaped = value
-            .replace('\\', "\\\\")
-            .replace('"', "\\\"")
-            .replace('$', "\\$");
+        let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
         format!("{name}=\"{escaped}\"")
     });
     format!("ARG {}", words.collect::<Vec<_>>().join(" "))

@@ -93,20 +93,12 @@ pub struct Failure {
 impl Failure {
     /// A failure in `step`; an overlong sentence is cut.
     pub fn new(step: BuildStep, reason: Reason, sentence: impl Into<String>) -> Self {
-        Self {
-            step,
-            reason,
-            sentence: clipped(sentence.into(), SENTENCE_BYTES_MAX),
-        }
+        Self { step, reason, sentence: clipped(sentence.into(), SENTENCE_BYTES_MAX) }
     }
 
     /// A bug or a broken machine.
     pub fn internal(step: BuildStep, detail: impl fmt::Display) -> Self {
-        Self::new(
-            step,
-            Reason::InternalPlatformError,
-            format!("The platform failed: {detail}."),
-        )
+        Self::new(step, Reason::InternalPlatformError, format!("The platform failed: {detail}."))
     }
 
     /// A full disk is what people can do something about; every other I/O error
@@ -120,11 +112,7 @@ impl Failure {
 
     /// The build machine's disk is full.
     pub fn disk_full(step: BuildStep) -> Self {
-        Self::new(
-            step,
-            Reason::DiskStorageFull,
-            "The build machine ran out of disk space.",
-        )
+        Self::new(step, Reason::DiskStorageFull, "The build machine ran out of disk space.")
     }
 }
 
@@ -153,11 +141,8 @@ pub fn clipped(mut text: String, bytes_max: usize) -> String {
 /// ISO-8601 form of whole seconds: 300 s is "PT5M".
 #[must_use]
 pub fn iso8601(duration: Duration) -> String {
-    let (hours, minutes, seconds) = (
-        duration.as_secs() / 3600,
-        duration.as_secs() / 60 % 60,
-        duration.as_secs() % 60,
-    );
+    let (hours, minutes, seconds) =
+        (duration.as_secs() / 3600, duration.as_secs() / 60 % 60, duration.as_secs() % 60);
     let mut text = "PT".to_owned();
     for (count, unit) in [(hours, 'H'), (minutes, 'M'), (seconds, 'S')] {
         if count > 0 || (unit == 'S' && text.len() == 2) {
@@ -173,13 +158,8 @@ mod tests {
 
     #[test]
     fn durations_read_as_the_api_writes_them() {
-        for (seconds, text) in [
-            (0, "PT0S"),
-            (30, "PT30S"),
-            (300, "PT5M"),
-            (3600, "PT1H"),
-            (3661, "PT1H1M1S"),
-        ] {
+        for (seconds, text) in [(0, "PT0S"), (30, "PT30S"), (300, "PT5M"), (3600, "PT1H"), (3661, "PT1H1M1S")]
+        {
             assert_eq!(iso8601(Duration::from_secs(seconds)), text);
         }
     }

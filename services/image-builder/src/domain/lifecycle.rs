@@ -20,9 +20,7 @@ fn table_state<S: Copy>(
     wire: &str,
     prefix: &str,
 ) -> Option<S> {
-    all.iter()
-        .copied()
-        .find(|state| wire.strip_prefix(prefix) == Some(name(*state)))
+    all.iter().copied().find(|state| wire.strip_prefix(prefix) == Some(name(*state)))
 }
 
 /// Name of an image's state as the API spells it, "CREATING".
@@ -45,17 +43,9 @@ const UNKNOWN: &str = "UNKNOWN";
 /// When the table forbids it; the image is unchanged.
 pub fn image(image: &mut Image, event: ImageEvent, now: SystemTime) -> Result<(), IllegalTransition> {
     let wire = image.state().as_str_name();
-    let state = table_state(
-        state::ImageState::ALL,
-        state::ImageState::name,
-        wire,
-        "IMAGE_STATE_",
-    )
-    .ok_or(IllegalTransition {
-        state: UNKNOWN,
-        event: event.name(),
-    })?
-    .next(event)?;
+    let state = table_state(state::ImageState::ALL, state::ImageState::name, wire, "IMAGE_STATE_")
+        .ok_or(IllegalTransition { state: UNKNOWN, event: event.name() })?
+        .next(event)?;
     let next = ImageState::from_str_name(&format!("IMAGE_STATE_{}", state.name()));
     image.set_state(next.expect("both lists have the same states, which a test checks"));
     image.update_time = Some(api::timestamp(now));
@@ -72,17 +62,9 @@ pub fn version(
     now: SystemTime,
 ) -> Result<(), IllegalTransition> {
     let wire = version.state().as_str_name();
-    let state = table_state(
-        state::VersionState::ALL,
-        state::VersionState::name,
-        wire,
-        "VERSION_STATE_",
-    )
-    .ok_or(IllegalTransition {
-        state: UNKNOWN,
-        event: event.name(),
-    })?
-    .next(event)?;
+    let state = table_state(state::VersionState::ALL, state::VersionState::name, wire, "VERSION_STATE_")
+        .ok_or(IllegalTransition { state: UNKNOWN, event: event.name() })?
+        .next(event)?;
     let next = VersionState::from_str_name(&format!("VERSION_STATE_{}", state.name()));
     version.set_state(next.expect("both lists have the same states, which a test checks"));
     version.update_time = Some(api::timestamp(now));
@@ -95,17 +77,9 @@ pub fn version(
 /// When the table forbids it; the build is unchanged.
 pub fn build(build: &mut ImageBuild, event: BuildEvent, now: SystemTime) -> Result<(), IllegalTransition> {
     let wire = build.state().as_str_name();
-    let state = table_state(
-        state::BuildState::ALL,
-        state::BuildState::name,
-        wire,
-        "BUILD_STATE_",
-    )
-    .ok_or(IllegalTransition {
-        state: UNKNOWN,
-        event: event.name(),
-    })?
-    .next(event)?;
+    let state = table_state(state::BuildState::ALL, state::BuildState::name, wire, "BUILD_STATE_")
+        .ok_or(IllegalTransition { state: UNKNOWN, event: event.name() })?
+        .next(event)?;
     let next = BuildState::from_str_name(&format!("BUILD_STATE_{}", state.name()));
     build.set_state(next.expect("both lists have the same states, which a test checks"));
     if is_over(build) {
@@ -151,9 +125,7 @@ pub fn succeed(
     version(of_version, VersionEvent::BuildSucceeded, now)?;
     image(of_image, ImageEvent::BuildSucceeded, now)?;
     of_version.set_status(VersionStatus::Active);
-    of_image
-        .latest_active_image_version
-        .clone_from(&of_version.image_version);
+    of_image.latest_active_image_version.clone_from(&of_version.image_version);
     Ok(())
 }
 
@@ -175,9 +147,7 @@ pub fn fail(
     of_build.state_reason.clone_from(&failure.sentence);
     failure.reason.code().clone_into(&mut of_build.reason_code);
     of_build.set_step(failure.step);
-    of_image
-        .latest_failed_image_version
-        .clone_from(&of_version.image_version);
+    of_image.latest_failed_image_version.clone_from(&of_version.image_version);
     Ok(())
 }
 
@@ -186,9 +156,7 @@ pub fn fail(
 pub fn recount(image: &mut Image, versions: &[ImageVersion]) {
     let newest = |wanted: &dyn Fn(&ImageVersion) -> bool| {
         let numbers = versions.iter().filter(|version| wanted(version));
-        let newest = numbers
-            .filter_map(|version| version.image_version.parse::<VersionNumber>().ok())
-            .max();
+        let newest = numbers.filter_map(|version| version.image_version.parse::<VersionNumber>().ok()).max();
         newest.map(|number| number.to_string()).unwrap_or_default()
     };
     let launchable = |version: &ImageVersion| {
@@ -199,10 +167,7 @@ pub fn recount(image: &mut Image, versions: &[ImageVersion]) {
     // Numbers are never used twice, so a deleted one stays the newest.
     let before = image.latest_image_version.parse::<VersionNumber>().ok();
     let now = newest(&|_| true).parse::<VersionNumber>().ok();
-    image.latest_image_version = before
-        .max(now)
-        .map(|number| number.to_string())
-        .unwrap_or_default();
+    image.latest_image_version = before.max(now).map(|number| number.to_string()).unwrap_or_default();
 }
 
 /// Whether a version delete is still under way, judged by when it began.
@@ -220,41 +185,26 @@ mod tests {
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
     fn new() -> (Image, ImageVersion, ImageBuild) {
-        let image = Image {
-            state: ImageState::Creating.into(),
-            ..Image::default()
-        };
+        let image = Image { state: ImageState::Creating.into(), ..Image::default() };
         let version = ImageVersion {
             image_version: "1.0".to_owned(),
             state: VersionState::Pending.into(),
             ..ImageVersion::default()
         };
-        let build = ImageBuild {
-            state: BuildState::Pending.into(),
-            ..ImageBuild::default()
-        };
+        let build = ImageBuild { state: BuildState::Pending.into(), ..ImageBuild::default() };
         (image, version, build)
     }
 
     #[test]
     fn wire_and_tables_have_the_same_states() {
         for state in state::ImageState::ALL {
-            assert!(
-                ImageState::from_str_name(&format!("IMAGE_STATE_{state}")).is_some(),
-                "{state}"
-            );
+            assert!(ImageState::from_str_name(&format!("IMAGE_STATE_{state}")).is_some(), "{state}");
         }
         for state in state::VersionState::ALL {
-            assert!(
-                VersionState::from_str_name(&format!("VERSION_STATE_{state}")).is_some(),
-                "{state}"
-            );
+            assert!(VersionState::from_str_name(&format!("VERSION_STATE_{state}")).is_some(), "{state}");
         }
         for state in state::BuildState::ALL {
-            assert!(
-                BuildState::from_str_name(&format!("BUILD_STATE_{state}")).is_some(),
-                "{state}"
-            );
+            assert!(BuildState::from_str_name(&format!("BUILD_STATE_{state}")).is_some(), "{state}");
         }
         assert_eq!(image_state_name(ImageState::DeleteFailed), "DELETE_FAILED");
         assert_eq!(version_state_name(VersionState::InProgress), "IN_PROGRESS");
@@ -266,16 +216,10 @@ mod tests {
         begin(&mut build, &mut version, NOW).unwrap();
         begin(&mut build, &mut version, NOW).expect("another builder may begin again");
         succeed(&mut build, &mut version, &mut image, NOW).unwrap();
-        assert_eq!(
-            (image.state(), version.status()),
-            (ImageState::Created, VersionStatus::Active)
-        );
+        assert_eq!((image.state(), version.status()), (ImageState::Created, VersionStatus::Active));
         assert_eq!(image.latest_active_image_version, "1.0");
         assert!(build.end_time.is_some());
-        assert!(
-            begin(&mut build, &mut version, NOW).is_err(),
-            "what is over stays over"
-        );
+        assert!(begin(&mut build, &mut version, NOW).is_err(), "what is over stays over");
     }
 
     #[test]
@@ -284,18 +228,9 @@ mod tests {
         begin(&mut build, &mut version, NOW).unwrap();
         let failure = Failure::new(BuildStep::Fetch, Reason::S3NoSuchKey, "gone");
         fail(&mut build, &mut version, &mut image, &failure, NOW).unwrap();
-        assert_eq!(
-            (image.state(), version.state_reason.as_str()),
-            (ImageState::CreateFailed, "")
-        );
-        assert_eq!(
-            (build.state_reason.as_str(), build.reason_code.as_str()),
-            ("gone", "S3_NO_SUCH_KEY")
-        );
-        assert_eq!(
-            (build.step(), image.latest_failed_image_version.as_str()),
-            (BuildStep::Fetch, "1.0")
-        );
+        assert_eq!((image.state(), version.state_reason.as_str()), (ImageState::CreateFailed, ""));
+        assert_eq!((build.state_reason.as_str(), build.reason_code.as_str()), ("gone", "S3_NO_SUCH_KEY"));
+        assert_eq!((build.step(), image.latest_failed_image_version.as_str()), (BuildStep::Fetch, "1.0"));
     }
 
     #[test]

@@ -8,12 +8,8 @@ use model::{IdError, ImageArn, ImageName, PLATFORM_ACCOUNT};
 /// ARN of a base.
 #[must_use]
 pub fn arn(region: &str, name: &ImageName) -> String {
-    ImageArn {
-        region: region.to_owned(),
-        account: PLATFORM_ACCOUNT.to_owned(),
-        name: name.clone(),
-    }
-    .to_string()
+    ImageArn { region: region.to_owned(), account: PLATFORM_ACCOUNT.to_owned(), name: name.clone() }
+        .to_string()
 }
 
 /// The name in a base's name or ARN.
@@ -40,10 +36,7 @@ pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
     let mut by_name: BTreeMap<String, BTreeMap<u64, BaseImage>> = BTreeMap::new();
     for version in versions {
         if let Some(number) = number(&version.version) {
-            by_name
-                .entry(version.name.clone())
-                .or_default()
-                .insert(number, version);
+            by_name.entry(version.name.clone()).or_default().insert(number, version);
         }
     }
     by_name
@@ -106,12 +99,8 @@ mod tests {
 
     #[test]
     fn bases_show_their_newest_version_and_their_whole_life() {
-        let entries = vec![
-            entry("b", "2", 20),
-            entry("b", "10", 100),
-            entry("b", "1", 10),
-            entry("a", "1", 5),
-        ];
+        let entries =
+            vec![entry("b", "2", 20), entry("b", "10", 100), entry("b", "1", 10), entry("a", "1", 5)];
         let bases = bases(entries.clone(), "us-east-1");
         let shown: Vec<_> = bases
             .iter()
@@ -130,10 +119,7 @@ mod tests {
         let versions = versions(entries, "b", &"alias".parse().unwrap(), "us-east-1");
         let numbers: Vec<&str> = versions.iter().map(|version| version.version.as_str()).collect();
         assert_eq!(numbers, ["10", "2", "1"]);
-        assert_eq!(
-            versions[0].image_arn,
-            "arn:aws:lambda:us-east-1:aws:microvm-image:alias"
-        );
+        assert_eq!(versions[0].image_arn, "arn:aws:lambda:us-east-1:aws:microvm-image:alias");
     }
 
     #[test]
@@ -159,10 +145,7 @@ mod tests {
             ("debian-12", true),
             ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", true),
             ("arn:aws:lambda:eu-west-1:aws:microvm-image:debian-12", false),
-            (
-                "arn:aws:lambda:us-east-1:000000000000:microvm-image:debian-12",
-                false,
-            ),
+            ("arn:aws:lambda:us-east-1:000000000000:microvm-image:debian-12", false),
             ("arn:aws:lambda:us-east-1:aws:microvm-image/debian-12", false),
             ("", false),
         ] {

@@ -35,16 +35,11 @@ pub fn parse(text: &str, known: impl Fn(&str) -> bool) -> Reference {
     if text == "scratch" {
         return Reference::Scratch;
     }
-    let spelled_out = text
-        .strip_prefix(LOCAL_PREFIX)
-        .or_else(|| text.strip_prefix("torpor/"));
+    let spelled_out = text.strip_prefix(LOCAL_PREFIX).or_else(|| text.strip_prefix("torpor/"));
     let (name, version) = split_tag(spelled_out.unwrap_or(text));
     if spelled_out.is_some() || known(name) {
         let version = version.filter(|version| *version != "latest").map(str::to_owned);
-        return Reference::Local {
-            name: name.to_owned(),
-            version,
-        };
+        return Reference::Local { name: name.to_owned(), version };
     }
     Reference::Remote(full_name(text))
 }

@@ -41,14 +41,8 @@ impl Transcript {
     /// True when the cause was a full disk.
     #[must_use]
     pub fn disk_was_full(&self) -> bool {
-        let texts = [
-            "no space left on device",
-            "No space left on device",
-            "Could not allocate block",
-        ];
-        self.tail
-            .iter()
-            .any(|line| texts.iter().any(|text| line.contains(text)))
+        let texts = ["no space left on device", "No space left on device", "Could not allocate block"];
+        self.tail.iter().any(|line| texts.iter().any(|text| line.contains(text)))
     }
 
     /// True when the step it stopped at was a FROM.
@@ -65,9 +59,7 @@ impl Transcript {
             Some(rest) => rest.find("\": ").map_or(rest, |at| &rest[at + 3..]),
             None => &self.error,
         };
-        let detail = detail
-            .replace("\"/build/context\"", "the artifact")
-            .replace("/build/context/", "");
+        let detail = detail.replace("\"/build/context\"", "the artifact").replace("/build/context/", "");
         clipped(detail.trim().to_owned(), DETAIL_BYTES_MAX)
     }
 
@@ -75,19 +67,12 @@ impl Transcript {
     #[must_use]
     pub fn sentence(&self) -> String {
         let detail = self.detail();
-        let cause = if detail.is_empty() {
-            String::new()
-        } else {
-            format!(" ({detail})")
-        };
+        let cause = if detail.is_empty() { String::new() } else { format!(" ({detail})") };
         if self.position.is_empty() {
             return format!("The container image build failed{cause}.");
         }
         let instruction = clipped(self.instruction.clone(), DETAIL_BYTES_MAX);
-        format!(
-            "The container image build failed at step {}: {instruction}{cause}.",
-            self.position
-        )
+        format!("The container image build failed at step {}: {instruction}{cause}.", self.position)
     }
 }
 

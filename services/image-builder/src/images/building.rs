@@ -74,10 +74,7 @@ impl Images {
         };
         self.check_builds().await?;
         let version = new_version(&image, configuration);
-        let mut change = Change::new()
-            .admit(admission)
-            .image(&image, revision)
-            .version(&version, None);
+        let mut change = Change::new().admit(admission).image(&image, revision).version(&version, None);
         for (build, entry) in self.new_builds(&image, &version) {
             change = change.new_build(&build, &entry);
         }
@@ -89,12 +86,7 @@ impl Images {
         // same answer; the queue has the build either way.
         self.catalog.apply(change).await?;
         let state = lifecycle::image_state_name(image.state());
-        tracing::info!(
-            image = image.name,
-            version = version.image_version,
-            state,
-            "image build queued"
-        );
+        tracing::info!(image = image.name, version = version.image_version, state, "image build queued");
         Ok((image, version))
     }
 
@@ -122,9 +114,7 @@ impl Images {
 
     fn architectures(&self) -> Vec<Architecture> {
         let names = self.settings.build.architectures.iter();
-        names
-            .filter_map(|name| Architecture::from_str_name(&format!("ARCHITECTURE_{name}")))
-            .collect()
+        names.filter_map(|name| Architecture::from_str_name(&format!("ARCHITECTURE_{name}"))).collect()
     }
 
     async fn check_builds(&self) -> Result<(), Attempt> {
@@ -197,9 +187,7 @@ impl Images {
         let complete = version.configuration.clone().unwrap_or_default();
         let offered = self.architectures();
         // One build today: all architectures a fleet of one kind can have.
-        let wanted = configuration::architectures(&complete, &offered)
-            .into_iter()
-            .take(1);
+        let wanted = configuration::architectures(&complete, &offered).into_iter().take(1);
         let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let queued_unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         wanted
@@ -238,9 +226,7 @@ fn replay(entry: TokenEntry, order: &Order, digest: &str) -> Result<(Image, Imag
     };
     if let (Some(answered), Some(asked)) = (&mut version.configuration, &order.configuration) {
         // The same as then, or the digest were another one.
-        answered
-            .environment_variables
-            .clone_from(&asked.environment_variables);
+        answered.environment_variables.clone_from(&asked.environment_variables);
     }
     Ok((image, version))
 }
@@ -250,11 +236,7 @@ fn token_entry(digest: &str, image: &Image, version: &ImageVersion) -> TokenEntr
     if let Some(configuration) = &mut version.configuration {
         configuration.environment_variables.clear();
     }
-    TokenEntry {
-        request_digest: digest.to_owned(),
-        image: Some(image.clone()),
-        version: Some(version),
-    }
+    TokenEntry { request_digest: digest.to_owned(), image: Some(image.clone()), version: Some(version) }
 }
 
 fn new_version(image: &Image, configuration: ImageConfiguration) -> ImageVersion {

@@ -51,20 +51,8 @@ mod tests {
         };
         let one = order(&[("A", "1"), ("B", "2"), ("C", "3")]);
         let other = order(&[("C", "3"), ("B", "2"), ("A", "1")]);
-        assert_eq!(
-            of(&one),
-            of(&Order {
-                client_token: "u".to_owned(),
-                ..other
-            })
-        );
+        assert_eq!(of(&one), of(&Order { client_token: "u".to_owned(), ..other }));
         assert_ne!(of(&one), of(&order(&[("A", "1"), ("B", "2")])));
-        assert_ne!(
-            of(&one),
-            of(&Order {
-                create: false,
-                ..one.clone()
-            })
-        );
+        assert_ne!(of(&one), of(&Order { create: false, ..one.clone() }));
     }
 }

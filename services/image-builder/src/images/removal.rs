@@ -29,9 +29,7 @@ impl Images {
         }
         self.check_unused(&image.value.image_arn, None).await?;
         // Dying after this line: the next sweep of any replica goes on.
-        self.catalog
-            .apply(Change::new().image(&image.value, Some(image.revision)))
-            .await?;
+        self.catalog.apply(Change::new().image(&image.value, Some(image.revision))).await?;
         tracing::info!(image = image.value.name, "image DELETING");
         Ok(image.value)
     }
@@ -50,13 +48,8 @@ impl Images {
         if version.value.state() == VersionState::Deleting {
             return Ok(version.value);
         }
-        let mut all: Vec<ImageVersion> = self
-            .catalog
-            .versions(&image.value.name)
-            .await?
-            .into_iter()
-            .map(|record| record.value)
-            .collect();
+        let mut all: Vec<ImageVersion> =
+            self.catalog.versions(&image.value.name).await?.into_iter().map(|record| record.value).collect();
         let is_built = |version: &ImageVersion| {
             matches!(version.state(), VersionState::Pending | VersionState::InProgress)
         };

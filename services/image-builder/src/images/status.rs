@@ -29,10 +29,7 @@ impl Images {
     ) -> Result<ImageVersion, Attempt> {
         let mut image = self.get(identifier).await?;
         let mut version = self.version_of(&image.value, number).await?;
-        if matches!(
-            image.value.state(),
-            ImageState::Creating | ImageState::Updating | ImageState::Deleting
-        ) {
+        if matches!(image.value.state(), ImageState::Creating | ImageState::Updating | ImageState::Deleting) {
             return Err(already(&image.value).into());
         }
         if version.value.state() != VersionState::Successful {

@@ -50,21 +50,12 @@ impl Images {
             return Ok(image.value);
         }
         if image.value.tags.len() > limits::TAGS_MAX {
-            let text = format!(
-                "must be at most {}, those of the image included",
-                limits::TAGS_MAX
-            );
+            let text = format!("must be at most {}, those of the image included", limits::TAGS_MAX);
             return Err(invalid("tags", &text).into());
         }
         image.value.update_time = Some(api::timestamp(now()));
-        self.catalog
-            .apply(Change::new().image(&image.value, Some(image.revision)))
-            .await?;
-        tracing::info!(
-            image = image.value.name,
-            tags = image.value.tags.len(),
-            "image tags"
-        );
+        self.catalog.apply(Change::new().image(&image.value, Some(image.revision))).await?;
+        tracing::info!(image = image.value.name, tags = image.value.tags.len(), "image tags");
         Ok(image.value)
     }
 }

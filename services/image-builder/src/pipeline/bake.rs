@@ -43,16 +43,11 @@ impl Job {
             self.context.fleet.release_bake(&self.entry.build_id).await;
             match outcome {
                 Ok(result) => {
-                    return Ok(Baked {
-                        result,
-                        app: prepared.app.clone(),
-                    });
+                    return Ok(Baked { result, app: prepared.app.clone() });
                 }
                 Err(Verdict::Retry(failure)) if attempt < attempts => {
-                    let again = format!(
-                        "{} Trying again ({attempt} of {attempts} attempts made).",
-                        failure.sentence
-                    );
+                    let again =
+                        format!("{} Trying again ({attempt} of {attempts} attempts made).", failure.sentence);
                     self.log.note(again);
                     tokio::time::sleep(PLACEMENT_PAUSE.0).await;
                     attempt += 1;
@@ -79,30 +74,20 @@ impl Job {
         let mut told = false;
         loop {
             let build_id = &self.entry.build_id;
-            let refused = match self
-                .context
-                .fleet
-                .place_bake(build_id, memory, architecture, reservation)
-                .await
-            {
-                Ok(placed) => {
-                    self.log.note(format!("Baking on host {}.", placed.host_id));
-                    return Ok(placed);
-                }
-                Err(status) => status,
-            };
+            let refused =
+                match self.context.fleet.place_bake(build_id, memory, architecture, reservation).await {
+                    Ok(placed) => {
+                        self.log.note(format!("Baking on host {}.", placed.host_id));
+                        return Ok(placed);
+                    }
+                    Err(status) => status,
+                };
             let refusal = refusal(&refused);
             let verdict = judge(BuildStep::Bake, &refusal, self.windows());
             let capacity = refusal.reason == reason::INSUFFICIENT_CAPACITY;
-            let kind = if capacity {
-                Reason::InsufficientCapacity
-            } else {
-                Reason::DependencyUnavailable
-            };
-            let sentence = format!(
-                "No host could be found for the bake: {}.",
-                refusal.message.trim_end_matches('.')
-            );
+            let kind = if capacity { Reason::InsufficientCapacity } else { Reason::DependencyUnavailable };
+            let sentence =
+                format!("No host could be found for the bake: {}.", refusal.message.trim_end_matches('.'));
             let failure = Failure::new(BuildStep::Bake, kind, sentence);
             match verdict {
                 Verdict::Retry(_) if tokio::time::Instant::now() < deadline => {}
@@ -170,28 +155,19 @@ impl Job {
             memory_mib: memory * settings.memory_peak_factor,
             vcpu_count: class.peak_vcpus.min(settings.vcpu_count_max).max(1),
             hooks: configuration.hooks,
-            all_capabilities: configuration
-                .additional_os_capabilities
-                .iter()
-                .any(|name| name == "ALL"),
+            all_capabilities: configuration.additional_os_capabilities.iter().any(|name| name == "ALL"),
             settle_timeout: Some(api::duration_proto(Duration::from_secs(settings.settle_seconds))),
             destination_prefix: self.snapshot_prefix(generation),
         })
     }
 
     fn snapshot_prefix(&self, generation: u64) -> String {
-        format!(
-            "images/{}/{}/{generation}",
-            self.entry.image_id, self.entry.image_version
-        )
+        format!("images/{}/{}/{generation}", self.entry.image_id, self.entry.image_version)
     }
 
     fn windows(&self) -> Windows {
         let hooks = self.configuration().hooks.unwrap_or_default();
-        Windows {
-            ready: window(hooks.ready.as_ref()),
-            validate: window(hooks.validate.as_ref()),
-        }
+        Windows { ready: window(hooks.ready.as_ref()), validate: window(hooks.validate.as_ref()) }
     }
 
     /// What one bake may take: its own work and the hooks' windows.
@@ -209,9 +185,7 @@ impl Job {
 }
 
 fn window(hook: Option<&Hook>) -> Duration {
-    let given = hook
-        .and_then(|hook| hook.timeout.as_ref())
-        .and_then(|timeout| api::duration(timeout).ok());
+    let given = hook.and_then(|hook| hook.timeout.as_ref()).and_then(|timeout| api::duration(timeout).ok());
     given.unwrap_or(limits::BUILD_HOOK_TIMEOUT_DEFAULT)
 }
 

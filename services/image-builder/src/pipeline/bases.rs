@@ -41,12 +41,7 @@ pub async fn local_tar(context: &Context, name: &str, version: &str) -> io::Resu
     let entry = bases
         .into_iter()
         .map(|record| record.value)
-        .find(|entry| {
-            entry
-                .base
-                .as_ref()
-                .is_some_and(|base| base.name == name && base.version == version)
-        })
+        .find(|entry| entry.base.as_ref().is_some_and(|base| base.name == name && base.version == version))
         .ok_or_else(|| io::Error::other("there is no such base image any more"))?;
     let arriving = path.with_extension(format!("{}.part", uuid::Uuid::new_v4()));
     let bucket = &context.settings.snapshot_bucket;
@@ -69,9 +64,8 @@ pub async fn local_tar(context: &Context, name: &str, version: &str) -> io::Resu
 }
 
 async fn verified(path: PathBuf, expected: &str) -> io::Result<()> {
-    let digest = tokio::task::spawn_blocking(move || base::digest(&path))
-        .await
-        .map_err(io::Error::other)??;
+    let digest =
+        tokio::task::spawn_blocking(move || base::digest(&path)).await.map_err(io::Error::other)??;
     if digest == expected {
         Ok(())
     } else {

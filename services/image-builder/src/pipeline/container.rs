@@ -37,10 +37,7 @@ impl Job {
             self.log.note(format!("Base image {base} version {version}."));
             self.import(base, &version.to_string()).await?;
         }
-        let image = format!(
-            "localhost/torpor-build/{}:{}",
-            self.entry.build_id, self.entry.attempt
-        );
+        let image = format!("localhost/torpor-build/{}:{}", self.entry.build_id, self.entry.attempt);
         let mut transcript = Transcript::default();
         let session = self.session.as_ref().expect("made above");
         let log = Arc::clone(&self.log);
@@ -50,11 +47,7 @@ impl Job {
                 log.add(LogSource::Stdout, shown);
             }
         };
-        let built = self
-            .context
-            .buildah
-            .build(session, &self.work, &plan.text, &image, line)
-            .await;
+        let built = self.context.buildah.build(session, &self.work, &plan.text, &image, line).await;
         built.map_err(|error| self.container_failure(error, &transcript, &plan))?;
         Ok(image)
     }
@@ -101,11 +94,7 @@ impl Job {
             .map_err(|error| Failure::internal(step, format!("base image {name} {version}: {error}")))?;
         let session = self.session.as_ref().expect("a container build has a session");
         let log = |text: String| self.log.add(LogSource::Stdout, text);
-        let imported = self
-            .context
-            .buildah
-            .import(session, &self.work, &tar, (name, version), log)
-            .await;
+        let imported = self.context.buildah.import(session, &self.work, &tar, (name, version), log).await;
         Ok(imported.map_err(|error| own_failure(step, error, false))?)
     }
 
@@ -114,16 +103,9 @@ impl Job {
         match error {
             BuildahError::Failed(_) if transcript.disk_was_full() => Failure::disk_full(step),
             BuildahError::Failed(_) if transcript.stopped_at_from() && !plan.remote_images.is_empty() => {
-                let bases: BTreeMap<String, Vec<u64>> = plan
-                    .local_bases
-                    .iter()
-                    .map(|(name, version)| (name.clone(), vec![*version]))
-                    .collect();
-                let local = if bases.is_empty() {
-                    self.bases_hint()
-                } else {
-                    Bases(bases).sentence()
-                };
+                let bases: BTreeMap<String, Vec<u64>> =
+                    plan.local_bases.iter().map(|(name, version)| (name.clone(), vec![*version])).collect();
+                let local = if bases.is_empty() { self.bases_hint() } else { Bases(bases).sentence() };
                 let sentence = format!(
                     "The image '{}' of a FROM line could not be pulled from its registry ({}). {local}",
                     plan.remote_images.join("' or '"),
@@ -143,22 +125,14 @@ impl Job {
     fn bases_hint(&self) -> String {
         let configuration = self.version.configuration.as_ref();
         configuration.map_or_else(String::new, |configuration| {
-            format!(
-                "A local base image is, for example, '{}'.",
-                base_name(configuration)
-            )
+            format!("A local base image is, for example, '{}'.", base_name(configuration))
         })
     }
 
     /// Makes the disk, reads how the app starts, and uploads the disk.
     pub(super) async fn disk(&mut self, image: &str) -> Result<Prepared, Stop> {
         let step = BuildStep::Disk;
-        let memory = self
-            .version
-            .configuration
-            .as_ref()
-            .and_then(|c| c.resources)
-            .unwrap_or_default();
+        let memory = self.version.configuration.as_ref().and_then(|c| c.resources).unwrap_or_default();
         let class = MemoryClass::of(memory.minimum_memory_mib)
             .ok_or_else(|| Failure::internal(step, "the version has no memory class"))?;
         let full = Mutex::new(false);
@@ -169,11 +143,7 @@ impl Job {
             self.log.add(LogSource::Stdout, text);
         };
         let session = self.session.as_ref().expect("a container build has a session");
-        let made = self
-            .context
-            .buildah
-            .disk(session, &self.work, image, class.disk_bytes, line)
-            .await;
+        let made = self.context.buildah.disk(session, &self.work, image, class.disk_bytes, line).await;
         let disk = made.map_err(|error| {
             if full.into_inner().unwrap_or_else(PoisonError::into_inner) {
                 let gib = class.disk_bytes >> 30;
@@ -189,20 +159,11 @@ impl Job {
             };
             Failure::new(step, reason, error.to_string())
         })?;
-        self.log.note(format!(
-            "Uploading the disk ({} bytes of files).",
-            disk.tree_bytes
-        ));
-        let sizes = SnapshotBuild {
-            code_install_size_bytes: disk.tree_bytes,
-            ..SnapshotBuild::default()
-        };
+        self.log.note(format!("Uploading the disk ({} bytes of files).", disk.tree_bytes));
+        let sizes = SnapshotBuild { code_install_size_bytes: disk.tree_bytes, ..SnapshotBuild::default() };
         self.build.value.snapshot_build = Some(sizes);
         let prefix = self.disk_prefix();
-        let sources = [FileSource {
-            kind: FileKind::Disk,
-            path: disk.path,
-        }];
+        let sources = [FileSource { kind: FileKind::Disk, path: disk.path }];
         let bucket = &self.context.settings.snapshot_bucket;
         // Dying in the middle: the next attempt removes the prefix.
         let published = snapshot::upload(
@@ -224,10 +185,7 @@ impl Job {
     }
 
     pub(super) fn disk_prefix(&self) -> String {
-        format!(
-            "disks/{}/{}/{}",
-            self.entry.image_id, self.entry.image_version, self.entry.attempt
-        )
+        format!("disks/{}/{}/{}", self.entry.image_id, self.entry.image_version, self.entry.attempt)
     }
 
     fn disk_head(&self, size: u64) -> ManifestHead {
@@ -259,25 +217,14 @@ fn own_failure(step: BuildStep, error: BuildahError, in_disk: bool) -> Failure {
         BuildahError::Io(error) => Failure::io(step, "cannot run buildah", &error),
         BuildahError::Timeout(limit) => Job::timed_out(step, limit),
         BuildahError::Failed(status) => {
-            let what = if in_disk {
-                "making the disk"
-            } else {
-                "importing the base image"
-            };
+            let what = if in_disk { "making the disk" } else { "importing the base image" };
             Failure::internal(step, format!("{what} ended with {status}"))
         }
     }
 }
 
 fn upload_failure(error: &snapshot::Error) -> Failure {
-    let reason = if error.retryable() {
-        Reason::DependencyUnavailable
-    } else {
-        Reason::InternalPlatformError
-    };
-    Failure::new(
-        BuildStep::Disk,
-        reason,
-        format!("The disk could not be stored in S3: {error}."),
-    )
+    let reason =
+        if error.retryable() { Reason::DependencyUnavailable } else { Reason::InternalPlatformError };
+    Failure::new(BuildStep::Disk, reason, format!("The disk could not be stored in S3: {error}."))
 }

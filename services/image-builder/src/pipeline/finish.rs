@@ -24,10 +24,7 @@ impl Job {
     /// Completes the records with what was baked; [`Job::finish`] writes them.
     pub(super) async fn publish(&mut self, baked: Baked) -> Result<(), Stop> {
         let step = BuildStep::Publish;
-        let snapshot = baked
-            .result
-            .snapshot
-            .filter(|snapshot| !snapshot.manifest_key.is_empty());
+        let snapshot = baked.result.snapshot.filter(|snapshot| !snapshot.manifest_key.is_empty());
         let snapshot = snapshot.ok_or_else(|| Failure::internal(step, "the host's bake has no snapshot"))?;
         let sizes = self.build.value.snapshot_build.get_or_insert_default();
         sizes.memory_snapshot_size_bytes = baked.result.memory_bytes;
@@ -35,10 +32,7 @@ impl Job {
         sizes.stored_size_bytes = baked.result.stored_bytes;
         for phase in baked.result.phases {
             let name = format!("bake/{}", phase.name);
-            self.build
-                .value
-                .phases
-                .push(api::common::v1::Phase { name, ..phase });
+            self.build.value.phases.push(api::common::v1::Phase { name, ..phase });
         }
         self.version.snapshot = Some(snapshot);
         self.version.app = Some(baked.app);
@@ -67,10 +61,7 @@ impl Job {
     }
 
     fn give_up(&self) -> &'static str {
-        tracing::warn!(
-            build_id = self.entry.build_id,
-            "build given up; another builder goes on"
-        );
+        tracing::warn!(build_id = self.entry.build_id, "build given up; another builder goes on");
         LOST
     }
 
@@ -81,12 +72,7 @@ impl Job {
         for attempt in 1..=LOG_ATTEMPTS {
             // Dying after this line leaves a log under a key that the next
             // attempt's log replaces.
-            match self
-                .context
-                .objects
-                .put_file(bucket, &key, &self.log.path(), &|_, _| {})
-                .await
-            {
+            match self.context.objects.put_file(bucket, &key, &self.log.path(), &|_, _| {}).await {
                 Ok(_) => {
                     self.build.value.log_key = key;
                     break;
@@ -193,13 +179,7 @@ impl Job {
             }
             Some(failure) => {
                 let code = failure.reason.code();
-                tracing::info!(
-                    image,
-                    version,
-                    build_id = self.entry.build_id,
-                    reason = code,
-                    "build FAILED"
-                );
+                tracing::info!(image, version, build_id = self.entry.build_id, reason = code, "build FAILED");
                 if failure.reason == Reason::InternalPlatformError {
                     tracing::error!(
                         build_id = self.entry.build_id,

@@ -60,12 +60,7 @@ impl Job {
             .map_err(|error| Failure::internal(BuildStep::Fetch, error))?
             .map_err(broken)?;
         let now = Instant::now();
-        let Claim {
-            entry,
-            build,
-            version,
-            lease,
-        } = claim;
+        let Claim { entry, build, version, lease } = claim;
         log.note(format!(
             "Building {} {} (attempt {}).",
             entry.image_name, entry.image_version, entry.attempt
@@ -112,11 +107,7 @@ impl Job {
         self.end_phase();
         self.build.value.set_step(step);
         self.build.value.log_lines = *self.log.lines().borrow();
-        tracing::info!(
-            build_id = self.entry.build_id,
-            step = step_name(step),
-            "build step"
-        );
+        tracing::info!(build_id = self.entry.build_id, step = step_name(step), "build step");
         // Dying after this line: the build is taken over, or failed when it was
         // its last attempt.
         self.save().await

@@ -14,23 +14,14 @@ impl Job {
     pub(super) async fn fetch(&mut self) -> Result<(), Stop> {
         let step = BuildStep::Fetch;
         let configuration = self.version.configuration.as_ref();
-        let uri = configuration
-            .and_then(|c| c.code_artifact.as_ref())
-            .map_or("", |artifact| &artifact.uri);
+        let uri = configuration.and_then(|c| c.code_artifact.as_ref()).map_or("", |artifact| &artifact.uri);
         let place =
             S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
         let limit = self.context.settings.archive.bytes_max;
         self.log.note(format!("Fetching {uri}."));
         let objects = &self.context.objects;
-        let fetched = objects
-            .get_file(
-                &place.bucket,
-                &place.key,
-                &self.work.artifact(),
-                limit,
-                &|_, _| {},
-            )
-            .await;
+        let fetched =
+            objects.get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {}).await;
         let fetched = match fetched {
             Ok(bytes) => bytes,
             // A missing bucket looks like a missing key to a request without an
@@ -59,10 +50,7 @@ impl Job {
             .map_err(|error| Failure::internal(step, error))?;
         match unpacked {
             Ok(unpacked) => {
-                self.log.note(format!(
-                    "Unpacked {} entries, {} bytes.",
-                    unpacked.entries, unpacked.bytes
-                ));
+                self.log.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
                 Ok(())
             }
             Err(UnpackError::Io(error)) => {
@@ -83,29 +71,22 @@ impl Job {
 fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
     let (reason, sentence) = match &error {
         ObjectError::NotFound { .. } => (Reason::S3NoSuchKey, format!("The artifact {uri} does not exist.")),
-        ObjectError::NoSuchBucket { bucket } => (
-            Reason::S3NoSuchBucket,
-            format!("The bucket {bucket} of the artifact {uri} does not exist."),
-        ),
-        ObjectError::AccessDenied { .. } => (
-            Reason::S3AccessDenied,
-            format!("Access to the artifact {uri} was denied."),
-        ),
-        ObjectError::TooLarge { .. } => (
-            Reason::ArchiveTooLarge,
-            format!("The artifact {uri} is larger than {limit} bytes."),
-        ),
-        ObjectError::Unavailable { .. } => (
-            Reason::DependencyUnavailable,
-            format!("S3 did not give out the artifact {uri}: {error}."),
-        ),
+        ObjectError::NoSuchBucket { bucket } => {
+            (Reason::S3NoSuchBucket, format!("The bucket {bucket} of the artifact {uri} does not exist."))
+        }
+        ObjectError::AccessDenied { .. } => {
+            (Reason::S3AccessDenied, format!("Access to the artifact {uri} was denied."))
+        }
+        ObjectError::TooLarge { .. } => {
+            (Reason::ArchiveTooLarge, format!("The artifact {uri} is larger than {limit} bytes."))
+        }
+        ObjectError::Unavailable { .. } => {
+            (Reason::DependencyUnavailable, format!("S3 did not give out the artifact {uri}: {error}."))
+        }
         ObjectError::File { source, .. } => {
             return Failure::io(BuildStep::Fetch, "cannot store the artifact", source);
         }
-        other => (
-            Reason::InternalPlatformError,
-            format!("The artifact {uri} cannot be fetched: {other}."),
-        ),
+        other => (Reason::InternalPlatformError, format!("The artifact {uri} cannot be fetched: {other}.")),
     };
     Failure::new(BuildStep::Fetch, reason, sentence)
 }
@@ -118,19 +99,8 @@ mod tests {
     fn what_the_store_says_has_a_documented_code() {
         let (bucket, key) = ("artifacts".to_owned(), "app.zip".to_owned());
         for (error, code) in [
-            (
-                ObjectError::NotFound {
-                    bucket: bucket.clone(),
-                    key: key.clone(),
-                },
-                "S3_NO_SUCH_KEY",
-            ),
-            (
-                ObjectError::NoSuchBucket {
-                    bucket: bucket.clone(),
-                },
-                "S3_NO_SUCH_BUCKET",
-            ),
+            (ObjectError::NotFound { bucket: bucket.clone(), key: key.clone() }, "S3_NO_SUCH_KEY"),
+            (ObjectError::NoSuchBucket { bucket: bucket.clone() }, "S3_NO_SUCH_BUCKET"),
             (
                 ObjectError::AccessDenied {
                     bucket: bucket.clone(),
@@ -139,14 +109,7 @@ mod tests {
                 },
                 "S3_ACCESS_DENIED",
             ),
-            (
-                ObjectError::TooLarge {
-                    bucket,
-                    key,
-                    limit: 1,
-                },
-                "ARCHIVE_TOO_LARGE",
-            ),
+            (ObjectError::TooLarge { bucket, key, limit: 1 }, "ARCHIVE_TOO_LARGE"),
         ] {
             let failure = refused(error, "s3://artifacts/app.zip", 1);
             assert_eq!(failure.reason.code(), code);

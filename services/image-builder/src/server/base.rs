@@ -34,23 +34,18 @@ pub(super) fn start(
     images: Images,
     request: BuildBaseImageRequest,
 ) -> Result<BaseStream, Status> {
-    let recipe = RECIPES
-        .into_iter()
-        .find(|recipe| recipe.name == request.name)
-        .ok_or_else(|| {
-            let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
-            errors::invalid(&[("name".to_owned(), format!("must be one of: {}", names.join(", ")))])
-        })?;
+    let recipe = RECIPES.into_iter().find(|recipe| recipe.name == request.name).ok_or_else(|| {
+        let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
+        errors::invalid(&[("name".to_owned(), format!("must be one of: {}", names.join(", ")))])
+    })?;
     let (sender, receiver) = mpsc::channel(QUEUE_LINES);
     tokio::spawn(async move {
         let last = tokio::select! {
             last = make(&context, &images, recipe, request.rebuild, &sender) => last,
             () = sender.closed() => return,
         };
-        let message = last.map(|base| BuildBaseImageResponse {
-            base_image: Some(base),
-            ..Default::default()
-        });
+        let message =
+            last.map(|base| BuildBaseImageResponse { base_image: Some(base), ..Default::default() });
         let _ = sender.send(message).await;
     });
     Ok(Box::pin(ReceiverStream::new(receiver)))
@@ -65,11 +60,7 @@ async fn make(
     rebuild: bool,
     sender: &Sender,
 ) -> Result<BaseImage, Status> {
-    let known = || async {
-        bases::known(&context.catalog)
-            .await
-            .map_err(|error| status(error.into()))
-    };
+    let known = || async { bases::known(&context.catalog).await.map_err(|error| status(error.into())) };
     if !rebuild && known().await?.resolve(recipe.name, None).is_some() {
         return find(images, recipe.name).await;
     }
@@ -110,38 +101,21 @@ async fn make_version(
             sequence,
         }];
         sequence += 1;
-        let _ = sender.try_send(Ok(BuildBaseImageResponse {
-            lines,
-            base_image: None,
-        }));
+        let _ = sender.try_send(Ok(BuildBaseImageResponse { lines, base_image: None }));
     };
     let number = version.to_string();
-    line(
-        LogSource::Platform,
-        format!("Making {} version {number} from Debian's packages.", recipe.name),
-    );
-    let tar = base::make(recipe, &work.scratch(), |text| line(LogSource::Stdout, text))
-        .await
-        .map_err(failed)?;
+    line(LogSource::Platform, format!("Making {} version {number} from Debian's packages.", recipe.name));
+    let tar =
+        base::make(recipe, &work.scratch(), |text| line(LogSource::Stdout, text)).await.map_err(failed)?;
     line(LogSource::Platform, format!("Storing {} bytes.", tar.size_bytes));
     let key = format!("bases/{}/{number}-{}.tar.zst", recipe.name, &tar.digest[..16]);
     let bucket = &context.settings.snapshot_bucket;
     // Dying after this line leaves an object that no record names; the next
     // version's key is another one.
-    context
-        .objects
-        .put_file(bucket, &key, &tar.path, &|_, _| {})
-        .await
-        .map_err(|error| {
-            errors::unavailable(
-                reason::STORE_UNAVAILABLE,
-                error.to_string(),
-                Duration::from_secs(1),
-            )
-        })?;
-    import(context, work, recipe.name, &number, &tar, &mut line)
-        .await
-        .map_err(failed)?;
+    context.objects.put_file(bucket, &key, &tar.path, &|_, _| {}).await.map_err(|error| {
+        errors::unavailable(reason::STORE_UNAVAILABLE, error.to_string(), Duration::from_secs(1))
+    })?;
+    import(context, work, recipe.name, &number, &tar, &mut line).await.map_err(failed)?;
     let base = BaseImage {
         name: recipe.name.to_owned(),
         version: number,
@@ -149,16 +123,8 @@ async fn make_version(
         create_time: Some(api::timestamp(now())),
         ..BaseImage::default()
     };
-    let entry = BaseEntry {
-        base: Some(base.clone()),
-        key,
-        digest: tar.digest,
-    };
-    context
-        .catalog
-        .apply(Change::new().new_base(&entry))
-        .await
-        .map_err(|error| status(error.into()))?;
+    let entry = BaseEntry { base: Some(base.clone()), key, digest: tar.digest };
+    context.catalog.apply(Change::new().new_base(&entry)).await.map_err(|error| status(error.into()))?;
     tracing::info!(base = base.name, version = base.version, "base image made");
     Ok(())
 }
@@ -177,20 +143,14 @@ async fn import(
     tokio::fs::rename(&tar.path, &kept).await?;
     let session = context.buildah.session(None, &format!("base-{name}")).await;
     let log = |text: String| line(LogSource::Stdout, text);
-    let imported = context
-        .buildah
-        .import(&session, work, &kept, (name, version), log)
-        .await;
+    let imported = context.buildah.import(&session, work, &kept, (name, version), log).await;
     session.close().await;
     imported.map_err(io::Error::other)
 }
 
 async fn find(images: &Images, name: &str) -> Result<BaseImage, Status> {
     let bases = images.bases().await.map_err(status)?;
-    bases
-        .into_iter()
-        .find(|base| base.name == name)
-        .ok_or_else(|| errors::not_found("base image", name))
+    bases.into_iter().find(|base| base.name == name).ok_or_else(|| errors::not_found("base image", name))
 }
 
 /// A work directory that goes when its owner does, also when that is dropped.
@@ -200,9 +160,7 @@ struct Cleaning {
 
 impl Cleaning {
     fn new(context: &Context, name: &str) -> io::Result<Self> {
-        Ok(Self {
-            work: context.layout.work(name)?,
-        })
+        Ok(Self { work: context.layout.work(name)? })
     }
 }
 

@@ -30,11 +30,7 @@ const PIECE_BYTES: u64 = 1 << 20;
 
 /// One build's record.
 pub(super) async fn build(context: &Context, id: &str) -> Result<ImageBuild, Status> {
-    let found = context
-        .catalog
-        .build(id)
-        .await
-        .map_err(|error| status(error.into()))?;
+    let found = context.catalog.build(id).await.map_err(|error| status(error.into()))?;
     Ok(found.ok_or_else(|| not_found("MicroVM image build", id))?.value)
 }
 
@@ -46,12 +42,7 @@ pub(super) async fn start(
     let build = build(&context, &request.build_id).await?;
     let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES);
     let log = context.logs.find(&request.build_id);
-    let follower = Follower {
-        context,
-        sender,
-        next: request.from_sequence,
-        shown: None,
-    };
+    let follower = Follower { context, sender, next: request.from_sequence, shown: None };
     tokio::spawn(async move {
         let mut follower = follower;
         if let Err(Ended::Failed(error)) = follower.run(build, log, request.follow).await {
@@ -90,11 +81,7 @@ impl Follower {
     ) -> Result<(), Ended> {
         let mut reader = log.as_ref().and_then(|log| log.reader().ok());
         let mut lines = log.as_ref().map(|log| log.lines());
-        let mut records = self
-            .context
-            .catalog
-            .store()
-            .watch(&format!("builds/{}", build.build_id));
+        let mut records = self.context.catalog.store().watch(&format!("builds/{}", build.build_id));
         loop {
             self.show(&build).await?;
             if let Some(reader) = &mut reader {
@@ -158,9 +145,7 @@ impl Follower {
     /// Sends what the file has beyond what was sent.
     async fn send_new(&mut self, reader: &mut Reader) -> Result<(), Ended> {
         loop {
-            let lines = reader
-                .read(self.next)
-                .map_err(|error| broken(&error.to_string()))?;
+            let lines = reader.read(self.next).map_err(|error| broken(&error.to_string()))?;
             if lines.is_empty() {
                 return Ok(());
             }
@@ -170,10 +155,7 @@ impl Follower {
 
     /// Sends the rest from S3, piece by piece.
     async fn send_stored(&mut self, key: &str) -> Result<(), Ended> {
-        let (objects, bucket) = (
-            &self.context.objects.clone(),
-            &self.context.settings.log_bucket.clone(),
-        );
+        let (objects, bucket) = (&self.context.objects.clone(), &self.context.settings.log_bucket.clone());
         let unavailable = |error: object_store::Error| {
             api::errors::unavailable(
                 api::errors::reason::STORE_UNAVAILABLE,
@@ -187,17 +169,9 @@ impl Follower {
         let mut at = 0;
         while at < size {
             let end = (at + PIECE_BYTES).min(size);
-            rest.extend_from_slice(
-                &objects
-                    .get_range(bucket, key, at..end)
-                    .await
-                    .map_err(unavailable)?,
-            );
+            rest.extend_from_slice(&objects.get_range(bucket, key, at..end).await.map_err(unavailable)?);
             at = end;
-            let complete = rest
-                .iter()
-                .rposition(|byte| *byte == b'\n')
-                .map_or(0, |last| last + 1);
+            let complete = rest.iter().rposition(|byte| *byte == b'\n').map_or(0, |last| last + 1);
             for line in rest[..complete].split_inclusive(|byte| *byte == b'\n') {
                 batch.add(line);
                 if batch.is_full() {

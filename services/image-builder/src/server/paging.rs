@@ -31,9 +31,7 @@ pub(super) fn page<T>(
             Some(named.ok_or_else(|| invalid("page_token", "is none of this list's"))?)
         }
     };
-    let mut rest = items
-        .into_iter()
-        .skip_while(|item| last.as_ref().is_some_and(|last| key(item) <= *last));
+    let mut rest = items.into_iter().skip_while(|item| last.as_ref().is_some_and(|last| key(item) <= *last));
     let page: Vec<T> = rest.by_ref().take(size).collect();
     let more = rest.next().is_some();
     let next = page

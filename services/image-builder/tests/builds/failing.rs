@@ -32,10 +32,7 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
         ),
         (
             "exits",
-            refuse(
-                "GUEST_FAILED",
-                vec![("outcome", "app_exited"), ("exit_code", "3")],
-            ),
+            refuse("GUEST_FAILED", vec![("outcome", "app_exited"), ("exit_code", "3")]),
             "APP_EXITED",
             "The application exited with status 3 before it was ready.",
         ),
@@ -43,19 +40,11 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
         rig.set(|script| script.bakes = vec![step]);
         let order = rig.order(name, &files).await;
         let ended = build(&mut client, order).await;
-        assert_eq!(
-            (ended.reason_code.as_str(), ended.state_reason.as_str()),
-            (code, text),
-            "{name}"
-        );
+        assert_eq!((ended.reason_code.as_str(), ended.state_reason.as_str()), (code, text), "{name}");
         let sizes = ended.snapshot_build.unwrap();
         assert!(sizes.code_install_size_bytes > 0, "{name}: {sizes:?}");
         assert_eq!(
-            (
-                sizes.memory_snapshot_size_bytes,
-                sizes.disk_snapshot_size_bytes,
-                sizes.stored_size_bytes
-            ),
+            (sizes.memory_snapshot_size_bytes, sizes.disk_snapshot_size_bytes, sizes.stored_size_bytes),
             (0, 0, 0),
             "{name}"
         );
@@ -71,10 +60,7 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
     assert_eq!(build(&mut client, order).await.state(), BuildState::Successful);
     let (generations, released): (Vec<u64>, usize) = {
         let script = rig.script.lock().unwrap();
-        (
-            script.requests.iter().map(|request| request.generation).collect(),
-            script.released,
-        )
+        (script.requests.iter().map(|request| request.generation).collect(), script.released)
     };
     assert_eq!((generations, released), (vec![101, 102], 2));
     builder.stop().await;
@@ -87,39 +73,20 @@ async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
     let first = rig.settings("first");
     let mut process = rig.process(&first).await;
     rig.set(|script| script.bakes = vec![Step::Hang]);
-    let order = rig
-        .order(
-            "app",
-            &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")],
-        )
-        .await;
+    let order = rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")]).await;
     process.client.create_image(order).await.unwrap();
-    until("the bake hangs", || async {
-        rig.script.lock().unwrap().requests.len() == 1
-    })
-    .await;
+    until("the bake hangs", || async { rig.script.lock().unwrap().requests.len() == 1 }).await;
     process.kill();
     let builder = rig.builder(rig.settings("second")).await;
     let mut client = builder.client.clone();
     let finished = ended(&mut client, "app").await;
-    assert_eq!(
-        finished.state(),
-        BuildState::Successful,
-        "{}",
-        finished.state_reason
-    );
-    assert_eq!(
-        rig.script.lock().unwrap().requests.last().unwrap().generation,
-        201
-    );
+    assert_eq!(finished.state(), BuildState::Successful, "{}", finished.state_reason);
+    assert_eq!(rig.script.lock().unwrap().requests.last().unwrap().generation, 201);
     builder.stop().await;
 
     // What the first left on the machine goes when it starts again.
     let mut process = rig.process(&first).await;
-    until("the first builder has cleaned up", || async {
-        rig::is_clean(&first.data_dir)
-    })
-    .await;
+    until("the first builder has cleaned up", || async { rig::is_clean(&first.data_dir) }).await;
 
     // Twice is enough. Here it dies in the middle of a RUN step, whose processes
     // must not outlive it.
@@ -135,14 +102,8 @@ async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
     let mut client = process.client.clone();
     let failed = ended(&mut client, "doomed").await;
     assert_eq!(failed.reason_code, "BUILDER_LOST");
-    assert_eq!(
-        failed.state_reason,
-        "The builder stopped in the middle of the build 2 times."
-    );
-    until("no disk is left", || async {
-        rig.keys(SNAPSHOTS, "disks/").await.is_empty()
-    })
-    .await;
+    assert_eq!(failed.state_reason, "The builder stopped in the middle of the build 2 times.");
+    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
 }
 
 /// Processes of this machine that run the test's `sleep`.
@@ -193,9 +154,7 @@ async fn requests_are_checked_before_anything_is_made() {
     let mut client = builder.client.clone();
     let mut order = rig.store("bad name!", Vec::new()).await;
     let configuration = order.configuration.as_mut().unwrap();
-    configuration.resources = Some(api::common::v1::Resources {
-        minimum_memory_mib: 700,
-    });
+    configuration.resources = Some(api::common::v1::Resources { minimum_memory_mib: 700 });
     configuration.base_image_version = "9".to_owned();
     let refused = client.create_image(order).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
@@ -209,19 +168,9 @@ async fn requests_are_checked_before_anything_is_made() {
     let order = rig.store("good", Vec::new()).await;
     let refused = client.create_image(order).await.unwrap_err();
     assert_eq!(reason_of(&refused).as_deref(), Some("QUOTA_EXCEEDED"));
-    let request = GetImageRequest {
-        image_identifier: "none".to_owned(),
-    };
-    assert_eq!(
-        client.get_image(request).await.unwrap_err().code(),
-        Code::NotFound
-    );
-    let request = GetImageBuildRequest {
-        build_id: "none".to_owned(),
-    };
-    assert_eq!(
-        client.get_image_build(request).await.unwrap_err().code(),
-        Code::NotFound
-    );
+    let request = GetImageRequest { image_identifier: "none".to_owned() };
+    assert_eq!(client.get_image(request).await.unwrap_err().code(), Code::NotFound);
+    let request = GetImageBuildRequest { build_id: "none".to_owned() };
+    assert_eq!(client.get_image_build(request).await.unwrap_err().code(), Code::NotFound);
     builder.stop().await;
 }

@@ -59,12 +59,8 @@ pub async fn serve(
     script: Arc<Mutex<Script>>,
     stop: CancellationToken,
 ) -> String {
-    let agent = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::HostAgent))
-        .await
-        .unwrap();
-    let scheduler = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::Scheduler))
-        .await
-        .unwrap();
+    let agent = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::HostAgent)).await.unwrap();
+    let scheduler = ServerBuilder::bind("127.0.0.1:0", &identity(directory, Role::Scheduler)).await.unwrap();
     let address = scheduler.local_addr().to_string();
     let host = agent.local_addr().to_string();
     let fake = Arc::new(Fake { script, store, host });
@@ -103,19 +99,9 @@ impl HostService for Fake {
         no()
     }
     async fn list_hosts(&self, _: Request<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
-        let spec = HostSpec {
-            host_id: "h1".into(),
-            grpc_address: self.host.clone(),
-            ..HostSpec::default()
-        };
-        let hosts = vec![Host {
-            spec: Some(spec),
-            ..Host::default()
-        }];
-        Ok(Response::new(ListHostsResponse {
-            hosts,
-            next_page_token: String::new(),
-        }))
+        let spec = HostSpec { host_id: "h1".into(), grpc_address: self.host.clone(), ..HostSpec::default() };
+        let hosts = vec![Host { spec: Some(spec), ..Host::default() }];
+        Ok(Response::new(ListHostsResponse { hosts, next_page_token: String::new() }))
     }
     async fn place_bake(&self, _: Request<PlaceBakeRequest>) -> Result<Response<PlaceBakeResponse>, Status> {
         Ok(Response::new(PlaceBakeResponse {
@@ -137,14 +123,10 @@ impl Fake {
     /// What a host leaves in S3, small.
     async fn publish(&self, request: &BakeRequest) -> BakeResult {
         let disk = request.disk.as_ref().unwrap();
-        let (manifest, _) = snapshot::read_manifest(
-            &self.store,
-            SNAPSHOTS,
-            &disk.manifest_key,
-            Some(&disk.manifest_digest),
-        )
-        .await
-        .expect("the disk is there");
+        let (manifest, _) =
+            snapshot::read_manifest(&self.store, SNAPSHOTS, &disk.manifest_key, Some(&disk.manifest_digest))
+                .await
+                .expect("the disk is there");
         assert_eq!(manifest.head.disk_size_bytes, disk.size_bytes);
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), vec![7; 5000]).unwrap();
@@ -165,14 +147,10 @@ impl Fake {
             created_unix_ms: 0,
             labels: BTreeMap::new(),
         };
-        let sources = [FileSource {
-            kind: FileKind::Memory,
-            path: file.path().to_owned(),
-        }];
+        let sources = [FileSource { kind: FileKind::Memory, path: file.path().to_owned() }];
         let prefix = &request.destination_prefix;
-        let published = snapshot::upload(&self.store, SNAPSHOTS, prefix, &head, &sources, &|_, _| {})
-            .await
-            .unwrap();
+        let published =
+            snapshot::upload(&self.store, SNAPSHOTS, prefix, &head, &sources, &|_, _| {}).await.unwrap();
         BakeResult {
             snapshot: Some(SnapshotRef {
                 manifest_key: published.manifest_key,
@@ -199,33 +177,20 @@ impl HostAgentService for Fake {
         let step = {
             let mut script = self.script.lock().unwrap();
             script.requests.push(request.clone());
-            if script.bakes.is_empty() {
-                None
-            } else {
-                Some(script.bakes.remove(0))
-            }
+            if script.bakes.is_empty() { None } else { Some(script.bakes.remove(0)) }
         };
         let line = LogLine {
             source: LogSource::Stdout.into(),
             text: "hello from the app".into(),
             ..LogLine::default()
         };
-        let first = BakeResponse {
-            lines: vec![line],
-            step: "boot".into(),
-            result: None,
-        };
+        let first = BakeResponse { lines: vec![line], step: "boot".into(), result: None };
         let last = match step {
-            None => Ok(BakeResponse {
-                result: Some(self.publish(&request).await),
-                ..Default::default()
-            }),
+            None => Ok(BakeResponse { result: Some(self.publish(&request).await), ..Default::default() }),
             Some(Step::Hang) => {
                 let stream = futures::stream::once(async { Ok(first) });
                 let forever = futures::stream::pending();
-                return Ok(Response::new(Box::pin(futures::StreamExt::chain(
-                    stream, forever,
-                ))));
+                return Ok(Response::new(Box::pin(futures::StreamExt::chain(stream, forever))));
             }
             Some(Step::Break) => Err(Status::unavailable("the host went")),
             Some(Step::Refuse(code, reason, metadata)) => {
@@ -261,11 +226,7 @@ impl HostAgentService for Fake {
         &self,
         request: Request<EvictImageRequest>,
     ) -> Result<Response<EvictImageResponse>, Status> {
-        self.script
-            .lock()
-            .unwrap()
-            .evicted
-            .push(request.into_inner().manifest_key);
+        self.script.lock().unwrap().evicted.push(request.into_inner().manifest_key);
         Ok(Response::new(EvictImageResponse {}))
     }
 }
@@ -277,10 +238,7 @@ impl MicrovmService for Fake {
         _: Request<ListMicrovmsRequest>,
     ) -> Result<Response<ListMicrovmsResponse>, Status> {
         let microvms = self.script.lock().unwrap().microvms.clone();
-        Ok(Response::new(ListMicrovmsResponse {
-            microvms,
-            next_page_token: String::new(),
-        }))
+        Ok(Response::new(ListMicrovmsResponse { microvms, next_page_token: String::new() }))
     }
     async fn run_microvm(
         &self,

@@ -83,15 +83,7 @@ impl Rig {
         let script = Arc::new(Mutex::new(Script::default()));
         let scheduler = fleet::serve(directory.path(), s3.store(), Arc::clone(&script), stop.clone()).await;
         let catalog = Catalog::new(etcd.store().await);
-        Self {
-            directory,
-            s3,
-            etcd,
-            script,
-            catalog,
-            scheduler,
-            stop,
-        }
+        Self { directory, s3, etcd, script, catalog, scheduler, stop }
     }
 
     pub fn set(&self, change: impl FnOnce(&mut Script)) {
@@ -125,12 +117,7 @@ impl Rig {
         let address = app.address().to_string();
         let stop = CancellationToken::new();
         let task = tokio::spawn(app.run(stop.clone()));
-        Builder {
-            client: self.client(&address),
-            data,
-            stop,
-            task,
-        }
+        Builder { client: self.client(&address), data, stop, task }
     }
 
     /// Starts the real program and waits until it answers.
@@ -186,32 +173,15 @@ impl Rig {
             tar -C "$1" -cf "$2" .
         "#;
         let tar = self.directory.path().join("base.tar");
-        let made = Command::new("sh")
-            .args(["-euc", script, "sh"])
-            .arg(&tree)
-            .arg(&tar)
-            .status()
-            .unwrap();
+        let made = Command::new("sh").args(["-euc", script, "sh"]).arg(&tree).arg(&tar).status().unwrap();
         assert!(made.success());
         let packed = self.directory.path().join("base.tar.zst");
         let bytes = zstd::encode_all(std::fs::File::open(&tar).unwrap(), 1).unwrap();
         std::fs::write(&packed, bytes).unwrap();
         let key = "bases/debian-12/1-test.tar.zst".to_owned();
-        self.s3
-            .store()
-            .put_file(SNAPSHOTS, &key, &packed, &|_, _| {})
-            .await
-            .unwrap();
-        let base = BaseImage {
-            name: "debian-12".into(),
-            version: "1".into(),
-            ..BaseImage::default()
-        };
-        let entry = BaseEntry {
-            base: Some(base),
-            key,
-            digest: digest(&packed).unwrap(),
-        };
+        self.s3.store().put_file(SNAPSHOTS, &key, &packed, &|_, _| {}).await.unwrap();
+        let base = BaseImage { name: "debian-12".into(), version: "1".into(), ..BaseImage::default() };
+        let entry = BaseEntry { base: Some(base), key, digest: digest(&packed).unwrap() };
         self.catalog.apply(Change::new().new_base(&entry)).await.unwrap();
     }
 
@@ -219,9 +189,7 @@ impl Rig {
     pub async fn order(&self, name: &str, files: &[(&str, &str)]) -> CreateImageRequest {
         let mut writer = zip::ZipWriter::new(Cursor::new(Vec::new()));
         for (path, text) in files {
-            writer
-                .start_file(*path, SimpleFileOptions::default().unix_permissions(0o755))
-                .unwrap();
+            writer.start_file(*path, SimpleFileOptions::default().unix_permissions(0o755)).unwrap();
             writer.write_all(text.as_bytes()).unwrap();
         }
         let bytes = writer.finish().unwrap().into_inner();
@@ -232,17 +200,11 @@ impl Rig {
         let key = format!("{name}.zip");
         self.s3.store().put(ARTIFACTS, &key, bytes.into()).await.unwrap();
         let configuration = ImageConfiguration {
-            code_artifact: Some(CodeArtifact {
-                uri: format!("s3://{ARTIFACTS}/{key}"),
-            }),
+            code_artifact: Some(CodeArtifact { uri: format!("s3://{ARTIFACTS}/{key}") }),
             base_image_arn: "debian-12".to_owned(),
             ..ImageConfiguration::default()
         };
-        CreateImageRequest {
-            name: name.to_owned(),
-            configuration: Some(configuration),
-            ..Default::default()
-        }
+        CreateImageRequest { name: name.to_owned(), configuration: Some(configuration), ..Default::default() }
     }
 
     /// Keys in a bucket.
@@ -262,11 +224,7 @@ impl Builder {
     /// Stops it and checks that nothing of a build is left on the machine.
     pub async fn stop(self) {
         self.stop.cancel();
-        tokio::time::timeout(PATIENCE, self.task)
-            .await
-            .unwrap()
-            .unwrap()
-            .unwrap();
+        tokio::time::timeout(PATIENCE, self.task).await.unwrap().unwrap().unwrap();
         assert_clean(&self.data);
     }
 }
@@ -280,10 +238,7 @@ pub fn is_clean(data: &Path) -> bool {
 
 pub fn assert_clean(data: &Path) {
     for directory in ["work", "networks", "logs"] {
-        let left: Vec<_> = std::fs::read_dir(data.join(directory))
-            .unwrap()
-            .flatten()
-            .collect();
+        let left: Vec<_> = std::fs::read_dir(data.join(directory)).unwrap().flatten().collect();
         assert!(left.is_empty(), "{directory}: {left:?}");
     }
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
@@ -312,17 +267,8 @@ pub async fn ended(client: &mut ImageServiceClient<Channel>, name: &str) -> Imag
 }
 
 pub async fn newest(client: &mut ImageServiceClient<Channel>, name: &str) -> ImageBuild {
-    let request = ListImageBuildsRequest {
-        image_identifier: name.to_owned(),
-        ..Default::default()
-    };
-    client
-        .list_image_builds(request)
-        .await
-        .unwrap()
-        .into_inner()
-        .builds
-        .remove(0)
+    let request = ListImageBuildsRequest { image_identifier: name.to_owned(), ..Default::default() };
+    client.list_image_builds(request).await.unwrap().into_inner().builds.remove(0)
 }
 
 /// The whole log, and how often the build's state or step was reported.
@@ -331,11 +277,7 @@ pub async fn log(
     build: &str,
     follow: bool,
 ) -> (Vec<String>, Vec<ImageBuild>) {
-    let request = FollowBuildLogRequest {
-        build_id: build.to_owned(),
-        from_sequence: 0,
-        follow,
-    };
+    let request = FollowBuildLogRequest { build_id: build.to_owned(), from_sequence: 0, follow };
     let mut stream = client.follow_build_log(request).await.unwrap().into_inner();
     let (mut lines, mut builds) = (Vec::new(), Vec::new());
     while let Some(message) = stream.message().await.unwrap() {
@@ -359,12 +301,8 @@ pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut()
 
 pub fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
     let file = |name: String| directory.join(name);
-    TlsIdentity::load(
-        &file("ca.pem".into()),
-        &file(format!("{role}.pem")),
-        &file(format!("{role}.key")),
-    )
-    .unwrap()
+    TlsIdentity::load(&file("ca.pem".into()), &file(format!("{role}.pem")), &file(format!("{role}.key")))
+        .unwrap()
 }
 
 fn certificates(directory: &Path) {

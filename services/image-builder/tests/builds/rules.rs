@@ -61,15 +61,9 @@ impl Ground {
         change(&mut settings);
         // Its first sweep for deletions is over when this is gone; the next comes
         // when the test is over.
-        let sentinel = Image {
-            name: SENTINEL.to_owned(),
-            state: ImageState::Deleting.into(),
-            ..Image::default()
-        };
-        rig.catalog
-            .apply(Change::new().image(&sentinel, None))
-            .await
-            .unwrap();
+        let sentinel =
+            Image { name: SENTINEL.to_owned(), state: ImageState::Deleting.into(), ..Image::default() };
+        rig.catalog.apply(Change::new().image(&sentinel, None)).await.unwrap();
         let builder = rig.builder(settings).await;
         let client = builder.client.clone();
         let ground = Self { rig, builder, client };
@@ -132,9 +126,7 @@ impl Ground {
     }
 
     async fn try_get(&self, name: &str) -> Result<Image, Status> {
-        let request = GetImageRequest {
-            image_identifier: name.to_owned(),
-        };
+        let request = GetImageRequest { image_identifier: name.to_owned() };
         let answer = self.client.clone().get_image(request).await?;
         Ok(answer.into_inner().image.unwrap())
     }
@@ -144,10 +136,8 @@ impl Ground {
     }
 
     async fn version(&self, name: &str, number: &str) -> Result<ImageVersion, Status> {
-        let request = GetImageVersionRequest {
-            image_identifier: name.to_owned(),
-            image_version: number.to_owned(),
-        };
+        let request =
+            GetImageVersionRequest { image_identifier: name.to_owned(), image_version: number.to_owned() };
         let answer = self.client.clone().get_image_version(request).await?;
         Ok(answer.into_inner().version.unwrap())
     }
@@ -163,27 +153,20 @@ impl Ground {
     }
 
     async fn delete(&self, name: &str) -> Result<Image, Status> {
-        let request = DeleteImageRequest {
-            image_identifier: name.to_owned(),
-        };
+        let request = DeleteImageRequest { image_identifier: name.to_owned() };
         let answer = self.client.clone().delete_image(request).await?;
         Ok(answer.into_inner().image.unwrap())
     }
 
     async fn delete_version(&self, name: &str, number: &str) -> Result<ImageVersion, Status> {
-        let request = DeleteImageVersionRequest {
-            image_identifier: name.to_owned(),
-            image_version: number.to_owned(),
-        };
+        let request =
+            DeleteImageVersionRequest { image_identifier: name.to_owned(), image_version: number.to_owned() };
         let answer = self.client.clone().delete_image_version(request).await?;
         Ok(answer.into_inner().version.unwrap())
     }
 
     async fn versions(&self, name: &str) -> Vec<String> {
-        let request = ListImageVersionsRequest {
-            image_identifier: name.to_owned(),
-            ..Default::default()
-        };
+        let request = ListImageVersionsRequest { image_identifier: name.to_owned(), ..Default::default() };
         let answer = self.client.clone().list_image_versions(request).await.unwrap();
         let versions = answer.into_inner().versions.into_iter();
         versions.map(|version| version.image_version).collect()
@@ -191,18 +174,13 @@ impl Ground {
 
     async fn until_gone(&self, name: &str) {
         until("the image is gone", || async {
-            self.try_get(name)
-                .await
-                .is_err_and(|status| status.code() == Code::NotFound)
+            self.try_get(name).await.is_err_and(|status| status.code() == Code::NotFound)
         })
         .await;
     }
 
     async fn until_state(&self, name: &str, state: ImageState) {
-        until("the image is in its state", || async {
-            self.get(name).await.state() == state
-        })
-        .await;
+        until("the image is in its state", || async { self.get(name).await.state() == state }).await;
     }
 }
 

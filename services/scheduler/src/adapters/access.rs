@@ -31,9 +31,7 @@ pub fn generate() -> Result<(String, String), NoRandomness> {
     aws_lc_rs::rand::fill(&mut id).map_err(|_| NoRandomness)?;
     aws_lc_rs::rand::fill(&mut secret).map_err(|_| NoRandomness)?;
     // 256 is a multiple of 32: every character is as likely as every other.
-    let tail = id
-        .iter()
-        .map(|byte| char::from(ID_ALPHABET[usize::from(byte % 32)]));
+    let tail = id.iter().map(|byte| char::from(ID_ALPHABET[usize::from(byte % 32)]));
     Ok((ID_PREFIX.chars().chain(tail).collect(), STANDARD.encode(secret)))
 }
 
@@ -75,13 +73,7 @@ mod tests {
             let used = ids.iter().any(|id| id.as_bytes()[4..].contains(character));
             assert!(used, "{} never came", char::from(*character));
         }
-        for text in [
-            "",
-            "AKIA",
-            "AKIAabcdefghijklmnop",
-            "ASIAAAAAAAAAAAAAAAAA",
-            "AKIA/AAAAAAAAAAAAAAA",
-        ] {
+        for text in ["", "AKIA", "AKIAabcdefghijklmnop", "ASIAAAAAAAAAAAAAAAAA", "AKIA/AAAAAAAAAAAAAAA"] {
             assert!(!is_id(text), "{text}");
         }
     }

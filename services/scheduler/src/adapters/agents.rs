@@ -63,10 +63,7 @@ impl Agents {
     /// No channels yet.
     #[must_use]
     pub fn new(identity: Arc<TlsIdentity>) -> Self {
-        Self {
-            identity,
-            channels: Mutex::new(HashMap::new()),
-        }
+        Self { identity, channels: Mutex::new(HashMap::new()) }
     }
 
     /// A client for the host at `address`.
@@ -81,9 +78,7 @@ impl Agents {
     /// handshake. Failing is fine: the first call connects then.
     pub async fn warm(&self, address: &str) {
         if let Ok(channel) = self.channel(address) {
-            let check = HealthCheckRequest {
-                service: String::new(),
-            };
+            let check = HealthCheckRequest { service: String::new() };
             let mut health = HealthClient::new(channel);
             let _ = tokio::time::timeout(WARM_TIMEOUT, health.check(check)).await;
         }
@@ -127,35 +122,12 @@ mod tests {
         for (answer, failure) in [
             (Status::unavailable("down"), Failure::Again),
             (Status::unknown("transport error"), Failure::Again),
-            (
-                status(Code::Unavailable, reason::STORE_UNAVAILABLE, "s3", &[]),
-                Failure::Again,
-            ),
-            (
-                status(
-                    Code::ResourceExhausted,
-                    reason::INSUFFICIENT_CAPACITY,
-                    "full",
-                    &[],
-                ),
-                Failure::Full,
-            ),
-            (
-                status(Code::FailedPrecondition, reason::STALE_GENERATION, "old", &[]),
-                Failure::NotHere,
-            ),
-            (
-                status(Code::NotFound, reason::NOT_HERE, "no", &[]),
-                Failure::NotHere,
-            ),
-            (
-                status(Code::DataLoss, reason::CORRUPT_OBJECT, "bad", &[]),
-                Failure::Final,
-            ),
-            (
-                status(Code::FailedPrecondition, reason::HOOK_FAILED, "hook", &[]),
-                Failure::Final,
-            ),
+            (status(Code::Unavailable, reason::STORE_UNAVAILABLE, "s3", &[]), Failure::Again),
+            (status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "full", &[]), Failure::Full),
+            (status(Code::FailedPrecondition, reason::STALE_GENERATION, "old", &[]), Failure::NotHere),
+            (status(Code::NotFound, reason::NOT_HERE, "no", &[]), Failure::NotHere),
+            (status(Code::DataLoss, reason::CORRUPT_OBJECT, "bad", &[]), Failure::Final),
+            (status(Code::FailedPrecondition, reason::HOOK_FAILED, "hook", &[]), Failure::Final),
         ] {
             assert_eq!(classify(&answer), failure, "{answer:?}");
         }

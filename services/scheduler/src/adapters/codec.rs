@@ -108,10 +108,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         logging: microvm.spec.logging.clone(),
         baseline_mib: microvm.spec.baseline_mib,
         token_digest: microvm.token.map(|used| used.token.to_vec()).unwrap_or_default(),
-        parameters_digest: microvm
-            .token
-            .map(|used| used.parameters.to_vec())
-            .unwrap_or_default(),
+        parameters_digest: microvm.token.map(|used| used.parameters.to_vec()).unwrap_or_default(),
         end: microvm.intent == Intent::End,
         host_id: microvm.placement.host.to_string(),
         generation: microvm.placement.generation,
@@ -146,13 +143,8 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
     let state = model_state(WireState::try_from(stored.state).unwrap_or_default());
     let host: HostId = stored.host_id.parse()?;
     let spec = stored.spec.ok_or_else(|| missing("spec"))?;
-    let maximum = stored
-        .maximum_duration
-        .ok_or_else(|| missing("maximum duration"))?;
-    let digests = (
-        stored.token_digest.try_into().ok(),
-        stored.parameters_digest.try_into().ok(),
-    );
+    let maximum = stored.maximum_duration.ok_or_else(|| missing("maximum duration"))?;
+    let digests = (stored.token_digest.try_into().ok(), stored.parameters_digest.try_into().ok());
     let token = match digests {
         (Some(token), Some(parameters)) => Some(TokenUse { token, parameters }),
         _ => None,
@@ -281,11 +273,7 @@ mod tests {
         full.intent = Intent::End;
         full.state = MicrovmState::Terminated;
         full.terminate_time = Some(start);
-        full.snapshot = Some(SnapshotCopies {
-            remote: true,
-            sequence: 3,
-            ..Default::default()
-        });
+        full.snapshot = Some(SnapshotCopies { remote: true, sequence: 3, ..Default::default() });
         full.spec.ingress = vec!["arn".into()];
         full.spec.egress_policy = Some(api::hostagent::v1::EgressPolicy {
             allow_cidrs: vec!["10.0.0.0/8".into()],
@@ -301,11 +289,7 @@ mod tests {
         for bytes in [&b""[..], b"\xff", b"hello"] {
             assert!(decode(bytes).is_err());
         }
-        let newer = Stored {
-            format: 2,
-            ..Default::default()
-        }
-        .encode_to_vec();
+        let newer = Stored { format: 2, ..Default::default() }.encode_to_vec();
         assert!(matches!(decode(&newer), Err(CodecError::Format(2))));
     }
 }

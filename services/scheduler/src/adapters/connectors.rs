@@ -82,22 +82,13 @@ pub fn key(connector: &Connector) -> String {
 pub fn writes(before: Option<(&Connector, i64)>, after: Option<&Connector>) -> Vec<Write> {
     let expect = before.map_or(Expect::Absent, |(_, revision)| Expect::Revision(revision));
     let (old, none) = (before.map(|(connector, _)| connector), BTreeMap::new());
-    let versions = (
-        old.map_or(&none, |old| &old.versions),
-        after.map_or(&none, |after| &after.versions),
-    );
+    let versions = (old.map_or(&none, |old| &old.versions), after.map_or(&none, |after| &after.versions));
     let mut writes = Vec::new();
     match (old, after) {
-        (_, Some(after)) => writes.push(Write::Put {
-            key: key(after),
-            value: encode(after),
-            expect,
-            lease: None,
-        }),
-        (Some(old), None) => writes.push(Write::Delete {
-            key: key(old),
-            expect,
-        }),
+        (_, Some(after)) => {
+            writes.push(Write::Put { key: key(after), value: encode(after), expect, lease: None })
+        }
+        (Some(old), None) => writes.push(Write::Delete { key: key(old), expect }),
         (None, None) => {}
     }
     let Some(owner) = after.or(old) else {
@@ -114,15 +105,8 @@ pub fn writes(before: Option<(&Connector, i64)>, after: Option<&Connector>) -> V
             });
         }
     }
-    for number in versions
-        .0
-        .keys()
-        .filter(|number| !versions.1.contains_key(number))
-    {
-        writes.push(Write::Delete {
-            key: format!("{}/{number}", key(owner)),
-            expect: Expect::Any,
-        });
+    for number in versions.0.keys().filter(|number| !versions.1.contains_key(number)) {
+        writes.push(Write::Delete { key: format!("{}/{number}", key(owner)), expect: Expect::Any });
     }
     writes
 }
@@ -164,10 +148,10 @@ fn encode(connector: &Connector) -> Vec<u8> {
         name: connector.name.to_string(),
         state: wire_state(connector.state).into(),
         state_reason: connector.state_reason.clone(),
-        update: connector.update.as_ref().map(|update| StoredUpdate {
-            done: update.done,
-            reason: update.reason.clone(),
-        }),
+        update: connector
+            .update
+            .as_ref()
+            .map(|update| StoredUpdate { done: update.done, reason: update.reason.clone() }),
         tags: connector.tags.clone(),
         created_with: digests(&connector.created_with),
         updated_with: connector.updated_with.iter().map(digests).collect(),
@@ -200,10 +184,7 @@ fn decode_head(id: &str, bytes: &[u8], versions: BTreeMap<u64, Version>) -> Resu
         name: stored.name.parse()?,
         state: model_state(stored.state())?,
         state_reason: stored.state_reason,
-        update: stored.update.map(|update| Update {
-            done: update.done,
-            reason: update.reason,
-        }),
+        update: stored.update.map(|update| Update { done: update.done, reason: update.reason }),
         tags: stored.tags,
         versions,
         created_with: token_use(&stored.created_with)?,
@@ -234,10 +215,7 @@ fn decode_version(bytes: &[u8]) -> Result<Version, CodecError> {
 
 fn token_use(digests: &[u8]) -> Result<TokenUse, CodecError> {
     let halves = digests.split_at_checked(32).and_then(|(token, parameters)| {
-        Some(TokenUse {
-            token: token.try_into().ok()?,
-            parameters: parameters.try_into().ok()?,
-        })
+        Some(TokenUse { token: token.try_into().ok()?, parameters: parameters.try_into().ok()? })
     });
     halves.ok_or_else(|| malformed("a token is not two digests"))
 }
@@ -299,10 +277,7 @@ mod tests {
         let mut now = sample(false);
         now.tags.insert("k".into(), "v".into());
         apply(&mut entries, writes(None, Some(&now)), 1);
-        let role = |role: &str| Change {
-            operator_role: Some(role.into()),
-            ..Change::default()
-        };
+        let role = |role: &str| Change { operator_role: Some(role.into()), ..Change::default() };
         type Step = Box<dyn Fn(&mut Connector)>;
         let steps: [Step; 6] = [
             Box::new(|c| assert!(c.settle())),
@@ -317,11 +292,7 @@ mod tests {
         ];
         for (number, step) in steps.iter().enumerate() {
             let revision = listed(&entries)[0].1;
-            assert_eq!(
-                listed(&entries),
-                [(now.clone(), revision)],
-                "before step {number}"
-            );
+            assert_eq!(listed(&entries), [(now.clone(), revision)], "before step {number}");
             let before = now.clone();
             step(&mut now);
             let changes = writes(Some((&before, revision)), Some(&now));
@@ -337,10 +308,7 @@ mod tests {
 
     #[test]
     fn what_is_no_connector_is_left_alone() {
-        let entry = |value: &[u8]| Versioned {
-            value: value.to_vec(),
-            revision: 1,
-        };
+        let entry = |value: &[u8]| Versioned { value: value.to_vec(), revision: 1 };
         let mut entries = BTreeMap::new();
         apply(&mut entries, writes(None, Some(&sample(true))), 1);
         for (key, value) in [

@@ -46,9 +46,7 @@ impl Keys {
                 Err(_) => tracing::error!(key, "a token key cannot be read; its tokens do not work"),
             }
         }
-        let keys = Self {
-            keys: Mutex::new(found),
-        };
+        let keys = Self { keys: Mutex::new(found) };
         if keys.newest_age(now).is_none() {
             keys.add(store, leadership, now).await?;
         }
@@ -85,15 +83,10 @@ impl Keys {
     pub fn mint(&self, claims: &Claims, now: SystemTime) -> Result<String, KeysError> {
         let settled = seconds(now).saturating_sub(SETTLE.as_secs());
         let all: Vec<Key> = self.lock().values().cloned().collect();
-        let old_enough: Vec<Key> = all
-            .iter()
-            .filter(|key| key.created_at <= settled)
-            .cloned()
-            .collect();
+        let old_enough: Vec<Key> = all.iter().filter(|key| key.created_at <= settled).cloned().collect();
         let usable = if old_enough.is_empty() { all } else { old_enough };
         let set = KeySet::new(usable).map_err(|error| KeysError::Key(error.to_string()))?;
-        set.mint(claims)
-            .map_err(|error| KeysError::Key(error.to_string()))
+        set.mint(claims).map_err(|error| KeysError::Key(error.to_string()))
     }
 
     async fn add(&self, store: &Store, leadership: &Leadership, now: SystemTime) -> Result<(), KeysError> {
@@ -101,9 +94,7 @@ impl Keys {
         let name = format!("{PREFIX}{}", key.id);
         let value = serde_json::to_vec(&key).map_err(|error| KeysError::Key(error.to_string()))?;
         // Dying after this line is fine: the next leader finds the key and uses it.
-        store
-            .put_if(&name, value, Expect::Absent, Some(leadership))
-            .await?;
+        store.put_if(&name, value, Expect::Absent, Some(leadership)).await?;
         self.lock().insert(name, key);
         Ok(())
     }
@@ -121,10 +112,7 @@ impl Keys {
                 other.created_at > key.created_at && other.created_at + KEEP.as_secs() < seconds(now)
             })
         };
-        keys.iter()
-            .filter(|(_, key)| succeeded_long_ago(key))
-            .map(|(name, _)| name.clone())
-            .collect()
+        keys.iter().filter(|(_, key)| succeeded_long_ago(key)).map(|(name, _)| name.clone()).collect()
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<String, Key>> {
@@ -135,6 +123,5 @@ impl Keys {
 /// Seconds since 1970.
 #[must_use]
 pub fn seconds(time: SystemTime) -> u64 {
-    time.duration_since(SystemTime::UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
+    time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -74,10 +74,7 @@ impl Catalog {
         let (name, version) = version_key(key).ok_or_else(unreadable)?;
         let record = ImageVersion::decode(value).map_err(|_| unreadable())?;
         if let Some(launchable) = launchable(version, record) {
-            self.versions
-                .entry(name)
-                .or_default()
-                .insert(version, Arc::new(launchable));
+            self.versions.entry(name).or_default().insert(version, Arc::new(launchable));
         }
         Ok(())
     }
@@ -124,9 +121,7 @@ fn launchable(version: VersionNumber, record: ImageVersion) -> Option<Launchable
     }
     let snapshot = record.snapshot?;
     let configuration = record.configuration.unwrap_or_default();
-    let asked = configuration
-        .resources
-        .map_or(0, |resources| resources.minimum_memory_mib);
+    let asked = configuration.resources.map_or(0, |resources| resources.minimum_memory_mib);
     Some(Launchable {
         version,
         // A version that does not say its baseline is accounted for in full.
@@ -148,21 +143,14 @@ mod tests {
         ImageVersion {
             status: status.into(),
             state: state.into(),
-            snapshot: Some(SnapshotRef {
-                memory_mib: 2048,
-                ..Default::default()
-            }),
+            snapshot: Some(SnapshotRef { memory_mib: 2048, ..Default::default() }),
             ..Default::default()
         }
         .encode_to_vec()
     }
 
     fn image(state: ImageState) -> Vec<u8> {
-        Image {
-            state: state.into(),
-            ..Default::default()
-        }
-        .encode_to_vec()
+        Image { state: state.into(), ..Default::default() }.encode_to_vec()
     }
 
     #[test]
@@ -188,18 +176,12 @@ mod tests {
         assert_eq!(resolve(&catalog, None).as_deref(), Some("2.0"));
         assert_eq!(resolve(&catalog, Some("1.0")).as_deref(), Some("1.0"));
         assert_eq!(resolve(&catalog, Some("9.0")), None, "retired");
-        catalog
-            .put("versions/app/2.0", &version(Inactive, Successful))
-            .unwrap();
+        catalog.put("versions/app/2.0", &version(Inactive, Successful)).unwrap();
         assert_eq!(resolve(&catalog, None).as_deref(), Some("1.0"));
         catalog.put("images/app", &image(ImageState::Deleting)).unwrap();
         assert_eq!(resolve(&catalog, None), None);
         assert!(catalog.put("versions/app/x", b"").is_err());
         assert!(catalog.put("images/app", b"\xff\xff").is_err());
-        assert_eq!(
-            resolve(&catalog, None),
-            None,
-            "an unreadable record counts as absent"
-        );
+        assert_eq!(resolve(&catalog, None), None, "an unreadable record counts as absent");
     }
 }

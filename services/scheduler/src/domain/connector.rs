@@ -125,11 +125,7 @@ impl Connector {
         created_with: TokenUse,
         now: SystemTime,
     ) -> Self {
-        let first = Version {
-            content,
-            state: ConnectorState::Pending,
-            time: now,
-        };
+        let first = Version { content, state: ConnectorState::Pending, time: now };
         Self {
             id,
             name,
@@ -147,10 +143,8 @@ impl Connector {
     /// Number and content of its newest version.
     #[must_use]
     pub fn newest(&self) -> (u64, &Version) {
-        let (number, version) = self
-            .versions
-            .last_key_value()
-            .expect("a connector has a version from its creation on");
+        let (number, version) =
+            self.versions.last_key_value().expect("a connector has a version from its creation on");
         (*number, version)
     }
 
@@ -167,10 +161,7 @@ impl Connector {
     pub fn is_unsettled(&self) -> bool {
         self.state != ConnectorState::Active
             || self.update.as_ref().is_some_and(|update| !update.done)
-            || self
-                .versions
-                .values()
-                .any(|version| version.state != ConnectorState::Active)
+            || self.versions.values().any(|version| version.state != ConnectorState::Active)
     }
 
     /// Settles what was begun. False when the connector is gone with that.
@@ -199,10 +190,7 @@ impl Connector {
         versions_max: usize,
         now: SystemTime,
     ) -> Result<(), Illegal> {
-        let earlier = self
-            .updated_with
-            .iter()
-            .find(|earlier| earlier.token == used.token);
+        let earlier = self.updated_with.iter().find(|earlier| earlier.token == used.token);
         match judge(earlier, &used) {
             Verdict::Replay => return Ok(()),
             Verdict::Conflict => return Err(Illegal::TokenConflict),
@@ -222,25 +210,15 @@ impl Connector {
             return Err(Illegal::ComputeType);
         }
         if content == current.content {
-            self.update = Some(Update {
-                done: true,
-                reason: REASON_NO_CHANGE.to_owned(),
-            });
+            self.update = Some(Update { done: true, reason: REASON_NO_CHANGE.to_owned() });
         } else {
             if self.versions.len() >= versions_max {
                 return Err(Illegal::TooManyVersions(versions_max));
             }
-            let version = Version {
-                content,
-                state: ConnectorState::Pending,
-                time: now,
-            };
+            let version = Version { content, state: ConnectorState::Pending, time: now };
             self.versions.insert(newest + 1, version);
             self.state_reason.clear();
-            self.update = Some(Update {
-                done: false,
-                reason: String::new(),
-            });
+            self.update = Some(Update { done: false, reason: String::new() });
         }
         if self.updated_with.len() == UPDATE_TOKENS_MAX {
             self.updated_with.pop_front();
@@ -277,9 +255,7 @@ fn settled(state: ConnectorState) -> ConnectorState {
         ConnectorState::Deleting => ConnectorEvent::DeleteDone,
         ConnectorState::Active | ConnectorState::Deleted => return state,
     };
-    state
-        .next(event)
-        .expect("the table has this event for this state")
+    state.next(event).expect("the table has this event for this state")
 }
 
 /// The content after a change. A configuration replaces the old one; members

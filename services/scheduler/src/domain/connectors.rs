@@ -89,11 +89,9 @@ impl Connectors {
     pub fn put(&mut self, entry: Entry) -> Arc<Entry> {
         let connector = &entry.connector;
         self.names.insert(connector.id.clone(), connector.name.clone());
-        self.tokens
-            .insert(connector.created_with.token, connector.name.clone());
+        self.tokens.insert(connector.created_with.token, connector.name.clone());
         let entry = Arc::new(entry);
-        self.by_name
-            .insert(entry.connector.name.clone(), Arc::clone(&entry));
+        self.by_name.insert(entry.connector.name.clone(), Arc::clone(&entry));
         entry
     }
 
@@ -127,17 +125,10 @@ mod tests {
     fn found_by_name_id_and_token_until_removed() {
         let mut all = Connectors::default();
         for name in ["b", "a", "c"] {
-            all.put(Entry {
-                connector: connector(name),
-                revision: 1,
-            });
+            all.put(Entry { connector: connector(name), revision: 1 });
         }
         let b = connector("b");
-        for found in [
-            all.find(&key("b")),
-            all.find(&key("nc-b")),
-            all.by_token(&b.created_with.token),
-        ] {
+        for found in [all.find(&key("b")), all.find(&key("nc-b")), all.by_token(&b.created_with.token)] {
             assert_eq!(found.unwrap().connector, b);
         }
         assert!(all.is_taken(&key("b")) && all.is_taken(&key("nc-b")) && !all.is_taken(&key("d")));
@@ -155,28 +146,17 @@ mod tests {
             if name == "b" {
                 connector.delete(None).unwrap();
             }
-            all.put(Entry {
-                connector,
-                revision: 1,
-            });
+            all.put(Entry { connector, revision: 1 });
         }
         let names = |page: &[Arc<Entry>]| -> Vec<String> {
-            page.iter()
-                .map(|entry| entry.connector.name.to_string())
-                .collect()
+            page.iter().map(|entry| entry.connector.name.to_string()).collect()
         };
         let (page, more) = all.page(None, None, 3);
-        assert_eq!(
-            (names(&page), more),
-            (vec!["a".into(), "b".into(), "c".into()], true)
-        );
+        assert_eq!((names(&page), more), (vec!["a".into(), "b".into(), "c".into()], true));
         let (page, more) = all.page(Some(&key("c")), None, 3);
         assert_eq!((names(&page), more), (vec!["d".into()], false));
         let (page, more) = all.page(None, Some(ConnectorState::Active), 3);
-        assert_eq!(
-            (names(&page), more),
-            (vec!["a".into(), "c".into(), "d".into()], false)
-        );
+        assert_eq!((names(&page), more), (vec!["a".into(), "c".into(), "d".into()], false));
         let (page, more) = all.page(Some(&key("bb")), Some(ConnectorState::Deleting), 3);
         assert_eq!((names(&page), more), (vec![], false));
     }

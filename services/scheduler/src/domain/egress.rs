@@ -100,10 +100,7 @@ pub fn policy<'a>(
 }
 
 fn nothing() -> EgressPolicy {
-    EgressPolicy {
-        allow_cidrs: Vec::new(),
-        deny_cidrs: vec![ALL_IPV4.to_owned(), ALL_IPV6.to_owned()],
-    }
+    EgressPolicy { allow_cidrs: Vec::new(), deny_cidrs: vec![ALL_IPV4.to_owned(), ALL_IPV6.to_owned()] }
 }
 
 fn add(list: &mut Vec<String>, cidr: String) {
@@ -143,10 +140,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn tags(pairs: &[(&str, &str)]) -> BTreeMap<String, String> {
-        pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect()
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     }
 
     #[test]
@@ -181,31 +175,17 @@ mod tests {
         let both = tags(&[(ALLOW, "10.0.0.0/8 2001:db8::/32")]);
         let six = tags(&[(ALLOW, "2001:db8::/32")]);
         let broken = tags(&[(ALLOW, "x")]);
-        type Case<'a> = (
-            &'a [(&'a BTreeMap<String, String>, NetworkProtocol)],
-            bool,
-            &'a [&'a str],
-            &'a [&'a str],
-        );
+        type Case<'a> =
+            (&'a [(&'a BTreeMap<String, String>, NetworkProtocol)], bool, &'a [&'a str], &'a [&'a str]);
         let cases: [Case<'_>; 12] = [
             (&[(&plain, DualStack)], false, &[], &[]),
             (&[(&plain, Ipv4)], false, &[], &["::/0"]),
             (&[(&plain, Ipv4), (&plain, DualStack)], false, &[], &[]),
             (&[(&plain, Ipv4)], true, &[], &[]),
             (&[(&ten, Ipv4)], false, &["10.0.0.0/8"], &["10.1.0.0/16"]),
-            (
-                &[(&both, DualStack)],
-                false,
-                &["10.0.0.0/8", "2001:db8::/32"],
-                &[],
-            ),
+            (&[(&both, DualStack)], false, &["10.0.0.0/8", "2001:db8::/32"], &[]),
             (&[(&both, Ipv4)], false, &["10.0.0.0/8"], &[]),
-            (
-                &[(&ten, Ipv4), (&both, DualStack)],
-                false,
-                &["10.0.0.0/8", "2001:db8::/32"],
-                &["10.1.0.0/16"],
-            ),
+            (&[(&ten, Ipv4), (&both, DualStack)], false, &["10.0.0.0/8", "2001:db8::/32"], &["10.1.0.0/16"]),
             (&[(&ten, Ipv4)], true, &[], &["10.1.0.0/16"]),
             (&[(&ten, Ipv4), (&plain, DualStack)], false, &[], &["10.1.0.0/16"]),
             (&[(&six, Ipv4)], false, &[], &["0.0.0.0/0", "::/0"]),

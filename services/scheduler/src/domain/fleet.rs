@@ -85,10 +85,7 @@ impl Fleet {
     /// A host, made up as absent since `now` if it was never heard of: records
     /// may name a host that did not come back.
     pub fn entry(&mut self, id: &HostId, now: SystemTime) -> &mut Host {
-        self.hosts.entry(id.clone()).or_insert_with(|| Host {
-            lease_gone: Some(now),
-            ..Host::default()
-        })
+        self.hosts.entry(id.clone()).or_insert_with(|| Host { lease_gone: Some(now), ..Host::default() })
     }
 
     /// The host's lease is there, with what it says it is. True when its tunnel
@@ -135,10 +132,7 @@ impl Fleet {
             host.held += 1;
             host.held_mib += memory_mib;
         } else {
-            assert!(
-                host.held > 0 && host.held_mib >= memory_mib,
-                "gave back more than was booked on {id}"
-            );
+            assert!(host.held > 0 && host.held_mib >= memory_mib, "gave back more than was booked on {id}");
             host.held -= 1;
             host.held_mib -= memory_mib;
         }
@@ -187,10 +181,7 @@ impl Fleet {
     ) -> Result<HostId, NoRoom> {
         self.bakes.retain(|_, bake| bake.expires > now);
         let held = self.bakes.get(build_id).map(|bake| bake.host.clone());
-        let stands = held.filter(|host| {
-            self.get(host)
-                .is_some_and(|host| host.state() == HostState::Ready)
-        });
+        let stands = held.filter(|host| self.get(host).is_some_and(|host| host.state() == HostState::Ready));
         let host = match stands {
             Some(host) => host,
             None => {
@@ -198,11 +189,7 @@ impl Fleet {
                 self.choose(demand, "", now)?
             }
         };
-        let bake = Bake {
-            host: host.clone(),
-            memory_mib: demand.memory_mib,
-            expires: now + reservation,
-        };
+        let bake = Bake { host: host.clone(), memory_mib: demand.memory_mib, expires: now + reservation };
         self.bakes.insert(build_id.to_owned(), bake);
         Ok(host)
     }
@@ -264,16 +251,9 @@ mod tests {
         assert!(place(&mut fleet, "three", 2).is_err());
         fleet.release_bake("two");
         assert_eq!(place(&mut fleet, "three", 2), Ok(b.clone()));
-        assert_eq!(
-            place(&mut fleet, "four", 61),
-            Ok(a.clone()),
-            "the first has expired"
-        );
+        assert_eq!(place(&mut fleet, "four", 61), Ok(a.clone()), "the first has expired");
         fleet.lease_lost(&b, at(61));
-        assert!(
-            place(&mut fleet, "three", 61).is_err(),
-            "a reservation on a lost host is void"
-        );
+        assert!(place(&mut fleet, "three", 61).is_err(), "a reservation on a lost host is void");
     }
 
     #[test]
@@ -300,13 +280,7 @@ mod tests {
         fleet.lease_seen(&a, spec("a", 1024), at(0));
         fleet.book(&a, 1024, true, at(0));
         let refused = fleet.choose(&demand(1), "", at(0));
-        assert_eq!(
-            refused,
-            Err(NoRoom {
-                full: 1,
-                ..NoRoom::default()
-            })
-        );
+        assert_eq!(refused, Err(NoRoom { full: 1, ..NoRoom::default() }));
         fleet.entry(&a, at(0)).draining = true;
         assert_eq!(fleet.get(&a).unwrap().state(), HostState::Draining);
         fleet.book(&a, 1024, false, at(0));

@@ -168,12 +168,7 @@ impl Microvm {
     /// new generation count anew, and the old host's copy is out of play.
     pub fn place(&mut self, host: HostId, fingerprint: String, now: SystemTime) {
         let generation = self.placement.generation + 1;
-        self.placement = Placement {
-            host,
-            generation,
-            time: now,
-            fingerprint,
-        };
+        self.placement = Placement { host, generation, time: now, fingerprint };
         self.observation = 0;
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.local = false;
@@ -212,9 +207,7 @@ pub(crate) mod tests {
         Microvm {
             id: MicrovmId::from_uuid(uuid::Uuid::from_u128(number)),
             spec: Spec {
-                image: "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
-                    .parse()
-                    .unwrap(),
+                image: "arn:aws:lambda:us-east-1:000000000000:microvm-image:app".parse().unwrap(),
                 version: VersionNumber::FIRST,
                 snapshot: SnapshotRef {
                     manifest_key: "m".into(),

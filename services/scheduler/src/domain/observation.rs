@@ -135,14 +135,8 @@ fn follow(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
     let at = seen.state_time.map_or(now, |time| time.min(now));
     // Why an end was asked for is ours to say; the host's word counts otherwise.
     let ours = record.intent == Intent::End && !record.state_reason.is_empty();
-    let reason = if ours {
-        record.state_reason.clone()
-    } else {
-        seen.reason.clone()
-    };
-    events
-        .iter()
-        .all(|event| record.happen(*event, &reason, at).is_ok())
+    let reason = if ours { record.state_reason.clone() } else { seen.reason.clone() };
+    events.iter().all(|event| record.happen(*event, &reason, at).is_ok())
 }
 
 /// Copies of the newer snapshot; of the same one, a remote copy that was seen
@@ -150,10 +144,9 @@ fn follow(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
 fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies) -> SnapshotCopies {
     match known {
         Some(known) if known.sequence > seen.sequence => known,
-        Some(known) if known.sequence == seen.sequence && known.remote && !seen.remote => SnapshotCopies {
-            local: seen.local,
-            ..known
-        },
+        Some(known) if known.sequence == seen.sequence && known.remote && !seen.remote => {
+            SnapshotCopies { local: seen.local, ..known }
+        }
         _ => seen.clone(),
     }
 }
@@ -198,123 +191,23 @@ mod tests {
         ending.state = S::Terminating;
         let mut ended = running.clone();
         ended.happen(MicrovmEvent::Ended, "x", at(6)).unwrap();
-        let generation = |record: &Microvm, generation, state| Observation {
-            generation,
-            ..seen(record, 9, state)
-        };
+        let generation =
+            |record: &Microvm, generation, state| Observation { generation, ..seen(record, 9, state) };
         for (name, record, host, observation, effect, state) in [
-            (
-                "launched",
-                &record,
-                &host,
-                seen(&record, 1, S::Running),
-                F::Changed,
-                S::Running,
-            ),
-            (
-                "quick sleep",
-                &record,
-                &host,
-                seen(&record, 3, S::Suspended),
-                F::Changed,
-                S::Suspended,
-            ),
-            (
-                "launch failed",
-                &record,
-                &host,
-                seen(&record, 1, S::Terminated),
-                F::Changed,
-                S::Terminated,
-            ),
-            (
-                "seen already",
-                &running,
-                &host,
-                seen(&running, 5, S::Suspended),
-                F::None,
-                S::Running,
-            ),
-            (
-                "the same again",
-                &running,
-                &host,
-                seen(&running, 6, S::Running),
-                F::None,
-                S::Running,
-            ),
-            (
-                "suspending",
-                &running,
-                &host,
-                seen(&running, 6, S::Suspending),
-                F::Passing,
-                S::Suspending,
-            ),
-            (
-                "older placement",
-                &running,
-                &host,
-                generation(&running, 0, S::Running),
-                F::None,
-                S::Running,
-            ),
-            (
-                "wrong host",
-                &running,
-                &other,
-                seen(&running, 9, S::Running),
-                F::Stale,
-                S::Running,
-            ),
-            (
-                "from nowhere",
-                &running,
-                &host,
-                generation(&running, 2, S::Running),
-                F::Impossible,
-                S::Running,
-            ),
-            (
-                "back to pending",
-                &running,
-                &host,
-                seen(&running, 9, S::Pending),
-                F::Impossible,
-                S::Running,
-            ),
-            (
-                "being ended",
-                &ending,
-                &host,
-                seen(&ending, 9, S::Running),
-                F::None,
-                S::Terminating,
-            ),
-            (
-                "end done",
-                &ending,
-                &host,
-                seen(&ending, 9, S::Terminated),
-                F::Changed,
-                S::Terminated,
-            ),
-            (
-                "alive after its end",
-                &ended,
-                &host,
-                seen(&ended, 9, S::Running),
-                F::Stale,
-                S::Terminated,
-            ),
-            (
-                "gone after its end",
-                &ended,
-                &host,
-                seen(&ended, 9, S::Terminated),
-                F::None,
-                S::Terminated,
-            ),
+            ("launched", &record, &host, seen(&record, 1, S::Running), F::Changed, S::Running),
+            ("quick sleep", &record, &host, seen(&record, 3, S::Suspended), F::Changed, S::Suspended),
+            ("launch failed", &record, &host, seen(&record, 1, S::Terminated), F::Changed, S::Terminated),
+            ("seen already", &running, &host, seen(&running, 5, S::Suspended), F::None, S::Running),
+            ("the same again", &running, &host, seen(&running, 6, S::Running), F::None, S::Running),
+            ("suspending", &running, &host, seen(&running, 6, S::Suspending), F::Passing, S::Suspending),
+            ("older placement", &running, &host, generation(&running, 0, S::Running), F::None, S::Running),
+            ("wrong host", &running, &other, seen(&running, 9, S::Running), F::Stale, S::Running),
+            ("from nowhere", &running, &host, generation(&running, 2, S::Running), F::Impossible, S::Running),
+            ("back to pending", &running, &host, seen(&running, 9, S::Pending), F::Impossible, S::Running),
+            ("being ended", &ending, &host, seen(&ending, 9, S::Running), F::None, S::Terminating),
+            ("end done", &ending, &host, seen(&ending, 9, S::Terminated), F::Changed, S::Terminated),
+            ("alive after its end", &ended, &host, seen(&ended, 9, S::Running), F::Stale, S::Terminated),
+            ("gone after its end", &ended, &host, seen(&ended, 9, S::Terminated), F::None, S::Terminated),
         ] {
             let mut record = record.clone();
             assert_eq!(merge(&mut record, host, &observation, at(99)), effect, "{name}");
@@ -330,35 +223,20 @@ mod tests {
             let observation = seen(&record, number, state);
             merge(&mut record, &host, &observation, at(9));
         }
-        let failed = Observation {
-            reason: "disk full".into(),
-            ..seen(&record, 3, MicrovmState::Running)
-        };
+        let failed = Observation { reason: "disk full".into(), ..seen(&record, 3, MicrovmState::Running) };
         assert_eq!(merge(&mut record, &host, &failed, at(9)), Effect::Changed);
-        assert_eq!(
-            (record.state, record.state_reason.as_str()),
-            (MicrovmState::Running, "disk full")
-        );
+        assert_eq!((record.state, record.state_reason.as_str()), (MicrovmState::Running, "disk full"));
         record.intent = Intent::End;
-        record
-            .happen(MicrovmEvent::TerminateBegan, "ours", at(9))
-            .unwrap();
-        let ended = Observation {
-            reason: "theirs".into(),
-            ..seen(&record, 4, MicrovmState::Terminated)
-        };
+        record.happen(MicrovmEvent::TerminateBegan, "ours", at(9)).unwrap();
+        let ended = Observation { reason: "theirs".into(), ..seen(&record, 4, MicrovmState::Terminated) };
         merge(&mut record, &host, &ended, at(9));
         assert_eq!(record.state_reason, "ours");
     }
 
     #[test]
     fn a_remote_copy_once_seen_stays_known() {
-        let copies = |sequence, remote| SnapshotCopies {
-            local: true,
-            remote,
-            sequence,
-            ..Default::default()
-        };
+        let copies =
+            |sequence, remote| SnapshotCopies { local: true, remote, sequence, ..Default::default() };
         for (known, seen, expected) in [
             (None, copies(1, false), copies(1, false)),
             (Some(copies(1, true)), copies(1, false), copies(1, true)),

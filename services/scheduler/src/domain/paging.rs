@@ -18,13 +18,8 @@ impl Position {
     /// Position of a microVM that started at `start`.
     #[must_use]
     pub fn new(start: SystemTime, id: MicrovmId) -> Self {
-        let nanos = start
-            .duration_since(SystemTime::UNIX_EPOCH)
-            .map_or(0, |since| since.as_nanos());
-        Self {
-            newest_first: -i128::try_from(nanos).unwrap_or(i128::MAX),
-            id,
-        }
+        let nanos = start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
+        Self { newest_first: -i128::try_from(nanos).unwrap_or(i128::MAX), id }
     }
 
     /// As a page token: hex of the start and the id, with a checksum, so that a
@@ -47,10 +42,7 @@ impl Position {
         }
         let nanos = i128::from_str_radix(&body[..32], 16).ok()?;
         let id = u128::from_str_radix(&body[32..], 16).ok()?;
-        Some(Self {
-            newest_first: -nanos,
-            id: MicrovmId::from_uuid(Uuid::from_u128(id)),
-        })
+        Some(Self { newest_first: -nanos, id: MicrovmId::from_uuid(Uuid::from_u128(id)) })
     }
 
     /// When the microVM at this position started.

@@ -128,11 +128,7 @@ fn score<'a>(host: &Candidate<'a>, demand: &Demand) -> Score<'a> {
     let permille = |used: u64, capacity: u64| used.saturating_mul(1000) / capacity.max(1);
     let memory = permille(host.memory_held_mib + demand.memory_mib, host.memory_capacity_mib);
     let slots = permille(host.slots_held + 1, host.slot_capacity);
-    Score {
-        cached: host.cached,
-        load: Reverse(memory.max(slots)),
-        id: Reverse(host.id),
-    }
+    Score { cached: host.cached, load: Reverse(memory.max(slots)), id: Reverse(host.id) }
 }
 
 #[cfg(test)]
@@ -249,32 +245,11 @@ mod tests {
         let hosts = [host("a"), host("b")];
         let chosen = |demand: &Demand| choose(candidates(&hosts).into_iter(), demand).cloned();
         assert_eq!(chosen(&demand(512)), Ok("a".parse().unwrap()));
-        let again = Demand {
-            exclude: vec!["a".parse().unwrap()],
-            ..demand(512)
-        };
+        let again = Demand { exclude: vec!["a".parse().unwrap()], ..demand(512) };
         assert_eq!(chosen(&again), Ok("b".parse().unwrap()));
-        let elsewhere = Demand {
-            fingerprint: "other".into(),
-            ..demand(512)
-        };
-        assert_eq!(
-            chosen(&elsewhere),
-            Err(NoRoom {
-                unsuitable: 2,
-                ..NoRoom::default()
-            })
-        );
-        let arm = Demand {
-            architecture: Architecture::Arm64,
-            ..demand(512)
-        };
-        assert_eq!(
-            chosen(&arm),
-            Err(NoRoom {
-                unsuitable: 2,
-                ..NoRoom::default()
-            })
-        );
+        let elsewhere = Demand { fingerprint: "other".into(), ..demand(512) };
+        assert_eq!(chosen(&elsewhere), Err(NoRoom { unsuitable: 2, ..NoRoom::default() }));
+        let arm = Demand { architecture: Architecture::Arm64, ..demand(512) };
+        assert_eq!(chosen(&arm), Err(NoRoom { unsuitable: 2, ..NoRoom::default() }));
     }
 }

@@ -95,11 +95,7 @@ mod tests {
         assert_eq!(next(&microvm, retention), Some((at(50), Due::End)));
         microvm.happen(E::Started, "", at(1)).unwrap();
         microvm.happen(E::SuspendDone, "", at(10)).unwrap();
-        assert_eq!(
-            next(&microvm, retention),
-            Some((at(50), Due::End)),
-            "no policy, no window"
-        );
+        assert_eq!(next(&microvm, retention), Some((at(50), Due::End)), "no policy, no window");
         let policy = |suspended| IdlePolicy {
             max_idle: Duration::from_secs(60),
             suspended: Duration::from_secs(suspended),
@@ -107,18 +103,10 @@ mod tests {
         };
         for (suspended, expected) in [(0, 10), (5, 15), (40, 50), (4000, 50)] {
             microvm.spec.idle_policy = Some(policy(suspended));
-            assert_eq!(
-                next(&microvm, retention),
-                Some((at(expected), Due::End)),
-                "{suspended}"
-            );
+            assert_eq!(next(&microvm, retention), Some((at(expected), Due::End)), "{suspended}");
         }
         microvm.happen(E::Started, "", at(12)).unwrap();
-        assert_eq!(
-            next(&microvm, retention),
-            Some((at(50), Due::End)),
-            "a wake closes the window"
-        );
+        assert_eq!(next(&microvm, retention), Some((at(50), Due::End)), "a wake closes the window");
         microvm.intent = Intent::End;
         microvm.happen(E::TerminateBegan, "", at(13)).unwrap();
         assert_eq!(next(&microvm, retention), None, "ending already");

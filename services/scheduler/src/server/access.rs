@@ -82,9 +82,7 @@ impl AccessKeyService for AccessKeys {
         let term = self.shared.term()?;
         let id = validation::access::id(&request.get_ref().access_key_id, "accessKeyId");
         let id = id.map_err(|r| self.shared.refuse(r))?;
-        term.delete_access_key(id)
-            .await
-            .map_err(|r| self.shared.refuse(r))?;
+        term.delete_access_key(id).await.map_err(|r| self.shared.refuse(r))?;
         Ok(Response::new(DeleteAccessKeyResponse {}))
     }
 }

@@ -79,9 +79,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let term = self.shared.term()?;
         let asked = validation::create(request.get_ref()).map_err(|r| self.refuse(r))?;
         let entry = term.create_connector(asked).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(CreateNetworkConnectorResponse {
-            connector: Some(self.show(&entry, None)),
-        }))
+        Ok(Response::new(CreateNetworkConnectorResponse { connector: Some(self.show(&entry, None)) }))
     }
 
     async fn get_network_connector(
@@ -116,9 +114,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let (page, more) = term.connectors.all().page(after.as_ref(), state, size);
         let shown = page.iter().map(|entry| self.show(entry, None)).collect();
         let connectors: Vec<NetworkConnector> = fitting(shown);
-        let last = connectors
-            .last()
-            .filter(|_| more || connectors.len() < page.len());
+        let last = connectors.last().filter(|_| more || connectors.len() < page.len());
         Ok(Response::new(ListNetworkConnectorsResponse {
             next_page_token: last.map_or_else(String::new, |connector| connector.name.clone()),
             connectors,
@@ -136,9 +132,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let named = self.named(&request.identifier)?;
         let entry = term.update_connector(named, change, used).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(UpdateNetworkConnectorResponse {
-            connector: Some(self.show(&entry, None)),
-        }))
+        Ok(Response::new(UpdateNetworkConnectorResponse { connector: Some(self.show(&entry, None)) }))
     }
 
     async fn delete_network_connector(
@@ -151,9 +145,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let named = named.map_err(|r| self.refuse(r))?;
         let version = named.version;
         let entry = term.delete_connector(named).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(DeleteNetworkConnectorResponse {
-            connector: Some(self.show(&entry, version)),
-        }))
+        Ok(Response::new(DeleteNetworkConnectorResponse { connector: Some(self.show(&entry, version)) }))
     }
 
     async fn list_network_connector_versions(
@@ -176,10 +168,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let mut found = older.filter(|(_, version)| fits(version.state));
         let page: Vec<u64> = found.by_ref().take(size).map(|(number, _)| *number).collect();
         let more = found.next().is_some();
-        let shown = page
-            .iter()
-            .map(|number| self.show(&entry, Some(*number)))
-            .collect();
+        let shown = page.iter().map(|number| self.show(&entry, Some(*number))).collect();
         let versions: Vec<NetworkConnector> = fitting(shown);
         let last = versions.last().filter(|_| more || versions.len() < page.len());
         Ok(Response::new(ListNetworkConnectorVersionsResponse {
@@ -199,9 +188,7 @@ impl NetworkConnectorService for NetworkConnectors {
         let named = self.named(&request.identifier)?;
         let entry = term.tag_connector(named, tags, Vec::new()).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(TagNetworkConnectorResponse {
-            connector: Some(self.show(&entry, None)),
-        }))
+        Ok(Response::new(TagNetworkConnectorResponse { connector: Some(self.show(&entry, None)) }))
     }
 
     async fn untag_network_connector(
@@ -215,8 +202,6 @@ impl NetworkConnectorService for NetworkConnectors {
         let named = self.named(&request.identifier)?;
         let entry = term.tag_connector(named, BTreeMap::new(), keys).await;
         let entry = entry.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(UntagNetworkConnectorResponse {
-            connector: Some(self.show(&entry, None)),
-        }))
+        Ok(Response::new(UntagNetworkConnectorResponse { connector: Some(self.show(&entry, None)) }))
     }
 }

@@ -46,11 +46,7 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
             text,
             &[("quota", quota), ("limit", &limit.to_string())],
         ),
-        Refusal::MemoryQuota {
-            limit,
-            allocated,
-            asked,
-        } => errors::status(
+        Refusal::MemoryQuota { limit, allocated, asked } => errors::status(
             Code::ResourceExhausted,
             reason::QUOTA_EXCEEDED,
             text,
@@ -68,12 +64,7 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
         Refusal::Internal(detail) => {
             // The one log line of this layer: a bug must be seen where it surfaces.
             tracing::error!(detail, "a call ended in a bug");
-            errors::status(
-                Code::Internal,
-                reason::INTERNAL,
-                "a bug in Torpor ended this call",
-                &[],
-            )
+            errors::status(Code::Internal, reason::INTERNAL, "a bug in Torpor ended this call", &[])
         }
     }
 }
@@ -129,43 +120,15 @@ mod tests {
         };
         let disk = errors::status(Code::FailedPrecondition, reason::DISK_FULL, "no space", &[]);
         for (refusal, code, reason) in [
-            (
-                Refusal::Terminated(id.clone()),
-                Code::FailedPrecondition,
-                reason::TERMINATED,
-            ),
+            (Refusal::Terminated(id.clone()), Code::FailedPrecondition, reason::TERMINATED),
             (Refusal::MicrovmNotFound(id), Code::NotFound, reason::NOT_FOUND),
             (conflict, Code::FailedPrecondition, reason::STATE_CONFLICT),
-            (
-                Refusal::TokenConflict,
-                Code::AlreadyExists,
-                reason::CLIENT_TOKEN_CONFLICT,
-            ),
-            (
-                Refusal::Host(Box::new(disk)),
-                Code::FailedPrecondition,
-                reason::DISK_FULL,
-            ),
-            (
-                Refusal::Host(Box::new(Status::unknown("h2"))),
-                Code::Unavailable,
-                reason::NOT_HERE,
-            ),
-            (
-                Refusal::Busy("it".into()),
-                Code::ResourceExhausted,
-                reason::THROTTLED,
-            ),
-            (
-                Refusal::sentence("clientToken", "x"),
-                Code::InvalidArgument,
-                reason::INVALID_ARGUMENT,
-            ),
-            (
-                Refusal::ForeignAccount("arn".into()),
-                Code::PermissionDenied,
-                reason::PERMISSION_DENIED,
-            ),
+            (Refusal::TokenConflict, Code::AlreadyExists, reason::CLIENT_TOKEN_CONFLICT),
+            (Refusal::Host(Box::new(disk)), Code::FailedPrecondition, reason::DISK_FULL),
+            (Refusal::Host(Box::new(Status::unknown("h2"))), Code::Unavailable, reason::NOT_HERE),
+            (Refusal::Busy("it".into()), Code::ResourceExhausted, reason::THROTTLED),
+            (Refusal::sentence("clientToken", "x"), Code::InvalidArgument, reason::INVALID_ARGUMENT),
+            (Refusal::ForeignAccount("arn".into()), Code::PermissionDenied, reason::PERMISSION_DENIED),
             (Refusal::NotLeading, Code::Unavailable, reason::NOT_LEADER),
             (Refusal::Internal("x".into()), Code::Internal, reason::INTERNAL),
         ] {

@@ -57,10 +57,7 @@ impl HostService for Hosts {
         let request = request.into_inner();
         let spec = request.spec.unwrap_or_default();
         let host = self.host_id(&spec.host_id, "spec.hostId")?;
-        let told = term
-            .register(host, spec, request.observed)
-            .await
-            .map_err(|r| self.refuse(r))?;
+        let told = term.register(host, spec, request.observed).await.map_err(|r| self.refuse(r))?;
         let interval = Duration::from_millis(self.shared.settings.heartbeat_interval_ms);
         Ok(Response::new(RegisterHostResponse {
             heartbeat_interval: Some(api::duration_proto(interval)),
@@ -73,14 +70,9 @@ impl HostService for Hosts {
         let term = self.shared.term()?;
         let request = request.into_inner();
         let host = self.host_id(&request.host_id, "hostId")?;
-        let told = term
-            .heartbeat(host, request.usage, request.observed, request.complete)
-            .await;
+        let told = term.heartbeat(host, request.usage, request.observed, request.complete).await;
         let told = told.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(HeartbeatResponse {
-            register: told.register,
-            stale_microvm_ids: told.stale,
-        }))
+        Ok(Response::new(HeartbeatResponse { register: told.register, stale_microvm_ids: told.stale }))
     }
 
     async fn drain_host(&self, request: Request<DrainHostRequest>) -> Answer<DrainHostResponse> {
@@ -113,10 +105,7 @@ impl HostService for Hosts {
         hosts.truncate(size);
         let last = hosts.last().and_then(|host| host.spec.as_ref()).filter(|_| more);
         let next_page_token = last.map(|spec| spec.host_id.clone()).unwrap_or_default();
-        Ok(Response::new(ListHostsResponse {
-            hosts,
-            next_page_token,
-        }))
+        Ok(Response::new(ListHostsResponse { hosts, next_page_token }))
     }
 
     async fn place_bake(&self, request: Request<PlaceBakeRequest>) -> Answer<PlaceBakeResponse> {
@@ -125,19 +114,13 @@ impl HostService for Hosts {
         let request = request.get_ref();
         let mut violations = Violations::default();
         let named = (1..=BUILD_ID_MAX).contains(&request.build_id.chars().count());
-        violations.check(
-            named,
-            "buildId",
-            format!("must be 1 to {BUILD_ID_MAX} characters"),
-        );
+        violations.check(named, "buildId", format!("must be 1 to {BUILD_ID_MAX} characters"));
         violations.check(request.memory_mib > 0, "memoryMib", "must be at least 1");
         let reservation = match &request.reservation {
             None => Some(RESERVATION_MAX),
             Some(given) => violations.keep("reservation", api::duration(given)),
         };
-        violations
-            .finish()
-            .map_err(|found| self.refuse(Refusal::Invalid(found)))?;
+        violations.finish().map_err(|found| self.refuse(Refusal::Invalid(found)))?;
         let demand = Demand {
             memory_mib: u64::from(request.memory_mib),
             engine: String::new(),
@@ -146,9 +129,7 @@ impl HostService for Hosts {
             exclude: Vec::new(),
         };
         let reservation = reservation.unwrap_or(RESERVATION_MAX).min(RESERVATION_MAX);
-        let spec = term
-            .place_bake(&request.build_id, &demand, reservation)
-            .map_err(|r| self.refuse(r))?;
+        let spec = term.place_bake(&request.build_id, &demand, reservation).map_err(|r| self.refuse(r))?;
         Ok(Response::new(PlaceBakeResponse {
             host_id: spec.host_id,
             grpc_address: spec.grpc_address,

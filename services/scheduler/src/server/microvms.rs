@@ -66,9 +66,7 @@ impl MicrovmService for Microvms {
         let term = self.shared.term()?;
         let asked = validation::run(request.get_ref(), &self.shared.settings).map_err(|r| self.refuse(r))?;
         let microvm = term.run(asked).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(RunMicrovmResponse {
-            microvm: self.show(&microvm),
-        }))
+        Ok(Response::new(RunMicrovmResponse { microvm: self.show(&microvm) }))
     }
 
     async fn get_microvm(&self, request: Request<GetMicrovmRequest>) -> Answer<GetMicrovmResponse> {
@@ -76,9 +74,7 @@ impl MicrovmService for Microvms {
         let term = self.shared.term()?;
         let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
         let handle = term.handle(&id).map_err(|r| self.refuse(r))?;
-        Ok(Response::new(GetMicrovmResponse {
-            microvm: self.show(&handle.current()),
-        }))
+        Ok(Response::new(GetMicrovmResponse { microvm: self.show(&handle.current()) }))
     }
 
     async fn list_microvms(&self, request: Request<ListMicrovmsRequest>) -> Answer<ListMicrovmsResponse> {
@@ -89,10 +85,7 @@ impl MicrovmService for Microvms {
             validation::list(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
         let size = validation::page_size(request.page_size, PAGE_SIZE_MAX).map_err(|r| self.refuse(r))?;
         let (page, next) = term.memory().page(image.as_ref(), version, after, size);
-        let microvms = page
-            .iter()
-            .map(|record| wire::microvm(record, &self.shared.settings))
-            .collect();
+        let microvms = page.iter().map(|record| wire::microvm(record, &self.shared.settings)).collect();
         Ok(Response::new(ListMicrovmsResponse {
             microvms,
             next_page_token: next.map(|next| next.to_token()).unwrap_or_default(),
@@ -107,9 +100,7 @@ impl MicrovmService for Microvms {
         let term = self.shared.term()?;
         let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
         let microvm = term.suspend(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(SuspendMicrovmResponse {
-            microvm: self.show(&microvm),
-        }))
+        Ok(Response::new(SuspendMicrovmResponse { microvm: self.show(&microvm) }))
     }
 
     async fn resume_microvm(&self, request: Request<ResumeMicrovmRequest>) -> Answer<ResumeMicrovmResponse> {
@@ -117,9 +108,7 @@ impl MicrovmService for Microvms {
         let term = self.shared.term()?;
         let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
         let microvm = term.resume(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(ResumeMicrovmResponse {
-            microvm: self.show(&microvm),
-        }))
+        Ok(Response::new(ResumeMicrovmResponse { microvm: self.show(&microvm) }))
     }
 
     async fn terminate_microvm(
@@ -130,9 +119,7 @@ impl MicrovmService for Microvms {
         let term = self.shared.term()?;
         let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
         let microvm = term.terminate(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(TerminateMicrovmResponse {
-            microvm: self.show(&microvm),
-        }))
+        Ok(Response::new(TerminateMicrovmResponse { microvm: self.show(&microvm) }))
     }
 
     async fn create_microvm_auth_token(
@@ -146,10 +133,7 @@ impl MicrovmService for Microvms {
         let (life, ports) = validation::token(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
         let minted = alive(&term, &id).and_then(|_| mint(&term, &id, Kind::Endpoint, ports, life));
         let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(CreateMicrovmAuthTokenResponse {
-            auth_token,
-            expire_time,
-        }))
+        Ok(Response::new(CreateMicrovmAuthTokenResponse { auth_token, expire_time }))
     }
 
     async fn create_microvm_shell_auth_token(
@@ -165,10 +149,7 @@ impl MicrovmService for Microvms {
             .and_then(|microvm| shell_allowed(&microvm))
             .and_then(|()| mint(&term, &id, Kind::Shell, Vec::new(), life));
         let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(CreateMicrovmShellAuthTokenResponse {
-            auth_token,
-            expire_time,
-        }))
+        Ok(Response::new(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time }))
     }
 
     type WatchMicrovmsStream = BoxStream<WatchMicrovmsResponse>;
@@ -189,24 +170,15 @@ impl MicrovmService for Microvms {
         };
         let (current, changes) = term.memory().subscribe(only.as_ref());
         let settings = self.shared.settings.clone();
-        let listed = current
-            .into_iter()
-            .map(move |change| Ok(wire::change(&change, &settings)));
-        let synced = WatchMicrovmsResponse {
-            synced: true,
-            ..Default::default()
-        };
+        let listed = current.into_iter().map(move |change| Ok(wire::change(&change, &settings)));
+        let synced = WatchMicrovmsResponse { synced: true, ..Default::default() };
         let settings = self.shared.settings.clone();
         let changes = tokio_stream::wrappers::ReceiverStream::new(changes);
         let changes = changes.map(move |change| Ok(wire::change(&change, &settings)));
         // The queue ends when the term does, or when the watcher fell behind.
         let shared = self.shared.clone();
         let ended = futures::stream::once(async move {
-            Err(if term.is_over() {
-                shared.refuse(Refusal::NotLeading)
-            } else {
-                fell_behind()
-            })
+            Err(if term.is_over() { shared.refuse(Refusal::NotLeading) } else { fell_behind() })
         });
         let stream = futures::stream::iter(listed)
             .chain(futures::stream::iter([Ok(synced)]))
@@ -250,10 +222,7 @@ fn shell_allowed(microvm: &Microvm) -> Result<(), Refusal> {
     let has = |name: &str| ingress.iter().any(|arn| managed_name(arn) == Some(name));
     let mixed = has("ALL_INGRESS") && ingress.len() > 1;
     if mixed || !has("SHELL_INGRESS") {
-        return Err(Refusal::ShellNotAllowed {
-            id: microvm.id.clone(),
-            mixed,
-        });
+        return Err(Refusal::ShellNotAllowed { id: microvm.id.clone(), mixed });
     }
     Ok(())
 }
@@ -281,14 +250,8 @@ fn mint(
     };
     let token = term.keys.mint(&claims, now);
     let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;
-    let expire_time = Timestamp {
-        seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX),
-        nanos: 0,
-    };
-    Ok((
-        HashMap::from([(AUTH_HEADER.to_owned(), token)]),
-        Some(expire_time),
-    ))
+    let expire_time = Timestamp { seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX), nanos: 0 };
+    Ok((HashMap::from([(AUTH_HEADER.to_owned(), token)]), Some(expire_time)))
 }
 
 fn fell_behind() -> Status {

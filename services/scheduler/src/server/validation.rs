@@ -53,9 +53,7 @@ impl Findings {
         match (self.refusal, value) {
             (Some(refusal), _) => Err(refusal),
             (None, Some(value)) => Ok(value),
-            (None, None) => Err(Refusal::Internal(
-                "a request without a violation is not whole".to_owned(),
-            )),
+            (None, None) => Err(Refusal::Internal("a request without a violation is not whole".to_owned())),
         }
     }
 }
@@ -68,10 +66,7 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
     let egress = attached::egress(&request.egress_network_connectors, settings, &mut findings);
     let found = &mut findings.violations;
     let version = version(&request.image_version, found);
-    let idle_policy = request
-        .idle_policy
-        .as_ref()
-        .and_then(|policy| idle_policy(policy, settings, found));
+    let idle_policy = request.idle_policy.as_ref().and_then(|policy| idle_policy(policy, settings, found));
     let maximum_duration = match &request.maximum_duration {
         None => Some(limits::MAXIMUM_DURATION),
         Some(given) => {
@@ -155,21 +150,14 @@ pub fn list(request: &ListMicrovmsRequest, settings: &Settings) -> Result<Filter
     let version = version(&request.image_version, found);
     let after = match request.page_token.as_str() {
         "" => None,
-        token => found.keep(
-            "nextToken",
-            Position::from_token(token).ok_or("is not a page token"),
-        ),
+        token => found.keep("nextToken", Position::from_token(token).ok_or("is not a page token")),
     };
     findings.finish(Some((image, version, after)))
 }
 
 /// A version; empty means none was named.
 fn version(text: &str, violations: &mut Violations) -> Option<VersionNumber> {
-    if text.is_empty() {
-        None
-    } else {
-        violations.keep("imageVersion", text.parse())
-    }
+    if text.is_empty() { None } else { violations.keep("imageVersion", text.parse()) }
 }
 
 /// A page size: 0 means the largest.
@@ -221,12 +209,7 @@ pub fn token(
         format!("must have 1 to {} entries", limits::TOKEN_PORT_SCOPES_MAX),
     );
     let mut scopes = Vec::new();
-    for (index, scope) in request
-        .allowed_ports
-        .iter()
-        .take(limits::TOKEN_PORT_SCOPES_MAX)
-        .enumerate()
-    {
+    for (index, scope) in request.allowed_ports.iter().take(limits::TOKEN_PORT_SCOPES_MAX).enumerate() {
         match port_scope(scope) {
             Some(scope) => scopes.push(scope),
             None => violations.add(
@@ -268,21 +251,9 @@ fn idle_policy(
     };
     let idle = (floor, limits::IDLE_DURATION_MAX);
     let asleep = (Duration::ZERO, limits::SUSPENDED_DURATION_MAX);
-    let max_idle = window(
-        &policy.max_idle_duration,
-        idle,
-        "idlePolicy.maxIdleDurationSeconds",
-    );
-    let suspended = window(
-        &policy.suspended_duration,
-        asleep,
-        "idlePolicy.suspendedDurationSeconds",
-    );
-    Some(IdlePolicy {
-        max_idle: max_idle?,
-        suspended: suspended?,
-        auto_resume: policy.auto_resume_enabled,
-    })
+    let max_idle = window(&policy.max_idle_duration, idle, "idlePolicy.maxIdleDurationSeconds");
+    let suspended = window(&policy.suspended_duration, asleep, "idlePolicy.suspendedDurationSeconds");
+    Some(IdlePolicy { max_idle: max_idle?, suspended: suspended?, auto_resume: policy.auto_resume_enabled })
 }
 
 fn whole_seconds(
@@ -324,10 +295,7 @@ fn client_token(request: &RunMicrovmRequest, violations: &mut Violations) -> Opt
         return None;
     }
     let token: ClientToken = violations.keep("clientToken", request.client_token.parse())?;
-    let parameters = RunMicrovmRequest {
-        client_token: String::new(),
-        ..request.clone()
-    };
+    let parameters = RunMicrovmRequest { client_token: String::new(), ..request.clone() };
     Some(TokenUse::of(token.as_str(), &parameters.encode_to_vec()))
 }
 

@@ -53,11 +53,7 @@ pub fn connector(connector: &Connector, version: Option<u64>, settings: &Setting
         connector_arn: ConnectorArn::customer(&settings.region, &settings.account, id, None).to_string(),
         version: number,
         state: wire_connector_state(one.map_or(connector.state, |(_, version)| version.state)).into(),
-        state_reason: if one.is_none() {
-            connector.state_reason.clone()
-        } else {
-            String::new()
-        },
+        state_reason: if one.is_none() { connector.state_reason.clone() } else { String::new() },
         last_update_status: update
             .map_or(UpdateStatus::Unspecified, |update| match update.done {
                 true => UpdateStatus::Successful,

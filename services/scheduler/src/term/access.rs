@@ -69,9 +69,9 @@ impl Term {
                     tracing::info!(access_key = id, "access key made");
                     Ok(stored)
                 }
-                Committed::Differs => Err(Refusal::Internal(format!(
-                    "the fresh access key id {id} is taken"
-                ))),
+                Committed::Differs => {
+                    Err(Refusal::Internal(format!("the fresh access key id {id} is taken")))
+                }
             }
         })
         .await
@@ -106,10 +106,7 @@ impl Term {
             let Some(found) = found else {
                 return Err(Refusal::AccessKeyNotFound(id));
             };
-            let write = Write::Delete {
-                key,
-                expect: Expect::Revision(found.revision),
-            };
+            let write = Write::Delete { key, expect: Expect::Revision(found.revision) };
             match term.commit(vec![write]).await? {
                 Committed::At(_) => {
                     tracing::info!(access_key = id, "access key deleted");

@@ -62,10 +62,7 @@ impl Shelf {
         for (connector, revision) in codec::decode(entries) {
             all.put(Entry { connector, revision });
         }
-        Self {
-            all: Mutex::new(all),
-            ..Self::default()
-        }
+        Self { all: Mutex::new(all), ..Self::default() }
     }
 
     /// The connectors; held for an instant.
@@ -96,21 +93,14 @@ impl Term {
             let version = named.version;
             version.is_none_or(|number| entry.connector.versions.contains_key(&number))
         };
-        found
-            .filter(has)
-            .ok_or_else(|| Refusal::ConnectorNotFound(self.connector_arn(named).to_string()))
+        found.filter(has).ok_or_else(|| Refusal::ConnectorNotFound(self.connector_arn(named).to_string()))
     }
 
     /// The ARN of a connector as a caller named it.
     #[must_use]
     pub fn connector_arn(&self, named: &ConnectorRef) -> ConnectorArn {
         let settings = self.settings();
-        ConnectorArn::customer(
-            &settings.region,
-            &settings.account,
-            named.key.clone(),
-            named.version,
-        )
+        ConnectorArn::customer(&settings.region, &settings.account, named.key.clone(), named.version)
     }
 
     /// Creates a connector; it is PENDING and durable when this returns. With a
@@ -146,13 +136,8 @@ impl Term {
             let id = format!("nc-{}", Uuid::new_v4()).parse();
             let id: ConnectorName =
                 id.map_err(|error: model::IdError| Refusal::Internal(error.to_string()))?;
-            let connector = Connector::new(
-                (id, asked.name),
-                asked.content,
-                asked.tags,
-                asked.token,
-                SystemTime::now(),
-            );
+            let connector =
+                Connector::new((id, asked.name), asked.content, asked.tags, asked.token, SystemTime::now());
             term.keep(None, connector).await
         })
         .await
@@ -170,9 +155,7 @@ impl Term {
     ) -> Result<Arc<Entry>, Refusal> {
         let limit = self.settings().quotas.connector_versions_max;
         self.change_connector(named, move |connector| {
-            connector
-                .update(&change, used, limit, SystemTime::now())
-                .map_err(Problem::Illegal)?;
+            connector.update(&change, used, limit, SystemTime::now()).map_err(Problem::Illegal)?;
             checked(&connector.tags, &connector.newest().1.content)
         })
         .await
@@ -184,10 +167,8 @@ impl Term {
     /// [`Refusal`]; nothing is changed then.
     pub async fn delete_connector(self: &Arc<Self>, named: ConnectorRef) -> Result<Arc<Entry>, Refusal> {
         let version = named.version;
-        self.change_connector(named, move |connector| {
-            connector.delete(version).map_err(Problem::Illegal)
-        })
-        .await
+        self.change_connector(named, move |connector| connector.delete(version).map_err(Problem::Illegal))
+            .await
     }
 
     /// Sets and removes tags of a connector.
@@ -249,10 +230,7 @@ impl Term {
         match self.commit(codec::writes(old, Some(&after))).await? {
             Committed::At(revision) => {
                 log_change(old.map(|(connector, _)| connector), &after);
-                let entry = self.connectors.all().put(Entry {
-                    connector: after,
-                    revision,
-                });
+                let entry = self.connectors.all().put(Entry { connector: after, revision });
                 self.settle_later(&entry);
                 Ok(entry)
             }
@@ -333,17 +311,11 @@ impl Problem {
         match illegal {
             Illegal::TokenConflict => Refusal::TokenConflict,
             Illegal::NoVersion(_) => Refusal::ConnectorNotFound(arn.to_string()),
-            Illegal::TooManyVersions(limit) => Refusal::Quota {
-                quota: "connector_versions",
-                limit,
-                text,
-            },
+            Illegal::TooManyVersions(limit) => Refusal::Quota { quota: "connector_versions", limit, text },
             Illegal::ComputeType => Refusal::sentence("configuration.associatedComputeResourceTypes", text),
-            Illegal::State(_) | Illegal::Updating | Illegal::Newest(_) => Refusal::ConnectorState {
-                arn: arn.to_string(),
-                state: entry.connector.state.name(),
-                text,
-            },
+            Illegal::State(_) | Illegal::Updating | Illegal::Newest(_) => {
+                Refusal::ConnectorState { arn: arn.to_string(), state: entry.connector.state.name(), text }
+            }
         }
     }
 }
@@ -351,11 +323,7 @@ impl Problem {
 /// Whether tags and content go together.
 fn checked(tags: &BTreeMap<String, String>, content: &Content) -> Result<(), Problem> {
     let mut violations = Violations::default();
-    violations.check(
-        tags.len() <= TAGS_MAX,
-        "tags",
-        format!("must have at most {TAGS_MAX} entries"),
-    );
+    violations.check(tags.len() <= TAGS_MAX, "tags", format!("must have at most {TAGS_MAX} entries"));
     let protocol: NetworkProtocol = content.configuration.network_protocol();
     egress::check(tags, protocol, &mut violations);
     violations.finish().map_err(Problem::Invalid)

@@ -67,9 +67,7 @@ impl Term {
                 return Ok(());
             }
             let timeout = Duration::from_secs(self.settings().timeouts.launch_seconds);
-            let spent = SystemTime::now()
-                .duration_since(microvm.placement.time)
-                .unwrap_or_default();
+            let spent = SystemTime::now().duration_since(microvm.placement.time).unwrap_or_default();
             let Some(left) = timeout.checked_sub(spent) else {
                 return Err("The launch did not finish in time.".to_owned());
             };
@@ -85,9 +83,7 @@ impl Term {
                     if tried.len() >= PLACES_MAX {
                         return Err(reason_of(&status));
                     }
-                    self.move_elsewhere(handle, &tried)
-                        .await
-                        .map_err(|refusal| refusal.to_string())?;
+                    self.move_elsewhere(handle, &tried).await.map_err(|refusal| refusal.to_string())?;
                 }
             }
         }
@@ -98,10 +94,8 @@ impl Term {
         let Some(address) = self.grpc_address(host) else {
             return Attempt::Again(Status::unavailable(format!("host {host} is away")));
         };
-        let request = LaunchRequest {
-            generation: microvm.placement.generation,
-            spec: Some(codec::host_spec(microvm)),
-        };
+        let request =
+            LaunchRequest { generation: microvm.placement.generation, spec: Some(codec::host_spec(microvm)) };
         let answer = match self.context.agents.client(&address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),
@@ -135,21 +129,14 @@ impl Term {
             memory_mib: u64::from(microvm.spec.baseline_mib),
             engine: microvm.spec.snapshot.engine.clone(),
             architecture: api::common::v1::Architecture::Unspecified,
-            fingerprint: if slept {
-                microvm.placement.fingerprint.clone()
-            } else {
-                String::new()
-            },
+            fingerprint: if slept { microvm.placement.fingerprint.clone() } else { String::new() },
             exclude: exclude.to_vec(),
         };
         let (host, fingerprint) = {
             let memory = self.memory();
             let key = &microvm.spec.snapshot.manifest_key;
             let host = memory.fleet.choose(&demand, key, now).map_err(Refusal::NoRoom)?;
-            let spec = memory
-                .fleet
-                .get(&host)
-                .map(|host| host.spec.platform_fingerprint.clone());
+            let spec = memory.fleet.get(&host).map(|host| host.spec.platform_fingerprint.clone());
             (host, spec.unwrap_or_default())
         };
         let from = microvm.placement.clone();
@@ -284,9 +271,7 @@ pub(crate) fn happen(
     reason: &str,
     at: SystemTime,
 ) -> Result<Changed, Refusal> {
-    record
-        .happen(event, reason, at)
-        .map_err(|illegal| Refusal::Internal(illegal.to_string()))?;
+    record.happen(event, reason, at).map_err(|illegal| Refusal::Internal(illegal.to_string()))?;
     Ok(Changed::Yes)
 }
 

@@ -29,12 +29,7 @@ impl Term {
         };
         let mut backoff = BACKOFF_FIRST;
         loop {
-            match self
-                .context
-                .store
-                .txn(writes.clone(), Some(&self.leadership))
-                .await
-            {
+            match self.context.store.txn(writes.clone(), Some(&self.leadership)).await {
                 Ok(revision) => return Ok(Committed::At(revision)),
                 Err(StoreError::Unavailable { detail, .. }) => {
                     tracing::debug!(detail, "transaction not done yet");

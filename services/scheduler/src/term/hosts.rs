@@ -68,10 +68,7 @@ impl Term {
         let term = Arc::clone(self);
         self.spawn(async move { term.context.agents.warm(&address).await });
         let stale = self.take_in_report(&host, observed, true).await?;
-        Ok(Told {
-            register: false,
-            stale,
-        })
+        Ok(Told { register: false, stale })
     }
 
     /// A host's report.
@@ -86,16 +83,10 @@ impl Term {
         complete: bool,
     ) -> Result<Told, Refusal> {
         if !self.memory().fleet.report(&host, usage, SystemTime::now()) {
-            return Ok(Told {
-                register: true,
-                stale: Vec::new(),
-            });
+            return Ok(Told { register: true, stale: Vec::new() });
         }
         let stale = self.take_in_report(&host, observed, complete).await?;
-        Ok(Told {
-            register: false,
-            stale,
-        })
+        Ok(Told { register: false, stale })
     }
 
     /// Merges a report and returns what the host must drop. Answers only when
@@ -183,9 +174,7 @@ impl Term {
         observed: Option<ObservedMicrovm>,
     ) -> Result<(), Refusal> {
         let Some(seen) = observed.and_then(observation) else {
-            return Err(Refusal::Internal(format!(
-                "host {host} answered without an observation"
-            )));
+            return Err(Refusal::Internal(format!("host {host} answered without an observation")));
         };
         let mut attempt = 1;
         loop {
@@ -203,11 +192,7 @@ impl Term {
         let now = SystemTime::now();
         let missing: Vec<Arc<Handle>> = {
             let memory = self.memory();
-            memory
-                .on_host(host)
-                .into_iter()
-                .filter(|handle| !present.contains(&handle.id))
-                .collect()
+            memory.on_host(host).into_iter().filter(|handle| !present.contains(&handle.id)).collect()
         };
         for handle in missing {
             // What is being launched, woken or ended is not the list's to judge.
@@ -283,10 +268,7 @@ impl Term {
     pub async fn drain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
-        let put = self
-            .context
-            .store
-            .put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
+        let put = self.context.store.put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
         put.await.map_err(refused)?;
         // Dying here is fine: the next leader reads the mark and drains.
         tracing::info!(%host, "draining");
@@ -302,10 +284,7 @@ impl Term {
     pub async fn undrain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
-        let delete = self
-            .context
-            .store
-            .delete_if(&key, Expect::Any, Some(&self.leadership));
+        let delete = self.context.store.delete_if(&key, Expect::Any, Some(&self.leadership));
         delete.await.map_err(refused)?;
         tracing::info!(%host, "taking placements again");
         self.memory().fleet.entry(host, SystemTime::now()).draining = false;
@@ -318,21 +297,14 @@ impl Term {
     /// [`Refusal::HostNotFound`].
     pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
         let memory = self.memory();
-        memory
-            .fleet
-            .get(id)
-            .map(|host| describe(id, host))
-            .ok_or_else(|| Refusal::HostNotFound(id.clone()))
+        memory.fleet.get(id).map(|host| describe(id, host)).ok_or_else(|| Refusal::HostNotFound(id.clone()))
     }
 
     /// Up to `limit` hosts after `after`, by id.
     #[must_use]
     pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
         let memory = self.memory();
-        let behind = memory
-            .fleet
-            .iter()
-            .filter(|(id, _)| after.is_none_or(|after| *id > after));
+        let behind = memory.fleet.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
         behind.take(limit).map(|(id, host)| describe(id, host)).collect()
     }
 
@@ -348,18 +320,9 @@ impl Term {
     ) -> Result<HostSpec, Refusal> {
         let mut memory = self.memory();
         let now = SystemTime::now();
-        let host = memory
-            .fleet
-            .place_bake(build_id, demand, reservation, now)
-            .map_err(Refusal::NoRoom)?;
-        let placed = memory
-            .fleet
-            .get(&host)
-            .ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
-        Ok(HostSpec {
-            host_id: host.to_string(),
-            ..placed.spec.clone()
-        })
+        let host = memory.fleet.place_bake(build_id, demand, reservation, now).map_err(Refusal::NoRoom)?;
+        let placed = memory.fleet.get(&host).ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
+        Ok(HostSpec { host_id: host.to_string(), ..placed.spec.clone() })
     }
 
     /// Gives a bake's reservation back.
@@ -378,10 +341,7 @@ impl Term {
     pub(crate) fn is_lost(&self, host: &HostId) -> bool {
         let memory = self.memory();
         let grace = self.settings().lost_grace();
-        memory
-            .fleet
-            .get(host)
-            .is_none_or(|host| host.gone_for(grace, SystemTime::now()))
+        memory.fleet.get(host).is_none_or(|host| host.gone_for(grace, SystemTime::now()))
     }
 }
 
@@ -407,10 +367,7 @@ fn miss_one(record: &mut Microvm, now: SystemTime) -> Result<Changed, Refusal> {
 
 fn describe(id: &HostId, host: &fleet::Host) -> Host {
     Host {
-        spec: Some(HostSpec {
-            host_id: id.to_string(),
-            ..host.spec.clone()
-        }),
+        spec: Some(HostSpec { host_id: id.to_string(), ..host.spec.clone() }),
         usage: Some(host.usage.clone()),
         state: host.state().into(),
         heartbeat_time: host.heartbeat_time.map(api::timestamp),
@@ -424,10 +381,7 @@ fn observation(wire: ObservedMicrovm) -> Option<Observation> {
         generation: wire.generation,
         number: wire.observation,
         state: codec::model_state(wire.state())?,
-        state_time: wire
-            .state_time
-            .as_ref()
-            .and_then(|time| api::system_time(time).ok()),
+        state_time: wire.state_time.as_ref().and_then(|time| api::system_time(time).ok()),
         reason: wire.state_reason,
         snapshot: wire.snapshot,
         metering: wire.metering,

@@ -27,9 +27,7 @@ impl Term {
     ) -> Result<Streaming<FollowLogResponse>, Refusal> {
         let microvm = self.handle(id)?.current();
         let host = &microvm.placement.host;
-        let address = self
-            .grpc_address(host)
-            .ok_or_else(|| Refusal::LogGone(id.clone()))?;
+        let address = self.grpc_address(host).ok_or_else(|| Refusal::LogGone(id.clone()))?;
         let request = FollowLogRequest {
             microvm_id: id.to_string(),
             generation: microvm.placement.generation,
@@ -41,8 +39,6 @@ impl Term {
             _ => Refusal::Host(Box::new(status)),
         };
         let mut client = self.context.agents.client(&address).map_err(refused)?;
-        bounded(OPEN_TIMEOUT, client.follow_log(rpc::request(request)))
-            .await
-            .map_err(refused)
+        bounded(OPEN_TIMEOUT, client.follow_log(rpc::request(request))).await.map_err(refused)
     }
 }

@@ -211,10 +211,7 @@ impl Memory {
     pub fn insert(&mut self, microvm: Arc<Microvm>, revision: i64, now: SystemTime) -> Arc<Handle> {
         let id = microvm.id.clone();
         let position = Position::new(microvm.start_time, id.clone());
-        self.by_image
-            .entry(microvm.spec.image.name.clone())
-            .or_default()
-            .insert(position.clone());
+        self.by_image.entry(microvm.spec.image.name.clone()).or_default().insert(position.clone());
         self.by_start.insert(position);
         if let Some(used) = microvm.token {
             self.tokens.insert(used.token, id.clone());
@@ -251,11 +248,7 @@ impl Memory {
     /// Tells subscribers how a microVM stands.
     pub fn announce(&mut self, handle: &Handle) {
         let microvm = handle.current();
-        let change = Change {
-            tunnel_address: self.tunnel_address(&microvm),
-            microvm,
-            deleted: false,
-        };
+        let change = Change { tunnel_address: self.tunnel_address(&microvm), microvm, deleted: false };
         self.subscribers.tell(&change);
     }
 
@@ -279,11 +272,7 @@ impl Memory {
             self.tokens.remove(&used.token);
         }
         self.account(Some(&microvm), None, now);
-        self.subscribers.tell(&Change {
-            microvm,
-            tunnel_address: String::new(),
-            deleted: true,
-        });
+        self.subscribers.tell(&Change { microvm, tunnel_address: String::new(), deleted: true });
     }
 
     /// Current microVMs with their tunnel addresses, and a queue of what
@@ -298,11 +287,7 @@ impl Memory {
         };
         let changes = handles.iter().map(|handle| {
             let microvm = handle.current();
-            Change {
-                tunnel_address: self.tunnel_address(&microvm),
-                microvm,
-                deleted: false,
-            }
+            Change { tunnel_address: self.tunnel_address(&microvm), microvm, deleted: false }
         });
         let current = changes.collect();
         (current, self.subscribers.add(only.cloned()))
@@ -312,11 +297,7 @@ impl Memory {
     #[must_use]
     pub fn surplus(&self, keep: usize, limit: usize) -> Vec<MicrovmId> {
         let surplus = self.ended.len().saturating_sub(keep).min(limit);
-        self.ended
-            .iter()
-            .take(surplus)
-            .map(|(_, id)| id.clone())
-            .collect()
+        self.ended.iter().take(surplus).map(|(_, id)| id.clone()).collect()
     }
 
     /// MicroVMs by state, for metrics.
@@ -359,10 +340,7 @@ impl Memory {
                     self.allocated_mib += u64::from(after.spec.baseline_mib);
                     // A host that did not come back counts as gone from now on.
                     self.fleet.entry(host, now);
-                    self.by_host
-                        .entry(host.clone())
-                        .or_default()
-                        .insert(after.id.clone());
+                    self.by_host.entry(host.clone()).or_default().insert(after.id.clone());
                 }
             }
             let due = timers::next(after, self.retention).map(|(deadline, _)| deadline);

@@ -47,22 +47,13 @@ impl Term {
 
     async fn ask_to_suspend(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Refusal> {
         let host = &microvm.placement.host;
-        let address = self
-            .grpc_address(host)
-            .ok_or_else(|| away(host, "it cannot be asked"))?;
-        let request = SuspendRequest {
-            microvm_id: microvm.id.to_string(),
-            generation: microvm.placement.generation,
-        };
+        let address = self.grpc_address(host).ok_or_else(|| away(host, "it cannot be asked"))?;
+        let request =
+            SuspendRequest { microvm_id: microvm.id.to_string(), generation: microvm.placement.generation };
         let timeout = Duration::from_secs(self.settings().timeouts.suspend_seconds);
-        let mut client = self
-            .context
-            .agents
-            .client(&address)
-            .map_err(|status| answered(host, status))?;
+        let mut client = self.context.agents.client(&address).map_err(|status| answered(host, status))?;
         let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
-        self.observe_answer(host, answer.map_err(|status| answered(host, status))?.observed)
-            .await
+        self.observe_answer(host, answer.map_err(|status| answered(host, status))?.observed).await
     }
 
     /// Wakes a microVM; returns when it is RUNNING. One that runs already is a
@@ -124,10 +115,7 @@ impl Term {
         let (state, fenced) = {
             let memory = self.memory();
             let found = memory.fleet.get(host);
-            (
-                found.map(|host| host.state()),
-                found.is_some_and(|host| host.gone_for(fence, now)),
-            )
+            (found.map(|host| host.state()), found.is_some_and(|host| host.gone_for(fence, now)))
         };
         match (state, microvm.has_remote_copy()) {
             (Some(HostState::Ready), _) => Ok(microvm),
@@ -147,9 +135,7 @@ impl Term {
     /// One attempt: the outer error is ours, the inner one the host's.
     async fn ask_to_resume(self: &Arc<Self>, microvm: &Microvm) -> Result<Result<(), Status>, Refusal> {
         let host = &microvm.placement.host;
-        let address = self
-            .grpc_address(host)
-            .ok_or_else(|| away(host, "it cannot be asked"))?;
+        let address = self.grpc_address(host).ok_or_else(|| away(host, "it cannot be asked"))?;
         let request = ResumeRequest {
             generation: microvm.placement.generation,
             spec: Some(codec::host_spec(microvm)),
@@ -236,19 +222,11 @@ fn resumable(microvm: &Microvm) -> Result<(), Refusal> {
 }
 
 fn conflict(microvm: &Microvm, action: &'static str) -> Refusal {
-    Refusal::StateConflict {
-        id: microvm.id.clone(),
-        state: microvm.state,
-        action,
-    }
+    Refusal::StateConflict { id: microvm.id.clone(), state: microvm.state, action }
 }
 
 fn away(host: &HostId, why: &'static str) -> Refusal {
-    Refusal::HostAway {
-        host: host.clone(),
-        why,
-        retry_after: RETRY_AFTER,
-    }
+    Refusal::HostAway { host: host.clone(), why, retry_after: RETRY_AFTER }
 }
 
 /// A host's refusal, passed on; a host that was not reached is away.

@@ -113,9 +113,7 @@ impl Term {
         microvm.spec.egress_policy = policy;
         let handle = memory.insert(Arc::new(microvm), 0, now);
         // Taken before anybody else can see it: the first to write it is us.
-        let revision = Arc::clone(&handle.revision)
-            .try_lock_owned()
-            .expect("nobody has seen the handle yet");
+        let revision = Arc::clone(&handle.revision).try_lock_owned().expect("nobody has seen the handle yet");
         Ok(Admitted::New(handle, revision))
     }
 
@@ -143,10 +141,7 @@ fn place_new(
         name: request.image.clone(),
     };
     let Some(version) = version else {
-        return Err(Refusal::NoActiveVersion {
-            image,
-            version: request.version,
-        });
+        return Err(Refusal::NoActiveVersion { image, version: request.version });
     };
     check_payload(&request, &version)?;
     check_quotas(memory, settings, u64::from(version.baseline_mib))?;
@@ -157,14 +152,9 @@ fn place_new(
         fingerprint: String::new(),
         exclude: Vec::new(),
     };
-    let host = memory
-        .fleet
-        .choose(&demand, &version.snapshot.manifest_key, now)
-        .map_err(Refusal::NoRoom)?;
-    let fingerprint = memory
-        .fleet
-        .get(&host)
-        .map_or_else(String::new, |host| host.spec.platform_fingerprint.clone());
+    let host = memory.fleet.choose(&demand, &version.snapshot.manifest_key, now).map_err(Refusal::NoRoom)?;
+    let fingerprint =
+        memory.fleet.get(&host).map_or_else(String::new, |host| host.spec.platform_fingerprint.clone());
     Ok(Microvm {
         id: MicrovmId::from_uuid(Uuid::new_v4()),
         spec: Spec {
@@ -186,12 +176,7 @@ fn place_new(
         },
         token: request.token,
         intent: Intent::Live,
-        placement: Placement {
-            host,
-            generation: 1,
-            time: now,
-            fingerprint,
-        },
+        placement: Placement { host, generation: 1, time: now, fingerprint },
         state: MicrovmState::Pending,
         state_reason: String::new(),
         state_time: now,
@@ -215,11 +200,7 @@ fn check_quotas(memory: &Memory, settings: &Settings, asked: u64) -> Result<(), 
     }
     let allocated = memory.allocated_mib();
     match settings.quotas.memory_mib {
-        Some(limit) if allocated + asked > limit => Err(Refusal::MemoryQuota {
-            limit,
-            allocated,
-            asked,
-        }),
+        Some(limit) if allocated + asked > limit => Err(Refusal::MemoryQuota { limit, allocated, asked }),
         _ => Ok(()),
     }
 }

@@ -46,11 +46,7 @@ impl Subscribers {
     /// Queues a change for everybody it concerns.
     pub fn tell(&mut self, change: &Change) {
         self.all.retain(|subscriber| {
-            if subscriber
-                .only
-                .as_ref()
-                .is_some_and(|only| *only != change.microvm.id)
-            {
+            if subscriber.only.as_ref().is_some_and(|only| *only != change.microvm.id) {
                 return !subscriber.queue.is_closed();
             }
             match subscriber.queue.try_send(change.clone()) {
@@ -98,10 +94,7 @@ mod tests {
             received += 1;
         }
         assert_eq!(received, QUEUE_CHANGES, "what was queued is still delivered");
-        assert_eq!(
-            slow.try_recv().unwrap_err(),
-            mpsc::error::TryRecvError::Disconnected
-        );
+        assert_eq!(slow.try_recv().unwrap_err(), mpsc::error::TryRecvError::Disconnected);
         assert_eq!(picky.try_recv().unwrap().microvm.id, change(1).microvm.id);
         assert_eq!(picky.try_recv().unwrap_err(), mpsc::error::TryRecvError::Empty);
     }

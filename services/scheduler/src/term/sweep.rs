@@ -47,9 +47,7 @@ impl Term {
                     self.spawn(async move { term.deadline(handle).await });
                 }
             }
-            let wait = next.map_or(TICK, |next| {
-                next.duration_since(now).unwrap_or_default().min(TICK)
-            });
+            let wait = next.map_or(TICK, |next| next.duration_since(now).unwrap_or_default().min(TICK));
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 () = self.timers_changed.notified() => {}
@@ -99,10 +97,7 @@ impl Term {
         let (now, grace) = (SystemTime::now(), self.settings().lost_grace());
         let lost: Vec<(HostId, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
-            let gone = memory
-                .fleet
-                .iter()
-                .filter(|(_, host)| host.held > 0 && host.gone_for(grace, now));
+            let gone = memory.fleet.iter().filter(|(_, host)| host.held > 0 && host.gone_for(grace, now));
             gone.map(|(id, _)| (id.clone(), memory.on_host(id))).collect()
         };
         for (host, handles) in lost {
@@ -123,14 +118,8 @@ impl Term {
     fn continue_drains(self: &Arc<Self>) {
         let draining: Vec<HostId> = {
             let memory = self.memory();
-            let hosts = memory
-                .fleet
-                .iter()
-                .filter(|(_, host)| host.draining && host.lease_gone.is_none());
-            hosts
-                .filter(|(_, host)| host.held > 0)
-                .map(|(id, _)| id.clone())
-                .collect()
+            let hosts = memory.fleet.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
+            hosts.filter(|(_, host)| host.held > 0).map(|(id, _)| id.clone()).collect()
         };
         for host in draining {
             self.suspend_all(&host);
@@ -172,11 +161,7 @@ impl Term {
     async fn rotate_keys(&self) {
         let rotation = Duration::from_secs(self.settings().key_rotation_seconds);
         let store = &self.context.store;
-        if let Err(error) = self
-            .keys
-            .rotate(store, &self.leadership, rotation, SystemTime::now())
-            .await
-        {
+        if let Err(error) = self.keys.rotate(store, &self.leadership, rotation, SystemTime::now()).await {
             tracing::warn!(%error, "token keys not rotated yet");
         }
     }
@@ -185,8 +170,6 @@ impl Term {
         // Counting a million records every half second would be a waste.
         let memory = self.memory();
         let hosts = memory.fleet.iter().map(|(_, host)| host.state());
-        self.context
-            .metrics
-            .fleet(memory.living(), memory.fleet.bakes(), hosts);
+        self.context.metrics.fleet(memory.living(), memory.fleet.bakes(), hosts);
     }
 }

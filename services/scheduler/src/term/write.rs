@@ -66,8 +66,7 @@ impl Term {
                 }
                 Changed::Passing => {
                     log_change(&current, &next);
-                    self.memory()
-                        .publish(handle, Arc::clone(&next), SystemTime::now());
+                    self.memory().publish(handle, Arc::clone(&next), SystemTime::now());
                     return Ok((next, true));
                 }
                 Changed::Yes => {}
@@ -78,16 +77,14 @@ impl Term {
                 Written::Stored(stored) => {
                     *revision = stored;
                     log_change(&current, &next);
-                    self.memory()
-                        .publish(handle, Arc::clone(&next), SystemTime::now());
+                    self.memory().publish(handle, Arc::clone(&next), SystemTime::now());
                     self.timers_changed.notify_one();
                     return Ok((next, true));
                 }
                 Written::Differs(stored, theirs) => {
                     tracing::warn!(microvm = %handle.id, "the record was changed by somebody else; following it");
                     *revision = stored;
-                    self.memory()
-                        .publish(handle, Arc::new(*theirs), SystemTime::now());
+                    self.memory().publish(handle, Arc::new(*theirs), SystemTime::now());
                 }
                 Written::Gone => {
                     tracing::warn!(microvm = %handle.id, "the record was deleted by somebody else");
@@ -113,12 +110,7 @@ impl Term {
     pub(crate) async fn erase(self: &Arc<Self>, handle: &Handle) -> Result<(), Refusal> {
         let revision = handle.revision.lock().await;
         let key = codec::key(&handle.id);
-        match self
-            .context
-            .store
-            .delete_if(&key, Expect::Revision(*revision), Some(&self.leadership))
-            .await
-        {
+        match self.context.store.delete_if(&key, Expect::Revision(*revision), Some(&self.leadership)).await {
             // A conflict is an earlier attempt that went through, or a record that
             // is not ours any more: gone from memory either way.
             Ok(_) | Err(StoreError::Conflict { .. }) => {
@@ -134,11 +126,8 @@ impl Term {
         let bytes = codec::encode(microvm);
         let mut backoff = BACKOFF_FIRST;
         loop {
-            let written = self
-                .context
-                .store
-                .put_if(&key, bytes.clone(), expect, Some(&self.leadership))
-                .await;
+            let written =
+                self.context.store.put_if(&key, bytes.clone(), expect, Some(&self.leadership)).await;
             match written {
                 Ok(revision) => return Ok(Written::Stored(revision)),
                 Err(StoreError::Unavailable { detail, .. }) => {

@@ -22,17 +22,12 @@ async fn create(keys: &Keys, request: CreateAccessKeyRequest) -> Result<(AccessK
 }
 
 async fn list(keys: &Keys, page_size: u32, page_token: &str) -> Result<ListAccessKeysResponse, Status> {
-    let request = ListAccessKeysRequest {
-        page_size,
-        page_token: page_token.into(),
-    };
+    let request = ListAccessKeysRequest { page_size, page_token: page_token.into() };
     Ok(keys.clone().list_access_keys(request).await?.into_inner())
 }
 
 async fn delete(keys: &Keys, id: &str) -> Result<(), Status> {
-    let request = DeleteAccessKeyRequest {
-        access_key_id: id.into(),
-    };
+    let request = DeleteAccessKeyRequest { access_key_id: id.into() };
     keys.clone().delete_access_key(request).await.map(drop)
 }
 
@@ -53,10 +48,7 @@ async fn a_key_is_made_listed_and_deleted() {
     let request = CreateAccessKeyRequest {
         description: "builders".into(),
         policy: policy(),
-        expire_time: Some(prost_types::Timestamp {
-            seconds: 4_000_000_000,
-            nanos: 0,
-        }),
+        expire_time: Some(prost_types::Timestamp { seconds: 4_000_000_000, nanos: 0 }),
     };
     let (key, secret) = create(&keys, request.clone()).await.unwrap();
     let id = key.access_key_id.as_str();
@@ -68,19 +60,11 @@ async fn a_key_is_made_listed_and_deleted() {
     );
     assert!(key.create_time.is_some());
     // What the edges watch.
-    let found = rig
-        .store
-        .get(&format!("access-keys/{id}"))
-        .await
-        .unwrap()
-        .unwrap();
+    let found = rig.store.get(&format!("access-keys/{id}")).await.unwrap().unwrap();
     let stored = StoredAccessKey::decode(found.value.as_slice()).unwrap();
     assert_eq!(stored.access_key.as_ref(), Some(&key));
     assert_eq!(stored.secret_access_key, secret);
-    assert_eq!(
-        list(&keys, 0, "").await.unwrap().access_keys,
-        std::slice::from_ref(&key)
-    );
+    assert_eq!(list(&keys, 0, "").await.unwrap().access_keys, std::slice::from_ref(&key));
 
     delete(&keys, id).await.unwrap();
     assert!(rig.listed("access-keys/").await.is_empty());
@@ -125,39 +109,19 @@ async fn what_is_wrong_names_the_field() {
             "accessKeyId: must be 20 characters",
         );
     }
-    refused(
-        list(&keys, 0, "x").await,
-        Code::InvalidArgument,
-        reason::INVALID_ARGUMENT,
-        "pageToken",
-    );
+    refused(list(&keys, 0, "x").await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "pageToken");
     assert!(rig.listed("access-keys/").await.is_empty());
 }
 
 #[tokio::test]
 async fn only_operators_may_call() {
     let (rig, scheduler, _keys) = led(&[]).await;
-    for role in [
-        Role::EdgeProxy,
-        Role::ImageBuilder,
-        Role::HostAgent,
-        Role::Scheduler,
-    ] {
+    for role in [Role::EdgeProxy, Role::ImageBuilder, Role::HostAgent, Role::Scheduler] {
         let keys = rig.keys(&scheduler, role);
         let denied = (Code::PermissionDenied, reason::PERMISSION_DENIED);
-        refused(
-            create(&keys, CreateAccessKeyRequest::default()).await,
-            denied.0,
-            denied.1,
-            role.name(),
-        );
+        refused(create(&keys, CreateAccessKeyRequest::default()).await, denied.0, denied.1, role.name());
         refused(list(&keys, 0, "").await, denied.0, denied.1, role.name());
-        refused(
-            delete(&keys, "AKIAAAAAAAAAAAAAAAAA").await,
-            denied.0,
-            denied.1,
-            role.name(),
-        );
+        refused(delete(&keys, "AKIAAAAAAAAAAAAAAAAA").await, denied.0, denied.1, role.name());
     }
     assert!(rig.listed("access-keys/").await.is_empty());
 }
@@ -177,10 +141,7 @@ async fn keys_are_paged_and_limited() {
             "The limit of 5 access keys is reached.",
         );
     }
-    let mut ids: Vec<String> = good
-        .into_iter()
-        .map(|made| made.unwrap().0.access_key_id)
-        .collect();
+    let mut ids: Vec<String> = good.into_iter().map(|made| made.unwrap().0.access_key_id).collect();
     ids.sort();
     let (mut found, mut token) = (Vec::new(), String::new());
     loop {
@@ -207,18 +168,10 @@ async fn keys_outlive_their_leader_and_a_deposed_one_makes_none() {
         reason::NOT_LEADER,
         "does not lead",
     );
-    refused(
-        delete(&keys, &kept.access_key_id).await,
-        Code::Unavailable,
-        reason::NOT_LEADER,
-        "does not lead",
-    );
+    refused(delete(&keys, &kept.access_key_id).await, Code::Unavailable, reason::NOT_LEADER, "does not lead");
     assert_eq!(rig.store.list("access-keys/").await.unwrap().0, before);
     scheduler.kill();
-    rig.store
-        .delete_if("elections/scheduler", records::Expect::Any, None)
-        .await
-        .unwrap();
+    rig.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
     let next = rig.scheduler(&[]);
     let keys = rig.keys(&next, Role::Admin);
     let listed = eventually("the next leader", || async { list(&keys, 0, "").await.ok() }).await;

@@ -42,9 +42,7 @@ pub async fn create(
 }
 
 pub async fn read(client: &Connectors, identifier: &str) -> Result<(NetworkConnector, u64), Status> {
-    let request = GetNetworkConnectorRequest {
-        identifier: identifier.into(),
-    };
+    let request = GetNetworkConnectorRequest { identifier: identifier.into() };
     let answer = client.clone().get_network_connector(request).await?.into_inner();
     Ok((answer.connector.unwrap(), answer.latest_version))
 }
@@ -58,17 +56,13 @@ pub async fn update(
 }
 
 pub async fn delete(client: &Connectors, identifier: &str) -> Result<NetworkConnector, Status> {
-    let request = DeleteNetworkConnectorRequest {
-        identifier: identifier.into(),
-    };
+    let request = DeleteNetworkConnectorRequest { identifier: identifier.into() };
     let answer = client.clone().delete_network_connector(request).await?;
     Ok(answer.into_inner().connector.unwrap())
 }
 
 pub fn tagged(tags: &[(&str, &str)]) -> HashMap<String, String> {
-    let owned = tags
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
+    let owned = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned()));
     owned.collect()
 }
 
@@ -120,11 +114,7 @@ async fn a_connectors_life() {
     assert_eq!(made.connector_arn, format!("{ARN}{}", made.id));
     assert_eq!(made.state_reason, "Initial creation");
     assert_eq!(made.configuration, request("net").configuration);
-    assert_eq!(
-        read(&client, "net").await.unwrap().1,
-        0,
-        "no version may be used yet"
-    );
+    assert_eq!(read(&client, "net").await.unwrap().1, 0, "no version may be used yet");
     let conflict = delete(&client, "net").await;
     refused(
         conflict,
@@ -144,23 +134,14 @@ async fn a_connectors_life() {
     assert_eq!(read(&client, "net").await.unwrap().0, first);
 
     // A change: ACTIVE all the time, a new version, the old one as it was.
-    let changing = update(&client, subnets("net", &["subnet-2", "subnet-3"], "u1"))
-        .await
-        .unwrap();
+    let changing = update(&client, subnets("net", &["subnet-2", "subnet-3"], "u1")).await.unwrap();
     assert_eq!((changing.state(), changing.version), (Active, 2));
     assert_eq!(changing.last_update_status(), UpdateStatus::InProgress);
     let configuration = changing.configuration.clone().unwrap();
     assert_eq!(configuration.subnet_ids, ["subnet-2", "subnet-3"]);
-    assert_eq!(
-        configuration.security_group_ids, [""; 0],
-        "a configuration replaces the old one"
-    );
+    assert_eq!(configuration.security_group_ids, [""; 0], "a configuration replaces the old one");
     assert_eq!(configuration.network_protocol(), NetworkProtocol::Ipv4);
-    assert_eq!(
-        read(&client, "net").await.unwrap().1,
-        1,
-        "the old version until it is done"
-    );
+    assert_eq!(read(&client, "net").await.unwrap().1, 1, "the old version until it is done");
     refused(
         update(&client, subnets("net", &["subnet-9"], "u2")).await,
         Code::FailedPrecondition,
@@ -174,40 +155,19 @@ async fn a_connectors_life() {
     })
     .await;
     assert_eq!(changed.last_update_status(), UpdateStatus::Successful);
-    assert_eq!(
-        (
-            changed.last_update_status_reason.as_str(),
-            changed.state_reason.as_str()
-        ),
-        ("", "")
-    );
+    assert_eq!((changed.last_update_status_reason.as_str(), changed.state_reason.as_str()), ("", ""));
     let (old, _) = read(&client, &format!("{}:1", made.connector_arn)).await.unwrap();
-    assert_eq!(
-        (old.version, &old.configuration, old.state()),
-        (1, &made.configuration, Active)
-    );
+    assert_eq!((old.version, &old.configuration, old.state()), (1, &made.configuration, Active));
 
     // No change: no version.
-    let same = update(&client, subnets("net", &["subnet-2", "subnet-3"], "u3"))
-        .await
-        .unwrap();
-    assert_eq!(
-        (same.version, same.last_update_status()),
-        (2, UpdateStatus::Successful)
-    );
-    assert_eq!(
-        same.last_update_status_reason,
-        "No configuration changes detected"
-    );
+    let same = update(&client, subnets("net", &["subnet-2", "subnet-3"], "u3")).await.unwrap();
+    assert_eq!((same.version, same.last_update_status()), (2, UpdateStatus::Successful));
+    assert_eq!(same.last_update_status_reason, "No configuration changes detected");
 
     let deleting = delete(&client, "net").await.unwrap();
     assert_eq!(deleting.state(), Deleting);
     assert_eq!(read(&client, "net").await.unwrap().0.state(), Deleting);
-    assert_eq!(
-        delete(&client, "net").await.unwrap().state(),
-        Deleting,
-        "again is a success"
-    );
+    assert_eq!(delete(&client, "net").await.unwrap().state(), Deleting, "again is a success");
     let status = gone(&client, "net").await;
     refused::<()>(
         Err(status),
@@ -224,11 +184,7 @@ async fn what_is_wrong_is_said_in_the_services_words() {
     let (_rig, _scheduler, client) = led(&[QUICK]).await;
     type Change = fn(&mut CreateNetworkConnectorRequest);
     let cases: [(Change, &str, &str); 5] = [
-        (
-            |r| r.client_token.clear(),
-            "clientToken",
-            "ClientToken is a required field",
-        ),
+        (|r| r.client_token.clear(), "clientToken", "ClientToken is a required field"),
         (
             |r| {
                 let configuration = r.configuration.as_mut().unwrap();
@@ -262,10 +218,7 @@ async fn what_is_wrong_is_said_in_the_services_words() {
         let mut request = request("net");
         change(&mut request);
         let status = create(&client, request).await.unwrap_err();
-        assert_eq!(
-            (status.code(), status.message()),
-            (Code::InvalidArgument, sentence)
-        );
+        assert_eq!((status.code(), status.message()), (Code::InvalidArgument, sentence));
         let details = status.get_details_bad_request().unwrap();
         assert_eq!(details.field_violations[0].field, field);
     }
@@ -275,10 +228,8 @@ async fn what_is_wrong_is_said_in_the_services_words() {
     assert_eq!((status.code(), status.message()), (Code::NotFound, text.as_str()));
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.metadata["resource"], format!("{ARN}{absent}"));
-    for answer in [
-        delete(&client, absent).await,
-        update(&client, subnets(absent, &["subnet-1"], "u")).await,
-    ] {
+    for answer in [delete(&client, absent).await, update(&client, subnets(absent, &["subnet-1"], "u")).await]
+    {
         refused(answer, Code::NotFound, reason::NOT_FOUND, &text);
     }
     let foreign = ARN.replace("000000000000", "111111111111") + "nc-1";
@@ -296,40 +247,23 @@ async fn one_client_token_is_one_connector_and_one_update() {
     let runs = (0..16).map(|_| create(&client, request("net")));
     let made = futures::future::join_all(runs).await;
     let id = made[0].as_ref().unwrap().id.clone();
-    assert!(
-        made.iter().all(|made| made.as_ref().unwrap().id == id),
-        "{made:?}"
-    );
-    let other = CreateNetworkConnectorRequest {
-        tags: tagged(&[("team", "a")]),
-        ..request("net")
-    };
+    assert!(made.iter().all(|made| made.as_ref().unwrap().id == id), "{made:?}");
+    let other = CreateNetworkConnectorRequest { tags: tagged(&[("team", "a")]), ..request("net") };
     refused(
         create(&client, other).await,
         Code::AlreadyExists,
         reason::CLIENT_TOKEN_CONFLICT,
         "The client token was used before with other parameters.",
     );
-    let again = CreateNetworkConnectorRequest {
-        client_token: "fresh".into(),
-        ..request("net")
-    };
+    let again = CreateNetworkConnectorRequest { client_token: "fresh".into(), ..request("net") };
     refused(
         create(&client, again).await,
         Code::AlreadyExists,
         reason::ALREADY_EXISTS,
         "A network connector with the name 'net' already exists in this account",
     );
-    let shadow = CreateNetworkConnectorRequest {
-        client_token: "shadow".into(),
-        ..request(&id)
-    };
-    refused(
-        create(&client, shadow).await,
-        Code::AlreadyExists,
-        reason::ALREADY_EXISTS,
-        "already exists",
-    );
+    let shadow = CreateNetworkConnectorRequest { client_token: "shadow".into(), ..request(&id) };
+    refused(create(&client, shadow).await, Code::AlreadyExists, reason::ALREADY_EXISTS, "already exists");
     active(&client, request("net")).await;
     let first = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
     let repeated = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
@@ -341,28 +275,18 @@ async fn one_client_token_is_one_connector_and_one_update() {
         "client token",
     );
     let tokenless = update(&client, subnets("net", &["subnet-3"], "")).await;
-    assert_eq!(
-        tokenless.unwrap_err().message(),
-        "ClientToken is a required field"
-    );
+    assert_eq!(tokenless.unwrap_err().message(), "ClientToken is a required field");
 }
 
 #[tokio::test]
 async fn limits_of_the_account_and_of_a_connector() {
-    let settings = [
-        QUICK,
-        "quotas.connectors_max=2",
-        "quotas.connector_versions_max=2",
-    ];
+    let settings = [QUICK, "quotas.connectors_max=2", "quotas.connector_versions_max=2"];
     let (_rig, _scheduler, client) = led(&settings).await;
     active(&client, request("a")).await;
     active(&client, request("b")).await;
     let status = create(&client, request("c")).await.unwrap_err();
     let info = status.get_details_error_info().unwrap();
-    assert_eq!(
-        (info.metadata["quota"].as_str(), info.metadata["limit"].as_str()),
-        ("connectors", "2")
-    );
+    assert_eq!((info.metadata["quota"].as_str(), info.metadata["limit"].as_str()), ("connectors", "2"));
     refused::<()>(
         Err(status),
         Code::ResourceExhausted,
@@ -418,10 +342,5 @@ async fn who_may_call() {
         "image-builder",
     );
     let host = rig.connectors(&scheduler, Role::HostAgent);
-    refused(
-        read(&host, "net").await,
-        Code::PermissionDenied,
-        reason::PERMISSION_DENIED,
-        "host-agent",
-    );
+    refused(read(&host, "net").await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
 }

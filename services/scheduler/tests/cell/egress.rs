@@ -24,45 +24,30 @@ fn through(connectors: &[&str]) -> RunMicrovmRequest {
 
 fn policy(allow: &[&str], deny: &[&str]) -> Option<EgressPolicy> {
     let owned = |list: &[&str]| list.iter().map(|cidr| (*cidr).to_owned()).collect();
-    Some(EgressPolicy {
-        allow_cidrs: owned(allow),
-        deny_cidrs: owned(deny),
-    })
+    Some(EgressPolicy { allow_cidrs: owned(allow), deny_cidrs: owned(deny) })
 }
 
 fn with_tags(name: &str, tags: &[(&str, &str)]) -> CreateNetworkConnectorRequest {
-    CreateNetworkConnectorRequest {
-        tags: tagged(tags),
-        ..request(name)
-    }
+    CreateNetworkConnectorRequest { tags: tagged(tags), ..request(name) }
 }
 
 #[tokio::test]
 async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     let (rig, mut scheduler, host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
     let connectors = rig.connectors(&scheduler, Role::Admin);
-    let tags = [
-        ("torpor:allow-cidrs", "10.0.0.0/8 192.168.0.0/16"),
-        ("torpor:deny-cidrs", "10.9.0.0/16"),
-    ];
+    let tags = [("torpor:allow-cidrs", "10.0.0.0/8 192.168.0.0/16"), ("torpor:deny-cidrs", "10.9.0.0/16")];
     let arn = active(&connectors, with_tags("net", &tags)).await.connector_arn;
     let plain = running(&client).await;
     assert_eq!(plain.egress_network_connectors, [INTERNET]);
     assert_eq!(host.launched(&plain.microvm_id).egress_policy, None);
 
-    let request = RunMicrovmRequest {
-        client_token: "once".into(),
-        ..through(&[&arn])
-    };
+    let request = RunMicrovmRequest { client_token: "once".into(), ..through(&[&arn]) };
     let id = run(&client, request.clone()).await.unwrap().microvm_id;
     let microvm = becomes(&client, &id, MicrovmState::Running).await;
     assert_eq!(microvm.egress_network_connectors, std::slice::from_ref(&arn));
     let expected = policy(&["10.0.0.0/8", "192.168.0.0/16"], &["10.9.0.0/16"]);
     assert_eq!(host.launched(&id).egress_policy, expected);
-    assert_eq!(
-        host.launched(&id).egress_network_connectors,
-        std::slice::from_ref(&arn)
-    );
+    assert_eq!(host.launched(&id).egress_network_connectors, std::slice::from_ref(&arn));
 
     for (connectors, expected) in [
         (vec![arn.as_str(), INTERNET], policy(&[], &["10.9.0.0/16"])),
@@ -78,11 +63,7 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     suspend(&client, &id).await.unwrap();
     delete(&connectors, "net").await.unwrap();
     eventually("gone", || async { read(&connectors, "net").await.err() }).await;
-    assert_eq!(
-        run(&client, request).await.unwrap().microvm_id,
-        id,
-        "a replay asks for no connector"
-    );
+    assert_eq!(run(&client, request).await.unwrap().microvm_id, id, "a replay asks for no connector");
     refused(
         run(&client, through(&[&arn])).await,
         Code::NotFound,
@@ -118,10 +99,7 @@ async fn tags_and_versions_count_from_the_next_launch_on() {
         client_token: "u".into(),
     };
     update(&connectors, dual).await.unwrap();
-    eventually("version 2", || async {
-        (read(&connectors, "net").await.ok()?.1 == 2).then_some(())
-    })
-    .await;
+    eventually("version 2", || async { (read(&connectors, "net").await.ok()?.1 == 2).then_some(()) }).await;
     assert_eq!(launched(&arn).await, policy(&[], &[]));
     assert_eq!(launched(&format!("{arn}:1")).await, policy(&[], &["::/0"]));
     let tag = api::connector::v1::TagNetworkConnectorRequest {
@@ -140,16 +118,8 @@ async fn what_cannot_be_attached_says_why() {
     let text = format!("The network connector {arn} is PENDING; it must be ACTIVE to be used.");
     let status = run(&client, through(&[&arn])).await.unwrap_err();
     let info = tonic_types::StatusExt::get_details_error_info(&status).unwrap();
-    assert_eq!(
-        (info.metadata["state"].as_str(), &info.metadata["resource"]),
-        ("PENDING", &arn)
-    );
-    refused::<()>(
-        Err(status),
-        Code::FailedPrecondition,
-        reason::STATE_CONFLICT,
-        &text,
-    );
+    assert_eq!((info.metadata["state"].as_str(), &info.metadata["resource"]), ("PENDING", &arn));
+    refused::<()>(Err(status), Code::FailedPrecondition, reason::STATE_CONFLICT, &text);
     let foreign = arn.replace("000000000000", "123456789012");
     for (connector, code, reason, text) in [
         (
@@ -189,10 +159,8 @@ async fn a_connector_of_web_functions_is_not_for_microvms() {
     let (rig, scheduler, _host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
     let connectors = rig.connectors(&scheduler, Role::Admin);
     let mut web = request("web");
-    web.configuration
-        .as_mut()
-        .unwrap()
-        .associated_compute_resource_types = vec![ComputeResourceType::WebFunction.into()];
+    web.configuration.as_mut().unwrap().associated_compute_resource_types =
+        vec![ComputeResourceType::WebFunction.into()];
     let arn = active(&connectors, web).await.connector_arn;
     refused(
         run(&client, through(&[&arn])).await,

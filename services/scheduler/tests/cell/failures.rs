@@ -18,10 +18,8 @@ async fn a_killed_scheduler_goes_on_where_it_was() {
     suspend(&client, &asleep).await.unwrap();
     host.script(|inner| inner.on_launch.push_back(Step::Hang));
     let launching = run(&client, app()).await.unwrap().microvm_id;
-    eventually("the launch", || async {
-        host.asked(|inner| (inner.launches.len() == 2).then_some(()))
-    })
-    .await;
+    eventually("the launch", || async { host.asked(|inner| (inner.launches.len() == 2).then_some(())) })
+        .await;
     scheduler.kill();
     let killed = Instant::now();
     let address = scheduler.address.clone();
@@ -30,15 +28,8 @@ async fn a_killed_scheduler_goes_on_where_it_was() {
     assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
     assert_eq!(now.generation, 1);
     let asked = host.asked(|inner| inner.launches.clone());
-    let again: Vec<u64> = asked
-        .iter()
-        .filter(|(id, _)| *id == launching)
-        .map(|(_, g)| *g)
-        .collect();
-    assert!(
-        again.len() >= 2 && again.iter().all(|generation| *generation == 1),
-        "{again:?}"
-    );
+    let again: Vec<u64> = asked.iter().filter(|(id, _)| *id == launching).map(|(_, g)| *g).collect();
+    assert!(again.len() >= 2 && again.iter().all(|generation| *generation == 1), "{again:?}");
     assert_eq!(get(&client, &asleep).await.unwrap().state(), Suspended);
     assert_eq!(resume(&client, &asleep).await.unwrap().state(), Running);
 }
@@ -54,10 +45,7 @@ async fn an_end_that_was_decided_is_carried_out_by_the_next_leader() {
     let _again = rig.scheduler_at(&scheduler.address.clone(), &[]);
     let lease = rig.store.lease(std::time::Duration::from_secs(10)).await.unwrap();
     let key = format!("hosts/{}", host.spec.host_id);
-    rig.store
-        .put_leased(&key, prost::Message::encode_to_vec(&host.spec), &lease)
-        .await
-        .unwrap();
+    rig.store.put_leased(&key, prost::Message::encode_to_vec(&host.spec), &lease).await.unwrap();
     assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
     assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
 }
@@ -70,27 +58,16 @@ async fn a_standby_names_the_leader_and_takes_over() {
     let standby = rig.client(&second, Role::Admin);
     let status = eventually("the standby to know", || async {
         let status = get(&standby, &id).await.err()?;
-        let named = tonic_types::StatusExt::get_details_error_info(&status)?
-            .metadata
-            .get("leader")
-            .cloned();
+        let named = tonic_types::StatusExt::get_details_error_info(&status)?.metadata.get("leader").cloned();
         (named.as_deref() == Some(scheduler.address.as_str())).then_some(status)
     })
     .await;
-    refused::<()>(
-        Err(status),
-        Code::Unavailable,
-        reason::NOT_LEADER,
-        "does not lead",
-    );
+    refused::<()>(Err(status), Code::Unavailable, reason::NOT_LEADER, "does not lead");
     scheduler.kill();
     let killed = Instant::now();
     becomes(&standby, &id, Running).await;
     assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
-    eventually("the host to be known", || async {
-        suspend(&standby, &id).await.ok()
-    })
-    .await;
+    eventually("the host to be known", || async { suspend(&standby, &id).await.ok() }).await;
 }
 
 #[tokio::test]
@@ -108,23 +85,15 @@ async fn etcd_may_be_killed() {
         rig.etcd.restart().await;
         let back = Instant::now();
         becomes(&client, &id, Running).await;
-        eventually("the host to be known", || async {
-            suspend(&client, &id).await.ok()
-        })
-        .await;
+        eventually("the host to be known", || async { suspend(&client, &id).await.ok() }).await;
         eventually("a wake", || async { resume(&client, &id).await.ok() }).await;
         assert!(back.elapsed().as_secs() < 10, "{:?}", back.elapsed());
     }
     let running = host.asked(|inner| inner.held.values().filter(|held| held.state() == Running).count());
-    let listed = client
-        .clone()
-        .list_microvms(api::microvm::v1::ListMicrovmsRequest::default())
-        .await;
+    let listed = client.clone().list_microvms(api::microvm::v1::ListMicrovmsRequest::default()).await;
     let listed = listed.unwrap().into_inner().microvms;
-    let alive = listed
-        .iter()
-        .filter(|microvm| microvm.state() == Running || microvm.state() == Pending)
-        .count();
+    let alive =
+        listed.iter().filter(|microvm| microvm.state() == Running || microvm.state() == Pending).count();
     assert!(alive >= running, "nothing runs that has no record");
 }
 
@@ -146,34 +115,14 @@ async fn a_failed_launch_says_why_and_a_lost_answer_is_asked_again() {
 async fn a_failed_suspend_and_a_failed_wake_leave_it_as_it_was() {
     let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
-    let full = status(
-        Code::FailedPrecondition,
-        reason::DISK_FULL,
-        "no space left on the host",
-        &[],
-    );
+    let full = status(Code::FailedPrecondition, reason::DISK_FULL, "no space left on the host", &[]);
     host.script(|inner| inner.on_suspend.push_back(Step::Refuse(full)));
-    refused(
-        suspend(&client, &id).await,
-        Code::FailedPrecondition,
-        reason::DISK_FULL,
-        "no space",
-    );
+    refused(suspend(&client, &id).await, Code::FailedPrecondition, reason::DISK_FULL, "no space");
     assert_eq!(get(&client, &id).await.unwrap().state(), Running);
     suspend(&client, &id).await.unwrap();
-    let corrupt = status(
-        Code::DataLoss,
-        reason::CORRUPT_OBJECT,
-        "chunk x is damaged",
-        &[("object", "x")],
-    );
+    let corrupt = status(Code::DataLoss, reason::CORRUPT_OBJECT, "chunk x is damaged", &[("object", "x")]);
     host.script(|inner| inner.on_resume.push_back(Step::Refuse(corrupt)));
-    refused(
-        resume(&client, &id).await,
-        Code::DataLoss,
-        reason::CORRUPT_OBJECT,
-        "chunk x",
-    );
+    refused(resume(&client, &id).await, Code::DataLoss, reason::CORRUPT_OBJECT, "chunk x");
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
     assert_eq!(resume(&client, &id).await.unwrap().state(), Running);
 }
@@ -184,12 +133,7 @@ async fn an_end_goes_before_a_launch_that_hangs() {
     host.script(|inner| inner.on_launch.push_back(Step::Hang));
     let id = run(&client, app()).await.unwrap().microvm_id;
     let conflict = suspend(&client, &id).await;
-    refused(
-        conflict,
-        Code::FailedPrecondition,
-        reason::STATE_CONFLICT,
-        "PENDING",
-    );
+    refused(conflict, Code::FailedPrecondition, reason::STATE_CONFLICT, "PENDING");
     terminate(&client, &id).await.unwrap();
     assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
     assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
@@ -209,29 +153,14 @@ async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
     host.lease.revoke().await.unwrap();
     // The host would still answer: first the scheduler has to know.
     rig.placeable(&scheduler, 1).await;
-    let woken = eventually("a wake elsewhere", || async {
-        resume(&client, &slept).await.ok()
-    })
-    .await;
-    assert_eq!(
-        (woken.state(), woken.host_id.as_str(), woken.generation),
-        (Running, "h2", 2)
-    );
+    let woken = eventually("a wake elsewhere", || async { resume(&client, &slept).await.ok() }).await;
+    assert_eq!((woken.state(), woken.host_id.as_str(), woken.generation), (Running, "h2", 2));
     let asked = other.asked(|inner| inner.resumes[0].clone());
-    assert_eq!(
-        (asked.generation, asked.snapshot.unwrap().manifest_key),
-        (2, format!("{slept}/1"))
-    );
-    assert_eq!(
-        becomes(&client, &ran, Terminated).await.state_reason,
-        "Host h1 was lost."
-    );
+    assert_eq!((asked.generation, asked.snapshot.unwrap().manifest_key), (2, format!("{slept}/1")));
+    assert_eq!(becomes(&client, &ran, Terminated).await.state_reason, "Host h1 was lost.");
     // A leader that never saw the host comes to the same conclusion.
     scheduler.kill();
     let _again = rig.scheduler_at(&scheduler.address.clone(), &settings);
-    let woken = eventually("a wake elsewhere", || async {
-        resume(&client, &later).await.ok()
-    })
-    .await;
+    let woken = eventually("a wake elsewhere", || async { resume(&client, &later).await.ok() }).await;
     assert_eq!((woken.state(), woken.host_id.as_str()), (Running, "h2"));
 }

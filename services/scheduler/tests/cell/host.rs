@@ -46,10 +46,7 @@ impl Inner {
     fn step(&mut self, id: &str, generation: u64, state: MicrovmState) -> ObservedMicrovm {
         let held = self.held.entry(id.to_owned()).or_default();
         if held.generation != generation {
-            *held = ObservedMicrovm {
-                generation,
-                ..Default::default()
-            };
+            *held = ObservedMicrovm { generation, ..Default::default() };
         }
         held.microvm_id = id.to_owned();
         held.observation += 1;
@@ -89,13 +86,8 @@ impl FakeHost {
     }
 
     pub async fn start_with(rig: &Rig, id: &str, memory_mib: u64) -> Self {
-        let inner = Arc::new(Mutex::new(Inner {
-            remote_copies: true,
-            ..Inner::default()
-        }));
-        let bound = ServerBuilder::bind("127.0.0.1:0", &rig.pki.identity(Role::HostAgent))
-            .await
-            .unwrap();
+        let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
+        let bound = ServerBuilder::bind("127.0.0.1:0", &rig.pki.identity(Role::HostAgent)).await.unwrap();
         let spec = HostSpec {
             host_id: id.into(),
             grpc_address: bound.local_addr().to_string(),
@@ -110,22 +102,14 @@ impl FakeHost {
         let routes = Routes::new(HostAgentServiceServer::new(Agent { inner: inner.clone() }));
         tokio::spawn(bound.serve(routes, stop.clone()));
         let lease = rig.store.lease(Duration::from_secs(10)).await.unwrap();
-        let host = Self {
-            spec,
-            inner,
-            lease,
-            stop,
-        };
+        let host = Self { spec, inner, lease, stop };
         host.announce(rig).await;
         host
     }
 
     pub async fn announce(&self, rig: &Rig) {
         let key = format!("hosts/{}", self.spec.host_id);
-        rig.store
-            .put_leased(&key, self.spec.encode_to_vec(), &self.lease)
-            .await
-            .unwrap();
+        rig.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
     /// Usage with these manifests cached.
@@ -146,14 +130,7 @@ impl FakeHost {
 
     /// What it was told of a microVM when it launched it.
     pub fn launched(&self, id: &str) -> MicrovmSpec {
-        self.asked(|inner| {
-            inner
-                .specs
-                .iter()
-                .rfind(|spec| spec.microvm_id == id)
-                .cloned()
-                .unwrap()
-        })
+        self.asked(|inner| inner.specs.iter().rfind(|spec| spec.microvm_id == id).cloned().unwrap())
     }
 
     /// What it would report of a microVM in a new state.
@@ -215,37 +192,25 @@ impl HostAgentService for Agent {
             inner.launches.push((id.clone(), request.generation));
             inner.specs.push(spec);
         }
-        let observed = self.act(
-            |inner| &mut inner.on_launch,
-            (&id, request.generation),
-            MicrovmState::Running,
-        );
-        Ok(Response::new(LaunchResponse {
-            observed: observed.await?,
-        }))
+        let observed =
+            self.act(|inner| &mut inner.on_launch, (&id, request.generation), MicrovmState::Running);
+        Ok(Response::new(LaunchResponse { observed: observed.await? }))
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
         let request = request.into_inner();
         let place = (request.microvm_id.as_str(), request.generation);
         let observed = self.act(|inner| &mut inner.on_suspend, place, MicrovmState::Suspended);
-        Ok(Response::new(SuspendResponse {
-            observed: observed.await?,
-        }))
+        Ok(Response::new(SuspendResponse { observed: observed.await? }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
         let request = request.into_inner();
         self.inner.lock().unwrap().resumes.push(request.clone());
         let id = request.spec.unwrap().microvm_id;
-        let observed = self.act(
-            |inner| &mut inner.on_resume,
-            (&id, request.generation),
-            MicrovmState::Running,
-        );
-        Ok(Response::new(ResumeResponse {
-            observed: observed.await?,
-        }))
+        let observed =
+            self.act(|inner| &mut inner.on_resume, (&id, request.generation), MicrovmState::Running);
+        Ok(Response::new(ResumeResponse { observed: observed.await? }))
     }
 
     async fn terminate(
@@ -257,9 +222,7 @@ impl HostAgentService for Agent {
         inner.terminates.push(request.clone());
         let observed = inner.step(&request.microvm_id, request.generation, MicrovmState::Terminated);
         inner.held.remove(&request.microvm_id);
-        Ok(Response::new(TerminateResponse {
-            observed: Some(observed),
-        }))
+        Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }
 
     async fn follow_log(

@@ -30,10 +30,7 @@ fn with_ingress(names: &[&str]) -> RunMicrovmRequest {
 }
 
 async fn shell(client: &Client, id: &str, life: i64) -> Result<(String, i64), Status> {
-    let request = CreateMicrovmShellAuthTokenRequest {
-        microvm_id: id.into(),
-        expiration: seconds(life),
-    };
+    let request = CreateMicrovmShellAuthTokenRequest { microvm_id: id.into(), expiration: seconds(life) };
     let answer = client.clone().create_microvm_shell_auth_token(request).await?;
     let mut answer = answer.into_inner();
     assert_eq!(answer.auth_token.len(), 1);
@@ -58,12 +55,7 @@ async fn shell_tokens_need_the_shells_connector() {
         assert_eq!(status.message(), sentence, "{ingress:?}");
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.metadata["resource"], id);
-        refused::<()>(
-            Err(status),
-            Code::FailedPrecondition,
-            reason::SHELL_NOT_ALLOWED,
-            "",
-        );
+        refused::<()>(Err(status), Code::FailedPrecondition, reason::SHELL_NOT_ALLOWED, "");
     }
     let request = with_ingress(&["HTTP_INGRESS", "SHELL_INGRESS"]);
     let id = run(&client, request).await.unwrap().microvm_id;
@@ -71,16 +63,10 @@ async fn shell_tokens_need_the_shells_connector() {
     suspend(&client, &id).await.unwrap();
     let (token, expires) = shell(&client, &id, 120).await.unwrap();
     let keys = rig.store.list("keys/").await.unwrap().0;
-    let keys = keys
-        .iter()
-        .map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap())
-        .collect();
+    let keys = keys.iter().map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap()).collect();
     let now = u64::try_from(expires).unwrap() - 1;
     let claims = KeySet::new(keys).unwrap().verify(&token, now).unwrap();
-    assert_eq!(
-        (claims.kind, claims.microvm_id.as_str()),
-        (Kind::Shell, id.as_str())
-    );
+    assert_eq!((claims.kind, claims.microvm_id.as_str()), (Kind::Shell, id.as_str()));
     assert_eq!(claims.expires_at - claims.issued_at, 120);
     assert!(claims.ports.is_empty(), "a shell's token opens no port");
     for life in [0, 59, 90, 3601] {
@@ -94,12 +80,7 @@ async fn shell_tokens_need_the_shells_connector() {
     shell(&client, &id, 3600).await.unwrap();
     terminate(&client, &id).await.unwrap();
     let text = format!("The MicroVM {id} has been terminated and its state cannot be changed.");
-    refused(
-        shell(&client, &id, 60).await,
-        Code::FailedPrecondition,
-        reason::TERMINATED,
-        &text,
-    );
+    refused(shell(&client, &id, 60).await, Code::FailedPrecondition, reason::TERMINATED, &text);
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     refused(
         shell(&client, unknown, 60).await,
@@ -114,36 +95,18 @@ async fn defaults_are_in_the_record() {
     let (rig, _scheduler, host, client) = Rig::with_host(&[]).await;
     let microvm = running(&client).await;
     assert_eq!(microvm.maximum_duration, seconds(28_800));
-    assert_eq!(
-        microvm.ingress_network_connectors,
-        [format!("{MANAGED}HTTP_INGRESS")]
-    );
-    assert_eq!(
-        microvm.egress_network_connectors,
-        [format!("{MANAGED}INTERNET_EGRESS")]
-    );
+    assert_eq!(microvm.ingress_network_connectors, [format!("{MANAGED}HTTP_INGRESS")]);
+    assert_eq!(microvm.egress_network_connectors, [format!("{MANAGED}INTERNET_EGRESS")]);
     assert_eq!(microvm.idle_policy, None);
-    assert_eq!(
-        (microvm.state_reason.as_str(), microvm.execution_role_arn.as_str()),
-        ("", "")
-    );
-    assert_eq!(
-        microvm.image_arn,
-        "arn:aws:lambda:us-east-1:000000000000:microvm-image:app"
-    );
+    assert_eq!((microvm.state_reason.as_str(), microvm.execution_role_arn.as_str()), ("", ""));
+    assert_eq!(microvm.image_arn, "arn:aws:lambda:us-east-1:000000000000:microvm-image:app");
     let told = host.launched(&microvm.microvm_id);
-    assert_eq!(
-        told.ingress_network_connectors,
-        microvm.ingress_network_connectors
-    );
+    assert_eq!(told.ingress_network_connectors, microvm.ingress_network_connectors);
     assert_eq!(told.egress_network_connectors, microvm.egress_network_connectors);
     // In the record, not made up when it is read.
     let key = format!("microvms/{}", microvm.microvm_id);
     let stored = rig.store.get(&key).await.unwrap().unwrap().value;
-    for arn in [
-        &microvm.ingress_network_connectors[0],
-        &microvm.egress_network_connectors[0],
-    ] {
+    for arn in [&microvm.ingress_network_connectors[0], &microvm.egress_network_connectors[0]] {
         assert!(stored.windows(arn.len()).any(|window| window == arn.as_bytes()));
     }
 }
@@ -151,10 +114,7 @@ async fn defaults_are_in_the_record() {
 #[tokio::test]
 async fn images_are_named_by_arn_or_name_of_this_account() {
     let (_rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
-    let of = |image: &str| RunMicrovmRequest {
-        image_identifier: image.into(),
-        ..Default::default()
-    };
+    let of = |image: &str| RunMicrovmRequest { image_identifier: image.into(), ..Default::default() };
     let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
     run(&client, of(arn)).await.unwrap();
     for (image, code, reason, text) in [
@@ -182,15 +142,9 @@ async fn images_are_named_by_arn_or_name_of_this_account() {
         assert_eq!(status.message(), text);
         refused::<()>(Err(status), code, reason, text);
     }
-    let pinned = RunMicrovmRequest {
-        image_version: "7.0".into(),
-        ..of(arn)
-    };
+    let pinned = RunMicrovmRequest { image_version: "7.0".into(), ..of(arn) };
     let status = run(&client, pinned).await.unwrap_err();
-    assert_eq!(
-        status.message(),
-        format!("No active version found for MicroVM image {arn} and version 7.0")
-    );
+    assert_eq!(status.message(), format!("No active version found for MicroVM image {arn} and version 7.0"));
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.metadata["resource"], arn);
     let foreign = ListMicrovmsRequest {
@@ -220,12 +174,9 @@ async fn the_memory_quota_counts_all_that_has_not_ended() {
             "The base maximum allocated memory limit has been reached for this account."
         );
         let metadata = status.get_details_error_info().unwrap().metadata;
-        for (key, value) in [
-            ("quota", "memory"),
-            ("limit_mib", "1536"),
-            ("allocated_mib", "1536"),
-            ("asked_mib", "512"),
-        ] {
+        for (key, value) in
+            [("quota", "memory"), ("limit_mib", "1536"), ("allocated_mib", "1536"), ("asked_mib", "512")]
+        {
             assert_eq!(metadata[key], value);
         }
         refused::<()>(Err(status), Code::ResourceExhausted, reason::QUOTA_EXCEEDED, "");
@@ -257,12 +208,7 @@ async fn without_a_quota_memory_is_what_the_hosts_have() {
     for _ in 0..8 {
         running(&client).await;
     }
-    refused(
-        run(&client, app()).await,
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        "",
-    );
+    refused(run(&client, app()).await, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "");
 }
 
 #[tokio::test]
@@ -287,10 +233,7 @@ async fn bounds_of_a_launch() {
             "maximumDurationInSeconds: must be whole seconds, 1 to 28800",
         ),
         (Box::new(|r| r.run_hook_payload = "1234567890".into()), ""),
-        (
-            Box::new(|r| r.run_hook_payload = "12345678901".into()),
-            "runHookPayload: must be at most 10 bytes",
-        ),
+        (Box::new(|r| r.run_hook_payload = "12345678901".into()), "runHookPayload: must be at most 10 bytes"),
         (Box::new(move |r| r.idle_policy = policy(Some(60), Some(0))), ""),
         (
             Box::new(move |r| r.idle_policy = policy(Some(59), Some(0))),
@@ -306,10 +249,7 @@ async fn bounds_of_a_launch() {
         ),
         (Box::new(|r| r.client_token = "t".repeat(128)), ""),
         (Box::new(|r| r.client_token = "t".repeat(129)), "clientToken"),
-        (
-            Box::new(|r| r.execution_role_arn = "not a role".into()),
-            "executionRoleArn",
-        ),
+        (Box::new(|r| r.execution_role_arn = "not a role".into()), "executionRoleArn"),
     ];
     for (number, (change, text)) in cases.into_iter().enumerate() {
         let mut request = app();
@@ -334,10 +274,7 @@ async fn bounds_of_a_launch() {
 #[tokio::test]
 async fn a_token_means_the_same_microvm_also_when_it_has_ended() {
     let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
-    let request = RunMicrovmRequest {
-        client_token: "once".into(),
-        ..app()
-    };
+    let request = RunMicrovmRequest { client_token: "once".into(), ..app() };
     let id = run(&client, request.clone()).await.unwrap().microvm_id;
     for state in [Running, Suspended, Terminated] {
         match state {

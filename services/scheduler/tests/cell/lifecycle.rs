@@ -20,72 +20,34 @@ fn seconds(seconds: i64) -> Option<prost_types::Duration> {
 #[tokio::test]
 async fn run_suspend_resume_terminate() {
     let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
-    let request = RunMicrovmRequest {
-        run_hook_payload: "hi".into(),
-        ..app()
-    };
+    let request = RunMicrovmRequest { run_hook_payload: "hi".into(), ..app() };
     let accepted = run(&client, request).await.unwrap();
     assert_eq!(accepted.state(), Pending);
-    assert_eq!(
-        accepted.endpoint_url,
-        format!("https://{}:8443/", accepted.endpoint)
-    );
-    assert!(
-        !accepted
-            .microvm_id
-            .contains(accepted.endpoint.split('.').next().unwrap())
-    );
+    assert_eq!(accepted.endpoint_url, format!("https://{}:8443/", accepted.endpoint));
+    assert!(!accepted.microvm_id.contains(accepted.endpoint.split('.').next().unwrap()));
     let id = accepted.microvm_id.as_str();
     let now = becomes(&client, id, Running).await;
-    assert_eq!(
-        (now.host_id.as_str(), now.generation, now.memory_mib),
-        ("h1", 1, 2048)
-    );
+    assert_eq!((now.host_id.as_str(), now.generation, now.memory_mib), ("h1", 1, 2048));
     assert_eq!(now.endpoint, accepted.endpoint);
 
     let asleep = suspend(&client, id).await.unwrap();
     assert_eq!(asleep.state(), Suspended);
     assert!(asleep.snapshot.unwrap().local);
-    assert_eq!(
-        suspend(&client, id).await.unwrap().state(),
-        Suspended,
-        "again is a success"
-    );
+    assert_eq!(suspend(&client, id).await.unwrap().state(), Suspended, "again is a success");
     assert_eq!(resume(&client, id).await.unwrap().state(), Running);
-    assert_eq!(
-        resume(&client, id).await.unwrap().state(),
-        Running,
-        "again is a success"
-    );
+    assert_eq!(resume(&client, id).await.unwrap().state(), Running, "again is a success");
     assert_eq!(host.asked(|inner| inner.resumes.len()), 1);
-    assert_eq!(
-        host.asked(|inner| inner.resumes[0].spec.as_ref().unwrap().run_hook_payload.clone()),
-        ""
-    );
+    assert_eq!(host.asked(|inner| inner.resumes[0].spec.as_ref().unwrap().run_hook_payload.clone()), "");
 
     let ending = terminate(&client, id).await.unwrap();
     assert!(matches!(ending.state(), Terminating | Terminated));
     let ended = becomes(&client, id, Terminated).await;
     assert_eq!(ended.state_reason, "Success.");
     assert!(ended.terminate_time.is_some());
-    assert_eq!(
-        terminate(&client, id).await.unwrap().state(),
-        Terminated,
-        "again is a success"
-    );
+    assert_eq!(terminate(&client, id).await.unwrap().state(), Terminated, "again is a success");
     let text = format!("The MicroVM {id} has been terminated and its state cannot be changed.");
-    refused(
-        suspend(&client, id).await,
-        Code::FailedPrecondition,
-        reason::TERMINATED,
-        &text,
-    );
-    refused(
-        resume(&client, id).await,
-        Code::FailedPrecondition,
-        reason::TERMINATED,
-        &text,
-    );
+    refused(suspend(&client, id).await, Code::FailedPrecondition, reason::TERMINATED, &text);
+    refused(resume(&client, id).await, Code::FailedPrecondition, reason::TERMINATED, &text);
     let told = host.asked(|inner| inner.terminates.clone());
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].reason.as_str(), told[0].discard), ("Success.", false));
@@ -94,10 +56,8 @@ async fn run_suspend_resume_terminate() {
 #[tokio::test]
 async fn what_cannot_be_run_says_why() {
     let (rig, scheduler, _host, client) = Rig::with_host(&["microvms_max=2"]).await;
-    rig.image("plain", "1.0", api::image::v1::VersionStatus::Active, false)
-        .await;
-    rig.image("retired", "1.0", api::image::v1::VersionStatus::Inactive, false)
-        .await;
+    rig.image("plain", "1.0", api::image::v1::VersionStatus::Active, false).await;
+    rig.image("retired", "1.0", api::image::v1::VersionStatus::Inactive, false).await;
     let of = |image: &str, version: &str| RunMicrovmRequest {
         image_identifier: image.into(),
         image_version: version.into(),
@@ -110,76 +70,39 @@ async fn what_cannot_be_run_says_why() {
         (of("retired", ""), format!("{none}retired")),
         (of("app", "2.0"), format!("{none}app and version 2.0")),
     ] {
-        refused(
-            run(&client, request).await,
-            Code::NotFound,
-            reason::NO_ACTIVE_VERSION,
-            &text,
-        );
+        refused(run(&client, request).await, Code::NotFound, reason::NO_ACTIVE_VERSION, &text);
     }
-    let payload = RunMicrovmRequest {
-        run_hook_payload: "x".into(),
-        ..of("plain", "1.0")
-    };
+    let payload = RunMicrovmRequest { run_hook_payload: "x".into(), ..of("plain", "1.0") };
     let text = "The run hook must be enabled in the MicroVM image to pass the run hook payload";
     let answer = eventually("the image to be known", || async {
-        Some(run(&client, payload.clone()).await).filter(|answer| {
-            answer
-                .as_ref()
-                .is_err_and(|status| status.code() != Code::NotFound)
-        })
+        Some(run(&client, payload.clone()).await)
+            .filter(|answer| answer.as_ref().is_err_and(|status| status.code() != Code::NotFound))
     })
     .await;
     refused(answer, Code::InvalidArgument, reason::INVALID_ARGUMENT, text);
-    let bad = RunMicrovmRequest {
-        maximum_duration: seconds(0),
-        ..of("bad name!", "x")
-    };
+    let bad = RunMicrovmRequest { maximum_duration: seconds(0), ..of("bad name!", "x") };
     let status = run(&client, bad).await.unwrap_err();
     for field in ["imageIdentifier", "imageVersion", "maximumDurationInSeconds"] {
         assert!(status.message().contains(field), "{}", status.message());
     }
     let first = running(&client).await;
     running(&client).await;
-    refused(
-        run(&client, app()).await,
-        Code::ResourceExhausted,
-        reason::QUOTA_EXCEEDED,
-        "limit of 2",
-    );
+    refused(run(&client, app()).await, Code::ResourceExhausted, reason::QUOTA_EXCEEDED, "limit of 2");
     terminate(&client, &first.microvm_id).await.unwrap();
     becomes(&client, &first.microvm_id, Terminated).await;
     running(&client).await;
     let stranger = rig.client(&scheduler, Role::HostAgent);
-    refused(
-        run(&stranger, app()).await,
-        Code::PermissionDenied,
-        reason::PERMISSION_DENIED,
-        "host-agent",
-    );
+    refused(run(&stranger, app()).await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let text = format!("MicroVM not found: {unknown}");
-    refused(
-        get(&client, unknown).await,
-        Code::NotFound,
-        reason::NOT_FOUND,
-        &text,
-    );
-    refused(
-        get(&client, "mvm-1").await,
-        Code::InvalidArgument,
-        reason::INVALID_ARGUMENT,
-        "microvm-",
-    );
+    refused(get(&client, unknown).await, Code::NotFound, reason::NOT_FOUND, &text);
+    refused(get(&client, "mvm-1").await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "microvm-");
 }
 
 #[tokio::test]
 async fn one_client_token_is_one_microvm() {
     let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
-    let request = RunMicrovmRequest {
-        client_token: "once".into(),
-        ..app()
-    };
+    let request = RunMicrovmRequest { client_token: "once".into(), ..app() };
     let runs = (0..24).map(|_| {
         let (client, request) = (client.clone(), request.clone());
         async move { run(&client, request).await.unwrap().microvm_id }
@@ -190,14 +113,8 @@ async fn one_client_token_is_one_microvm() {
     assert_eq!(host.asked(|inner| inner.launches.len()), 1);
     suspend(&client, &ids[0]).await.unwrap();
     let again = run(&client, request.clone()).await.unwrap();
-    assert_eq!(
-        (again.microvm_id.as_str(), again.state()),
-        (ids[0].as_str(), Suspended)
-    );
-    let other = RunMicrovmRequest {
-        maximum_duration: seconds(100),
-        ..request
-    };
+    assert_eq!((again.microvm_id.as_str(), again.state()), (ids[0].as_str(), Suspended));
+    let other = RunMicrovmRequest { maximum_duration: seconds(100), ..request };
     refused(
         run(&client, other).await,
         Code::AlreadyExists,
@@ -209,20 +126,13 @@ async fn one_client_token_is_one_microvm() {
 #[tokio::test]
 async fn lists_are_paged_newest_first_and_filtered() {
     let (rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
-    rig.image("other", "1.0", api::image::v1::VersionStatus::Active, false)
-        .await;
+    rig.image("other", "1.0", api::image::v1::VersionStatus::Active, false).await;
     let mut ids = Vec::new();
     for _ in 0..5 {
         ids.push(running(&client).await.microvm_id);
     }
-    let other = RunMicrovmRequest {
-        image_identifier: "other".into(),
-        ..Default::default()
-    };
-    let other = eventually("the other image", || async {
-        run(&client, other.clone()).await.ok()
-    })
-    .await;
+    let other = RunMicrovmRequest { image_identifier: "other".into(), ..Default::default() };
+    let other = eventually("the other image", || async { run(&client, other.clone()).await.ok() }).await;
     ids.reverse();
     let list = |image: &str, token: String| {
         let request = ListMicrovmsRequest {
@@ -232,12 +142,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
             image_version: String::new(),
         };
         let mut client = client.clone();
-        async move {
-            client
-                .list_microvms(request)
-                .await
-                .map(|answer| answer.into_inner())
-        }
+        async move { client.list_microvms(request).await.map(|answer| answer.into_inner()) }
     };
     let mut found = Vec::new();
     let mut token = String::new();
@@ -251,17 +156,9 @@ async fn lists_are_paged_newest_first_and_filtered() {
         }
     }
     assert_eq!(found, ids);
-    assert_eq!(
-        list("", String::new()).await.unwrap().microvms[0].microvm_id,
-        other.microvm_id
-    );
+    assert_eq!(list("", String::new()).await.unwrap().microvms[0].microvm_id, other.microvm_id);
     assert!(list("absent", String::new()).await.unwrap().microvms.is_empty());
-    refused(
-        list("", "made-up".into()).await,
-        Code::InvalidArgument,
-        reason::INVALID_ARGUMENT,
-        "nextToken",
-    );
+    refused(list("", "made-up".into()).await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "nextToken");
 }
 
 #[tokio::test]
@@ -271,23 +168,13 @@ async fn tokens_open_what_they_name() {
     let request = CreateMicrovmAuthTokenRequest {
         microvm_id: id.clone(),
         expiration: seconds(60),
-        allowed_ports: vec![PortScope {
-            scope: Some(port_scope::Scope::Port(8080)),
-        }],
+        allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::Port(8080)) }],
     };
     suspend(&client, &id).await.unwrap();
-    let answer = client
-        .clone()
-        .create_microvm_auth_token(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = client.clone().create_microvm_auth_token(request.clone()).await.unwrap().into_inner();
     let token = &answer.auth_token["X-aws-proxy-auth"];
     let keys = rig.store.list("keys/").await.unwrap().0;
-    let keys = keys
-        .iter()
-        .map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap())
-        .collect();
+    let keys = keys.iter().map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap()).collect();
     let now = u64::try_from(answer.expire_time.unwrap().seconds).unwrap() - 1;
     let claims = KeySet::new(keys).unwrap().verify(token, now).unwrap();
     assert_eq!(claims.microvm_id, id);
@@ -295,18 +182,9 @@ async fn tokens_open_what_they_name() {
     terminate(&client, &id).await.unwrap();
     let answer = client.clone().create_microvm_auth_token(request.clone()).await;
     refused(answer, Code::FailedPrecondition, reason::TERMINATED, &id);
-    let bad = CreateMicrovmAuthTokenRequest {
-        expiration: seconds(3601),
-        allowed_ports: vec![],
-        ..request
-    };
+    let bad = CreateMicrovmAuthTokenRequest { expiration: seconds(3601), allowed_ports: vec![], ..request };
     let answer = client.clone().create_microvm_auth_token(bad).await;
-    refused(
-        answer,
-        Code::InvalidArgument,
-        reason::INVALID_ARGUMENT,
-        "allowedPorts",
-    );
+    refused(answer, Code::InvalidArgument, reason::INVALID_ARGUMENT, "allowedPorts");
 }
 
 #[tokio::test]
@@ -314,25 +192,16 @@ async fn lives_and_windows_end_by_the_clock() {
     let settings = ["idle_floor_seconds=1", "retention_seconds=2"];
     let (rig, _scheduler, _host, client) = Rig::with_host(&settings).await;
     let lifetime = "MicroVM exceeded maximum lifetime.";
-    let short = RunMicrovmRequest {
-        maximum_duration: seconds(1),
-        ..app()
-    };
+    let short = RunMicrovmRequest { maximum_duration: seconds(1), ..app() };
     let short = run(&client, short).await.unwrap();
     let policy = |window| IdlePolicy {
         max_idle_duration: seconds(60),
         suspended_duration: seconds(window),
         auto_resume_enabled: true,
     };
-    let windowed = RunMicrovmRequest {
-        idle_policy: Some(policy(1)),
-        ..app()
-    };
+    let windowed = RunMicrovmRequest { idle_policy: Some(policy(1)), ..app() };
     let windowed = run(&client, windowed).await.unwrap().microvm_id;
-    let zero = RunMicrovmRequest {
-        idle_policy: Some(policy(0)),
-        ..app()
-    };
+    let zero = RunMicrovmRequest { idle_policy: Some(policy(0)), ..app() };
     let zero = run(&client, zero).await.unwrap().microvm_id;
     for id in [&windowed, &zero] {
         becomes(&client, id, Running).await;
@@ -343,36 +212,18 @@ async fn lives_and_windows_end_by_the_clock() {
     }
     // Retention: then the record is gone, here and in etcd.
     eventually("forgotten", || async {
-        get(&client, &short.microvm_id)
-            .await
-            .err()
-            .filter(|status| status.code() == Code::NotFound)
+        get(&client, &short.microvm_id).await.err().filter(|status| status.code() == Code::NotFound)
     })
     .await;
-    assert_eq!(
-        rig.store
-            .get(&format!("microvms/{}", short.microvm_id))
-            .await
-            .unwrap(),
-        None
-    );
+    assert_eq!(rig.store.get(&format!("microvms/{}", short.microvm_id)).await.unwrap(), None);
 }
 
 #[tokio::test]
 async fn logs_are_the_hosts() {
     let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
-    let request = FollowMicrovmLogRequest {
-        microvm_id: id.clone(),
-        from_sequence: 7,
-        follow: false,
-    };
-    let mut lines = client
-        .clone()
-        .follow_microvm_log(request.clone())
-        .await
-        .unwrap()
-        .into_inner();
+    let request = FollowMicrovmLogRequest { microvm_id: id.clone(), from_sequence: 7, follow: false };
+    let mut lines = client.clone().follow_microvm_log(request.clone()).await.unwrap().into_inner();
     let line = lines.message().await.unwrap().unwrap().lines.remove(0);
     assert_eq!((line.text.as_str(), line.sequence), ("hello", 7));
     host.script(|inner| inner.held.clear());

@@ -14,12 +14,7 @@ use crate::rig::*;
 use MicrovmState::{Running, Suspended, Terminated};
 
 fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
-    HeartbeatRequest {
-        host_id: host.into(),
-        usage: None,
-        observed,
-        complete: false,
-    }
+    HeartbeatRequest { host_id: host.into(), usage: None, observed, complete: false }
 }
 
 #[tokio::test]
@@ -29,10 +24,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let id = running(&client).await.microvm_id;
     let told = hosts.heartbeat(beat("h1", vec![])).await.unwrap().into_inner();
     assert!(told.register, "it must register first");
-    let register = RegisterHostRequest {
-        spec: Some(host.spec.clone()),
-        observed: vec![],
-    };
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.heartbeat_interval.unwrap().seconds, 1);
     // Idle suspends are the host's own doing.
@@ -41,15 +33,8 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let asleep = host.observes(&id, Suspended);
     hosts.heartbeat(beat("h1", vec![asleep.clone()])).await.unwrap();
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
-    hosts
-        .heartbeat(beat("h1", vec![before, suspending]))
-        .await
-        .unwrap();
-    assert_eq!(
-        get(&client, &id).await.unwrap().state(),
-        Suspended,
-        "older reports change nothing"
-    );
+    hosts.heartbeat(beat("h1", vec![before, suspending])).await.unwrap();
+    assert_eq!(get(&client, &id).await.unwrap().state(), Suspended, "older reports change nothing");
     // What says nothing new is not written.
     let revision = async || rig.store.list("microvms/").await.unwrap().0[0].1.revision;
     let written = revision().await;
@@ -57,64 +42,30 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     assert_eq!(revision().await, written);
     // What is placed elsewhere, unknown or ended is told to go; an older placement
     // on the same host is about to be replaced by the newer one.
-    let older = ObservedMicrovm {
-        generation: 0,
-        observation: 99,
-        ..asleep.clone()
-    };
+    let older = ObservedMicrovm { generation: 0, observation: 99, ..asleep.clone() };
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
-    let strange = ObservedMicrovm {
-        microvm_id: unknown.into(),
-        ..asleep.clone()
-    };
-    let told = hosts
-        .heartbeat(beat("h1", vec![older, strange]))
-        .await
-        .unwrap()
-        .into_inner();
+    let strange = ObservedMicrovm { microvm_id: unknown.into(), ..asleep.clone() };
+    let told = hosts.heartbeat(beat("h1", vec![older, strange])).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [unknown]);
     let other = FakeHost::start(&rig, "h2").await;
-    let register = RegisterHostRequest {
-        spec: Some(other.spec.clone()),
-        observed: vec![asleep.clone()],
-    };
+    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![asleep.clone()] };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id.as_str()]);
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
     // A newer generation than was ever given out is nobody's to drop.
-    let future = ObservedMicrovm {
-        generation: 9,
-        observation: 99,
-        ..asleep
-    };
-    let told = hosts
-        .heartbeat(beat("h1", vec![future]))
-        .await
-        .unwrap()
-        .into_inner();
+    let future = ObservedMicrovm { generation: 9, observation: 99, ..asleep };
+    let told = hosts.heartbeat(beat("h1", vec![future])).await.unwrap().into_inner();
     assert!(told.stale_microvm_ids.is_empty());
     // The guest ended by itself.
-    let ended = ObservedMicrovm {
-        state_reason: "guest powered off".into(),
-        ..host.observes(&id, Terminated)
-    };
+    let ended =
+        ObservedMicrovm { state_reason: "guest powered off".into(), ..host.observes(&id, Terminated) };
     hosts.heartbeat(beat("h1", vec![ended])).await.unwrap();
     let now = get(&client, &id).await.unwrap();
-    assert_eq!(
-        (now.state(), now.state_reason.as_str()),
-        (Terminated, "guest powered off")
-    );
+    assert_eq!((now.state(), now.state_reason.as_str()), (Terminated, "guest powered off"));
     let alive = host.observes(&id, Running);
-    let told = hosts
-        .heartbeat(beat("h1", vec![alive]))
-        .await
-        .unwrap()
-        .into_inner();
+    let told = hosts.heartbeat(beat("h1", vec![alive])).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id]);
-    let admin = rig
-        .hosts(&scheduler, Role::Admin)
-        .heartbeat(beat("h1", vec![]))
-        .await;
+    let admin = rig.hosts(&scheduler, Role::Admin).heartbeat(beat("h1", vec![])).await;
     refused(admin, Code::PermissionDenied, reason::PERMISSION_DENIED, "admin");
 }
 
@@ -124,30 +75,12 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
     let other = FakeHost::start_with(&rig, "h2", 1024).await;
     rig.placeable(&scheduler, 2).await;
     let mut hosts = rig.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest {
-        spec: Some(other.spec.clone()),
-        observed: vec![],
-    };
+    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![] };
     hosts.register_host(register).await.unwrap();
     let usage = Some(FakeHost::usage(&["app/1.0/manifest"]));
-    hosts
-        .heartbeat(HeartbeatRequest {
-            usage,
-            ..beat("h2", vec![])
-        })
-        .await
-        .unwrap();
-    assert_eq!(
-        running(&client).await.host_id,
-        "h2",
-        "the smaller one, for its cache"
-    );
-    let full = status(
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        "no slot",
-        &[],
-    );
+    hosts.heartbeat(HeartbeatRequest { usage, ..beat("h2", vec![]) }).await.unwrap();
+    assert_eq!(running(&client).await.host_id, "h2", "the smaller one, for its cache");
+    let full = status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "no slot", &[]);
     other.script(|inner| inner.on_launch.push_back(Step::Refuse(full)));
     let moved = running(&client).await;
     assert_eq!((moved.host_id.as_str(), moved.generation), ("h1", 2));
@@ -156,12 +89,7 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
         assert_eq!(running(&client).await.host_id, "h1");
     }
     let refusal = run(&client, app()).await;
-    refused(
-        refusal,
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        "2 full",
-    );
+    refused(refusal, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "2 full");
     assert_eq!(host.asked(|inner| inner.held.len()), 8);
 }
 
@@ -171,49 +99,26 @@ async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
     let id = running(&client).await.microvm_id;
     let mut hosts = rig.hosts(&scheduler, Role::Admin);
     let request = || DrainHostRequest { host_id: "h1".into() };
-    let answer = hosts
-        .drain_host(DrainHostRequest {
-            host_id: "none".into(),
-        })
-        .await;
+    let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into() }).await;
     refused(answer, Code::NotFound, reason::NOT_FOUND, "none");
     hosts.drain_host(request()).await.unwrap();
     becomes(&client, &id, Suspended).await;
-    let drained = hosts
-        .drain_host(request())
-        .await
-        .unwrap()
-        .into_inner()
-        .host
-        .unwrap();
+    let drained = hosts.drain_host(request()).await.unwrap().into_inner().host.unwrap();
     assert_eq!(drained.state(), HostState::Drained);
     let refusal = run(&client, app()).await;
-    refused(
-        refusal,
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        "not ready",
-    );
+    refused(refusal, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "not ready");
     // The mark outlives the leader.
     scheduler.kill();
     let scheduler = rig.scheduler_at(&scheduler.address.clone(), &[]);
     rig.ready(&client).await;
     let refusal = run(&client, app()).await;
-    refused(
-        refusal,
-        Code::ResourceExhausted,
-        reason::INSUFFICIENT_CAPACITY,
-        "not ready",
-    );
+    refused(refusal, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "not ready");
     let _other = FakeHost::start(&rig, "h2").await;
     rig.placeable(&scheduler, 1).await;
     let woken = resume(&client, &id).await.unwrap();
     assert_eq!((woken.host_id.as_str(), woken.generation), ("h2", 2));
     let mut hosts = rig.hosts(&scheduler, Role::Admin);
-    let host = hosts
-        .undrain_host(UndrainHostRequest { host_id: "h1".into() })
-        .await
-        .unwrap();
+    let host = hosts.undrain_host(UndrainHostRequest { host_id: "h1".into() }).await.unwrap();
     assert_eq!(host.into_inner().host.unwrap().state(), HostState::Ready);
 }
 
@@ -224,30 +129,15 @@ async fn bakes_reserve_room() {
     let bake = |build: &str| PlaceBakeRequest {
         build_id: build.into(),
         memory_mib: 4096,
-        reservation: Some(prost_types::Duration {
-            seconds: 60,
-            nanos: 0,
-        }),
+        reservation: Some(prost_types::Duration { seconds: 60, nanos: 0 }),
         ..Default::default()
     };
     let placed = hosts.place_bake(bake("one")).await.unwrap().into_inner();
     assert_eq!(placed.host_id, "h1");
     assert_eq!(hosts.place_bake(bake("one")).await.unwrap().into_inner(), placed);
-    let full = |answer| {
-        refused(
-            answer,
-            Code::ResourceExhausted,
-            reason::INSUFFICIENT_CAPACITY,
-            "full",
-        )
-    };
+    let full = |answer| refused(answer, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "full");
     full(hosts.place_bake(bake("two")).await.map(|_| ()));
     full(run(&client, app()).await.map(|_| ()));
-    hosts
-        .release_bake(ReleaseBakeRequest {
-            build_id: "one".into(),
-        })
-        .await
-        .unwrap();
+    hosts.release_bake(ReleaseBakeRequest { build_id: "one".into() }).await.unwrap();
     running(&client).await;
 }

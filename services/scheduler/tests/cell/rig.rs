@@ -75,10 +75,7 @@ impl Pki {
     }
 
     pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
-        let (cert, key) = (
-            self.file(&format!("{role}.pem")),
-            self.file(&format!("{role}.key")),
-        );
+        let (cert, key) = (self.file(&format!("{role}.pem")), self.file(&format!("{role}.key")));
         TlsIdentity::load(&self.file("ca.pem"), &cert, &key).unwrap()
     }
 }
@@ -114,11 +111,7 @@ impl Rig {
     pub async fn new() -> Self {
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
-        let rig = Self {
-            etcd,
-            store,
-            pki: Pki::new(),
-        };
+        let rig = Self { etcd, store, pki: Pki::new() };
         rig.image("app", "1.0", VersionStatus::Active, true).await;
         rig
     }
@@ -135,29 +128,16 @@ impl Rig {
     }
 
     pub async fn image(&self, name: &str, version: &str, status: VersionStatus, run_hook: bool) {
-        let image = Image {
-            name: name.into(),
-            state: ImageState::Created.into(),
-            ..Default::default()
-        };
-        let hook = Hook {
-            mode: HookMode::Enabled.into(),
-            timeout: None,
-        };
+        let image = Image { name: name.into(), state: ImageState::Created.into(), ..Default::default() };
+        let hook = Hook { mode: HookMode::Enabled.into(), timeout: None };
         let record = ImageVersion {
             image_name: name.into(),
             image_version: version.into(),
             state: VersionState::Successful.into(),
             status: status.into(),
             configuration: Some(ImageConfiguration {
-                resources: Some(Resources {
-                    minimum_memory_mib: 512,
-                }),
-                hooks: Some(Hooks {
-                    port: 8080,
-                    run: run_hook.then_some(hook),
-                    ..Default::default()
-                }),
+                resources: Some(Resources { minimum_memory_mib: 512 }),
+                hooks: Some(Hooks { port: 8080, run: run_hook.then_some(hook), ..Default::default() }),
                 ..Default::default()
             }),
             snapshot: Some(SnapshotRef {
@@ -194,24 +174,16 @@ impl Rig {
         );
         std::fs::write(&file, text).unwrap();
         // Each process its own file: the next one overwrites this one's.
-        let own = self
-            .pki
-            .file(&format!("scheduler-{}.toml", address.replace(':', "-")));
+        let own = self.pki.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
         std::fs::rename(&file, &own).unwrap();
-        let log = std::fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(own.with_extension("log"))
-            .unwrap();
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(own.with_extension("log")).unwrap();
         let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_torpor-scheduler")));
         command.arg("--config").arg(own).stdout(Stdio::null()).stderr(log);
         for setting in settings {
             command.args(["--set", setting]);
         }
-        Scheduler {
-            child: command.spawn().unwrap(),
-            address: address.to_owned(),
-        }
+        Scheduler { child: command.spawn().unwrap(), address: address.to_owned() }
     }
 
     pub fn client(&self, scheduler: &Scheduler, role: Role) -> Client {
@@ -239,17 +211,9 @@ impl Rig {
     /// Takes leadership away without telling the leader.
     pub async fn depose(&self) {
         // Anew: what guards compare is the key's creation.
+        self.store.delete_if("elections/scheduler", Expect::Any, None).await.unwrap();
         self.store
-            .delete_if("elections/scheduler", Expect::Any, None)
-            .await
-            .unwrap();
-        self.store
-            .put_if(
-                "elections/scheduler",
-                b"somebody else".to_vec(),
-                Expect::Absent,
-                None,
-            )
+            .put_if("elections/scheduler", b"somebody else".to_vec(), Expect::Absent, None)
             .await
             .unwrap();
     }
@@ -279,14 +243,9 @@ impl Rig {
         eventually("hosts", || {
             let mut hosts = hosts.clone();
             async move {
-                let listed = hosts
-                    .list_hosts(api::host::v1::ListHostsRequest::default())
-                    .await
-                    .ok()?;
+                let listed = hosts.list_hosts(api::host::v1::ListHostsRequest::default()).await.ok()?;
                 let ready = listed.into_inner().hosts.into_iter();
-                let ready = ready
-                    .filter(|host| host.state() == api::host::v1::HostState::Ready)
-                    .count();
+                let ready = ready.filter(|host| host.state() == api::host::v1::HostState::Ready).count();
                 (ready == count).then_some(())
             }
         })
@@ -295,81 +254,37 @@ impl Rig {
 }
 
 pub fn app() -> RunMicrovmRequest {
-    RunMicrovmRequest {
-        image_identifier: "app".into(),
-        ..Default::default()
-    }
+    RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() }
 }
 
 pub async fn run(client: &Client, request: RunMicrovmRequest) -> Result<Microvm, Status> {
-    Ok(client
-        .clone()
-        .run_microvm(request)
-        .await?
-        .into_inner()
-        .microvm
-        .unwrap())
+    Ok(client.clone().run_microvm(request).await?.into_inner().microvm.unwrap())
 }
 
 pub async fn get(client: &Client, id: &str) -> Result<Microvm, Status> {
-    let request = GetMicrovmRequest {
-        microvm_id: id.into(),
-    };
-    Ok(client
-        .clone()
-        .get_microvm(request)
-        .await?
-        .into_inner()
-        .microvm
-        .unwrap())
+    let request = GetMicrovmRequest { microvm_id: id.into() };
+    Ok(client.clone().get_microvm(request).await?.into_inner().microvm.unwrap())
 }
 
 pub async fn suspend(client: &Client, id: &str) -> Result<Microvm, Status> {
-    let request = SuspendMicrovmRequest {
-        microvm_id: id.into(),
-    };
-    Ok(client
-        .clone()
-        .suspend_microvm(request)
-        .await?
-        .into_inner()
-        .microvm
-        .unwrap())
+    let request = SuspendMicrovmRequest { microvm_id: id.into() };
+    Ok(client.clone().suspend_microvm(request).await?.into_inner().microvm.unwrap())
 }
 
 pub async fn resume(client: &Client, id: &str) -> Result<Microvm, Status> {
-    let request = ResumeMicrovmRequest {
-        microvm_id: id.into(),
-    };
-    Ok(client
-        .clone()
-        .resume_microvm(request)
-        .await?
-        .into_inner()
-        .microvm
-        .unwrap())
+    let request = ResumeMicrovmRequest { microvm_id: id.into() };
+    Ok(client.clone().resume_microvm(request).await?.into_inner().microvm.unwrap())
 }
 
 pub async fn terminate(client: &Client, id: &str) -> Result<Microvm, Status> {
-    let request = TerminateMicrovmRequest {
-        microvm_id: id.into(),
-    };
-    Ok(client
-        .clone()
-        .terminate_microvm(request)
-        .await?
-        .into_inner()
-        .microvm
-        .unwrap())
+    let request = TerminateMicrovmRequest { microvm_id: id.into() };
+    Ok(client.clone().terminate_microvm(request).await?.into_inner().microvm.unwrap())
 }
 
 /// Waits until a microVM has a state; errors (no leader yet) are waited out.
 pub async fn becomes(client: &Client, id: &str, state: MicrovmState) -> Microvm {
     eventually(&format!("{id} {state:?}"), || async {
-        get(client, id)
-            .await
-            .ok()
-            .filter(|microvm| microvm.state() == state)
+        get(client, id).await.ok().filter(|microvm| microvm.state() == state)
     })
     .await
 }
@@ -384,10 +299,6 @@ pub async fn running(client: &Client) -> Microvm {
 pub fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str, text: &str) {
     let status = answer.unwrap_err();
     assert_eq!(status.code(), code, "{status:?}");
-    assert_eq!(
-        api::errors::reason_of(&status).as_deref(),
-        Some(reason),
-        "{status:?}"
-    );
+    assert_eq!(api::errors::reason_of(&status).as_deref(), Some(reason), "{status:?}");
     assert!(status.message().contains(text), "{}", status.message());
 }

@@ -7,9 +7,7 @@ use tonic::{Code, Streaming};
 use crate::rig::*;
 
 async fn next(stream: &mut Streaming<WatchMicrovmsResponse>) -> WatchMicrovmsResponse {
-    let message = tokio::time::timeout(PATIENCE, stream.message())
-        .await
-        .expect("a message in time");
+    let message = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a message in time");
     message.unwrap().unwrap()
 }
 
@@ -17,19 +15,12 @@ async fn next(stream: &mut Streaming<WatchMicrovmsResponse>) -> WatchMicrovmsRes
 async fn a_watch_lists_then_follows() {
     let (_rig, mut scheduler, _host, client) = Rig::with_host(&["retention_seconds=1"]).await;
     let id = running(&client).await.microvm_id;
-    let mut all = client
-        .clone()
-        .watch_microvms(WatchMicrovmsRequest::default())
-        .await
-        .unwrap()
-        .into_inner();
+    let mut all = client.clone().watch_microvms(WatchMicrovmsRequest::default()).await.unwrap().into_inner();
     let listed = next(&mut all).await;
     assert_eq!(listed.microvm.unwrap().microvm_id, id);
     assert_eq!(listed.tunnel_address, "tunnel-h1");
     assert!(next(&mut all).await.synced);
-    let only = WatchMicrovmsRequest {
-        microvm_id: id.clone(),
-    };
+    let only = WatchMicrovmsRequest { microvm_id: id.clone() };
     let mut one = client.clone().watch_microvms(only).await.unwrap().into_inner();
     assert!(next(&mut one).await.microvm.is_some() && next(&mut one).await.synced);
     let other = running(&client).await.microvm_id;
@@ -53,9 +44,7 @@ async fn a_watch_lists_then_follows() {
         }
     }
     assert_eq!(seen, [MicrovmState::Pending, MicrovmState::Running]);
-    let unknown = WatchMicrovmsRequest {
-        microvm_id: "microvm-0190a5e2-7c3b-3f00-8000-000000000001".into(),
-    };
+    let unknown = WatchMicrovmsRequest { microvm_id: "microvm-0190a5e2-7c3b-3f00-8000-000000000001".into() };
     let answer = client.clone().watch_microvms(unknown).await.map(|_| ());
     refused(answer, Code::NotFound, reason::NOT_FOUND, "not found");
     scheduler.kill();
@@ -67,11 +56,6 @@ async fn a_watch_lists_then_follows() {
             }
         }
     };
-    let ended = tokio::time::timeout(PATIENCE, ended)
-        .await
-        .expect("the watch ends");
-    assert!(
-        ended.is_err(),
-        "a cut watch is an error, never a quiet end: {ended:?}"
-    );
+    let ended = tokio::time::timeout(PATIENCE, ended).await.expect("the watch ends");
+    assert!(ended.is_err(), "a cut watch is an error, never a quiet end: {ended:?}");
 }

@@ -22,11 +22,7 @@ const TYPE: &str = "torpor.image.v1.BaseImage";
 pub async fn run(session: &Session, command: Base) -> Result<(), Failure> {
     match command {
         Base::List => list(session).await,
-        Base::Build {
-            name,
-            rebuild,
-            verbose,
-        } => build(session, name, rebuild, verbose).await,
+        Base::Build { name, rebuild, verbose } => build(session, name, rebuild, verbose).await,
     }
 }
 
@@ -35,10 +31,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
     let mut bases = Vec::new();
     let mut page_token = String::new();
     loop {
-        let message = ListBaseImagesRequest {
-            page_size: 0,
-            page_token,
-        };
+        let message = ListBaseImagesRequest { page_size: 0, page_token };
         let page = call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.list_base_images(request(message, QUICK)).await }
@@ -77,17 +70,11 @@ async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) ->
     let started = Instant::now();
     let bar = ProgressBar::new_spinner().with_message(format!("building base image {name}"));
     bar.enable_steady_tick(Duration::from_millis(120));
-    let message = BuildBaseImageRequest {
-        name: name.clone(),
-        rebuild,
-    };
+    let message = BuildBaseImageRequest { name: name.clone(), rebuild };
     let mut tail = std::collections::VecDeque::with_capacity(TAIL_LINES);
     let mut base = None;
     let result = async {
-        let mut stream = client
-            .build_base_image(request(message, BUILD_TIMEOUT))
-            .await?
-            .into_inner();
+        let mut stream = client.build_base_image(request(message, BUILD_TIMEOUT)).await?.into_inner();
         while let Some(response) = stream.message().await? {
             for line in response.lines {
                 if verbose {

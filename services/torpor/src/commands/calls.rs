@@ -63,10 +63,8 @@ pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failur
     }
     .to_ascii_lowercase();
     if wanted.is_empty() || !wanted.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-        return Err(
-            Failure::new(Kind::Usage, format!("'{given}' is not a microVM id"))
-                .next("ids look like microvm-6f1c…; see torpor list --all"),
-        );
+        return Err(Failure::new(Kind::Usage, format!("'{given}' is not a microVM id"))
+            .next("ids look like microvm-6f1c…; see torpor list --all"));
     }
     if uuid::Uuid::parse_str(&wanted).is_ok() {
         return Ok(format!("microvm-{wanted}"));
@@ -80,16 +78,11 @@ pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failur
         .collect();
     match matches.as_slice() {
         [id] => Ok(id.clone()),
-        [] => Err(
-            Failure::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
-                .next("see torpor list --all"),
-        ),
+        [] => Err(Failure::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
+            .next("see torpor list --all")),
         [first, second, ..] => Err(Failure::new(
             Kind::Usage,
-            format!(
-                "'{given}' is not unique: {} microVMs, {first} and {second} among them",
-                matches.len()
-            ),
+            format!("'{given}' is not unique: {} microVMs, {first} and {second} among them", matches.len()),
         )
         .next("give more characters of the id")),
     }
@@ -130,10 +123,7 @@ pub async fn all_microvms(
 pub fn pair(text: &str, option: &str) -> Result<(String, String), Failure> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Failure::new(
-            Kind::Usage,
-            format!("{option} {text}: must have the form KEY=VALUE"),
-        )),
+        _ => Err(Failure::new(Kind::Usage, format!("{option} {text}: must have the form KEY=VALUE"))),
     }
 }
 
@@ -163,11 +153,7 @@ mod tests {
             left -= 1;
             async move {
                 if fail {
-                    return Err(api::errors::unavailable(
-                        "NOT_LEADER",
-                        "later",
-                        Duration::from_millis(1),
-                    ));
+                    return Err(api::errors::unavailable("NOT_LEADER", "later", Duration::from_millis(1)));
                 }
                 Ok(Response::new(7))
             }
@@ -178,10 +164,7 @@ mod tests {
 
     #[test]
     fn pairs_need_a_key() {
-        assert_eq!(
-            pair("A=b=c", "--env").unwrap(),
-            ("A".to_owned(), "b=c".to_owned())
-        );
+        assert_eq!(pair("A=b=c", "--env").unwrap(), ("A".to_owned(), "b=c".to_owned()));
         assert_eq!(pair("=b", "--env").expect_err("no key").kind, Kind::Usage);
         assert_eq!(pair("A", "--env").expect_err("no value").kind, Kind::Usage);
     }

@@ -42,16 +42,10 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
     let token = HeaderValue::from_str(&token)
         .map_err(|_| Failure::new(Kind::Usage, "the token holds characters no header may have"))?;
     headers.entry(AUTH_HEADER).or_insert(token).set_sensitive(true);
-    headers
-        .entry(PORT_HEADER)
-        .or_insert(HeaderValue::from(arguments.port));
+    headers.entry(PORT_HEADER).or_insert(HeaderValue::from(arguments.port));
     // The endpoint's name is not the microVM's id.
     let host = fetch(session, &id).await?.endpoint;
-    let version = if arguments.http2 {
-        HttpVersion::Http2
-    } else {
-        HttpVersion::Http1
-    };
+    let version = if arguments.http2 { HttpVersion::Http2 } else { HttpVersion::Http1 };
     let started = Instant::now();
     let exchange = async {
         let endpoints = EndpointClient::new(&session.context.ca)?;
@@ -62,13 +56,11 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
         show(response, arguments.include).await?;
         Ok::<_, Failure>((status, first_byte))
     };
-    let (status, first_byte) = tokio::time::timeout(arguments.max_time, exchange)
-        .await
-        .map_err(|_| {
-            let waited = durations::short(arguments.max_time);
-            Failure::new(Kind::Timeout, format!("no answer within {waited}"))
-                .next(format!("see its state: torpor get {}", arguments.id))
-        })??;
+    let (status, first_byte) = tokio::time::timeout(arguments.max_time, exchange).await.map_err(|_| {
+        let waited = durations::short(arguments.max_time);
+        Failure::new(Kind::Timeout, format!("no answer within {waited}"))
+            .next(format!("see its state: torpor get {}", arguments.id))
+    })??;
     if arguments.verbose {
         output::remark(format_args!(
             "{status}, answer began after {}, took {}",
@@ -94,34 +86,21 @@ fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, Failure> {
         (None, Some(_)) => Method::POST,
         (None, None) => Method::GET,
     };
-    let path = if arguments.path.starts_with('/') {
-        arguments.path.clone()
-    } else {
-        format!("/{}", arguments.path)
-    };
+    let path =
+        if arguments.path.starts_with('/') { arguments.path.clone() } else { format!("/{}", arguments.path) };
     let mut request = Request::builder().method(method).uri(&path);
-    if body.is_some()
-        && !arguments
-            .headers
-            .iter()
-            .any(|line| has_name(line, "content-type"))
-    {
+    if body.is_some() && !arguments.headers.iter().any(|line| has_name(line, "content-type")) {
         request = request.header(http::header::CONTENT_TYPE, "application/x-www-form-urlencoded");
     }
     if !arguments.headers.iter().any(|line| has_name(line, "user-agent")) {
-        request = request.header(
-            http::header::USER_AGENT,
-            concat!("torpor/", env!("CARGO_PKG_VERSION")),
-        );
+        request = request.header(http::header::USER_AGENT, concat!("torpor/", env!("CARGO_PKG_VERSION")));
     }
     for line in &arguments.headers {
         let (name, value) = line
             .split_once(':')
             .ok_or_else(|| usage(format!("-H {line}: must have the form 'Name: value'")))?;
-        let name: HeaderName = name
-            .trim()
-            .parse()
-            .map_err(|_| usage(format!("-H {line}: not a header name")))?;
+        let name: HeaderName =
+            name.trim().parse().map_err(|_| usage(format!("-H {line}: not a header name")))?;
         request = request.header(name, value.trim());
     }
     request
@@ -130,8 +109,7 @@ fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, Failure> {
 }
 
 fn has_name(line: &str, name: &str) -> bool {
-    line.split_once(':')
-        .is_some_and(|(found, _)| found.trim().eq_ignore_ascii_case(name))
+    line.split_once(':').is_some_and(|(found, _)| found.trim().eq_ignore_ascii_case(name))
 }
 
 fn body(data: &str) -> Result<Bytes, Failure> {
@@ -140,20 +118,14 @@ fn body(data: &str) -> Result<Bytes, Failure> {
     };
     let mut bytes = Vec::new();
     let read = match source {
-        "-" => std::io::stdin()
-            .lock()
-            .take(BODY_BYTES_MAX + 1)
-            .read_to_end(&mut bytes),
+        "-" => std::io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut bytes),
         path => {
             std::fs::File::open(path).and_then(|file| file.take(BODY_BYTES_MAX + 1).read_to_end(&mut bytes))
         }
     };
     let count = read.map_err(|error| Failure::new(Kind::Usage, format!("-d {data}: {error}")))?;
     if count as u64 > BODY_BYTES_MAX {
-        return Err(Failure::new(
-            Kind::Usage,
-            format!("-d {data}: over {}", output::bytes(BODY_BYTES_MAX)),
-        ));
+        return Err(Failure::new(Kind::Usage, format!("-d {data}: over {}", output::bytes(BODY_BYTES_MAX))));
     }
     Ok(Bytes::from(bytes))
 }
@@ -197,27 +169,13 @@ mod tests {
         let plain = prepare(&arguments(&[])).unwrap();
         assert_eq!((plain.method(), plain.uri().path()), (&Method::GET, "/"));
         let post = prepare(&arguments(&["items?a=1", "-d", "x=1", "-H", "X-A: b"])).unwrap();
-        assert_eq!(
-            (post.method(), post.uri().to_string().as_str()),
-            (&Method::POST, "/items?a=1")
-        );
+        assert_eq!((post.method(), post.uri().to_string().as_str()), (&Method::POST, "/items?a=1"));
         assert_eq!(post.headers()["x-a"], "b");
-        assert_eq!(
-            post.headers()["content-type"],
-            "application/x-www-form-urlencoded"
-        );
+        assert_eq!(post.headers()["content-type"], "application/x-www-form-urlencoded");
         let json = prepare(&arguments(&["-d", "{}", "-H", "Content-Type: application/json"])).unwrap();
         assert_eq!(json.headers().get_all("content-type").iter().count(), 1);
-        for wrong in [
-            ["-H", "no colon"],
-            ["-X", "BAD METHOD"],
-            ["-d", "@/does/not/exist"],
-        ] {
-            assert_eq!(
-                prepare(&arguments(&wrong)).expect_err("wrong").kind,
-                Kind::Usage,
-                "{wrong:?}"
-            );
+        for wrong in [["-H", "no colon"], ["-X", "BAD METHOD"], ["-d", "@/does/not/exist"]] {
+            assert_eq!(prepare(&arguments(&wrong)).expect_err("wrong").kind, Kind::Usage, "{wrong:?}");
         }
     }
 }

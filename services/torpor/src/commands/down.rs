@@ -79,13 +79,9 @@ async fn clean_up(data_dir: &Path, record: Option<FleetRecord>) -> Result<(), Fa
     }
     output::remark("the supervisor was killed; starting the fleet once more to put its microVMs to sleep");
     let own = record.map(|record| record.arguments).unwrap_or_default();
-    bringup::run(plan, own, Until::Up, |_| {})
-        .await
-        .map_err(|failure| {
-            failure
-                .during("the fleet could not be put to sleep")
-                .next("try torpor up, then torpor down")
-        })
+    bringup::run(plan, own, Until::Up, |_| {}).await.map_err(|failure| {
+        failure.during("the fleet could not be put to sleep").next("try torpor up, then torpor down")
+    })
 }
 
 /// The arguments the killed supervisor was started with.
@@ -100,9 +96,7 @@ fn arguments_of(data_dir: &Path, record: &FleetRecord) -> Option<Up> {
 
 fn stop_leftovers(data_dir: &Path) -> Result<(), Failure> {
     for name in process::stop_stale(&data_dir.join("run"))? {
-        output::remark(format_args!(
-            "stopped {name}, left over from a supervisor that was killed"
-        ));
+        output::remark(format_args!("stopped {name}, left over from a supervisor that was killed"));
     }
     let problems = storage::unmount_all(data_dir);
     if problems.is_empty() {
@@ -125,10 +119,8 @@ fn purge(data_dir: &Path) -> Result<(), Failure> {
     }
     let mounts = storage::mounts_below(data_dir)?;
     if let Some(mount) = mounts.first() {
-        return Err(
-            Failure::new(Kind::Conflict, format!("{} is still mounted", mount.display()))
-                .next("run torpor down first"),
-        );
+        return Err(Failure::new(Kind::Conflict, format!("{} is still mounted", mount.display()))
+            .next("run torpor down first"));
     }
     std::fs::remove_dir_all(data_dir).map_err(|error| crate::fleet::files::named(data_dir, &error))?;
     output::remark(format_args!("deleted {}", data_dir.display()));

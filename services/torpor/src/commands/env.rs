@@ -13,10 +13,7 @@ use crate::output;
 pub fn run(data_dir: &Path, session: &Session) -> Result<(), Failure> {
     let variables = variables(data_dir, session);
     if session.json() {
-        let members = variables
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value.into()))
-            .collect();
+        let members = variables.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
         return output::value(&serde_json::Value::Object(members));
     }
     for (name, value) in variables {
@@ -79,12 +76,8 @@ mod tests {
 
     #[test]
     fn values_survive_a_shell() {
-        let cases = [
-            ("plain-1.2:3/x", "plain-1.2:3/x"),
-            ("a b", "'a b'"),
-            ("it's", r"'it'\''s'"),
-            ("", "''"),
-        ];
+        let cases =
+            [("plain-1.2:3/x", "plain-1.2:3/x"), ("a b", "'a b'"), ("it's", r"'it'\''s'"), ("", "''")];
         for (value, quoted) in cases {
             assert_eq!(quote(value), quoted);
         }

@@ -68,11 +68,7 @@ pub fn print_lines(lines: &[LogLine], timestamps: bool, as_json: bool) -> Result
             // One object a line, so that a reader can follow along.
             output::line(json::message("torpor.common.v1.LogLine", line))?;
         } else if timestamps {
-            output::line(format_args!(
-                "{} {}",
-                durations::rfc3339(line.time.as_ref()),
-                shown(line)
-            ))?;
+            output::line(format_args!("{} {}", durations::rfc3339(line.time.as_ref()), shown(line)))?;
         } else {
             output::line(shown(line))?;
         }
@@ -108,11 +104,8 @@ pub async fn newest_build(session: &Session, image: &str, version: &str) -> Resu
             return Ok(build);
         }
         if started.elapsed() > BUILD_APPEARS_TIMEOUT {
-            return Err(Failure::new(
-                Kind::Timeout,
-                format!("no builder took version {version} of {image}"),
-            )
-            .next("is image-builder healthy? see torpor status"));
+            return Err(Failure::new(Kind::Timeout, format!("no builder took version {version} of {image}"))
+                .next("is image-builder healthy? see torpor status"));
         }
         tokio::time::sleep(BUILD_APPEARS_PAUSE).await;
     }
@@ -121,11 +114,7 @@ pub async fn newest_build(session: &Session, image: &str, version: &str) -> Resu
 /// Prints a build's log; with `follow` until it ends.
 pub async fn print_build_log(session: &Session, build_id: &str, follow: bool) -> Result<(), Failure> {
     let as_json = session.json();
-    each_event(session, build_id, follow, |lines, _| {
-        print_lines(lines, false, as_json)
-    })
-    .await
-    .map(|_| ())
+    each_event(session, build_id, follow, |lines, _| print_lines(lines, false, as_json)).await.map(|_| ())
 }
 
 /// Follows a build to its end with a progress display on standard error. A
@@ -158,19 +147,13 @@ pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<I
             tail.iter().for_each(output::remark);
         }
         let step = step_name(build.step());
-        let code = if build.reason_code.is_empty() {
-            String::new()
-        } else {
-            format!(" ({})", build.reason_code)
-        };
+        let code =
+            if build.reason_code.is_empty() { String::new() } else { format!(" ({})", build.reason_code) };
         return Err(Failure::failed(format!(
             "the build failed at step {step}: {}{code}",
             build.state_reason
         ))
-        .next(format!(
-            "read the whole log: torpor image logs {}",
-            build.image_name
-        )));
+        .next(format!("read the whole log: torpor image logs {}", build.image_name)));
     }
     Ok(build)
 }
@@ -187,11 +170,8 @@ async fn each_event(
     let mut position = Position::default();
     let mut last = ImageBuild::default();
     loop {
-        let message = FollowBuildLogRequest {
-            build_id: build_id.to_owned(),
-            from_sequence: position.next,
-            follow,
-        };
+        let message =
+            FollowBuildLogRequest { build_id: build_id.to_owned(), from_sequence: position.next, follow };
         let result = async {
             let mut stream = client.follow_build_log(message).await?.into_inner();
             while let Some(response) = stream.message().await? {
@@ -208,11 +188,7 @@ async fn each_event(
         match result {
             Ok(()) if ended || !follow => return Ok(last),
             // A builder that stops ends its streams in good order.
-            Ok(()) => {
-                position
-                    .pause_after(Failure::new(Kind::Unavailable, "the builder went away"))
-                    .await?
-            }
+            Ok(()) => position.pause_after(Failure::new(Kind::Unavailable, "the builder went away")).await?,
             Err(failure) if follow => position.pause_after(failure).await?,
             Err(failure) => return Err(failure),
         }
@@ -252,11 +228,7 @@ impl Display {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        Self {
-            bar,
-            shown: std::cell::Cell::new(BuildStep::Unspecified),
-            started: Instant::now(),
-        }
+        Self { bar, shown: std::cell::Cell::new(BuildStep::Unspecified), started: Instant::now() }
     }
 
     fn step(&self, build: &ImageBuild) {
@@ -281,12 +253,7 @@ impl Display {
 
     fn note(&self, text: &str) {
         if let Some(bar) = &self.bar {
-            bar.set_message(
-                text.chars()
-                    .filter(|c| !c.is_control())
-                    .take(200)
-                    .collect::<String>(),
-            );
+            bar.set_message(text.chars().filter(|c| !c.is_control()).take(200).collect::<String>());
         }
     }
 
@@ -315,15 +282,9 @@ mod tests {
             assert!(position.worth_another_try(Kind::Unavailable));
         }
         assert!(!position.worth_another_try(Kind::Unavailable));
-        position.advance(&[LogLine {
-            sequence: 41,
-            ..LogLine::default()
-        }]);
+        position.advance(&[LogLine { sequence: 41, ..LogLine::default() }]);
         assert_eq!(position.next, 42);
-        assert!(
-            position.worth_another_try(Kind::Unavailable),
-            "progress starts the count again"
-        );
+        assert!(position.worth_another_try(Kind::Unavailable), "progress starts the count again");
         assert!(!position.worth_another_try(Kind::NotFound), "pointless to repeat");
     }
 }

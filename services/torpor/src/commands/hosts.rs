@@ -26,11 +26,7 @@ pub async fn run(session: &Session, arguments: Hosts) -> Result<(), Failure> {
             let host_id = resolve(session, &id).await?;
             call(|| {
                 let (mut client, host_id) = (client.clone(), host_id.clone());
-                async move {
-                    client
-                        .drain_host(request(DrainHostRequest { host_id }, SLOW))
-                        .await
-                }
+                async move { client.drain_host(request(DrainHostRequest { host_id }, SLOW)).await }
             })
             .await?
             .host
@@ -39,11 +35,7 @@ pub async fn run(session: &Session, arguments: Hosts) -> Result<(), Failure> {
             let host_id = resolve(session, &id).await?;
             call(|| {
                 let (mut client, host_id) = (client.clone(), host_id.clone());
-                async move {
-                    client
-                        .undrain_host(request(UndrainHostRequest { host_id }, QUICK))
-                        .await
-                }
+                async move { client.undrain_host(request(UndrainHostRequest { host_id }, QUICK)).await }
             })
             .await?
             .host
@@ -63,10 +55,7 @@ pub async fn list(session: &Session) -> Result<Vec<Host>, Failure> {
     let mut hosts = Vec::new();
     let mut page_token = String::new();
     for _ in 0..HOST_PAGES_MAX {
-        let message = ListHostsRequest {
-            page_size: 0,
-            page_token,
-        };
+        let message = ListHostsRequest { page_size: 0, page_token };
         let page = call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.list_hosts(request(message, QUICK)).await }
@@ -83,11 +72,7 @@ pub async fn list(session: &Session) -> Result<Vec<Host>, Failure> {
 
 async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
     let hosts = list(session).await?;
-    let ids: Vec<String> = hosts
-        .into_iter()
-        .filter_map(|host| host.spec)
-        .map(|spec| spec.host_id)
-        .collect();
+    let ids: Vec<String> = hosts.into_iter().filter_map(|host| host.spec).map(|spec| spec.host_id).collect();
     if ids.iter().any(|id| id == given) {
         return Ok(given.to_owned());
     }
@@ -95,24 +80,14 @@ async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
     match matches.as_slice() {
         [id] => Ok((*id).clone()),
         [] => Err(Failure::new(Kind::NotFound, format!("host not found: {given}")).next("see torpor hosts")),
-        _ => Err(
-            Failure::new(Kind::Usage, format!("'{given}' is not unique among the hosts"))
-                .next("see torpor hosts"),
-        ),
+        _ => Err(Failure::new(Kind::Usage, format!("'{given}' is not unique among the hosts"))
+            .next("see torpor hosts")),
     }
 }
 
 /// Columns of [`rows`].
-pub const HEADER: [&str; 8] = [
-    "host",
-    "state",
-    "running",
-    "suspended",
-    "memory",
-    "slots",
-    "disk free",
-    "engines",
-];
+pub const HEADER: [&str; 8] =
+    ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
 
 /// Hosts as table rows.
 pub fn rows(hosts: &[Host]) -> Vec<Vec<String>> {

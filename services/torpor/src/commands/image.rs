@@ -31,24 +31,12 @@ pub async fn run(session: &Session, command: Image) -> Result<(), Failure> {
         Image::Get { image } => get(session, image).await,
         Image::Versions { image } => versions(session, image).await,
         Image::Builds { image, version } => builds(session, image, version).await,
-        Image::Logs {
-            image,
-            version,
-            follow,
-        } => {
+        Image::Logs { image, version, follow } => {
             let build = follow::newest_build(session, &image, version.as_deref().unwrap_or_default()).await?;
             follow::print_build_log(session, &build.build_id, follow).await
         }
-        Image::Delete {
-            image,
-            version: None,
-            no_wait,
-        } => delete(session, image, no_wait).await,
-        Image::Delete {
-            image,
-            version: Some(version),
-            ..
-        } => delete_version(session, image, version).await,
+        Image::Delete { image, version: None, no_wait } => delete(session, image, no_wait).await,
+        Image::Delete { image, version: Some(version), .. } => delete_version(session, image, version).await,
     }
 }
 
@@ -175,12 +163,13 @@ fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, Failure> {
     let hook = |value: &Option<String>, name: &str| match value.as_deref() {
         None => Ok(None),
         Some(timeout) => {
-            let timeout = match timeout {
-                "" => None,
-                text => Some(api::duration_proto(durations::parse(text).map_err(|error| {
-                    Failure::new(Kind::Usage, format!("--{name}-hook={text}: {error}"))
-                })?)),
-            };
+            let timeout =
+                match timeout {
+                    "" => None,
+                    text => Some(api::duration_proto(durations::parse(text).map_err(|error| {
+                        Failure::new(Kind::Usage, format!("--{name}-hook={text}: {error}"))
+                    })?)),
+                };
             let mode = api::common::v1::HookMode::Enabled.into();
             Ok::<_, Failure>(Some(api::common::v1::Hook { mode, timeout }))
         }
@@ -203,11 +192,7 @@ async fn list(session: &Session, filter: Option<String>) -> Result<(), Failure> 
     let mut page_token = String::new();
     loop {
         let name_filter = filter.clone().unwrap_or_default();
-        let message = ListImagesRequest {
-            page_size: 0,
-            page_token,
-            name_filter,
-        };
+        let message = ListImagesRequest { page_size: 0, page_token, name_filter };
         let page = call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.list_images(request(message, QUICK)).await }
@@ -229,9 +214,7 @@ async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, Failure> 
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
-        let message = GetImageRequest {
-            image_identifier: image.to_owned(),
-        };
+        let message = GetImageRequest { image_identifier: image.to_owned() };
         async move { client.get_image(request(message, QUICK)).await }
     })
     .await?;
@@ -242,10 +225,8 @@ async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
-        let message = GetImageVersionRequest {
-            image_identifier: image.to_owned(),
-            image_version: version.to_owned(),
-        };
+        let message =
+            GetImageVersionRequest { image_identifier: image.to_owned(), image_version: version.to_owned() };
         async move { client.get_image_version(request(message, QUICK)).await }
     })
     .await?;
@@ -265,11 +246,7 @@ async fn versions(session: &Session, image: String) -> Result<(), Failure> {
     let mut versions = Vec::new();
     let mut page_token = String::new();
     loop {
-        let message = ListImageVersionsRequest {
-            image_identifier: image.clone(),
-            page_size: 0,
-            page_token,
-        };
+        let message = ListImageVersionsRequest { image_identifier: image.clone(), page_size: 0, page_token };
         let page = call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.list_image_versions(request(message, QUICK)).await }
@@ -308,10 +285,7 @@ async fn builds(session: &Session, image: String, version: Option<String>) -> Re
 
 async fn delete_version(session: &Session, image: String, version: String) -> Result<(), Failure> {
     let client = session.context.images()?;
-    let message = DeleteImageVersionRequest {
-        image_identifier: image,
-        image_version: version,
-    };
+    let message = DeleteImageVersionRequest { image_identifier: image, image_version: version };
     let response = call(|| {
         let (mut client, message) = (client.clone(), message.clone());
         async move { client.delete_image_version(request(message, QUICK)).await }
@@ -328,9 +302,7 @@ async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), F
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
-        let message = DeleteImageRequest {
-            image_identifier: image.clone(),
-        };
+        let message = DeleteImageRequest { image_identifier: image.clone() };
         async move { client.delete_image(request(message, QUICK)).await }
     })
     .await?;
@@ -342,15 +314,11 @@ async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), F
                 .next(format!("delete it again: torpor image delete {image}")));
         }
         if started.elapsed() > DELETE_TIMEOUT {
-            return Err(
-                Failure::new(Kind::Timeout, format!("image {image} is still being deleted"))
-                    .next(format!("look again later: torpor image get {image}")),
-            );
+            return Err(Failure::new(Kind::Timeout, format!("image {image} is still being deleted"))
+                .next(format!("look again later: torpor image get {image}")));
         }
         tokio::time::sleep(DELETE_PAUSE).await;
-        let message = GetImageRequest {
-            image_identifier: image.clone(),
-        };
+        let message = GetImageRequest { image_identifier: image.clone() };
         match client.clone().get_image(request(message, QUICK)).await {
             Ok(response) => last = response.into_inner().image.unwrap_or_default(),
             Err(status) if status.code() == Code::NotFound => last.set_state(ImageState::Deleted),
@@ -361,8 +329,5 @@ async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), F
     if session.json() {
         return output::value(&json::message(views::IMAGE, &last));
     }
-    output::line(format_args!(
-        "{image} {}",
-        json::short_name(last.state().as_str_name(), "ImageState")
-    ))
+    output::line(format_args!("{image} {}", json::short_name(last.state().as_str_name(), "ImageState")))
 }

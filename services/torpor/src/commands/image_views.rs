@@ -22,11 +22,7 @@ fn image_state(image: &Image) -> String {
 
 /// One image.
 pub fn image(image: &Image) -> Result<(), Failure> {
-    let mut tags: Vec<String> = image
-        .tags
-        .iter()
-        .map(|(key, value)| format!("{key}={value}"))
-        .collect();
+    let mut tags: Vec<String> = image.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
     tags.sort();
     output::fields(vec![
         ("name", image.name.clone()),
@@ -81,11 +77,7 @@ pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
             ]
         })
         .collect();
-    output::table(
-        &["version", "state", "status", "guest memory", "created", "reason"],
-        rows,
-        "no versions",
-    )
+    output::table(&["version", "state", "status", "guest memory", "created", "reason"], rows, "no versions")
 }
 
 /// Several builds.
@@ -95,11 +87,7 @@ pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
         .map(|build| {
             let sizes = build.snapshot_build.unwrap_or_default();
             let size = |bytes: u64| {
-                if bytes == 0 {
-                    "-".to_owned()
-                } else {
-                    output::bytes(bytes)
-                }
+                if bytes == 0 { "-".to_owned() } else { output::bytes(bytes) }
             };
             let took = match (build.create_time, build.end_time) {
                 (Some(from), Some(to)) => durations::short(durations::between(&from, &to)),
@@ -119,9 +107,7 @@ pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
             ]
         })
         .collect();
-    let header = [
-        "build", "version", "state", "step", "took", "code", "memory", "disk", "stored", "reason",
-    ];
+    let header = ["build", "version", "state", "step", "took", "code", "memory", "disk", "stored", "reason"];
     output::table(&header, rows, "no builds")
 }
 
@@ -133,21 +119,12 @@ pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Resu
         .iter()
         // "bake/boot" is a part of "bake".
         .filter(|phase| !phase.name.contains('/'))
-        .map(|phase| {
-            format!(
-                "{} {}",
-                phase.name,
-                durations::short(durations::of(phase.duration.as_ref()))
-            )
-        })
+        .map(|phase| format!("{} {}", phase.name, durations::short(durations::of(phase.duration.as_ref()))))
         .collect();
     output::fields(vec![
         ("image", image.name.clone()),
         ("version", build.image_version.clone()),
-        (
-            "state",
-            json::short_name(build.state().as_str_name(), "BuildState"),
-        ),
+        ("state", json::short_name(build.state().as_str_name(), "BuildState")),
         ("took", durations::short(took)),
         ("steps", steps.join(", ")),
         ("code", output::bytes(sizes.code_install_size_bytes)),

@@ -39,11 +39,7 @@ async fn create(session: &Session, arguments: Create) -> Result<(), Failure> {
         Some(text) => Some(api::timestamp(expiry(text, SystemTime::now())?)),
         None => None,
     };
-    let message = CreateAccessKeyRequest {
-        description: arguments.description,
-        policy,
-        expire_time,
-    };
+    let message = CreateAccessKeyRequest { description: arguments.description, policy, expire_time };
     let client = session.context.access_keys()?;
     // Repeated only when the service says that it did nothing.
     let response = call(|| {
@@ -109,10 +105,7 @@ async fn all(session: &Session) -> Result<Vec<AccessKey>, Failure> {
     let mut keys = Vec::new();
     let mut page_token = String::new();
     for _ in 0..PAGES_MAX {
-        let message = ListAccessKeysRequest {
-            page_size: 0,
-            page_token,
-        };
+        let message = ListAccessKeysRequest { page_size: 0, page_token };
         let page = call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.list_access_keys(request(message, QUICK)).await }
@@ -129,17 +122,13 @@ async fn all(session: &Session) -> Result<Vec<AccessKey>, Failure> {
 
 async fn delete(session: &Session, ids: Vec<String>) -> Result<(), Failure> {
     if let Some(root) = ids.iter().find(|id| **id == session.context.s3.access_key_id) {
-        return Err(
-            Failure::new(Kind::Usage, format!("{root} is the fleet's root access key")).next(
-                "replace it: torpor down, delete config/access-keys.toml in the data directory, torpor up",
-            ),
-        );
+        return Err(Failure::new(Kind::Usage, format!("{root} is the fleet's root access key")).next(
+            "replace it: torpor down, delete config/access-keys.toml in the data directory, torpor up",
+        ));
     }
     let client = session.context.access_keys()?;
     for id in ids {
-        let message = DeleteAccessKeyRequest {
-            access_key_id: id.clone(),
-        };
+        let message = DeleteAccessKeyRequest { access_key_id: id.clone() };
         call(|| {
             let (mut client, message) = (client.clone(), message.clone());
             async move { client.delete_access_key(request(message, QUICK)).await }
@@ -163,10 +152,7 @@ fn policy(path: &Path) -> Result<Policy, Failure> {
     };
     let mut bytes = Vec::new();
     let read = match path == Path::new("-") {
-        true => std::io::stdin()
-            .lock()
-            .take(POLICY_BYTES_MAX + 1)
-            .read_to_end(&mut bytes),
+        true => std::io::stdin().lock().take(POLICY_BYTES_MAX + 1).read_to_end(&mut bytes),
         false => {
             std::fs::File::open(path).and_then(|file| file.take(POLICY_BYTES_MAX + 1).read_to_end(&mut bytes))
         }
@@ -215,10 +201,7 @@ fn allowed(key: &AccessKey) -> String {
 }
 
 fn expires(key: &AccessKey, now: SystemTime) -> String {
-    let at = key
-        .expire_time
-        .as_ref()
-        .and_then(|time| api::system_time(time).ok());
+    let at = key.expire_time.as_ref().and_then(|time| api::system_time(time).ok());
     match at {
         None => "never".to_owned(),
         Some(at) => match at.duration_since(now) {
@@ -263,21 +246,14 @@ mod tests {
     fn a_key_says_what_it_may_do_and_for_how_long() {
         let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
         let mut key = AccessKey::default();
-        assert_eq!(
-            (allowed(&key).as_str(), expires(&key, now).as_str()),
-            ("everything", "never")
-        );
+        assert_eq!((allowed(&key).as_str(), expires(&key, now).as_str()), ("everything", "never"));
         let statement = Statement {
             actions: vec!["lambda:Get*".to_owned(), "lambda:List*".to_owned()],
             ..Default::default()
         };
-        key.policy = Some(Policy {
-            statements: vec![statement.clone()],
-        });
+        key.policy = Some(Policy { statements: vec![statement.clone()] });
         assert_eq!(allowed(&key), "1 statement: lambda:Get* lambda:List*");
-        key.policy = Some(Policy {
-            statements: vec![statement.clone(), statement],
-        });
+        key.policy = Some(Policy { statements: vec![statement.clone(), statement] });
         assert_eq!(allowed(&key), "2 statements");
         key.expire_time = Some(api::timestamp(now + Duration::from_secs(7200)));
         assert_eq!(expires(&key, now), "in 2h");

@@ -68,10 +68,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), Failure> {
     if let Some((name, value)) = token.iter().flat_map(|token| &token.auth_token).next() {
         output::line(format_args!("{name}: {value}"))?;
     }
-    output::remark(format_args!(
-        "next: torpor curl {} /",
-        short_id(&microvm.microvm_id)
-    ));
+    output::remark(format_args!("next: torpor curl {} /", short_id(&microvm.microvm_id)));
     Ok(())
 }
 
@@ -111,9 +108,7 @@ pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
     let client = session.context.microvms()?;
     let response = call(|| {
         let mut client = client.clone();
-        let message = GetMicrovmRequest {
-            microvm_id: id.to_owned(),
-        };
+        let message = GetMicrovmRequest { microvm_id: id.to_owned() };
         async move { client.get_microvm(request(message, QUICK)).await }
     })
     .await?;
@@ -189,26 +184,16 @@ async fn change_one(session: &Session, id: &str, change: Change) -> Result<Micro
     let client = session.context.microvms()?;
     let microvm_id = id.to_owned();
     let microvm = match change {
-        Change::Suspend => {
-            call(|| {
-                let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                async move {
-                    client
-                        .suspend_microvm(request(SuspendMicrovmRequest { microvm_id }, SLOW))
-                        .await
-                }
-            })
-            .await?
-            .microvm
-        }
+        Change::Suspend => call(|| {
+            let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
+            async move { client.suspend_microvm(request(SuspendMicrovmRequest { microvm_id }, SLOW)).await }
+        })
+        .await?
+        .microvm,
         Change::Resume => {
             call(|| {
                 let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                async move {
-                    client
-                        .resume_microvm(request(ResumeMicrovmRequest { microvm_id }, SLOW))
-                        .await
-                }
+                async move { client.resume_microvm(request(ResumeMicrovmRequest { microvm_id }, SLOW)).await }
             })
             .await?
             .microvm
@@ -250,18 +235,12 @@ pub async fn mint(
 
 /// The scope of one port.
 pub fn single(port: u16) -> PortScope {
-    PortScope {
-        scope: Some(Scope::Port(port.into())),
-    }
+    PortScope { scope: Some(Scope::Port(port.into())) }
 }
 
 /// `torpor token`: the bare token, for use in another command.
 pub async fn token(session: &Session, arguments: Token) -> Result<(), Failure> {
-    let scopes = arguments
-        .ports
-        .iter()
-        .map(|text| port_scope(text))
-        .collect::<Result<_, _>>()?;
+    let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
     let id = microvm_id(session, &arguments.id).await?;
     let response = mint(session, &id, scopes, arguments.ttl).await?;
     if session.json() {
@@ -278,20 +257,18 @@ fn port_scope(text: &str) -> Result<PortScope, Failure> {
     let scope = match text.split_once('-') {
         _ if text == "all" => Some(Scope::AllPorts(AllPorts {})),
         Some((first, last)) => match (port(first), port(last)) {
-            (Some(first), Some(last)) if first <= last => Some(Scope::Range(PortRange {
-                start_port: first.into(),
-                end_port: last.into(),
-            })),
+            (Some(first), Some(last)) if first <= last => {
+                Some(Scope::Range(PortRange { start_port: first.into(), end_port: last.into() }))
+            }
             _ => None,
         },
         None => port(text).map(|port| Scope::Port(port.into())),
     };
     match scope {
         Some(scope) => Ok(PortScope { scope: Some(scope) }),
-        None => Err(Failure::new(
-            Kind::Usage,
-            format!("--port {text}: not a port, a range FIRST-LAST or 'all'"),
-        )),
+        None => {
+            Err(Failure::new(Kind::Usage, format!("--port {text}: not a port, a range FIRST-LAST or 'all'")))
+        }
     }
 }
 
@@ -302,14 +279,8 @@ mod tests {
     #[test]
     fn ports_as_people_write_them() {
         assert_eq!(port_scope("8080").unwrap().scope, Some(Scope::Port(8080)));
-        assert_eq!(
-            port_scope("all").unwrap().scope,
-            Some(Scope::AllPorts(AllPorts {}))
-        );
-        let range = PortRange {
-            start_port: 80,
-            end_port: 90,
-        };
+        assert_eq!(port_scope("all").unwrap().scope, Some(Scope::AllPorts(AllPorts {})));
+        let range = PortRange { start_port: 80, end_port: 90 };
         assert_eq!(port_scope("80-90").unwrap().scope, Some(Scope::Range(range)));
         for wrong in ["0", "90-80", "x", "1-", "70000", ""] {
             assert_eq!(port_scope(wrong).expect_err("wrong").kind, Kind::Usage, "{wrong}");
@@ -318,9 +289,6 @@ mod tests {
 
     #[test]
     fn short_ids_are_prefixes() {
-        assert_eq!(
-            short_id("microvm-0a1b2c3d-0000-4000-8000-000000000000"),
-            "0a1b2c3d"
-        );
+        assert_eq!(short_id("microvm-0a1b2c3d-0000-4000-8000-000000000000"), "0a1b2c3d");
     }
 }

@@ -35,11 +35,7 @@ pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
         })
         .collect();
     let empty = "no microVMs; start one: torpor run IMAGE";
-    output::table(
-        &["id", "state", "image", "host", "started", "changed", "reason"],
-        rows,
-        empty,
-    )
+    output::table(&["id", "state", "image", "host", "started", "changed", "reason"], rows, empty)
 }
 
 /// One microVM.
@@ -53,11 +49,7 @@ pub fn microvm(microvm: &Microvm) -> Result<(), Failure> {
                 .filter(|(there, _)| *there)
                 .map(|(_, n)| n)
                 .collect();
-            format!(
-                "{} on {}",
-                output::bytes(snapshot.difference_bytes),
-                places.join(" and ")
-            )
+            format!("{} on {}", output::bytes(snapshot.difference_bytes), places.join(" and "))
         }
     };
     output::fields(vec![
@@ -65,17 +57,11 @@ pub fn microvm(microvm: &Microvm) -> Result<(), Failure> {
         ("state", state(microvm)),
         ("reason", microvm.state_reason.clone()),
         ("url", microvm.endpoint_url.clone()),
-        (
-            "image",
-            format!("{} {}", microvm.image_name, microvm.image_version),
-        ),
+        ("image", format!("{} {}", microvm.image_name, microvm.image_version)),
         ("host", microvm.host_id.clone()),
         ("memory", format!("{} MiB", microvm.memory_mib)),
         ("idle policy", idle_policy(microvm)),
-        (
-            "longest life",
-            durations::coarse(durations::of(microvm.maximum_duration.as_ref())),
-        ),
+        ("longest life", durations::coarse(durations::of(microvm.maximum_duration.as_ref()))),
         ("started", durations::rfc3339(microvm.start_time.as_ref())),
         ("changed", durations::rfc3339(microvm.state_time.as_ref())),
         ("ended", durations::rfc3339(microvm.terminate_time.as_ref())),
@@ -91,11 +77,7 @@ fn idle_policy(microvm: &Microvm) -> String {
     };
     let idle = durations::coarse(durations::of(policy.max_idle_duration.as_ref()));
     let suspended = durations::coarse(durations::of(policy.suspended_duration.as_ref()));
-    let wakes = if policy.auto_resume_enabled {
-        "wakes on request"
-    } else {
-        "wakes by torpor resume only"
-    };
+    let wakes = if policy.auto_resume_enabled { "wakes on request" } else { "wakes by torpor resume only" };
     format!("sleeps after {idle}, {wakes}, ends after {suspended} asleep")
 }
 
@@ -109,11 +91,7 @@ fn last_transition(microvm: &Microvm) -> String {
 /// Phases as "restore 120 ms, identity 8 ms".
 fn phases(phases: &[Phase]) -> String {
     let shown = |phase: &Phase| {
-        format!(
-            "{} {}",
-            phase.name,
-            durations::short(durations::of(phase.duration.as_ref()))
-        )
+        format!("{} {}", phase.name, durations::short(durations::of(phase.duration.as_ref())))
     };
     phases.iter().map(shown).collect::<Vec<_>>().join(", ")
 }

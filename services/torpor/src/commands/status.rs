@@ -23,32 +23,16 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
     })?;
     if !record.supervised() {
         let (message, next) = match record.phase {
-            Phase::Failed => (
-                format!("the fleet could not run: {}", record.message),
-                record.next.clone(),
-            ),
+            Phase::Failed => (format!("the fleet could not run: {}", record.message), record.next.clone()),
             Phase::Stopped => ("the fleet is down".to_owned(), String::new()),
             _ => ("the fleet's supervisor was killed".to_owned(), String::new()),
         };
-        let next = if next.is_empty() {
-            "start it: torpor up --detach".to_owned()
-        } else {
-            next
-        };
+        let next = if next.is_empty() { "start it: torpor up --detach".to_owned() } else { next };
         return Err(Failure::new(Kind::Unavailable, message).next(next));
     }
-    let session = Session {
-        context: Context::load(data_dir)?,
-        format,
-    };
-    let with_hosts = record
-        .components
-        .iter()
-        .any(|component| component.name == "scheduler");
-    let with_edge = record
-        .components
-        .iter()
-        .any(|component| component.name == "edge-proxy");
+    let session = Session { context: Context::load(data_dir)?, format };
+    let with_hosts = record.components.iter().any(|component| component.name == "scheduler");
+    let with_edge = record.components.iter().any(|component| component.name == "edge-proxy");
     let api = Some(session.context.api.as_str()).filter(|api| with_edge && !api.is_empty());
     let hosts = match with_hosts {
         true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list(&session)).await {
@@ -88,10 +72,8 @@ fn show_json(
             })
         })
         .collect();
-    let hosts = hosts
-        .as_deref()
-        .map(|hosts| json::messages("torpor.host.v1.Host", hosts))
-        .unwrap_or_default();
+    let hosts =
+        hosts.as_deref().map(|hosts| json::messages("torpor.host.v1.Host", hosts)).unwrap_or_default();
     output::value(&serde_json::json!({
         "phase": record.phase,
         "components": components,
@@ -101,9 +83,7 @@ fn show_json(
 }
 
 fn uptime(component: &ComponentRecord) -> Option<u64> {
-    component
-        .process
-        .map(|_| unix_now().saturating_sub(component.started))
+    component.process.map(|_| unix_now().saturating_sub(component.started))
 }
 
 fn show_tables(
@@ -118,9 +98,7 @@ fn show_tables(
             vec![
                 component.name.clone(),
                 component.health.name().to_owned(),
-                component
-                    .process
-                    .map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
+                component.process.map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
                 uptime(component)
                     .map_or_else(|| "-".to_owned(), |s| durations::coarse(Duration::from_secs(s))),
                 component.restarts.to_string(),
@@ -128,11 +106,7 @@ fn show_tables(
             ]
         })
         .collect();
-    output::table(
-        &["component", "health", "pid", "uptime", "restarts", "detail"],
-        rows,
-        "no components",
-    )?;
+    output::table(&["component", "health", "pid", "uptime", "restarts", "detail"], rows, "no components")?;
     if with_hosts {
         output::line("")?;
         match hosts {
@@ -145,10 +119,7 @@ fn show_tables(
 
 fn verdict(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, Failure>) -> Result<(), Failure> {
     // A fleet that was started without hosts is well without them.
-    let with_hosts = record
-        .components
-        .iter()
-        .any(|component| component.name.starts_with("host-agent"));
+    let with_hosts = record.components.iter().any(|component| component.name.starts_with("host-agent"));
     let sick: Vec<&str> = record
         .components
         .iter()

@@ -74,15 +74,10 @@ async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), Failure> {
         }
         if let Some(status) = child.try_wait()? {
             let tail = bringup::tail(&log);
-            return Err(Failure::failed(format!(
-                "the supervisor ended with {status}\n{tail}"
-            )));
+            return Err(Failure::failed(format!("the supervisor ended with {status}\n{tail}")));
         }
         if started.elapsed() > UP_TIMEOUT {
-            return give_up(
-                &mut child,
-                Failure::new(Kind::Timeout, "the fleet did not come up in time"),
-            );
+            return give_up(&mut child, Failure::new(Kind::Timeout, "the fleet did not come up in time"));
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_PAUSE) => {}

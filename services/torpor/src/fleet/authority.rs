@@ -56,10 +56,7 @@ pub fn ca_file(plan: &Plan) -> PathBuf {
 
 /// Certificate and key files of a name.
 pub fn pair(plan: &Plan, name: &str) -> (PathBuf, PathBuf) {
-    (
-        plan.path(&format!("ca/{name}.pem")),
-        plan.path(&format!("ca/{name}.key")),
-    )
+    (plan.path(&format!("ca/{name}.pem")), plan.path(&format!("ca/{name}.key")))
 }
 
 fn leaves(domain: &str) -> Vec<Leaf> {
@@ -81,12 +78,7 @@ fn leaves(domain: &str) -> Vec<Leaf> {
         .collect();
     leaves.push(Leaf {
         name: ENDPOINTS,
-        dns: vec![
-            format!("*.{domain}"),
-            domain.to_owned(),
-            "localhost".to_owned(),
-            "127.0.0.1".to_owned(),
-        ],
+        dns: vec![format!("*.{domain}"), domain.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned()],
         client: false,
         owner: Some(users::EDGE_PROXY),
     });
@@ -101,10 +93,7 @@ fn leaves(domain: &str) -> Vec<Leaf> {
 
 fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, Failure> {
     let (certificate, key) = (directory.join("ca.pem"), directory.join("ca.key"));
-    if let (Ok(pem), Ok(key_pem)) = (
-        std::fs::read_to_string(&certificate),
-        std::fs::read_to_string(&key),
-    ) {
+    if let (Ok(pem), Ok(key_pem)) = (std::fs::read_to_string(&certificate), std::fs::read_to_string(&key)) {
         let key = KeyPair::from_pem(&key_pem).map_err(unusable)?;
         if good_for(&pem).is_some_and(|left| left > DAY * RENEW_BEFORE_DAYS) && signed_by(&pem, &key) {
             return Issuer::from_ca_cert_pem(&pem, key).map_err(unusable);
@@ -115,10 +104,7 @@ fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, Failure> {
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.distinguished_name.push(DnType::OrganizationName, "Torpor");
     // A name of its own: certificates of an older CA are told apart by it.
-    params.distinguished_name.push(
-        DnType::CommonName,
-        format!("Torpor fleet {}", uuid::Uuid::new_v4()),
-    );
+    params.distinguished_name.push(DnType::CommonName, format!("Torpor fleet {}", uuid::Uuid::new_v4()));
     (params.not_before, params.not_after) = validity(CA_DAYS);
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
     let signed = params.self_signed(&pair).map_err(unusable)?;
@@ -138,15 +124,11 @@ fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> R
         return Ok(());
     }
     let mut params = CertificateParams::new(leaf.dns.clone()).map_err(unusable)?;
-    params
-        .distinguished_name
-        .push(DnType::CommonName, leaf.dns[0].clone());
+    params.distinguished_name.push(DnType::CommonName, leaf.dns[0].clone());
     params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
     if leaf.client {
-        params
-            .extended_key_usages
-            .push(ExtendedKeyUsagePurpose::ClientAuth);
+        params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     }
     params.use_authority_key_identifier_extension = true;
     (params.not_before, params.not_after) = validity(LEAF_DAYS);
@@ -222,10 +204,7 @@ mod tests {
     use crate::fleet::plan::tests::plan;
 
     fn plan_in(directory: &Path) -> Plan {
-        Plan {
-            data_dir: directory.to_owned(),
-            ..plan(&[])
-        }
+        Plan { data_dir: directory.to_owned(), ..plan(&[]) }
     }
 
     #[test]
@@ -259,10 +238,7 @@ mod tests {
         let der = der(&text).unwrap();
         let (_, parsed) = X509Certificate::from_der(&der).unwrap();
         let names = format!("{:?}", parsed.subject_alternative_name().unwrap().unwrap().value);
-        assert!(
-            names.contains("*.microvms.localhost") && !names.contains("torpor.internal"),
-            "{names}"
-        );
+        assert!(names.contains("*.microvms.localhost") && !names.contains("torpor.internal"), "{names}");
     }
 
     #[test]
@@ -288,15 +264,8 @@ mod tests {
         assert!(usage.server_auth && !usage.client_auth);
         use std::os::unix::fs::MetadataExt as _;
         let metadata = std::fs::metadata(key).unwrap();
-        assert_eq!(
-            (metadata.uid(), metadata.mode() & 0o777),
-            (users::EDGE_PROXY, 0o600)
-        );
+        assert_eq!((metadata.uid(), metadata.mode() & 0o777), (users::EDGE_PROXY, 0o600));
         ensure(&plan).unwrap();
-        assert_eq!(
-            std::fs::read_to_string(certificate).unwrap(),
-            text,
-            "kept between runs"
-        );
+        assert_eq!(std::fs::read_to_string(certificate).unwrap(), text, "kept between runs");
     }
 }

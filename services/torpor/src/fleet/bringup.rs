@@ -50,12 +50,7 @@ pub async fn run(
             }
         }
     });
-    let mut fleet = Fleet {
-        plan,
-        shared: shared.clone(),
-        stages: Vec::new(),
-        tasks: JoinSet::new(),
-    };
+    let mut fleet = Fleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
     let started = tokio::select! {
         result = fleet.start(components) => result,
         () = asked.cancelled() => Err(Failure::failed("stopped while starting")),
@@ -164,23 +159,15 @@ impl Fleet {
             while let Some(component) = components.next_if(|component| component.stage == stage) {
                 names.push(component.name.clone());
                 let log = self.plan.log(&component.name);
-                let tender = Tender::new(
-                    component,
-                    self.shared.clone(),
-                    identity.clone(),
-                    log,
-                    stop.clone(),
-                );
+                let tender = Tender::new(component, self.shared.clone(), identity.clone(), log, stop.clone());
                 self.tasks.spawn(tender.run());
             }
-            self.shared
-                .update(|record| record.message = format!("starting {}", names.join(", ")));
+            self.shared.update(|record| record.message = format!("starting {}", names.join(", ")));
             self.stages.push((names.clone(), stop));
             self.wait_healthy(&names).await?;
         }
         if self.plan.wants("scheduler") && self.plan.wants("host-agent-1") {
-            self.shared
-                .update(|record| record.message = "waiting for the hosts to register".to_owned());
+            self.shared.update(|record| record.message = "waiting for the hosts to register".to_owned());
             drain::undrain(&context, usize::from(self.plan.hosts))
                 .await
                 .map_err(|failure| failure.during("the hosts are not ready"))?;
@@ -192,20 +179,12 @@ impl Fleet {
         let mut changes = self.shared.watch();
         loop {
             let record = changes.borrow_and_update().clone();
-            let mut stage = record
-                .components
-                .iter()
-                .filter(|component| names.contains(&component.name));
+            let mut stage = record.components.iter().filter(|component| names.contains(&component.name));
             if let Some(failed) = stage.clone().find(|component| component.health == Health::Failed) {
                 let log = self.plan.log(&failed.name);
                 return Err(Failure::new(
                     Kind::Failed,
-                    format!(
-                        "{} could not be started: {}\n{}",
-                        failed.name,
-                        failed.detail,
-                        tail(&log)
-                    ),
+                    format!("{} could not be started: {}\n{}", failed.name, failed.detail, tail(&log)),
                 )
                 .next(format!("its whole log: {}", log.display())));
             }
@@ -213,10 +192,7 @@ impl Fleet {
             if stage.all(|component| component.ready_ms.is_some()) {
                 return Ok(());
             }
-            changes
-                .changed()
-                .await
-                .map_err(|_| Failure::failed("the supervisor's tasks are gone"))?;
+            changes.changed().await.map_err(|_| Failure::failed("the supervisor's tasks are gone"))?;
         }
     }
 
@@ -234,14 +210,12 @@ impl Fleet {
             }
         }
         while let Some((names, stop)) = self.stages.pop() {
-            self.shared
-                .update(|record| record.message = format!("stopping {}", names.join(", ")));
+            self.shared.update(|record| record.message = format!("stopping {}", names.join(", ")));
             stop.cancel();
             self.wait_stopped(&names).await;
         }
         while self.tasks.join_next().await.is_some() {}
-        self.shared
-            .update(|record| record.message = "unmounting".to_owned());
+        self.shared.update(|record| record.message = "unmounting".to_owned());
         problems.extend(storage::unmount_all(&self.plan.data_dir));
         problems
     }
@@ -276,9 +250,5 @@ pub fn tail(log: &Path) -> String {
     let text = read().unwrap_or_default();
     let lines: Vec<&str> = text.lines().collect();
     let start = lines.len().saturating_sub(TAIL_LINES);
-    lines[start..]
-        .iter()
-        .map(|line| format!("  | {line}"))
-        .collect::<Vec<_>>()
-        .join("\n")
+    lines[start..].iter().map(|line| format!("  | {line}")).collect::<Vec<_>>().join("\n")
 }

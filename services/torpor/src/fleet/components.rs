@@ -67,49 +67,19 @@ const ETCD_BYTES_MAX: u64 = 4 << 30;
 pub fn all(plan: &Plan) -> Vec<Component> {
     let mut components = vec![etcd(plan), s3(plan)];
     let scheduler_probe = Probe::Grpc(plan.scheduler(), Role::Scheduler);
-    components.push(service(
-        plan,
-        "scheduler",
-        "scheduler",
-        scheduler_probe,
-        Some(users::SCHEDULER),
-        1,
-    ));
+    components.push(service(plan, "scheduler", "scheduler", scheduler_probe, Some(users::SCHEDULER), 1));
     for number in 1..=plan.hosts {
         let probe = Probe::Grpc(plan.host_grpc(number), Role::HostAgent);
-        let mut host = service(
-            plan,
-            "host-agent",
-            &format!("host-agent-{number}"),
-            probe,
-            None,
-            2,
-        );
+        let mut host = service(plan, "host-agent", &format!("host-agent-{number}"), probe, None, 2);
         host.stop_timeout = HOST_STOP_TIMEOUT;
         components.push(host);
     }
     let builder_probe = Probe::Grpc(plan.image_builder(), Role::ImageBuilder);
-    components.push(service(
-        plan,
-        "image-builder",
-        "image-builder",
-        builder_probe,
-        None,
-        2,
-    ));
+    components.push(service(plan, "image-builder", "image-builder", builder_probe, None, 2));
     let edge_probe = Probe::Tls(plan.edge_reachable(), plan.domain.clone());
-    let mut edge = service(
-        plan,
-        "edge-proxy",
-        "edge-proxy",
-        edge_probe,
-        Some(users::EDGE_PROXY),
-        3,
-    );
-    edge.audit = vec![
-        (plan.audit(), AUDIT_FILES),
-        (plan.unauthenticated_audit(), UNAUTHENTICATED_AUDIT_FILES),
-    ];
+    let mut edge = service(plan, "edge-proxy", "edge-proxy", edge_probe, Some(users::EDGE_PROXY), 3);
+    edge.audit =
+        vec![(plan.audit(), AUDIT_FILES), (plan.unauthenticated_audit(), UNAUTHENTICATED_AUDIT_FILES)];
     components.push(edge);
     components.retain(|component| plan.wants(&component.name));
     components
@@ -124,10 +94,7 @@ pub fn programs(plan: &Plan) -> Vec<&'static str> {
         ("image-builder", "torpor-image-builder"),
         ("edge-proxy", "torpor-edge-proxy"),
     ];
-    all.into_iter()
-        .filter(|(component, _)| plan.wants(component))
-        .map(|(_, program)| program)
-        .collect()
+    all.into_iter().filter(|(component, _)| plan.wants(component)).map(|(_, program)| program).collect()
 }
 
 fn service(plan: &Plan, service: &str, name: &str, probe: Probe, user: Option<u32>, stage: u8) -> Component {
@@ -218,32 +185,14 @@ mod tests {
     fn stages_rise_and_settings_reach_their_service_only() {
         let plan = plan(&["--hosts", "2", "--set", "host-agent.limits.bakes=2"]);
         let components = all(&plan);
-        let names: Vec<&str> = components
-            .iter()
-            .map(|component| component.name.as_str())
-            .collect();
-        let expected = [
-            "etcd",
-            "s3",
-            "scheduler",
-            "host-agent-1",
-            "host-agent-2",
-            "image-builder",
-            "edge-proxy",
-        ];
+        let names: Vec<&str> = components.iter().map(|component| component.name.as_str()).collect();
+        let expected =
+            ["etcd", "s3", "scheduler", "host-agent-1", "host-agent-2", "image-builder", "edge-proxy"];
         assert_eq!(names, expected);
         assert!(components.is_sorted_by_key(|component| component.stage));
         for component in components {
-            let told = component
-                .arguments
-                .iter()
-                .any(|argument| argument == "limits.bakes=2");
-            assert_eq!(
-                told,
-                component.name.starts_with("host-agent"),
-                "{}",
-                component.name
-            );
+            let told = component.arguments.iter().any(|argument| argument == "limits.bakes=2");
+            assert_eq!(told, component.name.starts_with("host-agent"), "{}", component.name);
         }
     }
 

@@ -33,11 +33,7 @@ pub fn write(plan: &Plan) -> Result<(), Failure> {
     put("image-builder", image_builder(plan, &services), None)?;
     put("edge-proxy", edge_proxy(plan), Some(users::EDGE_PROXY))?;
     for number in 1..=plan.hosts {
-        put(
-            &format!("host-agent-{number}"),
-            host_agent(plan, &services, number)?,
-            None,
-        )?;
+        put(&format!("host-agent-{number}"), host_agent(plan, &services, number)?, None)?;
     }
     let context = context(plan, &root).to_toml();
     files::write_private(&client::Context::file(&plan.data_dir), context.as_bytes(), None)?;
@@ -202,12 +198,7 @@ fn memory_capacity_mib(hosts: u16) -> Result<i64, Failure> {
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| {
-            Failure::new(
-                Kind::Failed,
-                "/proc/meminfo does not say how much memory there is",
-            )
-        })?;
+        .ok_or_else(|| Failure::new(Kind::Failed, "/proc/meminfo does not say how much memory there is"))?;
     let share = total_kib / 1024 * MEMORY_SHARE_PERCENT / 100 / u64::from(hosts.max(1));
     i64::try_from(share.max(MEMORY_MIB_MIN)).map_err(|_| Failure::failed("this machine has too much memory"))
 }
@@ -226,17 +217,10 @@ mod tests {
     #[test]
     fn one_region_and_account_for_all_and_the_edge_knows_its_neighbours() {
         let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
-        let key = KeyPair {
-            access_key_id: "id".to_owned(),
-            secret_access_key: "secret".to_owned(),
-        };
+        let key = KeyPair { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
         let edge = edge_proxy(&plan);
-        let tables = [
-            scheduler(&plan),
-            image_builder(&plan, &key),
-            host_agent(&plan, &key, 1).unwrap(),
-            edge.clone(),
-        ];
+        let tables =
+            [scheduler(&plan), image_builder(&plan, &key), host_agent(&plan, &key, 1).unwrap(), edge.clone()];
         for table in &tables {
             assert_eq!(table["region"].as_str(), Some("eu-west-1"), "{table}");
             let account = table.get("account").and_then(Value::as_str);

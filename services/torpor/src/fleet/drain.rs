@@ -33,10 +33,7 @@ async fn bounded<T>(
 }
 
 fn id(host: &Host) -> String {
-    host.spec
-        .as_ref()
-        .map(|spec| spec.host_id.clone())
-        .unwrap_or_default()
+    host.spec.as_ref().map(|spec| spec.host_id.clone()).unwrap_or_default()
 }
 
 /// Waits until `count` hosts have registered and makes all of them READY.
@@ -56,10 +53,7 @@ pub async fn undrain(context: &Context, count: usize) -> Result<(), Failure> {
 
 async fn undrain_once(context: &Context, count: usize) -> Result<(), Failure> {
     let hosts = hosts(context).await?;
-    let present: Vec<&Host> = hosts
-        .iter()
-        .filter(|host| host.state() != HostState::Lost)
-        .collect();
+    let present: Vec<&Host> = hosts.iter().filter(|host| host.state() != HostState::Lost).collect();
     if present.len() < count {
         return Err(Failure::new(
             Kind::Timeout,
@@ -105,10 +99,7 @@ async fn drain_once(context: &Context) -> Result<Option<String>, Failure> {
         };
         if matches!(state, HostState::Draining | HostState::Ready) {
             let running = host.usage.as_ref().map_or(0, |usage| usage.running);
-            awake.push(format!(
-                "{} is still draining, {running} microVMs running",
-                id(&host)
-            ));
+            awake.push(format!("{} is still draining, {running} microVMs running", id(&host)));
         }
     }
     Ok((!awake.is_empty()).then(|| awake.join("; ")))

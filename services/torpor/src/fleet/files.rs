@@ -26,20 +26,14 @@ pub fn write_public(path: &Path, content: &[u8]) -> io::Result<()> {
 }
 
 fn write(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Result<()> {
-    let name = path
-        .file_name()
-        .ok_or_else(|| io::Error::other("a file has a name"))?;
+    let name = path.file_name().ok_or_else(|| io::Error::other("a file has a name"))?;
     let temporary = path.with_file_name(format!(".{}.new", name.to_string_lossy()));
     match fs::remove_file(&temporary) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(named(&temporary, &error)),
         _ => {}
     }
     let result = (|| {
-        let mut file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .mode(mode)
-            .open(&temporary)?;
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(&temporary)?;
         // The mode above is cut by the umask.
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         if let Some(owner) = owner {
@@ -87,11 +81,7 @@ mod tests {
             assert_eq!(fs::read_to_string(&path).unwrap(), content);
             assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         }
-        assert_eq!(
-            fs::read_dir(directory.path()).unwrap().count(),
-            1,
-            "no temporary file stays"
-        );
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 1, "no temporary file stays");
     }
 
     #[test]

@@ -36,9 +36,7 @@ pub struct KeyPair {
 
 impl std::fmt::Debug for KeyPair {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair")
-            .field("access_key_id", &self.access_key_id)
-            .finish_non_exhaustive()
+        f.debug_struct("KeyPair").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
     }
 }
 
@@ -85,10 +83,7 @@ pub fn root(plan: &Plan) -> Result<KeyPair, Failure> {
                     .next("delete it; torpor up makes a new root access key")
             })?;
             files::keep_private(&path, Some(users::EDGE_PROXY))?;
-            Ok(KeyPair {
-                access_key_id: first.access_key_id,
-                secret_access_key: first.secret_access_key,
-            })
+            Ok(KeyPair { access_key_id: first.access_key_id, secret_access_key: first.secret_access_key })
         }
         None => {
             let key = generate();
@@ -138,10 +133,7 @@ mod tests {
 
     fn plan_in(directory: &Path) -> Plan {
         std::fs::create_dir(directory.join("config")).unwrap();
-        Plan {
-            data_dir: directory.to_owned(),
-            ..plan(&[])
-        }
+        Plan { data_dir: directory.to_owned(), ..plan(&[]) }
     }
 
     #[test]
@@ -155,10 +147,7 @@ mod tests {
         for key in [services, root] {
             let (id, secret) = (&key.access_key_id, &key.secret_access_key);
             assert!(id.len() == 20 && id.starts_with("AKIA"), "{id}");
-            assert!(
-                id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()),
-                "{id}"
-            );
+            assert!(id.bytes().all(|b| b.is_ascii_uppercase() || b.is_ascii_digit()), "{id}");
             assert_eq!(secret.len(), 40);
             assert!(!format!("{key:?}").contains(secret.as_str()));
         }
@@ -199,11 +188,7 @@ mod tests {
         ] {
             std::fs::write(file(&plan), text).unwrap();
             let failure = super::root(&plan).expect_err(text);
-            assert!(
-                failure.message.contains("access-keys.toml"),
-                "{}",
-                failure.message
-            );
+            assert!(failure.message.contains("access-keys.toml"), "{}", failure.message);
             assert!(!failure.message.contains("hunter2"), "{}", failure.message);
         }
     }

@@ -26,11 +26,10 @@ pub fn take(run_dir: &Path) -> Result<Lock, Failure> {
         .map_err(|error| named(&path, &error))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Lock { _file: file }),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::new(
-            Kind::Conflict,
-            "a fleet is running in this data directory already",
-        )
-        .next("see torpor status; stop it with torpor down; or name another --data-dir")),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Failure::new(Kind::Conflict, "a fleet is running in this data directory already")
+                .next("see torpor status; stop it with torpor down; or name another --data-dir"))
+        }
         Err(error) => Err(named(&path, &error.into()).into()),
     }
 }

@@ -63,11 +63,7 @@ pub struct Plan {
 impl Plan {
     /// Reads a plan from the command line.
     pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, Failure> {
-        let settings = arguments
-            .settings
-            .iter()
-            .map(|text| setting(text))
-            .collect::<Result<_, _>>()?;
+        let settings = arguments.settings.iter().map(|text| setting(text)).collect::<Result<_, _>>()?;
         let binaries = std::env::current_exe()?
             .parent()
             .map(Path::to_owned)
@@ -139,10 +135,7 @@ impl Plan {
 
     /// An internal address on loopback.
     pub fn internal(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(
-            IpAddr::V4(Ipv4Addr::LOCALHOST),
-            port.saturating_add(self.port_offset),
-        )
+        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.saturating_add(self.port_offset))
     }
 
     /// Where etcd takes clients.
@@ -244,9 +237,8 @@ fn setting(text: &str) -> Result<(String, String), Failure> {
         Failure::new(Kind::Usage, format!("--set {text}: {message}"))
             .next(format!("services are {}", SERVICES.join(", ")))
     };
-    let (service, rest) = text
-        .split_once('.')
-        .ok_or_else(|| usage("must have the form SERVICE.KEY=VALUE".to_owned()))?;
+    let (service, rest) =
+        text.split_once('.').ok_or_else(|| usage("must have the form SERVICE.KEY=VALUE".to_owned()))?;
     if !SERVICES.contains(&service) {
         return Err(usage(format!("there is no service '{service}'")));
     }
@@ -272,11 +264,7 @@ pub mod tests {
 
     #[test]
     fn ports_of_all_listeners_differ() {
-        let mut ports: Vec<u16> = plan(&["--hosts", "8"])
-            .listeners()
-            .iter()
-            .map(|(_, a)| a.port())
-            .collect();
+        let mut ports: Vec<u16> = plan(&["--hosts", "8"]).listeners().iter().map(|(_, a)| a.port()).collect();
         let count = ports.len();
         ports.sort_unstable();
         ports.dedup();
@@ -289,18 +277,12 @@ pub mod tests {
         assert!(!without.wants("host-agent-1") && without.wants("scheduler"));
         assert!(plan(&[]).wants("host-agent-1"));
         let names: Vec<String> = without.listeners().into_iter().map(|(name, _)| name).collect();
-        assert!(
-            !names.iter().any(|name| name.starts_with("host-agent")),
-            "{names:?}"
-        );
+        assert!(!names.iter().any(|name| name.starts_with("host-agent")), "{names:?}");
     }
 
     #[test]
     fn two_fleets_on_one_machine_share_no_names() {
-        let (first, second) = (
-            plan(&["--hosts", "16"]),
-            plan(&["--hosts", "16", "--port-offset", "20000"]),
-        );
+        let (first, second) = (plan(&["--hosts", "16"]), plan(&["--hosts", "16", "--port-offset", "20000"]));
         assert_eq!(first.slot_prefix(1), "tp-h1");
         assert_eq!(second.slot_prefix(16), "tffk-h16");
         assert_ne!(first.slot_subnet(1), second.slot_subnet(1));
@@ -314,10 +296,7 @@ pub mod tests {
         for (line, url) in [
             (&[][..], "https://localhost:8444"),
             (&["--port-offset", "3000"], "https://localhost:11444"),
-            (
-                &["--port-offset", "3000", "--api-port", "9444"],
-                "https://localhost:9444",
-            ),
+            (&["--port-offset", "3000", "--api-port", "9444"], "https://localhost:9444"),
             (&["--edge-address", "0.0.0.0"], "https://localhost:8444"),
         ] {
             let plan = plan(line);
@@ -339,9 +318,6 @@ pub mod tests {
 
     #[test]
     fn an_edge_on_every_address_is_reached_on_loopback() {
-        assert_eq!(
-            plan(&["--edge-address", "0.0.0.0"]).edge_reachable().to_string(),
-            "127.0.0.1:8443"
-        );
+        assert_eq!(plan(&["--edge-address", "0.0.0.0"]).edge_reachable().to_string(), "127.0.0.1:8443");
     }
 }

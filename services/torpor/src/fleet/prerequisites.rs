@@ -29,14 +29,7 @@ const BUNDLE_MANIFEST: &str = "manifest.json";
 /// Finds a program on the path, or where Debian keeps those for root.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let usual = [
-        "/usr/local/sbin",
-        "/usr/local/bin",
-        "/usr/sbin",
-        "/usr/bin",
-        "/sbin",
-        "/bin",
-    ];
+    let usual = ["/usr/local/sbin", "/usr/local/bin", "/usr/sbin", "/usr/bin", "/sbin", "/bin"];
     std::env::split_paths(&path)
         .chain(usual.iter().map(PathBuf::from))
         .map(|directory| directory.join(program))
@@ -46,18 +39,14 @@ pub fn find(program: &str) -> Option<PathBuf> {
 /// Checks everything.
 pub fn check(plan: &Plan) -> Result<(), Failure> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(
-            Failure::failed("torpor up needs root: it makes network namespaces and mounts")
-                .next("run it with sudo"),
-        );
+        return Err(Failure::failed("torpor up needs root: it makes network namespaces and mounts")
+            .next("run it with sudo"));
     }
     check_programs(plan)?;
     check_binaries(plan)?;
     if plan.wants("host-agent-1") && !plan.bundle.join(BUNDLE_MANIFEST).is_file() {
-        return Err(
-            Failure::failed(format!("no guest bundle in {}", plan.bundle.display()))
-                .next(format!("make it: deploy/guest-bundle {}", plan.bundle.display())),
-        );
+        return Err(Failure::failed(format!("no guest bundle in {}", plan.bundle.display()))
+            .next(format!("make it: deploy/guest-bundle {}", plan.bundle.display())));
     }
     check_reachable(&plan.data_dir)
 }
@@ -74,12 +63,8 @@ fn check_programs(plan: &Plan) -> Result<(), Failure> {
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     packages.dedup();
-    Err(
-        Failure::failed(format!("these programs are missing: {}", programs.join(", "))).next(format!(
-            "deploy/packages, or apt-get install {}",
-            packages.join(" ")
-        )),
-    )
+    Err(Failure::failed(format!("these programs are missing: {}", programs.join(", ")))
+        .next(format!("deploy/packages, or apt-get install {}", packages.join(" "))))
 }
 
 fn check_binaries(plan: &Plan) -> Result<(), Failure> {
@@ -90,19 +75,14 @@ fn check_binaries(plan: &Plan) -> Result<(), Failure> {
     if missing.is_empty() {
         return Ok(());
     }
-    let packages: Vec<String> = missing
-        .iter()
-        .map(|name| format!("-p {}", name.trim_start_matches("torpor-")))
-        .collect();
+    let packages: Vec<String> =
+        missing.iter().map(|name| format!("-p {}", name.trim_start_matches("torpor-"))).collect();
     Err(Failure::failed(format!(
         "not beside {}: {}",
         plan.binaries.join("torpor").display(),
         missing.join(", ")
     ))
-    .next(format!(
-        "build them: cargo build --release --locked {}",
-        packages.join(" ")
-    )))
+    .next(format!("build them: cargo build --release --locked {}", packages.join(" "))))
 }
 
 /// The unprivileged components must be able to reach their own directories.
@@ -116,10 +96,7 @@ fn check_reachable(data_dir: &Path) -> Result<(), Failure> {
                 "{} is closed to other users, but parts of the fleet run unprivileged inside it",
                 ancestor.display()
             ))
-            .next(format!(
-                "chmod o+x {}, or choose another --data-dir",
-                ancestor.display()
-            )));
+            .next(format!("chmod o+x {}, or choose another --data-dir", ancestor.display())));
         }
     }
     Ok(())

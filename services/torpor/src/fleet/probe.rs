@@ -38,15 +38,11 @@ pub async fn ask(probe: &Probe, identity: &Arc<TlsIdentity>) -> Result<(), Strin
             }
         }
     };
-    tokio::time::timeout(TIMEOUT, asking)
-        .await
-        .unwrap_or_else(|_| Err("no answer".to_owned()))
+    tokio::time::timeout(TIMEOUT, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
 }
 
 async fn connect(address: SocketAddr) -> Result<TcpStream, String> {
-    TcpStream::connect(address)
-        .await
-        .map_err(|error| format!("{address}: {error}"))
+    TcpStream::connect(address).await.map_err(|error| format!("{address}: {error}"))
 }
 
 async fn tls(
@@ -56,20 +52,13 @@ async fn tls(
 ) -> Result<tokio_rustls::client::TlsStream<TcpStream>, String> {
     let name = ServerName::try_from(name.to_owned()).map_err(|_| format!("'{name}' is not a host name"))?;
     let connector = TlsConnector::from(identity.client_config());
-    connector
-        .connect(name, stream)
-        .await
-        .map_err(|error| format!("TLS: {error}"))
+    connector.connect(name, stream).await.map_err(|error| format!("TLS: {error}"))
 }
 
 async fn etcd(address: SocketAddr, identity: &Arc<TlsIdentity>) -> Result<(), String> {
     let stream = tls(connect(address).await?, &Role::Etcd.dns_name(), identity).await?;
     let answer = http(stream, "/health").await?;
-    if answer.contains(r#""health":"true""#) {
-        Ok(())
-    } else {
-        Err("etcd has no leader".to_owned())
-    }
+    if answer.contains(r#""health":"true""#) { Ok(()) } else { Err("etcd has no leader".to_owned()) }
 }
 
 /// A bare HTTP/1.0 request: no keep-alive, no chunks, the answer ends with the connection.
@@ -78,39 +67,23 @@ async fn http(
     path: &str,
 ) -> Result<String, String> {
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
-    stream
-        .write_all(request.as_bytes())
-        .await
-        .map_err(|error| error.to_string())?;
+    stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
     let mut answer = Vec::new();
     // A peer may end TLS without saying goodbye; what came before still counts.
     let _ = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await;
     let answer = String::from_utf8_lossy(&answer).into_owned();
-    if answer.starts_with("HTTP/") {
-        Ok(answer)
-    } else {
-        Err("no HTTP answer".to_owned())
-    }
+    if answer.starts_with("HTTP/") { Ok(answer) } else { Err("no HTTP answer".to_owned()) }
 }
 
 async fn grpc(address: SocketAddr, role: Role, identity: &Arc<TlsIdentity>) -> Result<(), String> {
     // A fresh connection each time: a probe must not be fooled by an old one.
     let channel =
         rpc::channel(identity, &address.to_string(), role).map_err(|status| status.message().to_owned())?;
-    let request = HealthCheckRequest {
-        service: String::new(),
-    };
-    let response = HealthClient::new(channel)
-        .check(request)
-        .await
-        .map_err(|status| {
-            let cause = std::error::Error::source(&status).map(chain).unwrap_or_default();
-            if cause.is_empty() {
-                status.message().to_owned()
-            } else {
-                cause
-            }
-        })?;
+    let request = HealthCheckRequest { service: String::new() };
+    let response = HealthClient::new(channel).check(request).await.map_err(|status| {
+        let cause = std::error::Error::source(&status).map(chain).unwrap_or_default();
+        if cause.is_empty() { status.message().to_owned() } else { cause }
+    })?;
     match response.into_inner().status() {
         ServingStatus::Serving => Ok(()),
         other => Err(format!("answers {}", other.as_str_name())),

@@ -30,10 +30,7 @@ impl ProcessId {
     /// The process that has this id now; `None` when there is none.
     pub fn of(pid: u32) -> Option<Self> {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        Some(Self {
-            pid,
-            start_time: start_time(&stat)?,
-        })
+        Some(Self { pid, start_time: start_time(&stat)? })
     }
 
     /// This process.
@@ -91,17 +88,13 @@ pub fn stop_stale(run_dir: &Path) -> Result<Vec<String>, Failure> {
         if path.extension().is_none_or(|extension| extension != "pid") {
             continue;
         }
-        let process = std::fs::read(&path)
-            .ok()
-            .and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
+        let process =
+            std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<ProcessId>(&text).ok());
         if let Some(process) = process.filter(|process| process.alive()) {
             // A kill, not a request: a host-agent that is asked to stop may end
             // what should outlive it, and every service recovers from a kill.
             if !process.kill_and_wait() {
-                return Err(Failure::failed(format!(
-                    "process {} ({name}) cannot be stopped",
-                    process.pid
-                )));
+                return Err(Failure::failed(format!("process {} ({name}) cannot be stopped", process.pid)));
             }
             stopped.push(name.to_owned());
         }
@@ -138,12 +131,7 @@ mod tests {
         assert!(process.alive());
         process.save(directory.path(), "ours").unwrap();
         // The same id with another start time is a stranger: this test itself.
-        ProcessId {
-            start_time: 1,
-            ..ProcessId::own()
-        }
-        .save(directory.path(), "stranger")
-        .unwrap();
+        ProcessId { start_time: 1, ..ProcessId::own() }.save(directory.path(), "stranger").unwrap();
         let reaper = std::thread::spawn(move || child.wait().unwrap());
         assert_eq!(stop_stale(directory.path()).unwrap(), ["ours"]);
         assert!(!process.alive() && !reaper.join().unwrap().success());

@@ -56,29 +56,19 @@ pub async fn serve(config: &Path) -> Result<(), Failure> {
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", settings.listen)))?;
-    output::remark(format_args!(
-        "s3 serves {} on http://{}",
-        settings.root.display(),
-        settings.listen
-    ));
+    output::remark(format_args!("s3 serves {} on http://{}", settings.root.display(), settings.listen));
     accept(listener, builder.build()).await
 }
 
 async fn accept(listener: TcpListener, service: S3Service) -> Result<(), Failure> {
     let mut server = Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADER_TIMEOUT);
+    server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let graceful = GracefulShutdown::new();
     let places = std::sync::Arc::new(tokio::sync::Semaphore::new(CONNECTIONS_MAX));
     let mut stop = signal(SignalKind::terminate())?;
     loop {
-        let place = places
-            .clone()
-            .acquire_owned()
-            .await
-            .map_err(|error| Failure::failed(error.to_string()))?;
+        let place =
+            places.clone().acquire_owned().await.map_err(|error| Failure::failed(error.to_string()))?;
         let stream = tokio::select! {
             _ = stop.recv() => break,
             accepted = listener.accept() => match accepted {
@@ -92,11 +82,8 @@ async fn accept(listener: TcpListener, service: S3Service) -> Result<(), Failure
             },
         };
         let _ = stream.set_nodelay(true);
-        let connection = graceful.watch(
-            server
-                .serve_connection(TokioIo::new(stream), service.clone())
-                .into_owned(),
-        );
+        let connection =
+            graceful.watch(server.serve_connection(TokioIo::new(stream), service.clone()).into_owned());
         tokio::spawn(async move {
             // A client that goes away in the middle is no event.
             let _ = connection.await;

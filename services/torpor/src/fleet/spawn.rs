@@ -61,9 +61,5 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
 
 /// Opens a log for appending, so that it can be cut while it is written.
 fn open_log(path: &Path) -> io::Result<File> {
-    OpenOptions::new()
-        .create(true)
-        .append(true)
-        .mode(0o600)
-        .open(path)
+    OpenOptions::new().create(true).append(true).mode(0o600).open(path)
 }

@@ -63,10 +63,7 @@ pub fn install_programs(plan: &Plan) -> Result<(), Failure> {
         let temporary = to.with_extension("new");
         std::fs::copy(&from, &temporary).map_err(|error| files::named(&temporary, &error))?;
         if let Ok(modified) = source.modified() {
-            File::options()
-                .write(true)
-                .open(&temporary)?
-                .set_modified(modified)?;
+            File::options().write(true).open(&temporary)?.set_modified(modified)?;
         }
         std::fs::rename(&temporary, &to)?;
     }
@@ -120,25 +117,16 @@ fn make_image(plan: &Plan, image: &Path) -> Result<(), Failure> {
     if size < HOST_DISK_BYTES_MIN {
         return Err(Failure::new(
             Kind::Failed,
-            format!(
-                "{} has only {} free",
-                plan.data_dir.display(),
-                output::bytes(free)
-            ),
+            format!("{} has only {} free", plan.data_dir.display(), output::bytes(free)),
         )
-        .next(format!(
-            "free space; each host needs at least {}",
-            output::bytes(HOST_DISK_BYTES_MIN)
-        )));
+        .next(format!("free space; each host needs at least {}", output::bytes(HOST_DISK_BYTES_MIN))));
     }
     let temporary = image.with_extension("new");
     File::create(&temporary)
         .and_then(|file| file.set_len(size))
         .map_err(|error| files::named(&temporary, &error))?;
     let program = find("mkfs.xfs").unwrap_or_else(|| "/sbin/mkfs.xfs".into());
-    run(Command::new(program)
-        .args(["-q", "-f", "-K", "-m", "reflink=1"])
-        .arg(&temporary))?;
+    run(Command::new(program).args(["-q", "-f", "-K", "-m", "reflink=1"]).arg(&temporary))?;
     // Dying before this leaves a file that the next start makes anew.
     std::fs::rename(&temporary, image)?;
     Ok(())
@@ -146,9 +134,8 @@ fn make_image(plan: &Plan, image: &Path) -> Result<(), Failure> {
 
 fn run(command: &mut Command) -> Result<(), Failure> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command
-        .output()
-        .map_err(|error| Failure::failed(format!("cannot run {program}: {error}")))?;
+    let output =
+        command.output().map_err(|error| Failure::failed(format!("cannot run {program}: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
@@ -181,36 +168,29 @@ pub fn unmount_all(data_dir: &Path) -> Vec<String> {
 /// Mount points at or below a directory, in the order they were mounted.
 pub fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
-    Ok(mount_points(&table)
-        .filter(|point| point.starts_with(directory))
-        .collect())
+    Ok(mount_points(&table).filter(|point| point.starts_with(directory)).collect())
 }
 
 fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> {
     // Field 5; spaces and the like are written in octal.
-    table
-        .lines()
-        .filter_map(|line| line.split(' ').nth(4))
-        .map(|field| {
-            let mut text = Vec::with_capacity(field.len());
-            let mut rest = field.as_bytes();
-            while let [first, tail @ ..] = rest {
-                let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
-                match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
-                    Some(code) if *first == b'\\' => {
-                        text.push(code);
-                        rest = &tail[3..];
-                    }
-                    _ => {
-                        text.push(*first);
-                        rest = tail;
-                    }
+    table.lines().filter_map(|line| line.split(' ').nth(4)).map(|field| {
+        let mut text = Vec::with_capacity(field.len());
+        let mut rest = field.as_bytes();
+        while let [first, tail @ ..] = rest {
+            let code = tail.get(..3).and_then(|digits| std::str::from_utf8(digits).ok());
+            match code.and_then(|digits| u8::from_str_radix(digits, 8).ok()) {
+                Some(code) if *first == b'\\' => {
+                    text.push(code);
+                    rest = &tail[3..];
+                }
+                _ => {
+                    text.push(*first);
+                    rest = tail;
                 }
             }
-            PathBuf::from(std::ffi::OsString::from(
-                String::from_utf8_lossy(&text).into_owned(),
-            ))
-        })
+        }
+        PathBuf::from(std::ffi::OsString::from(String::from_utf8_lossy(&text).into_owned()))
+    })
 }
 
 #[cfg(test)]
@@ -226,11 +206,7 @@ mod tests {
 
     #[test]
     fn the_root_is_mounted_and_nothing_below_a_fresh_directory() {
-        assert!(
-            mounts_below(Path::new("/"))
-                .unwrap()
-                .contains(&PathBuf::from("/"))
-        );
+        assert!(mounts_below(Path::new("/")).unwrap().contains(&PathBuf::from("/")));
         let directory = tempfile::tempdir().unwrap();
         assert!(mounts_below(directory.path()).unwrap().is_empty());
     }

@@ -56,11 +56,7 @@ impl Shared {
     /// Starts with a record and saves it.
     pub fn new(record: FleetRecord, run_dir: PathBuf) -> Arc<Self> {
         let changed = watch::Sender::new(record.clone());
-        let shared = Arc::new(Self {
-            record: Mutex::new(record),
-            run_dir,
-            changed,
-        });
+        let shared = Arc::new(Self { record: Mutex::new(record), run_dir, changed });
         shared.update(|_| {});
         shared
     }
@@ -83,11 +79,7 @@ impl Shared {
 
     fn component(&self, name: &str, change: impl FnOnce(&mut ComponentRecord)) {
         self.update(|record| {
-            if let Some(component) = record
-                .components
-                .iter_mut()
-                .find(|component| component.name == name)
-            {
+            if let Some(component) = record.components.iter_mut().find(|component| component.name == name) {
                 change(component);
             }
         });
@@ -121,15 +113,7 @@ impl Tender {
         log: PathBuf,
         stop: CancellationToken,
     ) -> Self {
-        Self {
-            component,
-            shared,
-            identity,
-            log,
-            stop,
-            first_start: Instant::now(),
-            ever_healthy: false,
-        }
+        Self { component, shared, identity, log, stop, first_start: Instant::now(), ever_healthy: false }
     }
 
     /// Runs the component until it is told to stop or has failed.
@@ -141,10 +125,8 @@ impl Tender {
             let end = match spawn::start(&self.component, &self.log) {
                 Ok(child) => self.tend(child).await,
                 Err(error) => {
-                    return self.failed(format!(
-                        "cannot start {}: {error}",
-                        self.component.program.display()
-                    ));
+                    return self
+                        .failed(format!("cannot start {}: {error}", self.component.program.display()));
                 }
             };
             let detail = match end {
@@ -208,11 +190,7 @@ impl Tender {
         let mut failures = 0;
         let mut healthy = false;
         loop {
-            let pause = if healthy {
-                PROBE_PAUSE
-            } else {
-                PROBE_PAUSE_STARTING
-            };
+            let pause = if healthy { PROBE_PAUSE } else { PROBE_PAUSE_STARTING };
             let result = tokio::select! {
                 status = child.wait() => return status.map_or_else(|e| End::NeverHealthy(e.to_string()), End::Exited),
                 () = self.stop.cancelled() => {
@@ -272,14 +250,8 @@ impl Tender {
         if let Some(process) = child.id().and_then(ProcessId::of) {
             process.signal(Signal::SIGTERM);
         }
-        if tokio::time::timeout(self.component.stop_timeout, child.wait())
-            .await
-            .is_err()
-        {
-            crate::output::remark(format_args!(
-                "{} did not stop in time and is killed",
-                self.component.name
-            ));
+        if tokio::time::timeout(self.component.stop_timeout, child.wait()).await.is_err() {
+            crate::output::remark(format_args!("{} did not stop in time and is killed", self.component.name));
             let _ = child.kill().await;
         }
         let _ = std::fs::remove_file(self.shared.run_dir.join(format!("{}.pid", self.component.name)));

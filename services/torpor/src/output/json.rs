@@ -21,9 +21,7 @@ static POOL: LazyLock<DescriptorPool> = LazyLock::new(|| {
 /// # Panics
 /// When no message of that full name exists: a bug in the caller.
 pub fn message<M: Message>(full_name: &str, value: &M) -> Json {
-    let descriptor = POOL
-        .get_message_by_name(full_name)
-        .expect("the caller names a message of ours");
+    let descriptor = POOL.get_message_by_name(full_name).expect("the caller names a message of ours");
     let dynamic = DynamicMessage::decode(descriptor, value.encode_to_vec().as_slice())
         .expect("a message decodes as its own type");
     convert(&dynamic)
@@ -50,10 +48,7 @@ fn convert(dynamic: &DynamicMessage) -> Json {
     let mut members = Map::new();
     for field in descriptor.fields() {
         if !field.supports_presence() || dynamic.has_field(&field) {
-            members.insert(
-                field.json_name().to_owned(),
-                scalar(&dynamic.get_field(&field), &field),
-            );
+            members.insert(field.json_name().to_owned(), scalar(&dynamic.get_field(&field), &field));
         } else if field.containing_oneof().is_none() {
             members.insert(field.json_name().to_owned(), Json::Null);
         }
@@ -106,16 +101,8 @@ fn enum_name(descriptor: &EnumDescriptor, number: i32) -> Json {
         return Json::from(number);
     };
     let prefix = format!("{}_", upper_snake(descriptor.name()));
-    let name = value
-        .name()
-        .strip_prefix(&prefix)
-        .unwrap_or_else(|| value.name())
-        .to_owned();
-    if name == "UNSPECIFIED" {
-        Json::Null
-    } else {
-        Json::String(name)
-    }
+    let name = value.name().strip_prefix(&prefix).unwrap_or_else(|| value.name()).to_owned();
+    if name == "UNSPECIFIED" { Json::Null } else { Json::String(name) }
 }
 
 /// "MicrovmState" to "MICROVM_STATE".
@@ -132,14 +119,8 @@ fn upper_snake(name: &str) -> String {
 
 /// An enum value's short name, for tables: "RUNNING"; "-" when unspecified.
 pub fn short_name(full: &str, enum_name: &str) -> String {
-    let short = full
-        .strip_prefix(&format!("{}_", upper_snake(enum_name)))
-        .unwrap_or(full);
-    if short == "UNSPECIFIED" {
-        "-".to_owned()
-    } else {
-        short.to_owned()
-    }
+    let short = full.strip_prefix(&format!("{}_", upper_snake(enum_name))).unwrap_or(full);
+    if short == "UNSPECIFIED" { "-".to_owned() } else { short.to_owned() }
 }
 
 #[cfg(test)]
@@ -153,14 +134,8 @@ mod tests {
             state: api::microvm::v1::MicrovmState::Running.into(),
             generation: 3,
             start_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
-            maximum_duration: Some(prost_types::Duration {
-                seconds: 90,
-                nanos: 500_000_000,
-            }),
-            snapshot: Some(api::microvm::v1::SnapshotCopies {
-                difference_bytes: 5,
-                ..Default::default()
-            }),
+            maximum_duration: Some(prost_types::Duration { seconds: 90, nanos: 500_000_000 }),
+            snapshot: Some(api::microvm::v1::SnapshotCopies { difference_bytes: 5, ..Default::default() }),
             ..Default::default()
         };
         let json = message("torpor.microvm.v1.Microvm", &microvm);

@@ -17,20 +17,11 @@ async fn every_process_may_die_at_any_time() {
     let fleet = Fleet::open();
     let image = fleet.app_image().await;
     let awake = fleet.run(image).await;
-    let asleep = fleet
-        .run_idle(image, Duration::from_secs(600), Duration::from_secs(1800))
-        .await;
+    let asleep = fleet.run_idle(image, Duration::from_secs(600), Duration::from_secs(1800)).await;
     let pid = awake.get("/count").await["pid"].clone();
     let mut expected = 1;
     let mut expected_asleep = 0;
-    for component in [
-        "scheduler",
-        "image-builder",
-        "edge-proxy",
-        "host-agent-1",
-        "host-agent-2",
-        "etcd",
-    ] {
+    for component in ["scheduler", "image-builder", "edge-proxy", "host-agent-1", "host-agent-2", "etcd"] {
         asleep.suspend().await.unwrap();
         let engine = awake.engine_pid();
         kill(&fleet.data_dir, component);
@@ -42,16 +33,12 @@ async fn every_process_may_die_at_any_time() {
         expected_asleep += 1;
         answers(&asleep, component, expected_asleep).await;
         fleet
-            .until(
-                &format!("the control plane after the end of {component}"),
-                HEALED_WITHIN,
-                || async {
-                    let record = fleet.get(&awake.id).await.ok()?;
-                    let asleep = fleet.get(&asleep.id).await.ok()?;
-                    (record.state() == MicrovmState::Running && asleep.state() == MicrovmState::Running)
-                        .then_some(())
-                },
-            )
+            .until(&format!("the control plane after the end of {component}"), HEALED_WITHIN, || async {
+                let record = fleet.get(&awake.id).await.ok()?;
+                let asleep = fleet.get(&asleep.id).await.ok()?;
+                (record.state() == MicrovmState::Running && asleep.state() == MicrovmState::Running)
+                    .then_some(())
+            })
             .await;
         println!("{component}: healed after {:?}", began.elapsed());
         healthy(&fleet, component).await;
@@ -68,13 +55,7 @@ async fn every_process_may_die_at_any_time() {
         .unwrap()
         .into_inner();
     for id in [&awake.id, &asleep.id] {
-        assert_eq!(
-            list.microvms
-                .iter()
-                .filter(|microvm| microvm.microvm_id == **id)
-                .count(),
-            1
-        );
+        assert_eq!(list.microvms.iter().filter(|microvm| microvm.microvm_id == **id).count(), 1);
     }
     awake.terminate().await;
     asleep.terminate().await;
@@ -99,11 +80,8 @@ async fn answers(microvm: &Running<'_>, component: &str, expected: u64) -> Value
 fn kill(data_dir: &Path, component: &str) {
     let file = data_dir.join(format!("run/{component}.pid"));
     let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
-    let digits: String = text
-        .chars()
-        .skip_while(|c| !c.is_ascii_digit())
-        .take_while(char::is_ascii_digit)
-        .collect();
+    let digits: String =
+        text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
     let pid = nix::unistd::Pid::from_raw(digits.parse().unwrap());
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
@@ -113,31 +91,23 @@ fn kill(data_dir: &Path, component: &str) {
 async fn healthy(fleet: &Fleet, component: &str) {
     use api::host::v1::{HostState, ListHostsRequest};
     fleet
-        .until(
-            &format!("a whole fleet after the end of {component}"),
-            Duration::from_secs(30),
-            || async {
-                let hosts = fleet
-                    .context
-                    .hosts()
-                    .unwrap()
-                    .list_hosts(ListHostsRequest::default())
-                    .await
-                    .ok()?
-                    .into_inner();
-                let ready = hosts
-                    .hosts
-                    .iter()
-                    .filter(|host| host.state() == HostState::Ready)
-                    .count();
-                let images = fleet
-                    .context
-                    .images()
-                    .unwrap()
-                    .list_images(api::image::v1::ListImagesRequest::default())
-                    .await;
-                (ready == 2 && images.is_ok()).then_some(())
-            },
-        )
+        .until(&format!("a whole fleet after the end of {component}"), Duration::from_secs(30), || async {
+            let hosts = fleet
+                .context
+                .hosts()
+                .unwrap()
+                .list_hosts(ListHostsRequest::default())
+                .await
+                .ok()?
+                .into_inner();
+            let ready = hosts.hosts.iter().filter(|host| host.state() == HostState::Ready).count();
+            let images = fleet
+                .context
+                .images()
+                .unwrap()
+                .list_images(api::image::v1::ListImagesRequest::default())
+                .await;
+            (ready == 2 && images.is_ok()).then_some(())
+        })
         .await;
 }

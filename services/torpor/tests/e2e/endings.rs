@@ -10,15 +10,8 @@ const SOON: Duration = Duration::from_secs(2);
 
 async fn ends_with(microvm: &Running<'_>, reason: &str, within: Duration) {
     let began = Instant::now();
-    let ended = microvm
-        .fleet
-        .wait_within(&microvm.id, MicrovmState::Terminated, within)
-        .await;
-    assert!(
-        ended.state_reason.contains(reason),
-        "'{}' lacks '{reason}'",
-        ended.state_reason
-    );
+    let ended = microvm.fleet.wait_within(&microvm.id, MicrovmState::Terminated, within).await;
+    assert!(ended.state_reason.contains(reason), "'{}' lacks '{reason}'", ended.state_reason);
     assert!(ended.terminate_time.is_some());
     println!("{reason}: {:?}", began.elapsed());
     assert!(microvm.engine_pid().is_none());
@@ -32,12 +25,7 @@ async fn the_end_of_the_app_ends_the_microvm() {
     let fleet = Fleet::open();
     let microvm = fleet.run(fleet.app_image().await).await;
     microvm.get("/exit").await;
-    ends_with(
-        &microvm,
-        "exited with status 3",
-        SOON + Duration::from_millis(200),
-    )
-    .await;
+    ends_with(&microvm, "exited with status 3", SOON + Duration::from_millis(200)).await;
 }
 
 #[tokio::test]
@@ -70,16 +58,10 @@ async fn terminate_is_final_and_repeatable() {
     let ended = microvm.terminate().await;
     assert_eq!(ended.state_reason, "Success.");
     microvm.terminate().await;
-    for status in [
-        microvm.suspend().await.unwrap_err(),
-        microvm.resume().await.unwrap_err(),
-    ] {
+    for status in [microvm.suspend().await.unwrap_err(), microvm.resume().await.unwrap_err()] {
         assert_eq!(
             status.message(),
-            format!(
-                "The MicroVM {} has been terminated and its state cannot be changed.",
-                microvm.id
-            )
+            format!("The MicroVM {} has been terminated and its state cannot be changed.", microvm.id)
         );
         assert_eq!(api::errors::reason_of(&status).as_deref(), Some("TERMINATED"));
     }
@@ -102,9 +84,8 @@ async fn the_maximum_duration_ends_even_a_sleeping_microvm() {
             if suspend {
                 microvm.suspend().await.unwrap();
             }
-            let ended = fleet
-                .wait_within(&microvm.id, MicrovmState::Terminated, Duration::from_secs(20))
-                .await;
+            let ended =
+                fleet.wait_within(&microvm.id, MicrovmState::Terminated, Duration::from_secs(20)).await;
             assert_eq!(ended.state_reason, "MicroVM exceeded maximum lifetime.");
         }
     };
@@ -115,11 +96,7 @@ async fn the_maximum_duration_ends_even_a_sleeping_microvm() {
 async fn the_suspended_window_ends_a_sleeping_microvm() {
     let fleet = Fleet::open();
     let image = fleet.app_image().await;
-    let microvm = fleet
-        .run_idle(image, Duration::from_secs(2), Duration::from_secs(2))
-        .await;
-    let ended = fleet
-        .wait_within(&microvm.id, MicrovmState::Terminated, Duration::from_secs(20))
-        .await;
+    let microvm = fleet.run_idle(image, Duration::from_secs(2), Duration::from_secs(2)).await;
+    let ended = fleet.wait_within(&microvm.id, MicrovmState::Terminated, Duration::from_secs(20)).await;
     assert_eq!(ended.state_reason, "MicroVM exceeded maximum lifetime.");
 }

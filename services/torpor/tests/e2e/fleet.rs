@@ -67,10 +67,7 @@ impl Fleet {
     pub async fn upload(&self, name: &str, bytes: Vec<u8>) -> String {
         let store = object_store::Store::connect(&self.context.object_store()).expect("S3");
         let key = format!("e2e/{name}.zip");
-        store
-            .put(client::ARTIFACT_BUCKET, &key, bytes.into())
-            .await
-            .expect("upload");
+        store.put(client::ARTIFACT_BUCKET, &key, bytes.into()).await.expect("upload");
         format!("s3://{}/{key}", client::ARTIFACT_BUCKET)
     }
 
@@ -79,9 +76,7 @@ impl Fleet {
             code_artifact: Some(CodeArtifact { uri: uri.to_owned() }),
             base_image_arn: "debian-12".to_owned(),
             build_role_arn: "arn:aws:iam::000000000000:role/build".to_owned(),
-            resources: Some(Resources {
-                minimum_memory_mib: 512,
-            }),
+            resources: Some(Resources { minimum_memory_mib: 512 }),
             ..ImageConfiguration::default()
         }
     }
@@ -96,13 +91,7 @@ impl Fleet {
             configuration: Some(configuration),
             ..CreateImageRequest::default()
         };
-        Ok(self
-            .context
-            .images()
-            .unwrap()
-            .create_image(request)
-            .await?
-            .into_inner())
+        Ok(self.context.images().unwrap().create_image(request).await?.into_inner())
     }
 
     /// Builds an image and waits for the end of its first build.
@@ -115,31 +104,18 @@ impl Fleet {
         let uri = self.upload(name, zip).await;
         let mut configuration = self.configuration(&uri);
         change(&mut configuration);
-        self.create(name, configuration)
-            .await
-            .unwrap_or_else(|e| panic!("create {name}: {e:?}"));
+        self.create(name, configuration).await.unwrap_or_else(|e| panic!("create {name}: {e:?}"));
         self.follow(name).await
     }
 
     /// Follows an image's newest build to its end.
     pub async fn follow(&self, name: &str) -> Built {
         let mut images = self.context.images().unwrap();
-        let request = ListImageBuildsRequest {
-            image_identifier: name.to_owned(),
-            ..ListImageBuildsRequest::default()
-        };
-        let builds = images
-            .list_image_builds(request)
-            .await
-            .unwrap()
-            .into_inner()
-            .builds;
+        let request =
+            ListImageBuildsRequest { image_identifier: name.to_owned(), ..ListImageBuildsRequest::default() };
+        let builds = images.list_image_builds(request).await.unwrap().into_inner().builds;
         let build_id = builds.first().expect("a build").build_id.clone();
-        let request = FollowBuildLogRequest {
-            build_id: build_id.clone(),
-            from_sequence: 0,
-            follow: true,
-        };
+        let request = FollowBuildLogRequest { build_id: build_id.clone(), from_sequence: 0, follow: true };
         let mut stream = images.follow_build_log(request).await.unwrap().into_inner();
         let mut log = String::new();
         let following = async {
@@ -150,19 +126,10 @@ impl Fleet {
                 }
             }
         };
-        tokio::time::timeout(BUILD_TIMEOUT, following)
-            .await
-            .expect("the build ends in time");
-        let build = images
-            .get_image_build(GetImageBuildRequest { build_id })
-            .await
-            .unwrap()
-            .into_inner()
-            .build;
-        Built {
-            build: build.unwrap(),
-            log,
-        }
+        tokio::time::timeout(BUILD_TIMEOUT, following).await.expect("the build ends in time");
+        let build =
+            images.get_image_build(GetImageBuildRequest { build_id }).await.unwrap().into_inner().build;
+        Built { build: build.unwrap(), log }
     }
 
     /// The image most tests share; the first to ask builds it.
@@ -174,14 +141,8 @@ impl Fleet {
     /// An image with every hook and every capability.
     pub async fn hooked_image(&self) -> &'static str {
         self.ensure_image("e2e-hooked", |configuration| {
-            configuration.hooks = Some(hooks(&[
-                "ready",
-                "run",
-                "resume",
-                "suspend",
-                "terminate",
-                "validate",
-            ]));
+            configuration.hooks =
+                Some(hooks(&["ready", "run", "resume", "suspend", "terminate", "validate"]));
             configuration.additional_os_capabilities = vec!["ALL".to_owned()];
         })
         .await;
@@ -190,9 +151,7 @@ impl Fleet {
 
     pub async fn ensure_image(&self, name: &str, change: impl FnOnce(&mut ImageConfiguration)) {
         let mut images = self.context.images().unwrap();
-        let request = GetImageRequest {
-            image_identifier: name.to_owned(),
-        };
+        let request = GetImageRequest { image_identifier: name.to_owned() };
         let known = images.get_image(request).await.is_ok();
         let built = if known {
             self.follow(name).await
@@ -213,10 +172,8 @@ impl Fleet {
         image: &str,
         change: impl FnOnce(&mut RunMicrovmRequest),
     ) -> Result<Microvm, Status> {
-        let mut request = RunMicrovmRequest {
-            image_identifier: image.to_owned(),
-            ..RunMicrovmRequest::default()
-        };
+        let mut request =
+            RunMicrovmRequest { image_identifier: image.to_owned(), ..RunMicrovmRequest::default() };
         change(&mut request);
         let answer = self.context.microvms().unwrap().run_microvm(request).await?;
         Ok(answer.into_inner().microvm.unwrap())
@@ -245,31 +202,13 @@ impl Fleet {
 
     pub async fn attach(&self, microvm: Microvm) -> Running<'_> {
         self.wait(&microvm.microvm_id, MicrovmState::Running).await;
-        let token = self
-            .token(&microvm.microvm_id, Duration::from_secs(1800))
-            .await
-            .unwrap();
-        Running {
-            fleet: self,
-            id: microvm.microvm_id,
-            endpoint: microvm.endpoint,
-            token,
-        }
+        let token = self.token(&microvm.microvm_id, Duration::from_secs(1800)).await.unwrap();
+        Running { fleet: self, id: microvm.microvm_id, endpoint: microvm.endpoint, token }
     }
 
     pub async fn get(&self, id: &str) -> Result<Microvm, Status> {
-        let request = GetMicrovmRequest {
-            microvm_id: id.to_owned(),
-        };
-        Ok(self
-            .context
-            .microvms()
-            .unwrap()
-            .get_microvm(request)
-            .await?
-            .into_inner()
-            .microvm
-            .unwrap())
+        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        Ok(self.context.microvms().unwrap().get_microvm(request).await?.into_inner().microvm.unwrap())
     }
 
     pub async fn wait(&self, id: &str, state: MicrovmState) -> Microvm {
@@ -310,14 +249,8 @@ impl Fleet {
     }
 
     pub async fn token(&self, id: &str, life: Duration) -> Result<String, Status> {
-        self.token_for(
-            id,
-            life,
-            vec![PortScope {
-                scope: Some(port_scope::Scope::AllPorts(AllPorts {})),
-            }],
-        )
-        .await
+        self.token_for(id, life, vec![PortScope { scope: Some(port_scope::Scope::AllPorts(AllPorts {})) }])
+            .await
     }
 
     pub async fn token_for(&self, id: &str, life: Duration, ports: Vec<PortScope>) -> Result<String, Status> {
@@ -326,17 +259,8 @@ impl Fleet {
             expiration: Some(api::duration_proto(life)),
             allowed_ports: ports,
         };
-        let answer = self
-            .context
-            .microvms()
-            .unwrap()
-            .create_microvm_auth_token(request)
-            .await?
-            .into_inner();
-        let found = answer
-            .auth_token
-            .into_iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(AUTH_HEADER));
+        let answer = self.context.microvms().unwrap().create_microvm_auth_token(request).await?.into_inner();
+        let found = answer.auth_token.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(AUTH_HEADER));
         Ok(found.expect("the token's header").1)
     }
 
@@ -359,15 +283,9 @@ impl Fleet {
             let response = connection.send(request).await?;
             let (head, body) = response.into_parts();
             let body = body.collect().await?.to_bytes();
-            Ok(Answer {
-                status: head.status.as_u16(),
-                headers: head.headers,
-                body,
-            })
+            Ok(Answer { status: head.status.as_u16(), headers: head.headers, body })
         };
-        tokio::time::timeout(REQUEST_TIMEOUT, asking)
-            .await
-            .expect("the endpoint answers in time")
+        tokio::time::timeout(REQUEST_TIMEOUT, asking).await.expect("the endpoint answers in time")
     }
 }
 
@@ -402,16 +320,11 @@ pub struct Running<'a> {
 impl Running<'_> {
     pub async fn try_get(&self, path: &str) -> Result<Answer, client::EndpointError> {
         let headers = HashMap::from([(AUTH_HEADER, self.token.as_str())]);
-        self.fleet
-            .request(&self.endpoint, path, &headers, HttpVersion::Http1)
-            .await
+        self.fleet.request(&self.endpoint, path, &headers, HttpVersion::Http1).await
     }
 
     pub async fn get(&self, path: &str) -> Value {
-        let answer = self
-            .try_get(path)
-            .await
-            .unwrap_or_else(|e| panic!("GET {path}: {e:?}"));
+        let answer = self.try_get(path).await.unwrap_or_else(|e| panic!("GET {path}: {e:?}"));
         assert_eq!(answer.status, 200, "GET {path}: {answer:?}");
         answer.json()
     }
@@ -425,44 +338,20 @@ impl Running<'_> {
     }
 
     pub async fn suspend(&self) -> Result<Microvm, Status> {
-        let request = SuspendMicrovmRequest {
-            microvm_id: self.id.clone(),
-        };
-        let answer = self
-            .fleet
-            .context
-            .microvms()
-            .unwrap()
-            .suspend_microvm(request)
-            .await?;
+        let request = SuspendMicrovmRequest { microvm_id: self.id.clone() };
+        let answer = self.fleet.context.microvms().unwrap().suspend_microvm(request).await?;
         Ok(answer.into_inner().microvm.unwrap())
     }
 
     pub async fn resume(&self) -> Result<Microvm, Status> {
-        let request = ResumeMicrovmRequest {
-            microvm_id: self.id.clone(),
-        };
-        let answer = self
-            .fleet
-            .context
-            .microvms()
-            .unwrap()
-            .resume_microvm(request)
-            .await?;
+        let request = ResumeMicrovmRequest { microvm_id: self.id.clone() };
+        let answer = self.fleet.context.microvms().unwrap().resume_microvm(request).await?;
         Ok(answer.into_inner().microvm.unwrap())
     }
 
     pub async fn terminate(&self) -> Microvm {
-        let request = TerminateMicrovmRequest {
-            microvm_id: self.id.clone(),
-        };
-        self.fleet
-            .context
-            .microvms()
-            .unwrap()
-            .terminate_microvm(request)
-            .await
-            .unwrap();
+        let request = TerminateMicrovmRequest { microvm_id: self.id.clone() };
+        self.fleet.context.microvms().unwrap().terminate_microvm(request).await.unwrap();
         self.fleet.wait(&self.id, MicrovmState::Terminated).await
     }
 

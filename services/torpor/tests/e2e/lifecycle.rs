@@ -14,39 +14,24 @@ const MIB: u64 = 1 << 20;
 async fn a_microvm_sleeps_when_idle_and_wakes_with_the_next_request() {
     let fleet = Fleet::open();
     let image = fleet.app_image().await;
-    let microvm = fleet
-        .run_idle(image, Duration::from_secs(2), Duration::from_secs(600))
-        .await;
+    let microvm = fleet.run_idle(image, Duration::from_secs(2), Duration::from_secs(600)).await;
     assert_eq!(microvm.count().await, 1);
     let pid = microvm.get("/count").await["pid"].clone();
     assert_eq!(microvm.get("/file").await["count"], 1);
     assert!(microvm.engine_pid().is_some());
 
     let asleep = fleet.wait(&microvm.id, MicrovmState::Suspended).await;
-    assert!(
-        microvm.engine_pid().is_none(),
-        "a sleeping microVM has no process"
-    );
+    assert!(microvm.engine_pid().is_none(), "a sleeping microVM has no process");
     let copies = asleep.snapshot.unwrap();
     assert!(copies.local, "the host's copy is what makes it SUSPENDED");
-    assert!(
-        copies.difference_bytes < 12 * MIB,
-        "difference of {} bytes",
-        copies.difference_bytes
-    );
+    assert!(copies.difference_bytes < 12 * MIB, "difference of {} bytes", copies.difference_bytes);
 
     let answer = microvm.try_get("/count").await.unwrap();
     assert_eq!(answer.status, 200);
     assert_eq!(answer.json()["count"], 3, "memory is intact");
     assert_eq!(answer.json()["pid"], pid, "processes are intact");
-    let timing = answer
-        .header("server-timing")
-        .expect("a wake shows its phases")
-        .to_owned();
-    assert!(
-        timing.contains("restore") || timing.contains("process"),
-        "{timing}"
-    );
+    let timing = answer.header("server-timing").expect("a wake shows its phases").to_owned();
+    assert!(timing.contains("restore") || timing.contains("process"), "{timing}");
     assert_eq!(microvm.get("/file").await["count"], 2, "the disk is intact");
     microvm.terminate().await;
 }
@@ -60,11 +45,7 @@ async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
         assert_eq!(microvm.count().await, round);
         let asleep = microvm.suspend().await.unwrap();
         assert_eq!(asleep.state(), MicrovmState::Suspended);
-        assert_eq!(
-            microvm.suspend().await.unwrap().state(),
-            MicrovmState::Suspended,
-            "repeating succeeds"
-        );
+        assert_eq!(microvm.suspend().await.unwrap().state(), MicrovmState::Suspended, "repeating succeeds");
         let answer = microvm.try_get("/count").await.unwrap();
         assert_eq!(
             (answer.status, answer.text()),
@@ -78,11 +59,7 @@ async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
     assert_eq!(microvm.count().await, 4);
     let remote = fleet
         .until("the remote copy", Duration::from_secs(30), || async {
-            microvm
-                .record()
-                .await
-                .snapshot
-                .filter(|copies| copies.sequence >= 1)
+            microvm.record().await.snapshot.filter(|copies| copies.sequence >= 1)
         })
         .await;
     assert!(remote.sequence >= 3);
@@ -93,19 +70,13 @@ async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
 async fn many_requests_at_once_wake_a_microvm_once() {
     let fleet = Fleet::open();
     let image = fleet.app_image().await;
-    let microvm = fleet
-        .run_idle(image, Duration::from_secs(600), Duration::from_secs(600))
-        .await;
+    let microvm = fleet.run_idle(image, Duration::from_secs(600), Duration::from_secs(600)).await;
     assert_eq!(microvm.count().await, 1);
     let before = microvm.suspend().await.unwrap();
     let answers = futures::future::join_all((0..16).map(|_| microvm.count())).await;
     let mut seen = answers.clone();
     seen.sort_unstable();
-    assert_eq!(
-        seen,
-        (2..18).collect::<Vec<u64>>(),
-        "each request was answered once, by one microVM"
-    );
+    assert_eq!(seen, (2..18).collect::<Vec<u64>>(), "each request was answered once, by one microVM");
     let after = microvm.record().await;
     assert_eq!(after.generation, before.generation);
     assert_eq!(after.host_id, before.host_id);
@@ -116,25 +87,14 @@ async fn many_requests_at_once_wake_a_microvm_once() {
 async fn hooks_are_called_in_their_places_from_guest_loopback() {
     let fleet = Fleet::open();
     let image = fleet.hooked_image().await;
-    let microvm = fleet
-        .run_with(image, |request| request.run_hook_payload = "{\"a\":1}".to_owned())
-        .await
-        .unwrap();
+    let microvm =
+        fleet.run_with(image, |request| request.run_hook_payload = "{\"a\":1}".to_owned()).await.unwrap();
     let microvm = fleet.attach(microvm).await;
     microvm.suspend().await.unwrap();
     microvm.resume().await.unwrap();
     let hooks = microvm.get("/hooks").await["hooks"].clone();
-    let names: Vec<_> = hooks
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|hook| hook[0].as_str().unwrap())
-        .collect();
-    assert_eq!(
-        names,
-        ["ready", "run", "suspend", "resume"],
-        "validate ran on another clone"
-    );
+    let names: Vec<_> = hooks.as_array().unwrap().iter().map(|hook| hook[0].as_str().unwrap()).collect();
+    assert_eq!(names, ["ready", "run", "suspend", "resume"], "validate ran on another clone");
     for hook in hooks.as_array().unwrap() {
         assert_eq!(hook[2], "127.0.0.1");
     }
@@ -155,21 +115,12 @@ async fn http_1_and_2_reach_the_app_and_the_token_does_not() {
         ("x-mine", "kept"),
     ]);
     for version in [HttpVersion::Http1, HttpVersion::Http2] {
-        let answer = fleet
-            .request(&microvm.endpoint, "/headers", &headers, version)
-            .await
-            .unwrap();
+        let answer = fleet.request(&microvm.endpoint, "/headers", &headers, version).await.unwrap();
         assert_eq!(answer.status, 200);
         assert!(answer.header("x-amzn-requestid").is_some());
         let seen = answer.json()["headers"].clone();
         assert_eq!(seen["x-mine"], "kept");
-        assert!(
-            seen.as_object()
-                .unwrap()
-                .keys()
-                .all(|name| !name.starts_with("x-aws-proxy-")),
-            "{seen}"
-        );
+        assert!(seen.as_object().unwrap().keys().all(|name| !name.starts_with("x-aws-proxy-")), "{seen}");
     }
     microvm.terminate().await;
 }
@@ -182,10 +133,7 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
     let environment = microvm.get("/environment").await["environment"].clone();
     assert_eq!(environment["AWS_LAMBDA_MICROVM_IMAGE_NAME"], image);
     assert_eq!(environment["AWS_LAMBDA_MICROVM_IMAGE_VERSION"], "1.0");
-    assert!(
-        environment.get("SSL_CERT_FILE").is_none(),
-        "the build's CA settings stay in the build"
-    );
+    assert!(environment.get("SSL_CERT_FILE").is_none(), "the build's CA settings stay in the build");
     microvm.get("/say?text=hello-from-the-app").await;
     microvm.suspend().await.unwrap();
     microvm.resume().await.unwrap();
@@ -194,37 +142,22 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
     let lines = fleet
         .until("both lines in the log", Duration::from_secs(20), || {
             let mut client = client.clone();
-            let request = FollowMicrovmLogRequest {
-                microvm_id: microvm.id.clone(),
-                from_sequence: 0,
-                follow: false,
-            };
+            let request =
+                FollowMicrovmLogRequest { microvm_id: microvm.id.clone(), from_sequence: 0, follow: false };
             async move {
                 let mut stream = client.follow_microvm_log(request).await.ok()?.into_inner();
                 let mut lines = Vec::new();
                 while let Some(message) = stream.message().await.ok()? {
                     lines.extend(message.lines);
                 }
-                let has = |text: &str| {
-                    lines
-                        .iter()
-                        .any(|line: &api::common::v1::LogLine| line.text == text)
-                };
+                let has = |text: &str| lines.iter().any(|line: &api::common::v1::LogLine| line.text == text);
                 (has("hello-from-the-app") && has("hello-again")).then_some(lines)
             }
         })
         .await;
-    assert!(
-        lines.windows(2).all(|pair| pair[0].sequence < pair[1].sequence),
-        "sequences rise"
-    );
+    assert!(lines.windows(2).all(|pair| pair[0].sequence < pair[1].sequence), "sequences rise");
     microvm.terminate().await;
-    let _ = client
-        .get_microvm(GetMicrovmRequest {
-            microvm_id: microvm.id.clone(),
-        })
-        .await
-        .unwrap();
+    let _ = client.get_microvm(GetMicrovmRequest { microvm_id: microvm.id.clone() }).await.unwrap();
 }
 
 #[tokio::test]
@@ -243,10 +176,7 @@ async fn a_client_token_names_one_microvm() {
         })
         .await
         .unwrap_err();
-    assert_eq!(
-        api::errors::reason_of(&conflict).as_deref(),
-        Some("CLIENT_TOKEN_CONFLICT")
-    );
+    assert_eq!(api::errors::reason_of(&conflict).as_deref(), Some("CLIENT_TOKEN_CONFLICT"));
     fleet.attach(first).await.terminate().await;
 }
 

@@ -17,37 +17,19 @@ async fn a_host_that_never_saw_the_image_fetches_it_and_launches() {
     let first = fleet.run(name).await;
     let baked_on = first.record().await.host_id;
     let mut hosts = fleet.context.hosts().unwrap();
-    hosts
-        .drain_host(DrainHostRequest {
-            host_id: baked_on.clone(),
-        })
-        .await
-        .unwrap();
+    hosts.drain_host(DrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
     fleet.wait(&first.id, MicrovmState::Suspended).await;
     let second = fleet.run(name).await;
     let record = second.record().await;
     assert_ne!(record.host_id, baked_on, "a drained host takes no launches");
     assert_eq!(second.count().await, 1);
     second.terminate().await;
-    hosts
-        .undrain_host(UndrainHostRequest {
-            host_id: baked_on.clone(),
-        })
-        .await
-        .unwrap();
+    hosts.undrain_host(UndrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
     first.resume().await.unwrap();
     assert_eq!(first.count().await, 1);
     first.terminate().await;
-    let listed = hosts
-        .list_hosts(ListHostsRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .hosts;
-    assert!(
-        listed.iter().all(|host| host.state() == HostState::Ready),
-        "{listed:?}"
-    );
+    let listed = hosts.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner().hosts;
+    assert!(listed.iter().all(|host| host.state() == HostState::Ready), "{listed:?}");
 }
 
 #[tokio::test]
@@ -55,11 +37,7 @@ async fn a_flipped_byte_in_a_chunk_is_data_loss_and_starts_nothing() {
     let fleet = Fleet::open();
     let name = "e2e-damaged";
     let built = fleet.build(name, app::zip_with(app::DOCKERFILE), |_| ()).await;
-    assert!(
-        built.build.state_reason.is_empty(),
-        "{}",
-        built.build.state_reason
-    );
+    assert!(built.build.state_reason.is_empty(), "{}", built.build.state_reason);
     let version = fleet
         .context
         .images()
@@ -79,44 +57,18 @@ async fn a_flipped_byte_in_a_chunk_is_data_loss_and_starts_nothing() {
 
     // The host that baked it has its own copy: make the other one fetch.
     let mut hosts = fleet.context.hosts().unwrap();
-    let listed = hosts
-        .list_hosts(ListHostsRequest::default())
-        .await
-        .unwrap()
-        .into_inner()
-        .hosts;
+    let listed = hosts.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner().hosts;
     let holder = listed
         .iter()
-        .find(|host| {
-            host.usage
-                .as_ref()
-                .is_some_and(|usage| usage.cached_manifest_keys.contains(&manifest))
-        })
+        .find(|host| host.usage.as_ref().is_some_and(|usage| usage.cached_manifest_keys.contains(&manifest)))
         .map(|host| host.spec.as_ref().unwrap().host_id.clone())
         .expect("a host holds the image");
-    hosts
-        .drain_host(DrainHostRequest {
-            host_id: holder.clone(),
-        })
-        .await
-        .unwrap();
+    hosts.drain_host(DrainHostRequest { host_id: holder.clone() }).await.unwrap();
     let microvm = fleet.run_with(name, |_| ()).await.unwrap();
-    let ended = fleet
-        .wait_within(
-            &microvm.microvm_id,
-            MicrovmState::Terminated,
-            Duration::from_secs(60),
-        )
-        .await;
-    hosts
-        .undrain_host(UndrainHostRequest { host_id: holder })
-        .await
-        .unwrap();
-    assert!(
-        ended.state_reason.contains(&damaged),
-        "'{}' names {damaged}",
-        ended.state_reason
-    );
+    let ended =
+        fleet.wait_within(&microvm.microvm_id, MicrovmState::Terminated, Duration::from_secs(60)).await;
+    hosts.undrain_host(UndrainHostRequest { host_id: holder }).await.unwrap();
+    assert!(ended.state_reason.contains(&damaged), "'{}' names {damaged}", ended.state_reason);
     assert!(ended.state_reason.contains("DATA_LOSS"), "{}", ended.state_reason);
 }
 
@@ -128,11 +80,7 @@ fn flip_a_byte_below(directory: &std::path::Path) -> String {
         for entry in std::fs::read_dir(&directory).unwrap_or_else(|e| panic!("{}: {e}", directory.display()))
         {
             let path = entry.unwrap().path();
-            if path.is_dir() {
-                pending.push(path)
-            } else {
-                files.push(path)
-            }
+            if path.is_dir() { pending.push(path) } else { files.push(path) }
         }
     }
     files.sort();
@@ -156,14 +104,9 @@ async fn deleting_an_image_leaves_nothing_of_it() {
     fleet.ensure_image(name, |_| ()).await;
     let microvm = fleet.run(name).await;
     let mut images = fleet.context.images().unwrap();
-    let request = api::image::v1::DeleteImageRequest {
-        image_identifier: name.to_owned(),
-    };
+    let request = api::image::v1::DeleteImageRequest { image_identifier: name.to_owned() };
     let refused = images.delete_image(request.clone()).await.unwrap_err();
-    assert_eq!(
-        refused.message(),
-        "Cannot delete microvm image with running microvms."
-    );
+    assert_eq!(refused.message(), "Cannot delete microvm image with running microvms.");
     microvm.terminate().await;
     let version = images
         .get_image_version(GetImageVersionRequest {
@@ -175,33 +118,19 @@ async fn deleting_an_image_leaves_nothing_of_it() {
         .into_inner()
         .version
         .unwrap();
-    let prefix = version
-        .snapshot
-        .unwrap()
-        .manifest_key
-        .rsplit_once('/')
-        .unwrap()
-        .0
-        .to_owned();
+    let prefix = version.snapshot.unwrap().manifest_key.rsplit_once('/').unwrap().0.to_owned();
     images.delete_image(request).await.unwrap();
     fleet
         .until("the image to be gone", Duration::from_secs(60), || {
             let mut images = images.clone();
             async move {
-                let request = api::image::v1::GetImageRequest {
-                    image_identifier: name.to_owned(),
-                };
+                let request = api::image::v1::GetImageRequest { image_identifier: name.to_owned() };
                 let answer = images.get_image(request).await;
-                answer
-                    .err()
-                    .filter(|status| status.code() == tonic::Code::NotFound)
+                answer.err().filter(|status| status.code() == tonic::Code::NotFound)
             }
         })
         .await;
     let store = object_store::Store::connect(&fleet.context.object_store()).unwrap();
-    let left = store
-        .list_prefix("torpor-snapshots", &format!("{prefix}/"), 100_000)
-        .await
-        .unwrap();
+    let left = store.list_prefix("torpor-snapshots", &format!("{prefix}/"), 100_000).await.unwrap();
     assert!(left.is_empty(), "{} objects left", left.len());
 }

@@ -23,11 +23,8 @@ fn spec() -> MachineSpec {
 }
 
 fn platform(kvm: bool, read_only_base: bool) -> Platform {
-    let description = EngineDescription {
-        name: "qemu".into(),
-        version: "7.2.22".into(),
-        platform_fingerprint: "f".into(),
-    };
+    let description =
+        EngineDescription { name: "qemu".into(), version: "7.2.22".into(), platform_fingerprint: "f".into() };
     Platform {
         binary: "/usr/bin/qemu".into(),
         kvm,
@@ -45,14 +42,7 @@ fn text(platform: &Platform, spec: &MachineSpec, mode: Mode) -> String {
         (BorrowedFd::borrow_raw(1003), [file(1004), file(1005)])
     };
     let disk = std::mem::ManuallyDrop::new(disk.map(std::mem::ManuallyDrop::into_inner));
-    let command = Command {
-        platform,
-        spec,
-        memory: Path::new("/base,1/memory"),
-        mode,
-        control,
-        disk: &disk,
-    };
+    let command = Command { platform, spec, memory: Path::new("/base,1/memory"), mode, control, disk: &disk };
     let arguments = command.arguments();
     let words: Vec<_> = arguments.iter().map(|word| word.to_string_lossy()).collect();
     words.join(" ").replace(" -", "\n-")
@@ -62,11 +52,7 @@ fn text(platform: &Platform, spec: &MachineSpec, mode: Mode) -> String {
 fn command_lines() {
     insta::assert_snapshot!("boot", text(&platform(false, false), &spec(), Mode::Boot));
     insta::assert_snapshot!("restore", text(&platform(false, false), &spec(), Mode::Restore));
-    let bare = MachineSpec {
-        network: None,
-        run_as: None,
-        ..spec()
-    };
+    let bare = MachineSpec { network: None, run_as: None, ..spec() };
     insta::assert_snapshot!(
         "restore_kvm_new_qemu_no_network",
         text(&platform(true, true), &bare, Mode::Restore)
@@ -76,57 +62,20 @@ fn command_lines() {
 #[test]
 fn words_that_would_mean_something_else_are_refused() {
     let network = |tap: &str, netns: &str, first: u8| {
-        Some(NetworkSpec {
-            netns: Some(netns.into()),
-            tap: tap.into(),
-            mac: [first, 0, 0, 0, 0, 1],
-        })
+        Some(NetworkSpec { netns: Some(netns.into()), tap: tap.into(), mac: [first, 0, 0, 0, 0, 1] })
     };
     let cases = [
-        MachineSpec {
-            name: "a,b".into(),
-            ..spec()
-        },
-        MachineSpec {
-            name: String::new(),
-            ..spec()
-        },
-        MachineSpec {
-            name: "x".repeat(65),
-            ..spec()
-        },
-        MachineSpec {
-            vcpu_count: 0,
-            ..spec()
-        },
-        MachineSpec {
-            memory_mib: 0,
-            ..spec()
-        },
-        MachineSpec {
-            network: network("tap0,x", "n", 6),
-            ..spec()
-        },
-        MachineSpec {
-            network: network("a-name-of-16-let", "n", 6),
-            ..spec()
-        },
-        MachineSpec {
-            network: network("tap0", "../x", 6),
-            ..spec()
-        },
-        MachineSpec {
-            network: network("tap0", "n", 7),
-            ..spec()
-        },
-        MachineSpec {
-            cmdline: "a\0b".into(),
-            ..spec()
-        },
-        MachineSpec {
-            run_as: Some((0, 5)),
-            ..spec()
-        },
+        MachineSpec { name: "a,b".into(), ..spec() },
+        MachineSpec { name: String::new(), ..spec() },
+        MachineSpec { name: "x".repeat(65), ..spec() },
+        MachineSpec { vcpu_count: 0, ..spec() },
+        MachineSpec { memory_mib: 0, ..spec() },
+        MachineSpec { network: network("tap0,x", "n", 6), ..spec() },
+        MachineSpec { network: network("a-name-of-16-let", "n", 6), ..spec() },
+        MachineSpec { network: network("tap0", "../x", 6), ..spec() },
+        MachineSpec { network: network("tap0", "n", 7), ..spec() },
+        MachineSpec { cmdline: "a\0b".into(), ..spec() },
+        MachineSpec { run_as: Some((0, 5)), ..spec() },
     ];
     for case in cases {
         assert!(matches!(check(&case), Err(Error::Spec(_))), "{case:?}");

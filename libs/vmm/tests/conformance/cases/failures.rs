@@ -19,10 +19,8 @@ struct Tiny(PathBuf);
 impl Tiny {
     fn mount(path: PathBuf) -> Result<Self> {
         fs::create_dir(&path)?;
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"])
-            .arg(&path)
-            .status()?;
+        let mounted =
+            Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&path).status()?;
         ensure!(mounted.success(), "mount");
         Ok(Self(path))
     }
@@ -49,16 +47,10 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
         Err(Error::DiskFull { path }) => ensure!(path == memory),
         other => anyhow::bail!("{other:?}"),
     }
-    ensure!(
-        !state.exists() && !memory.exists(),
-        "half a snapshot was left behind"
-    );
+    ensure!(!state.exists() && !memory.exists(), "half a snapshot was left behind");
     fs::write(tiny.0.join("rest"), vec![1; 2 << 20]).expect_err("larger than the file system");
     let refused = machine.save_device_state(&state).await;
-    ensure!(
-        matches!(&refused, Err(Error::DiskFull { path }) if *path == state),
-        "{refused:?}"
-    );
+    ensure!(matches!(&refused, Err(Error::DiskFull { path }) if *path == state), "{refused:?}");
 
     ensure!(machine.status().await? == Status::Paused);
     machine.resume().await?;
@@ -69,10 +61,7 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
     let stats = machine.save_difference(&state, &memory).await?;
     ensure!(stats.bytes > 24 << 20, "{stats:?}");
     machine.stop().await?;
-    let woken = bench
-        .restore(&spec, &base, Some((&state, &memory)))
-        .await?
-        .machine;
+    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     ensure_follows(turn, &wait_past(&*woken, turn + 2).await?)?;
     woken.stop().await?;
@@ -126,37 +115,22 @@ pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()
     for at in [0, 17, 24, 33, 130] {
         fs::copy(&memory, &bad_memory)?;
         flip(&bad_memory, at)?;
-        let refused = bench
-            .restore(&spec, &base, Some((&state, &bad_memory)))
-            .await
-            .err();
+        let refused = bench.restore(&spec, &base, Some((&state, &bad_memory))).await.err();
         ensure!(
             matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_memory),
             "{at}: {refused:?}"
         );
     }
     fs::write(&bad_state, b"this is no device state")?;
-    let refused = bench
-        .restore(&spec, &base, Some((&bad_state, &memory)))
-        .await
-        .err();
-    ensure!(
-        matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_state),
-        "{refused:?}"
-    );
+    let refused = bench.restore(&spec, &base, Some((&bad_state, &memory))).await.err();
+    ensure!(matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_state), "{refused:?}");
     let cut = bench.path("cut.memory");
     fs::File::create(&cut)?.set_len(4096)?;
     let refused = bench.engine.prepare(&spec, &cut).await.err();
-    ensure!(
-        matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == cut),
-        "{refused:?}"
-    );
+    ensure!(matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == cut), "{refused:?}");
 
     // Nothing of all this holds the disk or the rest: the good files still wake.
-    let woken = bench
-        .restore(&spec, &base, Some((&state, &memory)))
-        .await?
-        .machine;
+    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     wait_past(&*woken, base.turn + 5).await?;
     woken.stop().await?;
@@ -166,20 +140,10 @@ pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()
 pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
     let bench = Bench::new(engine, MEMORY_MIB)?;
     let base = bench.bake().await?;
-    for (word, expected) in [
-        ("poweroff", ExitReason::GuestShutdown),
-        ("reboot", ExitReason::GuestReset),
-    ] {
+    for (word, expected) in [("poweroff", ExitReason::GuestShutdown), ("reboot", ExitReason::GuestReset)] {
         let machine = bench.launch(&bench.spec(word)?, &base).await?;
-        ensure!(
-            machine.exited().await == expected,
-            "{word}: {:?}",
-            machine.exited().await
-        );
-        ensure!(
-            machine.console().await?.contains(" word "),
-            "{word}: the console is gone"
-        );
+        ensure!(machine.exited().await == expected, "{word}: {:?}", machine.exited().await);
+        ensure!(machine.console().await?.contains(" word "), "{word}: the console is gone");
         machine.stop().await?;
     }
     let machine = bench.launch(&bench.spec("panic")?, &base).await?;
@@ -188,9 +152,7 @@ pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
         other => anyhow::bail!("{other:?}"),
     }
     let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
-    let killed = Command::new("kill")
-        .args(["-9", &machine.process().pid.to_string()])
-        .status()?;
+    let killed = Command::new("kill").args(["-9", &machine.process().pid.to_string()]).status()?;
     ensure!(killed.success() && machine.exited().await == ExitReason::Killed(9));
     Ok(())
 }
@@ -204,11 +166,7 @@ pub async fn one_disk_belongs_to_one_machine(engine: Arc<dyn Engine>) -> Result<
     ensure!(matches!(second, Some(Error::DiskInUse { .. })), "{second:?}");
     let process = machine.process();
     drop(machine);
-    let machine = bench
-        .engine
-        .adopt(&spec, &process)
-        .await?
-        .expect("the first one is still there");
+    let machine = bench.engine.adopt(&spec, &process).await?.expect("the first one is still there");
     guest::order(&spec.disk, "write")?;
     wait_for(&*machine, |text| text.contains("wrote")).await?;
     machine.stop().await?;

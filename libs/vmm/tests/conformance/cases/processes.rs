@@ -43,26 +43,15 @@ pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()>
     wait_past(&*machine, base.turn + 3).await?;
     drop(machine);
 
-    let wrong = ProcessHandle {
-        start_time: process.start_time + 1,
-        ..process
-    };
+    let wrong = ProcessHandle { start_time: process.start_time + 1, ..process };
     ensure!(bench.engine.adopt(&spec, &wrong).await?.is_none());
     ensure!(bench.engine.adopt_prepared(&spec, &process).await?.is_none());
-    let machine = bench
-        .engine
-        .adopt(&spec, &process)
-        .await?
-        .context("not adopted")?;
+    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted")?;
     ensure!(machine.process() == process && machine.status().await? == Status::Running);
     wait_past(&*machine, base.turn + 6).await?;
     machine.pause().await?;
     drop(machine);
-    let machine = bench
-        .engine
-        .adopt(&spec, &process)
-        .await?
-        .context("not adopted while paused")?;
+    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted while paused")?;
     ensure!(machine.status().await? == Status::Paused);
 
     // An adopted machine can do everything a new one can.
@@ -74,10 +63,7 @@ pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()>
     machine.stop().await?;
     poll("the adopted process is still there", || is_gone(&process)).await?;
     ensure!(bench.engine.adopt(&spec, &process).await?.is_none());
-    let woken = bench
-        .restore(&spec, &base, Some((&state, &memory)))
-        .await?
-        .machine;
+    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     wait_past(&*woken, base.turn + 8).await?;
     woken.stop().await?;
@@ -102,11 +88,7 @@ pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>)
             last.1.elapsed() > STILL
         })
         .await?;
-        let machine = bench
-            .engine
-            .adopt(&spec, &process)
-            .await?
-            .context("it did not wait to be asked")?;
+        let machine = bench.engine.adopt(&spec, &process).await?.context("it did not wait to be asked")?;
         match (word, machine.exited().await) {
             ("poweroff", ExitReason::GuestShutdown) | ("reboot", ExitReason::GuestReset) => {}
             ("panic", ExitReason::GuestPanic(line)) if line.contains("sysrq") => {}
@@ -127,11 +109,7 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
     let found = bench.engine.adopt(&spec, &process).await?.context("not found")?;
     ensure!(found.status().await? == Status::Prepared);
     drop(found);
-    let prepared = bench
-        .engine
-        .adopt_prepared(&spec, &process)
-        .await?
-        .context("not adopted")?;
+    let prepared = bench.engine.adopt_prepared(&spec, &process).await?.context("not adopted")?;
     let restored = prepared.load(&base.device_state, None).await?;
     let phases: Vec<_> = restored.phases.iter().map(|phase| phase.name).collect();
     ensure!(phases == ["state"], "{phases:?}");
@@ -161,14 +139,8 @@ pub async fn a_machine_lives_in_its_network_namespace(engine: Arc<dyn Engine>) -
     let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
     let process = format!("/proc/{}", machine.process().pid);
     let inside = fs::metadata(format!("{process}/ns/net"))?.ino();
-    ensure!(
-        inside == fs::metadata(format!("/run/netns/{}", netns.0))?.ino(),
-        "another namespace"
-    );
-    ensure!(
-        netns.run(&["link", "show", "tap0"])?.contains("LOWER_UP"),
-        "nobody holds the tap"
-    );
+    ensure!(inside == fs::metadata(format!("/run/netns/{}", netns.0))?.ino(), "another namespace");
+    ensure!(netns.run(&["link", "show", "tap0"])?.contains("LOWER_UP"), "nobody holds the tap");
 
     // And without privileges.
     let status = fs::read_to_string(format!("{process}/status"))?;
@@ -197,15 +169,8 @@ impl Netns {
     }
 
     fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = Command::new("ip")
-            .args(["-n", &self.0])
-            .args(arguments)
-            .output()?;
-        ensure!(
-            output.status.success(),
-            "ip {arguments:?}: {}",
-            String::from_utf8_lossy(&output.stderr)
-        );
+        let output = Command::new("ip").args(["-n", &self.0]).args(arguments).output()?;
+        ensure!(output.status.success(), "ip {arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
         Ok(String::from_utf8_lossy(&output.stdout).into_owned())
     }
 }
@@ -252,7 +217,5 @@ pub async fn an_abandoned_start_leaves_no_process(engine: Arc<dyn Engine>) -> Re
 fn runs_with(argument: &str) -> bool {
     let processes = fs::read_dir("/proc").expect("/proc is there").flatten();
     let lines = processes.filter_map(|process| fs::read(process.path().join("cmdline")).ok());
-    lines
-        .into_iter()
-        .any(|line| String::from_utf8_lossy(&line).contains(argument))
+    lines.into_iter().any(|line| String::from_utf8_lossy(&line).contains(argument))
 }

@@ -11,12 +11,8 @@ use crate::aws::arn::Kind;
 use super::{Answer, Call, configuration, given, members, missing, text, word};
 
 /// Reason codes whose sentence does not say them itself.
-const CODES: [&str; 4] = [
-    "CONTAINER_BUILD_FAILED",
-    "BASE_IMAGE_NOT_FOUND",
-    "DISK_STORAGE_FULL",
-    "INTERNAL_PLATFORM_ERROR",
-];
+const CODES: [&str; 4] =
+    ["CONTAINER_BUILD_FAILED", "BASE_IMAGE_NOT_FOUND", "DISK_STORAGE_FULL", "INTERNAL_PLATFORM_ERROR"];
 
 /// ListMicrovmImageBuilds. The filters come after the page.
 pub async fn list(call: Call<'_>, input: Input) -> Answer {
@@ -37,11 +33,7 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
     let wanted = |item: &Map<String, Value>| {
         ["architecture", "chipset", "chipsetGeneration"]
             .iter()
-            .all(|name| {
-                input
-                    .get(name)
-                    .is_none_or(|filter| item.get(*name) == Some(filter))
-            })
+            .all(|name| input.get(name).is_none_or(|filter| item.get(*name) == Some(filter)))
     };
     let builds = listed.builds.into_iter();
     let items = builds.map(|build| item(call, build, &image_arn)).filter(wanted);
@@ -52,9 +44,7 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
 pub async fn get(call: Call<'_>, input: Input) -> Answer {
     let image_arn = call.image(&input)?;
     let build_id = input.text("buildId").unwrap_or_default();
-    let message = GetImageBuildRequest {
-        build_id: build_id.to_owned(),
-    };
+    let message = GetImageBuildRequest { build_id: build_id.to_owned() };
     let found = call
         .services
         .images(call.request_id, message, |mut client, request| async move {
@@ -80,10 +70,7 @@ fn item(call: Call<'_>, build: ImageBuild, image_arn: &str) -> Map<String, Value
         Architecture::X8664 => "INTEL".into(),
     };
     members([
-        (
-            "architecture",
-            configuration::architecture_name(build.architecture()),
-        ),
+        ("architecture", configuration::architecture_name(build.architecture())),
         ("buildState", word(build.state().as_str_name(), "BUILD_STATE_")),
         ("chipset", chipset),
         ("createdAt", call.time(build.create_time)),
@@ -113,15 +100,9 @@ fn sizes(sizes: SnapshotBuild) -> Option<Value> {
     let sizes = given([
         ("codeInstallSizeInBytes", size(sizes.code_install_size_bytes)),
         ("diskSnapshotSizeInBytes", size(sizes.disk_snapshot_size_bytes)),
-        (
-            "memorySnapshotSizeInBytes",
-            size(sizes.memory_snapshot_size_bytes),
-        ),
+        ("memorySnapshotSizeInBytes", size(sizes.memory_snapshot_size_bytes)),
     ]);
-    sizes
-        .as_object()
-        .is_some_and(|known| !known.is_empty())
-        .then_some(sizes)
+    sizes.as_object().is_some_and(|known| !known.is_empty()).then_some(sizes)
 }
 
 #[cfg(test)]

@@ -22,28 +22,21 @@ const TERMINATE: HookNames = ("terminate", "terminateTimeoutInSeconds");
 
 /// The configuration in a request.
 pub fn read(request: &mut Members) -> ImageConfiguration {
-    let cpu = |mut cpu: Members| CpuConfiguration {
-        architecture: architecture(&cpu.text("architecture")).into(),
-    };
+    let cpu =
+        |mut cpu: Members| CpuConfiguration { architecture: architecture(&cpu.text("architecture")).into() };
     let resources = |mut resources: Members| Resources {
         minimum_memory_mib: resources.small("minimumMemoryInMiB").unwrap_or(0),
     };
     ImageConfiguration {
         code_artifact: request
             .structure("codeArtifact")
-            .map(|mut artifact| CodeArtifact {
-                uri: artifact.text("uri"),
-            }),
+            .map(|mut artifact| CodeArtifact { uri: artifact.text("uri") }),
         base_image_arn: request.text("baseImageArn"),
         base_image_version: request.text("baseImageVersion"),
         build_role_arn: request.text("buildRoleArn"),
         description: request.text("description"),
         resources: request.structures("resources").into_iter().map(resources).next(),
-        cpu_configurations: request
-            .structures("cpuConfigurations")
-            .into_iter()
-            .map(cpu)
-            .collect(),
+        cpu_configurations: request.structures("cpuConfigurations").into_iter().map(cpu).collect(),
         additional_os_capabilities: request.texts("additionalOsCapabilities"),
         environment_variables: request.map("environmentVariables"),
         egress_network_connectors: request.texts("egressNetworkConnectors"),
@@ -64,9 +57,7 @@ pub fn logging(mut logging: Members) -> Logging {
         let disabled = logging.structure("disabled");
         disabled.map(|_| Destination::Disabled(LoggingDisabled {}))
     };
-    Logging {
-        destination: group.or_else(disabled),
-    }
+    Logging { destination: group.or_else(disabled) }
 }
 
 fn hooks(mut hooks: Members) -> Hooks {
@@ -89,13 +80,8 @@ fn hook(group: &mut Members, (name, timeout): HookNames) -> Option<Hook> {
         Some("DISABLED") => HookMode::Disabled,
         _ => HookMode::Unspecified,
     };
-    let timeout = group
-        .integer(timeout)
-        .map(|seconds| Duration { seconds, nanos: 0 });
-    (mode != HookMode::Unspecified || timeout.is_some()).then_some(Hook {
-        mode: mode.into(),
-        timeout,
-    })
+    let timeout = group.integer(timeout).map(|seconds| Duration { seconds, nanos: 0 });
+    (mode != HookMode::Unspecified || timeout.is_some()).then_some(Hook { mode: mode.into(), timeout })
 }
 
 fn architecture(name: &str) -> Architecture {
@@ -123,43 +109,17 @@ pub fn write(configuration: ImageConfiguration) -> Map<String, Value> {
     let resources = configuration.resources;
     let artifact = configuration.code_artifact;
     members([
-        (
-            "additionalOsCapabilities",
-            texts(configuration.additional_os_capabilities),
-        ),
+        ("additionalOsCapabilities", texts(configuration.additional_os_capabilities)),
         ("baseImageArn", text(configuration.base_image_arn)),
         ("baseImageVersion", text(configuration.base_image_version)),
         ("buildRoleArn", text(configuration.build_role_arn)),
-        (
-            "codeArtifact",
-            artifact.map_or(Value::Null, |artifact| json!({"uri": artifact.uri})),
-        ),
-        (
-            "cpuConfigurations",
-            if cpus.is_empty() {
-                Value::Null
-            } else {
-                cpus.iter().map(cpu).collect()
-            },
-        ),
+        ("codeArtifact", artifact.map_or(Value::Null, |artifact| json!({"uri": artifact.uri}))),
+        ("cpuConfigurations", if cpus.is_empty() { Value::Null } else { cpus.iter().map(cpu).collect() }),
         ("description", text(configuration.description)),
-        (
-            "egressNetworkConnectors",
-            texts(configuration.egress_network_connectors),
-        ),
-        (
-            "environmentVariables",
-            if environment.is_empty() {
-                Value::Null
-            } else {
-                map(environment)
-            },
-        ),
+        ("egressNetworkConnectors", texts(configuration.egress_network_connectors)),
+        ("environmentVariables", if environment.is_empty() { Value::Null } else { map(environment) }),
         ("hooks", configuration.hooks.map_or(Value::Null, write_hooks)),
-        (
-            "logging",
-            configuration.logging.map_or(Value::Null, write_logging),
-        ),
+        ("logging", configuration.logging.map_or(Value::Null, write_logging)),
         (
             "resources",
             resources.map_or(
@@ -175,28 +135,17 @@ fn write_logging(logging: Logging) -> Value {
         None => Value::Null,
         Some(Destination::Disabled(LoggingDisabled {})) => json!({"disabled": {}}),
         Some(Destination::CloudWatch(group)) => {
-            let group = given([
-                ("logGroup", text(group.log_group)),
-                ("logStream", text(group.log_stream)),
-            ]);
+            let group = given([("logGroup", text(group.log_group)), ("logStream", text(group.log_stream))]);
             json!({"cloudWatch": group})
         }
     }
 }
 
 fn write_hooks(hooks: Hooks) -> Value {
-    let port = if hooks.port == 0 {
-        Value::Null
-    } else {
-        hooks.port.into()
-    };
+    let port = if hooks.port == 0 { Value::Null } else { hooks.port.into() };
     let build = [(READY, hooks.ready), (VALIDATE, hooks.validate)];
-    let runtime = [
-        (RUN, hooks.run),
-        (RESUME, hooks.resume),
-        (SUSPEND, hooks.suspend),
-        (TERMINATE, hooks.terminate),
-    ];
+    let runtime =
+        [(RUN, hooks.run), (RESUME, hooks.resume), (SUSPEND, hooks.suspend), (TERMINATE, hooks.terminate)];
     given([
         ("port", port),
         ("microvmHooks", write_group(&runtime)),
@@ -222,11 +171,7 @@ fn write_group(hooks: &[(HookNames, Option<Hook>)]) -> Value {
             group.insert((*timeout).to_owned(), given.seconds.into());
         }
     }
-    if group.is_empty() {
-        Value::Null
-    } else {
-        Value::Object(group)
-    }
+    if group.is_empty() { Value::Null } else { Value::Object(group) }
 }
 
 #[cfg(test)]
@@ -258,9 +203,7 @@ mod tests {
             "logging": {"cloudWatch": {"logGroup": "group", "logStream": "stream"}},
             "resources": [{"minimumMemoryInMiB": 512}],
         });
-        let Value::Object(request) = all.clone() else {
-            panic!("an object was written above")
-        };
+        let Value::Object(request) = all.clone() else { panic!("an object was written above") };
         let configuration = read(&mut request.into());
         assert_eq!(Value::Object(write(configuration)), all);
     }

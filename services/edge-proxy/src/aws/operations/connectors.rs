@@ -40,10 +40,7 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
     let reasons = members([
         ("LastModified", call.time(connector.update_time)),
         ("LastUpdateStatus", update_status(&connector)),
-        (
-            "LastUpdateStatusReason",
-            text(std::mem::take(&mut connector.last_update_status_reason)),
-        ),
+        ("LastUpdateStatusReason", text(std::mem::take(&mut connector.last_update_status_reason))),
         ("LatestVersion", version(latest)),
         ("LatestVersionArn", version_arn(&connector, latest)),
         ("StateReason", text(std::mem::take(&mut connector.state_reason))),
@@ -56,11 +53,7 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
 /// ListNetworkConnectors.
 pub async fn list(call: Call<'_>, input: Input) -> Answer {
     let (page_size, page_token) = call.page(&input)?;
-    let message = ListNetworkConnectorsRequest {
-        page_size,
-        page_token,
-        state: state(&input).into(),
-    };
+    let message = ListNetworkConnectorsRequest { page_size, page_token, state: state(&input).into() };
     let listed = call
         .services
         .connectors(call.request_id, message, |mut client, request| async move {
@@ -80,10 +73,7 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
         ])
     };
     Ok(members([
-        (
-            "NetworkConnectors",
-            listed.connectors.into_iter().map(item).collect(),
-        ),
+        ("NetworkConnectors", listed.connectors.into_iter().map(item).collect()),
         ("NextMarker", call.next(&input, &listed.next_page_token)),
     ]))
 }
@@ -108,10 +98,7 @@ pub async fn update(call: Call<'_>, input: Input) -> Answer {
     let reasons = members([
         ("LastModified", call.time(connector.update_time)),
         ("LastUpdateStatus", update_status(&connector)),
-        (
-            "LastUpdateStatusReason",
-            text(std::mem::take(&mut connector.last_update_status_reason)),
-        ),
+        ("LastUpdateStatusReason", text(std::mem::take(&mut connector.last_update_status_reason))),
     ]);
     let mut answer = changed(Some(connector))?;
     answer.extend(reasons);
@@ -120,9 +107,7 @@ pub async fn update(call: Call<'_>, input: Input) -> Answer {
 
 /// DeleteNetworkConnector.
 pub async fn delete(call: Call<'_>, input: Input) -> Answer {
-    let message = DeleteNetworkConnectorRequest {
-        identifier: identifier(&input),
-    };
+    let message = DeleteNetworkConnectorRequest { identifier: identifier(&input) };
     let deleted = call
         .services
         .connectors(call.request_id, message, |mut client, request| async move {
@@ -160,10 +145,7 @@ pub async fn versions(call: Call<'_>, input: Input) -> Answer {
         ])
     };
     Ok(members([
-        (
-            "NetworkConnectorVersions",
-            listed.versions.into_iter().map(item).collect(),
-        ),
+        ("NetworkConnectorVersions", listed.versions.into_iter().map(item).collect()),
         ("NextMarker", call.next(&input, &listed.next_page_token)),
     ]))
 }
@@ -189,10 +171,7 @@ fn changed(connector: Option<NetworkConnector>) -> Answer {
         ("Version", version(connector.version)),
         ("VersionArn", version_arn(&connector, connector.version)),
         ("Arn", connector.connector_arn.into()),
-        (
-            "Configuration",
-            connector.configuration.map_or(Value::Null, write_configuration),
-        ),
+        ("Configuration", connector.configuration.map_or(Value::Null, write_configuration)),
         ("Id", connector.id.into()),
         ("Name", connector.name.into()),
         ("OperatorRole", text(connector.operator_role)),
@@ -204,11 +183,8 @@ fn identifier(input: &Input) -> String {
 }
 
 fn state(input: &Input) -> NetworkConnectorState {
-    let name = input
-        .text("State")
-        .map(|name| format!("NETWORK_CONNECTOR_STATE_{name}"));
-    name.and_then(|name| NetworkConnectorState::from_str_name(&name))
-        .unwrap_or_default()
+    let name = input.text("State").map(|name| format!("NETWORK_CONNECTOR_STATE_{name}"));
+    name.and_then(|name| NetworkConnectorState::from_str_name(&name)).unwrap_or_default()
 }
 
 fn state_name(connector: &NetworkConnector) -> Value {
@@ -230,17 +206,11 @@ fn version(version: u64) -> Value {
 }
 
 fn version_arn(connector: &NetworkConnector, version: u64) -> Value {
-    if version == 0 {
-        Value::Null
-    } else {
-        format!("{}:{version}", connector.connector_arn).into()
-    }
+    if version == 0 { Value::Null } else { format!("{}:{version}", connector.connector_arn).into() }
 }
 
 fn configuration(request: &mut Members) -> Option<NetworkConnectorConfiguration> {
-    let mut vpc = request
-        .structure("Configuration")?
-        .structure("VpcEgressConfiguration")?;
+    let mut vpc = request.structure("Configuration")?.structure("VpcEgressConfiguration")?;
     let protocol = match vpc.text("NetworkProtocol").as_str() {
         "IPv4" => NetworkProtocol::Ipv4,
         "DualStack" => NetworkProtocol::DualStack,
@@ -253,13 +223,12 @@ fn configuration(request: &mut Members) -> Option<NetworkConnectorConfiguration>
         _ => ComputeResourceType::Unspecified.into(),
     });
     let elastic = vpc.structure("ElasticIpConfiguration");
-    let elastic = elastic.map_or(ElasticIpType::Unspecified, |mut elastic| {
-        match elastic.text("Type").as_str() {
+    let elastic =
+        elastic.map_or(ElasticIpType::Unspecified, |mut elastic| match elastic.text("Type").as_str() {
             "None" => ElasticIpType::None,
             "ServiceManaged" => ElasticIpType::ServiceManaged,
             _ => ElasticIpType::Unspecified,
-        }
-    });
+        });
     Some(NetworkConnectorConfiguration {
         subnet_ids: vpc.texts("SubnetIds"),
         security_group_ids: vpc.texts("SecurityGroupIds"),

@@ -20,12 +20,12 @@ pub async fn create(call: Call<'_>, input: Input) -> Answer {
         tags: request.map("tags"),
         client_token: client_token(request.optional_text("clientToken")),
     };
-    let made = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.create_image(request).await
-        })
-        .await?;
+    let made =
+        call.services
+            .images(call.request_id, message, |mut client, request| async move {
+                client.create_image(request).await
+            })
+            .await?;
     let image = made.image.ok_or_else(|| missing("an image"))?;
     let tags = tagged.then(|| map(image.tags.clone()));
     let version = made.version.ok_or_else(|| missing("a version"))?;
@@ -43,12 +43,12 @@ pub async fn update(call: Call<'_>, input: Input) -> Answer {
         configuration: Some(configuration::read(&mut request)),
         client_token: client_token(request.optional_text("clientToken")),
     };
-    let made = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.update_image(request).await
-        })
-        .await?;
+    let made =
+        call.services
+            .images(call.request_id, message, |mut client, request| async move {
+                client.update_image(request).await
+            })
+            .await?;
     let image = made.image.ok_or_else(|| missing("an image"))?;
     let version = made.version.ok_or_else(|| missing("a version"))?;
     Ok(detail(call, image, version))
@@ -67,22 +67,15 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
 /// empty though more follow.
 pub async fn list(call: Call<'_>, input: Input) -> Answer {
     let (page_size, page_token) = call.page(&input)?;
-    let message = ListImagesRequest {
-        page_size,
-        page_token,
-        name_filter: String::new(),
-    };
-    let listed = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.list_images(request).await
-        })
-        .await?;
+    let message = ListImagesRequest { page_size, page_token, name_filter: String::new() };
+    let listed =
+        call.services
+            .images(call.request_id, message, |mut client, request| async move {
+                client.list_images(request).await
+            })
+            .await?;
     let filter = input.text("nameFilter").unwrap_or_default();
-    let found = listed
-        .images
-        .into_iter()
-        .filter(|image| image.name.contains(filter));
+    let found = listed.images.into_iter().filter(|image| image.name.contains(filter));
     let items = found.map(|image| {
         let mut item = head(call, image);
         item.remove("updatedAt");
@@ -93,20 +86,15 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
 
 /// DeleteMicrovmImage.
 pub async fn delete(call: Call<'_>, input: Input) -> Answer {
-    let message = DeleteImageRequest {
-        image_identifier: call.image(&input)?,
-    };
-    let deleted = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.delete_image(request).await
-        })
-        .await?;
+    let message = DeleteImageRequest { image_identifier: call.image(&input)? };
+    let deleted =
+        call.services
+            .images(call.request_id, message, |mut client, request| async move {
+                client.delete_image(request).await
+            })
+            .await?;
     let image = deleted.image.ok_or_else(|| missing("an image"))?;
-    Ok(members([
-        ("state", state(&image)),
-        ("imageIdentifier", image.image_arn.into()),
-    ]))
+    Ok(members([("state", state(&image)), ("imageIdentifier", image.image_arn.into())]))
 }
 
 /// Reads an image.
@@ -114,9 +102,11 @@ pub async fn find(call: Call<'_>, image_identifier: String) -> Result<Image, sup
     let message = GetImageRequest { image_identifier };
     let found = call
         .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.get_image(request).await
-        })
+        .images(
+            call.request_id,
+            message,
+            |mut client, request| async move { client.get_image(request).await },
+        )
         .await?;
     found.image.ok_or_else(|| missing("an image"))
 }
@@ -137,14 +127,8 @@ fn head(call: Call<'_>, image: Image) -> Map<String, Value> {
         ("updatedAt", call.time(image.update_time)),
         ("id", text(image.id)),
         ("imageArn", image.image_arn.into()),
-        (
-            "latestActiveImageVersion",
-            text(image.latest_active_image_version),
-        ),
-        (
-            "latestFailedImageVersion",
-            text(image.latest_failed_image_version),
-        ),
+        ("latestActiveImageVersion", text(image.latest_active_image_version)),
+        ("latestFailedImageVersion", text(image.latest_failed_image_version)),
         ("name", image.name.into()),
     ])
 }

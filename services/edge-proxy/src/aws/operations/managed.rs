@@ -8,10 +8,7 @@ use super::{Answer, Call, members, word};
 /// ListManagedMicrovmImages.
 pub async fn list(call: Call<'_>, input: Input) -> Answer {
     let (page_size, page_token) = call.page(&input)?;
-    let message = ListBaseImagesRequest {
-        page_size,
-        page_token,
-    };
+    let message = ListBaseImagesRequest { page_size, page_token };
     let listed = call
         .services
         .images(call.request_id, message, |mut client, request| async move {
@@ -31,11 +28,8 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
 /// ListManagedMicrovmImageVersions.
 pub async fn versions(call: Call<'_>, input: Input) -> Answer {
     let (page_size, page_token) = call.page(&input)?;
-    let message = ListBaseImageVersionsRequest {
-        base_image_identifier: call.image(&input)?,
-        page_size,
-        page_token,
-    };
+    let message =
+        ListBaseImageVersionsRequest { base_image_identifier: call.image(&input)?, page_size, page_token };
     let listed = call
         .services
         .images(call.request_id, message, |mut client, request| async move {

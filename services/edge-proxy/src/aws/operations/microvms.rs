@@ -34,26 +34,24 @@ pub async fn run(call: Call<'_>, input: Input) -> Answer {
         egress_network_connectors: request.texts("egressNetworkConnectors"),
         client_token: client_token(request.optional_text("clientToken")),
     };
-    let ran = call
-        .services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.run_microvm(request).await
-        })
-        .await?;
+    let ran =
+        call.services
+            .microvms(call.request_id, message, |mut client, request| async move {
+                client.run_microvm(request).await
+            })
+            .await?;
     detail(call, ran.microvm)
 }
 
 /// GetMicrovm.
 pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let message = GetMicrovmRequest {
-        microvm_id: id(&input),
-    };
-    let found = call
-        .services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.get_microvm(request).await
-        })
-        .await?;
+    let message = GetMicrovmRequest { microvm_id: id(&input) };
+    let found =
+        call.services
+            .microvms(call.request_id, message, |mut client, request| async move {
+                client.get_microvm(request).await
+            })
+            .await?;
     detail(call, found.microvm)
 }
 
@@ -90,14 +88,10 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
 
 /// SuspendMicrovm.
 pub async fn suspend(call: Call<'_>, input: Input) -> Answer {
-    let message = SuspendMicrovmRequest {
-        microvm_id: id(&input),
-    };
-    let asked = call
-        .services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.suspend_microvm(request).await
-        });
+    let message = SuspendMicrovmRequest { microvm_id: id(&input) };
+    let asked = call.services.microvms(call.request_id, message, |mut client, request| async move {
+        client.suspend_microvm(request).await
+    });
     begun(asked).await
 }
 
@@ -112,22 +106,16 @@ async fn begun<T>(asked: impl Future<Output = Result<T, Status>>) -> Answer {
 
 /// ResumeMicrovm.
 pub async fn resume(call: Call<'_>, input: Input) -> Answer {
-    let message = ResumeMicrovmRequest {
-        microvm_id: id(&input),
-    };
-    let asked = call
-        .services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.resume_microvm(request).await
-        });
+    let message = ResumeMicrovmRequest { microvm_id: id(&input) };
+    let asked = call.services.microvms(call.request_id, message, |mut client, request| async move {
+        client.resume_microvm(request).await
+    });
     begun(asked).await
 }
 
 /// TerminateMicrovm.
 pub async fn terminate(call: Call<'_>, input: Input) -> Answer {
-    let message = TerminateMicrovmRequest {
-        microvm_id: id(&input),
-    };
+    let message = TerminateMicrovmRequest { microvm_id: id(&input) };
     call.services
         .microvms(call.request_id, message, |mut client, request| async move {
             client.terminate_microvm(request).await
@@ -154,23 +142,14 @@ fn detail(call: Call<'_>, microvm: Option<Microvm>) -> Result<Map<String, Value>
         ("startedAt", call.time(microvm.start_time)),
         ("state", state(&microvm)),
         ("terminatedAt", call.time(microvm.terminate_time)),
-        (
-            "egressNetworkConnectors",
-            microvm.egress_network_connectors.into(),
-        ),
+        ("egressNetworkConnectors", microvm.egress_network_connectors.into()),
         ("endpoint", microvm.endpoint.into()),
         ("executionRoleArn", text(microvm.execution_role_arn)),
         ("idlePolicy", microvm.idle_policy.map_or(Value::Null, idle_policy)),
         ("imageArn", microvm.image_arn.into()),
         ("imageVersion", microvm.image_version.into()),
-        (
-            "ingressNetworkConnectors",
-            microvm.ingress_network_connectors.into(),
-        ),
-        (
-            "maximumDurationInSeconds",
-            whole_seconds(microvm.maximum_duration),
-        ),
+        ("ingressNetworkConnectors", microvm.ingress_network_connectors.into()),
+        ("maximumDurationInSeconds", whole_seconds(microvm.maximum_duration)),
         ("microvmId", microvm.microvm_id.into()),
         ("stateReason", text(microvm.state_reason)),
     ]))

@@ -31,10 +31,7 @@ pub async fn tag(call: Call<'_>, input: Input) -> Answer {
     let tags = Members::from(input.into_members()).map("Tags");
     match tagged {
         Tagged::Image(image_identifier) => {
-            let message = TagImageRequest {
-                image_identifier,
-                tags,
-            };
+            let message = TagImageRequest { image_identifier, tags };
             call.services
                 .images(call.request_id, message, |mut client, request| async move {
                     client.tag_image(request).await
@@ -59,10 +56,7 @@ pub async fn untag(call: Call<'_>, input: Input) -> Answer {
     let tag_keys = Members::from(input.into_members()).texts("TagKeys");
     match tagged {
         Tagged::Image(image_identifier) => {
-            let message = UntagImageRequest {
-                image_identifier,
-                tag_keys,
-            };
+            let message = UntagImageRequest { image_identifier, tag_keys };
             call.services
                 .images(call.request_id, message, |mut client, request| async move {
                     client.untag_image(request).await

@@ -55,10 +55,7 @@ fn answer(token: HashMap<String, String>) -> Map<String, Value> {
 
 fn expiration(input: &Input) -> Option<Duration> {
     let minutes = input.integer("expirationInMinutes")?;
-    Some(Duration {
-        seconds: i64::from(minutes) * MINUTE_SECONDS,
-        nanos: 0,
-    })
+    Some(Duration { seconds: i64::from(minutes) * MINUTE_SECONDS, nanos: 0 })
 }
 
 fn ports(mut scope: Members) -> Option<Scope> {

@@ -18,10 +18,8 @@ const HOUR: &[BorrowedFormatItem<'_>] = format_description!("[year repr:last_two
 
 /// GetMicrovmImageVersion.
 pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let message = GetImageVersionRequest {
-        image_identifier: call.image(&input)?,
-        image_version: version(&input),
-    };
+    let message =
+        GetImageVersionRequest { image_identifier: call.image(&input)?, image_version: version(&input) };
     let found = call
         .services
         .images(call.request_id, message, |mut client, request| async move {
@@ -35,11 +33,7 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
 /// ListMicrovmImageVersions.
 pub async fn list(call: Call<'_>, input: Input) -> Answer {
     let (page_size, page_token) = call.page(&input)?;
-    let message = ListImageVersionsRequest {
-        image_identifier: call.image(&input)?,
-        page_size,
-        page_token,
-    };
+    let message = ListImageVersionsRequest { image_identifier: call.image(&input)?, page_size, page_token };
     let listed = call
         .services
         .images(call.request_id, message, |mut client, request| async move {
@@ -74,10 +68,8 @@ pub async fn update(call: Call<'_>, input: Input) -> Answer {
 
 /// DeleteMicrovmImageVersion.
 pub async fn delete(call: Call<'_>, input: Input) -> Answer {
-    let message = DeleteImageVersionRequest {
-        image_identifier: call.image(&input)?,
-        image_version: version(&input),
-    };
+    let message =
+        DeleteImageVersionRequest { image_identifier: call.image(&input)?, image_version: version(&input) };
     let deleted = call
         .services
         .images(call.request_id, message, |mut client, request| async move {

@@ -43,10 +43,7 @@ fn the_ring_is_bounded_and_batches_too() {
     for _ in 0..1000 {
         add(&logs, &[Some("short")]);
     }
-    assert_eq!(
-        logs.ring().batch(300).unwrap().lines.len(),
-        LOG_LINES_PER_EVENT_MAX
-    );
+    assert_eq!(logs.ring().batch(300).unwrap().lines.len(), LOG_LINES_PER_EVENT_MAX);
 }
 
 fn run_collector(write: impl FnOnce(&mut File, &mut File)) -> Arc<Logs> {
@@ -70,19 +67,11 @@ fn both_streams_are_collected() {
         stdout.write_all(b"tial").unwrap();
     });
     let batch = logs.wait_batch(0, || false).unwrap();
-    let mut lines: Vec<_> = batch
-        .lines
-        .iter()
-        .map(|line| (line.source(), line.text.as_str()))
-        .collect();
+    let mut lines: Vec<_> = batch.lines.iter().map(|line| (line.source(), line.text.as_str())).collect();
     lines.sort_by_key(|(source, _)| *source as i32);
     assert_eq!(
         lines,
-        [
-            (LogSource::Stdout, "out"),
-            (LogSource::Stdout, "partial"),
-            (LogSource::Stderr, "err \u{fffd}")
-        ]
+        [(LogSource::Stdout, "out"), (LogSource::Stdout, "partial"), (LogSource::Stderr, "err \u{fffd}")]
     );
 }
 

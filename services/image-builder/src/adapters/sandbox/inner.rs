@@ -40,10 +40,8 @@ pub(super) fn run() -> io::Result<i32> {
             | CloneFlags::CLONE_NEWUTS,
     )?;
     let (mut ours, theirs) = UnixStream::pair()?;
-    let mut child = Command::new("/proc/self/exe")
-        .arg(FIRST)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()?;
+    let mut child =
+        Command::new("/proc/self/exe").arg(FIRST).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
     expect(&mut ours, b'd')?;
     ours.write_all(text.as_bytes())?;
     Ok(exit_code(child.wait()?))
@@ -60,10 +58,8 @@ pub(super) fn run_first() -> io::Result<i32> {
     sethostname("torpor-build")?;
     setrlimit(Resource::RLIMIT_NPROC, spec.processes_max, spec.processes_max)?;
     setrlimit(Resource::RLIMIT_CORE, 0, 0)?;
-    let (program, arguments) = spec
-        .command
-        .split_first()
-        .ok_or_else(|| io::Error::other("the command is empty"))?;
+    let (program, arguments) =
+        spec.command.split_first().ok_or_else(|| io::Error::other("the command is empty"))?;
     let error = Command::new(program)
         .args(arguments)
         .env_clear()

@@ -39,10 +39,8 @@ pub(super) fn run() -> io::Result<i32> {
 
 fn start_inner(spec: &Spec, text: &str) -> io::Result<std::process::Child> {
     let (mut ours, theirs) = UnixStream::pair()?;
-    let child = Command::new("/proc/self/exe")
-        .arg(INNER)
-        .stdin(Stdio::from(OwnedFd::from(theirs)))
-        .spawn()?;
+    let child =
+        Command::new("/proc/self/exe").arg(INNER).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
     expect(&mut ours, b'u')?;
     let map = format!("0 {} {IDS}\n", spec.uid_base);
     std::fs::write(format!("/proc/{}/uid_map", child.id()), &map)?;
@@ -59,15 +57,9 @@ fn start_inner(spec: &Spec, text: &str) -> io::Result<std::process::Child> {
 pub(super) fn expect(stream: &mut UnixStream, signal: u8) -> io::Result<()> {
     let mut byte = [0];
     stream.read_exact(&mut byte)?;
-    if byte[0] == signal {
-        Ok(())
-    } else {
-        Err(io::Error::other("a stage broke the protocol"))
-    }
+    if byte[0] == signal { Ok(()) } else { Err(io::Error::other("a stage broke the protocol")) }
 }
 
 pub(super) fn exit_code(status: ExitStatus) -> i32 {
-    status
-        .code()
-        .unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

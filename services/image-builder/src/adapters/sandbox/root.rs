@@ -30,9 +30,7 @@ const ETC: [&str; 14] = [
 /// What else of the system is needed, as links or directories.
 const SYSTEM: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-const DIRECTORIES: [&str; 9] = [
-    "etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "root",
-];
+const DIRECTORIES: [&str; 9] = ["etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "root"];
 /// The root holds little: what is large is bound into it.
 const ROOT_OPTIONS: &str = "mode=755,size=256m,nr_inodes=100k";
 
@@ -40,13 +38,7 @@ const ROOT_OPTIONS: &str = "mode=755,size=256m,nr_inodes=100k";
 /// is out of reach afterwards. Needs a mount namespace of our own.
 pub(super) fn enter(spec: &Spec) -> io::Result<()> {
     debug_assert!(spec.uid_base >= IDS);
-    plain(
-        "",
-        Path::new("/"),
-        "",
-        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-        None,
-    )?;
+    plain("", Path::new("/"), "", MsFlags::MS_REC | MsFlags::MS_PRIVATE, None)?;
     let root = &spec.root;
     let owner = format!("{ROOT_OPTIONS},uid={0},gid={0}", spec.uid_base);
     plain("tmpfs", root, "tmpfs", MsFlags::MS_NOSUID, Some(&owner))?;
@@ -68,11 +60,7 @@ pub(super) fn enter(spec: &Spec) -> io::Result<()> {
             bind(root, &Bind::read_only(&place, &place), spec.uid_base)?;
         }
     }
-    let resolvers: String = spec
-        .resolvers
-        .iter()
-        .map(|address| format!("nameserver {address}\n"))
-        .collect();
+    let resolvers: String = spec.resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
     fs::write(root.join("etc/resolv.conf"), resolvers)?;
     fs::write(root.join("etc/hosts"), "127.0.0.1 localhost\n::1 localhost\n")?;
     for name in DEVICES {
@@ -82,13 +70,7 @@ pub(super) fn enter(spec: &Spec) -> io::Result<()> {
     let locked_down = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | MsFlags::MS_NOEXEC;
     // A full view of proc and sys is what lets the next stages mount their own.
     plain("proc", &root.join("proc"), "proc", locked_down, None)?;
-    plain(
-        "sysfs",
-        &root.join("sys"),
-        "sysfs",
-        locked_down | MsFlags::MS_RDONLY,
-        None,
-    )?;
+    plain("sysfs", &root.join("sys"), "sysfs", locked_down | MsFlags::MS_RDONLY, None)?;
     for wanted in &spec.binds {
         bind(root, wanted, spec.uid_base)?;
     }
@@ -113,13 +95,7 @@ pub(super) fn finish() -> io::Result<()> {
         MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
         Some(terminals),
     )?;
-    plain(
-        "tmpfs",
-        Path::new("/dev/shm"),
-        "tmpfs",
-        MsFlags::MS_NOSUID | MsFlags::MS_NODEV,
-        Some("size=64m"),
-    )?;
+    plain("tmpfs", Path::new("/dev/shm"), "tmpfs", MsFlags::MS_NOSUID | MsFlags::MS_NODEV, Some("size=64m"))?;
     symlink("pts/ptmx", "/dev/ptmx")?;
     symlink("/proc/self/fd", "/dev/fd")?;
     for (number, name) in ["stdin", "stdout", "stderr"].into_iter().enumerate() {
@@ -142,24 +118,12 @@ fn bind(root: &Path, bind: &Bind, owner: u32) -> io::Result<()> {
     let described = |error: nix::Error| {
         io::Error::other(format!("cannot make {} visible: {error}", bind.source.display()))
     };
-    mount(
-        Some(&source),
-        &place,
-        None::<&str>,
-        MsFlags::MS_BIND | MsFlags::MS_REC,
-        None::<&str>,
-    )
-    .map_err(described)?;
+    mount(Some(&source), &place, None::<&str>, MsFlags::MS_BIND | MsFlags::MS_REC, None::<&str>)
+        .map_err(described)?;
     if !bind.writable {
         let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
-        mount(
-            None::<&str>,
-            &place,
-            None::<&str>,
-            flags | MsFlags::MS_NODEV,
-            None::<&str>,
-        )
-        .map_err(described)?;
+        mount(None::<&str>, &place, None::<&str>, flags | MsFlags::MS_NODEV, None::<&str>)
+            .map_err(described)?;
     }
     Ok(())
 }

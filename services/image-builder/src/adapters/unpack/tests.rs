@@ -15,14 +15,10 @@ fn zipped(entries: &[Entry]) -> Vec<u8> {
     for entry in entries {
         match entry {
             Plain(name, body, mode) => {
-                writer
-                    .start_file(*name, SimpleFileOptions::default().unix_permissions(*mode))
-                    .unwrap();
+                writer.start_file(*name, SimpleFileOptions::default().unix_permissions(*mode)).unwrap();
                 writer.write_all(body).unwrap();
             }
-            Link(name, target) => writer
-                .add_symlink(*name, *target, SimpleFileOptions::default())
-                .unwrap(),
+            Link(name, target) => writer.add_symlink(*name, *target, SimpleFileOptions::default()).unwrap(),
             Directory(name) => writer.add_directory(*name, SimpleFileOptions::default()).unwrap(),
         }
     }
@@ -69,10 +65,7 @@ fn with_mode(mut bytes: Vec<u8>, name: &str, mode: u32) -> Vec<u8> {
 
 fn renamed(mut bytes: Vec<u8>, from: &str, to: &str) -> Vec<u8> {
     assert_eq!(from.len(), to.len());
-    while let Some(at) = bytes
-        .windows(from.len())
-        .position(|window| window == from.as_bytes())
-    {
+    while let Some(at) = bytes.windows(from.len()).position(|window| window == from.as_bytes()) {
         bytes[at..at + to.len()].copy_from_slice(to.as_bytes());
     }
     bytes
@@ -86,25 +79,12 @@ fn a_good_artifact_keeps_its_tree_and_exec_bits() {
         Plain("bin/run.sh", b"#!/bin/sh\n".to_vec(), 0o4755),
         Link("bin/link", "../Dockerfile"),
     ]));
-    assert_eq!(
-        result.unwrap(),
-        Unpacked {
-            entries: 4,
-            bytes: 25
-        }
-    );
+    assert_eq!(result.unwrap(), Unpacked { entries: 4, bytes: 25 });
     let context = directory.path().join("context");
     let mode = |path: &str| fs::metadata(context.join(path)).unwrap().permissions().mode();
-    assert_eq!(
-        mode("bin/run.sh") & 0o7777,
-        0o755,
-        "exec bits stay, set-user-id goes"
-    );
+    assert_eq!(mode("bin/run.sh") & 0o7777, 0o755, "exec bits stay, set-user-id goes");
     assert!(context.join("empty").is_dir());
-    assert_eq!(
-        fs::read_to_string(context.join("bin/link")).unwrap(),
-        "FROM debian-12\n"
-    );
+    assert_eq!(fs::read_to_string(context.join("bin/link")).unwrap(), "FROM debian-12\n");
 }
 
 #[test]
@@ -116,51 +96,24 @@ fn evil_archives_are_refused_with_a_reason() {
     truncated.drain(20..30);
     let evil = zipped(&[dockerfile(), Plain("AA/evil", b"x".to_vec(), 0o644)]);
     let absolute = zipped(&[dockerfile(), Plain("Xetc/passwd", b"x".to_vec(), 0o644)]);
-    let twice = zipped(&[
-        dockerfile(),
-        Plain("same1", vec![], 0o644),
-        Plain("same2", vec![], 0o644),
-    ]);
-    let device = with_mode(
-        zipped(&[dockerfile(), Plain("disk", vec![], 0o644)]),
-        "disk",
-        0o060_644,
-    );
+    let twice = zipped(&[dockerfile(), Plain("same1", vec![], 0o644), Plain("same2", vec![], 0o644)]);
+    let device = with_mode(zipped(&[dockerfile(), Plain("disk", vec![], 0o644)]), "disk", 0o060_644);
     for (name, bytes, expected) in [
         ("not a zip", b"hello".to_vec(), "not a zip archive"),
         ("empty", Vec::new(), "not a zip archive"),
         ("broken", truncated, "not a usable zip"),
         ("traversal", renamed(evil, "AA/evil", "../evil"), "leads outside"),
-        (
-            "absolute",
-            renamed(absolute, "Xetc/passwd", "/etc/passwd"),
-            "is absolute",
-        ),
-        (
-            "link out",
-            zipped(&[dockerfile(), Link("l", "../../etc/passwd")]),
-            "leads outside",
-        ),
-        (
-            "absolute link",
-            zipped(&[dockerfile(), Link("l", "/etc/passwd")]),
-            "absolute target",
-        ),
+        ("absolute", renamed(absolute, "Xetc/passwd", "/etc/passwd"), "is absolute"),
+        ("link out", zipped(&[dockerfile(), Link("l", "../../etc/passwd")]), "leads outside"),
+        ("absolute link", zipped(&[dockerfile(), Link("l", "/etc/passwd")]), "absolute target"),
         ("device", device, "special file"),
         ("bomb", zipped(&[dockerfile(), bomb()]), "times its size"),
         ("too many", zipped(&many), "more than 10"),
         ("duplicate", renamed(twice, "same2", "same1"), "same name"),
-        (
-            "no Dockerfile",
-            zipped(&[Plain("app.py", vec![], 0o644)]),
-            "no file named Dockerfile",
-        ),
+        ("no Dockerfile", zipped(&[Plain("app.py", vec![], 0o644)]), "no file named Dockerfile"),
     ] {
         let (directory, result) = run(&bytes);
-        let error = result
-            .err()
-            .unwrap_or_else(|| panic!("{name} was accepted"))
-            .to_string();
+        let error = result.err().unwrap_or_else(|| panic!("{name} was accepted")).to_string();
         assert!(error.contains(expected), "{name}: {error}");
         assert!(!directory.path().join("evil").exists(), "{name} wrote outside");
     }

@@ -13,12 +13,10 @@ pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violat
     }
     let asked = given.base_image_version.as_str();
     let version = Some(asked).filter(|version| !version.is_empty());
-    let found = managed::name(&given.base_image_arn, offer.region)
-        .ok()
-        .and_then(|name| {
-            let stored = stored_name(name.as_str(), offer.base_aliases);
-            Some((offer.bases.resolve(stored, version)?, name))
-        });
+    let found = managed::name(&given.base_image_arn, offer.region).ok().and_then(|name| {
+        let stored = stored_name(name.as_str(), offer.base_aliases);
+        Some((offer.bases.resolve(stored, version)?, name))
+    });
     match found {
         Some((number, name)) => {
             given.base_image_arn = managed::arn(offer.region, &name);

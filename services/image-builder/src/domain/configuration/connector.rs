@@ -20,10 +20,8 @@ pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violat
     };
     let at = format!("{PATH}[0]");
     match violations.keep(&at, connector.parse::<ConnectorArn>()) {
-        Some(arn) if arn != internet => violations.add(
-            at,
-            format!("Builds cannot use the network connector {arn}; they can use {internet}."),
-        ),
+        Some(arn) if arn != internet => violations
+            .add(at, format!("Builds cannot use the network connector {arn}; they can use {internet}.")),
         _ => {}
     }
 }

@@ -27,17 +27,9 @@ fn is_reserved(key: &str) -> bool {
 
 pub(super) fn check(variables: &HashMap<String, String>, violations: &mut Violations) {
     let path = "environmentVariables";
-    violations.check(
-        variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX,
-        path,
-        "must be at most 100",
-    );
+    violations.check(variables.len() <= limits::ENVIRONMENT_ENTRIES_MAX, path, "must be at most 100");
     let total: usize = variables.iter().map(|(key, value)| key.len() + value.len()).sum();
-    violations.check(
-        total <= ENVIRONMENT_BYTES_MAX,
-        path,
-        "must be at most 65536 bytes in all",
-    );
+    violations.check(total <= ENVIRONMENT_BYTES_MAX, path, "must be at most 65536 bytes in all");
     // Values are secrets: messages name keys only.
     let mut keys: Vec<&String> = variables.keys().collect();
     keys.sort();
@@ -48,18 +40,10 @@ pub(super) fn check(variables: &HashMap<String, String>, violations: &mut Violat
             && length <= limits::ENVIRONMENT_KEY_MAX
             && !key.contains(['=', '\0'])
             && !key.chars().any(char::is_control);
-        violations.check(
-            good_key,
-            at.clone(),
-            "the key must have 1 to 256 characters, without '='",
-        );
+        violations.check(good_key, at.clone(), "the key must have 1 to 256 characters, without '='");
         let value = &variables[key];
         let good_value = value.chars().count() <= limits::ENVIRONMENT_VALUE_MAX && !value.contains('\0');
-        violations.check(
-            good_value,
-            at.clone(),
-            "the value must have at most 4096 characters",
-        );
+        violations.check(good_value, at.clone(), "the value must have at most 4096 characters");
         if is_reserved(key) {
             violations.add(at, format!("Environment variable key '{key}' is reserved"));
         }

@@ -30,16 +30,8 @@ pub(super) fn check(hooks: &Hooks, violations: &mut Violations) {
     violations.check(hooks.port <= 65_535, "hooks.port", "must be 1 to 65535");
     violations.check(hooks.port != 0, "hooks.port", PORT_REQUIRED);
     for (group, hooks, longest) in [
-        (
-            "microvmImageHooks",
-            build.as_slice(),
-            limits::BUILD_HOOK_TIMEOUT_MAX,
-        ),
-        (
-            "microvmHooks",
-            runtime.as_slice(),
-            limits::RUNTIME_HOOK_TIMEOUT_MAX,
-        ),
+        ("microvmImageHooks", build.as_slice(), limits::BUILD_HOOK_TIMEOUT_MAX),
+        ("microvmHooks", runtime.as_slice(), limits::RUNTIME_HOOK_TIMEOUT_MAX),
     ] {
         for (name, hook) in hooks {
             let Some(timeout) = hook.as_ref().and_then(|hook| hook.timeout.as_ref()) else {

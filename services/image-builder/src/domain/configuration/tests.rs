@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 
 fn good() -> ImageConfiguration {
     ImageConfiguration {
-        code_artifact: Some(CodeArtifact {
-            uri: "s3://torpor-artifacts/app.zip".to_owned(),
-        }),
+        code_artifact: Some(CodeArtifact { uri: "s3://torpor-artifacts/app.zip".to_owned() }),
         base_image_arn: "debian-12".to_owned(),
         ..ImageConfiguration::default()
     }
@@ -31,10 +29,7 @@ fn judge(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(String,
 
 fn hook(seconds: i64) -> Option<Hook> {
     let timeout = Some(prost_types::Duration { seconds, nanos: 0 });
-    Some(Hook {
-        mode: HookMode::Enabled.into(),
-        timeout,
-    })
+    Some(Hook { mode: HookMode::Enabled.into(), timeout })
 }
 
 #[track_caller]
@@ -53,16 +48,10 @@ fn check(change: impl FnOnce(&mut ImageConfiguration), expected: &[(&str, &str)]
 
 #[test]
 fn what_is_left_out_is_filled_in() {
-    let (complete, violations) = judge(ImageConfiguration {
-        base_image_arn: String::new(),
-        ..good()
-    });
+    let (complete, violations) = judge(ImageConfiguration { base_image_arn: String::new(), ..good() });
     assert_eq!(violations, []);
     assert_eq!(
-        (
-            complete.base_image_arn.as_str(),
-            complete.base_image_version.as_str()
-        ),
+        (complete.base_image_arn.as_str(), complete.base_image_version.as_str()),
         ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", "2.0")
     );
     assert_eq!(
@@ -87,24 +76,15 @@ fn what_is_left_out_is_filled_in() {
         assert_eq!(complete.base_image_arn, format!("{prefix}{name}"));
         assert_eq!(complete.base_image_version, read_back);
         assert_eq!(base_name(&complete), name);
-        assert_eq!(
-            base_version(&complete),
-            read_back.trim_end_matches(".0").parse().ok()
-        );
+        assert_eq!(base_version(&complete), read_back.trim_end_matches(".0").parse().ok());
     }
 }
 
 #[test]
 fn both_sides_of_every_rule() {
-    for uri in [
-        "",
-        "s3://",
-        "s3://b/k",
-        "s3://bucket",
-        "s3://bucket/",
-        "http://bucket/key",
-        "s3://BUCKET/key",
-    ] {
+    for uri in
+        ["", "s3://", "s3://b/k", "s3://bucket", "s3://bucket/", "http://bucket/key", "s3://BUCKET/key"]
+    {
         check(
             |c| c.code_artifact = Some(CodeArtifact { uri: uri.to_owned() }),
             &[("codeArtifact.uri", "s3://bucket/key")],
@@ -114,10 +94,7 @@ fn both_sides_of_every_rule() {
     let base = "baseImageArn";
     let unknown = "No managed MicroVM Image with arn debian-12 and version 999 is available";
     check(|c| c.base_image_version = "999".to_owned(), &[(base, unknown)]);
-    check(
-        |c| c.base_image_arn = "alpine".to_owned(),
-        &[(base, "arn alpine and version latest")],
-    );
+    check(|c| c.base_image_arn = "alpine".to_owned(), &[(base, "arn alpine and version latest")]);
     for arn in [
         "arn:aws:lambda:eu-west-1:aws:microvm-image:debian-12",
         "arn:aws:lambda:us-east-1:000000000000:microvm-image:debian-12",
@@ -126,22 +103,12 @@ fn both_sides_of_every_rule() {
         let unknown = format!("No managed MicroVM Image with arn {arn} and version latest is available");
         check(|c| c.base_image_arn = arn.to_owned(), &[(base, &unknown)]);
     }
-    for (mib, good) in [
-        (512, true),
-        (8192, true),
-        (0, false),
-        (700, false),
-        (16_384, false),
-    ] {
+    for (mib, good) in [(512, true), (8192, true), (0, false), (700, false), (16_384, false)] {
         let expected = [("resources[0].minimumMemoryInMiB", "512, 1024, 2048, 4096, 8192")];
-        let resources = Some(Resources {
-            minimum_memory_mib: mib,
-        });
+        let resources = Some(Resources { minimum_memory_mib: mib });
         check(|c| c.resources = resources, if good { &[] } else { &expected });
     }
-    let cpu = |architecture: Architecture| CpuConfiguration {
-        architecture: architecture.into(),
-    };
+    let cpu = |architecture: Architecture| CpuConfiguration { architecture: architecture.into() };
     check(|c| c.cpu_configurations = vec![cpu(Architecture::X8664)], &[]);
     check(
         |c| c.cpu_configurations = vec![cpu(Architecture::Arm64)],
@@ -165,42 +132,22 @@ fn both_sides_of_every_rule() {
     let internet = managed("us-east-1");
     let first = format!("{egress}[0]");
     check(|c| c.egress_network_connectors = connectors(&[&internet]), &[]);
-    check(
-        |c| c.egress_network_connectors = connectors(&[&internet, &internet]),
-        &[(egress, "at most 1")],
-    );
+    check(|c| c.egress_network_connectors = connectors(&[&internet, &internet]), &[(egress, "at most 1")]);
     check(
         |c| c.egress_network_connectors = connectors(&["INTERNET_EGRESS"]),
         &[(&first, "Malformed network connector ARN")],
     );
-    for arn in [
-        managed("eu-west-1"),
-        "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1".to_owned(),
-    ] {
+    for arn in
+        [managed("eu-west-1"), "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1".to_owned()]
+    {
         let refused = format!("Builds cannot use the network connector {arn}");
-        check(
-            |c| c.egress_network_connectors = connectors(&[&arn]),
-            &[(&first, &refused)],
-        );
+        check(|c| c.egress_network_connectors = connectors(&[&arn]), &[(&first, &refused)]);
     }
+    check(|c| c.build_role_arn = "arn:aws:iam::000000000000:role/build".to_owned(), &[]);
+    check(|c| c.build_role_arn = "build".to_owned(), &[("buildRoleArn", "must be the ARN of a role")]);
+    let stream = LogGroup { log_group: "g".to_owned(), log_stream: "a:b".to_owned() };
     check(
-        |c| c.build_role_arn = "arn:aws:iam::000000000000:role/build".to_owned(),
-        &[],
-    );
-    check(
-        |c| c.build_role_arn = "build".to_owned(),
-        &[("buildRoleArn", "must be the ARN of a role")],
-    );
-    let stream = LogGroup {
-        log_group: "g".to_owned(),
-        log_stream: "a:b".to_owned(),
-    };
-    check(
-        |c| {
-            c.logging = Some(Logging {
-                destination: Some(Destination::CloudWatch(stream)),
-            })
-        },
+        |c| c.logging = Some(Logging { destination: Some(Destination::CloudWatch(stream)) }),
         &[("logging.cloudWatch.logStream", "':'")],
     );
 }
@@ -208,16 +155,10 @@ fn both_sides_of_every_rule() {
 #[test]
 fn environment_rules_never_show_values() {
     let variables = |pairs: &[(&str, &str)]| -> HashMap<String, String> {
-        pairs
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect()
+        pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
     };
     let path = "environmentVariables";
-    check(
-        |c| c.environment_variables = variables(&[("KEY", &"v".repeat(4096))]),
-        &[],
-    );
+    check(|c| c.environment_variables = variables(&[("KEY", &"v".repeat(4096))]), &[]);
     let secret = "s3cret".repeat(700);
     let mut configuration = good();
     configuration.environment_variables = variables(&[("KEY", &secret), ("A=B", "x"), (" ", "y")]);
@@ -226,10 +167,7 @@ fn environment_rules_never_show_values() {
     assert!(!format!("{violations:?}").contains("s3cret"));
     check(
         |c| c.environment_variables = variables(&[("AWS_REGION", "x")]),
-        &[(
-            &format!("{path}.AWS_REGION"),
-            "Environment variable key 'AWS_REGION' is reserved",
-        )],
+        &[(&format!("{path}.AWS_REGION"), "Environment variable key 'AWS_REGION' is reserved")],
     );
     for (key, reserved) in [
         ("AWS_DEFAULT_REGION", true),
@@ -244,10 +182,7 @@ fn environment_rules_never_show_values() {
         let sentence = format!("Environment variable key '{key}' is reserved");
         let at = format!("{path}.{key}");
         let expected = [(at.as_str(), sentence.as_str())];
-        check(
-            |c| c.environment_variables = variables(&[(key, "x")]),
-            if reserved { &expected } else { &[] },
-        );
+        check(|c| c.environment_variables = variables(&[(key, "x")]), if reserved { &expected } else { &[] });
     }
     let many = |count: usize| (0..count).map(|n| (format!("K{n}"), String::new())).collect();
     check(|c| c.environment_variables = many(100), &[]);
@@ -257,81 +192,38 @@ fn environment_rules_never_show_values() {
 #[test]
 fn hooks_need_a_port_and_ready() {
     check(
-        |c| {
-            c.hooks = Some(Hooks {
-                port: 8080,
-                ready: hook(3600),
-                run: hook(60),
-                ..Hooks::default()
-            })
-        },
+        |c| c.hooks = Some(Hooks { port: 8080, ready: hook(3600), run: hook(60), ..Hooks::default() }),
         &[],
     );
     check(
-        |c| {
-            c.hooks = Some(Hooks {
-                port: 8080,
-                run: hook(5),
-                ..Hooks::default()
-            })
-        },
+        |c| c.hooks = Some(Hooks { port: 8080, run: hook(5), ..Hooks::default() }),
         &[(
             "hooks.microvmImageHooks.ready",
             "The ready (/ready) MicroVM image hook must be enabled when any MicroVM lifecycle hook (run, resume, \
              suspend, or terminate) is enabled.",
         )],
     );
-    let off = Some(Hook {
-        mode: HookMode::Disabled.into(),
-        timeout: None,
-    });
+    let off = Some(Hook { mode: HookMode::Disabled.into(), timeout: None });
     for ready in [hook(5), off] {
         let port = "The port of the MicroVM image hooks is required when hooks are given.";
-        check(
-            |c| {
-                c.hooks = Some(Hooks {
-                    ready,
-                    ..Hooks::default()
-                })
-            },
-            &[("hooks.port", port)],
-        );
+        check(|c| c.hooks = Some(Hooks { ready, ..Hooks::default() }), &[("hooks.port", port)]);
     }
     for (ready, run) in [(0, 5), (3601, 5), (-1, 5)] {
         check(
-            |c| {
-                c.hooks = Some(Hooks {
-                    port: 1,
-                    ready: hook(ready),
-                    run: hook(run),
-                    ..Hooks::default()
-                })
-            },
+            |c| c.hooks = Some(Hooks { port: 1, ready: hook(ready), run: hook(run), ..Hooks::default() }),
             &[("hooks.microvmImageHooks.readyTimeoutInSeconds", "1 to 3600")],
         );
     }
     check(
-        |c| {
-            c.hooks = Some(Hooks {
-                port: 70_000,
-                ready: hook(5),
-                run: hook(61),
-                ..Hooks::default()
-            })
-        },
-        &[
-            ("hooks.port", "65535"),
-            ("hooks.microvmHooks.runTimeoutInSeconds", "1 to 60"),
-        ],
+        |c| c.hooks = Some(Hooks { port: 70_000, ready: hook(5), run: hook(61), ..Hooks::default() }),
+        &[("hooks.port", "65535"), ("hooks.microvmHooks.runTimeoutInSeconds", "1 to 60")],
     );
 }
 
 #[test]
 fn everything_wrong_is_said_at_once() {
     let (_, violations) = judge(ImageConfiguration {
-        resources: Some(Resources {
-            minimum_memory_mib: 1,
-        }),
+        resources: Some(Resources { minimum_memory_mib: 1 }),
         base_image_arn: "nope".to_owned(),
         ..ImageConfiguration::default()
     });
@@ -342,10 +234,7 @@ fn everything_wrong_is_said_at_once() {
 fn tags_are_bounded() {
     let judge = |key: &str, value: &str| {
         let mut violations = Violations::default();
-        check_tags(
-            &HashMap::from([(key.to_owned(), value.to_owned())]),
-            &mut violations,
-        );
+        check_tags(&HashMap::from([(key.to_owned(), value.to_owned())]), &mut violations);
         violations.into_vec().len()
     };
     for (key, value, wrong) in [
@@ -359,10 +248,7 @@ fn tags_are_bounded() {
         assert_eq!(judge(key, value), wrong, "{key}={value}");
     }
     assert_eq!(
-        (
-            judge(&"k".repeat(128), &"v".repeat(256)),
-            judge(&"k".repeat(129), &"v".repeat(257))
-        ),
+        (judge(&"k".repeat(128), &"v".repeat(256)), judge(&"k".repeat(129), &"v".repeat(257))),
         (0, 2)
     );
 }

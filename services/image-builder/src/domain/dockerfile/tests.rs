@@ -17,19 +17,10 @@ fn check(source: &str, expected: &str) {
 
 #[test]
 fn from_lines_are_resolved_and_the_rest_is_left_alone() {
-    check(
-        "FROM debian-12\nRUN true\n",
-        "FROM localhost/torpor/debian-12:2\nRUN true\n",
-    );
-    check(
-        "# hi\nfrom debian-12:1 as build",
-        "# hi\nFROM localhost/torpor/debian-12:1 AS build\n",
-    );
+    check("FROM debian-12\nRUN true\n", "FROM localhost/torpor/debian-12:2\nRUN true\n");
+    check("# hi\nfrom debian-12:1 as build", "# hi\nFROM localhost/torpor/debian-12:1 AS build\n");
     check("FROM python:3.12\n", "FROM docker.io/library/python:3.12\n");
-    check(
-        "FROM --platform=linux/amd64 scratch\n",
-        "FROM --platform=linux/amd64 scratch\n",
-    );
+    check("FROM --platform=linux/amd64 scratch\n", "FROM --platform=linux/amd64 scratch\n");
     check(
         "FROM debian-12 AS one\nRUN a \\\n  FROM x\nFROM one\nCOPY --from=one /a /b\n",
         "FROM localhost/torpor/debian-12:2 AS one\nRUN a \\\n  FROM x\nFROM one\nCOPY --from=one /a /b\n",
@@ -51,14 +42,7 @@ fn from_lines_are_resolved_and_the_rest_is_left_alone() {
 #[test]
 fn the_request_pins_its_base_unless_the_line_names_a_version() {
     let with = |source: &str| {
-        prepare(
-            source.as_bytes(),
-            &bases(),
-            Some(("debian-12", 1)),
-            &BTreeMap::new(),
-        )
-        .unwrap()
-        .local_bases
+        prepare(source.as_bytes(), &bases(), Some(("debian-12", 1)), &BTreeMap::new()).unwrap().local_bases
     };
     assert_eq!(with("FROM debian-12"), [("debian-12".to_owned(), 1)]);
     assert_eq!(with("FROM debian-12:2"), [("debian-12".to_owned(), 2)]);
@@ -66,27 +50,19 @@ fn the_request_pins_its_base_unless_the_line_names_a_version() {
 
 #[test]
 fn unusable_dockerfiles_say_why() {
-    let error = |source: &str| {
-        prepare(source.as_bytes(), &bases(), None, &BTreeMap::new())
-            .unwrap_err()
-            .to_string()
-    };
+    let error =
+        |source: &str| prepare(source.as_bytes(), &bases(), None, &BTreeMap::new()).unwrap_err().to_string();
     assert_eq!(error("RUN true\n"), "The Dockerfile has no FROM line.");
     assert_eq!(error(""), "The Dockerfile has no FROM line.");
     assert_eq!(error("FROM\n"), "The Dockerfile's line 1 names no image: FROM ");
-    assert_eq!(
-        error("\nFROM $NOTHING\n"),
-        "The Dockerfile's line 2 names no image: FROM $NOTHING"
-    );
+    assert_eq!(error("\nFROM $NOTHING\n"), "The Dockerfile's line 2 names no image: FROM $NOTHING");
     let unknown = error("FROM debian-12:7\n");
     assert!(
         unknown.contains("'debian-12:7'") && unknown.contains("Local base images: debian-12."),
         "{unknown}"
     );
     assert_eq!(
-        prepare(b"FROM \xff", &bases(), None, &BTreeMap::new())
-            .unwrap_err()
-            .to_string(),
+        prepare(b"FROM \xff", &bases(), None, &BTreeMap::new()).unwrap_err().to_string(),
         "The Dockerfile is not UTF-8 text."
     );
 }
@@ -94,15 +70,9 @@ fn unusable_dockerfiles_say_why() {
 #[test]
 fn variables_are_arguments_and_stay_out_of_the_step_count() {
     let plan = prepare(b"FROM debian-12\nRUN true\n", &bases(), None, &variables()).unwrap();
-    assert_eq!(
-        plan.text,
-        "FROM localhost/torpor/debian-12:2\nARG PIP_CERT=/run/torpor/ca.pem\nRUN true\n"
-    );
+    assert_eq!(plan.text, "FROM localhost/torpor/debian-12:2\nARG PIP_CERT=/run/torpor/ca.pem\nRUN true\n");
     for (line, shown) in [
-        (
-            "STEP 1/3: FROM localhost/torpor/debian-12:2",
-            Some("STEP 1/2: FROM debian-12"),
-        ),
+        ("STEP 1/3: FROM localhost/torpor/debian-12:2", Some("STEP 1/2: FROM debian-12")),
         ("STEP 2/3: ARG PIP_CERT=/run/torpor/ca.pem", None),
         ("STEP 3/3: RUN true", Some("STEP 2/2: RUN true")),
         ("[2/2] STEP 3/3: RUN true", Some("[2/2] STEP 2/2: RUN true")),

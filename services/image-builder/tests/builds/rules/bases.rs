@@ -9,22 +9,11 @@ async fn add(ground: &Ground, version: &str) {
     let base = BaseImage {
         name: "debian-12".to_owned(),
         version: version.to_owned(),
-        create_time: Some(prost_types::Timestamp {
-            seconds: version.parse().unwrap(),
-            nanos: 0,
-        }),
+        create_time: Some(prost_types::Timestamp { seconds: version.parse().unwrap(), nanos: 0 }),
         ..BaseImage::default()
     };
-    let entry = BaseEntry {
-        base: Some(base),
-        ..BaseEntry::default()
-    };
-    ground
-        .rig
-        .catalog
-        .apply(Change::new().new_base(&entry))
-        .await
-        .unwrap();
+    let entry = BaseEntry { base: Some(base), ..BaseEntry::default() };
+    ground.rig.catalog.apply(Change::new().new_base(&entry)).await.unwrap();
 }
 
 async fn versions(
@@ -33,11 +22,8 @@ async fn versions(
     page_size: u32,
     page_token: String,
 ) -> Result<ListBaseImageVersionsResponse, Status> {
-    let request = ListBaseImageVersionsRequest {
-        base_image_identifier: base.to_owned(),
-        page_size,
-        page_token,
-    };
+    let request =
+        ListBaseImageVersionsRequest { base_image_identifier: base.to_owned(), page_size, page_token };
     let answer = ground.client.clone().list_base_image_versions(request).await?;
     Ok(answer.into_inner())
 }
@@ -52,10 +38,7 @@ async fn bases_are_listed_once_and_their_versions_newest_first() {
     let bases = ground.client.clone().list_base_images(request).await.unwrap();
     let bases = bases.into_inner().base_images;
     assert_eq!(bases.len(), 1, "{bases:?}");
-    assert_eq!(
-        (bases[0].image_arn.as_str(), bases[0].version.as_str()),
-        (ARN, "10")
-    );
+    assert_eq!((bases[0].image_arn.as_str(), bases[0].version.as_str()), (ARN, "10"));
     assert_eq!(bases[0].update_time.unwrap().seconds, 10);
     for identifier in ["debian-12", ARN] {
         let mut found = Vec::new();
@@ -84,10 +67,8 @@ async fn an_alias_has_the_versions_of_its_base() {
     add(&ground, "2").await;
     let arn = "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1";
     let found = versions(&ground, arn, 0, String::new()).await.unwrap().versions;
-    let shown: Vec<_> = found
-        .iter()
-        .map(|version| (version.image_arn.as_str(), version.version.as_str()))
-        .collect();
+    let shown: Vec<_> =
+        found.iter().map(|version| (version.image_arn.as_str(), version.version.as_str())).collect();
     assert_eq!(shown, [(arn, "2"), (arn, "1")]);
     ground.stop().await;
 }

@@ -72,19 +72,14 @@ async fn as_many_images_as_are_allowed() {
     let images = ground.rig.catalog.images().await.unwrap();
     assert_eq!(images.len(), 3);
     for image in &images {
-        ground
-            .until_state(&image.value.name, ImageState::CreateFailed)
-            .await;
+        ground.until_state(&image.value.name, ImageState::CreateFailed).await;
     }
     let gone = &images[0].value.name;
     ground.delete(gone).await.unwrap();
     ground.until_gone(gone).await;
     let order = ground.order("another").await;
     let refusals = create(&clients, vec![order]).await;
-    assert!(
-        refusals.is_empty(),
-        "one may come for one that went: {refusals:?}"
-    );
+    assert!(refusals.is_empty(), "one may come for one that went: {refusals:?}");
     ground.until_state("another", ImageState::CreateFailed).await;
     second.stop().await;
     ground.stop().await;
@@ -93,16 +88,9 @@ async fn as_many_images_as_are_allowed() {
 #[tokio::test]
 async fn as_many_versions_as_are_allowed() {
     let ground = Ground::with(|settings| settings.versions_max = 2).await;
-    ground
-        .seed("app", ImageState::Updated, &[built("1.0"), built("2.0")])
-        .await;
+    ground.seed("app", ImageState::Updated, &[built("1.0"), built("2.0")]).await;
     let update = ground.update("app").await;
-    let status = ground
-        .client
-        .clone()
-        .update_image(update.clone())
-        .await
-        .unwrap_err();
+    let status = ground.client.clone().update_image(update.clone()).await.unwrap_err();
     let message = "The MicroVM image has reached the maximum number of versions allowed: 2.";
     quota(status, "image_versions", "2", message);
     ground.delete_version("app", "1.0").await.unwrap();
@@ -115,13 +103,6 @@ async fn as_many_versions_as_are_allowed() {
 #[test]
 fn the_defaults_are_those_of_the_service() {
     let settings = Settings::default();
-    assert_eq!(
-        (
-            settings.images_max,
-            settings.versions_max,
-            settings.build.unfinished_max
-        ),
-        (100, 50, 5)
-    );
+    assert_eq!((settings.images_max, settings.versions_max, settings.build.unfinished_max), (100, 50, 5));
     assert_eq!(settings.region, "us-east-1");
 }

@@ -25,10 +25,7 @@ fn invalid(answer: Result<CreateImageResponse, Status>, field: &str, message: &s
 }
 
 fn hook(mode: HookMode) -> Option<Hook> {
-    Some(Hook {
-        mode: mode.into(),
-        timeout: None,
-    })
+    Some(Hook { mode: mode.into(), timeout: None })
 }
 
 #[tokio::test]
@@ -64,10 +61,7 @@ async fn answers_are_complete() {
     let version = answer.version.unwrap();
     let configuration = version.configuration.unwrap();
     assert_eq!(
-        (
-            configuration.base_image_arn.as_str(),
-            configuration.base_image_version.as_str()
-        ),
+        (configuration.base_image_arn.as_str(), configuration.base_image_version.as_str()),
         ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", "1.0")
     );
     assert_eq!(configuration.build_role_arn, role);
@@ -76,25 +70,17 @@ async fn answers_are_complete() {
         ["arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS"]
     );
     assert_eq!(configuration.resources.unwrap().minimum_memory_mib, 2048);
-    assert_eq!(
-        (configuration.cpu_configurations, configuration.hooks),
-        (vec![], None)
-    );
+    assert_eq!((configuration.cpu_configurations, configuration.hooks), (vec![], None));
     ground.until_state("app", ImageState::CreateFailed).await;
     let stored = ground.version("app", "1.0").await.unwrap().configuration.unwrap();
-    assert_eq!(
-        (stored.build_role_arn.as_str(), stored.base_image_version.as_str()),
-        (role, "1.0")
-    );
+    assert_eq!((stored.build_role_arn.as_str(), stored.base_image_version.as_str()), (role, "1.0"));
     ground.stop().await;
 }
 
 #[tokio::test]
 async fn a_role_is_recorded_or_left_out_but_has_its_form() {
     let ground = Ground::new().await;
-    create(&ground, "without", |c| c.build_role_arn.clear())
-        .await
-        .unwrap();
+    create(&ground, "without", |c| c.build_role_arn.clear()).await.unwrap();
     let answer = create(&ground, "malformed", |c| c.build_role_arn = "build".to_owned()).await;
     invalid(
         answer,
@@ -110,11 +96,7 @@ async fn a_role_is_recorded_or_left_out_but_has_its_form() {
 async fn hooks_of_microvms_need_the_ready_hook() {
     let ground = Ground::new().await;
     let answer = create(&ground, "app", |c| {
-        c.hooks = Some(Hooks {
-            port: 8080,
-            run: hook(HookMode::Enabled),
-            ..Hooks::default()
-        });
+        c.hooks = Some(Hooks { port: 8080, run: hook(HookMode::Enabled), ..Hooks::default() });
     })
     .await;
     invalid(
@@ -130,10 +112,7 @@ async fn hooks_of_microvms_need_the_ready_hook() {
 async fn hooks_need_a_port() {
     let ground = Ground::new().await;
     let answer = create(&ground, "app", |c| {
-        c.hooks = Some(Hooks {
-            ready: hook(HookMode::Enabled),
-            ..Hooks::default()
-        });
+        c.hooks = Some(Hooks { ready: hook(HookMode::Enabled), ..Hooks::default() });
     })
     .await;
     let message = "The port of the MicroVM image hooks is required when hooks are given.";
@@ -154,9 +133,7 @@ async fn some_environment_keys_are_reserved_and_there_are_a_hundred_at_most() {
     let many = |count: usize| (0..count).map(|n| (format!("K{n}"), "v".to_owned())).collect();
     let answer = create(&ground, "app", |c| c.environment_variables = many(101)).await;
     invalid(answer, path, &format!("{path}: must be at most 100"));
-    create(&ground, "app", |c| c.environment_variables = many(100))
-        .await
-        .unwrap();
+    create(&ground, "app", |c| c.environment_variables = many(100)).await.unwrap();
     ground.until_state("app", ImageState::CreateFailed).await;
     ground.stop().await;
 }
@@ -164,11 +141,7 @@ async fn some_environment_keys_are_reserved_and_there_are_a_hundred_at_most() {
 #[tokio::test]
 async fn only_architectures_of_hosts_are_built_for() {
     let ground = Ground::with(|settings| settings.build.architectures = vec!["X86_64".to_owned()]).await;
-    let cpu = |architecture: Architecture| {
-        vec![CpuConfiguration {
-            architecture: architecture.into(),
-        }]
-    };
+    let cpu = |architecture: Architecture| vec![CpuConfiguration { architecture: architecture.into() }];
     let answer = create(&ground, "arm", |c| {
         c.cpu_configurations = cpu(Architecture::Arm64);
     })
@@ -186,10 +159,7 @@ async fn only_architectures_of_hosts_are_built_for() {
     ground.until_state("x86", ImageState::CreateFailed).await;
     let mut client = ground.client.clone();
     let build = crate::rig::newest(&mut client, "x86").await;
-    assert_eq!(
-        (build.architecture(), build.chipset_generation.as_str()),
-        (Architecture::X8664, "1")
-    );
+    assert_eq!((build.architecture(), build.chipset_generation.as_str()), (Architecture::X8664, "1"));
     assert_eq!(build.snapshot_build, None, "nothing was made");
     ground.stop().await;
 }
@@ -213,12 +183,7 @@ async fn a_new_image_has_fifty_tags_at_most() {
     let mut order = ground.order("app").await;
     order.tags = tags(51);
     let answer = ground.client.clone().create_image(order.clone()).await;
-    refused(
-        answer,
-        Code::InvalidArgument,
-        "INVALID_ARGUMENT",
-        "tags: must be at most 50",
-    );
+    refused(answer, Code::InvalidArgument, "INVALID_ARGUMENT", "tags: must be at most 50");
     order.tags = tags(50);
     ground.client.clone().create_image(order).await.unwrap();
     ground.until_state("app", ImageState::CreateFailed).await;

@@ -7,18 +7,8 @@ async fn an_image_that_is_built_takes_no_other_change() {
     let ground = Ground::new().await;
     let building = unbuilt("2.0", VersionState::InProgress);
     for (name, state, text, versions) in [
-        (
-            "later",
-            ImageState::Updating,
-            "UPDATING",
-            &[built("1.0"), building][..],
-        ),
-        (
-            "first",
-            ImageState::Creating,
-            "CREATING",
-            &[unbuilt("1.0", VersionState::Pending)][..],
-        ),
+        ("later", ImageState::Updating, "UPDATING", &[built("1.0"), building][..]),
+        ("first", ImageState::Creating, "CREATING", &[unbuilt("1.0", VersionState::Pending)][..]),
     ] {
         ground.seed(name, state, versions).await;
         let busy = format!("MicroVM Image is already in state: {text}");
@@ -43,24 +33,12 @@ async fn an_update_replaces_everything_and_makes_a_version() {
     let mut update = ground.update("app").await;
     let configuration = update.configuration.as_mut().unwrap();
     configuration.description = "second".to_owned();
-    configuration.hooks = Some(api::common::v1::Hooks {
-        port: 8080,
-        ..Default::default()
-    });
-    let answer = ground
-        .client
-        .clone()
-        .update_image(update)
-        .await
-        .unwrap()
-        .into_inner();
+    configuration.hooks = Some(api::common::v1::Hooks { port: 8080, ..Default::default() });
+    let answer = ground.client.clone().update_image(update).await.unwrap().into_inner();
     let (image, version) = (answer.image.unwrap(), answer.version.unwrap());
     assert_eq!(image.state(), ImageState::Updating);
     assert_eq!(image.latest_active_image_version, "1.0", "still the old one");
-    assert_eq!(
-        (version.image_version.as_str(), version.state()),
-        ("2.0", VersionState::Pending)
-    );
+    assert_eq!((version.image_version.as_str(), version.state()), ("2.0", VersionState::Pending));
     ground.until_state("app", ImageState::UpdateFailed).await;
     let failed = ground.version("app", "2.0").await.unwrap();
     assert_eq!(
@@ -71,20 +49,11 @@ async fn an_update_replaces_everything_and_makes_a_version() {
     assert_eq!(ground.get("app").await.latest_failed_image_version, "2.0");
 
     let update = ground.update("app").await;
-    let answer = ground
-        .client
-        .clone()
-        .update_image(update)
-        .await
-        .unwrap()
-        .into_inner();
+    let answer = ground.client.clone().update_image(update).await.unwrap().into_inner();
     let third = answer.version.unwrap();
     assert_eq!(third.image_version, "3.0");
     let configuration = third.configuration.unwrap();
-    assert_eq!(
-        (configuration.hooks, configuration.description.as_str()),
-        (None, "")
-    );
+    assert_eq!((configuration.hooks, configuration.description.as_str()), (None, ""));
     ground.until_state("app", ImageState::UpdateFailed).await;
     assert_eq!(ground.versions("app").await, ["3.0", "2.0", "1.0"]);
     ground.stop().await;
@@ -94,20 +63,11 @@ async fn an_update_replaces_everything_and_makes_a_version() {
 async fn versions_are_retired_and_brought_back() {
     let ground = Ground::new().await;
     let failed = unbuilt("3.0", VersionState::Failed);
-    ground
-        .seed(
-            "app",
-            ImageState::UpdateFailed,
-            &[built("1.0"), built("2.0"), failed],
-        )
-        .await;
+    ground.seed("app", ImageState::UpdateFailed, &[built("1.0"), built("2.0"), failed]).await;
     let latest = || async { ground.get("app").await.latest_active_image_version };
     let retired = ground.patch(&arn("app"), "2.0", VersionStatus::Inactive).await;
     let retired = retired.unwrap();
-    assert_eq!(
-        (retired.state(), retired.status()),
-        (VersionState::Successful, VersionStatus::Inactive)
-    );
+    assert_eq!((retired.state(), retired.status()), (VersionState::Successful, VersionStatus::Inactive));
     assert_eq!(latest().await, "1.0", "falls back");
     ground.patch("app", "1.0", VersionStatus::Inactive).await.unwrap();
     assert_eq!(latest().await, "");
@@ -142,9 +102,7 @@ async fn flips_at_the_same_time_all_count() {
     let numbers: Vec<String> = (1..=4).map(|major| format!("{major}.0")).collect();
     let versions: Vec<Seed<'_>> = numbers.iter().map(|number| built(number)).collect();
     ground.seed("app", ImageState::Updated, &versions).await;
-    let flips = numbers
-        .iter()
-        .map(|number| ground.patch("app", number, VersionStatus::Inactive));
+    let flips = numbers.iter().map(|number| ground.patch("app", number, VersionStatus::Inactive));
     for flipped in futures::future::join_all(flips).await {
         flipped.unwrap();
     }
@@ -160,10 +118,7 @@ async fn what_is_not_there_is_named() {
     let status = refused(ground.try_get("none").await, Code::NotFound, "NOT_FOUND", &none);
     assert_eq!(metadata(&status, "resource"), arn("none"));
     for number in ["2.0", "1", "01.0", "one", "1.0/../1.0"] {
-        let none = format!(
-            "MicroVMImage not found for MicroVMImage: {}, Version: {number}",
-            arn("app")
-        );
+        let none = format!("MicroVMImage not found for MicroVMImage: {}, Version: {number}", arn("app"));
         let none = |answer: Result<ImageVersion, Status>| {
             refused(answer, Code::NotFound, "NOT_FOUND", &none);
         };
@@ -178,10 +133,7 @@ async fn what_is_not_there_is_named() {
         let answer = ground.client.clone().list_image_builds(builds).await;
         none(answer.map(|_| ImageVersion::default()));
     }
-    for identifier in [
-        "arn:aws:lambda:us-east-1:000000000000:microvm-image/app",
-        "arn:aws",
-    ] {
+    for identifier in ["arn:aws:lambda:us-east-1:000000000000:microvm-image/app", "arn:aws"] {
         refused(
             ground.try_get(identifier).await,
             Code::InvalidArgument,
@@ -199,11 +151,7 @@ async fn a_listing_goes_on_when_an_image_goes_in_between() {
         ground.seed(name, ImageState::Created, &[built("1.0")]).await;
     }
     let page = |page_token: String| {
-        let request = ListImagesRequest {
-            page_size: 1,
-            page_token,
-            name_filter: String::new(),
-        };
+        let request = ListImagesRequest { page_size: 1, page_token, name_filter: String::new() };
         let mut client = ground.client.clone();
         async move { client.list_images(request).await.unwrap().into_inner() }
     };
@@ -214,9 +162,6 @@ async fn a_listing_goes_on_when_an_image_goes_in_between() {
     let second = page(first.next_page_token).await;
     assert_eq!(second.images[0].name, "b");
     let last = page(second.next_page_token).await;
-    assert_eq!(
-        (last.images[0].name.as_str(), last.next_page_token.as_str()),
-        ("c", "")
-    );
+    assert_eq!((last.images[0].name.as_str(), last.next_page_token.as_str()), ("c", ""));
     ground.stop().await;
 }

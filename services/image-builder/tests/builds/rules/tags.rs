@@ -5,17 +5,11 @@ use std::collections::HashMap;
 use super::*;
 
 fn tags(pairs: &[(&str, &str)]) -> HashMap<String, String> {
-    pairs
-        .iter()
-        .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-        .collect()
+    pairs.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
 }
 
 async fn tag(ground: &Ground, image: &str, tags: HashMap<String, String>) -> Result<Image, Status> {
-    let request = TagImageRequest {
-        image_identifier: image.to_owned(),
-        tags,
-    };
+    let request = TagImageRequest { image_identifier: image.to_owned(), tags };
     let answer = ground.client.clone().tag_image(request).await?;
     Ok(answer.into_inner().image.unwrap())
 }
@@ -33,26 +27,16 @@ async fn untag(ground: &Ground, image: &str, keys: &[&str]) -> Result<Image, Sta
 async fn tags_merge_and_build_nothing() {
     let ground = Ground::new().await;
     let building = unbuilt("2.0", VersionState::InProgress);
-    ground
-        .seed("app", ImageState::Updating, &[built("1.0"), building])
-        .await;
-    tag(&ground, &arn("app"), tags(&[("a", "1"), ("b", "2")]))
-        .await
-        .unwrap();
+    ground.seed("app", ImageState::Updating, &[built("1.0"), building]).await;
+    tag(&ground, &arn("app"), tags(&[("a", "1"), ("b", "2")])).await.unwrap();
     let image = tag(&ground, "app", tags(&[("b", "3"), ("c", "")])).await.unwrap();
     assert_eq!(image.tags, tags(&[("a", "1"), ("b", "3"), ("c", "")]));
     let image = untag(&ground, "app", &["a", "c", "not-there"]).await.unwrap();
     assert_eq!(image.tags, tags(&[("b", "3")]));
     let image = ground.get("app").await;
-    assert_eq!(
-        (image.tags.clone(), image.state()),
-        (tags(&[("b", "3")]), ImageState::Updating)
-    );
+    assert_eq!((image.tags.clone(), image.state()), (tags(&[("b", "3")]), ImageState::Updating));
     assert_eq!(ground.versions("app").await, ["2.0", "1.0"]);
-    assert!(
-        ground.rig.catalog.queue().await.unwrap().is_empty(),
-        "nothing is built"
-    );
+    assert!(ground.rig.catalog.queue().await.unwrap().is_empty(), "nothing is built");
     ground.stop().await;
 }
 

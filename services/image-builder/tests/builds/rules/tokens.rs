@@ -8,9 +8,7 @@ async fn order(ground: &Ground, token: &str) -> CreateImageRequest {
     let mut order = ground.order("app").await;
     order.client_token = token.to_owned();
     let configuration = order.configuration.as_mut().unwrap();
-    configuration
-        .environment_variables
-        .insert("PASSWORD".to_owned(), SECRET.to_owned());
+    configuration.environment_variables.insert("PASSWORD".to_owned(), SECRET.to_owned());
     order.tags.insert("stage".to_owned(), "test".to_owned());
     order
 }
@@ -19,11 +17,8 @@ async fn create(ground: &Ground, order: CreateImageRequest) -> Result<CreateImag
     Ok(ground.client.clone().create_image(order).await?.into_inner())
 }
 
-const CONFLICT: (Code, &str, &str) = (
-    Code::AlreadyExists,
-    "CLIENT_TOKEN_CONFLICT",
-    "The client token was used with other parameters",
-);
+const CONFLICT: (Code, &str, &str) =
+    (Code::AlreadyExists, "CLIENT_TOKEN_CONFLICT", "The client token was used with other parameters");
 
 #[tokio::test]
 async fn a_create_token_gives_its_first_answer_for_ever() {
@@ -37,16 +32,9 @@ async fn a_create_token_gives_its_first_answer_for_ever() {
     ground.delete("app").await.unwrap();
     ground.until_gone("app").await;
     assert_eq!(create(&ground, order.clone()).await.unwrap(), answer);
-    assert_eq!(
-        ground.try_get("app").await.unwrap_err().code(),
-        Code::NotFound,
-        "it brings nothing back"
-    );
+    assert_eq!(ground.try_get("app").await.unwrap_err().code(), Code::NotFound, "it brings nothing back");
 
-    let anew = CreateImageRequest {
-        client_token: "second".to_owned(),
-        ..order.clone()
-    };
+    let anew = CreateImageRequest { client_token: "second".to_owned(), ..order.clone() };
     let anew = create(&ground, anew).await.unwrap();
     assert_ne!(anew.image.unwrap().id, answer.image.as_ref().unwrap().id);
     assert_eq!(create(&ground, order.clone()).await.unwrap(), answer);
@@ -83,10 +71,7 @@ async fn an_update_token_makes_one_version() {
     let answer = call(update.clone()).await.unwrap();
     assert_eq!(answer.version.as_ref().unwrap().image_version, "2.0");
     ground.until_state("app", ImageState::UpdateFailed).await;
-    let by_arn = UpdateImageRequest {
-        image_identifier: arn("app"),
-        ..update.clone()
-    };
+    let by_arn = UpdateImageRequest { image_identifier: arn("app"), ..update.clone() };
     assert_eq!(call(by_arn).await.unwrap(), answer, "the same image is meant");
     assert_eq!(ground.versions("app").await, ["2.0", "1.0"]);
     let mut other = update.clone();
@@ -116,11 +101,7 @@ async fn one_token_at_the_same_time_makes_one_image() {
 #[tokio::test]
 async fn tokens_have_a_form() {
     let ground = Ground::new().await;
-    for (token, good) in [
-        ("t".repeat(128), true),
-        ("t".repeat(129), false),
-        ("a b".to_owned(), true),
-    ] {
+    for (token, good) in [("t".repeat(128), true), ("t".repeat(129), false), ("a b".to_owned(), true)] {
         let mut order = ground.order(&format!("image-{}", token.len())).await;
         order.client_token = token;
         let answer = create(&ground, order).await;

@@ -53,11 +53,7 @@ pub fn create(request: &CreateAccessKeyRequest, now: SystemTime) -> Result<NewAc
 /// The id of an access key.
 pub fn id(text: &str, field: &str) -> Result<String, Refusal> {
     let mut findings = Findings::default();
-    findings.violations.check(
-        is_id(text),
-        field,
-        "must be 20 characters of [A-Z0-9] that begin with AKIA",
-    );
+    findings.violations.check(is_id(text), field, "must be 20 characters of [A-Z0-9] that begin with AKIA");
     findings.finish(Some(text.to_owned()))
 }
 
@@ -79,11 +75,7 @@ fn policy(policy: &Policy, violations: &mut Violations) {
 
 fn statement(statement: &Statement, field: &str, violations: &mut Violations) {
     let effect = Effect::try_from(statement.effect).unwrap_or_default();
-    violations.check(
-        effect != Effect::Unspecified,
-        format!("{field}.effect"),
-        "must be ALLOW or DENY",
-    );
+    violations.check(effect != Effect::Unspecified, format!("{field}.effect"), "must be ALLOW or DENY");
     for (name, entries, good, form) in [
         (
             "actions",
@@ -140,18 +132,11 @@ mod tests {
 
     fn statement(actions: &[&str], resources: &[&str]) -> Statement {
         let owned = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
-        Statement {
-            effect: Effect::Allow.into(),
-            actions: owned(actions),
-            resources: owned(resources),
-        }
+        Statement { effect: Effect::Allow.into(), actions: owned(actions), resources: owned(resources) }
     }
 
     fn violated(statements: Vec<Statement>) -> String {
-        let request = CreateAccessKeyRequest {
-            policy: Some(Policy { statements }),
-            ..Default::default()
-        };
+        let request = CreateAccessKeyRequest { policy: Some(Policy { statements }), ..Default::default() };
         match create(&request, SystemTime::UNIX_EPOCH) {
             Ok(_) => String::new(),
             Err(refusal) => refusal.to_string(),
@@ -173,18 +158,9 @@ mod tests {
             ),
             (vec![good(); 20], ""),
             (vec![good(); 21], "policy.statements: must have at most 20"),
-            (
-                vec![statement(&[], &["*"])],
-                "policy.statements[0].actions: must have 1 to 50",
-            ),
-            (
-                vec![statement(&["*"; 51], &["*"])],
-                "policy.statements[0].actions: must have 1 to 50",
-            ),
-            (
-                vec![statement(&["*"], &[])],
-                "policy.statements[0].resources: must have 1 to 50",
-            ),
+            (vec![statement(&[], &["*"])], "policy.statements[0].actions: must have 1 to 50"),
+            (vec![statement(&["*"; 51], &["*"])], "policy.statements[0].actions: must have 1 to 50"),
+            (vec![statement(&["*"], &[])], "policy.statements[0].resources: must have 1 to 50"),
             (
                 vec![good(), statement(&["*", "lambda-microvms:RunMicrovm"], &["*"])],
                 "policy.statements[1].actions[1]: must be",
@@ -194,10 +170,7 @@ mod tests {
             (vec![statement(&["lambda:Run Microvm"], &["*"])], "actions[0]"),
             (vec![statement(&["*"], &["my-image"])], "resources[0]"),
             (vec![statement(&["*"], &["arn:aws lambda"])], "resources[0]"),
-            (
-                vec![Statement { effect: 9, ..good() }],
-                "policy.statements[0].effect: must be ALLOW or DENY",
-            ),
+            (vec![Statement { effect: 9, ..good() }], "policy.statements[0].effect: must be ALLOW or DENY"),
         ] {
             let found = violated(statements.clone());
             assert_eq!(found.is_empty(), text.is_empty(), "{statements:?}: {found}");
@@ -226,11 +199,8 @@ mod tests {
             ("", at(TIME_MAX + 1), "expireTime"),
             ("", at(i64::MAX), "expireTime"),
         ] {
-            let request = CreateAccessKeyRequest {
-                description: description.to_owned(),
-                policy: None,
-                expire_time,
-            };
+            let request =
+                CreateAccessKeyRequest { description: description.to_owned(), policy: None, expire_time };
             let found = create(&request, now).map_or_else(|refusal| refusal.to_string(), |_| String::new());
             assert_eq!(found.is_empty(), text.is_empty(), "{found}");
             assert!(found.contains(text), "{found}");

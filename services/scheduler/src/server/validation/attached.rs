@@ -24,11 +24,8 @@ const INGRESS: Direction = Direction {
     word: "ingress",
     known: &["HTTP_INGRESS", "ALL_INGRESS", "SHELL_INGRESS", NO_INGRESS],
 };
-const EGRESS: Direction = Direction {
-    field: "egressNetworkConnectors",
-    word: "egress",
-    known: &["INTERNET_EGRESS"],
-};
+const EGRESS: Direction =
+    Direction { field: "egressNetworkConnectors", word: "egress", known: &["INTERNET_EGRESS"] };
 
 /// Egress connectors of a launch.
 #[derive(Debug, Default, PartialEq)]
@@ -106,9 +103,8 @@ fn parse(
 }
 
 fn one(text: &str, field: &str, direction: &Direction, settings: &Settings) -> Result<ConnectorArn, Refusal> {
-    let arn: ConnectorArn = text
-        .parse()
-        .map_err(|error: model::IdError| Refusal::sentence(field, error.to_string()))?;
+    let arn: ConnectorArn =
+        text.parse().map_err(|error: model::IdError| Refusal::sentence(field, error.to_string()))?;
     match &arn.resource {
         ConnectorResource::Customer { account, .. } if *account != settings.account => {
             return Err(Refusal::ForeignAccount(text.to_owned()));

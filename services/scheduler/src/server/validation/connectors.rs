@@ -35,9 +35,7 @@ pub fn identifier(text: &str, settings: &Settings) -> Result<ConnectorRef, Refus
     const FIELD: &str = "identifier";
     let mut findings = Findings::default();
     if text.is_empty() || text.chars().count() > IDENTIFIER_MAX {
-        findings
-            .violations
-            .add(FIELD, format!("must be 1 to {IDENTIFIER_MAX} characters"));
+        findings.violations.add(FIELD, format!("must be 1 to {IDENTIFIER_MAX} characters"));
         return findings.finish(None);
     }
     if !text.starts_with("arn:") {
@@ -47,15 +45,11 @@ pub fn identifier(text: &str, settings: &Settings) -> Result<ConnectorRef, Refus
     match text.parse::<ConnectorArn>() {
         Err(error) => Err(Refusal::sentence(FIELD, error.to_string())),
         Ok(arn) if arn.region != settings.region => Err(other_region(FIELD, text)),
-        Ok(ConnectorArn {
-            resource:
-                ConnectorResource::Customer {
-                    account,
-                    key,
-                    version,
-                },
-            ..
-        }) if account == settings.account => Ok(ConnectorRef { key, version }),
+        Ok(ConnectorArn { resource: ConnectorResource::Customer { account, key, version }, .. })
+            if account == settings.account =>
+        {
+            Ok(ConnectorRef { key, version })
+        }
         Ok(_) => Err(Refusal::ForeignAccount(text.to_owned())),
     }
 }
@@ -96,10 +90,7 @@ pub fn create(request: &CreateNetworkConnectorRequest) -> Result<NewConnector, R
     let parameters = [plain.encode_to_vec(), format!("{tags:?}").into_bytes()].concat();
     Ok(NewConnector {
         name,
-        content: Content {
-            configuration: given,
-            operator_role: request.operator_role.clone(),
-        },
+        content: Content { configuration: given, operator_role: request.operator_role.clone() },
         tags,
         token: TokenUse::of(&request.client_token, &parameters),
     })
@@ -109,16 +100,8 @@ pub fn create(request: &CreateNetworkConnectorRequest) -> Result<NewConnector, R
 fn required(request: &CreateNetworkConnectorRequest, findings: &mut Findings) {
     let given = request.configuration.as_ref();
     let rules = [
-        (
-            !request.client_token.is_empty(),
-            "clientToken",
-            "ClientToken is a required field",
-        ),
-        (
-            given.is_some(),
-            "configuration",
-            "Configuration is a required field",
-        ),
+        (!request.client_token.is_empty(), "clientToken", "ClientToken is a required field"),
+        (given.is_some(), "configuration", "Configuration is a required field"),
         (
             given.is_some_and(|given| !given.associated_compute_resource_types.is_empty()),
             "configuration.associatedComputeResourceTypes",
@@ -154,25 +137,13 @@ pub fn update(request: &UpdateNetworkConnectorRequest) -> Result<(Change, TokenU
         configuration(given, &mut findings.violations);
     }
     if request.client_token.is_empty() {
-        findings.refuse(Refusal::sentence(
-            "clientToken",
-            "ClientToken is a required field",
-        ));
+        findings.refuse(Refusal::sentence("clientToken", "ClientToken is a required field"));
     }
     findings.finish(Some(()))?;
-    let plain = UpdateNetworkConnectorRequest {
-        client_token: String::new(),
-        ..request.clone()
-    };
+    let plain = UpdateNetworkConnectorRequest { client_token: String::new(), ..request.clone() };
     let role = Some(request.operator_role.clone()).filter(|role| !role.is_empty());
-    let change = Change {
-        configuration: request.configuration.clone(),
-        operator_role: role,
-    };
-    Ok((
-        change,
-        TokenUse::of(&request.client_token, &plain.encode_to_vec()),
-    ))
+    let change = Change { configuration: request.configuration.clone(), operator_role: role };
+    Ok((change, TokenUse::of(&request.client_token, &plain.encode_to_vec())))
 }
 
 /// Tags to set.
@@ -245,12 +216,7 @@ fn role(text: &str, violations: &mut Violations) {
 fn configuration(given: &NetworkConnectorConfiguration, violations: &mut Violations) {
     let field = |name: &str| format!("configuration.{name}");
     networks(&given.subnet_ids, SUBNET, &field("subnetIds"), violations);
-    networks(
-        &given.security_group_ids,
-        "sg-",
-        &field("securityGroupIds"),
-        violations,
-    );
+    networks(&given.security_group_ids, "sg-", &field("securityGroupIds"), violations);
     let types = &given.associated_compute_resource_types;
     let known = |kind: &i32| ComputeResourceType::try_from(*kind).is_ok_and(|kind| kind as i32 != 0);
     violations.check(
@@ -292,11 +258,7 @@ fn networks(ids: &[String], prefix: &str, field: &str, violations: &mut Violatio
 }
 
 fn tags(given: &HashMap<String, String>, violations: &mut Violations) -> BTreeMap<String, String> {
-    violations.check(
-        given.len() <= TAGS_MAX,
-        "tags",
-        format!("must have at most {TAGS_MAX} entries"),
-    );
+    violations.check(given.len() <= TAGS_MAX, "tags", format!("must have at most {TAGS_MAX} entries"));
     let sorted: BTreeMap<String, String> = given.clone().into_iter().take(TAGS_MAX).collect();
     for (key, value) in &sorted {
         tag_key(key, "tags", violations);

@@ -7,11 +7,7 @@ fn seconds(seconds: i64) -> prost_types::Duration {
 
 fn fields(refusal: Refusal) -> Vec<String> {
     match refusal {
-        Refusal::Invalid(violations) => violations
-            .into_vec()
-            .into_iter()
-            .map(|(field, _)| field)
-            .collect(),
+        Refusal::Invalid(violations) => violations.into_vec().into_iter().map(|(field, _)| field).collect(),
         other => panic!("{other}"),
     }
 }
@@ -26,10 +22,7 @@ fn policy(idle: i64, suspended: i64) -> Option<WireIdlePolicy> {
 
 #[test]
 fn run_fills_in_defaults() {
-    let request = RunMicrovmRequest {
-        image_identifier: "app".into(),
-        ..Default::default()
-    };
+    let request = RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() };
     let run = run(&request, &Settings::default()).unwrap();
     assert_eq!(run.maximum_duration.as_secs(), 28_800);
     let prefix = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:";
@@ -45,72 +38,33 @@ fn run_names_every_violated_field() {
     type Change = Box<dyn Fn(&mut RunMicrovmRequest)>;
     let change = |change: fn(&mut RunMicrovmRequest)| Box::new(change) as Change;
     let cases: Vec<(Change, &[&str])> = vec![
-        (
-            change(|r| r.image_identifier = "bad name!".into()),
-            &["imageIdentifier"],
-        ),
+        (change(|r| r.image_identifier = "bad name!".into()), &["imageIdentifier"]),
         (change(|r| r.image_identifier.clear()), &["imageIdentifier"]),
         (change(|r| r.image_version = "1".into()), &["imageVersion"]),
         (change(|r| r.idle_policy = policy(60, 0)), &[]),
-        (
-            change(|r| r.idle_policy = policy(59, 0)),
-            &["idlePolicy.maxIdleDurationSeconds"],
-        ),
-        (
-            change(|r| r.idle_policy = policy(28_801, 28_800)),
-            &["idlePolicy.maxIdleDurationSeconds"],
-        ),
-        (
-            change(|r| r.idle_policy = policy(60, -1)),
-            &["idlePolicy.suspendedDurationSeconds"],
-        ),
+        (change(|r| r.idle_policy = policy(59, 0)), &["idlePolicy.maxIdleDurationSeconds"]),
+        (change(|r| r.idle_policy = policy(28_801, 28_800)), &["idlePolicy.maxIdleDurationSeconds"]),
+        (change(|r| r.idle_policy = policy(60, -1)), &["idlePolicy.suspendedDurationSeconds"]),
         (
             change(|r| r.idle_policy = Some(WireIdlePolicy::default())),
-            &[
-                "idlePolicy.maxIdleDurationSeconds",
-                "idlePolicy.suspendedDurationSeconds",
-            ],
+            &["idlePolicy.maxIdleDurationSeconds", "idlePolicy.suspendedDurationSeconds"],
         ),
-        (
-            change(|r| r.maximum_duration = Some(seconds(0))),
-            &["maximumDurationInSeconds"],
-        ),
+        (change(|r| r.maximum_duration = Some(seconds(0))), &["maximumDurationInSeconds"]),
         (change(|r| r.maximum_duration = Some(seconds(1))), &[]),
-        (
-            change(|r| r.maximum_duration = Some(seconds(28_801))),
-            &["maximumDurationInSeconds"],
-        ),
+        (change(|r| r.maximum_duration = Some(seconds(28_801))), &["maximumDurationInSeconds"]),
         (
             change(|r| r.maximum_duration = Some(prost_types::Duration { seconds: 1, nanos: 5 })),
             &["maximumDurationInSeconds"],
         ),
         (change(|r| r.run_hook_payload = "x".repeat(4096)), &[]),
-        (
-            change(|r| r.run_hook_payload = "x".repeat(4097)),
-            &["runHookPayload"],
-        ),
+        (change(|r| r.run_hook_payload = "x".repeat(4097)), &["runHookPayload"]),
         (change(|r| r.client_token = "t".repeat(128)), &[]),
         (change(|r| r.client_token = "t".repeat(129)), &["clientToken"]),
-        (
-            change(|r| r.execution_role_arn = "r".repeat(2049)),
-            &["executionRoleArn"],
-        ),
-        (
-            change(|r| r.execution_role_arn = "arn:aws:iam::123456789012:role/app".into()),
-            &[],
-        ),
-        (
-            change(|r| r.execution_role_arn = "app".into()),
-            &["executionRoleArn"],
-        ),
-        (
-            change(|r| r.image_identifier = format!("arn:{}", "x".repeat(253))),
-            &["imageIdentifier"],
-        ),
-        (
-            change(|r| r.egress_network_connectors = vec!["x".repeat(2049)]),
-            &["egressNetworkConnectors[0]"],
-        ),
+        (change(|r| r.execution_role_arn = "r".repeat(2049)), &["executionRoleArn"]),
+        (change(|r| r.execution_role_arn = "arn:aws:iam::123456789012:role/app".into()), &[]),
+        (change(|r| r.execution_role_arn = "app".into()), &["executionRoleArn"]),
+        (change(|r| r.image_identifier = format!("arn:{}", "x".repeat(253))), &["imageIdentifier"]),
+        (change(|r| r.egress_network_connectors = vec!["x".repeat(2049)]), &["egressNetworkConnectors[0]"]),
         (change(|r| r.idle_policy = policy(60, i64::from(i32::MAX))), &[]),
         (
             change(|r| r.idle_policy = policy(60, i64::from(i32::MAX) + 1)),
@@ -134,10 +88,7 @@ fn run_names_every_violated_field() {
         ),
     ];
     for (number, (change, expected)) in cases.into_iter().enumerate() {
-        let mut request = RunMicrovmRequest {
-            image_identifier: "app".into(),
-            ..Default::default()
-        };
+        let mut request = RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() };
         change(&mut request);
         let violated = run(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
         assert_eq!(violated, expected, "case {number}");
@@ -177,32 +128,13 @@ fn rules_with_a_sentence_come_after_the_fields() {
             &[],
             "Invalid ARN format: arn:aws:lambda:us-east-1:000000000000:microvm-image/app",
         ),
-        case(
-            app(),
-            &[],
-            &["INTERNET_EGRESS".into()],
-            "Malformed network connector ARN",
-        ),
-        case(
-            app(),
-            &["HTTP_INGRESS".into()],
-            &[],
-            "Malformed network connector ARN",
-        ),
-        case(
-            app(),
-            &[managed("ALL_INGRESS"), managed("SHELL_INGRESS")],
-            &[],
-            "",
-        ),
+        case(app(), &[], &["INTERNET_EGRESS".into()], "Malformed network connector ARN"),
+        case(app(), &["HTTP_INGRESS".into()], &[], "Malformed network connector ARN"),
+        case(app(), &[managed("ALL_INGRESS"), managed("SHELL_INGRESS")], &[], ""),
         case(
             app(),
             &[managed("HTTP_INGRESS"), managed("SHELL_INGRESS")],
-            &[
-                managed("INTERNET_EGRESS"),
-                customer(ours),
-                customer(&format!("{ours}:2")),
-            ],
+            &[managed("INTERNET_EGRESS"), customer(ours), customer(&format!("{ours}:2"))],
             "",
         ),
         case(
@@ -212,31 +144,11 @@ fn rules_with_a_sentence_come_after_the_fields() {
             "NO_INGRESS cannot be combined with other ingress network connectors",
         ),
         case(app(), &[managed("NO_INGRESS")], &[], ""),
-        case(
-            app(),
-            &[managed("INTERNET_EGRESS")],
-            &[],
-            "is not an ingress network connector",
-        ),
-        case(
-            app(),
-            &[customer(ours)],
-            &[],
-            "is not an ingress network connector",
-        ),
-        case(
-            app(),
-            &[],
-            &[managed("HTTP_INGRESS")],
-            "is not an egress network connector",
-        ),
+        case(app(), &[managed("INTERNET_EGRESS")], &[], "is not an ingress network connector"),
+        case(app(), &[customer(ours)], &[], "is not an ingress network connector"),
+        case(app(), &[], &[managed("HTTP_INGRESS")], "is not an egress network connector"),
         case(app(), &[], &[managed("NO_EGRESS")], "known are INTERNET_EGRESS"),
-        case(
-            app(),
-            &[],
-            std::slice::from_ref(&theirs),
-            "belongs to another account",
-        ),
+        case(app(), &[], std::slice::from_ref(&theirs), "belongs to another account"),
         case(
             app(),
             &[],
@@ -255,23 +167,14 @@ fn rules_with_a_sentence_come_after_the_fields() {
         assert_eq!(found.is_empty(), text.is_empty(), "{found}, not {text}");
         assert!(found.contains(&text), "{found}, not {text}");
         // A field that breaks a rule is told first.
-        let worse = RunMicrovmRequest {
-            image_version: "x".into(),
-            ..request
-        };
-        assert_eq!(
-            fields(run(&worse, &Settings::default()).unwrap_err()),
-            ["imageVersion"]
-        );
+        let worse = RunMicrovmRequest { image_version: "x".into(), ..request };
+        assert_eq!(fields(run(&worse, &Settings::default()).unwrap_err()), ["imageVersion"]);
     }
 }
 
 #[test]
 fn the_payload_limit_is_a_setting() {
-    let settings = Settings {
-        run_hook_payload_bytes_max: 8,
-        ..Settings::default()
-    };
+    let settings = Settings { run_hook_payload_bytes_max: 8, ..Settings::default() };
     for (payload, good) in [("12345678", true), ("123456789", false), ("äääää", false)] {
         let request = RunMicrovmRequest {
             image_identifier: "app".into(),
@@ -284,22 +187,10 @@ fn the_payload_limit_is_a_setting() {
 
 #[test]
 fn the_idle_floor_is_a_setting() {
-    let request = RunMicrovmRequest {
-        image_identifier: "app".into(),
-        idle_policy: policy(2, 0),
-        ..Default::default()
-    };
+    let request =
+        RunMicrovmRequest { image_identifier: "app".into(), idle_policy: policy(2, 0), ..Default::default() };
     assert!(run(&request, &Settings::default()).is_err());
-    assert!(
-        run(
-            &request,
-            &Settings {
-                idle_floor_seconds: 1,
-                ..Settings::default()
-            }
-        )
-        .is_ok()
-    );
+    assert!(run(&request, &Settings { idle_floor_seconds: 1, ..Settings::default() }).is_ok());
 }
 
 #[test]
@@ -319,20 +210,12 @@ fn the_same_request_has_the_same_digest() {
 
 #[test]
 fn token_requests() {
-    let ports = |scopes: Vec<Scope>| {
-        scopes
-            .into_iter()
-            .map(|scope| WirePortScope { scope: Some(scope) })
-            .collect()
-    };
+    let ports =
+        |scopes: Vec<Scope>| scopes.into_iter().map(|scope| WirePortScope { scope: Some(scope) }).collect();
     let range = |start_port, end_port| Scope::Range(PortRange { start_port, end_port });
     let minute = seconds(60);
     for (expiration, scopes, expected) in [
-        (
-            minute,
-            vec![Scope::Port(8080), range(1, 2), Scope::AllPorts(AllPorts {})],
-            &[][..],
-        ),
+        (minute, vec![Scope::Port(8080), range(1, 2), Scope::AllPorts(AllPorts {})], &[][..]),
         (seconds(3600), vec![Scope::Port(1)], &[]),
         (seconds(3601), vec![Scope::Port(1)], &["expirationInMinutes"]),
         (seconds(90), vec![Scope::Port(1)], &["expirationInMinutes"]),

@@ -13,18 +13,10 @@ async fn lists_are_paged_by_name_and_filtered_by_state() {
         create(&client, request(name)).await.unwrap();
     }
     let list = |size: u32, token: &str, state: NetworkConnectorState| {
-        let request = ListNetworkConnectorsRequest {
-            page_size: size,
-            page_token: token.into(),
-            state: state.into(),
-        };
+        let request =
+            ListNetworkConnectorsRequest { page_size: size, page_token: token.into(), state: state.into() };
         let mut client = client.clone();
-        async move {
-            client
-                .list_network_connectors(request)
-                .await
-                .map(|answer| answer.into_inner())
-        }
+        async move { client.list_network_connectors(request).await.map(|answer| answer.into_inner()) }
     };
     let (mut names, mut token) = (Vec::new(), String::new());
     loop {
@@ -63,16 +55,9 @@ async fn versions_are_listed_newest_first() {
     let (_rig, _scheduler, client) = led(&[QUICK]).await;
     active(&client, request("net")).await;
     for number in 2..=4u64 {
-        update(
-            &client,
-            subnets("net", &[&format!("subnet-{number}")], &format!("u{number}")),
-        )
-        .await
-        .unwrap();
-        eventually("the version", || async {
-            (read(&client, "net").await.ok()?.1 == number).then_some(())
-        })
-        .await;
+        update(&client, subnets("net", &[&format!("subnet-{number}")], &format!("u{number}"))).await.unwrap();
+        eventually("the version", || async { (read(&client, "net").await.ok()?.1 == number).then_some(()) })
+            .await;
     }
     let list = |token: String| {
         let request = ListNetworkConnectorVersionsRequest {
@@ -104,48 +89,27 @@ async fn tags_are_set_and_removed_without_a_version() {
     let (_rig, _scheduler, client) = led(&[QUICK]).await;
     active(
         &client,
-        CreateNetworkConnectorRequest {
-            tags: tagged(&[("team", "a"), ("stage", "test")]),
-            ..request("net")
-        },
+        CreateNetworkConnectorRequest { tags: tagged(&[("team", "a"), ("stage", "test")]), ..request("net") },
     )
     .await;
     let tag = |tags: &[(&str, &str)]| {
-        let request = TagNetworkConnectorRequest {
-            identifier: "net".into(),
-            tags: tagged(tags),
-        };
+        let request = TagNetworkConnectorRequest { identifier: "net".into(), tags: tagged(tags) };
         let mut client = client.clone();
         async move {
             let answer = client.tag_network_connector(request).await?;
             Ok::<_, Status>(answer.into_inner().connector.unwrap())
         }
     };
-    let now = tag(&[("team", "b"), ("torpor:deny-cidrs", "10.0.0.0/8")])
-        .await
-        .unwrap();
-    let expected = [
-        ("team", "b"),
-        ("stage", "test"),
-        ("torpor:deny-cidrs", "10.0.0.0/8"),
-    ];
+    let now = tag(&[("team", "b"), ("torpor:deny-cidrs", "10.0.0.0/8")]).await.unwrap();
+    let expected = [("team", "b"), ("stage", "test"), ("torpor:deny-cidrs", "10.0.0.0/8")];
     assert_eq!((now.tags, now.version), (tagged(&expected), 1));
     for (key, value, text) in [
         ("torpor:deny-cidrs", "10.0.0.0/33", "'10.0.0.0/33' is not a CIDR"),
-        (
-            "torpor:allow-cidrs",
-            "2001:db8::/32",
-            "needs NetworkProtocol DualStack",
-        ),
+        ("torpor:allow-cidrs", "2001:db8::/32", "needs NetworkProtocol DualStack"),
         ("torpor:allowcidrs", "10.0.0.0/8", "reserved"),
         ("", "x", "keys must be 1 to 128"),
     ] {
-        refused(
-            tag(&[(key, value)]).await,
-            Code::InvalidArgument,
-            reason::INVALID_ARGUMENT,
-            text,
-        );
+        refused(tag(&[(key, value)]).await, Code::InvalidArgument, reason::INVALID_ARGUMENT, text);
     }
     let many: Vec<(String, String)> = (0..48).map(|n| (format!("k{n}"), String::new())).collect();
     let many: Vec<(&str, &str)> = many.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
@@ -160,10 +124,7 @@ async fn tags_are_set_and_removed_without_a_version() {
         tag_keys: vec!["team".into(), "torpor:deny-cidrs".into(), "absent".into()],
     };
     let now = client.clone().untag_network_connector(request).await.unwrap();
-    assert_eq!(
-        now.into_inner().connector.unwrap().tags,
-        tagged(&[("stage", "test")])
-    );
+    assert_eq!(now.into_inner().connector.unwrap().tags, tagged(&[("stage", "test")]));
 }
 
 #[tokio::test]
@@ -178,9 +139,7 @@ async fn the_largest_connectors_fit_into_pages_and_records() {
         }),
         operator_role: format!("arn:aws:iam::000000000000:role/{}", "r".repeat(10_000 - 31)),
         // Characters of four bytes each.
-        tags: (0..50)
-            .map(|n| (format!("{n:02}{}", "𐐀".repeat(126)), "𐐀".repeat(256)))
-            .collect(),
+        tags: (0..50).map(|n| (format!("{n:02}{}", "𐐀".repeat(126)), "𐐀".repeat(256))).collect(),
         ..request(name)
     };
     for number in 0..30 {
@@ -189,16 +148,8 @@ async fn the_largest_connectors_fit_into_pages_and_records() {
     let (mut names, mut token) = (Vec::new(), String::new());
     let mut pages = 0;
     loop {
-        let request = ListNetworkConnectorsRequest {
-            page_token: token,
-            ..Default::default()
-        };
-        let page = client
-            .clone()
-            .list_network_connectors(request)
-            .await
-            .unwrap()
-            .into_inner();
+        let request = ListNetworkConnectorsRequest { page_token: token, ..Default::default() };
+        let page = client.clone().list_network_connectors(request).await.unwrap().into_inner();
         names.extend(page.connectors.into_iter().map(|connector| connector.name));
         pages += 1;
         token = page.next_page_token;

@@ -21,14 +21,9 @@ async fn a_killed_scheduler_leaves_nothing_half_done() {
     // A leader that dies before it settles anything.
     let mut scheduler = rig.scheduler(&[SLOW]);
     let client = rig.connectors(&scheduler, Role::Admin);
-    eventually("the next leader", || async {
-        read(&client, "updated").await.ok()
-    })
-    .await;
+    eventually("the next leader", || async { read(&client, "updated").await.ok() }).await;
     let created = create(&client, request("created")).await.unwrap();
-    update(&client, subnets("updated", &["subnet-2"], "u"))
-        .await
-        .unwrap();
+    update(&client, subnets("updated", &["subnet-2"], "u")).await.unwrap();
     delete(&client, "deleted").await.unwrap();
     let before = rig.listed("connectors/").await.len();
     assert_eq!(before, 2 + 3 + 2, "a key each and one for each version");
@@ -50,13 +45,7 @@ async fn a_killed_scheduler_leaves_nothing_half_done() {
     // The token of the request before the crash still means that connector.
     let again = create(&client, request("created")).await.unwrap();
     assert_eq!(again.id, created.id);
-    assert_eq!(
-        update(&client, subnets("updated", &["subnet-2"], "u"))
-            .await
-            .unwrap()
-            .version,
-        2
-    );
+    assert_eq!(update(&client, subnets("updated", &["subnet-2"], "u")).await.unwrap().version, 2);
 }
 
 #[tokio::test]
@@ -67,17 +56,11 @@ async fn a_deposed_leader_writes_nothing() {
     rig.depose().await;
     let answer = create(&client, request("other")).await;
     refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
-    for answer in [
-        update(&client, subnets("net", &["subnet-2"], "u")).await,
-        delete(&client, "net").await,
-    ] {
+    for answer in [update(&client, subnets("net", &["subnet-2"], "u")).await, delete(&client, "net").await] {
         refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
     }
     assert_eq!(rig.store.list("connectors/").await.unwrap().0, before);
-    rig.store
-        .delete_if("elections/scheduler", records::Expect::Any, None)
-        .await
-        .unwrap();
+    rig.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
     let back = eventually("to lead again", || async { read(&client, "net").await.ok() }).await;
     assert_eq!(back.0, made);
     create(&client, request("other")).await.unwrap();
@@ -89,17 +72,9 @@ async fn what_somebody_else_wrote_is_followed() {
     let made = active(&client, request("net")).await;
     let key = format!("connectors/{}", made.id);
     let found = rig.store.get(&key).await.unwrap().unwrap();
-    rig.store
-        .put_if(&key, found.value, records::Expect::Any, None)
-        .await
-        .unwrap();
+    rig.store.put_if(&key, found.value, records::Expect::Any, None).await.unwrap();
     let answer = update(&client, subnets("net", &["subnet-2"], "u")).await;
-    refused(
-        answer,
-        Code::Unavailable,
-        reason::STORE_UNAVAILABLE,
-        "somebody else",
-    );
+    refused(answer, Code::Unavailable, reason::STORE_UNAVAILABLE, "somebody else");
     assert_eq!(read(&client, "net").await.unwrap().0, made);
     let now = update(&client, subnets("net", &["subnet-2"], "u")).await.unwrap();
     assert_eq!(now.version, 2);
@@ -125,17 +100,11 @@ async fn etcd_may_be_killed_under_a_change() {
         rig.etcd.kill();
         rig.etcd.restart().await;
         // Whatever became of the first calls, the same calls again mean the same.
-        let made = eventually("the connector", || async {
-            create(&client, request(&name)).await.ok()
-        })
-        .await;
+        let made = eventually("the connector", || async { create(&client, request(&name)).await.ok() }).await;
         if let Ok(first) = begun.0.await.unwrap() {
             assert_eq!(first.id, made.id);
         }
-        let changed = eventually("the change", || async {
-            update(&client, change.clone()).await.ok()
-        })
-        .await;
+        let changed = eventually("the change", || async { update(&client, change.clone()).await.ok() }).await;
         assert_eq!(changed.version, round + 2);
         if let Ok(first) = begun.1.await.unwrap() {
             assert_eq!(first.version, round + 2);

@@ -48,19 +48,13 @@ fn what_is_left_out_is_asked_for_one_sentence_at_a_time() {
             |r| r.operator_role.clear(),
             "NetworkConnectorOperatorRole is required for VPC_EGRESS connector type",
         ),
-        (
-            |r| configuration(r).subnet_ids.clear(),
-            "SubnetIds is required for VPC_EGRESS connector type",
-        ),
+        (|r| configuration(r).subnet_ids.clear(), "SubnetIds is required for VPC_EGRESS connector type"),
     ];
     for (change, text) in cases {
         assert_eq!(created(change), text);
     }
     let nothing: Change = |r| {
-        *r = CreateNetworkConnectorRequest {
-            name: "net".into(),
-            ..Default::default()
-        };
+        *r = CreateNetworkConnectorRequest { name: "net".into(), ..Default::default() };
     };
     assert_eq!(created(nothing), "ClientToken is a required field");
 }
@@ -72,10 +66,7 @@ fn forms_and_lengths_are_told_first_and_together() {
         (|r| r.name = "n".repeat(65), &["name: must be 1 to 64"]),
         (|r| r.name = ARN.into(), &["name: must be 1 to 64"]),
         (|r| r.client_token = "t".repeat(64), &[]),
-        (
-            |r| r.client_token = "t".repeat(65),
-            &["clientToken: must be 1 to 64"],
-        ),
+        (|r| r.client_token = "t".repeat(65), &["clientToken: must be 1 to 64"]),
         (|r| configuration(r).subnet_ids = vec!["subnet-1".into(); 16], &[]),
         (
             |r| {
@@ -84,20 +75,14 @@ fn forms_and_lengths_are_told_first_and_together() {
             },
             &["configuration.subnetIds: must have at most 16"],
         ),
-        (
-            |r| configuration(r).security_group_ids = vec!["sg-1A".into(); 16],
-            &[],
-        ),
+        (|r| configuration(r).security_group_ids = vec!["sg-1A".into(); 16], &[]),
         (
             |r| configuration(r).security_group_ids = vec!["sg-1".into(); 17],
             &["configuration.securityGroupIds: must have at most 16"],
         ),
         (
             |r| configuration(r).subnet_ids = vec!["subnet-1".into(), "subnet-A".into(), "x".into()],
-            &[
-                "configuration.subnetIds[1]: must be 'subnet-'",
-                "configuration.subnetIds[2]",
-            ],
+            &["configuration.subnetIds[1]: must be 'subnet-'", "configuration.subnetIds[2]"],
         ),
         (
             |r| configuration(r).subnet_ids = vec![format!("subnet-{}", "1".repeat(1018))],
@@ -111,18 +96,9 @@ fn forms_and_lengths_are_told_first_and_together() {
             |r| configuration(r).associated_compute_resource_types = vec![9],
             &["associatedComputeResourceTypes: must be exactly one"],
         ),
-        (
-            |r| configuration(r).network_protocol = 9,
-            &["networkProtocol: must be IPv4"],
-        ),
-        (
-            |r| configuration(r).elastic_ip_type = 9,
-            &["elasticIpConfiguration.type"],
-        ),
-        (
-            |r| r.operator_role = "operator".into(),
-            &["operatorRole: must be the ARN of a role"],
-        ),
+        (|r| configuration(r).network_protocol = 9, &["networkProtocol: must be IPv4"]),
+        (|r| configuration(r).elastic_ip_type = 9, &["elasticIpConfiguration.type"]),
+        (|r| r.operator_role = "operator".into(), &["operatorRole: must be the ARN of a role"]),
         (
             |r| drop(r.tags.insert("torpor:allow-cidrs".into(), "10.0.0.1/8".into())),
             &["tags.torpor:allow-cidrs: '10.0.0.1/8' has host bits"],
@@ -152,10 +128,7 @@ fn forms_and_lengths_are_told_first_and_together() {
 
 #[test]
 fn roles_by_their_form() {
-    let longest = format!(
-        "arn:aws:iam::000000000000:role/{}",
-        "r".repeat(CONNECTOR_ROLE_MAX - 31)
-    );
+    let longest = format!("arn:aws:iam::000000000000:role/{}", "r".repeat(CONNECTOR_ROLE_MAX - 31));
     for (text, good) in [
         ("arn:aws:iam::000000000000:role/a/b+=,.@-_", true),
         ("arn:aws-cn:iam::000000000000:role/x", true),
@@ -179,10 +152,7 @@ fn the_same_request_has_the_same_digest_whatever_the_order_of_tags() {
     let used = |tags: &[(&str, &str)], token: &str| {
         let mut request = whole();
         request.client_token = token.into();
-        request.tags = tags
-            .iter()
-            .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
-            .collect();
+        request.tags = tags.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
         create(&request).unwrap().token
     };
     let many: Vec<(String, String)> = (0..30).map(|n| (format!("k{n}"), n.to_string())).collect();
@@ -196,10 +166,7 @@ fn the_same_request_has_the_same_digest_whatever_the_order_of_tags() {
 #[test]
 fn identifiers_are_names_ids_or_arns_of_this_account() {
     let settings = Settings::default();
-    let named = |key: &str, version| ConnectorRef {
-        key: key.parse().unwrap(),
-        version,
-    };
+    let named = |key: &str, version| ConnectorRef { key: key.parse().unwrap(), version };
     for (text, expected) in [
         ("net", named("net", None)),
         ("nc-1", named("nc-1", None)),
@@ -212,18 +179,9 @@ fn identifiers_are_names_ids_or_arns_of_this_account() {
         ("", "identifier: must be 1 to 140"),
         (&"x".repeat(141), "identifier: must be 1 to 140"),
         ("a b", "identifier: must be 1 to 64"),
-        (
-            "arn:aws:lambda:us-east-1:000000000000:network-connector:",
-            "Malformed network connector ARN",
-        ),
-        (
-            &ARN.replace("us-east-1", "eu-west-1"),
-            "belongs to another region",
-        ),
-        (
-            &ARN.replace("000000000000", "111111111111"),
-            "belongs to another account",
-        ),
+        ("arn:aws:lambda:us-east-1:000000000000:network-connector:", "Malformed network connector ARN"),
+        (&ARN.replace("us-east-1", "eu-west-1"), "belongs to another region"),
+        (&ARN.replace("000000000000", "111111111111"), "belongs to another account"),
         (
             "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS",
             "belongs to another account",
@@ -233,28 +191,17 @@ fn identifiers_are_names_ids_or_arns_of_this_account() {
         assert!(found.contains(message), "{found}");
     }
     assert!(unqualified(ARN, &settings).is_ok());
-    let found = unqualified(&format!("{ARN}:3"), &settings)
-        .unwrap_err()
-        .to_string();
+    let found = unqualified(&format!("{ARN}:3"), &settings).unwrap_err().to_string();
     assert!(found.contains("names one version"), "{found}");
 }
 
 #[test]
 fn updates_need_a_token_and_keep_what_is_left_out() {
-    let request = UpdateNetworkConnectorRequest {
-        identifier: "net".into(),
-        ..Default::default()
-    };
+    let request = UpdateNetworkConnectorRequest { identifier: "net".into(), ..Default::default() };
     let found = update(&request).unwrap_err().to_string();
     assert_eq!(found, "ClientToken is a required field");
-    let request = UpdateNetworkConnectorRequest {
-        client_token: "t".into(),
-        ..request
-    };
-    assert_eq!(
-        update(&request).unwrap().0,
-        crate::domain::connector::Change::default()
-    );
+    let request = UpdateNetworkConnectorRequest { client_token: "t".into(), ..request };
+    assert_eq!(update(&request).unwrap().0, crate::domain::connector::Change::default());
     let bad = UpdateNetworkConnectorRequest {
         operator_role: "x".into(),
         configuration: Some(NetworkConnectorConfiguration {
@@ -264,8 +211,5 @@ fn updates_need_a_token_and_keep_what_is_left_out() {
         ..request
     };
     let found = update(&bad).unwrap_err().to_string();
-    assert!(
-        found.contains("operatorRole") && found.contains("subnetIds[0]"),
-        "{found}"
-    );
+    assert!(found.contains("operatorRole") && found.contains("subnetIds[0]"), "{found}");
 }
