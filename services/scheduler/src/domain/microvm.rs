@@ -17,7 +17,7 @@ use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{IllegalTransition, MicrovmEvent, MicrovmState};
-use model::{HostId, ImageArn, MicrovmId, VersionNumber};
+use model::{ConnectorArn, HostId, ImageArn, ManagedConnector, MicrovmId, VersionNumber};
 
 use super::idempotency::TokenUse;
 
@@ -72,13 +72,43 @@ pub struct Spec {
     pub payload: Payload,
     /// Where its logs go.
     pub logging: Option<Logging>,
-    /// Ingress connectors by ARN.
-    pub ingress: Vec<String>,
-    /// Egress connectors by ARN.
-    pub egress: Vec<String>,
+    /// Ingress connectors as they were named.
+    pub ingress: Vec<ConnectorArn>,
+    /// Egress connectors as they were named.
+    pub egress: Vec<ConnectorArn>,
     /// What the customer's connectors among them let out, as they were at the
     /// launch; absent when there are none.
     pub egress_policy: Option<EgressPolicy>,
+}
+
+impl Spec {
+    /// Whether its ingress connectors let requests to its endpoint in.
+    #[must_use]
+    pub fn lets_requests_in(&self) -> bool {
+        !names(&self.ingress, ManagedConnector::NoIngress)
+    }
+
+    /// Whether its ingress connectors let shells in.
+    #[must_use]
+    pub fn lets_shells_in(&self) -> bool {
+        names(&self.ingress, ManagedConnector::ShellIngress) && !self.mixes_ingress()
+    }
+
+    /// Whether ALL_INGRESS stands beside other connectors: a launch takes that, a shell does not.
+    #[must_use]
+    pub fn mixes_ingress(&self) -> bool {
+        names(&self.ingress, ManagedConnector::AllIngress) && self.ingress.len() > 1
+    }
+
+    /// Whether the platform's connector to everywhere is among its egress connectors.
+    #[must_use]
+    pub fn reaches_the_internet(&self) -> bool {
+        names(&self.egress, ManagedConnector::InternetEgress)
+    }
+}
+
+fn names(connectors: &[ConnectorArn], wanted: ManagedConnector) -> bool {
+    connectors.iter().any(|arn| arn.managed_connector() == Some(wanted))
 }
 
 /// What should become of it.
@@ -243,6 +273,24 @@ pub(crate) mod tests {
             snapshot: None,
             metering: None,
             last_transition: None,
+        }
+    }
+
+    #[test]
+    fn ingress_by_connectors() {
+        use ManagedConnector::{AllIngress, HttpIngress, NoIngress, ShellIngress};
+        for (ingress, http, shell, mixed) in [
+            (&[HttpIngress][..], true, false, false),
+            (&[AllIngress], true, false, false),
+            (&[NoIngress], false, false, false),
+            (&[ShellIngress], true, true, false),
+            (&[HttpIngress, ShellIngress], true, true, false),
+            (&[AllIngress, ShellIngress], true, false, true),
+        ] {
+            let mut spec = sample(1, SystemTime::UNIX_EPOCH).spec;
+            spec.ingress = ingress.iter().map(|one| ConnectorArn::managed("us-east-1", *one)).collect();
+            let found = (spec.lets_requests_in(), spec.lets_shells_in(), spec.mixes_ingress());
+            assert_eq!(found, (http, shell, mixed), "{ingress:?}");
         }
     }
 

@@ -218,18 +218,10 @@ fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
 
 /// Whether the microVM's ingress connectors let a shell in.
 fn shell_allowed(microvm: &Microvm) -> Result<(), Refusal> {
-    let ingress = &microvm.spec.ingress;
-    let has = |name: &str| ingress.iter().any(|arn| managed_name(arn) == Some(name));
-    let mixed = has("ALL_INGRESS") && ingress.len() > 1;
-    if mixed || !has("SHELL_INGRESS") {
-        return Err(Refusal::ShellNotAllowed { id: microvm.id.clone(), mixed });
+    if microvm.spec.lets_shells_in() {
+        return Ok(());
     }
-    Ok(())
-}
-
-/// Last part of a platform connector's ARN.
-fn managed_name(arn: &str) -> Option<&str> {
-    arn.rsplit_once(":aws-network-connector:").map(|(_, name)| name)
+    Err(Refusal::ShellNotAllowed { id: microvm.id.clone(), mixed: microvm.spec.mixes_ingress() })
 }
 
 /// A token in the header it goes into, and when it stops working.

@@ -95,9 +95,7 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
         payload: Payload(request.run_hook_payload.clone()),
         logging: request.logging.clone(),
         ingress,
-        egress: egress.arns,
-        customer_egress: egress.customer,
-        internet_egress: egress.internet,
+        egress,
         token,
     })
 }

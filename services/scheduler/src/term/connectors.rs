@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 
 use api::connector::v1::NetworkProtocol;
 use model::limits::TAGS_MAX;
-use model::{ConnectorArn, ConnectorName, Violations};
+use model::{ConnectorArn, ConnectorName, ConnectorResource, Violations};
 use uuid::Uuid;
 
 use super::durable::Committed;
@@ -30,6 +30,19 @@ pub struct ConnectorRef {
     pub key: ConnectorName,
     /// One version of it.
     pub version: Option<u64>,
+}
+
+impl ConnectorRef {
+    /// The account's connector that an ARN names; `None` for one of the platform.
+    #[must_use]
+    pub fn of(arn: &ConnectorArn) -> Option<Self> {
+        match &arn.resource {
+            ConnectorResource::Managed(_) => None,
+            ConnectorResource::Customer { key, version, .. } => {
+                Some(Self { key: key.clone(), version: *version })
+            }
+        }
+    }
 }
 
 /// A connector as asked for, checked field by field.

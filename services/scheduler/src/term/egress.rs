@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use api::connector::v1::ComputeResourceType;
 use api::hostagent::v1::EgressPolicy;
+use model::ConnectorArn;
 use model::state::ConnectorState;
 
 use super::Term;
@@ -15,20 +16,17 @@ use crate::domain::egress;
 use crate::refusal::Refusal;
 
 impl Term {
-    /// What a launch with these connectors may reach; `internet` says that the
-    /// platform's connector to everywhere is among them too. Nothing to say when
-    /// there are none.
+    /// What the customer's connectors among these let out together; absent when
+    /// none is among them.
     ///
     /// # Errors
     /// [`Refusal`] for the first that cannot be used.
-    pub(crate) fn egress_policy(
-        &self,
-        attached: &[ConnectorRef],
-        internet: bool,
-    ) -> Result<Option<EgressPolicy>, Refusal> {
+    pub(crate) fn egress_policy(&self, connectors: &[ConnectorArn]) -> Result<Option<EgressPolicy>, Refusal> {
+        let attached: Vec<ConnectorRef> = connectors.iter().filter_map(ConnectorRef::of).collect();
         if attached.is_empty() {
             return Ok(None);
         }
+        let internet = attached.len() < connectors.len();
         let entries = attached.iter().map(|named| self.connector(named));
         let entries: Vec<Arc<Entry>> = entries.collect::<Result<_, _>>()?;
         let mut used = Vec::new();

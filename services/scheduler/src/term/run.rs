@@ -7,12 +7,11 @@ use std::time::{Duration, SystemTime};
 
 use api::common::v1::{HookMode, Logging};
 use model::state::MicrovmState;
-use model::{ImageArn, ImageName, MicrovmId, VersionNumber};
+use model::{ConnectorArn, ImageArn, ImageName, MicrovmId, VersionNumber};
 use tokio::sync::OwnedMutexGuard;
 use uuid::Uuid;
 
 use super::Term;
-use super::connectors::ConnectorRef;
 use super::memory::{Handle, Memory};
 use crate::config::Settings;
 use crate::domain::catalog::Launchable;
@@ -38,14 +37,10 @@ pub struct RunRequest {
     pub payload: Payload,
     /// Where its logs go.
     pub logging: Option<Logging>,
-    /// Ingress connectors by ARN.
-    pub ingress: Vec<String>,
-    /// Egress connectors by ARN.
-    pub egress: Vec<String>,
-    /// The customer's connectors among them.
-    pub customer_egress: Vec<ConnectorRef>,
-    /// Whether the platform's connector to everywhere is among them.
-    pub internet_egress: bool,
+    /// Ingress connectors.
+    pub ingress: Vec<ConnectorArn>,
+    /// Egress connectors.
+    pub egress: Vec<ConnectorArn>,
     /// The caller's token and the digest of the request.
     pub token: Option<TokenUse>,
 }
@@ -96,7 +91,7 @@ impl Term {
     /// Checks the token, chooses a host and reserves room there, in one instant.
     fn admit(&self, request: RunRequest) -> Result<Admitted, Refusal> {
         let version = self.catalog().resolve(&request.image, request.version);
-        let policy = self.egress_policy(&request.customer_egress, request.internet_egress);
+        let policy = self.egress_policy(&request.egress);
         let now = SystemTime::now();
         let mut memory = self.memory();
         if let Some(asked) = request.token

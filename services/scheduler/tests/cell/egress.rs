@@ -5,7 +5,8 @@ use api::connector::v1::{
     UpdateNetworkConnectorRequest,
 };
 use api::errors::reason;
-use api::hostagent::v1::EgressPolicy;
+use api::hostagent::v1::egress::Reach;
+use api::hostagent::v1::{EgressPolicy, Internet, MicrovmSpec};
 use api::microvm::v1::{MicrovmState, RunMicrovmRequest};
 use rpc::Role;
 use tonic::Code;
@@ -22,9 +23,13 @@ fn through(connectors: &[&str]) -> RunMicrovmRequest {
     }
 }
 
-fn policy(allow: &[&str], deny: &[&str]) -> Option<EgressPolicy> {
+fn policy(allow: &[&str], deny: &[&str]) -> Option<Reach> {
     let owned = |list: &[&str]| list.iter().map(|cidr| (*cidr).to_owned()).collect();
-    Some(EgressPolicy { allow_cidrs: owned(allow), deny_cidrs: owned(deny) })
+    Some(Reach::Policy(EgressPolicy { allow_cidrs: owned(allow), deny_cidrs: owned(deny) }))
+}
+
+fn reach(spec: MicrovmSpec) -> Option<Reach> {
+    spec.egress.unwrap().reach
 }
 
 fn with_tags(name: &str, tags: &[(&str, &str)]) -> CreateNetworkConnectorRequest {
@@ -39,15 +44,14 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     let arn = active(&connectors, with_tags("net", &tags)).await.connector_arn;
     let plain = running(&client).await;
     assert_eq!(plain.egress_network_connectors, [INTERNET]);
-    assert_eq!(host.launched(&plain.microvm_id).egress_policy, None);
+    assert_eq!(reach(host.launched(&plain.microvm_id)), Some(Reach::Internet(Internet {})));
 
     let request = RunMicrovmRequest { client_token: "once".into(), ..through(&[&arn]) };
     let id = run(&client, request.clone()).await.unwrap().microvm_id;
     let microvm = becomes(&client, &id, MicrovmState::Running).await;
     assert_eq!(microvm.egress_network_connectors, std::slice::from_ref(&arn));
     let expected = policy(&["10.0.0.0/8", "192.168.0.0/16"], &["10.9.0.0/16"]);
-    assert_eq!(host.launched(&id).egress_policy, expected);
-    assert_eq!(host.launched(&id).egress_network_connectors, std::slice::from_ref(&arn));
+    assert_eq!(reach(host.launched(&id)), expected);
 
     for (connectors, expected) in [
         (vec![arn.as_str(), INTERNET], policy(&[], &["10.9.0.0/16"])),
@@ -56,7 +60,7 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     ] {
         let id = run(&client, through(&connectors)).await.unwrap().microvm_id;
         becomes(&client, &id, MicrovmState::Running).await;
-        assert_eq!(host.launched(&id).egress_policy, expected, "{connectors:?}");
+        assert_eq!(reach(host.launched(&id)), expected, "{connectors:?}");
     }
 
     // Whatever becomes of the connector and of the scheduler, it stays as it was.
@@ -74,7 +78,7 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     let again = rig.scheduler_at(&scheduler.address.clone(), &[]);
     eventually("a wake", || async { resume(&client, &id).await.ok() }).await;
     let spec = host.asked(|inner| inner.resumes.last().unwrap().spec.clone().unwrap());
-    assert_eq!(spec.egress_policy, expected);
+    assert_eq!(reach(spec), expected);
     drop(again);
 }
 
@@ -86,7 +90,7 @@ async fn tags_and_versions_count_from_the_next_launch_on() {
     let launched = async |connector: &str| {
         let id = run(&client, through(&[connector])).await.unwrap().microvm_id;
         becomes(&client, &id, MicrovmState::Running).await;
-        host.launched(&id).egress_policy
+        reach(host.launched(&id))
     };
     assert_eq!(launched(&arn).await, policy(&[], &["::/0"]));
     let dual = UpdateNetworkConnectorRequest {

@@ -2,6 +2,8 @@
 
 use api::common::v1::IdlePolicy;
 use api::errors::reason;
+use api::hostagent::v1::egress::Reach;
+use api::hostagent::v1::{Egress, Ingress, Internet};
 use api::microvm::v1::{
     CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest, MicrovmState, RunMicrovmRequest,
 };
@@ -101,8 +103,8 @@ async fn defaults_are_in_the_record() {
     assert_eq!((microvm.state_reason.as_str(), microvm.execution_role_arn.as_str()), ("", ""));
     assert_eq!(microvm.image_arn, "arn:aws:lambda:us-east-1:000000000000:microvm-image:app");
     let told = host.launched(&microvm.microvm_id);
-    assert_eq!(told.ingress_network_connectors, microvm.ingress_network_connectors);
-    assert_eq!(told.egress_network_connectors, microvm.egress_network_connectors);
+    assert_eq!(told.ingress, Some(Ingress { http: true, shell: false }));
+    assert_eq!(told.egress, Some(Egress { reach: Some(Reach::Internet(Internet {})) }));
     // In the record, not made up when it is read.
     let key = format!("microvms/{}", microvm.microvm_id);
     let stored = rig.store.get(&key).await.unwrap().unwrap().value;

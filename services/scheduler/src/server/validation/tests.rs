@@ -26,8 +26,9 @@ fn run_fills_in_defaults() {
     let run = run(&request, &Settings::default()).unwrap();
     assert_eq!(run.maximum_duration.as_secs(), 28_800);
     let prefix = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:";
-    assert_eq!(run.ingress, [format!("{prefix}HTTP_INGRESS")]);
-    assert_eq!(run.egress, [format!("{prefix}INTERNET_EGRESS")]);
+    assert_eq!(run.ingress.len() + run.egress.len(), 2);
+    assert_eq!(run.ingress[0].to_string(), format!("{prefix}HTTP_INGRESS"));
+    assert_eq!(run.egress[0].to_string(), format!("{prefix}INTERNET_EGRESS"));
     assert!(run.token.is_none() && run.idle_policy.is_none() && run.version.is_none());
 }
 
