@@ -171,7 +171,7 @@ impl Microvm {
     ///
     /// # Errors
     /// When the state does not allow the event; nothing is changed then.
-    pub fn happen(
+    pub fn apply_event(
         &mut self,
         event: MicrovmEvent,
         reason: &str,
@@ -299,7 +299,7 @@ pub(crate) mod tests {
         let start = SystemTime::UNIX_EPOCH;
         let mut microvm = sample(1, start);
         assert!(!format!("{microvm:?}").contains("secret"));
-        microvm.happen(MicrovmEvent::Started, "", start).unwrap();
+        microvm.apply_event(MicrovmEvent::Started, "", start).unwrap();
         assert_eq!(microvm.spec.payload, Payload::default());
     }
 
@@ -308,10 +308,10 @@ pub(crate) mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let mut microvm = sample(1, at(0));
         let before = microvm.clone();
-        assert!(microvm.happen(MicrovmEvent::WakeFailed, "x", at(1)).is_err());
+        assert!(microvm.apply_event(MicrovmEvent::WakeFailed, "x", at(1)).is_err());
         assert_eq!(microvm, before);
-        microvm.happen(MicrovmEvent::Ended, "one", at(2)).unwrap();
-        microvm.happen(MicrovmEvent::Ended, "one", at(3)).unwrap();
+        microvm.apply_event(MicrovmEvent::Ended, "one", at(2)).unwrap();
+        microvm.apply_event(MicrovmEvent::Ended, "one", at(3)).unwrap();
         assert_eq!((microvm.terminate_time, microvm.state_time), (Some(at(2)), at(2)));
         assert_eq!(microvm.held_mib(), None);
     }

@@ -12,7 +12,7 @@ use rpc::Role;
 use tonic::Code;
 
 use crate::connectors::{ARN, active, create, delete, read, request, tagged, update};
-use crate::rig::*;
+use crate::world::*;
 
 const INTERNET: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS";
 
@@ -38,8 +38,8 @@ fn with_tags(name: &str, tags: &[(&str, &str)]) -> CreateNetworkConnectorRequest
 
 #[tokio::test]
 async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
-    let (rig, mut scheduler, host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, mut scheduler, host, client) = World::with_process(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let tags = [("torpor:allow-cidrs", "10.0.0.0/8 192.168.0.0/16"), ("torpor:deny-cidrs", "10.9.0.0/16")];
     let arn = active(&connectors, with_tags("net", &tags)).await.connector_arn;
     let plain = running(&client).await;
@@ -75,7 +75,7 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
         &format!("Network connector not found for: {arn}"),
     );
     scheduler.kill();
-    let again = rig.scheduler_at(&scheduler.address.clone(), &[]);
+    let again = world.scheduler_at(&scheduler.address.clone(), &[]);
     eventually("a wake", || async { resume(&client, &id).await.ok() }).await;
     let spec = host.asked(|inner| inner.resumes.last().unwrap().spec.clone().unwrap());
     assert_eq!(reach(spec), expected);
@@ -84,8 +84,8 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
 
 #[tokio::test]
 async fn tags_and_versions_count_from_the_next_launch_on() {
-    let (rig, scheduler, host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let arn = active(&connectors, request("net")).await.connector_arn;
     let launched = async |connector: &str| {
         let id = run(&client, through(&[connector])).await.unwrap().microvm_id;
@@ -116,8 +116,10 @@ async fn tags_and_versions_count_from_the_next_launch_on() {
 
 #[tokio::test]
 async fn what_cannot_be_attached_says_why() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&["connector_settle_ms=600000"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let world = World::on_manual_clock().await;
+    let scheduler = world.here(&[]);
+    let (world, scheduler, _host, client) = world.and_host(scheduler).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let arn = create(&connectors, request("net")).await.unwrap().connector_arn;
     let text = format!("The network connector {arn} is PENDING; it must be ACTIVE to be used.");
     let status = run(&client, through(&[&arn])).await.unwrap_err();
@@ -155,13 +157,13 @@ async fn what_cannot_be_attached_says_why() {
         assert_eq!(status.message(), text);
         refused::<()>(Err(status), code, reason, &text);
     }
-    assert!(rig.listed("microvms/").await.is_empty(), "nothing is left behind");
+    assert!(world.listed("microvms/").await.is_empty(), "nothing is left behind");
 }
 
 #[tokio::test]
 async fn a_connector_of_web_functions_is_not_for_microvms() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, scheduler, _host, client) = World::with_host(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let mut web = request("web");
     web.configuration.as_mut().unwrap().associated_compute_resource_types =
         vec![ComputeResourceType::WebFunction.into()];

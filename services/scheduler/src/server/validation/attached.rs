@@ -4,7 +4,7 @@ use model::limits::CONNECTORS_MAX;
 use model::{ConnectorArn, ConnectorResource, Direction, ManagedConnector};
 
 use super::{Findings, other_region};
-use crate::config::Settings;
+use crate::config::Config;
 use crate::refusal::Refusal;
 
 /// Longest ARN of a connector, characters.
@@ -13,8 +13,8 @@ const INGRESS: &str = "ingressNetworkConnectors";
 const EGRESS: &str = "egressNetworkConnectors";
 
 /// Ingress connectors, the default one when none is named.
-pub fn ingress(given: &[String], settings: &Settings, findings: &mut Findings) -> Vec<ConnectorArn> {
-    let arns = parse(given, Direction::Ingress, settings, findings);
+pub fn ingress(given: &[String], config: &Config, findings: &mut Findings) -> Vec<ConnectorArn> {
+    let arns = parse(given, Direction::Ingress, config, findings);
     let closed = arns.iter().any(|arn| arn.managed_connector() == Some(ManagedConnector::NoIngress));
     if closed && arns.len() > 1 {
         findings.refuse(Refusal::sentence(
@@ -26,19 +26,19 @@ pub fn ingress(given: &[String], settings: &Settings, findings: &mut Findings) -
 }
 
 /// Egress connectors, the default one when none is named.
-pub fn egress(given: &[String], settings: &Settings, findings: &mut Findings) -> Vec<ConnectorArn> {
-    parse(given, Direction::Egress, settings, findings)
+pub fn egress(given: &[String], config: &Config, findings: &mut Findings) -> Vec<ConnectorArn> {
+    parse(given, Direction::Egress, config, findings)
 }
 
 fn parse(
     given: &[String],
     direction: Direction,
-    settings: &Settings,
+    config: &Config,
     findings: &mut Findings,
 ) -> Vec<ConnectorArn> {
     if given.is_empty() {
         let default = ManagedConnector::of(direction).take(1);
-        return default.map(|connector| ConnectorArn::managed(&settings.region, connector)).collect();
+        return default.map(|connector| ConnectorArn::managed(&config.region, connector)).collect();
     }
     let list = match direction {
         Direction::Ingress => INGRESS,
@@ -56,7 +56,7 @@ fn parse(
             findings.violations.add(field, format!("must be at most {ARN_MAX} characters"));
             continue;
         }
-        match one(text, &field, direction, settings) {
+        match one(text, &field, direction, config) {
             Ok(arn) => arns.push(arn),
             Err(refusal) => findings.refuse(refusal),
         }
@@ -64,14 +64,14 @@ fn parse(
     arns
 }
 
-fn one(text: &str, field: &str, direction: Direction, settings: &Settings) -> Result<ConnectorArn, Refusal> {
+fn one(text: &str, field: &str, direction: Direction, config: &Config) -> Result<ConnectorArn, Refusal> {
     let arn: ConnectorArn =
         text.parse().map_err(|error: model::IdError| Refusal::sentence(field, error.to_string()))?;
     let fits = match &arn.resource {
-        ConnectorResource::Customer { account, .. } if *account != settings.account => {
+        ConnectorResource::Customer { account, .. } if *account != config.account => {
             return Err(Refusal::ForeignAccount(text.to_owned()));
         }
-        _ if arn.region != settings.region => return Err(other_region(field, text)),
+        _ if arn.region != config.region => return Err(other_region(field, text)),
         // An account's own connectors let out only.
         ConnectorResource::Customer { .. } => direction == Direction::Egress,
         ConnectorResource::Managed(_) => {
