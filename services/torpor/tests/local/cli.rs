@@ -1,6 +1,5 @@
 //! What people and scripts meet first: help, exit codes, errors with a next
 //! step. No fleet runs here.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};

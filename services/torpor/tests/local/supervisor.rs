@@ -1,6 +1,5 @@
 //! The supervisor with two real components, etcd and the embedded S3: they come
 //! up, come back after a kill, go away, and leave nothing. Needs root.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::path::Path;
 use std::process::{Command, Output};
