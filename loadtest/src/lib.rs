@@ -4,11 +4,11 @@
 
 mod api;
 mod bare;
-mod fleet;
 mod hosts;
 mod image;
 mod lifecycle;
 mod report;
+mod target;
 
 use std::path::PathBuf;
 

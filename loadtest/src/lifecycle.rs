@@ -10,9 +10,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use crate::bare::{self, Bare};
-use crate::fleet::{self, Fleet};
 use crate::image::Image;
 use crate::report::{Pair, Report};
+use crate::target::{self, Target};
 
 /// Most cycles under way at once; one more is shed, so that a fleet that cannot
 /// keep up does not take the machine with it.
@@ -47,7 +47,7 @@ pub struct Options {
 }
 
 enum Outcome {
-    Fleet(fleet::Cycle),
+    Fleet(target::Cycle),
     Bare(bare::Cycle),
 }
 
@@ -72,7 +72,7 @@ async fn with_image(
     image: &Image,
 ) -> anyhow::Result<Report> {
     ensure!(options.path.starts_with('/'), "--path must start with '/'");
-    let fleet = Fleet::new(context, &image.name, &options.path, REQUEST_TIMEOUT)?;
+    let fleet = Target::new(context, &image.name, &options.path, REQUEST_TIMEOUT)?;
     let target = (options.port, options.path.as_str());
     let bare = Bare::new(context, data_dir, image.snapshot.clone(), target, REQUEST_TIMEOUT).await?;
     let bare = Arc::new(bare);
@@ -83,7 +83,12 @@ async fn with_image(
     Ok(report)
 }
 
-async fn cycles(options: &Options, fleet: &Fleet, bare: &Arc<Bare>, image: &Image) -> anyhow::Result<Report> {
+async fn cycles(
+    options: &Options,
+    fleet: &Target,
+    bare: &Arc<Bare>,
+    image: &Image,
+) -> anyhow::Result<Report> {
     let pause = Duration::from_millis(options.pause);
     // Once each, uncounted: page cache and connections are warm in both.
     let warm = fleet.clone().cycle(Instant::now(), pause).await.context("first cycle of the fleet")?;

@@ -19,7 +19,7 @@ mod up;
 use client::Context;
 
 use crate::cli::{Cli, Command};
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::Format;
 
 /// What most commands work with.
@@ -38,10 +38,10 @@ impl Session {
 }
 
 /// Runs the command.
-pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
+pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let data_dir = std::path::absolute(&cli.global.data_dir)?;
     let format = cli.global.output;
-    let session = || Ok::<_, Failure>(Session { context: Context::load(&data_dir)?, format });
+    let session = || Ok::<_, CliError>(Session { context: Context::load(&data_dir)?, format });
     match cli.command {
         Command::Up(arguments) => up::run(&data_dir, &arguments).await,
         Command::Down(arguments) => down::run(&data_dir, &arguments).await,

@@ -8,14 +8,14 @@ mod artifact;
 mod cli;
 mod commands;
 mod durations;
-mod failure;
+mod error;
 mod fleet;
 mod output;
 mod policy_file;
 
 use clap::Parser as _;
 
-use crate::failure::Kind;
+use crate::error::Kind;
 
 /// Runs the command line that the process was started with.
 pub fn main() -> std::process::ExitCode {
@@ -25,7 +25,7 @@ pub fn main() -> std::process::ExitCode {
     let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(error) => {
-            output::report(&failure::Failure::failed(format!("cannot start: {error}")));
+            output::report(&error::CliError::failed(format!("cannot start: {error}")));
             return std::process::ExitCode::from(Kind::Failed.code());
         }
     };

@@ -9,7 +9,7 @@ use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::Session;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Longest wait for a call that only reads or records.
 pub const QUICK: Duration = Duration::from_secs(15);
@@ -31,7 +31,7 @@ pub fn request<T>(message: T, timeout: Duration) -> Request<T> {
 
 /// Makes a call, again while the service answers UNAVAILABLE and names a delay.
 /// Every call repeated here is idempotent, by its nature or its client token.
-pub async fn call<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Failure>
+pub async fn call<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, CliError>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
@@ -56,14 +56,14 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 }
 
 /// The full id for an id or a unique prefix of one, with or without "microvm-".
-pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failure> {
+pub async fn microvm_id(session: &Session, given: &str) -> Result<String, CliError> {
     let wanted = match given.strip_prefix("microvm-") {
         Some(rest) => rest,
         None => given,
     }
     .to_ascii_lowercase();
     if wanted.is_empty() || !wanted.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-        return Err(Failure::new(Kind::Usage, format!("'{given}' is not a microVM id"))
+        return Err(CliError::new(Kind::Usage, format!("'{given}' is not a microVM id"))
             .next("ids look like microvm-6f1c…; see torpor list --all"));
     }
     if uuid::Uuid::parse_str(&wanted).is_ok() {
@@ -78,9 +78,9 @@ pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failur
         .collect();
     match matches.as_slice() {
         [id] => Ok(id.clone()),
-        [] => Err(Failure::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
+        [] => Err(CliError::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
             .next("see torpor list --all")),
-        [first, second, ..] => Err(Failure::new(
+        [first, second, ..] => Err(CliError::new(
             Kind::Usage,
             format!("'{given}' is not unique: {} microVMs, {first} and {second} among them", matches.len()),
         )
@@ -93,7 +93,7 @@ pub async fn all_microvms(
     session: &Session,
     image: Option<&str>,
     version: Option<&str>,
-) -> Result<Vec<Microvm>, Failure> {
+) -> Result<Vec<Microvm>, CliError> {
     let client = session.context.microvms()?;
     let mut microvms = Vec::new();
     let mut page_token = String::new();
@@ -120,10 +120,10 @@ pub async fn all_microvms(
 }
 
 /// Splits "KEY=VALUE".
-pub fn pair(text: &str, option: &str) -> Result<(String, String), Failure> {
+pub fn pair(text: &str, option: &str) -> Result<(String, String), CliError> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Failure::new(Kind::Usage, format!("{option} {text}: must have the form KEY=VALUE"))),
+        _ => Err(CliError::new(Kind::Usage, format!("{option} {text}: must have the form KEY=VALUE"))),
     }
 }
 

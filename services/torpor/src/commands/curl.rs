@@ -15,7 +15,7 @@ use super::calls::microvm_id;
 use super::microvm::{fetch, mint, single};
 use crate::cli::microvm::Curl;
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output;
 
 /// Header that names the guest port.
@@ -26,7 +26,7 @@ const TOKEN_TTL: Duration = Duration::from_secs(60);
 const BODY_BYTES_MAX: u64 = 256 << 20;
 
 /// Runs the command.
-pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Curl) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
     let mut request = prepare(&arguments)?;
     let token = match &arguments.token {
@@ -36,11 +36,11 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
             .auth_token
             .into_values()
             .next()
-            .ok_or_else(|| Failure::failed("the scheduler made no token"))?,
+            .ok_or_else(|| CliError::failed("the scheduler made no token"))?,
     };
     let headers = request.headers_mut();
     let token = HeaderValue::from_str(&token)
-        .map_err(|_| Failure::new(Kind::Usage, "the token holds characters no header may have"))?;
+        .map_err(|_| CliError::new(Kind::Usage, "the token holds characters no header may have"))?;
     headers.entry(AUTH_HEADER).or_insert(token).set_sensitive(true);
     headers.entry(PORT_HEADER).or_insert(HeaderValue::from(arguments.port));
     // The endpoint's name is not the microVM's id.
@@ -54,11 +54,11 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
         let first_byte = started.elapsed();
         let status = response.status();
         show(response, arguments.include).await?;
-        Ok::<_, Failure>((status, first_byte))
+        Ok::<_, CliError>((status, first_byte))
     };
     let (status, first_byte) = tokio::time::timeout(arguments.max_time, exchange).await.map_err(|_| {
         let waited = durations::short(arguments.max_time);
-        Failure::new(Kind::Timeout, format!("no answer within {waited}"))
+        CliError::new(Kind::Timeout, format!("no answer within {waited}"))
             .next(format!("see its state: torpor get {}", arguments.id))
     })??;
     if arguments.verbose {
@@ -69,17 +69,17 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
         ));
     }
     if arguments.fail && status.as_u16() >= 400 {
-        return Err(Failure::failed(format!("the endpoint answered {status}")));
+        return Err(CliError::failed(format!("the endpoint answered {status}")));
     }
     Ok(())
 }
 
-fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, Failure> {
+fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, CliError> {
     let body = match &arguments.data {
         Some(data) => Some(body(data)?),
         None => None,
     };
-    let usage = |message: String| Failure::new(Kind::Usage, message);
+    let usage = |message: String| CliError::new(Kind::Usage, message);
     let method = match (&arguments.request, &body) {
         (Some(name), _) => Method::from_bytes(name.as_bytes())
             .map_err(|_| usage(format!("-X {name}: not an HTTP method")))?,
@@ -112,7 +112,7 @@ fn has_name(line: &str, name: &str) -> bool {
     line.split_once(':').is_some_and(|(found, _)| found.trim().eq_ignore_ascii_case(name))
 }
 
-fn body(data: &str) -> Result<Bytes, Failure> {
+fn body(data: &str) -> Result<Bytes, CliError> {
     let Some(source) = data.strip_prefix('@') else {
         return Ok(Bytes::from(data.to_owned()));
     };
@@ -123,15 +123,15 @@ fn body(data: &str) -> Result<Bytes, Failure> {
             std::fs::File::open(path).and_then(|file| file.take(BODY_BYTES_MAX + 1).read_to_end(&mut bytes))
         }
     };
-    let count = read.map_err(|error| Failure::new(Kind::Usage, format!("-d {data}: {error}")))?;
+    let count = read.map_err(|error| CliError::new(Kind::Usage, format!("-d {data}: {error}")))?;
     if count as u64 > BODY_BYTES_MAX {
-        return Err(Failure::new(Kind::Usage, format!("-d {data}: over {}", output::bytes(BODY_BYTES_MAX))));
+        return Err(CliError::new(Kind::Usage, format!("-d {data}: over {}", output::bytes(BODY_BYTES_MAX))));
     }
     Ok(Bytes::from(bytes))
 }
 
 /// Writes the answer as it arrives.
-async fn show(response: Response<Incoming>, include: bool) -> Result<(), Failure> {
+async fn show(response: Response<Incoming>, include: bool) -> Result<(), CliError> {
     let mut stdout = std::io::stdout();
     let (parts, mut body) = response.into_parts();
     if include {
@@ -142,7 +142,7 @@ async fn show(response: Response<Incoming>, include: bool) -> Result<(), Failure
         writeln!(stdout)?;
     }
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::failed(format!("the answer broke off: {error}")))?;
+        let frame = frame.map_err(|error| CliError::failed(format!("the answer broke off: {error}")))?;
         if let Ok(data) = frame.into_data() {
             stdout.write_all(&data)?;
             stdout.flush()?;

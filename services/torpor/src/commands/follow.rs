@@ -12,7 +12,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::Session;
 use super::calls::{QUICK, call, request};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
 /// Breaks of a stream in a row after which we give up.
@@ -47,7 +47,7 @@ impl Position {
 
     /// Waits before the stream is opened again, or gives the failure back when
     /// opening it again makes no sense.
-    pub async fn pause_after(&mut self, failure: Failure) -> Result<(), Failure> {
+    pub async fn pause_after(&mut self, failure: CliError) -> Result<(), CliError> {
         if !self.worth_another_try(failure.kind) {
             return Err(failure);
         }
@@ -62,7 +62,7 @@ impl Position {
 }
 
 /// Writes log lines to standard output.
-pub fn print_lines(lines: &[LogLine], timestamps: bool, as_json: bool) -> Result<(), Failure> {
+pub fn print_lines(lines: &[LogLine], timestamps: bool, as_json: bool) -> Result<(), CliError> {
     for line in lines {
         if as_json {
             // One object a line, so that a reader can follow along.
@@ -85,7 +85,7 @@ fn shown(line: &LogLine) -> String {
 }
 
 /// The newest build of a version, waiting for it to appear.
-pub async fn newest_build(session: &Session, image: &str, version: &str) -> Result<ImageBuild, Failure> {
+pub async fn newest_build(session: &Session, image: &str, version: &str) -> Result<ImageBuild, CliError> {
     let client = session.context.images()?;
     let started = Instant::now();
     loop {
@@ -104,22 +104,25 @@ pub async fn newest_build(session: &Session, image: &str, version: &str) -> Resu
             return Ok(build);
         }
         if started.elapsed() > BUILD_APPEARS_TIMEOUT {
-            return Err(Failure::new(Kind::Timeout, format!("no builder took version {version} of {image}"))
-                .next("is image-builder healthy? see torpor status"));
+            return Err(CliError::new(
+                Kind::Timeout,
+                format!("no builder took version {version} of {image}"),
+            )
+            .next("is image-builder healthy? see torpor status"));
         }
         tokio::time::sleep(BUILD_APPEARS_PAUSE).await;
     }
 }
 
 /// Prints a build's log; with `follow` until it ends.
-pub async fn print_build_log(session: &Session, build_id: &str, follow: bool) -> Result<(), Failure> {
+pub async fn print_build_log(session: &Session, build_id: &str, follow: bool) -> Result<(), CliError> {
     let as_json = session.json();
     each_event(session, build_id, follow, |lines, _| print_lines(lines, false, as_json)).await.map(|_| ())
 }
 
 /// Follows a build to its end with a progress display on standard error. A
 /// failed build is a failure that carries its reason; its last log lines are shown.
-pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<ImageBuild, Failure> {
+pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<ImageBuild, CliError> {
     let display = Display::new();
     let mut tail: VecDeque<String> = VecDeque::with_capacity(TAIL_LINES);
     let result = each_event(session, build_id, true, |lines, build| {
@@ -149,7 +152,7 @@ pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<I
         let step = step_name(build.step());
         let code =
             if build.reason_code.is_empty() { String::new() } else { format!(" ({})", build.reason_code) };
-        return Err(Failure::failed(format!(
+        return Err(CliError::failed(format!(
             "the build failed at step {step}: {}{code}",
             build.state_reason
         ))
@@ -164,8 +167,8 @@ async fn each_event(
     session: &Session,
     build_id: &str,
     follow: bool,
-    mut event: impl FnMut(&[LogLine], Option<&ImageBuild>) -> Result<(), Failure>,
-) -> Result<ImageBuild, Failure> {
+    mut event: impl FnMut(&[LogLine], Option<&ImageBuild>) -> Result<(), CliError>,
+) -> Result<ImageBuild, CliError> {
     let mut client = session.context.images()?;
     let mut position = Position::default();
     let mut last = ImageBuild::default();
@@ -181,14 +184,14 @@ async fn each_event(
                     last = build;
                 }
             }
-            Ok::<_, Failure>(())
+            Ok::<_, CliError>(())
         }
         .await;
         let ended = matches!(last.state(), BuildState::Successful | BuildState::Failed);
         match result {
             Ok(()) if ended || !follow => return Ok(last),
             // A builder that stops ends its streams in good order.
-            Ok(()) => position.pause_after(Failure::new(Kind::Unavailable, "the builder went away")).await?,
+            Ok(()) => position.pause_after(CliError::new(Kind::Unavailable, "the builder went away")).await?,
             Err(failure) if follow => position.pause_after(failure).await?,
             Err(failure) => return Err(failure),
         }

@@ -5,14 +5,14 @@ use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, Undrain
 use super::Session;
 use super::calls::{QUICK, SLOW, call, request};
 use crate::cli::fleet::{HostCommand, Hosts};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
 /// Most hosts a CLI shows (500 a page).
 const HOST_PAGES_MAX: usize = 100;
 
 /// Runs the command.
-pub async fn run(session: &Session, arguments: Hosts) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Hosts) -> Result<(), CliError> {
     let client = session.context.hosts()?;
     let host = match arguments.command {
         None => {
@@ -50,7 +50,7 @@ pub async fn run(session: &Session, arguments: Hosts) -> Result<(), Failure> {
 }
 
 /// Every host, by id.
-pub async fn list(session: &Session) -> Result<Vec<Host>, Failure> {
+pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
     let client = session.context.hosts()?;
     let mut hosts = Vec::new();
     let mut page_token = String::new();
@@ -70,7 +70,7 @@ pub async fn list(session: &Session) -> Result<Vec<Host>, Failure> {
     Ok(hosts)
 }
 
-async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
+async fn resolve(session: &Session, given: &str) -> Result<String, CliError> {
     let hosts = list(session).await?;
     let ids: Vec<String> = hosts.into_iter().filter_map(|host| host.spec).map(|spec| spec.host_id).collect();
     if ids.iter().any(|id| id == given) {
@@ -79,8 +79,8 @@ async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
     let matches: Vec<&String> = ids.iter().filter(|id| id.starts_with(given)).collect();
     match matches.as_slice() {
         [id] => Ok((*id).clone()),
-        [] => Err(Failure::new(Kind::NotFound, format!("host not found: {given}")).next("see torpor hosts")),
-        _ => Err(Failure::new(Kind::Usage, format!("'{given}' is not unique among the hosts"))
+        [] => Err(CliError::new(Kind::NotFound, format!("host not found: {given}")).next("see torpor hosts")),
+        _ => Err(CliError::new(Kind::Usage, format!("'{given}' is not unique among the hosts"))
             .next("see torpor hosts")),
     }
 }

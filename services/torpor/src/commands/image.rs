@@ -15,7 +15,7 @@ use super::{follow, image_views as views};
 use crate::artifact;
 use crate::cli::image::{Build, Hooks, Image};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
 /// Longest wait for a deletion: snapshots leave S3 object by object.
@@ -23,7 +23,7 @@ const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Runs the command.
-pub async fn run(session: &Session, command: Image) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: Image) -> Result<(), CliError> {
     match command {
         Image::Create(arguments) => build(session, arguments, false).await,
         Image::Update(arguments) => build(session, arguments, true).await,
@@ -40,7 +40,7 @@ pub async fn run(session: &Session, command: Image) -> Result<(), Failure> {
     }
 }
 
-async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), Failure> {
+async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), CliError> {
     let started = Instant::now();
     let mut configuration = configuration(&arguments)?;
     let tags = pairs(&arguments.tags, "--tag")?;
@@ -81,7 +81,7 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
     finish_build(session, &image, &version, arguments.verbose, started).await
 }
 
-fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> Result<(), Failure> {
+fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> Result<(), CliError> {
     if session.json() {
         return output::value(&serde_json::json!({
             "image": json::message(views::IMAGE, image),
@@ -99,12 +99,12 @@ async fn finish_build(
     version: &ImageVersion,
     verbose: bool,
     started: Instant,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let build = follow::newest_build(session, &image.name, &version.image_version).await?;
     let build = tokio::select! {
         result = follow::build(session, &build.build_id, verbose) => result?,
         _ = tokio::signal::ctrl_c() => {
-            return Err(Failure::failed("stopped following; the build goes on")
+            return Err(CliError::failed("stopped following; the build goes on")
                 .next(format!("torpor image logs -f {}", image.name)));
         }
     };
@@ -120,7 +120,7 @@ async fn finish_build(
     views::finished_build(&image, &build, started.elapsed())
 }
 
-fn configuration(arguments: &Build) -> Result<ImageConfiguration, Failure> {
+fn configuration(arguments: &Build) -> Result<ImageConfiguration, CliError> {
     let mut environment = match &arguments.env_file {
         Some(path) => environment_file(path)?,
         None => Vec::new(),
@@ -145,13 +145,13 @@ fn configuration(arguments: &Build) -> Result<ImageConfiguration, Failure> {
     })
 }
 
-fn pairs<C: FromIterator<(String, String)>>(texts: &[String], option: &str) -> Result<C, Failure> {
+fn pairs<C: FromIterator<(String, String)>>(texts: &[String], option: &str) -> Result<C, CliError> {
     texts.iter().map(|text| pair(text, option)).collect()
 }
 
-fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, Failure> {
+fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, CliError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| CliError::new(Kind::Usage, format!("cannot read {}: {error}", path.display())))?;
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
@@ -159,19 +159,18 @@ fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, Fai
         .collect()
 }
 
-fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, Failure> {
+fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, CliError> {
     let hook = |value: &Option<String>, name: &str| match value.as_deref() {
         None => Ok(None),
         Some(timeout) => {
-            let timeout =
-                match timeout {
-                    "" => None,
-                    text => Some(api::duration_proto(durations::parse(text).map_err(|error| {
-                        Failure::new(Kind::Usage, format!("--{name}-hook={text}: {error}"))
-                    })?)),
-                };
+            let timeout = match timeout {
+                "" => None,
+                text => Some(api::duration_proto(durations::parse(text).map_err(|error| {
+                    CliError::new(Kind::Usage, format!("--{name}-hook={text}: {error}"))
+                })?)),
+            };
             let mode = api::common::v1::HookMode::Enabled.into();
-            Ok::<_, Failure>(Some(api::common::v1::Hook { mode, timeout }))
+            Ok::<_, CliError>(Some(api::common::v1::Hook { mode, timeout }))
         }
     };
     let hooks = api::common::v1::Hooks {
@@ -186,7 +185,7 @@ fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, Failure> {
     Ok((hooks != api::common::v1::Hooks::default()).then_some(hooks))
 }
 
-async fn list(session: &Session, filter: Option<String>) -> Result<(), Failure> {
+async fn list(session: &Session, filter: Option<String>) -> Result<(), CliError> {
     let client = session.context.images()?;
     let mut images = Vec::new();
     let mut page_token = String::new();
@@ -210,7 +209,7 @@ async fn list(session: &Session, filter: Option<String>) -> Result<(), Failure> 
     views::images(&images)
 }
 
-async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, Failure> {
+async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, CliError> {
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
@@ -221,7 +220,7 @@ async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, Failure> 
     Ok(response.image.unwrap_or_default())
 }
 
-async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<ImageVersion, Failure> {
+async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<ImageVersion, CliError> {
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
@@ -233,7 +232,7 @@ async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<
     Ok(response.version.unwrap_or_default())
 }
 
-async fn get(session: &Session, image: String) -> Result<(), Failure> {
+async fn get(session: &Session, image: String) -> Result<(), CliError> {
     let image = fetch(session, &image).await?;
     if session.json() {
         return output::value(&json::message(views::IMAGE, &image));
@@ -241,7 +240,7 @@ async fn get(session: &Session, image: String) -> Result<(), Failure> {
     views::image(&image)
 }
 
-async fn versions(session: &Session, image: String) -> Result<(), Failure> {
+async fn versions(session: &Session, image: String) -> Result<(), CliError> {
     let client = session.context.images()?;
     let mut versions = Vec::new();
     let mut page_token = String::new();
@@ -264,7 +263,7 @@ async fn versions(session: &Session, image: String) -> Result<(), Failure> {
     views::versions(&versions)
 }
 
-async fn builds(session: &Session, image: String, version: Option<String>) -> Result<(), Failure> {
+async fn builds(session: &Session, image: String, version: Option<String>) -> Result<(), CliError> {
     let client = session.context.images()?;
     let message = ListImageBuildsRequest {
         image_identifier: image,
@@ -283,7 +282,7 @@ async fn builds(session: &Session, image: String, version: Option<String>) -> Re
     views::builds(&response.builds)
 }
 
-async fn delete_version(session: &Session, image: String, version: String) -> Result<(), Failure> {
+async fn delete_version(session: &Session, image: String, version: String) -> Result<(), CliError> {
     let client = session.context.images()?;
     let message = DeleteImageVersionRequest { image_identifier: image, image_version: version };
     let response = call(|| {
@@ -298,7 +297,7 @@ async fn delete_version(session: &Session, image: String, version: String) -> Re
     views::versions(&[version])
 }
 
-async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), Failure> {
+async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), CliError> {
     let client = session.context.images()?;
     let response = call(|| {
         let mut client = client.clone();
@@ -310,11 +309,11 @@ async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), F
     let started = Instant::now();
     while !no_wait && last.state() != ImageState::Deleted {
         if last.state() == ImageState::DeleteFailed {
-            return Err(Failure::failed(format!("image {image} could not be deleted"))
+            return Err(CliError::failed(format!("image {image} could not be deleted"))
                 .next(format!("delete it again: torpor image delete {image}")));
         }
         if started.elapsed() > DELETE_TIMEOUT {
-            return Err(Failure::new(Kind::Timeout, format!("image {image} is still being deleted"))
+            return Err(CliError::new(Kind::Timeout, format!("image {image} is still being deleted"))
                 .next(format!("look again later: torpor image get {image}")));
         }
         tokio::time::sleep(DELETE_PAUSE).await;

@@ -6,7 +6,7 @@ use api::image::v1::{BuildState, Image, ImageBuild, ImageVersion};
 
 use super::follow::step_name;
 use crate::durations;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::{self, json};
 
 /// Full names of the messages shown here.
@@ -21,7 +21,7 @@ fn image_state(image: &Image) -> String {
 }
 
 /// One image.
-pub fn image(image: &Image) -> Result<(), Failure> {
+pub fn image(image: &Image) -> Result<(), CliError> {
     let mut tags: Vec<String> = image.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
     tags.sort();
     output::fields(vec![
@@ -38,7 +38,7 @@ pub fn image(image: &Image) -> Result<(), Failure> {
 }
 
 /// Several images.
-pub fn images(images: &[Image]) -> Result<(), Failure> {
+pub fn images(images: &[Image]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = images
         .iter()
@@ -57,7 +57,7 @@ pub fn images(images: &[Image]) -> Result<(), Failure> {
 }
 
 /// Several versions.
-pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
+pub fn versions(versions: &[ImageVersion]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = versions
         .iter()
@@ -81,7 +81,7 @@ pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
 }
 
 /// Several builds.
-pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
+pub fn builds(builds: &[ImageBuild]) -> Result<(), CliError> {
     let rows = builds
         .iter()
         .map(|build| {
@@ -112,7 +112,7 @@ pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
 }
 
 /// What a build that has just ended made.
-pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Result<(), Failure> {
+pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Result<(), CliError> {
     let sizes = build.snapshot_build.unwrap_or_default();
     let steps: Vec<String> = build
         .phases

@@ -14,7 +14,7 @@ use time::format_description::well_known::Rfc3339;
 use super::Session;
 use super::calls::{QUICK, call, request};
 use crate::cli::key::{Create, Key};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 use crate::{durations, policy_file};
 
@@ -25,7 +25,7 @@ const POLICY_BYTES_MAX: u64 = 4 << 20;
 const PAGES_MAX: usize = 1000;
 
 /// Runs the command.
-pub async fn run(session: &Session, command: Key) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: Key) -> Result<(), CliError> {
     match command {
         Key::Create(arguments) => create(session, arguments).await,
         Key::List => list(session).await,
@@ -33,7 +33,7 @@ pub async fn run(session: &Session, command: Key) -> Result<(), Failure> {
     }
 }
 
-async fn create(session: &Session, arguments: Create) -> Result<(), Failure> {
+async fn create(session: &Session, arguments: Create) -> Result<(), CliError> {
     let policy = arguments.policy.as_deref().map(policy).transpose()?;
     let expire_time = match &arguments.expires {
         Some(text) => Some(api::timestamp(expiry(text, SystemTime::now())?)),
@@ -50,7 +50,7 @@ async fn create(session: &Session, arguments: Create) -> Result<(), Failure> {
     show_new(session, &response)
 }
 
-fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(), Failure> {
+fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(), CliError> {
     if session.json() {
         let name = "torpor.access.v1.CreateAccessKeyResponse";
         return output::value(&json::message(name, response));
@@ -71,7 +71,7 @@ fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(),
     Ok(())
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
+async fn list(session: &Session) -> Result<(), CliError> {
     let keys = all(session).await?;
     if session.json() {
         return output::value(&json::messages(KEY, &keys));
@@ -100,7 +100,7 @@ async fn list(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn all(session: &Session) -> Result<Vec<AccessKey>, Failure> {
+async fn all(session: &Session) -> Result<Vec<AccessKey>, CliError> {
     let client = session.context.access_keys()?;
     let mut keys = Vec::new();
     let mut page_token = String::new();
@@ -120,9 +120,9 @@ async fn all(session: &Session) -> Result<Vec<AccessKey>, Failure> {
     Ok(keys)
 }
 
-async fn delete(session: &Session, ids: Vec<String>) -> Result<(), Failure> {
+async fn delete(session: &Session, ids: Vec<String>) -> Result<(), CliError> {
     if let Some(root) = ids.iter().find(|id| **id == session.context.s3.access_key_id) {
-        return Err(Failure::new(Kind::Usage, format!("{root} is the fleet's root access key")).next(
+        return Err(CliError::new(Kind::Usage, format!("{root} is the fleet's root access key")).next(
             "replace it: torpor down, delete config/access-keys.toml in the data directory, torpor up",
         ));
     }
@@ -144,10 +144,10 @@ async fn delete(session: &Session, ids: Vec<String>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn policy(path: &Path) -> Result<Policy, Failure> {
+fn policy(path: &Path) -> Result<Policy, CliError> {
     let name = path.display();
     let usage = |message: String| {
-        Failure::new(Kind::Usage, format!("policy {name}: {message}"))
+        CliError::new(Kind::Usage, format!("policy {name}: {message}"))
             .next("see torpor key create --help for what a policy file looks like")
     };
     let mut bytes = Vec::new();
@@ -166,9 +166,9 @@ fn policy(path: &Path) -> Result<Policy, Failure> {
 }
 
 /// A time from now, or a point in time, in the future.
-fn expiry(text: &str, now: SystemTime) -> Result<SystemTime, Failure> {
+fn expiry(text: &str, now: SystemTime) -> Result<SystemTime, CliError> {
     let wrong = |message: &str| {
-        Failure::new(Kind::Usage, format!("--expires {text}: {message}"))
+        CliError::new(Kind::Usage, format!("--expires {text}: {message}"))
             .next("write 90d, 12h or 2027-01-31T00:00:00Z")
     };
     let at = match OffsetDateTime::parse(text, &Rfc3339) {

@@ -14,7 +14,7 @@ use super::calls::{QUICK, SLOW, all_microvms, call, client_token, microvm_id, re
 use super::microvm_views as views;
 use crate::cli::microvm::{List, One, Run, Token};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
 /// Longest wait for a microVM to run or to end.
@@ -25,7 +25,7 @@ const STATE_PAUSE: Duration = Duration::from_millis(50);
 const DEFAULT_PORT: u16 = 8080;
 
 /// `torpor run`.
-pub async fn run(session: &Session, arguments: Run) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
     let idle_policy = arguments.idle.map(|idle| IdlePolicy {
         max_idle_duration: Some(api::duration_proto(idle)),
         suspended_duration: Some(api::duration_proto(arguments.suspended)),
@@ -79,7 +79,7 @@ fn short_id(id: &str) -> &str {
 }
 
 /// Waits until a microVM is in a state; one that ended first is a failure.
-async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Microvm, Failure> {
+async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Microvm, CliError> {
     let started = Instant::now();
     loop {
         let microvm = fetch(session, id).await?;
@@ -91,12 +91,12 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
                 "" => "no reason given",
                 reason => reason,
             };
-            return Err(Failure::failed(format!("{id} has ended: {reason}"))
+            return Err(CliError::failed(format!("{id} has ended: {reason}"))
                 .next(format!("read its log: torpor logs {id}")));
         }
         if started.elapsed() > STATE_TIMEOUT {
             let state = views::state(&microvm);
-            return Err(Failure::new(Kind::Timeout, format!("{id} is still {state}"))
+            return Err(CliError::new(Kind::Timeout, format!("{id} is still {state}"))
                 .next(format!("look again: torpor get {id}")));
         }
         tokio::time::sleep(STATE_PAUSE).await;
@@ -104,7 +104,7 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
 }
 
 /// One microVM by its full id.
-pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
+pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, CliError> {
     let client = session.context.microvms()?;
     let response = call(|| {
         let mut client = client.clone();
@@ -116,7 +116,7 @@ pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
 }
 
 /// `torpor list`.
-pub async fn list(session: &Session, arguments: List) -> Result<(), Failure> {
+pub async fn list(session: &Session, arguments: List) -> Result<(), CliError> {
     let mut microvms =
         all_microvms(session, arguments.image.as_deref(), arguments.version.as_deref()).await?;
     if !arguments.all {
@@ -129,7 +129,7 @@ pub async fn list(session: &Session, arguments: List) -> Result<(), Failure> {
 }
 
 /// `torpor get`.
-pub async fn get(session: &Session, arguments: One) -> Result<(), Failure> {
+pub async fn get(session: &Session, arguments: One) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
     let microvm = fetch(session, &id).await?;
     if session.json() {
@@ -151,7 +151,7 @@ pub enum Change {
 
 /// `torpor suspend`, `resume` and `terminate`. Goes on after a failure, so that
 /// one bad id does not keep the others alive; the first failure is reported last.
-pub async fn change(session: &Session, given: &[String], change: Change) -> Result<(), Failure> {
+pub async fn change(session: &Session, given: &[String], change: Change) -> Result<(), CliError> {
     let mut changed = Vec::new();
     let mut first_failure = None;
     for given in given {
@@ -159,7 +159,7 @@ pub async fn change(session: &Session, given: &[String], change: Change) -> Resu
             let id = microvm_id(session, given).await?;
             let started = Instant::now();
             let microvm = change_one(session, &id, change).await?;
-            Ok::<_, Failure>((microvm, started.elapsed()))
+            Ok::<_, CliError>((microvm, started.elapsed()))
         }
         .await;
         match result {
@@ -180,7 +180,7 @@ pub async fn change(session: &Session, given: &[String], change: Change) -> Resu
     first_failure.map_or(Ok(()), Err)
 }
 
-async fn change_one(session: &Session, id: &str, change: Change) -> Result<Microvm, Failure> {
+async fn change_one(session: &Session, id: &str, change: Change) -> Result<Microvm, CliError> {
     let client = session.context.microvms()?;
     let microvm_id = id.to_owned();
     let microvm = match change {
@@ -219,7 +219,7 @@ pub async fn mint(
     id: &str,
     allowed_ports: Vec<PortScope>,
     ttl: Duration,
-) -> Result<CreateMicrovmAuthTokenResponse, Failure> {
+) -> Result<CreateMicrovmAuthTokenResponse, CliError> {
     let client = session.context.microvms()?;
     let message = CreateMicrovmAuthTokenRequest {
         microvm_id: id.to_owned(),
@@ -239,7 +239,7 @@ pub fn single(port: u16) -> PortScope {
 }
 
 /// `torpor token`: the bare token, for use in another command.
-pub async fn token(session: &Session, arguments: Token) -> Result<(), Failure> {
+pub async fn token(session: &Session, arguments: Token) -> Result<(), CliError> {
     let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
     let id = microvm_id(session, &arguments.id).await?;
     let response = mint(session, &id, scopes, arguments.ttl).await?;
@@ -252,7 +252,7 @@ pub async fn token(session: &Session, arguments: Token) -> Result<(), Failure> {
     Ok(())
 }
 
-fn port_scope(text: &str) -> Result<PortScope, Failure> {
+fn port_scope(text: &str) -> Result<PortScope, CliError> {
     let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
     let scope = match text.split_once('-') {
         _ if text == "all" => Some(Scope::AllPorts(AllPorts {})),
@@ -267,7 +267,7 @@ fn port_scope(text: &str) -> Result<PortScope, Failure> {
     match scope {
         Some(scope) => Ok(PortScope { scope: Some(scope) }),
         None => {
-            Err(Failure::new(Kind::Usage, format!("--port {text}: not a port, a range FIRST-LAST or 'all'")))
+            Err(CliError::new(Kind::Usage, format!("--port {text}: not a port, a range FIRST-LAST or 'all'")))
         }
     }
 }

@@ -6,7 +6,7 @@ use api::common::v1::Phase;
 use api::microvm::v1::Microvm;
 
 use crate::durations;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::{self, json};
 
 /// Full name of the message shown here.
@@ -18,7 +18,7 @@ pub fn state(microvm: &Microvm) -> String {
 }
 
 /// Several microVMs.
-pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
+pub fn microvms(microvms: &[Microvm]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = microvms
         .iter()
@@ -39,7 +39,7 @@ pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
 }
 
 /// One microVM.
-pub fn microvm(microvm: &Microvm) -> Result<(), Failure> {
+pub fn microvm(microvm: &Microvm) -> Result<(), CliError> {
     let snapshot = microvm.snapshot.clone().unwrap_or_default();
     let copies = match (snapshot.local, snapshot.remote) {
         (false, false) => String::new(),

@@ -19,7 +19,7 @@ use x509_parser::prelude::{FromDer as _, GeneralName, SubjectPublicKeyInfo, X509
 
 use super::files;
 use super::plan::{Plan, users};
-use crate::failure::Failure;
+use crate::error::CliError;
 
 const DAY: Duration = Duration::from_secs(86_400);
 const CA_DAYS: u32 = 3650;
@@ -39,7 +39,7 @@ struct Leaf {
 }
 
 /// Makes what is missing or ends soon.
-pub fn ensure(plan: &Plan) -> Result<(), Failure> {
+pub fn ensure(plan: &Plan) -> Result<(), CliError> {
     let directory = plan.path("ca");
     files::directory(&directory, 0o711, None)?;
     let issuer = ensure_ca(&directory)?;
@@ -91,7 +91,7 @@ fn leaves(domain: &str) -> Vec<Leaf> {
     leaves
 }
 
-fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, Failure> {
+fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, CliError> {
     let (certificate, key) = (directory.join("ca.pem"), directory.join("ca.key"));
     if let (Ok(pem), Ok(key_pem)) = (std::fs::read_to_string(&certificate), std::fs::read_to_string(&key)) {
         let key = KeyPair::from_pem(&key_pem).map_err(unusable)?;
@@ -116,7 +116,7 @@ fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, Failure> {
     Ok(Issuer::new(params, pair))
 }
 
-fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> Result<(), Failure> {
+fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> Result<(), CliError> {
     let certificate = directory.join(format!("{}.pem", leaf.name));
     let key = directory.join(format!("{}.key", leaf.name));
     let current = std::fs::read_to_string(&certificate).unwrap_or_default();
@@ -193,8 +193,8 @@ fn validity(days: u32) -> (OffsetDateTime, OffsetDateTime) {
     (now - DAY, now + DAY * days)
 }
 
-fn unusable(error: rcgen::Error) -> Failure {
-    Failure::failed(format!("cannot make the fleet's certificates: {error}"))
+fn unusable(error: rcgen::Error) -> CliError {
+    CliError::failed(format!("cannot make the fleet's certificates: {error}"))
         .next("a damaged ca directory can be deleted while the fleet is down; it is made anew")
 }
 

@@ -8,10 +8,10 @@ use std::path::Path;
 use toml::{Table, Value};
 
 use super::authority;
+use super::credentials::{self, S3Credentials};
 use super::files;
-use super::keys::{self, KeyPair};
 use super::plan::{ACCOUNT, Plan, users};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Share of the machine's memory that hosts hand out, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;
@@ -19,14 +19,14 @@ const MEMORY_SHARE_PERCENT: u64 = 80;
 const MEMORY_MIB_MIN: u64 = 2048;
 
 /// Writes every file and the clients' context.
-pub fn write(plan: &Plan) -> Result<(), Failure> {
+pub fn write(plan: &Plan) -> Result<(), CliError> {
     files::directory(&plan.path("config"), 0o711, None)?;
-    let (services, root) = (keys::services(plan)?, keys::root(plan)?);
+    let (services, root) = (credentials::services(plan)?, credentials::root(plan)?);
     let put = |name: &str, table: Table, owner: Option<u32>| {
         let text = toml::to_string_pretty(&table)
-            .map_err(|error| Failure::failed(format!("cannot write the settings of {name}: {error}")))?;
+            .map_err(|error| CliError::failed(format!("cannot write the settings of {name}: {error}")))?;
         files::write_private(&plan.config(name), text.as_bytes(), owner)?;
-        Ok::<_, Failure>(())
+        Ok::<_, CliError>(())
     };
     put("s3", s3_server(plan, &[&services, &root]), Some(users::S3))?;
     put("scheduler", scheduler(plan), Some(users::SCHEDULER))?;
@@ -41,7 +41,7 @@ pub fn write(plan: &Plan) -> Result<(), Failure> {
 }
 
 /// What clients of the fleet read.
-fn context(plan: &Plan, root: &KeyPair) -> client::Context {
+fn context(plan: &Plan, root: &S3Credentials) -> client::Context {
     let (cert, key) = authority::pair(plan, "admin");
     client::Context {
         scheduler: plan.scheduler().to_string(),
@@ -84,7 +84,7 @@ fn etcd(plan: &Plan, role: &str) -> Table {
     }
 }
 
-fn s3(plan: &Plan, keys: &KeyPair) -> Table {
+fn s3(plan: &Plan, keys: &S3Credentials) -> Table {
     table! {
         "endpoint" = format!("http://{}", plan.s3()),
         "region" = plan.region.as_str(),
@@ -98,8 +98,8 @@ fn telemetry(plan: &Plan, metrics_port: u16) -> Table {
     table! { "metrics_address" = plan.internal(metrics_port).to_string() }
 }
 
-fn s3_server(plan: &Plan, keys: &[&KeyPair]) -> Table {
-    let pair = |key: &&KeyPair| {
+fn s3_server(plan: &Plan, keys: &[&S3Credentials]) -> Table {
+    let pair = |key: &&S3Credentials| {
         table! {
             "access_key_id" = key.access_key_id.as_str(),
             "secret_access_key" = key.secret_access_key.as_str(),
@@ -126,7 +126,7 @@ fn scheduler(plan: &Plan) -> Table {
     }
 }
 
-fn image_builder(plan: &Plan, keys: &KeyPair) -> Table {
+fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
     table! {
         "listen" = plan.image_builder().to_string(),
         "data_dir" = text(&plan.path("builder")),
@@ -147,7 +147,7 @@ fn edge_proxy(plan: &Plan) -> Table {
         "listen" = plan.api.to_string(),
         "cert" = text(&api_cert),
         "key" = text(&api_key),
-        "key_file" = text(&keys::file(plan)),
+        "key_file" = text(&credentials::file(plan)),
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
     };
@@ -167,7 +167,7 @@ fn edge_proxy(plan: &Plan) -> Table {
     }
 }
 
-fn host_agent(plan: &Plan, keys: &KeyPair, number: u16) -> Result<Table, Failure> {
+fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, CliError> {
     let slots = table! {
         "prefix" = plan.slot_prefix(number),
         "outer_subnet" = plan.slot_subnet(number),
@@ -192,15 +192,15 @@ fn host_agent(plan: &Plan, keys: &KeyPair, number: u16) -> Result<Table, Failure
 }
 
 /// Memory each host hands out, in MiB.
-fn memory_capacity_mib(hosts: u16) -> Result<i64, Failure> {
+fn memory_capacity_mib(hosts: u16) -> Result<i64, CliError> {
     let meminfo = std::fs::read_to_string("/proc/meminfo")?;
     let total_kib: u64 = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| Failure::new(Kind::Failed, "/proc/meminfo does not say how much memory there is"))?;
+        .ok_or_else(|| CliError::new(Kind::Failed, "/proc/meminfo does not say how much memory there is"))?;
     let share = total_kib / 1024 * MEMORY_SHARE_PERCENT / 100 / u64::from(hosts.max(1));
-    i64::try_from(share.max(MEMORY_MIB_MIN)).map_err(|_| Failure::failed("this machine has too much memory"))
+    i64::try_from(share.max(MEMORY_MIB_MIN)).map_err(|_| CliError::failed("this machine has too much memory"))
 }
 
 #[cfg(test)]
@@ -217,7 +217,7 @@ mod tests {
     #[test]
     fn one_region_and_account_for_all_and_the_edge_knows_its_neighbours() {
         let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
-        let key = KeyPair { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
+        let key = S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
         let edge = edge_proxy(&plan);
         let tables =
             [scheduler(&plan), image_builder(&plan, &key), host_agent(&plan, &key, 1).unwrap(), edge.clone()];

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
 use client::Context;
 
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Longest wait for every microVM to sleep: suspend hooks take up to a minute.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(90);
@@ -17,7 +17,7 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
-async fn hosts(context: &Context) -> Result<Vec<Host>, Failure> {
+async fn hosts(context: &Context) -> Result<Vec<Host>, CliError> {
     let mut client = context.hosts()?;
     let listing = client.list_hosts(ListHostsRequest::default());
     Ok(bounded(listing).await?.hosts)
@@ -25,10 +25,10 @@ async fn hosts(context: &Context) -> Result<Vec<Host>, Failure> {
 
 async fn bounded<T>(
     call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Failure> {
+) -> Result<T, CliError> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
         Ok(result) => Ok(result?.into_inner()),
-        Err(_) => Err(Failure::new(Kind::Timeout, "the scheduler does not answer")),
+        Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
     }
 }
 
@@ -37,7 +37,7 @@ fn id(host: &Host) -> String {
 }
 
 /// Waits until `count` hosts have registered and makes all of them READY.
-pub async fn undrain(context: &Context, count: usize) -> Result<(), Failure> {
+pub async fn undrain(context: &Context, count: usize) -> Result<(), CliError> {
     let started = Instant::now();
     loop {
         let failure = match undrain_once(context, count).await {
@@ -51,11 +51,11 @@ pub async fn undrain(context: &Context, count: usize) -> Result<(), Failure> {
     }
 }
 
-async fn undrain_once(context: &Context, count: usize) -> Result<(), Failure> {
+async fn undrain_once(context: &Context, count: usize) -> Result<(), CliError> {
     let hosts = hosts(context).await?;
     let present: Vec<&Host> = hosts.iter().filter(|host| host.state() != HostState::Lost).collect();
     if present.len() < count {
-        return Err(Failure::new(
+        return Err(CliError::new(
             Kind::Timeout,
             format!("{} of {count} hosts have registered", present.len()),
         ));
@@ -86,7 +86,7 @@ pub async fn drain(context: &Context) -> Option<String> {
     }
 }
 
-async fn drain_once(context: &Context) -> Result<Option<String>, Failure> {
+async fn drain_once(context: &Context) -> Result<Option<String>, CliError> {
     let mut awake = Vec::new();
     for host in hosts(context).await? {
         let state = match host.state() {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::cli::fleet::Up;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients
 /// know its form.
@@ -62,12 +62,12 @@ pub struct Plan {
 
 impl Plan {
     /// Reads a plan from the command line.
-    pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, Failure> {
+    pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, CliError> {
         let settings = arguments.settings.iter().map(|text| setting(text)).collect::<Result<_, _>>()?;
         let binaries = std::env::current_exe()?
             .parent()
             .map(Path::to_owned)
-            .ok_or_else(|| Failure::failed("the torpor binary has no directory"))?;
+            .ok_or_else(|| CliError::failed("the torpor binary has no directory"))?;
         Ok(Self {
             data_dir: data_dir.to_owned(),
             hosts: arguments.hosts,
@@ -232,9 +232,9 @@ fn base36(mut value: u16) -> String {
     digits.iter().rev().collect()
 }
 
-fn setting(text: &str) -> Result<(String, String), Failure> {
+fn setting(text: &str) -> Result<(String, String), CliError> {
     let usage = |message: String| {
-        Failure::new(Kind::Usage, format!("--set {text}: {message}"))
+        CliError::new(Kind::Usage, format!("--set {text}: {message}"))
             .next(format!("services are {}", SERVICES.join(", ")))
     };
     let (service, rest) =

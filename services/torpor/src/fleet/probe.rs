@@ -15,7 +15,7 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::components::Probe;
-use crate::failure::chain;
+use crate::error::chain;
 
 /// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);

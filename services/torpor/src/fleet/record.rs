@@ -12,7 +12,7 @@ use super::process::ProcessId;
 /// Where a fleet is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub enum FleetState {
     /// Components are being started.
     Starting,
     /// Everything was healthy once; the supervisor keeps it so.
@@ -25,10 +25,10 @@ pub enum Phase {
     Failed,
 }
 
-/// Health of one component.
+/// How one supervised process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Health {
+pub enum ProcessState {
     /// Not started yet.
     Waiting,
     /// Started, not yet answering.
@@ -45,7 +45,7 @@ pub enum Health {
     Failed,
 }
 
-impl Health {
+impl ProcessState {
     /// The word in tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -73,7 +73,7 @@ pub struct ComponentRecord {
     /// Times it was started again.
     pub restarts: u32,
     /// How it is.
-    pub health: Health,
+    pub health: ProcessState,
     /// Milliseconds from its first start to its first healthy answer.
     pub ready_ms: Option<u64>,
     /// What its last probe or its end said; empty when all is well.
@@ -85,7 +85,8 @@ pub struct ComponentRecord {
 #[serde(deny_unknown_fields)]
 pub struct FleetRecord {
     /// Where it is in its life.
-    pub phase: Phase,
+    #[serde(rename = "phase")]
+    pub state: FleetState,
     /// What is being done, or why it failed.
     pub message: String,
     /// What to do about a failure; may be empty.
@@ -137,7 +138,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(FleetRecord::load(directory.path()), None);
         let record = FleetRecord {
-            phase: Phase::Running,
+            state: FleetState::Running,
             message: String::new(),
             next: String::new(),
             supervisor: ProcessId::own(),
@@ -147,7 +148,7 @@ mod tests {
                 process: None,
                 started: 1,
                 restarts: 2,
-                health: Health::Restarting,
+                health: ProcessState::Restarting,
                 ready_ms: Some(3),
                 detail: "killed".to_owned(),
             }],

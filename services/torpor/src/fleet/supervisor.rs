@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::components::Component;
 use super::process::ProcessId;
-use super::record::{ComponentRecord, FleetRecord, Health, unix_now};
+use super::record::{ComponentRecord, FleetRecord, ProcessState, unix_now};
 use super::{probe, spawn};
 
 /// Pause before the first restart.
@@ -133,7 +133,7 @@ impl Tender {
                 End::Stopped => {
                     return self.shared.component(&self.component.name, |component| {
                         component.process = None;
-                        component.health = Health::Stopped;
+                        component.health = ProcessState::Stopped;
                         component.detail.clear();
                     });
                 }
@@ -151,14 +151,14 @@ impl Tender {
             }
             self.shared.component(&self.component.name, |component| {
                 component.process = None;
-                component.health = Health::Restarting;
+                component.health = ProcessState::Restarting;
                 component.detail = detail;
                 component.restarts += 1;
             });
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {
-                    return self.shared.component(&self.component.name, |component| component.health = Health::Stopped);
+                    return self.shared.component(&self.component.name, |component| component.health = ProcessState::Stopped);
                 }
             }
             pause = (pause * 2).min(RESTART_PAUSE_MAX);
@@ -168,7 +168,7 @@ impl Tender {
     fn failed(&self, detail: String) {
         self.shared.component(&self.component.name, |component| {
             component.process = None;
-            component.health = Health::Failed;
+            component.health = ProcessState::Failed;
             component.detail = detail;
         });
     }
@@ -184,7 +184,7 @@ impl Tender {
         self.shared.component(&name, |component| {
             component.process = process;
             component.started = unix_now();
-            component.health = Health::Starting;
+            component.health = ProcessState::Starting;
         });
         let started = Instant::now();
         let mut failures = 0;
@@ -219,7 +219,7 @@ impl Tender {
                     if failures >= PROBE_FAILURES_MAX {
                         healthy = false;
                         self.shared.component(&name, |component| {
-                            component.health = Health::Unhealthy;
+                            component.health = ProcessState::Unhealthy;
                             component.detail = why;
                         });
                     }
@@ -237,7 +237,7 @@ impl Tender {
         let took = u64::try_from(self.first_start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let first = !std::mem::replace(&mut self.ever_healthy, true);
         self.shared.component(&self.component.name, |component| {
-            component.health = Health::Healthy;
+            component.health = ProcessState::Healthy;
             component.detail.clear();
             if first {
                 component.ready_ms = Some(took);

@@ -7,11 +7,11 @@ use api::image::v1::GetImageVersionRequest;
 use api::microvm::v1::*;
 
 use crate::app;
-use crate::fleet::Fleet;
+use crate::world::World;
 
 #[tokio::test]
 async fn a_host_that_never_saw_the_image_fetches_it_and_launches() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-elsewhere";
     fleet.ensure_image(name, |_| ()).await;
     let first = fleet.run(name).await;
@@ -34,7 +34,7 @@ async fn a_host_that_never_saw_the_image_fetches_it_and_launches() {
 
 #[tokio::test]
 async fn a_flipped_byte_in_a_chunk_is_data_loss_and_starts_nothing() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-damaged";
     let built = fleet.build(name, app::zip_with(app::DOCKERFILE), |_| ()).await;
     assert!(built.build.state_reason.is_empty(), "{}", built.build.state_reason);
@@ -99,7 +99,7 @@ fn flip_a_byte_below(directory: &std::path::Path) -> String {
 
 #[tokio::test]
 async fn deleting_an_image_leaves_nothing_of_it() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-deleted";
     fleet.ensure_image(name, |_| ()).await;
     let microvm = fleet.run(name).await;

@@ -21,7 +21,7 @@ pub struct Cycle {
 
 /// A fleet under test.
 #[derive(Clone)]
-pub struct Fleet {
+pub struct Target {
     microvms: MicrovmServiceClient<Channel>,
     endpoints: EndpointClient,
     edge: String,
@@ -30,7 +30,7 @@ pub struct Fleet {
     request_timeout: Duration,
 }
 
-impl Fleet {
+impl Target {
     pub fn new(
         context: &Context,
         image: &str,

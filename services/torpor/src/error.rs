@@ -42,7 +42,7 @@ impl Kind {
 
 /// A failed command.
 #[derive(Debug)]
-pub struct Failure {
+pub struct CliError {
     /// What kind it is.
     pub kind: Kind,
     /// What happened, a sentence without its full stop.
@@ -51,7 +51,7 @@ pub struct Failure {
     pub next: Option<String>,
 }
 
-impl Failure {
+impl CliError {
     /// A failure of some kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
         Self { kind, message: message.into(), next: None }
@@ -77,13 +77,13 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CliError {
     fn from(error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Self::new(Kind::ClosedPipe, "");
@@ -92,13 +92,13 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
     }
 }
 
-impl From<client::ContextError> for Failure {
+impl From<client::ContextError> for CliError {
     fn from(error: client::ContextError) -> Self {
         use client::ContextError;
         match &error {
@@ -114,7 +114,7 @@ impl From<client::ContextError> for Failure {
     }
 }
 
-impl From<client::EndpointError> for Failure {
+impl From<client::EndpointError> for CliError {
     fn from(error: client::EndpointError) -> Self {
         match &error {
             client::EndpointError::Connect { .. } => {
@@ -136,7 +136,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<Status> for Failure {
+impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         let kind = match status.code() {
             Code::NotFound => Kind::NotFound,
@@ -215,7 +215,7 @@ mod tests {
         ];
         for (status, code) in cases {
             let name = format!("{:?}", status.code());
-            assert_eq!(Failure::from(status).kind.code(), code, "{name}");
+            assert_eq!(CliError::from(status).kind.code(), code, "{name}");
         }
     }
 
@@ -223,7 +223,7 @@ mod tests {
     fn a_reason_brings_its_next_step() {
         let status =
             api::errors::status(Code::FailedPrecondition, reason::IMAGE_IN_USE, "image is in use", &[]);
-        let failure = Failure::from(status);
+        let failure = CliError::from(status);
         assert_eq!(failure.message, "image is in use");
         assert!(failure.next.expect("has advice").contains("torpor terminate"));
     }
@@ -231,6 +231,6 @@ mod tests {
     #[test]
     fn a_closed_pipe_is_no_failure() {
         let error = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert_eq!(Failure::from(error).kind.code(), 0);
+        assert_eq!(CliError::from(error).kind.code(), 0);
     }
 }

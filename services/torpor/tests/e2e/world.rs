@@ -22,7 +22,7 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
-pub struct Fleet {
+pub struct World {
     pub context: Context,
     pub data_dir: PathBuf,
 }
@@ -55,7 +55,7 @@ pub struct Built {
     pub log: String,
 }
 
-impl Fleet {
+impl World {
     pub fn open() -> Self {
         let data_dir = std::env::var("TORPOR_E2E_DATA_DIR")
             .expect("these tests need a running fleet: run deploy/test, or set TORPOR_E2E_DATA_DIR");
@@ -311,7 +311,7 @@ pub fn hooks(enabled: &[&str]) -> Hooks {
 
 /// A microVM that a test works with; ended with the test.
 pub struct Running<'a> {
-    pub fleet: &'a Fleet,
+    pub fleet: &'a World,
     pub id: String,
     pub endpoint: String,
     pub token: String,
