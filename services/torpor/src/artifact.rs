@@ -21,7 +21,7 @@ pub async fn place(session: &Session, image: &str, artifact: &str) -> Result<Str
     }
     let path = Path::new(artifact);
     let metadata = std::fs::metadata(path).map_err(|error| {
-        CliError::new(Kind::Usage, format!("cannot read artifact {artifact}: {error}"))
+        CliError::usage(format!("cannot read artifact {artifact}: {error}"))
             .next("give a directory or a zip with a Dockerfile at its root, or an s3:// URI")
     })?;
     if metadata.is_file() {
@@ -81,6 +81,6 @@ fn digest(path: &Path) -> Result<(String, u64), CliError> {
 fn archive_failure(error: &ArchiveError) -> CliError {
     match error {
         ArchiveError::Io { .. } => CliError::failed(chain(error)),
-        _ => CliError::new(Kind::Usage, chain(error)).next("see torpor image create --help"),
+        _ => CliError::usage(chain(error)).next("see torpor image create --help"),
     }
 }

@@ -5,28 +5,27 @@ use std::fmt;
 
 use api::errors::reason;
 use tonic::{Code, Status};
+use tonic_types::{FieldViolation, StatusExt as _};
+
+use crate::flags::{Flags, typed};
 
 /// The kind of a failure; scripts see it as the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Whoever read our output has gone; nothing to report.
     ClosedPipe,
-    /// It did not work.
     Failed,
     /// The command line or a value in it is wrong.
     Usage,
-    /// Nothing has this name or id.
     NotFound,
     /// The state of the thing forbids it.
     Conflict,
     /// A service or a resource is out of reach for now.
     Unavailable,
-    /// It took too long.
     Timeout,
 }
 
 impl Kind {
-    /// Exit code of the process.
     pub fn code(self) -> u8 {
         match self {
             Self::ClosedPipe => 0,
@@ -40,21 +39,19 @@ impl Kind {
     }
 }
 
-/// A failed command.
 #[derive(Debug)]
 pub struct CliError {
-    /// What kind it is.
     pub kind: Kind,
     /// What happened, a sentence without its full stop.
     pub message: String,
-    /// What to do next.
     pub next: Option<String>,
+    /// The fields of a request that a service found fault with: path and description.
+    violations: Vec<(String, String)>,
 }
 
 impl CliError {
-    /// A failure of some kind.
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), next: None }
+        Self { kind, message: message.into(), next: None, violations: Vec::new() }
     }
 
     /// A failure with exit code 1.
@@ -62,10 +59,25 @@ impl CliError {
         Self::new(Kind::Failed, message)
     }
 
-    /// The same failure with advice.
     #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
+        self
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// The same failure in the words of a command line: faults of fields name the
+    /// flags that filled them.
+    #[must_use]
+    pub fn in_flags(mut self, flags: Flags) -> Self {
+        let named = |(field, fault): (String, String)| format!("{}: {fault}", typed(flags, &field));
+        let faults: Vec<String> = std::mem::take(&mut self.violations).into_iter().map(named).collect();
+        if !faults.is_empty() {
+            self.message = faults.join("; ");
+        }
         self
     }
 
@@ -160,6 +172,10 @@ impl From<Status> for CliError {
         }
         let mut failure = Self::new(kind, message);
         failure.next = advice(&status, reason.as_deref()).map(str::to_owned);
+        if let Some(found) = status.get_details_bad_request() {
+            let pair = |one: FieldViolation| (one.field, one.description);
+            failure.violations = found.field_violations.into_iter().map(pair).collect();
+        }
         failure
     }
 }
@@ -226,6 +242,19 @@ mod tests {
         let failure = CliError::from(status);
         assert_eq!(failure.message, "image is in use");
         assert!(failure.next.expect("has advice").contains("torpor terminate"));
+    }
+
+    #[test]
+    fn faults_name_the_flag_that_was_typed() {
+        let violations = [
+            ("idlePolicy.maxIdleDurationSeconds", "must be whole seconds, 60 to 28800"),
+            ("other", "is odd"),
+        ]
+        .map(|(field, fault)| (field.to_owned(), fault.to_owned()));
+        let error = CliError::from(api::errors::invalid(&violations)).in_flags(crate::flags::RUN);
+        assert_eq!(error.message, "--idle: must be whole seconds, 60 to 28800; other: is odd");
+        let other = CliError::from(Status::not_found("no such thing")).in_flags(crate::flags::RUN);
+        assert_eq!(other.message, "no such thing");
     }
 
     #[test]

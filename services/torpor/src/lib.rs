@@ -9,6 +9,7 @@ mod cli;
 mod commands;
 mod durations;
 mod error;
+mod flags;
 mod fleet;
 mod output;
 mod policy_file;

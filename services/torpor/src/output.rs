@@ -130,9 +130,26 @@ pub fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
+/// Guest memory as it was asked for, with the peak beside it.
+pub fn memory(baseline_mib: u32, peak_mib: u32) -> String {
+    match (baseline_mib, peak_mib) {
+        (0, 0) => "-".to_owned(),
+        (0, peak) => format!("peak {peak} MiB"),
+        (baseline, 0) => format!("{baseline} MiB"),
+        (baseline, peak) => format!("{baseline} MiB, peak {peak} MiB"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_shown_as_it_was_asked_for() {
+        assert_eq!(memory(512, 2048), "512 MiB, peak 2048 MiB");
+        assert_eq!(memory(512, 0), "512 MiB", "not baked yet");
+        assert_eq!((memory(0, 2048).as_str(), memory(0, 0).as_str()), ("peak 2048 MiB", "-"));
+    }
 
     #[test]
     fn bytes_by_their_largest_unit() {

@@ -6,7 +6,7 @@ use api::image::v1::{BaseImage, BuildBaseImageRequest, ListBaseImagesRequest};
 use indicatif::ProgressBar;
 
 use super::Session;
-use super::calls::{QUICK, call, request};
+use super::calls::request;
 use crate::cli::image::Base;
 use crate::durations;
 use crate::error::CliError;
@@ -18,7 +18,6 @@ const BUILD_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 const TAIL_LINES: usize = 20;
 const TYPE: &str = "torpor.image.v1.BaseImage";
 
-/// Runs the command.
 pub async fn run(session: &Session, command: Base) -> Result<(), CliError> {
     match command {
         Base::List => list(session).await,
@@ -27,26 +26,9 @@ pub async fn run(session: &Session, command: Base) -> Result<(), CliError> {
 }
 
 async fn list(session: &Session) -> Result<(), CliError> {
-    let client = session.context.images()?;
-    let mut bases = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let message = ListBaseImagesRequest { page_size: 0, page_token };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_base_images(request(message, QUICK)).await }
-        })
-        .await?;
-        bases.extend(page.base_images);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if session.json() {
-        return output::value(&json::messages(TYPE, &bases));
-    }
-    show(&bases)
+    let ask = |page_token| ListBaseImagesRequest { page_size: 0, page_token };
+    let bases = session.all(ask, |page| (page.base_images, page.next_page_token)).await?;
+    session.show_all(TYPE, &bases, show)
 }
 
 fn show(bases: &[BaseImage]) -> Result<(), CliError> {

@@ -20,7 +20,6 @@ use crate::output;
 const DOWN_TIMEOUT: Duration = Duration::from_secs(240);
 const WATCH_PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the command.
 pub async fn run(data_dir: &Path, arguments: &Down) -> Result<(), CliError> {
     let run_dir = data_dir.join("run");
     if run_dir.is_dir() {
@@ -49,11 +48,7 @@ async fn stop_supervisor(run_dir: &Path, record: &FleetRecord) -> Result<(), Cli
         tokio::time::sleep(WATCH_PAUSE).await;
     }
     match FleetRecord::load(run_dir) {
-        Some(last) if last.state == FleetState::Failed => {
-            let mut failure = CliError::failed(last.message);
-            failure.next = Some(last.next).filter(|next| !next.is_empty());
-            Err(failure)
-        }
+        Some(last) if last.state == FleetState::Failed => Err(last.error()),
         _ => {
             output::remark(format_args!("down in {:.1} s", started.elapsed().as_secs_f64()));
             Ok(())
@@ -112,10 +107,7 @@ fn purge(data_dir: &Path) -> Result<(), CliError> {
     }
     // Whatever else the path names, only a fleet's directory is deleted.
     if !data_dir.join("run").is_dir() || !data_dir.join("logs").is_dir() {
-        return Err(CliError::new(
-            Kind::Usage,
-            format!("{} is not a fleet's data directory", data_dir.display()),
-        ));
+        return Err(CliError::usage(format!("{} is not a fleet's data directory", data_dir.display())));
     }
     let mounts = storage::mounts_below(data_dir)?;
     if let Some(mount) = mounts.first() {

@@ -10,7 +10,6 @@ use api::image::v1::{BuildState, BuildStep, FollowBuildLogRequest, ImageBuild, L
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Session;
-use super::calls::{QUICK, call, request};
 use crate::durations;
 use crate::error::{CliError, Kind};
 use crate::output::{self, json};
@@ -21,7 +20,6 @@ const BREAKS_MAX: u32 = 20;
 const BREAK_PAUSE: Duration = Duration::from_millis(500);
 /// How long a new version may be without a build.
 const BUILD_APPEARS_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause between two looks for it.
 const BUILD_APPEARS_PAUSE: Duration = Duration::from_millis(100);
 /// Log lines shown when a build fails.
 const TAIL_LINES: usize = 25;
@@ -86,7 +84,6 @@ fn shown(line: &LogLine) -> String {
 
 /// The newest build of a version, waiting for it to appear.
 pub async fn newest_build(session: &Session, image: &str, version: &str) -> Result<ImageBuild, CliError> {
-    let client = session.context.images()?;
     let started = Instant::now();
     loop {
         let message = ListImageBuildsRequest {
@@ -95,11 +92,7 @@ pub async fn newest_build(session: &Session, image: &str, version: &str) -> Resu
             page_size: 1,
             page_token: String::new(),
         };
-        let response = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_image_builds(request(message, QUICK)).await }
-        })
-        .await?;
+        let response = session.call(message).await?;
         if let Some(build) = response.builds.into_iter().next() {
             return Ok(build);
         }
@@ -198,7 +191,6 @@ async fn each_event(
     }
 }
 
-/// A build step for people.
 pub fn step_name(step: BuildStep) -> &'static str {
     match step {
         BuildStep::Unspecified => "waiting for a builder",

@@ -10,21 +10,20 @@ use api::microvm::v1::{
 };
 
 use super::Session;
-use super::calls::{QUICK, SLOW, all_microvms, call, client_token, microvm_id, request};
-use super::microvm_views as views;
+use super::calls::{all_microvms, client_token, microvm_id};
+use super::{image, microvm_views as views};
 use crate::cli::microvm::{List, One, Run, Token};
 use crate::durations;
 use crate::error::{CliError, Kind};
+use crate::flags;
 use crate::output::{self, json};
 
 /// Longest wait for a microVM to run or to end.
 const STATE_TIMEOUT: Duration = Duration::from_secs(150);
-/// Pause between two looks at it.
 const STATE_PAUSE: Duration = Duration::from_millis(50);
 /// Port a token opens unless told otherwise.
 const DEFAULT_PORT: u16 = 8080;
 
-/// `torpor run`.
 pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
     let idle_policy = arguments.idle.map(|idle| IdlePolicy {
         max_idle_duration: Some(api::duration_proto(idle)),
@@ -32,7 +31,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         auto_resume_enabled: !arguments.no_auto_resume,
     });
     let message = RunMicrovmRequest {
-        image_identifier: arguments.image,
+        image_identifier: arguments.image.clone(),
         image_version: arguments.version.unwrap_or_default(),
         execution_role_arn: arguments.execution_role.unwrap_or_default(),
         idle_policy,
@@ -43,18 +42,21 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
     };
-    let client = session.context.microvms()?;
-    let response = call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.run_microvm(request(message, QUICK)).await }
-    })
-    .await?;
+    let response = match session.call(message).await {
+        Err(error) if error.kind == Kind::NotFound => {
+            return Err(image::explained(session, &arguments.image, error).await);
+        }
+        answered => answered.map_err(|error| error.in_flags(flags::RUN))?,
+    };
     let mut microvm = response.microvm.unwrap_or_default();
     if !arguments.no_wait {
         microvm = wait(session, &microvm.microvm_id, MicrovmState::Running).await?;
     }
     let token = match arguments.token_ttl {
-        Some(ttl) => Some(mint(session, &microvm.microvm_id, vec![single(DEFAULT_PORT)], ttl).await?),
+        Some(ttl) => {
+            let minted = mint(session, &microvm.microvm_id, vec![single(DEFAULT_PORT)], ttl).await;
+            Some(minted.map_err(|error| error.in_flags(flags::RUN))?)
+        }
         None => None,
     };
     if session.json() {
@@ -105,47 +107,28 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
 
 /// One microVM by its full id.
 pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, CliError> {
-    let client = session.context.microvms()?;
-    let response = call(|| {
-        let mut client = client.clone();
-        let message = GetMicrovmRequest { microvm_id: id.to_owned() };
-        async move { client.get_microvm(request(message, QUICK)).await }
-    })
-    .await?;
+    let response = session.call(GetMicrovmRequest { microvm_id: id.to_owned() }).await?;
     Ok(response.microvm.unwrap_or_default())
 }
 
-/// `torpor list`.
 pub async fn list(session: &Session, arguments: List) -> Result<(), CliError> {
-    let mut microvms =
-        all_microvms(session, arguments.image.as_deref(), arguments.version.as_deref()).await?;
+    let listed = all_microvms(session, arguments.image.as_deref(), arguments.version.as_deref()).await;
+    let mut microvms = listed.map_err(|error| error.in_flags(flags::LIST))?;
     if !arguments.all {
         microvms.retain(|microvm| microvm.state() != MicrovmState::Terminated);
     }
-    if session.json() {
-        return output::value(&json::messages(views::MICROVM, &microvms));
-    }
-    views::microvms(&microvms)
+    session.show_all(views::MICROVM, &microvms, views::microvms)
 }
 
-/// `torpor get`.
 pub async fn get(session: &Session, arguments: One) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
-    let microvm = fetch(session, &id).await?;
-    if session.json() {
-        return output::value(&json::message(views::MICROVM, &microvm));
-    }
-    views::microvm(&microvm)
+    session.show(views::MICROVM, &fetch(session, &id).await?, views::microvm)
 }
 
-/// What to do with microVMs.
 #[derive(Debug, Clone, Copy)]
 pub enum Change {
-    /// Put them to sleep.
     Suspend,
-    /// Wake them.
     Resume,
-    /// End them.
     Terminate,
 }
 
@@ -181,30 +164,12 @@ pub async fn change(session: &Session, given: &[String], change: Change) -> Resu
 }
 
 async fn change_one(session: &Session, id: &str, change: Change) -> Result<Microvm, CliError> {
-    let client = session.context.microvms()?;
     let microvm_id = id.to_owned();
     let microvm = match change {
-        Change::Suspend => call(|| {
-            let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-            async move { client.suspend_microvm(request(SuspendMicrovmRequest { microvm_id }, SLOW)).await }
-        })
-        .await?
-        .microvm,
-        Change::Resume => {
-            call(|| {
-                let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                async move { client.resume_microvm(request(ResumeMicrovmRequest { microvm_id }, SLOW)).await }
-            })
-            .await?
-            .microvm
-        }
+        Change::Suspend => session.call_slowly(SuspendMicrovmRequest { microvm_id }).await?.microvm,
+        Change::Resume => session.call_slowly(ResumeMicrovmRequest { microvm_id }).await?.microvm,
         Change::Terminate => {
-            call(|| {
-                let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                let message = TerminateMicrovmRequest { microvm_id };
-                async move { client.terminate_microvm(request(message, SLOW)).await }
-            })
-            .await?;
+            session.call_slowly(TerminateMicrovmRequest { microvm_id }).await?;
             Some(wait(session, id, MicrovmState::Terminated).await?)
         }
     };
@@ -213,27 +178,20 @@ async fn change_one(session: &Session, id: &str, change: Change) -> Result<Micro
 
 const TOKEN: &str = "torpor.microvm.v1.CreateMicrovmAuthTokenResponse";
 
-/// Makes a token for ports of a microVM.
 pub async fn mint(
     session: &Session,
     id: &str,
     allowed_ports: Vec<PortScope>,
     ttl: Duration,
 ) -> Result<CreateMicrovmAuthTokenResponse, CliError> {
-    let client = session.context.microvms()?;
     let message = CreateMicrovmAuthTokenRequest {
         microvm_id: id.to_owned(),
         expiration: Some(api::duration_proto(ttl)),
         allowed_ports,
     };
-    call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.create_microvm_auth_token(request(message, QUICK)).await }
-    })
-    .await
+    session.call(message).await
 }
 
-/// The scope of one port.
 pub fn single(port: u16) -> PortScope {
     PortScope { scope: Some(Scope::Port(port.into())) }
 }
@@ -242,14 +200,9 @@ pub fn single(port: u16) -> PortScope {
 pub async fn token(session: &Session, arguments: Token) -> Result<(), CliError> {
     let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
     let id = microvm_id(session, &arguments.id).await?;
-    let response = mint(session, &id, scopes, arguments.ttl).await?;
-    if session.json() {
-        return output::value(&json::message(TOKEN, &response));
-    }
-    for value in response.auth_token.values() {
-        output::line(value)?;
-    }
-    Ok(())
+    let response = mint(session, &id, scopes, arguments.ttl).await;
+    let response = response.map_err(|error| error.in_flags(flags::TOKEN))?;
+    session.show(TOKEN, &response, |response| response.auth_token.values().try_for_each(output::line))
 }
 
 fn port_scope(text: &str) -> Result<PortScope, CliError> {
@@ -266,9 +219,7 @@ fn port_scope(text: &str) -> Result<PortScope, CliError> {
     };
     match scope {
         Some(scope) => Ok(PortScope { scope: Some(scope) }),
-        None => {
-            Err(CliError::new(Kind::Usage, format!("--port {text}: not a port, a range FIRST-LAST or 'all'")))
-        }
+        None => Err(CliError::usage(format!("--port {text}: not a port, a range FIRST-LAST or 'all'"))),
     }
 }
 

@@ -4,8 +4,6 @@
 use std::path::Path;
 use std::time::Duration;
 
-use client::Context;
-
 use super::{Session, hosts};
 use crate::durations;
 use crate::error::{CliError, Kind};
@@ -15,7 +13,6 @@ use crate::output::{self, Format, json};
 /// Longest wait for the list of hosts: status must answer when things are broken.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs the command.
 pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
     let record = FleetRecord::load(&data_dir.join("run")).ok_or_else(|| {
         CliError::new(Kind::Unavailable, format!("no fleet in {}", data_dir.display()))
@@ -32,7 +29,7 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
         let next = if next.is_empty() { "start it: torpor up --detach".to_owned() } else { next };
         return Err(CliError::new(Kind::Unavailable, message).next(next));
     }
-    let session = Session { context: Context::load(data_dir)?, format };
+    let session = Session::open(data_dir, format)?;
     let with_hosts = record.components.iter().any(|component| component.name == "scheduler");
     let with_edge = record.components.iter().any(|component| component.name == "edge-proxy");
     let api = Some(session.context.api.as_str()).filter(|api| with_edge && !api.is_empty());
@@ -74,8 +71,7 @@ fn show_json(
             })
         })
         .collect();
-    let hosts =
-        hosts.as_deref().map(|hosts| json::messages("torpor.host.v1.Host", hosts)).unwrap_or_default();
+    let hosts = hosts.as_deref().map(|hosts| json::messages(hosts::HOST, hosts)).unwrap_or_default();
     output::value(&serde_json::json!({
         "phase": record.state,
         "components": components,
@@ -112,7 +108,7 @@ fn show_tables(
     if with_hosts {
         output::line("")?;
         match hosts {
-            Ok(hosts) => output::table(&hosts::HEADER, hosts::rows(hosts), "no hosts")?,
+            Ok(hosts) => hosts::table(hosts)?,
             Err(failure) => output::remark(format_args!("hosts: {failure}")),
         }
     }

@@ -18,7 +18,6 @@ const WATCH_PAUSE: Duration = Duration::from_millis(40);
 /// Longest wait for a fleet to come up, after which it is stopped.
 const UP_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Runs the command.
 pub async fn run(data_dir: &Path, arguments: &Up) -> Result<(), CliError> {
     let plan = Plan::new(data_dir, arguments)?;
     let own_arguments: Vec<String> = std::env::args().skip(1).collect();
@@ -67,9 +66,7 @@ async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), CliError> {
             }
             if record.state == FleetState::Failed {
                 let _ = child.wait();
-                let mut failure = CliError::failed(record.message.clone());
-                failure.next = Some(record.next.clone()).filter(|next| !next.is_empty());
-                return Err(failure);
+                return Err(record.error());
             }
         }
         if let Some(status) = child.try_wait()? {

@@ -235,7 +235,6 @@ impl LocalFleet {
     }
 }
 
-/// The last lines of a log.
 pub fn tail(log: &Path) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     const TAIL_BYTES: u64 = 16 << 10;

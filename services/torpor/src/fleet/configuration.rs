@@ -5,6 +5,7 @@
 
 use std::path::Path;
 
+use rpc::Role;
 use toml::{Table, Value};
 
 use super::authority;
@@ -40,7 +41,6 @@ pub fn write(plan: &Plan) -> Result<(), CliError> {
     Ok(())
 }
 
-/// What clients of the fleet read.
 fn context(plan: &Plan, root: &S3Credentials) -> client::Context {
     let (cert, key) = authority::pair(plan, "admin");
     client::Context {
@@ -76,12 +76,21 @@ fn tls(plan: &Plan, name: &str) -> Table {
     table! { "ca" = text(&authority::ca_file(plan)), "cert" = text(&cert), "key" = text(&key) }
 }
 
-fn etcd(plan: &Plan, role: &str) -> Table {
-    table! {
+/// The settings of a service: those that each has, and its own.
+fn service(plan: &Plan, role: Role, metrics_port: u16, own: Table) -> Table {
+    let etcd = table! {
         "endpoints" = vec![format!("https://{}", plan.etcd())],
         "root" = "/torpor/",
-        "tls" = tls(plan, role),
-    }
+        "tls" = tls(plan, role.name()),
+    };
+    let mut all = table! {
+        "region" = plan.region.as_str(),
+        "tls" = tls(plan, role.name()),
+        "etcd" = etcd,
+        "telemetry" = table! { "metrics_address" = plan.internal(metrics_port).to_string() },
+    };
+    all.extend(own);
+    all
 }
 
 fn s3(plan: &Plan, keys: &S3Credentials) -> Table {
@@ -92,10 +101,6 @@ fn s3(plan: &Plan, keys: &S3Credentials) -> Table {
         "secret_access_key" = keys.secret_access_key.as_str(),
         "path_style" = true,
     }
-}
-
-fn telemetry(plan: &Plan, metrics_port: u16) -> Table {
-    table! { "metrics_address" = plan.internal(metrics_port).to_string() }
 }
 
 fn s3_server(plan: &Plan, keys: &[&S3Credentials]) -> Table {
@@ -114,30 +119,24 @@ fn s3_server(plan: &Plan, keys: &[&S3Credentials]) -> Table {
 }
 
 fn scheduler(plan: &Plan) -> Table {
-    table! {
+    let own = table! {
         "listen" = plan.scheduler().to_string(),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
         "endpoint_port" = i64::from(plan.edge.port()),
-        "tls" = tls(plan, "scheduler"),
-        "etcd" = etcd(plan, "scheduler"),
-        "telemetry" = telemetry(plan, 7501),
-    }
+    };
+    service(plan, Role::Scheduler, 7501, own)
 }
 
 fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
-    table! {
+    let own = table! {
         "listen" = plan.image_builder().to_string(),
         "data_dir" = text(&plan.path("builder")),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
-        "tls" = tls(plan, "image-builder"),
-        "etcd" = etcd(plan, "image-builder"),
         "s3" = s3(plan, keys),
-        "telemetry" = telemetry(plan, 7502),
-    }
+    };
+    service(plan, Role::ImageBuilder, 7502, own)
 }
 
 fn edge_proxy(plan: &Plan) -> Table {
@@ -151,20 +150,17 @@ fn edge_proxy(plan: &Plan) -> Table {
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
     };
-    table! {
+    let own = table! {
         "listen" = plan.edge.to_string(),
         "domain" = plan.domain.as_str(),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
         "image_builders" = vec![plan.image_builder().to_string()],
         "aws" = aws,
         "endpoint_cert" = text(&cert),
         "endpoint_key" = text(&key),
-        "tls" = tls(plan, "edge-proxy"),
-        "etcd" = etcd(plan, "edge-proxy"),
-        "telemetry" = telemetry(plan, 7503),
-    }
+    };
+    service(plan, Role::EdgeProxy, 7503, own)
 }
 
 fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, CliError> {
@@ -173,22 +169,19 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, C
         "outer_subnet" = plan.slot_subnet(number),
     };
     let engine_user = i64::from(users::ENGINE + u32::from(number));
-    Ok(table! {
+    let own = table! {
         "host_id" = format!("host-{number}"),
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
         "scheduler_addresses" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
-        "region" = plan.region.as_str(),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
-        "tls" = tls(plan, "host-agent"),
-        "etcd" = etcd(plan, "host-agent"),
         "s3" = s3(plan, keys),
-        "telemetry" = telemetry(plan, 7510 + number),
-    })
+    };
+    Ok(service(plan, Role::HostAgent, 7510 + number, own))
 }
 
 /// Memory each host hands out, in MiB.

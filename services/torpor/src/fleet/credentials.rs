@@ -28,9 +28,7 @@ const SECRET_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct S3Credentials {
-    /// Access key id.
     pub access_key_id: String,
-    /// Secret access key.
     pub secret_access_key: String,
 }
 
@@ -53,7 +51,6 @@ struct ListedKey {
     secret_access_key: String,
 }
 
-/// The access key file, for the edge.
 pub fn file(plan: &Plan) -> PathBuf {
     plan.path("config/access-keys.toml")
 }

@@ -1,11 +1,11 @@
 //! Putting running microVMs to sleep before the fleet stops, and letting hosts
 //! take placements again after it has started.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
-use client::Context;
+use client::{Call, Context};
+use tonic::Request;
 
 use crate::error::{CliError, Kind};
 
@@ -18,15 +18,12 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
 async fn hosts(context: &Context) -> Result<Vec<Host>, CliError> {
-    let mut client = context.hosts()?;
-    let listing = client.list_hosts(ListHostsRequest::default());
-    Ok(bounded(listing).await?.hosts)
+    Ok(call(context, ListHostsRequest::default()).await?.hosts)
 }
 
-async fn bounded<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, CliError> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+async fn call<M: Call>(context: &Context, message: M) -> Result<M::Answer, CliError> {
+    let asking = M::send(context.channel(M::ROLE)?, Request::new(message));
+    match tokio::time::timeout(CALL_TIMEOUT, asking).await {
         Ok(result) => Ok(result?.into_inner()),
         Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
     }
@@ -62,8 +59,7 @@ async fn undrain_once(context: &Context, count: usize) -> Result<(), CliError> {
     }
     for host in present {
         if host.state() != HostState::Ready {
-            let mut client = context.hosts()?;
-            bounded(client.undrain_host(UndrainHostRequest { host_id: id(host) })).await?;
+            call(context, UndrainHostRequest { host_id: id(host) }).await?;
         }
     }
     Ok(())
@@ -91,8 +87,7 @@ async fn drain_once(context: &Context) -> Result<Option<String>, CliError> {
     for host in hosts(context).await? {
         let state = match host.state() {
             HostState::Ready | HostState::Unspecified => {
-                let mut client = context.hosts()?;
-                let response = bounded(client.drain_host(DrainHostRequest { host_id: id(&host) })).await?;
+                let response = call(context, DrainHostRequest { host_id: id(&host) }).await?;
                 response.host.unwrap_or_default().state()
             }
             state => state,

@@ -36,7 +36,6 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Checks everything.
 pub fn check(plan: &Plan) -> Result<(), CliError> {
     if !nix::unistd::geteuid().is_root() {
         return Err(CliError::failed("torpor up needs root: it makes network namespaces and mounts")
@@ -102,7 +101,6 @@ fn check_reachable(data_dir: &Path) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Checks that nothing else listens where the fleet will.
 pub fn check_ports(plan: &Plan) -> Result<(), CliError> {
     for (component, address) in plan.listeners() {
         if let Err(error) = TcpListener::bind(address) {

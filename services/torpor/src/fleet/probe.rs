@@ -17,7 +17,6 @@ use tonic_health::pb::health_client::HealthClient;
 use super::components::Probe;
 use crate::error::chain;
 
-/// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 4096;

@@ -20,7 +20,6 @@ const GONE_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessId {
-    /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
@@ -33,7 +32,6 @@ impl ProcessId {
         Some(Self { pid, start_time: start_time(&stat)? })
     }
 
-    /// This process.
     pub fn own() -> Self {
         let pid = std::process::id();
         Self::of(pid).unwrap_or(Self { pid, start_time: 0 })

@@ -8,18 +8,15 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::process::ProcessId;
+use crate::error::CliError;
 
-/// Where a fleet is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum FleetState {
-    /// Components are being started.
     Starting,
     /// Everything was healthy once; the supervisor keeps it so.
     Running,
-    /// Components are being stopped.
     Stopping,
-    /// Everything is stopped.
     Stopped,
     /// It could not be started; `message` says why.
     Failed,
@@ -29,24 +26,19 @@ pub enum FleetState {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProcessState {
-    /// Not started yet.
     Waiting,
     /// Started, not yet answering.
     Starting,
-    /// Answers.
     Healthy,
     /// Runs but does not answer.
     Unhealthy,
     /// Ended; will be started again.
     Restarting,
-    /// Stopped on request.
     Stopped,
-    /// Could not be started.
     Failed,
 }
 
 impl ProcessState {
-    /// The word in tables.
     pub fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -60,19 +52,15 @@ impl ProcessState {
     }
 }
 
-/// One component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComponentRecord {
     /// Its name, "scheduler", "host-agent-1".
     pub name: String,
-    /// Its process, while it has one.
     pub process: Option<ProcessId>,
     /// When that process was started, Unix seconds.
     pub started: u64,
-    /// Times it was started again.
     pub restarts: u32,
-    /// How it is.
     pub health: ProcessState,
     /// Milliseconds from its first start to its first healthy answer.
     pub ready_ms: Option<u64>,
@@ -80,20 +68,15 @@ pub struct ComponentRecord {
     pub detail: String,
 }
 
-/// The whole fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetRecord {
-    /// Where it is in its life.
     #[serde(rename = "phase")]
     pub state: FleetState,
     /// What is being done, or why it failed.
     pub message: String,
-    /// What to do about a failure; may be empty.
     pub next: String,
-    /// The supervisor.
     pub supervisor: ProcessId,
-    /// When it started, Unix seconds.
     pub started: u64,
     /// Its components, in starting order.
     pub components: Vec<ComponentRecord>,
@@ -102,7 +85,6 @@ pub struct FleetRecord {
 }
 
 impl FleetRecord {
-    /// The file in a run directory.
     pub fn file(run_dir: &Path) -> PathBuf {
         run_dir.join("fleet.json")
     }
@@ -112,19 +94,23 @@ impl FleetRecord {
         serde_json::from_slice(&std::fs::read(Self::file(run_dir)).ok()?).ok()
     }
 
-    /// Writes the record.
     pub fn save(&self, run_dir: &Path) -> std::io::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
         files::write_private(&Self::file(run_dir), &text, None)
     }
 
-    /// True while its supervisor runs.
+    /// Why a fleet failed.
+    pub fn error(&self) -> CliError {
+        let mut error = CliError::failed(self.message.clone());
+        error.next = Some(self.next.clone()).filter(|next| !next.is_empty());
+        error
+    }
+
     pub fn supervised(&self) -> bool {
         self.supervisor.alive()
     }
 }
 
-/// Now, as Unix seconds.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }

@@ -35,7 +35,6 @@ struct Settings {
     keys: Vec<S3Credentials>,
 }
 
-/// Serves until asked to stop.
 pub async fn serve(config: &Path) -> Result<(), CliError> {
     let text = std::fs::read_to_string(config)
         .map_err(|error| CliError::failed(format!("cannot read {}: {error}", config.display())))?;

@@ -15,7 +15,6 @@ use super::prerequisites::find;
 use crate::error::{CliError, Kind};
 use crate::output;
 
-/// Least size of a host's disk.
 const HOST_DISK_BYTES_MIN: u64 = 2 << 30;
 /// Share of the free space that the hosts' disks may promise, in percent.
 const FREE_SHARE_PERCENT: u64 = 80;

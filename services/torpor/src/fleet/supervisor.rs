@@ -53,7 +53,6 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Starts with a record and saves it.
     pub fn new(record: FleetRecord, run_dir: PathBuf) -> Arc<Self> {
         let changed = watch::Sender::new(record.clone());
         let shared = Arc::new(Self { record: Mutex::new(record), run_dir, changed });
@@ -72,7 +71,6 @@ impl Shared {
         self.changed.send_replace(record.clone());
     }
 
-    /// Every state of the record from now on.
     pub fn watch(&self) -> watch::Receiver<FleetRecord> {
         self.changed.subscribe()
     }
@@ -86,7 +84,6 @@ impl Shared {
     }
 }
 
-/// One supervised component.
 pub struct Tender {
     component: Component,
     shared: Arc<Shared>,
@@ -105,7 +102,6 @@ enum End {
 }
 
 impl Tender {
-    /// Prepares to tend a component.
     pub fn new(
         component: Component,
         shared: Arc<Shared>,

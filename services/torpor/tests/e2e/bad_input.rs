@@ -25,15 +25,14 @@ async fn check(fleet: &World, name: &str, built: &crate::world::Built, code: &st
     assert_eq!(build.state(), BuildState::Failed, "{name}: {}", built.log);
     assert_eq!(build.reason_code, code, "{name}: {}\n{}", build.state_reason, built.log);
     assert!(build.state_reason.contains(says), "{name}: '{}' lacks '{says}'", build.state_reason);
-    let mut images = fleet.context.images().unwrap();
     let request = GetImageRequest { image_identifier: name.to_owned() };
-    let image = images.get_image(request).await.unwrap().into_inner().image.unwrap();
+    let image = fleet.context.call(request).await.unwrap().image.unwrap();
     assert_eq!(image.state(), ImageState::CreateFailed);
     assert_eq!(image.latest_failed_image_version, "1.0");
     let run = fleet.run_with(name, |_| ()).await.unwrap_err();
     assert!(run.message().starts_with("No active version found for MicroVM image"), "{}", run.message());
     nothing_left(fleet, &image).await;
-    images.delete_image(DeleteImageRequest { image_identifier: name.to_owned() }).await.unwrap();
+    fleet.context.call(DeleteImageRequest { image_identifier: name.to_owned() }).await.unwrap();
 }
 
 /// No bake and no object of a failed build remains.

@@ -45,15 +45,9 @@ async fn every_process_may_die_at_any_time() {
     }
     let list = fleet
         .context
-        .microvms()
-        .unwrap()
-        .list_microvms(ListMicrovmsRequest {
-            image_identifier: image.to_owned(),
-            ..ListMicrovmsRequest::default()
-        })
+        .call(ListMicrovmsRequest { image_identifier: image.to_owned(), ..ListMicrovmsRequest::default() })
         .await
-        .unwrap()
-        .into_inner();
+        .unwrap();
     for id in [&awake.id, &asleep.id] {
         assert_eq!(list.microvms.iter().filter(|microvm| microvm.microvm_id == **id).count(), 1);
     }
@@ -92,21 +86,9 @@ async fn healthy(fleet: &World, component: &str) {
     use api::host::v1::{HostState, ListHostsRequest};
     fleet
         .until(&format!("a whole fleet after the end of {component}"), Duration::from_secs(30), || async {
-            let hosts = fleet
-                .context
-                .hosts()
-                .unwrap()
-                .list_hosts(ListHostsRequest::default())
-                .await
-                .ok()?
-                .into_inner();
+            let hosts = fleet.context.call(ListHostsRequest::default()).await.ok()?;
             let ready = hosts.hosts.iter().filter(|host| host.state() == HostState::Ready).count();
-            let images = fleet
-                .context
-                .images()
-                .unwrap()
-                .list_images(api::image::v1::ListImagesRequest::default())
-                .await;
+            let images = fleet.context.call(api::image::v1::ListImagesRequest::default()).await;
             (ready == 2 && images.is_ok()).then_some(())
         })
         .await;

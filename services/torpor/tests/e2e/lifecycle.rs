@@ -138,7 +138,7 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
     microvm.suspend().await.unwrap();
     microvm.resume().await.unwrap();
     microvm.get("/say?text=hello-again").await;
-    let mut client = fleet.context.microvms().unwrap();
+    let client = fleet.context.microvms().unwrap();
     let lines = fleet
         .until("both lines in the log", Duration::from_secs(20), || {
             let mut client = client.clone();
@@ -157,7 +157,7 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
         .await;
     assert!(lines.windows(2).all(|pair| pair[0].sequence < pair[1].sequence), "sequences rise");
     microvm.terminate().await;
-    let _ = client.get_microvm(GetMicrovmRequest { microvm_id: microvm.id.clone() }).await.unwrap();
+    microvm.record().await;
 }
 
 #[tokio::test]
