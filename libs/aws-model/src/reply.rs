@@ -22,7 +22,7 @@ const NO_CONTENT: u16 = 204;
 
 impl Operation {
     /// The answer with these members. `lambda-microvms` sends the members of the operation's answer that are absent here as null,
-    /// also in the items of a page; `lambda-core` leaves out what is null.
+    /// but for a few, also in the items of a page; `lambda-core` leaves out what is null.
     #[must_use]
     pub fn reply(&self, mut members: Map<String, Value>) -> Reply {
         if self.success == NO_CONTENT {
@@ -48,8 +48,10 @@ fn complete(service: Service, form: &[ReplyMember], members: &mut Map<String, Va
         Service::Core => members.retain(|_, value| !value.is_null()),
         Service::Microvms => {
             for member in form {
-                if member.always && !members.contains_key(member.name) {
-                    members.insert(member.name.to_owned(), Value::Null);
+                match members.get(member.name) {
+                    None if member.always => drop(members.insert(member.name.to_owned(), Value::Null)),
+                    Some(Value::Null) if !member.always => drop(members.remove(member.name)),
+                    _ => {}
                 }
             }
         }

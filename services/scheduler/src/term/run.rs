@@ -30,6 +30,8 @@ pub struct RunRequest {
     pub version: Option<VersionNumber>,
     /// Role the app acts as; may be empty.
     pub execution_role_arn: String,
+    /// KMS key as the caller named it; may be empty.
+    pub kms_key_identifier: String,
     /// When it sleeps.
     pub idle_policy: Option<IdlePolicy>,
     /// Longest life.
@@ -166,6 +168,7 @@ fn place_new(
             // Not the id: who knows an endpoint's name cannot name the microVM.
             endpoint_label: Uuid::new_v4().hyphenated().to_string(),
             execution_role_arn: request.execution_role_arn,
+            kms_key_identifier: request.kms_key_identifier,
             idle_policy: request.idle_policy,
             maximum_duration: request.maximum_duration,
             payload: request.payload,

@@ -42,6 +42,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), Failure> {
         ingress_network_connectors: arguments.ingress,
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
+        kms_key_identifier: String::new(),
     };
     let client = session.context.microvms()?;
     let response = call(|| {
