@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_model::{Limits, PageTokens};
+use clock::Clock;
 use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
 use sigv4::Verifier;
@@ -40,6 +41,7 @@ impl ApiServer {
     pub async fn build(
         config: &Config,
         identity: &TlsIdentity,
+        clock: &Clock,
         registry: &Mutex<Registry>,
     ) -> anyhow::Result<Option<Self>> {
         let Config { aws, region, account, .. } = config;
@@ -55,13 +57,14 @@ impl ApiServer {
         // taken for another's by accident. All edges of a fleet share it.
         let seal = std::fs::read(&config.tls.ca).context("tls.ca")?;
         let api = Api {
+            clock: clock.clone(),
             account: Account { region: region.clone(), account: account.clone() },
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
             access_keys: Arc::default(),
             bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
-            buckets: Buckets::new(|name| (row(name).rate)(&aws.throttles)),
+            buckets: Buckets::new(clock.instant(), |name| (row(name).rate)(&aws.throttles)),
             audit,
             in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
             limits: Limits {
