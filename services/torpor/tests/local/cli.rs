@@ -1,6 +1,5 @@
 //! What people and scripts meet first: help, exit codes, errors with a next
 //! step. No fleet runs here.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -50,6 +49,7 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["image", "create", "--help"], "torpor image create web --artifact ./app"),
         (vec!["run", "--help"], "torpor run web --idle 60s"),
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
+        (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
         (vec!["key", "create", "--help"], "\"Action\": [\"lambda:*Microvm\","),
@@ -108,6 +108,15 @@ fn failures_have_their_exit_code_and_a_next_step() {
         assert!(stderr.contains("error: ") && stderr.contains(expected), "{arguments:?}: {stderr}");
         assert!(!stderr.contains('\x1b'), "no colours into a pipe: {stderr}");
     }
+}
+
+#[test]
+fn usage_shows_no_global_option_as_required() {
+    let fleet = absent_fleet();
+    let output = torpor(fleet.path(), &["run"]);
+    let said = text(&output.stderr);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("Usage: torpor run <IMAGE>") && !said.contains("--data-dir"), "{said}");
 }
 
 /// What a shell knows after `eval "$(torpor env)"`: the values of `names`.

@@ -8,9 +8,8 @@ use api::access::v1::{AccessKey, Policy, StoredAccessKey};
 use records::{Expect, Write};
 
 use super::Term;
-use super::durable::Committed;
-use super::write::refused;
-use crate::adapters::access;
+use super::commit::Committed;
+use crate::adapters::access_keys as codec;
 use crate::refusal::Refusal;
 
 /// An access key as asked for, checked field by field.
@@ -38,7 +37,7 @@ impl Term {
         self.detached(async move {
             // One at a time, so that the limit is one.
             let _turn = term.access.lock().await;
-            let limit = term.settings().quotas.access_keys_max;
+            let limit = term.config().quotas.access_keys_max;
             if term.access_keys().await?.len() >= limit {
                 return Err(Refusal::Quota {
                     quota: "access_keys",
@@ -46,21 +45,21 @@ impl Term {
                     text: format!("The limit of {limit} access keys is reached."),
                 });
             }
-            let (id, secret) = access::generate().map_err(|error| Refusal::Internal(error.to_string()))?;
+            let (id, secret) = codec::generate().map_err(|error| Refusal::Internal(error.to_string()))?;
             let stored = StoredAccessKey {
                 access_key: Some(AccessKey {
                     access_key_id: id.clone(),
-                    account_id: term.settings().account.clone(),
+                    account_id: term.config().account.clone(),
                     description: asked.description,
                     policy: asked.policy,
-                    create_time: Some(api::timestamp(SystemTime::now())),
+                    create_time: Some(api::timestamp(term.now())),
                     expire_time: asked.expire_time.map(api::timestamp),
                 }),
                 secret_access_key: secret,
             };
             let write = Write::Put {
-                key: format!("{}{id}", access::PREFIX),
-                value: access::encode(&stored),
+                key: format!("{}{id}", codec::PREFIX),
+                value: codec::encode(&stored),
                 expect: Expect::Absent,
                 lease: None,
             };
@@ -69,7 +68,7 @@ impl Term {
                     tracing::info!(access_key = id, "access key made");
                     Ok(stored)
                 }
-                Committed::Differs => {
+                Committed::Found(_) => {
                     Err(Refusal::Internal(format!("the fresh access key id {id} is taken")))
                 }
             }
@@ -82,9 +81,9 @@ impl Term {
     /// # Errors
     /// [`Refusal::Store`].
     pub async fn access_keys(&self) -> Result<Vec<AccessKey>, Refusal> {
-        let (entries, _) = self.context.store.list(access::PREFIX).await.map_err(refused)?;
+        let (entries, _) = self.context.store.list(codec::PREFIX).await?;
         let keys = entries.iter().filter_map(|(key, value)| {
-            let decoded = access::decode(&value.value);
+            let decoded = codec::decode(&value.value);
             if decoded.is_none() {
                 tracing::error!(key, "an access key cannot be read and is left alone");
             }
@@ -101,8 +100,8 @@ impl Term {
         let term = Arc::clone(self);
         self.detached(async move {
             let _turn = term.access.lock().await;
-            let key = format!("{}{id}", access::PREFIX);
-            let found = term.context.store.get(&key).await.map_err(refused)?;
+            let key = format!("{}{id}", codec::PREFIX);
+            let found = term.context.store.get(&key).await?;
             let Some(found) = found else {
                 return Err(Refusal::AccessKeyNotFound(id));
             };
@@ -112,7 +111,7 @@ impl Term {
                     tracing::info!(access_key = id, "access key deleted");
                     Ok(())
                 }
-                Committed::Differs => Err(Refusal::Store("the access key was changed meanwhile".to_owned())),
+                Committed::Found(_) => Err(Refusal::Store("the access key was changed meanwhile".to_owned())),
             }
         })
         .await

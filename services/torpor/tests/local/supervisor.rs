@@ -1,6 +1,5 @@
 //! The supervisor with two real components, etcd and the embedded S3: they come
 //! up, come back after a kill, go away, and leave nothing. Needs root.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::path::Path;
 use std::process::{Command, Output};
@@ -9,12 +8,12 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 /// A fleet of etcd and S3 that is gone when dropped, whatever the test did.
-struct Fleet {
+struct World {
     directory: tempfile::TempDir,
     port_offset: u16,
 }
 
-impl Fleet {
+impl World {
     fn new(port_offset: u16) -> Self {
         Self { directory: tempfile::tempdir().unwrap(), port_offset }
     }
@@ -59,7 +58,7 @@ impl Fleet {
     }
 }
 
-impl Drop for Fleet {
+impl Drop for World {
     fn drop(&mut self) {
         self.torpor(&["down"]);
     }
@@ -89,7 +88,7 @@ fn eventually(what: &str, within: Duration, mut condition: impl FnMut() -> bool)
 
 #[test]
 fn components_come_up_come_back_and_go_away() {
-    let fleet = Fleet::new(11_000);
+    let fleet = World::new(11_000);
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
     assert!(text(&output).contains("etcd") && text(&output).contains("healthy after"), "{}", text(&output));
@@ -124,7 +123,7 @@ fn components_come_up_come_back_and_go_away() {
 
 #[test]
 fn nothing_outlives_a_killed_supervisor_and_the_next_one_goes_on() {
-    let fleet = Fleet::new(12_000);
+    let fleet = World::new(12_000);
     let output = fleet.up();
     assert!(output.status.success(), "{}", text(&output));
     let pids = fleet.pids();
@@ -141,7 +140,7 @@ fn nothing_outlives_a_killed_supervisor_and_the_next_one_goes_on() {
 
 #[test]
 fn a_component_that_cannot_start_is_named_with_its_log() {
-    let fleet = Fleet::new(13_000);
+    let fleet = World::new(13_000);
     assert!(fleet.up().status.success());
     assert!(fleet.torpor(&["down"]).status.success());
     // etcd's data belongs to another cluster now.
@@ -157,7 +156,7 @@ fn a_component_that_cannot_start_is_named_with_its_log() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_embedded_s3_keeps_what_it_is_given() {
-    let fleet = Fleet::new(14_000);
+    let fleet = World::new(14_000);
     assert!(fleet.up().status.success());
     let context = client::Context::load(fleet.data_dir()).unwrap();
     let store = object_store::Store::connect(&context.object_store()).unwrap();

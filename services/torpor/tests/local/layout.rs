@@ -1,7 +1,6 @@
 //! Which crate may depend on which: libraries never on services, services never
 //! on services, the load test on libraries only. Read from `cargo metadata`, so
 //! that a new dependency cannot slip by.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -65,12 +65,12 @@ pub struct Bake {
 
 /// Every host that has a lease, a report, or a microVM.
 #[derive(Debug, Default)]
-pub struct Fleet {
+pub struct Hosts {
     hosts: BTreeMap<HostId, Host>,
     bakes: HashMap<String, Bake>,
 }
 
-impl Fleet {
+impl Hosts {
     /// A host.
     #[must_use]
     pub fn get(&self, id: &HostId) -> Option<&Host> {
@@ -238,52 +238,52 @@ mod tests {
 
     #[test]
     fn a_bake_holds_its_room_until_it_ends_or_expires() {
-        let mut fleet = Fleet::default();
+        let mut hosts = Hosts::default();
         let (a, b): (HostId, HostId) = ("a".parse().unwrap(), "b".parse().unwrap());
-        fleet.lease_seen(&a, spec("a", 1024), at(0));
-        fleet.lease_seen(&b, spec("b", 1024), at(0));
+        hosts.lease_seen(&a, spec("a", 1024), at(0));
+        hosts.lease_seen(&b, spec("b", 1024), at(0));
         let minute = Duration::from_secs(60);
         let place =
-            |fleet: &mut Fleet, build: &str, now| fleet.place_bake(build, &demand(1024), minute, at(now));
-        assert_eq!(place(&mut fleet, "one", 0), Ok(a.clone()));
-        assert_eq!(place(&mut fleet, "one", 1), Ok(a.clone()), "the same reservation");
-        assert_eq!(place(&mut fleet, "two", 1), Ok(b.clone()));
-        assert!(place(&mut fleet, "three", 2).is_err());
-        fleet.release_bake("two");
-        assert_eq!(place(&mut fleet, "three", 2), Ok(b.clone()));
-        assert_eq!(place(&mut fleet, "four", 61), Ok(a.clone()), "the first has expired");
-        fleet.lease_lost(&b, at(61));
-        assert!(place(&mut fleet, "three", 61).is_err(), "a reservation on a lost host is void");
+            |hosts: &mut Hosts, build: &str, now| hosts.place_bake(build, &demand(1024), minute, at(now));
+        assert_eq!(place(&mut hosts, "one", 0), Ok(a.clone()));
+        assert_eq!(place(&mut hosts, "one", 1), Ok(a.clone()), "the same reservation");
+        assert_eq!(place(&mut hosts, "two", 1), Ok(b.clone()));
+        assert!(place(&mut hosts, "three", 2).is_err());
+        hosts.release_bake("two");
+        assert_eq!(place(&mut hosts, "three", 2), Ok(b.clone()));
+        assert_eq!(place(&mut hosts, "four", 61), Ok(a.clone()), "the first has expired");
+        hosts.lease_lost(&b, at(61));
+        assert!(place(&mut hosts, "three", 61).is_err(), "a reservation on a lost host is void");
     }
 
     #[test]
     fn a_lease_gone_and_back_counts_from_its_first_absence() {
-        let mut fleet = Fleet::default();
+        let mut hosts = Hosts::default();
         let a: HostId = "a".parse().unwrap();
-        assert!(fleet.lease_seen(&a, spec("a", 1024), at(0)));
-        assert!(!fleet.lease_seen(&a, spec("a", 1024), at(0)), "same address");
-        fleet.lease_lost(&a, at(10));
-        fleet.lease_lost(&a, at(20));
+        assert!(hosts.lease_seen(&a, spec("a", 1024), at(0)));
+        assert!(!hosts.lease_seen(&a, spec("a", 1024), at(0)), "same address");
+        hosts.lease_lost(&a, at(10));
+        hosts.lease_lost(&a, at(20));
         let grace = Duration::from_secs(15);
-        assert!(!fleet.get(&a).unwrap().gone_for(grace, at(24)));
-        assert!(fleet.get(&a).unwrap().gone_for(grace, at(25)));
-        assert_eq!(fleet.get(&a).unwrap().state(), HostState::Lost);
-        fleet.lease_seen(&a, spec("a", 1024), at(26));
-        assert_eq!(fleet.get(&a).unwrap().state(), HostState::Ready);
-        assert!(!fleet.report(&a, None, at(27)), "must register first");
+        assert!(!hosts.get(&a).unwrap().gone_for(grace, at(24)));
+        assert!(hosts.get(&a).unwrap().gone_for(grace, at(25)));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Lost);
+        hosts.lease_seen(&a, spec("a", 1024), at(26));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Ready);
+        assert!(!hosts.report(&a, None, at(27)), "must register first");
     }
 
     #[test]
     fn booking_decides_who_is_full_and_when_a_drain_is_done() {
-        let mut fleet = Fleet::default();
+        let mut hosts = Hosts::default();
         let a: HostId = "a".parse().unwrap();
-        fleet.lease_seen(&a, spec("a", 1024), at(0));
-        fleet.book(&a, 1024, true, at(0));
-        let refused = fleet.choose(&demand(1), "", at(0));
+        hosts.lease_seen(&a, spec("a", 1024), at(0));
+        hosts.book(&a, 1024, true, at(0));
+        let refused = hosts.choose(&demand(1), "", at(0));
         assert_eq!(refused, Err(NoRoom { full: 1, ..NoRoom::default() }));
-        fleet.entry(&a, at(0)).draining = true;
-        assert_eq!(fleet.get(&a).unwrap().state(), HostState::Draining);
-        fleet.book(&a, 1024, false, at(0));
-        assert_eq!(fleet.get(&a).unwrap().state(), HostState::Drained);
+        hosts.entry(&a, at(0)).draining = true;
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Draining);
+        hosts.book(&a, 1024, false, at(0));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Drained);
     }
 }

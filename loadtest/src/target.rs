@@ -21,7 +21,7 @@ pub struct Cycle {
 
 /// A fleet under test.
 #[derive(Clone)]
-pub struct Fleet {
+pub struct Target {
     microvms: MicrovmServiceClient<Channel>,
     endpoints: EndpointClient,
     edge: String,
@@ -30,7 +30,7 @@ pub struct Fleet {
     request_timeout: Duration,
 }
 
-impl Fleet {
+impl Target {
     pub fn new(
         context: &Context,
         image: &str,
@@ -49,6 +49,26 @@ impl Fleet {
 
     /// Launch, suspend, wake, terminate. The launch was due at `due`.
     pub async fn cycle(mut self, due: Instant, pause: Duration) -> anyhow::Result<Cycle> {
+        let microvm = self.run().await?;
+        let measured = self.measure(&microvm, due, pause).await;
+        self.terminate(microvm.microvm_id).await?;
+        measured
+    }
+
+    /// A launch that was due at `due`, up to the app's first answer. The microVM lives
+    /// on; what became of the launch comes with its id.
+    pub async fn launch(mut self, due: Instant) -> anyhow::Result<(String, anyhow::Result<Duration>)> {
+        let microvm = self.run().await?;
+        let launched = self.first_answer(&microvm).await.map(|_| due.elapsed());
+        Ok((microvm.microvm_id, launched))
+    }
+
+    pub async fn terminate(&mut self, microvm_id: String) -> anyhow::Result<()> {
+        self.microvms.terminate_microvm(TerminateMicrovmRequest { microvm_id }).await?;
+        Ok(())
+    }
+
+    async fn run(&mut self) -> anyhow::Result<Microvm> {
         let day = Duration::from_secs(28_800);
         let request = RunMicrovmRequest {
             image_identifier: self.image.clone(),
@@ -59,19 +79,21 @@ impl Fleet {
             }),
             ..RunMicrovmRequest::default()
         };
-        let microvm = self.microvms.run_microvm(request).await?.into_inner().microvm.context("no microVM")?;
-        let measured = self.measure(&microvm, due, pause).await;
-        let id = microvm.microvm_id;
-        self.microvms.terminate_microvm(TerminateMicrovmRequest { microvm_id: id }).await?;
-        measured
+        self.microvms.run_microvm(request).await?.into_inner().microvm.context("no microVM")
+    }
+
+    /// Makes a token and asks the app once; returns the token.
+    async fn first_answer(&mut self, microvm: &Microvm) -> anyhow::Result<String> {
+        let token = self.token(&microvm.microvm_id).await?;
+        let mut connection =
+            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
+        self.request(&mut connection, &token).await.context("first request")?;
+        Ok(token)
     }
 
     async fn measure(&mut self, microvm: &Microvm, due: Instant, pause: Duration) -> anyhow::Result<Cycle> {
         let id = &microvm.microvm_id;
-        let token = self.token(id).await?;
-        let mut connection =
-            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
-        self.request(&mut connection, &token).await.context("first request")?;
+        let token = self.first_answer(microvm).await?;
         let launch = due.elapsed();
         let launch_phases = self.phases(id).await?;
         tokio::time::sleep(pause).await;

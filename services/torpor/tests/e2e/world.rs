@@ -22,7 +22,7 @@ const STATE_TIMEOUT: Duration = Duration::from_secs(60);
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 const POLL: Duration = Duration::from_millis(50);
 
-pub struct Fleet {
+pub struct World {
     pub context: Context,
     pub data_dir: PathBuf,
 }
@@ -55,7 +55,7 @@ pub struct Built {
     pub log: String,
 }
 
-impl Fleet {
+impl World {
     pub fn open() -> Self {
         let data_dir = std::env::var("TORPOR_E2E_DATA_DIR")
             .expect("these tests need a running fleet: run deploy/test, or set TORPOR_E2E_DATA_DIR");
@@ -91,7 +91,7 @@ impl Fleet {
             configuration: Some(configuration),
             ..CreateImageRequest::default()
         };
-        Ok(self.context.images().unwrap().create_image(request).await?.into_inner())
+        self.context.call(request).await
     }
 
     /// Builds an image and waits for the end of its first build.
@@ -113,7 +113,7 @@ impl Fleet {
         let mut images = self.context.images().unwrap();
         let request =
             ListImageBuildsRequest { image_identifier: name.to_owned(), ..ListImageBuildsRequest::default() };
-        let builds = images.list_image_builds(request).await.unwrap().into_inner().builds;
+        let builds = self.context.call(request).await.unwrap().builds;
         let build_id = builds.first().expect("a build").build_id.clone();
         let request = FollowBuildLogRequest { build_id: build_id.clone(), from_sequence: 0, follow: true };
         let mut stream = images.follow_build_log(request).await.unwrap().into_inner();
@@ -150,9 +150,8 @@ impl Fleet {
     }
 
     pub async fn ensure_image(&self, name: &str, change: impl FnOnce(&mut ImageConfiguration)) {
-        let mut images = self.context.images().unwrap();
         let request = GetImageRequest { image_identifier: name.to_owned() };
-        let known = images.get_image(request).await.is_ok();
+        let known = self.context.call(request).await.is_ok();
         let built = if known {
             self.follow(name).await
         } else {
@@ -175,8 +174,7 @@ impl Fleet {
         let mut request =
             RunMicrovmRequest { image_identifier: image.to_owned(), ..RunMicrovmRequest::default() };
         change(&mut request);
-        let answer = self.context.microvms().unwrap().run_microvm(request).await?;
-        Ok(answer.into_inner().microvm.unwrap())
+        Ok(self.context.call(request).await?.microvm.unwrap())
     }
 
     /// A new microVM, RUNNING.
@@ -208,7 +206,7 @@ impl Fleet {
 
     pub async fn get(&self, id: &str) -> Result<Microvm, Status> {
         let request = GetMicrovmRequest { microvm_id: id.to_owned() };
-        Ok(self.context.microvms().unwrap().get_microvm(request).await?.into_inner().microvm.unwrap())
+        Ok(self.context.call(request).await?.microvm.unwrap())
     }
 
     pub async fn wait(&self, id: &str, state: MicrovmState) -> Microvm {
@@ -259,7 +257,7 @@ impl Fleet {
             expiration: Some(api::duration_proto(life)),
             allowed_ports: ports,
         };
-        let answer = self.context.microvms().unwrap().create_microvm_auth_token(request).await?.into_inner();
+        let answer = self.context.call(request).await?;
         let found = answer.auth_token.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(AUTH_HEADER));
         Ok(found.expect("the token's header").1)
     }
@@ -311,7 +309,7 @@ pub fn hooks(enabled: &[&str]) -> Hooks {
 
 /// A microVM that a test works with; ended with the test.
 pub struct Running<'a> {
-    pub fleet: &'a Fleet,
+    pub fleet: &'a World,
     pub id: String,
     pub endpoint: String,
     pub token: String,
@@ -339,30 +337,30 @@ impl Running<'_> {
 
     pub async fn suspend(&self) -> Result<Microvm, Status> {
         let request = SuspendMicrovmRequest { microvm_id: self.id.clone() };
-        let answer = self.fleet.context.microvms().unwrap().suspend_microvm(request).await?;
-        Ok(answer.into_inner().microvm.unwrap())
+        Ok(self.fleet.context.call(request).await?.microvm.unwrap())
     }
 
     pub async fn resume(&self) -> Result<Microvm, Status> {
         let request = ResumeMicrovmRequest { microvm_id: self.id.clone() };
-        let answer = self.fleet.context.microvms().unwrap().resume_microvm(request).await?;
-        Ok(answer.into_inner().microvm.unwrap())
+        Ok(self.fleet.context.call(request).await?.microvm.unwrap())
     }
 
     pub async fn terminate(&self) -> Microvm {
         let request = TerminateMicrovmRequest { microvm_id: self.id.clone() };
-        self.fleet.context.microvms().unwrap().terminate_microvm(request).await.unwrap();
+        self.fleet.context.call(request).await.unwrap();
         self.fleet.wait(&self.id, MicrovmState::Terminated).await
     }
 
-    /// The engine process on this machine, if there is one.
+    /// The engine process on this machine, if there is one: it works in a directory of its microVM's, which its arguments
+    /// do not name, because it may have been made before the microVM was.
     pub fn engine_pid(&self) -> Option<i32> {
         let entries = std::fs::read_dir("/proc").unwrap();
         entries.flatten().find_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let command = String::from_utf8_lossy(&command).into_owned();
-            (command.contains("qemu-system") && command.contains(&self.id)).then_some(pid)
+            let works_in = std::fs::read_link(entry.path().join("cwd")).ok()?;
+            let is_engine = String::from_utf8_lossy(&command).contains("qemu-system");
+            (is_engine && works_in.to_string_lossy().contains(&self.id)).then_some(pid)
         })
     }
 }

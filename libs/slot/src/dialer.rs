@@ -16,12 +16,12 @@ const BACKLOG: u32 = 64;
 /// Opens sockets in one slot. Cheap to clone. A clone kept after the slot was
 /// recycled reaches nothing.
 #[derive(Debug, Clone)]
-pub struct Connector {
+pub struct Dialer {
     namespace: Arc<Namespace>,
     inside: Inside,
 }
 
-impl Connector {
+impl Dialer {
     pub(crate) fn new(namespace: Arc<Namespace>, inside: Inside) -> Self {
         Self { namespace, inside }
     }

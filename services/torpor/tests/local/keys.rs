@@ -1,5 +1,4 @@
 //! `torpor key` against a service that is scripted and speaks real gRPC.
-#![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
 use std::process::Output;
 use std::sync::{Arc, Mutex};

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
 
 use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::common::v1::{Hook, HookMode, Hooks, Resources};
@@ -17,10 +17,15 @@ use api::microvm::v1::{
     GetMicrovmRequest, ListMicrovmsRequest, Microvm, MicrovmState, ResumeMicrovmRequest, RunMicrovmRequest,
     SuspendMicrovmRequest, TerminateMicrovmRequest,
 };
+use clock::Clock;
 use prost::Message as _;
 use records::testing::{Etcd, free_port};
 use records::{Expect, Store};
 use rpc::{Role, TlsIdentity};
+use scheduler::app::App;
+use scheduler::config::Config;
+use tokio::runtime::Runtime;
+use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
@@ -80,17 +85,32 @@ impl Pki {
     }
 }
 
-/// A scheduler process, killed when dropped.
+/// A scheduler, killed when dropped.
 pub struct Scheduler {
-    child: Child,
+    running: Running,
     pub address: String,
 }
 
+enum Running {
+    Process(Child),
+    /// In this process, on a runtime of its own.
+    Here(Option<Runtime>),
+}
+
 impl Scheduler {
-    /// SIGKILL.
+    /// SIGKILL, or the end of its tasks where they stand.
     pub fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &mut self.running {
+            Running::Process(child) => {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+            Running::Here(runtime) => {
+                if let Some(runtime) = runtime.take() {
+                    runtime.shutdown_background();
+                }
+            }
+        }
     }
 }
 
@@ -100,31 +120,62 @@ impl Drop for Scheduler {
     }
 }
 
-pub struct Rig {
+pub struct World {
     pub etcd: Etcd,
     pub store: Store,
     pub pki: Pki,
+    /// What schedulers of this process go by.
+    pub clock: Clock,
 }
 
-impl Rig {
+impl World {
     /// etcd with the image "app" version 1.0; no scheduler and no host yet.
     pub async fn new() -> Self {
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
-        let rig = Self { etcd, store, pki: Pki::new() };
-        rig.image("app", "1.0", VersionStatus::Active, true).await;
-        rig
+        let world = Self { etcd, store, pki: Pki::new(), clock: Clock::system() };
+        world.image("app", "1.0", VersionStatus::Active, true).await;
+        world
     }
 
-    /// With one scheduler and one host "h1".
+    /// The same on a clock that stands still until the test moves it.
+    pub async fn on_manual_clock() -> Self {
+        Self { clock: Clock::manual(SystemTime::now()), ..Self::new().await }
+    }
+
+    /// With one scheduler, here, and one host "h1".
     pub async fn with_host(settings: &[&str]) -> (Self, Scheduler, FakeHost, Client) {
-        let rig = Self::new().await;
-        let scheduler = rig.scheduler(settings);
-        let host = FakeHost::start(&rig, "h1").await;
-        let client = rig.client(&scheduler, Role::Admin);
-        rig.ready(&client).await;
-        rig.placeable(&scheduler, 1).await;
-        (rig, scheduler, host, client)
+        let world = Self::new().await;
+        let scheduler = world.here(settings);
+        world.and_host(scheduler).await
+    }
+
+    /// The same with a host that is never full, for tests that share a world.
+    pub async fn with_roomy_host() -> (Self, Scheduler, FakeHost, Client) {
+        let world = Self::new().await;
+        let scheduler = world.here(&[]);
+        let host = FakeHost::start_with(&world, "h1", 1 << 20).await;
+        world.knowing(scheduler, host).await
+    }
+
+    /// With one scheduler, a process, and one host "h1".
+    pub async fn with_process(settings: &[&str]) -> (Self, Scheduler, FakeHost, Client) {
+        let world = Self::new().await;
+        let scheduler = world.scheduler(settings);
+        world.and_host(scheduler).await
+    }
+
+    /// Once the scheduler leads, with a host "h1" that it knows.
+    pub async fn and_host(self, scheduler: Scheduler) -> (Self, Scheduler, FakeHost, Client) {
+        let host = FakeHost::start(&self, "h1").await;
+        self.knowing(scheduler, host).await
+    }
+
+    async fn knowing(self, scheduler: Scheduler, host: FakeHost) -> (Self, Scheduler, FakeHost, Client) {
+        let client = self.client(&scheduler, Role::Admin);
+        self.ready(&client).await;
+        self.placeable(&scheduler, 1).await;
+        (self, scheduler, host, client)
     }
 
     pub async fn image(&self, name: &str, version: &str, status: VersionStatus, run_hook: bool) {
@@ -162,8 +213,38 @@ impl Rig {
         self.scheduler_at(&address, settings)
     }
 
+    /// Starts a scheduler in this process, on the world's clock.
+    pub fn here(&self, settings: &[&str]) -> Scheduler {
+        let address = format!("127.0.0.1:{}", free_port());
+        let set: Vec<String> = settings.iter().map(|setting| (*setting).to_owned()).collect();
+        let file = self.config(&address);
+        let config: Config = settings::load_from("scheduler", Some(&file), std::iter::empty(), &set).unwrap();
+        config.check().unwrap();
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+        let (runtime, clock) = (runtime.unwrap(), self.clock.clone());
+        runtime.spawn(async move {
+            let app = App::bind(config, &Mutex::default(), clock).await.unwrap();
+            app.run(CancellationToken::new()).await.unwrap();
+        });
+        Scheduler { running: Running::Here(Some(runtime)), address }
+    }
+
+    /// Starts a scheduler process at an address.
     pub fn scheduler_at(&self, address: &str, settings: &[&str]) -> Scheduler {
-        let file = self.pki.file("scheduler.toml");
+        let own = self.config(address);
+        let log =
+            std::fs::OpenOptions::new().create(true).append(true).open(own.with_extension("log")).unwrap();
+        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_torpor-scheduler")));
+        command.arg("--config").arg(own).stdout(Stdio::null()).stderr(log);
+        for setting in settings {
+            command.args(["--set", setting]);
+        }
+        let running = Running::Process(command.spawn().unwrap());
+        Scheduler { running, address: address.to_owned() }
+    }
+
+    /// Writes the settings file of the scheduler at an address.
+    fn config(&self, address: &str) -> PathBuf {
         let text = format!(
             "listen = {address:?}\nlease_seconds = 2\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [etcd]\nendpoints = [{:?}]\nroot = \"/torpor/\"\n",
@@ -172,18 +253,9 @@ impl Rig {
             self.pki.file("scheduler.key"),
             self.etcd.endpoint(),
         );
+        let file = self.pki.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
         std::fs::write(&file, text).unwrap();
-        // Each process its own file: the next one overwrites this one's.
-        let own = self.pki.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
-        std::fs::rename(&file, &own).unwrap();
-        let log =
-            std::fs::OpenOptions::new().create(true).append(true).open(own.with_extension("log")).unwrap();
-        let mut command = Command::new(Path::new(env!("CARGO_BIN_EXE_torpor-scheduler")));
-        command.arg("--config").arg(own).stdout(Stdio::null()).stderr(log);
-        for setting in settings {
-            command.args(["--set", setting]);
-        }
-        Scheduler { child: command.spawn().unwrap(), address: address.to_owned() }
+        file
     }
 
     pub fn client(&self, scheduler: &Scheduler, role: Role) -> Client {

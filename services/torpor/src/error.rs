@@ -5,28 +5,27 @@ use std::fmt;
 
 use api::errors::reason;
 use tonic::{Code, Status};
+use tonic_types::{FieldViolation, StatusExt as _};
+
+use crate::flags::{Flags, typed};
 
 /// The kind of a failure; scripts see it as the exit code.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
     /// Whoever read our output has gone; nothing to report.
     ClosedPipe,
-    /// It did not work.
     Failed,
     /// The command line or a value in it is wrong.
     Usage,
-    /// Nothing has this name or id.
     NotFound,
     /// The state of the thing forbids it.
     Conflict,
     /// A service or a resource is out of reach for now.
     Unavailable,
-    /// It took too long.
     Timeout,
 }
 
 impl Kind {
-    /// Exit code of the process.
     pub fn code(self) -> u8 {
         match self {
             Self::ClosedPipe => 0,
@@ -40,21 +39,19 @@ impl Kind {
     }
 }
 
-/// A failed command.
 #[derive(Debug)]
-pub struct Failure {
-    /// What kind it is.
+pub struct CliError {
     pub kind: Kind,
     /// What happened, a sentence without its full stop.
     pub message: String,
-    /// What to do next.
     pub next: Option<String>,
+    /// The fields of a request that a service found fault with: path and description.
+    violations: Vec<(String, String)>,
 }
 
-impl Failure {
-    /// A failure of some kind.
+impl CliError {
     pub fn new(kind: Kind, message: impl Into<String>) -> Self {
-        Self { kind, message: message.into(), next: None }
+        Self { kind, message: message.into(), next: None, violations: Vec::new() }
     }
 
     /// A failure with exit code 1.
@@ -62,10 +59,25 @@ impl Failure {
         Self::new(Kind::Failed, message)
     }
 
-    /// The same failure with advice.
     #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
+        self
+    }
+
+    pub fn usage(message: impl Into<String>) -> Self {
+        Self::new(Kind::Usage, message)
+    }
+
+    /// The same failure in the words of a command line: faults of fields name the
+    /// flags that filled them.
+    #[must_use]
+    pub fn in_flags(mut self, flags: Flags) -> Self {
+        let named = |(field, fault): (String, String)| format!("{}: {fault}", typed(flags, &field));
+        let faults: Vec<String> = std::mem::take(&mut self.violations).into_iter().map(named).collect();
+        if !faults.is_empty() {
+            self.message = faults.join("; ");
+        }
         self
     }
 
@@ -77,13 +89,13 @@ impl Failure {
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for CliError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)
     }
 }
 
-impl From<std::io::Error> for Failure {
+impl From<std::io::Error> for CliError {
     fn from(error: std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::BrokenPipe {
             return Self::new(Kind::ClosedPipe, "");
@@ -92,13 +104,13 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-impl From<anyhow::Error> for Failure {
+impl From<anyhow::Error> for CliError {
     fn from(error: anyhow::Error) -> Self {
         Self::failed(format!("{error:#}"))
     }
 }
 
-impl From<client::ContextError> for Failure {
+impl From<client::ContextError> for CliError {
     fn from(error: client::ContextError) -> Self {
         use client::ContextError;
         match &error {
@@ -114,7 +126,7 @@ impl From<client::ContextError> for Failure {
     }
 }
 
-impl From<client::EndpointError> for Failure {
+impl From<client::EndpointError> for CliError {
     fn from(error: client::EndpointError) -> Self {
         match &error {
             client::EndpointError::Connect { .. } => {
@@ -136,7 +148,7 @@ pub fn chain(error: &dyn std::error::Error) -> String {
     text
 }
 
-impl From<Status> for Failure {
+impl From<Status> for CliError {
     fn from(status: Status) -> Self {
         let kind = match status.code() {
             Code::NotFound => Kind::NotFound,
@@ -160,6 +172,10 @@ impl From<Status> for Failure {
         }
         let mut failure = Self::new(kind, message);
         failure.next = advice(&status, reason.as_deref()).map(str::to_owned);
+        if let Some(found) = status.get_details_bad_request() {
+            let pair = |one: FieldViolation| (one.field, one.description);
+            failure.violations = found.field_violations.into_iter().map(pair).collect();
+        }
         failure
     }
 }
@@ -215,7 +231,7 @@ mod tests {
         ];
         for (status, code) in cases {
             let name = format!("{:?}", status.code());
-            assert_eq!(Failure::from(status).kind.code(), code, "{name}");
+            assert_eq!(CliError::from(status).kind.code(), code, "{name}");
         }
     }
 
@@ -223,14 +239,27 @@ mod tests {
     fn a_reason_brings_its_next_step() {
         let status =
             api::errors::status(Code::FailedPrecondition, reason::IMAGE_IN_USE, "image is in use", &[]);
-        let failure = Failure::from(status);
+        let failure = CliError::from(status);
         assert_eq!(failure.message, "image is in use");
         assert!(failure.next.expect("has advice").contains("torpor terminate"));
     }
 
     #[test]
+    fn faults_name_the_flag_that_was_typed() {
+        let violations = [
+            ("idlePolicy.maxIdleDurationSeconds", "must be whole seconds, 60 to 28800"),
+            ("other", "is odd"),
+        ]
+        .map(|(field, fault)| (field.to_owned(), fault.to_owned()));
+        let error = CliError::from(api::errors::invalid(&violations)).in_flags(crate::flags::RUN);
+        assert_eq!(error.message, "--idle: must be whole seconds, 60 to 28800; other: is odd");
+        let other = CliError::from(Status::not_found("no such thing")).in_flags(crate::flags::RUN);
+        assert_eq!(other.message, "no such thing");
+    }
+
+    #[test]
     fn a_closed_pipe_is_no_failure() {
         let error = std::io::Error::from(std::io::ErrorKind::BrokenPipe);
-        assert_eq!(Failure::from(error).kind.code(), 0);
+        assert_eq!(CliError::from(error).kind.code(), 0);
     }
 }

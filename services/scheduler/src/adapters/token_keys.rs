@@ -17,7 +17,7 @@ const SETTLE: Duration = Duration::from_secs(10);
 
 /// Why keys cannot be kept or used.
 #[derive(Debug, thiserror::Error)]
-pub enum KeysError {
+pub enum TokenKeysError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] records::Error),
@@ -28,16 +28,20 @@ pub enum KeysError {
 
 /// The keys of this fleet.
 #[derive(Debug, Default)]
-pub struct Keys {
+pub struct TokenKeys {
     keys: Mutex<BTreeMap<String, Key>>,
 }
 
-impl Keys {
+impl TokenKeys {
     /// Reads the keys, and makes the first one where there is none.
     ///
     /// # Errors
-    /// [`KeysError`].
-    pub async fn load(store: &Store, leadership: &Leadership, now: SystemTime) -> Result<Self, KeysError> {
+    /// [`TokenKeysError`].
+    pub async fn load(
+        store: &Store,
+        leadership: &Leadership,
+        now: SystemTime,
+    ) -> Result<Self, TokenKeysError> {
         let mut found = BTreeMap::new();
         for (key, value) in store.list(PREFIX).await?.0 {
             match serde_json::from_slice::<Key>(&value.value) {
@@ -57,14 +61,14 @@ impl Keys {
     /// keys that no living token can name.
     ///
     /// # Errors
-    /// [`KeysError`]; asking again later is fine.
+    /// [`TokenKeysError`]; asking again later is fine.
     pub async fn rotate(
         &self,
         store: &Store,
         leadership: &Leadership,
         rotation: Duration,
         now: SystemTime,
-    ) -> Result<(), KeysError> {
+    ) -> Result<(), TokenKeysError> {
         if self.newest_age(now).is_none_or(|age| age >= rotation) {
             self.add(store, leadership, now).await?;
             tracing::info!("token key rotated");
@@ -79,20 +83,25 @@ impl Keys {
     /// Seals a token.
     ///
     /// # Errors
-    /// [`KeysError::Key`] when there is no key, or the claims are too large.
-    pub fn mint(&self, claims: &Claims, now: SystemTime) -> Result<String, KeysError> {
+    /// [`TokenKeysError::Key`] when there is no key, or the claims are too large.
+    pub fn mint(&self, claims: &Claims, now: SystemTime) -> Result<String, TokenKeysError> {
         let settled = seconds(now).saturating_sub(SETTLE.as_secs());
         let all: Vec<Key> = self.lock().values().cloned().collect();
         let old_enough: Vec<Key> = all.iter().filter(|key| key.created_at <= settled).cloned().collect();
         let usable = if old_enough.is_empty() { all } else { old_enough };
-        let set = KeySet::new(usable).map_err(|error| KeysError::Key(error.to_string()))?;
-        set.mint(claims).map_err(|error| KeysError::Key(error.to_string()))
+        let set = KeySet::new(usable).map_err(|error| TokenKeysError::Key(error.to_string()))?;
+        set.mint(claims).map_err(|error| TokenKeysError::Key(error.to_string()))
     }
 
-    async fn add(&self, store: &Store, leadership: &Leadership, now: SystemTime) -> Result<(), KeysError> {
-        let key = Key::generate(seconds(now)).map_err(|error| KeysError::Key(error.to_string()))?;
+    async fn add(
+        &self,
+        store: &Store,
+        leadership: &Leadership,
+        now: SystemTime,
+    ) -> Result<(), TokenKeysError> {
+        let key = Key::generate(seconds(now)).map_err(|error| TokenKeysError::Key(error.to_string()))?;
         let name = format!("{PREFIX}{}", key.id);
-        let value = serde_json::to_vec(&key).map_err(|error| KeysError::Key(error.to_string()))?;
+        let value = serde_json::to_vec(&key).map_err(|error| TokenKeysError::Key(error.to_string()))?;
         // Dying after this line is fine: the next leader finds the key and uses it.
         store.put_if(&name, value, Expect::Absent, Some(leadership)).await?;
         self.lock().insert(name, key);

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::plan::{ACCOUNT, Plan, users};
-use crate::failure::Failure;
+use crate::error::CliError;
 
 /// Characters of an access key id after its "AKIA".
 const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
@@ -27,16 +27,14 @@ const SECRET_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopq
 /// An access key id with its secret.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct KeyPair {
-    /// Access key id.
+pub struct S3Credentials {
     pub access_key_id: String,
-    /// Secret access key.
     pub secret_access_key: String,
 }
 
-impl std::fmt::Debug for KeyPair {
+impl std::fmt::Debug for S3Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("KeyPair").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
+        f.debug_struct("S3Credentials").field("access_key_id", &self.access_key_id).finish_non_exhaustive()
     }
 }
 
@@ -53,19 +51,18 @@ struct ListedKey {
     secret_access_key: String,
 }
 
-/// The access key file, for the edge.
 pub fn file(plan: &Plan) -> PathBuf {
     plan.path("config/access-keys.toml")
 }
 
 /// The pair of the services, made when there is none.
-pub fn services(plan: &Plan) -> Result<KeyPair, Failure> {
+pub fn services(plan: &Plan) -> Result<S3Credentials, CliError> {
     let path = plan.path("config/s3-keys.toml");
     match read(&path)? {
         Some(keys) => Ok(keys),
         None => {
             let keys = generate();
-            let text = toml::to_string(&keys).map_err(|error| Failure::failed(error.to_string()))?;
+            let text = toml::to_string(&keys).map_err(|error| CliError::failed(error.to_string()))?;
             files::write_private(&path, text.as_bytes(), None)?;
             Ok(keys)
         }
@@ -74,16 +71,19 @@ pub fn services(plan: &Plan) -> Result<KeyPair, Failure> {
 
 /// The root access key; its file is made when there is none, and is never
 /// written again.
-pub fn root(plan: &Plan) -> Result<KeyPair, Failure> {
+pub fn root(plan: &Plan) -> Result<S3Credentials, CliError> {
     let path = file(plan);
     match read::<KeyFile>(&path)? {
         Some(file) => {
             let first = file.keys.into_iter().next().ok_or_else(|| {
-                Failure::failed(format!("{} lists no key", path.display()))
+                CliError::failed(format!("{} lists no key", path.display()))
                     .next("delete it; torpor up makes a new root access key")
             })?;
             files::keep_private(&path, Some(users::EDGE_PROXY))?;
-            Ok(KeyPair { access_key_id: first.access_key_id, secret_access_key: first.secret_access_key })
+            Ok(S3Credentials {
+                access_key_id: first.access_key_id,
+                secret_access_key: first.secret_access_key,
+            })
         }
         None => {
             let key = generate();
@@ -100,11 +100,11 @@ pub fn root(plan: &Plan) -> Result<KeyPair, Failure> {
     }
 }
 
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
+fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CliError> {
     match std::fs::read_to_string(path) {
         Ok(text) => toml::from_str(&text).map(Some).map_err(|error| {
             // The error's own text would quote the line, secret and all.
-            Failure::failed(format!("{} is damaged: {}", path.display(), error.message()))
+            CliError::failed(format!("{} is damaged: {}", path.display(), error.message()))
                 .next("delete it while the fleet is down; torpor up makes new keys")
         }),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -113,12 +113,12 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, Failure> {
 }
 
 /// A pair of AWS's form: 20 characters of id, 40 of secret (240 random bits).
-fn generate() -> KeyPair {
+fn generate() -> S3Credentials {
     let (id, secret): ([u8; 16], [u8; 40]) = (rand::random(), rand::random());
     // Both alphabets divide 256: every character is as likely as the others.
     let letter = |alphabet: &[u8], byte: u8| char::from(alphabet[usize::from(byte) % alphabet.len()]);
     let id: String = id.iter().map(|byte| letter(ID_ALPHABET, *byte)).collect();
-    KeyPair {
+    S3Credentials {
         access_key_id: format!("AKIA{id}"),
         secret_access_key: secret.iter().map(|byte| letter(SECRET_ALPHABET, *byte)).collect(),
     }

@@ -8,9 +8,9 @@ use model::limits::{POLICY_ACTION_MAX, POLICY_PATTERNS_MAX, POLICY_RESOURCE_MAX,
 use prost::Message as _;
 
 use super::Findings;
-use crate::adapters::access::is_id;
+use crate::adapters::access_keys::is_id;
 use crate::refusal::Refusal;
-use crate::term::access::NewAccessKey;
+use crate::term::access_keys::NewAccessKey;
 
 /// Longest description, characters.
 const DESCRIPTION_MAX: usize = 256;
