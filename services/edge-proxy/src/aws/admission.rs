@@ -9,7 +9,7 @@ use http::Version;
 use http::header::EXPECT;
 use http::request::Parts;
 use hyper::body::Incoming;
-use sigv4::{Claim, Payload};
+use sigv4::{Payload, UnverifiedSignature};
 
 use crate::aws::arn::clip;
 use crate::aws::body::{Held, NoBody};
@@ -75,7 +75,7 @@ impl Api {
         parts: &'a Parts,
         now: SystemTime,
         seen: &mut Seen,
-    ) -> Result<(Claim<'a>, Arc<AccessKey>), Rejection> {
+    ) -> Result<(UnverifiedSignature<'a>, Arc<AccessKey>), Rejection> {
         let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
         let claim = sigv4::parse(sigv4::Request {
             method: parts.method.as_str(),
