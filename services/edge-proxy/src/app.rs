@@ -59,7 +59,7 @@ impl App {
             Ok(Self {
                 listener,
                 #[cfg(feature = "aws")]
-                api: ApiServer::build(&config, &identity, &clock, registry).await?,
+                api: ApiServer::build(&config, &identity, &store, &clock, registry).await?,
                 store,
                 scheduler: Arc::new(scheduler),
                 client: tunnel::Client::new(&identity),
@@ -89,7 +89,7 @@ impl App {
             let _stop_following = following.clone().drop_guard();
             let limits = self.config.limits;
             let table = Arc::new(Table::new(limits.requests_per_microvm));
-            let keys = TokenKeys::follow(&self.store, following.clone());
+            let keys = TokenKeys::follow(&self.store);
             routes::follow(self.scheduler.clone(), table.clone(), following.clone());
             let tunnels = Arc::new(Tunnels::new(
                 limits.idle_tunnel(),
@@ -118,7 +118,7 @@ impl App {
             let serving = self.listener.serve(endpoints, shutdown.clone());
             #[cfg(feature = "aws")]
             let serving = async {
-                let api = self.api.map(|api| api.serve(&self.store, shutdown));
+                let api = self.api.map(|api| api.serve(shutdown));
                 tokio::join!(serving, futures::future::OptionFuture::from(api))
             };
             serving.await;

@@ -50,7 +50,7 @@ pub(crate) struct Api {
     /// Seals and opens page tokens.
     pub tokens: PageTokens,
     pub verifier: Verifier,
-    pub access_keys: Arc<AccessKeys>,
+    pub access_keys: AccessKeys,
     pub bodies: Bodies,
     /// How fast calls may come.
     pub buckets: Buckets,
