@@ -23,7 +23,6 @@ const NO_CONTENT: u16 = 204;
 impl Operation {
     /// The answer with these members. `lambda-microvms` sends the members of the operation's answer that are absent here as null,
     /// but for a few, also in the items of a page; `lambda-core` leaves out what is null.
-    #[must_use]
     pub fn reply(&self, mut members: Map<String, Value>) -> Reply {
         if self.success == NO_CONTENT {
             return Reply { status: self.success, content_type: None, body: Vec::new() };
@@ -64,7 +63,6 @@ const ISO_8601: &[BorrowedFormatItem<'_>] =
 impl Service {
     /// A point in time, given in seconds since 1970 and nanoseconds, in the form of the service's answers: seconds with a
     /// fraction in `lambda-microvms`, ISO-8601 in `lambda-core`, both to the millisecond. Null when it is out of range.
-    #[must_use]
     pub fn timestamp(self, seconds: i64, nanos: u32) -> Value {
         let millis = nanos.min(999_999_999) / 1_000_000;
         match self {
