@@ -87,6 +87,8 @@ struct Stored {
     spec: Option<StoredSpec>,
     #[prost(string, tag = "3")]
     execution_role_arn: String,
+    #[prost(string, tag = "23")]
+    kms_key_identifier: String,
     #[prost(message, optional, tag = "4")]
     maximum_duration: Option<WireDuration>,
     #[prost(message, optional, tag = "5")]
@@ -134,6 +136,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         format: FORMAT,
         spec: Some(stored_spec(microvm)),
         execution_role_arn: microvm.spec.execution_role_arn.clone(),
+        kms_key_identifier: microvm.spec.kms_key_identifier.clone(),
         maximum_duration: Some(api::duration_proto(microvm.spec.maximum_duration)),
         logging: microvm.spec.logging.clone(),
         baseline_mib: microvm.spec.baseline_mib,
@@ -189,6 +192,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             baseline_mib: stored.baseline_mib,
             endpoint_label: spec.endpoint_label,
             execution_role_arn: stored.execution_role_arn,
+            kms_key_identifier: stored.kms_key_identifier,
             idle_policy: spec.idle_policy.as_ref().map(idle_policy).transpose()?,
             maximum_duration: api::duration(&maximum)?,
             payload: Payload(spec.run_hook_payload),

@@ -64,6 +64,8 @@ pub struct Spec {
     pub endpoint_label: String,
     /// Role the app acts as; may be empty.
     pub execution_role_arn: String,
+    /// KMS key as the caller named it; may be empty. Recorded, not used.
+    pub kms_key_identifier: String,
     /// When it sleeps; absent means never by itself.
     pub idle_policy: Option<IdlePolicy>,
     /// Longest life.
@@ -248,6 +250,7 @@ pub(crate) mod tests {
                 baseline_mib: 512,
                 endpoint_label: "label".into(),
                 execution_role_arn: String::new(),
+                kms_key_identifier: "alias/app".into(),
                 idle_policy: None,
                 maximum_duration: Duration::from_secs(28_800),
                 payload: Payload("secret".into()),

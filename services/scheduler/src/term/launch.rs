@@ -37,6 +37,8 @@ pub struct RunRequest {
     pub version: Option<VersionNumber>,
     /// Role the app acts as; may be empty.
     pub execution_role_arn: String,
+    /// KMS key as the caller named it; may be empty.
+    pub kms_key_identifier: String,
     /// When it sleeps.
     pub idle_policy: Option<IdlePolicy>,
     /// Longest life.
