@@ -50,14 +50,13 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
     let uri = artifact::place(session, &arguments.name, &arguments.artifact).await?;
     configuration.code_artifact = Some(CodeArtifact { uri });
     let token = client_token(arguments.client_token);
-    let (image, version) = if update {
+    let answered = if update {
         let message = UpdateImageRequest {
             image_identifier: arguments.name.clone(),
             configuration: Some(configuration),
             client_token: token,
         };
-        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
-        (response.image, response.version)
+        session.call(message).await.map(|answer| (answer.image, answer.version))
     } else {
         let message = CreateImageRequest {
             name: arguments.name.clone(),
@@ -65,9 +64,9 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
             tags,
             client_token: token,
         };
-        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
-        (response.image, response.version)
+        session.call(message).await.map(|answer| (answer.image, answer.version))
     };
+    let (image, version) = answered.map_err(|error| error.in_flags(flags::IMAGE))?;
     let (image, version) = (image.unwrap_or_default(), version.unwrap_or_default());
     if arguments.no_follow {
         return created(session, &image, &version);
