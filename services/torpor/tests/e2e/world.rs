@@ -351,14 +351,16 @@ impl Running<'_> {
         self.fleet.wait(&self.id, MicrovmState::Terminated).await
     }
 
-    /// The engine process on this machine, if there is one.
+    /// The engine process on this machine, if there is one: it works in a directory of its microVM's, which its arguments
+    /// do not name, because it may have been made before the microVM was.
     pub fn engine_pid(&self) -> Option<i32> {
         let entries = std::fs::read_dir("/proc").unwrap();
         entries.flatten().find_map(|entry| {
             let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
             let command = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let command = String::from_utf8_lossy(&command).into_owned();
-            (command.contains("qemu-system") && command.contains(&self.id)).then_some(pid)
+            let works_in = std::fs::read_link(entry.path().join("cwd")).ok()?;
+            let is_engine = String::from_utf8_lossy(&command).contains("qemu-system");
+            (is_engine && works_in.to_string_lossy().contains(&self.id)).then_some(pid)
         })
     }
 }
