@@ -22,8 +22,8 @@ use crate::output::{self, json};
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Names that are offered in place of one that does not exist.
 const SIMILAR_MAX: usize = 3;
-/// Likeness of two names, 1 for the same one, above which one may be a slip for the other.
-const SIMILAR_MIN: f64 = 0.85;
+/// A name of fewer letters has one slip of the pen at most.
+const LETTERS_PER_SLIP: usize = 6;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 pub async fn run(session: &Session, command: Image) -> Result<(), CliError> {
@@ -215,7 +215,9 @@ fn unknown(image: &str, known: impl Iterator<Item = String>) -> CliError {
 /// True for names that a person may have mistaken for each other.
 fn resembles(one: &str, other: &str) -> bool {
     let (one, other) = (one.to_lowercase(), other.to_lowercase());
-    one.starts_with(&other) || other.starts_with(&one) || strsim::jaro_winkler(&one, &other) > SIMILAR_MIN
+    one.starts_with(&other)
+        || other.starts_with(&one)
+        || strsim::osa_distance(&one, &other) <= 1 + one.len().min(other.len()) / LETTERS_PER_SLIP
 }
 
 async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, CliError> {
