@@ -24,18 +24,18 @@ use std::time::{Duration, Instant};
 use snapshot::FileKind;
 use tokio::sync::Notify;
 
-use crate::adapters::bases::{fetch_failure, file_name};
 use crate::adapters::files::{self, MicrovmFiles};
-use crate::domain::Failure;
+use crate::adapters::image_snapshots::{fetch_error, file_name};
+use crate::domain::HostError;
 use crate::host::Host;
-use crate::microvm::{clone_disk, engine_failure};
+use crate::microvm::{clone_disk, engine_error};
 use crate::resources::{BACKGROUND_DELAY, EngineHeld, Resources, SlotHeld};
 
 const DISK: &str = "disk";
 const RUN: &str = "run";
 /// Host memory accounted for one waiting engine: the process itself. Guest memory is the image's page cache until the
 /// guest writes.
-const ENGINE_MIB: u64 = 64;
+const ENGINE_MIB: u64 = 32;
 /// How often images that are not used any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest wait for launches and wakes under way to end before an engine is made all the same.
@@ -127,7 +127,7 @@ impl EnginesAhead {
 
     /// Gives back the engines of images that are not in the cache any more.
     pub async fn forget_evicted(&self, host: &Host) {
-        self.forget(|digest, _| !host.bases.holds(digest)).await;
+        self.forget(|digest, _| !host.image_snapshots.holds(digest)).await;
     }
 
     async fn forget(&self, unwanted: impl Fn(&str, &Image) -> bool) {
@@ -189,12 +189,12 @@ impl State {
 }
 
 impl EngineAhead {
-    async fn make(host: &Host, digest: &str, size: (u32, u32)) -> Result<Self, Failure> {
+    async fn make(host: &Host, digest: &str, size: (u32, u32)) -> Result<Self, HostError> {
         let mut resources = Resources::new(&host.pool);
         let memory = host.capacity.reserve_idle(ENGINE_MIB);
-        resources.memory = Some(memory.map_err(|_| Failure::Capacity("no memory is to spare".to_owned()))?);
+        resources.memory = Some(memory.map_err(|_| HostError::Capacity("no memory is to spare".to_owned()))?);
         let slot = host.pool.reserve();
-        let slot = slot.ok_or_else(|| Failure::Capacity("no slot is to spare".to_owned()))?;
+        let slot = slot.ok_or_else(|| HostError::Capacity("no slot is to spare".to_owned()))?;
         let netns = slot.name().to_owned();
         resources.slot = SlotHeld::Reserved(slot);
         let directory = host.data.ahead().join(&netns);
@@ -219,11 +219,11 @@ impl EngineAhead {
         digest: &str,
         size: (u32, u32),
         netns: &str,
-    ) -> Result<Box<dyn vmm::Prepared>, Failure> {
+    ) -> Result<Box<dyn vmm::Prepared>, HostError> {
         let (disk, run) = (self.directory.join(DISK), self.directory.join(RUN));
         // No lease: nothing of the cache waits for an engine that nobody uses. An eviction meanwhile fails this, or
         // leaves a process on deleted files, which the next sweep ends.
-        let image = host.data.base(digest);
+        let image = host.data.image_snapshot(digest);
         let (from, to, run_directory) = (image.join(file_name(FileKind::Disk)), disk.clone(), run.clone());
         files::blocking(move || {
             files::remove(&run_directory)?;
@@ -233,7 +233,7 @@ impl EngineAhead {
         .await?;
         let spec = host.template.machine(&format!("ahead-{netns}"), size, netns, disk, run);
         let memory = image.join(file_name(FileKind::Memory));
-        host.engine.prepare(&spec, &memory).await.map_err(|error| engine_failure(&error))
+        host.engine.prepare(&spec, &memory).await.map_err(|error| engine_error(&error))
     }
 
     fn is_alive(&self) -> bool {
@@ -252,14 +252,14 @@ impl EngineAhead {
 ///
 /// # Errors
 /// Names the file.
-pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), Failure> {
+pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), HostError> {
     for (from, to) in [(RUN, to.run()), (DISK, to.live_disk())] {
         files::remove(&to)?;
-        std::fs::rename(directory.join(from), &to).map_err(|error| Failure::io(&to, &error))?;
+        std::fs::rename(directory.join(from), &to).map_err(|error| HostError::io(&to, &error))?;
     }
     if let Some(content) = content {
         let disk = to.live_disk();
-        snapshot::disk::refill(content, &disk).map_err(|error| fetch_failure(&error, &disk))?;
+        snapshot::disk::refill(content, &disk).map_err(|error| fetch_error(&error, &disk))?;
     }
     files::remove(directory)
 }
@@ -275,7 +275,9 @@ pub async fn keep_filled(host: Arc<Host>) {
             () = ahead.wanted.notified() => {}
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
-        ahead.forget(|digest, image| image.used.elapsed() > idle || !host.bases.holds(digest)).await;
+        ahead
+            .forget(|digest, image| image.used.elapsed() > idle || !host.image_snapshots.holds(digest))
+            .await;
         while is_memory_short() && ahead.give_one_back().await {}
         while let Some((digest, size)) = ahead.next_short(limits.engines_ahead) {
             ahead.quiet().await;

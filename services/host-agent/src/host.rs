@@ -1,5 +1,5 @@
 //! What every microVM of this host shares: the engine, the slots, the stores,
-//! the budget. Holds no microVM itself (`fleet` does).
+//! the budget. Holds no microVM itself (`microvms` does).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,10 +7,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use tokio::sync::watch;
 
-use crate::adapters::bases::Bases;
 use crate::adapters::files::DataDirectory;
+use crate::adapters::image_snapshots::ImageSnapshots;
 use crate::config::Config;
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::capacity::{Capacity, Reservation};
 use crate::engines_ahead::EnginesAhead;
 use crate::metrics::Metrics;
@@ -84,7 +84,7 @@ pub struct Host {
     /// S3.
     pub store: object_store::Store,
     /// Image snapshots.
-    pub bases: Bases,
+    pub image_snapshots: ImageSnapshots,
     /// Memory.
     pub capacity: Capacity,
     /// Engines that wait for a microVM.
@@ -118,14 +118,14 @@ impl Host {
     /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it.
     ///
     /// # Errors
-    /// [`Failure::Capacity`] when microVMs and bakes have it all.
-    pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, Failure> {
+    /// [`HostError::Capacity`] when microVMs and bakes have it all.
+    pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, HostError> {
         loop {
             match self.capacity.reserve(u64::from(self.baseline_mib(memory_mib))) {
                 Ok(reservation) => return Ok(reservation),
                 Err(_) if self.ahead.give_one_back().await => {}
                 Err(free) => {
-                    return Err(Failure::Capacity(format!("the host has {free} MiB of guest memory left")));
+                    return Err(HostError::Capacity(format!("the host has {free} MiB of guest memory left")));
                 }
             }
         }
@@ -134,12 +134,12 @@ impl Host {
     /// Takes a slot; an engine that only waits makes room for it.
     ///
     /// # Errors
-    /// [`Failure::Capacity`] when none comes free in time.
-    pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, Failure> {
+    /// [`HostError::Capacity`] when none comes free in time.
+    pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, HostError> {
         if self.pool.is_exhausted() {
             self.ahead.give_one_back().await;
         }
-        self.pool.take(egress).await.map_err(|error| Failure::Capacity(Failure::chain(&error).0))
+        self.pool.take(egress).await.map_err(|error| HostError::Capacity(HostError::chain(&error).0))
     }
 
     /// Bucket of snapshots.

@@ -7,7 +7,7 @@ use super::guest::call_hook;
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
 use crate::domain::hooks::HookName;
-use crate::domain::phase::Event;
+use crate::domain::local_state::Event;
 use crate::failpoint;
 use crate::host::now_ms;
 
@@ -35,7 +35,7 @@ impl Core {
         }
         self.log.append(format!("terminated: {}", order.reason));
         failpoint::hit("end-released");
-        let tombstone = self.bury(order);
+        let tombstone = self.record_end(order);
         self.enter(Event::IsGone, &order.reason);
         self.publish();
         self.host.metrics.ended();
@@ -58,7 +58,7 @@ impl Core {
 
     /// Tombstone first, then the directory: dying in between leaves both, and
     /// the next start, which finds the journal TERMINATING, comes here again.
-    pub fn bury(&self, order: &EndOrder) -> Option<Tombstone> {
+    pub fn record_end(&self, order: &EndOrder) -> Option<Tombstone> {
         let mut kept = None;
         if !order.discard {
             let tombstone = Tombstone {

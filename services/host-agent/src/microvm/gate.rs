@@ -60,7 +60,7 @@ impl Activity {
 /// Why a guest port was not reached.
 #[derive(Debug, PartialEq, Eq)]
 pub enum GateError {
-    /// The gate has closed; look at the microVM's phase again.
+    /// The gate has closed; look at the microVM's state again.
     Closed,
     /// Nothing listens on the port.
     Refused,

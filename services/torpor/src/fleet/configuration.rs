@@ -173,7 +173,7 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, C
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
-        "scheduler_addresses" = vec![plan.scheduler().to_string()],
+        "schedulers" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,

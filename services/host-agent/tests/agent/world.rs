@@ -1,5 +1,5 @@
 //! One fleet's surroundings (etcd, S3, CA, a scheduler's ear) and its agents,
-//! each with a loop-mounted XFS of its own. Dropping a rig takes everything away,
+//! each with a loop-mounted XFS of its own. Dropping a world takes everything away,
 //! also after a failed assertion.
 
 use std::path::{Path, PathBuf};
@@ -22,7 +22,7 @@ pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
-pub struct Rig {
+pub struct World {
     pub directory: tempfile::TempDir,
     pub s3: TestS3,
     pub etcd: records::testing::Etcd,
@@ -44,7 +44,7 @@ pub struct Agent {
     child: Option<Child>,
 }
 
-impl Rig {
+impl World {
     pub async fn start() -> Self {
         rpc::install_crypto_provider();
         let directory = tempfile::tempdir().unwrap();
@@ -81,7 +81,7 @@ listen = "{address}"
 tunnel_listen = "{tunnel}"
 snapshot_bucket = "{BUCKET}"
 data_dir = "{data}"
-scheduler_addresses = ["{scheduler}"]
+schedulers = ["{scheduler}"]
 guest_bundle = "{bundle}"
 memory_capacity_mib = 2048
 memory_peak_factor = 1
@@ -132,7 +132,7 @@ log_filter = "info,torpor_host_agent=debug"
     }
 }
 
-impl Drop for Rig {
+impl Drop for World {
     fn drop(&mut self) {
         self.stop.cancel();
     }

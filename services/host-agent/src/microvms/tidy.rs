@@ -3,14 +3,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Fleet;
+use super::Microvms;
 use crate::adapters::files;
 use crate::host::now_ms;
 
 /// How often the ended are looked through.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-impl Fleet {
+impl Microvms {
     /// Removes what S3 still has of the ended, and forgets the oldest of them.
     /// Runs until it is dropped.
     pub async fn keep_tidy(self: Arc<Self>) {
