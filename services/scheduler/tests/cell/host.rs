@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Request, Response, Status};
 
-use crate::rig::Rig;
+use crate::world::World;
 
 /// What the next call of a kind does instead of succeeding.
 #[derive(Debug, Clone)]
@@ -81,13 +81,13 @@ impl Drop for FakeHost {
 }
 
 impl FakeHost {
-    pub async fn start(rig: &Rig, id: &str) -> Self {
-        Self::start_with(rig, id, 4096).await
+    pub async fn start(world: &World, id: &str) -> Self {
+        Self::start_with(world, id, 4096).await
     }
 
-    pub async fn start_with(rig: &Rig, id: &str, memory_mib: u64) -> Self {
+    pub async fn start_with(world: &World, id: &str, memory_mib: u64) -> Self {
         let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
-        let bound = ServerBuilder::bind("127.0.0.1:0", &rig.pki.identity(Role::HostAgent)).await.unwrap();
+        let bound = ServerBuilder::bind("127.0.0.1:0", &world.pki.identity(Role::HostAgent)).await.unwrap();
         let spec = HostSpec {
             host_id: id.into(),
             grpc_address: bound.local_addr().to_string(),
@@ -101,15 +101,15 @@ impl FakeHost {
         let stop = CancellationToken::new();
         let routes = Routes::new(HostAgentServiceServer::new(Agent { inner: inner.clone() }));
         tokio::spawn(bound.serve(routes, stop.clone()));
-        let lease = rig.store.lease(Duration::from_secs(10)).await.unwrap();
+        let lease = world.store.lease(Duration::from_secs(10)).await.unwrap();
         let host = Self { spec, inner, lease, stop };
-        host.announce(rig).await;
+        host.announce(world).await;
         host
     }
 
-    pub async fn announce(&self, rig: &Rig) {
+    pub async fn announce(&self, world: &World) {
         let key = format!("hosts/{}", self.spec.host_id);
-        rig.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
+        world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
     /// Usage with these manifests cached.
