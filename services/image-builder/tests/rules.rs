@@ -35,7 +35,7 @@ use api::errors::reason_of;
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::image::v1::*;
 use image_builder::adapters::catalog::{BaseEntry, Catalog, Change};
-use image_builder::config::Settings;
+use image_builder::config::Config;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -46,7 +46,7 @@ use crate::world::{Builder, World, until};
 struct Cell<'a> {
     world: &'a World,
     catalog: Catalog,
-    settings: Settings,
+    settings: Config,
     builder: Builder,
     client: ImageServiceClient<Channel>,
 }
@@ -83,7 +83,7 @@ impl<'a> Cell<'a> {
         Self::with(world, |_| ()).await
     }
 
-    async fn with(world: &'a World, change: impl FnOnce(&mut Settings)) -> Self {
+    async fn with(world: &'a World, change: impl FnOnce(&mut Config)) -> Self {
         let mut settings = Self::settings(world);
         change(&mut settings);
         let catalog = catalog(&settings).await;
@@ -105,7 +105,7 @@ impl<'a> Cell<'a> {
         Self::over(world, settings, catalog).await
     }
 
-    fn settings(world: &World) -> Settings {
+    fn settings(world: &World) -> Config {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let mut settings = world.settings(&format!("builder-{number}"));
@@ -115,7 +115,7 @@ impl<'a> Cell<'a> {
         settings
     }
 
-    async fn over(world: &'a World, settings: Settings, catalog: Catalog) -> Self {
+    async fn over(world: &'a World, settings: Config, catalog: Catalog) -> Self {
         let base = BaseImage { name: "debian-12".into(), version: "1".into(), ..BaseImage::default() };
         let entry = BaseEntry { base: Some(base), ..BaseEntry::default() };
         catalog.apply(Change::new().new_base(&entry)).await.unwrap();
@@ -128,7 +128,7 @@ impl<'a> Cell<'a> {
     async fn second(&self) -> Builder {
         let fresh = Self::settings(self.world);
         let (listen, data_dir) = (fresh.listen, fresh.data_dir);
-        self.world.builder(Settings { listen, data_dir, ..self.settings.clone() }).await
+        self.world.builder(Config { listen, data_dir, ..self.settings.clone() }).await
     }
 
     async fn stop(self) {
@@ -244,7 +244,7 @@ impl<'a> Cell<'a> {
     }
 }
 
-async fn catalog(settings: &Settings) -> Catalog {
+async fn catalog(settings: &Config) -> Catalog {
     Catalog::new(records::Store::connect(&settings.etcd).await.unwrap())
 }
 

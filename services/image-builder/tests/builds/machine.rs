@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::image::v1::*;
-use image_builder::adapters::base::digest;
 use image_builder::adapters::catalog::{BaseEntry, Change};
-use image_builder::config::Settings;
+use image_builder::adapters::debootstrap::digest;
+use image_builder::config::Config;
 use tonic::transport::Channel;
 use zip::write::SimpleFileOptions;
 
@@ -38,7 +38,7 @@ impl Process {
 
 impl World {
     /// Starts the real program and waits until it answers.
-    pub async fn process(&self, settings: &Settings) -> Process {
+    pub async fn process(&self, settings: &Config) -> Process {
         // Secrets do not serialize, on purpose; tests write them in.
         let hidden = toml::to_string(settings).unwrap();
         let secret = settings.s3.secret_access_key.as_ref().unwrap().expose();

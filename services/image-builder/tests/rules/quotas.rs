@@ -50,7 +50,7 @@ async fn five_builds_at_a_time(world: &World) {
 
 /// Two replicas count together.
 async fn as_many_images_as_are_allowed(world: &World) {
-    let change = |settings: &mut Settings| {
+    let change = |settings: &mut Config| {
         settings.images_max = 3;
         settings.build.unfinished_max = 100;
     };
@@ -99,7 +99,7 @@ async fn as_many_versions_as_are_allowed(world: &World) {
 
 #[test]
 fn the_defaults_are_those_of_the_service() {
-    let settings = Settings::default();
+    let settings = Config::default();
     assert_eq!((settings.images_max, settings.versions_max, settings.build.unfinished_max), (100, 50, 5));
     assert_eq!(settings.region, "us-east-1");
 }

@@ -9,7 +9,7 @@ use api::image::v1::image_service_client::ImageServiceClient;
 use api::image::v1::*;
 use image_builder::adapters::catalog::Catalog;
 use image_builder::app::App;
-use image_builder::config::Settings;
+use image_builder::config::Config;
 use object_store::test_server::TestS3;
 use prometheus_client::registry::Registry;
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
@@ -65,8 +65,8 @@ impl World {
         change(&mut self.script.lock().unwrap());
     }
 
-    pub fn settings(&self, name: &str) -> Settings {
-        let mut settings = Settings::default();
+    pub fn settings(&self, name: &str) -> Config {
+        let mut settings = Config::default();
         let file = |name: String| self.directory.path().join(name);
         settings.listen.set_port(free_port());
         settings.data_dir = file(name.to_owned());
@@ -85,7 +85,7 @@ impl World {
         settings
     }
 
-    pub async fn builder(&self, settings: Settings) -> Builder {
+    pub async fn builder(&self, settings: Config) -> Builder {
         let data = settings.data_dir.clone();
         let registry = Arc::new(Mutex::new(Registry::default()));
         let app = App::build(settings, &registry).await.unwrap();

@@ -24,16 +24,13 @@ const PAGES_MAX: usize = 20_000;
 
 /// Channels to the fleet.
 #[derive(Debug, Clone)]
-pub struct Fleet {
+pub struct Peers {
     identity: Arc<TlsIdentity>,
     schedulers: Vec<Channel>,
 }
 
-impl Fleet {
+impl Peers {
     /// Prepares channels; connects when first used.
-    ///
-    /// # Errors
-    /// When an address is malformed.
     pub fn new(identity: Arc<TlsIdentity>, schedulers: &[String]) -> Result<Self, Status> {
         let schedulers = schedulers
             .iter()
@@ -61,9 +58,6 @@ impl Fleet {
     }
 
     /// Finds a host for a bake and reserves its memory.
-    ///
-    /// # Errors
-    /// UNAVAILABLE or RESOURCE_EXHAUSTED: later may be better.
     pub async fn place_bake(
         &self,
         build_id: &str,
@@ -97,9 +91,6 @@ impl Fleet {
     }
 
     /// Begins a bake on a host.
-    ///
-    /// # Errors
-    /// The host's.
     pub async fn bake(&self, address: &str, request: BakeRequest) -> Result<Streaming<BakeResponse>, Status> {
         let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
         let mut client = HostAgentServiceClient::new(channel);
@@ -107,9 +98,6 @@ impl Fleet {
     }
 
     /// True when a microVM of the image, or of one version of it, has not ended.
-    ///
-    /// # Errors
-    /// When no scheduler answers.
     pub async fn in_use(&self, image_arn: &str, version: Option<&str>) -> Result<bool, Status> {
         let mut token = String::new();
         for _ in 0..PAGES_MAX {
@@ -141,9 +129,6 @@ impl Fleet {
 
     /// Asks every reachable host to drop a snapshot from its cache. Hosts that
     /// are away drop it when they find its manifest gone.
-    ///
-    /// # Errors
-    /// When the scheduler cannot list hosts.
     pub async fn evict(&self, manifest_key: &str) -> Result<(), Status> {
         let mut token = String::new();
         for _ in 0..PAGES_MAX {

@@ -1,6 +1,5 @@
 //! Beginning a build: of a new image, or of a new version of one.
 
-use std::collections::HashMap;
 use std::time::UNIX_EPOCH;
 
 use api::common::v1::Architecture;
@@ -11,65 +10,49 @@ use model::state::ImageEvent;
 use model::{ClientToken, ImageName, VersionNumber, Violations};
 use uuid::Uuid;
 
-use super::{Attempt, Images, Refusal, already, digest, invalid, over_again};
-use crate::adapters::catalog::{Change, QueueEntry, TokenEntry};
+use super::request::token_entry;
+use super::{BuildRequest, Images, already, retry_on_conflict};
+use crate::adapters::catalog::{Change, QueueEntry};
 use crate::domain::configuration::{self, Offer};
 use crate::domain::lifecycle;
-use crate::pipeline::{bases, now};
-
-/// A request to build: a new image, or a new version of one.
-#[derive(Debug, Clone)]
-pub struct Order {
-    /// Name or ARN.
-    pub name: String,
-    /// What to build.
-    pub configuration: Option<ImageConfiguration>,
-    /// Tags; of a new image only.
-    pub tags: HashMap<String, String>,
-    /// Idempotency token; empty means none.
-    pub client_token: String,
-    /// True for a new image.
-    pub create: bool,
-}
-
-impl Order {
-    /// Which calls share client tokens with this one.
-    fn kind(&self) -> &'static str {
-        if self.create { "create" } else { "update" }
-    }
-}
+use crate::pipeline::now;
+use crate::refusal::Refusal;
 
 impl Images {
     /// Begins a build: records of image, version, build, token and queue, all or
     /// nothing. A token that was used before gives the answer it gave then.
-    pub async fn build(&self, mut order: Order) -> Result<(Image, ImageVersion), Refusal> {
-        if !order.create {
-            order.name = self.name(&order.name)?.into();
+    pub async fn build(&self, mut request: BuildRequest) -> Result<(Image, ImageVersion), Refusal> {
+        if !request.create {
+            request.name = self.name(&request.name)?.into();
         }
-        if !order.client_token.is_empty()
-            && let Err(error) = order.client_token.parse::<ClientToken>()
+        if !request.client_token.is_empty()
+            && let Err(error) = request.client_token.parse::<ClientToken>()
         {
-            return Err(invalid("clientToken", &error.to_string()));
+            return Err(Refusal::invalid("clientToken", error.to_string()));
         }
-        let digest = digest::of(&order);
+        let digest = request.digest();
         let _alone = self.admission.lock().await;
-        over_again(|| self.try_build(&order, &digest)).await
+        retry_on_conflict(|| self.try_build(&request, &digest)).await
     }
 
-    async fn try_build(&self, order: &Order, digest: &str) -> Result<(Image, ImageVersion), Attempt> {
-        if !order.client_token.is_empty()
-            && let Some(entry) = self.catalog.token(order.kind(), &order.client_token).await?
+    async fn try_build(
+        &self,
+        request: &BuildRequest,
+        digest: &str,
+    ) -> Result<(Image, ImageVersion), Refusal> {
+        if !request.client_token.is_empty()
+            && let Some(entry) = self.catalog.token(request.kind(), &request.client_token).await?
         {
-            return Ok(replay(entry.value, order, digest)?);
+            return request.replay(entry.value, digest);
         }
-        let (name, configuration) = self.check(order).await?;
+        let (name, configuration) = self.check(request).await?;
         // Before anything that a quota bounds is counted.
         let admission = self.catalog.admission().await?;
         let existing = self.catalog.image(name.as_str()).await?;
-        let (image, revision) = match (existing, order.create) {
-            (Some(_), true) => return Err(Refusal::AlreadyExists(name.to_string()).into()),
-            (None, false) => return Err(Refusal::ImageNotFound(self.arn(&name)).into()),
-            (None, true) => (self.new_image(&name, order).await?, None),
+        let (image, revision) = match (existing, request.create) {
+            (Some(_), true) => return Err(Refusal::AlreadyExists(name.to_string())),
+            (None, false) => return Err(Refusal::ImageNotFound(self.arn(&name))),
+            (None, true) => (self.new_image(&name, request).await?, None),
             (Some(image), false) => (self.updated(&image.value).await?, Some(image.revision)),
         };
         self.check_builds().await?;
@@ -78,9 +61,9 @@ impl Images {
         for (build, entry) in self.new_builds(&image, &version) {
             change = change.new_build(&build, &entry);
         }
-        if !order.client_token.is_empty() {
-            let entry = token_entry(digest, &image, &version);
-            change = change.token(order.kind(), &order.client_token, &entry);
+        if !request.client_token.is_empty() {
+            change =
+                change.token(request.kind(), &request.client_token, &token_entry(digest, &image, &version));
         }
         // Dying after this line: the caller repeats with its token and gets the
         // same answer; the queue has the build either way.
@@ -90,39 +73,39 @@ impl Images {
         Ok((image, version))
     }
 
-    async fn check(&self, order: &Order) -> Result<(ImageName, ImageConfiguration), Attempt> {
+    async fn check(&self, request: &BuildRequest) -> Result<(ImageName, ImageConfiguration), Refusal> {
         let mut violations = Violations::default();
-        let name = violations.keep("name", order.name.parse::<ImageName>());
-        let known = bases::known(&self.catalog).await?;
+        let name = violations.keep("name", request.name.parse::<ImageName>());
+        let known = self.bases.known().await?;
         let architectures = self.architectures();
         let offer = Offer {
             bases: &known,
-            base_aliases: &self.settings.build.base_image_aliases,
-            region: &self.settings.region,
-            default_base: &self.settings.build.default_base_image,
+            base_aliases: &self.config.build.base_image_aliases,
+            region: &self.config.region,
+            default_base: &self.config.build.default_base_image,
             architectures: &architectures,
-            memory_default_mib: self.settings.bake.memory_default_mib,
+            memory_default_mib: self.config.bake.memory_default_mib,
         };
-        let complete = configuration::complete(order.configuration.clone(), &offer, &mut violations);
-        configuration::check_tags(&order.tags, &mut violations);
+        let complete = configuration::complete(request.configuration.clone(), &offer, &mut violations);
+        configuration::check_tags(&request.tags, &mut violations);
         match (name, violations.finish()) {
             (Some(name), Ok(())) => Ok((name, complete)),
-            (_, Err(violations)) => Err(Refusal::Invalid(violations).into()),
-            (None, Ok(())) => Err(Refusal::Internal("a name without a violation".to_owned()).into()),
+            (_, Err(violations)) => Err(Refusal::Invalid(violations)),
+            (None, Ok(())) => Err(Refusal::Internal("a name without a violation".to_owned())),
         }
     }
 
     fn architectures(&self) -> Vec<Architecture> {
-        let names = self.settings.build.architectures.iter();
+        let names = self.config.build.architectures.iter();
         names.filter_map(|name| Architecture::from_str_name(&format!("ARCHITECTURE_{name}"))).collect()
     }
 
-    async fn check_builds(&self) -> Result<(), Attempt> {
-        let limit = self.settings.build.unfinished_max;
+    async fn check_builds(&self) -> Result<(), Refusal> {
+        let limit = self.config.build.unfinished_max;
         if self.catalog.queue().await?.len() < limit {
             return Ok(());
         }
-        let account = &self.settings.account;
+        let account = &self.config.account;
         let refusal = Refusal::Quota {
             quota: "concurrent_builds",
             limit,
@@ -130,13 +113,13 @@ impl Images {
                 "Account {account} has reached the maximum number of concurrent builds allowed."
             ),
         };
-        Err(refusal.into())
+        Err(refusal)
     }
 
-    async fn new_image(&self, name: &ImageName, order: &Order) -> Result<Image, Attempt> {
-        let limit = self.settings.images_max;
+    async fn new_image(&self, name: &ImageName, request: &BuildRequest) -> Result<Image, Refusal> {
+        let limit = self.config.images_max;
         if self.catalog.images().await?.len() >= limit {
-            let account = &self.settings.account;
+            let account = &self.config.account;
             let refusal = Refusal::Quota {
                 quota: "images",
                 limit,
@@ -144,7 +127,7 @@ impl Images {
                     "Account {account} has reached the maximum number of MicroVM images allowed: {limit}."
                 ),
             };
-            return Err(refusal.into());
+            return Err(refusal);
         }
         let time = Some(api::timestamp(now()));
         Ok(Image {
@@ -155,18 +138,18 @@ impl Images {
             latest_image_version: VersionNumber::FIRST.to_string(),
             create_time: time,
             update_time: time,
-            tags: order.tags.clone(),
+            tags: request.tags.clone(),
             ..Image::default()
         })
     }
 
     /// An image with its next version begun. Numbers are never used twice.
-    async fn updated(&self, image: &Image) -> Result<Image, Attempt> {
+    async fn updated(&self, image: &Image) -> Result<Image, Refusal> {
         let mut image = image.clone();
         if lifecycle::image(&mut image, ImageEvent::UpdateBegan, now()).is_err() {
-            return Err(already(&image).into());
+            return Err(already(&image));
         }
-        let limit = self.settings.versions_max;
+        let limit = self.config.versions_max;
         if self.catalog.versions(&image.name).await?.len() >= limit {
             let refusal = Refusal::Quota {
                 quota: "image_versions",
@@ -175,7 +158,7 @@ impl Images {
                     "The MicroVM image has reached the maximum number of versions allowed: {limit}."
                 ),
             };
-            return Err(refusal.into());
+            return Err(refusal);
         }
         let newest = image.latest_image_version.parse::<VersionNumber>();
         let next = newest.map(VersionNumber::next).unwrap_or(VersionNumber::FIRST);
@@ -197,7 +180,7 @@ impl Images {
                     image_name: image.name.clone(),
                     image_version: version.image_version.clone(),
                     architecture: architecture.into(),
-                    chipset_generation: self.settings.build.chipset_generation.clone(),
+                    chipset_generation: self.config.build.chipset_generation.clone(),
                     state: BuildState::Pending.into(),
                     create_time: version.create_time,
                     ..ImageBuild::default()
@@ -214,29 +197,6 @@ impl Images {
             })
             .collect()
     }
-}
-
-/// What a token's first use answered.
-fn replay(entry: TokenEntry, order: &Order, digest: &str) -> Result<(Image, ImageVersion), Refusal> {
-    if entry.request_digest != digest {
-        return Err(Refusal::TokenConflict);
-    }
-    let (Some(image), Some(mut version)) = (entry.image, entry.version) else {
-        return Err(Refusal::Internal("a client token without its answer".to_owned()));
-    };
-    if let (Some(answered), Some(asked)) = (&mut version.configuration, &order.configuration) {
-        // The same as then, or the digest were another one.
-        answered.environment_variables.clone_from(&asked.environment_variables);
-    }
-    Ok((image, version))
-}
-
-fn token_entry(digest: &str, image: &Image, version: &ImageVersion) -> TokenEntry {
-    let mut version = version.clone();
-    if let Some(configuration) = &mut version.configuration {
-        configuration.environment_variables.clear();
-    }
-    TokenEntry { request_digest: digest.to_owned(), image: Some(image.clone()), version: Some(version) }
 }
 
 fn new_version(image: &Image, configuration: ImageConfiguration) -> ImageVersion {

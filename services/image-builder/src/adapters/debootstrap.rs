@@ -33,22 +33,16 @@ const TIMEOUT: Duration = Duration::from_secs(600);
 const COMPRESSION_LEVEL: i32 = 6;
 const APT_DIRECTORY: &str = "/etc/apt";
 
-/// A base image as a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tar {
-    /// The compressed tar.
     pub path: PathBuf,
     /// BLAKE3 of it, 64 lower-case hex digits.
     pub digest: String,
-    /// Bytes of the uncompressed tar.
     pub size_bytes: u64,
 }
 
 /// Makes a base image below `directory` and gives the tools' words to `line`.
 /// Dropping the future ends them, their mounts included.
-///
-/// # Errors
-/// When a tool is missing or fails; its words say why.
 pub async fn make(recipe: Recipe, directory: &Path, line: impl FnMut(String)) -> io::Result<Tar> {
     let tar = directory.join("base.tar");
     let mut command = Command::new("unshare");
@@ -62,7 +56,7 @@ pub async fn make(recipe: Recipe, directory: &Path, line: impl FnMut(String)) ->
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
-        // These name the build machine; whoever runs the image writes its own.
+        // These name the build machine; a guest gets its own.
         .arg("--customize-hook=rm -f \"$1\"/etc/resolv.conf \"$1\"/etc/hostname")
         .arg(recipe.suite)
         .arg(&tar)
@@ -109,9 +103,6 @@ fn compress(tar: &Path, packed: PathBuf) -> io::Result<Tar> {
 }
 
 /// BLAKE3 of a file, as hex. Blocking.
-///
-/// # Errors
-/// When it cannot be read.
 pub fn digest(path: &Path) -> io::Result<String> {
     let mut hasher = blake3::Hasher::new();
     hasher.update_reader(std::fs::File::open(path)?)?;

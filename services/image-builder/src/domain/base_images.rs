@@ -1,27 +1,49 @@
-//! The platform's base images as the API shows them: names, ARNs, versions.
+//! The platform's base images: their names, ARNs and versions, what a request
+//! means by them, and how the API shows them.
 
 use std::collections::BTreeMap;
 
-use api::image::v1::{BaseImage, BaseImageVersion, BaseImageVersionStatus};
+use api::image::v1::{BaseImage, BaseImageVersion, BaseImageVersionStatus, ImageConfiguration};
 use model::{IdError, ImageArn, ImageName, PLATFORM_ACCOUNT};
 
-/// ARN of a base.
-#[must_use]
+/// Other names of bases: what they are called, and which base they stand for.
+pub type Aliases = BTreeMap<String, String>;
+
+/// The base images there are, newest version of each last.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Bases(pub BTreeMap<String, Vec<u64>>);
+
+impl Bases {
+    /// The version of `name` that `version` (or the newest) means.
+    pub fn resolve(&self, name: &str, version: Option<&str>) -> Option<u64> {
+        let versions = self.0.get(name)?;
+        match version {
+            None => versions.iter().copied().max(),
+            Some(text) => number(text).filter(|number| versions.contains(number)),
+        }
+    }
+
+    /// A sentence that lists them.
+    pub fn sentence(&self) -> String {
+        if self.0.is_empty() {
+            return "There are no local base images yet; `torpor base build debian-12` makes one.".to_owned();
+        }
+        let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
+        format!("Local base images: {}.", names.join(", "))
+    }
+}
+
 pub fn arn(region: &str, name: &ImageName) -> String {
     ImageArn { region: region.to_owned(), account: PLATFORM_ACCOUNT.to_owned(), name: name.clone() }
         .to_string()
 }
 
 /// The name in a base's name or ARN.
-///
-/// # Errors
-/// When it is neither, or the ARN of another region's or somebody's own image.
 pub fn name(identifier: &str, region: &str) -> Result<ImageName, IdError> {
     model::ImageIdentifier::parse(identifier, region, PLATFORM_ACCOUNT).map(model::ImageIdentifier::into_name)
 }
 
 /// The number a base's version is written as: "1" and "1.0" are the same.
-#[must_use]
 pub fn number(text: &str) -> Option<u64> {
     let text = text.strip_suffix(".0").unwrap_or(text);
     let number: u64 = text.parse().ok()?;
@@ -29,9 +51,24 @@ pub fn number(text: &str) -> Option<u64> {
     (number.to_string() == text).then_some(number)
 }
 
+/// The base that `name` stands for.
+pub fn stored_name<'a>(name: &'a str, aliases: &'a Aliases) -> &'a str {
+    aliases.get(name).map_or(name, String::as_str)
+}
+
+/// Name of the base that a complete configuration names.
+pub fn base_name(configuration: &ImageConfiguration) -> &str {
+    let arn = &configuration.base_image_arn;
+    arn.rsplit_once(':').map_or(arn, |(_, name)| name)
+}
+
+/// Version of the base that a complete configuration names.
+pub fn base_version(configuration: &ImageConfiguration) -> Option<u64> {
+    number(&configuration.base_image_version)
+}
+
 /// One entry per base, by name: its newest version, made since its first.
 /// `versions` has an entry per version, in any order.
-#[must_use]
 pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
     let mut by_name: BTreeMap<String, BTreeMap<u64, BaseImage>> = BTreeMap::new();
     for version in versions {
@@ -57,7 +94,6 @@ pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
 
 /// The versions of the base `stored`, newest first, shown under the name
 /// `shown`. `versions` has an entry per version of any base.
-#[must_use]
 pub fn versions(
     versions: Vec<BaseImage>,
     stored: &str,

@@ -2,70 +2,68 @@
 //! build is over. On a replica that does not run the build, its lines come when
 //! it is over; its state comes at once.
 
-use std::pin::Pin;
 use std::sync::Arc;
 
 use api::common::v1::LogLine;
-use api::errors::not_found;
 use api::image::v1::{FollowBuildLogRequest, FollowBuildLogResponse, ImageBuild};
-use futures::Stream;
+use object_store::Store as Objects;
 use prost::Message as _;
 use records::Event;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
 
-use super::refusal::status;
+use super::{Batch, Log, Logs, Reader};
+use crate::adapters::catalog::Catalog;
+use crate::config::Config;
 use crate::domain::lifecycle::is_over;
-use crate::log::{Batch, Log, Reader};
-use crate::pipeline::Context;
-
-/// What a follower receives.
-pub(super) type LogStream = Pin<Box<dyn Stream<Item = Result<FollowBuildLogResponse, Status>> + Send>>;
+use crate::refusal::Refusal;
 
 /// Messages a slow follower may leave unread before its stream waits for it.
 const QUEUE_MESSAGES: usize = 4;
 /// Bytes of a stored log read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// One build's record.
-pub(super) async fn build(context: &Context, id: &str) -> Result<ImageBuild, Status> {
-    let found = context.catalog.build(id).await.map_err(|error| status(error.into()))?;
-    Ok(found.ok_or_else(|| not_found("MicroVM image build", id))?.value)
+/// The messages to one follower.
+pub type Messages = mpsc::Receiver<Result<FollowBuildLogResponse, Refusal>>;
+
+/// Logs of builds, wherever they run or ran.
+#[derive(Debug, Clone)]
+pub struct BuildLogs {
+    pub catalog: Catalog,
+    pub objects: Objects,
+    pub config: Arc<Config>,
+    /// Logs of builds that run here.
+    pub local: Arc<Logs>,
 }
 
-/// Starts a follower. It ends when the caller hangs up.
-pub(super) async fn start(
-    context: Arc<Context>,
-    request: FollowBuildLogRequest,
-) -> Result<LogStream, Status> {
-    let build = build(&context, &request.build_id).await?;
-    let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES);
-    let log = context.logs.find(&request.build_id);
-    let follower = Follower { context, sender, next: request.from_sequence, shown: None };
-    tokio::spawn(async move {
-        let mut follower = follower;
-        if let Err(Ended::Failed(error)) = follower.run(build, log, request.follow).await {
-            let _ = follower.sender.send(Err(error)).await;
-        }
-    });
-    Ok(Box::pin(ReceiverStream::new(receiver)))
+impl BuildLogs {
+    /// Starts a follower of `build`'s log. It ends when the caller hangs up.
+    pub fn follow(&self, build: ImageBuild, request: &FollowBuildLogRequest) -> Messages {
+        let (sender, receiver) = mpsc::channel(QUEUE_MESSAGES);
+        let mut follower = Follower { logs: self.clone(), sender, next: request.from_sequence, shown: None };
+        let follow = request.follow;
+        tokio::spawn(async move {
+            if let Err(Ended::Failed(refusal)) = follower.run(build, follow).await {
+                let _ = follower.sender.send(Err(refusal)).await;
+            }
+        });
+        receiver
+    }
 }
 
 enum Ended {
     HungUp,
-    Failed(Status),
+    Failed(Refusal),
 }
 
-impl From<Status> for Ended {
-    fn from(status: Status) -> Self {
-        Self::Failed(status)
+impl From<Refusal> for Ended {
+    fn from(refusal: Refusal) -> Self {
+        Self::Failed(refusal)
     }
 }
 
 struct Follower {
-    context: Arc<Context>,
-    sender: mpsc::Sender<Result<FollowBuildLogResponse, Status>>,
+    logs: BuildLogs,
+    sender: mpsc::Sender<Result<FollowBuildLogResponse, Refusal>>,
     /// First line that was not sent yet.
     next: u64,
     /// State and step that were sent last.
@@ -73,15 +71,11 @@ struct Follower {
 }
 
 impl Follower {
-    async fn run(
-        &mut self,
-        mut build: ImageBuild,
-        mut log: Option<Arc<Log>>,
-        follow: bool,
-    ) -> Result<(), Ended> {
+    async fn run(&mut self, mut build: ImageBuild, follow: bool) -> Result<(), Ended> {
+        let mut log = self.logs.local.find(&build.build_id);
         let mut reader = log.as_ref().and_then(|log| log.reader().ok());
         let mut lines = log.as_ref().map(|log| log.lines());
-        let mut records = self.context.catalog.store().watch(&format!("builds/{}", build.build_id));
+        let mut records = self.logs.catalog.store().watch(&format!("builds/{}", build.build_id));
         loop {
             self.show(&build).await?;
             if let Some(reader) = &mut reader {
@@ -95,7 +89,7 @@ impl Follower {
             }
             if reader.is_none() {
                 // It may have begun here since.
-                log = self.context.logs.find(&build.build_id);
+                log = self.logs.local.find(&build.build_id);
                 reader = log.as_ref().and_then(|log| log.reader().ok());
                 lines = log.as_ref().map(|log| log.lines());
             }
@@ -155,14 +149,9 @@ impl Follower {
 
     /// Sends the rest from S3, piece by piece.
     async fn send_stored(&mut self, key: &str) -> Result<(), Ended> {
-        let (objects, bucket) = (&self.context.objects.clone(), &self.context.settings.log_bucket.clone());
-        let unavailable = |error: object_store::Error| {
-            api::errors::unavailable(
-                api::errors::reason::STORE_UNAVAILABLE,
-                error.to_string(),
-                std::time::Duration::from_secs(1),
-            )
-        };
+        let (objects, config) = (self.logs.objects.clone(), Arc::clone(&self.logs.config));
+        let bucket = &config.log_bucket;
+        let unavailable = |error: object_store::Error| Refusal::Unavailable(error.to_string());
         let size = objects.head(bucket, key).await.map_err(unavailable)?.size;
         let mut batch = Batch::new(self.next);
         let mut rest: Vec<u8> = Vec::new();
@@ -189,14 +178,13 @@ fn changed(event: Event, build: ImageBuild) -> Result<ImageBuild, Ended> {
         Event::Put(_, found) => found.value,
         Event::Snapshot(mut all) => match all.pop() {
             Some((_, found)) => found.value,
-            None => return Err(not_found("MicroVM image build", &build.build_id).into()),
+            None => return Err(Refusal::BuildNotFound(build.build_id).into()),
         },
-        Event::Delete(_) => return Err(not_found("MicroVM image build", &build.build_id).into()),
+        Event::Delete(_) => return Err(Refusal::BuildNotFound(build.build_id).into()),
     };
     ImageBuild::decode(bytes.as_slice()).map_err(|error| broken(&error.to_string()).into())
 }
 
-fn broken(detail: &str) -> Status {
-    let text = format!("the build's log cannot be read: {detail}");
-    api::errors::status(tonic::Code::Internal, api::errors::reason::INTERNAL, text, &[])
+fn broken(detail: &str) -> Refusal {
+    Refusal::Internal(format!("the build's log cannot be read: {detail}"))
 }

@@ -5,18 +5,17 @@ use std::time::Duration;
 use api::errors::{self, reason};
 use tonic::{Code, Status};
 
-use crate::images::Refusal;
+use crate::refusal::Refusal;
 
-/// When a caller may try again after a neighbour was away.
+/// When a caller may try again after a peer or a store was away.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The status a refusal is on the wire.
 pub(super) fn status(refusal: Refusal) -> Status {
     let text = refusal.to_string();
     match refusal {
         Refusal::Invalid(violations) => errors::invalid(&violations.into_vec()),
-        Refusal::ImageNotFound(arn) | Refusal::VersionNotFound(arn, _) => {
-            about(Code::NotFound, reason::NOT_FOUND, text, &arn)
+        Refusal::ImageNotFound(name) | Refusal::VersionNotFound(name, _) | Refusal::BuildNotFound(name) => {
+            about(Code::NotFound, reason::NOT_FOUND, text, &name)
         }
         Refusal::AlreadyExists(name) => about(Code::AlreadyExists, reason::ALREADY_EXISTS, text, &name),
         Refusal::TokenConflict => {
@@ -32,7 +31,10 @@ pub(super) fn status(refusal: Refusal) -> Status {
             let metadata = [("quota", quota), ("limit", &limit.to_string())];
             errors::status(Code::ResourceExhausted, reason::QUOTA_EXCEEDED, text, &metadata)
         }
-        Refusal::Unavailable(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
+        Refusal::BaseImage(_) => errors::status(Code::FailedPrecondition, reason::STATE_CONFLICT, text, &[]),
+        Refusal::Conflict | Refusal::Unavailable(_) => {
+            errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER)
+        }
         Refusal::Internal(_) => errors::status(Code::Internal, reason::INTERNAL, text, &[]),
     }
 }

@@ -2,23 +2,26 @@
 //! it; the next page goes on behind that item, whether it is still there or not.
 
 use model::limits::PAGE_SIZE_MAX;
-use tonic::Status;
+
+use crate::refusal::Refusal;
+
+/// The page a caller wants: its size, 0 for the largest, and the token of the page
+/// before it, empty for the first.
+pub type Page<'a> = (u32, &'a str);
 
 /// What stands between list and item in a token; in neither of them.
 const SEPARATOR: char = '\0';
 
 /// Cuts one page out of `items` of the list called `list`, which are in the
 /// order of their keys; no two have the same.
-pub(super) fn page<T>(
+pub fn page<T>(
     list: &str,
     items: Vec<T>,
-    size: u32,
-    token: &str,
+    (size, token): Page<'_>,
     key: impl Fn(&T) -> String,
-) -> Result<(Vec<T>, String), Status> {
-    let invalid = |field: &str, text: &str| api::errors::invalid(&[(field.to_owned(), text.to_owned())]);
+) -> Result<(Vec<T>, String), Refusal> {
     if size > PAGE_SIZE_MAX {
-        return Err(invalid("page_size", "must be 0 to 50"));
+        return Err(Refusal::invalid("page_size", "must be 0 to 50"));
     }
     let size = if size == 0 { PAGE_SIZE_MAX } else { size } as usize;
     let last = match token {
@@ -28,7 +31,7 @@ pub(super) fn page<T>(
                 let (of, last) = text.split_once(SEPARATOR)?;
                 (of == list).then(|| last.to_owned())
             });
-            Some(named.ok_or_else(|| invalid("page_token", "is none of this list's"))?)
+            Some(named.ok_or_else(|| Refusal::invalid("page_token", "is none of this list's"))?)
         }
     };
     let mut rest = items.into_iter().skip_while(|item| last.as_ref().is_some_and(|last| key(item) <= *last));
@@ -43,7 +46,7 @@ pub(super) fn page<T>(
 }
 
 /// A key that puts the higher number first.
-pub(super) fn falling(number: u64) -> String {
+pub fn sort_key_desc(number: u64) -> String {
     format!("{:020}", u64::MAX - number)
 }
 
@@ -70,7 +73,7 @@ mod tests {
         let mut items = items.to_vec();
         let (mut seen, mut token) = (Vec::new(), String::new());
         loop {
-            let (some, next) = page(LIST, items.clone(), 3, &token, u32::to_string).unwrap();
+            let (some, next) = page(LIST, items.clone(), (3, &token), u32::to_string).unwrap();
             seen.extend(some);
             if next.is_empty() {
                 return seen;
@@ -98,7 +101,7 @@ mod tests {
     #[test]
     fn tokens_of_others_and_sizes_out_of_bounds_are_refused() {
         let items = vec![1, 2, 3, 4];
-        let get = |list: &str, size, token: &str| page(list, items.clone(), size, token, u32::to_string);
+        let get = |list: &str, size, token: &str| page(list, items.clone(), (size, token), u32::to_string);
         let (_, token) = get(LIST, 2, "").unwrap();
         assert!(get(LIST, 50, &token).is_ok());
         assert!(get("others", 2, &token).is_err());
@@ -111,7 +114,7 @@ mod tests {
     #[test]
     fn falling_keys_put_the_highest_first() {
         let mut numbers = vec![2, 10, 1, u64::MAX];
-        numbers.sort_by_key(|number| falling(*number));
+        numbers.sort_by_key(|number| sort_key_desc(*number));
         assert_eq!(numbers, [u64::MAX, 10, 2, 1]);
     }
 }

@@ -2,10 +2,11 @@
 
 use api::image::v1::{ImageState, ImageVersion, VersionState, VersionStatus};
 
-use super::{Attempt, Images, Refusal, already, invalid, over_again};
+use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::lifecycle;
 use crate::pipeline::now;
+use crate::refusal::Refusal;
 
 impl Images {
     /// Makes a version launchable or retires it.
@@ -16,9 +17,9 @@ impl Images {
         status: VersionStatus,
     ) -> Result<ImageVersion, Refusal> {
         if status == VersionStatus::Unspecified {
-            return Err(invalid("status", "must be ACTIVE or INACTIVE"));
+            return Err(Refusal::invalid("status", "must be ACTIVE or INACTIVE"));
         }
-        over_again(|| self.try_set_status(identifier, number, status)).await
+        retry_on_conflict(|| self.try_set_status(identifier, number, status)).await
     }
 
     async fn try_set_status(
@@ -26,11 +27,11 @@ impl Images {
         identifier: &str,
         number: &str,
         status: VersionStatus,
-    ) -> Result<ImageVersion, Attempt> {
+    ) -> Result<ImageVersion, Refusal> {
         let mut image = self.get(identifier).await?;
         let mut version = self.version_of(&image.value, number).await?;
         if matches!(image.value.state(), ImageState::Creating | ImageState::Updating | ImageState::Deleting) {
-            return Err(already(&image.value).into());
+            return Err(already(&image.value));
         }
         if version.value.state() != VersionState::Successful {
             let state = lifecycle::version_state_name(version.value.state());
@@ -38,7 +39,7 @@ impl Images {
                 arn: image.value.image_arn,
                 sentence: format!("MicroVM Image version is in state: {state}"),
             };
-            return Err(refusal.into());
+            return Err(refusal);
         }
         version.value.set_status(status);
         version.value.update_time = Some(api::timestamp(now()));

@@ -3,21 +3,22 @@
 use api::image::v1::{Image, ImageState, ImageVersion, VersionState};
 use model::state::{ImageEvent, VersionEvent};
 
-use super::{Attempt, Images, Refusal, already, over_again};
+use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::lifecycle;
 use crate::pipeline::now;
+use crate::refusal::Refusal;
 
 impl Images {
     /// Begins to delete an image with all its versions. One that is being
     /// deleted is answered as it is.
     pub async fn delete(&self, identifier: &str) -> Result<Image, Refusal> {
-        let image = over_again(|| self.try_delete(identifier)).await?;
+        let image = retry_on_conflict(|| self.try_delete(identifier)).await?;
         self.remover.notify(&image.name);
         Ok(image)
     }
 
-    async fn try_delete(&self, identifier: &str) -> Result<Image, Attempt> {
+    async fn try_delete(&self, identifier: &str) -> Result<Image, Refusal> {
         let mut image = self.get(identifier).await?;
         if image.value.state() == ImageState::Deleting {
             return Ok(image.value);
@@ -37,12 +38,12 @@ impl Images {
     /// Begins to delete one version. One that is being deleted is answered as
     /// it is.
     pub async fn delete_version(&self, identifier: &str, number: &str) -> Result<ImageVersion, Refusal> {
-        let version = over_again(|| self.try_delete_version(identifier, number)).await?;
+        let version = retry_on_conflict(|| self.try_delete_version(identifier, number)).await?;
         self.remover.notify(&version.image_name);
         Ok(version)
     }
 
-    async fn try_delete_version(&self, identifier: &str, number: &str) -> Result<ImageVersion, Attempt> {
+    async fn try_delete_version(&self, identifier: &str, number: &str) -> Result<ImageVersion, Refusal> {
         let mut image = self.get(identifier).await?;
         let mut version = self.version_of(&image.value, number).await?;
         if version.value.state() == VersionState::Deleting {
@@ -55,7 +56,7 @@ impl Images {
         };
         let busy = all.iter().any(is_built);
         if busy || lifecycle::image(&mut image.value, ImageEvent::TrimBegan, now()).is_err() {
-            return Err(already(&image.value).into());
+            return Err(already(&image.value));
         }
         all.retain(|other| other.image_version != number);
         if all.iter().all(|other| other.state() == VersionState::Deleting) {
@@ -80,7 +81,7 @@ impl Images {
     }
 
     async fn check_unused(&self, arn: &str, version: Option<&str>) -> Result<(), Refusal> {
-        match self.fleet.in_use(arn, version).await {
+        match self.peers.in_use(arn, version).await {
             Ok(false) => Ok(()),
             Ok(true) => Err(Refusal::InUse(if version.is_some() { " version" } else { "" })),
             Err(status) => Err(Refusal::Unavailable(format!(
@@ -91,7 +92,7 @@ impl Images {
     }
 }
 
-fn not_deletable(image: &Image, sentence: String) -> Attempt {
+fn not_deletable(image: &Image, sentence: String) -> Refusal {
     let arn = image.image_arn.clone();
-    Refusal::NotDeletable { arn, sentence }.into()
+    Refusal::NotDeletable { arn, sentence }
 }

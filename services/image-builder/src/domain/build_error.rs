@@ -11,7 +11,6 @@ const SENTENCE_BYTES_MAX: usize = 1024;
 /// Reasons, `ImageBuild.reason_code`. Part of the API: never renamed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
-    /// S3 refused the artifact.
     S3AccessDenied,
     /// The artifact's key holds nothing.
     S3NoSuchKey,
@@ -25,7 +24,7 @@ pub enum Reason {
     ArchiveDockerfileNotFound,
     /// A step of the Dockerfile failed.
     ContainerBuildFailed,
-    /// A FROM line names an image nobody has.
+    /// The image of a FROM line is in no registry, nor here.
     BaseImageNotFound,
     /// The image says nothing to run.
     NoStartCommand,
@@ -52,8 +51,6 @@ pub enum Reason {
 }
 
 impl Reason {
-    /// The code on the wire.
-    #[must_use]
     pub fn code(self) -> &'static str {
         match self {
             Self::S3AccessDenied => "S3_ACCESS_DENIED",
@@ -81,16 +78,14 @@ impl Reason {
 
 /// Why a build ended without a version.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Failure {
-    /// Where.
+pub struct BuildError {
     pub step: BuildStep,
-    /// For machines.
     pub reason: Reason,
     /// For people; at most 1 KiB.
     pub sentence: String,
 }
 
-impl Failure {
+impl BuildError {
     /// A failure in `step`; an overlong sentence is cut.
     pub fn new(step: BuildStep, reason: Reason, sentence: impl Into<String>) -> Self {
         Self { step, reason, sentence: clipped(sentence.into(), SENTENCE_BYTES_MAX) }
@@ -110,22 +105,20 @@ impl Failure {
         Self::internal(step, format!("{what}: {error}"))
     }
 
-    /// The build machine's disk is full.
     pub fn disk_full(step: BuildStep) -> Self {
         Self::new(step, Reason::DiskStorageFull, "The build machine ran out of disk space.")
     }
 }
 
-impl fmt::Display for Failure {
+impl fmt::Display for BuildError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.reason.code(), self.sentence)
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for BuildError {}
 
 /// `text`, cut at a character boundary to at most `bytes_max` bytes.
-#[must_use]
 pub fn clipped(mut text: String, bytes_max: usize) -> String {
     if text.len() > bytes_max {
         let mut end = bytes_max.saturating_sub('…'.len_utf8());
@@ -139,7 +132,6 @@ pub fn clipped(mut text: String, bytes_max: usize) -> String {
 }
 
 /// ISO-8601 form of whole seconds: 300 s is "PT5M".
-#[must_use]
 pub fn iso8601(duration: Duration) -> String {
     let (hours, minutes, seconds) =
         (duration.as_secs() / 3600, duration.as_secs() / 60 % 60, duration.as_secs() % 60);
