@@ -87,12 +87,19 @@ text_id!(
     /// characters. Whether there is such a role nobody here knows.
     RoleArn
 );
+text_id!(
+    /// A KMS key as a caller names it, 1 to 2048 characters: the ARN of a key or
+    /// of an alias, `alias/<name>`, or a key's id. Whether there is such a key
+    /// nobody here knows.
+    KmsKeyIdentifier
+);
 
 const MICROVM_PREFIX: &str = "microvm-";
 /// Account of what the platform itself provides, in ARNs.
 pub const PLATFORM_ACCOUNT: &str = "aws";
 const ACCOUNT_DIGITS: usize = 12;
 const ROLE_ARN_LENGTH: std::ops::RangeInclusive<usize> = 20..=2048;
+const KMS_KEY_BYTES_MAX: usize = 2048;
 
 impl MicrovmId {
     /// The id made from a UUID.
@@ -170,20 +177,24 @@ impl FromStr for ClientToken {
     }
 }
 
+/// Whether `text` is an AWS partition, "aws" or "aws-cn".
+fn is_partition(text: &str) -> bool {
+    text.strip_prefix("aws").is_some_and(|rest| rest.chars().all(|c| c.is_ascii_lowercase() || c == '-'))
+}
+
+fn is_account(text: &str) -> bool {
+    text.len() == ACCOUNT_DIGITS && text.bytes().all(|byte| byte.is_ascii_digit())
+}
+
 impl FromStr for RoleArn {
     type Err = IdError;
     fn from_str(text: &str) -> Result<Self, IdError> {
-        let partition = |text: &str| {
-            let rest = text.strip_prefix("aws")?;
-            rest.chars().all(|c| c.is_ascii_lowercase() || c == '-').then_some(())
-        };
         let well_formed = || {
-            let (start, rest) = text.strip_prefix("arn:")?.split_once(":iam::")?;
-            partition(start)?;
+            let (partition, rest) = text.strip_prefix("arn:")?.split_once(":iam::")?;
             let (account, name) = rest.split_once(":role")?;
             let name = name.strip_prefix('/').unwrap_or(name);
-            let good = account.len() == ACCOUNT_DIGITS
-                && account.bytes().all(|b| b.is_ascii_digit())
+            let good = is_partition(partition)
+                && is_account(account)
                 && !name.is_empty()
                 && name.chars().all(|c| c.is_ascii_alphanumeric() || "+=,.@-_/".contains(c))
                 && ROLE_ARN_LENGTH.contains(&text.len());
@@ -195,6 +206,37 @@ impl FromStr for RoleArn {
                 "must be the ARN of a role, 'arn:aws:iam::<12 digits>:role/<name>', of at most 2048 characters",
             )),
         }
+    }
+}
+
+impl FromStr for KmsKeyIdentifier {
+    type Err = IdError;
+    fn from_str(text: &str) -> Result<Self, IdError> {
+        let of = |name: &str, others: &str| {
+            !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || others.contains(c))
+        };
+        let is_arn = |rest: &str| match rest.splitn(5, ':').collect::<Vec<_>>()[..] {
+            [partition, "kms", region, account, key] => {
+                let name = key.strip_prefix("key/").or_else(|| key.strip_prefix("alias/"));
+                is_partition(partition)
+                    && !region.is_empty()
+                    && region.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-')
+                    && is_account(account)
+                    && name.is_some_and(|name| of(name, ":/_-"))
+            }
+            _ => false,
+        };
+        let well_formed = match (text.strip_prefix("arn:"), text.strip_prefix("alias/")) {
+            (Some(rest), _) => is_arn(rest),
+            (_, Some(name)) => of(name, ":/_-"),
+            _ => of(text, "-"),
+        };
+        if !well_formed || text.len() > KMS_KEY_BYTES_MAX {
+            return Err(IdError::new(
+                "must be the ARN of a KMS key or alias, 'alias/<name>' or a key's id, of at most 2048 characters",
+            ));
+        }
+        Ok(Self(text.to_owned()))
     }
 }
 
@@ -342,6 +384,33 @@ mod tests {
             ("arn:aws1:iam::123456789012:role/x", false),
         ] {
             assert_eq!(text.parse::<RoleArn>().is_ok(), good, "{text}");
+        }
+    }
+
+    #[test]
+    fn kms_keys_are_judged_by_their_form() {
+        let longest = format!("alias/{}", "k".repeat(2048 - 6));
+        for (text, good) in [
+            ("arn:aws:kms:us-east-1:000000000000:key/1234abcd-12ab-34cd-56ef-1234567890ab", true),
+            ("arn:aws-cn:kms:cn-north-1:123456789012:alias/team/images_1:a", true),
+            ("alias/images", true),
+            ("1234abcd-12ab-34cd-56ef-1234567890ab", true),
+            (longest.as_str(), true),
+            (&format!("{longest}k"), false),
+            ("", false),
+            ("alias/", false),
+            ("a b", false),
+            ("key/1", false),
+            ("arn:aws:kms:us-east-1:000000000000:key/", false),
+            ("arn:aws:kms:us-east-1:000000000000:grant/1", false),
+            ("arn:aws:kms:us-east-1:00000000000:key/1", false),
+            ("arn:aws:kms::000000000000:key/1", false),
+            ("arn:aws:kms:US:000000000000:key/1", false),
+            ("arn:aws:iam:us-east-1:000000000000:key/1", false),
+            ("arn:gcp:kms:us-east-1:000000000000:key/1", false),
+            ("arn", true),
+        ] {
+            assert_eq!(text.parse::<KmsKeyIdentifier>().is_ok(), good, "{text}");
         }
     }
 

@@ -10,8 +10,8 @@ pub mod validate;
 
 pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource, Direction, ManagedConnector};
 pub use ids::{
-    ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, MicrovmId, PLATFORM_ACCOUNT, RoleArn,
-    VersionNumber,
+    ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, KmsKeyIdentifier, MicrovmId,
+    PLATFORM_ACCOUNT, RoleArn, VersionNumber,
 };
 pub use limits::MemoryClass;
 pub use validate::Violations;

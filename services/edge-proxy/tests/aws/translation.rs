@@ -81,6 +81,7 @@ fn everything() -> (Value, ImageConfiguration) {
                 log_stream: "stream".into(),
             })),
         }),
+        kms_key_identifier: String::new(),
     };
     (json, configuration)
 }

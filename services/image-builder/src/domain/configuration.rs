@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use api::common::v1::{Architecture, Resources, logging::Destination};
 use api::image::v1::ImageConfiguration;
-use model::{MemoryClass, RoleArn, Violations, limits};
+use model::{KmsKeyIdentifier, MemoryClass, RoleArn, Violations, limits};
 
 use crate::domain::dockerfile::Bases;
 
@@ -89,6 +89,9 @@ pub fn complete(
     }
     if !given.build_role_arn.is_empty() {
         violations.keep("buildRoleArn", given.build_role_arn.parse::<RoleArn>());
+    }
+    if !given.kms_key_identifier.is_empty() {
+        violations.keep("kmsKeyIdentifier", given.kms_key_identifier.parse::<KmsKeyIdentifier>());
     }
     text("description", &given.description, DESCRIPTION_CHARACTERS_MAX, violations);
     connector::complete(&mut given, offer, violations);

@@ -42,6 +42,7 @@ pub fn read(request: &mut Members) -> ImageConfiguration {
         egress_network_connectors: request.texts("egressNetworkConnectors"),
         hooks: request.structure("hooks").map(hooks),
         logging: request.structure("logging").map(logging),
+        kms_key_identifier: request.text("kmsKeyIdentifier"),
     }
 }
 

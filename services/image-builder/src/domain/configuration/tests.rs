@@ -145,6 +145,11 @@ fn both_sides_of_every_rule() {
     }
     check(|c| c.build_role_arn = "arn:aws:iam::000000000000:role/build".to_owned(), &[]);
     check(|c| c.build_role_arn = "build".to_owned(), &[("buildRoleArn", "must be the ARN of a role")]);
+    check(|c| c.kms_key_identifier = "alias/images".to_owned(), &[]);
+    check(
+        |c| c.kms_key_identifier = "a key".to_owned(),
+        &[("kmsKeyIdentifier", "must be the ARN of a KMS key")],
+    );
     let stream = LogGroup { log_group: "g".to_owned(), log_stream: "a:b".to_owned() };
     check(
         |c| c.logging = Some(Logging { destination: Some(Destination::CloudWatch(stream)) }),

@@ -52,9 +52,11 @@ async fn an_unknown_base_version_is_refused_before_anything_is_made() {
 async fn answers_are_complete() {
     let ground = Ground::new().await;
     let role = "arn:aws:iam::123456789012:role/team/build";
+    let key = "arn:aws:kms:us-east-1:123456789012:alias/images";
     let answer = create(&ground, "app", |c| {
         c.base_image_version = "1".to_owned();
         c.build_role_arn = role.to_owned();
+        c.kms_key_identifier = key.to_owned();
     })
     .await
     .unwrap();
@@ -64,7 +66,10 @@ async fn answers_are_complete() {
         (configuration.base_image_arn.as_str(), configuration.base_image_version.as_str()),
         ("arn:aws:lambda:us-east-1:aws:microvm-image:debian-12", "1.0")
     );
-    assert_eq!(configuration.build_role_arn, role);
+    assert_eq!(
+        (configuration.build_role_arn.as_str(), configuration.kms_key_identifier.as_str()),
+        (role, key)
+    );
     assert_eq!(
         configuration.egress_network_connectors,
         ["arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS"]
@@ -74,6 +79,7 @@ async fn answers_are_complete() {
     ground.until_state("app", ImageState::CreateFailed).await;
     let stored = ground.version("app", "1.0").await.unwrap().configuration.unwrap();
     assert_eq!((stored.build_role_arn.as_str(), stored.base_image_version.as_str()), (role, "1.0"));
+    assert_eq!(stored.kms_key_identifier, key);
     ground.stop().await;
 }
 
