@@ -20,9 +20,7 @@ pub struct Config {
     /// Address others reach it at; also its name in the election, so it must
     /// belong to one process. Empty means the address it listens on.
     pub advertise: String,
-    /// Region in ARNs.
     pub region: String,
-    /// Account in ARNs.
     pub account: String,
     /// Domain of endpoints; a microVM's is "<uuid>.<domain>".
     pub endpoint_domain: String,
@@ -53,11 +51,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// Longest waits for hosts.
     pub timeouts: Timeouts,
-    /// Certificates for gRPC.
     pub tls: TlsSettings,
-    /// Where etcd is.
     pub etcd: EtcdSettings,
-    /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
 }
 
@@ -96,11 +91,8 @@ pub struct Quotas {
     /// Baseline memory of all microVMs that have not ended, suspended ones
     /// included, MiB; absent means as much as the hosts have.
     pub memory_mib: Option<u64>,
-    /// Network connectors.
     pub connectors_max: usize,
-    /// Versions of one network connector.
     pub connector_versions_max: usize,
-    /// Access keys.
     pub access_keys_max: usize,
 }
 

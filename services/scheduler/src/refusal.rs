@@ -16,25 +16,17 @@ pub enum Refusal {
     Invalid(Violations),
     /// A rule with a sentence of its own; the sentence is the whole message.
     #[error("{sentence}")]
-    Sentence {
-        /// The field that breaks it.
-        field: String,
-        /// The sentence.
-        sentence: String,
-    },
+    Sentence { field: String, sentence: String },
     /// An ARN of another account.
     #[error("{0} belongs to another account")]
     ForeignAccount(String),
-    /// No such microVM.
     #[error("MicroVM not found: {0}")]
     MicrovmNotFound(MicrovmId),
-    /// No such host.
     #[error("host not found: {0}")]
     HostNotFound(HostId),
     /// Nothing of the image can be launched.
     #[error("No active version found for MicroVM image {image}{}", pinned(*.version))]
     NoActiveVersion {
-        /// The image.
         image: ImageArn,
         /// The version, if the caller named one.
         version: Option<VersionNumber>,
@@ -48,20 +40,16 @@ pub enum Refusal {
     /// The state of a network connector forbids the call.
     #[error("{text}")]
     ConnectorState {
-        /// The connector.
         arn: String,
         /// Its state, or its version's.
         state: &'static str,
-        /// A sentence.
         text: String,
     },
-    /// No such access key.
     #[error("Access key not found: {0}")]
     AccessKeyNotFound(String),
     /// The microVM's connectors let no shell in.
     #[error("{}", shell(*.mixed))]
     ShellNotAllowed {
-        /// The microVM.
         id: MicrovmId,
         /// ALL_INGRESS is combined with others.
         mixed: bool,
@@ -69,15 +57,12 @@ pub enum Refusal {
     /// The client token belongs to another request.
     #[error("The client token was used before with other parameters.")]
     TokenConflict,
-    /// The microVM has ended.
     #[error("The MicroVM {0} has been terminated and its state cannot be changed.")]
     Terminated(MicrovmId),
     /// The state forbids the call.
     #[error("The MicroVM {id} is {state}; it cannot be {action} now.")]
     StateConflict {
-        /// The microVM.
         id: MicrovmId,
-        /// Its state.
         state: MicrovmState,
         /// "suspended", "resumed".
         action: &'static str,
@@ -93,9 +78,7 @@ pub enum Refusal {
     Quota {
         /// Of what: "microvms", "connectors".
         quota: &'static str,
-        /// The limit.
         limit: usize,
-        /// A sentence.
         text: String,
     },
     /// The account's microVMs hold as much memory as they may.
@@ -111,7 +94,6 @@ pub enum Refusal {
     /// The host that is needed is away for now.
     #[error("The host {host} is away; {why}.")]
     HostAway {
-        /// The host.
         host: HostId,
         /// What that means for the call.
         why: &'static str,

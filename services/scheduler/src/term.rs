@@ -33,7 +33,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::adapters::agents::Agents;
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::adapters::token_keys::{TokenKeys, TokenKeysError};
 use crate::config::Config;
 use crate::domain::catalog::Catalog;
@@ -52,11 +52,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 pub struct Context {
     pub config: Arc<Config>,
     pub clock: Clock,
-    /// The records.
     pub store: Store,
-    /// Channels to hosts.
     pub agents: Arc<Agents>,
-    /// Counters.
     pub metrics: Metrics,
 }
 
@@ -158,7 +155,6 @@ impl Term {
         self.over.cancelled().await;
     }
 
-    /// Whether the term is over.
     #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.is_cancelled() || !self.leadership.is_leader()

@@ -17,7 +17,7 @@ use prost::Message;
 use prost_types::Timestamp;
 use records::{Expect, Versioned, Write};
 
-use super::codec::CodecError;
+use super::microvms::CodecError;
 use crate::domain::connector::{Connector, Content, Life, Version};
 use crate::domain::idempotency::TokenUse;
 
@@ -221,7 +221,6 @@ fn malformed(detail: impl std::fmt::Display) -> CodecError {
     CodecError::Malformed(detail.to_string())
 }
 
-/// The state on the wire.
 #[must_use]
 pub fn wire_state(state: ConnectorState) -> WireState {
     match state {

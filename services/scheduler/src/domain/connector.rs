@@ -81,7 +81,6 @@ pub struct Version {
     pub life: Life,
 }
 
-/// A connector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Connector {
     /// Id, "nc-<uuid>".
@@ -105,9 +104,7 @@ pub struct Connector {
 /// What an update asks for; absent parts stay as they are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Change {
-    /// The new configuration.
     pub configuration: Option<NetworkConnectorConfiguration>,
-    /// The new role.
     pub operator_role: Option<String>,
 }
 

@@ -14,7 +14,6 @@ use super::idempotency::Digest;
 /// A connector and the revision etcd holds it at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// The connector.
     pub connector: Connector,
     /// Revision of its own key.
     pub revision: i64,

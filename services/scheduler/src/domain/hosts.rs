@@ -55,7 +55,6 @@ impl Host {
 /// A bake's reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bake {
-    /// Where.
     pub host: HostId,
     /// How much, MiB.
     pub memory_mib: u64,
@@ -71,13 +70,11 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// A host.
     #[must_use]
     pub fn get(&self, id: &HostId) -> Option<&Host> {
         self.hosts.get(id)
     }
 
-    /// Every host, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&HostId, &Host)> {
         self.hosts.iter()
     }
@@ -199,7 +196,6 @@ impl Hosts {
         self.bakes.remove(build_id);
     }
 
-    /// Bakes that hold a reservation.
     #[must_use]
     pub fn bakes(&self) -> usize {
         self.bakes.len()

@@ -50,13 +50,9 @@ impl fmt::Debug for Payload {
 /// What was asked for; fixed for life.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
-    /// The image.
     pub image: ImageArn,
-    /// Its version.
     pub version: VersionNumber,
-    /// The version's snapshot.
     pub snapshot: SnapshotRef,
-    /// The version's hooks.
     pub hooks: Option<Hooks>,
     /// Memory the host accounts for, MiB.
     pub baseline_mib: u32,
@@ -66,11 +62,9 @@ pub struct Spec {
     pub execution_role_arn: String,
     /// When it sleeps; absent means never by itself.
     pub idle_policy: Option<IdlePolicy>,
-    /// Longest life.
     pub maximum_duration: Duration,
     /// For the run hook; dropped once it runs.
     pub payload: Payload,
-    /// Where its logs go.
     pub logging: Option<Logging>,
     /// Ingress connectors as they were named.
     pub ingress: Vec<ConnectorArn>,
@@ -123,7 +117,6 @@ pub enum Intent {
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The host.
     pub host: HostId,
     /// Fencing number, raised at every placement.
     pub generation: u64,
@@ -136,9 +129,7 @@ pub struct Placement {
 /// A microVM's record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Microvm {
-    /// Id.
     pub id: MicrovmId,
-    /// What was asked for.
     pub spec: Spec,
     /// The client token it was launched with, if the caller gave one.
     pub token: Option<TokenUse>,
@@ -146,7 +137,6 @@ pub struct Microvm {
     pub intent: Intent,
     /// Where it is.
     pub placement: Placement,
-    /// Where it is in its life.
     pub state: MicrovmState,
     /// Why; empty when there is nothing to say.
     pub state_reason: String,
@@ -154,7 +144,6 @@ pub struct Microvm {
     pub state_time: SystemTime,
     /// When it was accepted.
     pub start_time: SystemTime,
-    /// When it ended.
     pub terminate_time: Option<SystemTime>,
     /// Last observation of this generation that was taken in.
     pub observation: u64,

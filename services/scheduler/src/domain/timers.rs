@@ -58,7 +58,6 @@ impl Timers {
         }
     }
 
-    /// The earliest deadline.
     #[must_use]
     pub fn earliest(&self) -> Option<SystemTime> {
         self.ordered.first().map(|(deadline, _)| *deadline)

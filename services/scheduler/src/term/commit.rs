@@ -18,7 +18,7 @@ use records::{Error as StoreError, Expect, Versioned, Write};
 
 use super::memory::Handle;
 use super::{BACKOFF_FIRST, Term, pause};
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::domain::observation::RecordChange;
 use crate::refusal::Refusal;

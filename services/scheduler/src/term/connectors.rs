@@ -47,13 +47,9 @@ impl ConnectorRef {
 /// A connector as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct NewConnector {
-    /// Its name.
     pub name: ConnectorName,
-    /// What it is made of.
     pub content: Content,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
-    /// The caller's token and the digest of the request.
     pub token: TokenUse,
 }
 

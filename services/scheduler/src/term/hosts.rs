@@ -15,7 +15,7 @@ use records::{Event, Expect};
 use super::Term;
 use super::commit::apply_event;
 use super::memory::Handle;
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::hosts;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge};

@@ -23,7 +23,7 @@ use super::memory::Handle;
 use super::place::{PLACES_MAX, place_new};
 use super::{BACKOFF_FIRST, Term, pause};
 use crate::adapters::agents::{ErrorClass, bounded, classify};
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload};
 use crate::refusal::Refusal;
@@ -31,7 +31,6 @@ use crate::refusal::Refusal;
 /// A launch as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct RunRequest {
-    /// The image.
     pub image: ImageName,
     /// Its version; absent means the newest ACTIVE one.
     pub version: Option<VersionNumber>,
@@ -39,17 +38,12 @@ pub struct RunRequest {
     pub execution_role_arn: String,
     /// When it sleeps.
     pub idle_policy: Option<IdlePolicy>,
-    /// Longest life.
     pub maximum_duration: Duration,
     /// For the run hook; may be empty.
     pub payload: Payload,
-    /// Where its logs go.
     pub logging: Option<Logging>,
-    /// Ingress connectors.
     pub ingress: Vec<ConnectorArn>,
-    /// Egress connectors.
     pub egress: Vec<ConnectorArn>,
-    /// The caller's token and the digest of the request.
     pub token: Option<TokenUse>,
 }
 

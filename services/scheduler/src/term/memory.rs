@@ -31,7 +31,6 @@ const PAGE_LOOKS_MAX: usize = 10_000;
 /// One microVM: its record and the locks around it.
 #[derive(Debug)]
 pub struct Handle {
-    /// Id.
     pub id: MicrovmId,
     record: watch::Sender<Arc<Microvm>>,
     /// Revision in etcd; whoever holds the lock may write.
@@ -44,7 +43,6 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The record now.
     #[must_use]
     pub fn current(&self) -> Arc<Microvm> {
         Arc::clone(&self.record.borrow())
@@ -123,11 +121,8 @@ pub struct Memory {
     allocated_mib: u64,
     /// MicroVMs whose records cannot be read: nobody may touch them.
     pub unreadable: HashSet<MicrovmId>,
-    /// The hosts.
     pub hosts: Hosts,
-    /// What is due when.
     pub timers: Timers,
-    /// Who watches.
     pub subscribers: Subscribers,
 }
 
@@ -151,7 +146,6 @@ impl Memory {
         }
     }
 
-    /// A microVM by id.
     #[must_use]
     pub fn get(&self, id: &MicrovmId) -> Option<Arc<Handle>> {
         self.microvms.get(id).cloned()
@@ -165,7 +159,6 @@ impl Memory {
         Some((handle, used))
     }
 
-    /// Every microVM, in no order.
     pub fn handles(&self) -> impl Iterator<Item = &Arc<Handle>> {
         self.microvms.values()
     }

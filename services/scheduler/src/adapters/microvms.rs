@@ -269,7 +269,6 @@ fn reach(spec: &Spec) -> Option<Reach> {
     }
 }
 
-/// The policy on the wire.
 #[must_use]
 pub fn wire_idle_policy(policy: IdlePolicy) -> WireIdlePolicy {
     WireIdlePolicy {
@@ -287,7 +286,6 @@ fn idle_policy(policy: &WireIdlePolicy) -> Result<IdlePolicy, CodecError> {
     })
 }
 
-/// The state on the wire.
 #[must_use]
 pub fn wire_state(state: MicrovmState) -> WireState {
     match state {
