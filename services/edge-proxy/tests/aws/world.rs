@@ -1,12 +1,15 @@
 //! One edge with its API, real etcd, and services that follow a script.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use api::access::v1::{AccessKey, StoredAccessKey};
 use edge_proxy::app::App;
 use edge_proxy::config::{AwsSettings, Config, Throttles};
+use prost::Message as _;
+use records::Expect;
 use records::testing::Etcd;
 use rpc::Role;
 use serde_json::Value;
@@ -51,13 +54,13 @@ pub fn unlimited() -> Throttles {
     }
 }
 
-/// The key file of a world; `more` is added to it.
-pub fn write_keys(path: &Path, more: &str) {
-    let (id, secret) = KEY;
-    let text = format!(
-        "[[keys]]\naccess_key_id = '{id}'\nsecret_access_key = '{secret}'\naccount_id = '{ACCOUNT}'\n{more}"
-    );
-    std::fs::write(path, text).unwrap();
+/// A key as it is stored.
+pub fn stored_key((id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) -> Vec<u8> {
+    let mut key =
+        AccessKey { access_key_id: id.to_owned(), account_id: ACCOUNT.to_owned(), ..AccessKey::default() };
+    change(&mut key);
+    let secret_access_key = secret.to_owned();
+    StoredAccessKey { access_key: Some(key), secret_access_key }.encode_to_vec()
 }
 
 impl World {
@@ -73,9 +76,10 @@ impl World {
             directory.path(),
             &[("endpoints", &["*.microvms.test"]), ("api", &["localhost", "127.0.0.1"])],
         );
-        write_keys(&file("keys.toml"), "");
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
+        let key = format!("access-keys/{}", KEY.0);
+        store.put_if(&key, stored_key(KEY, |_| ()), Expect::Absent, None).await.unwrap();
         let scheduler = Script::start(&identity(directory.path(), Role::Scheduler)).await;
         let image_builder = Script::start(&identity(directory.path(), Role::ImageBuilder)).await;
         let mut config = Config {
@@ -91,7 +95,6 @@ impl World {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 cert: file("api.pem"),
                 key: file("api.key"),
-                key_file: Some(file("keys.toml")),
                 audit_file: Some(file("audit.jsonl")),
                 throttles: unlimited(),
                 ..AwsSettings::default()
@@ -110,6 +113,21 @@ impl World {
         let (api, shutdown) = (app.api_address().unwrap().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app.run(shutdown.clone()));
         Self { api, scheduler, image_builder, store, directory, shutdown, serving, _etcd: etcd }
+    }
+
+    /// Writes another key, and waits until the edge knows it: a request that it signs is then refused for what it asks for.
+    pub async fn add_key(&self, (id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) {
+        let value = stored_key((id, secret), change);
+        self.store.put_if(&format!("access-keys/{id}"), value, Expect::Absent, None).await.unwrap();
+        let deadline = tokio::time::Instant::now() + WAIT;
+        loop {
+            let request = Signer::new(id, secret).request("POST", "/2025-09-09/microvms/any", "");
+            if self.connection().send(request).await.class() != "UnrecognizedClientException" {
+                return;
+            }
+            assert!(tokio::time::Instant::now() < deadline, "{id} is not known");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub fn file(&self, name: &str) -> PathBuf {

@@ -18,6 +18,7 @@ struct Inner {
     known: Mutex<Vec<WatchMicrovmsResponse>>,
     changes: broadcast::Sender<WatchMicrovmsResponse>,
     resumes: AtomicUsize,
+    look_ups: AtomicUsize,
     /// What becomes known when a microVM is resumed.
     on_resume: Mutex<Option<WatchMicrovmsResponse>>,
 }
@@ -42,6 +43,7 @@ impl Scheduler {
             known: Mutex::default(),
             changes: broadcast::channel(64).0,
             resumes: AtomicUsize::new(0),
+            look_ups: AtomicUsize::new(0),
             on_resume: Mutex::default(),
         });
         let server = ServerBuilder::bind("127.0.0.1:0", identity).await.unwrap();
@@ -68,6 +70,11 @@ impl Scheduler {
 
     pub fn resumes(&self) -> usize {
         self.inner.resumes.load(Ordering::SeqCst)
+    }
+
+    /// How often one microVM was asked for.
+    pub fn look_ups(&self) -> usize {
+        self.inner.look_ups.load(Ordering::SeqCst)
     }
 
     /// Number of followers.
@@ -108,6 +115,7 @@ impl MicrovmService for Service {
         let (sender, receiver) = mpsc::channel(64);
         let known = self.0.known.lock().unwrap().clone();
         let one = !wanted.is_empty();
+        self.0.look_ups.fetch_add(usize::from(one), Ordering::SeqCst);
         tokio::spawn(async move {
             for message in known {
                 if !one || message.microvm.as_ref().unwrap().microvm_id == wanted {

@@ -15,7 +15,8 @@ pub struct Reports {
     pub registrations: u64,
     pub spec: HostSpec,
     pub latest: HashMap<String, ObservedMicrovm>,
-    pub stale: Vec<String>,
+    /// By host: what its next answer calls stale.
+    pub stale: HashMap<String, Vec<String>>,
 }
 
 pub struct Recorder {
@@ -37,12 +38,12 @@ pub async fn serve(
 }
 
 impl Recorder {
-    fn hear(&self, observed: Vec<ObservedMicrovm>) -> Vec<String> {
+    fn hear(&self, host: &str, observed: Vec<ObservedMicrovm>) -> Vec<String> {
         let mut reports = self.reports.lock().unwrap();
         for one in observed {
             reports.latest.insert(one.microvm_id.clone(), one);
         }
-        std::mem::take(&mut reports.stale)
+        reports.stale.remove(host).unwrap_or_default()
     }
 }
 
@@ -53,12 +54,14 @@ impl HostService for Recorder {
         request: Request<RegisterHostRequest>,
     ) -> Result<Response<RegisterHostResponse>, Status> {
         let request = request.into_inner();
+        let spec = request.spec.unwrap();
+        let host = spec.host_id.clone();
         {
             let mut reports = self.reports.lock().unwrap();
             reports.registrations += 1;
-            reports.spec = request.spec.unwrap();
+            reports.spec = spec;
         }
-        let stale_microvm_ids = self.hear(request.observed);
+        let stale_microvm_ids = self.hear(&host, request.observed);
         let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
         Ok(Response::new(RegisterHostResponse { heartbeat_interval, stale_microvm_ids }))
     }
@@ -67,7 +70,8 @@ impl HostService for Recorder {
         &self,
         request: Request<HeartbeatRequest>,
     ) -> Result<Response<HeartbeatResponse>, Status> {
-        let stale_microvm_ids = self.hear(request.into_inner().observed);
+        let request = request.into_inner();
+        let stale_microvm_ids = self.hear(&request.host_id, request.observed);
         Ok(Response::new(HeartbeatResponse { register: false, stale_microvm_ids }))
     }
 

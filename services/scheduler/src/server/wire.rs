@@ -40,6 +40,7 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
         metering: record.metering,
         last_transition: record.last_transition.clone(),
         memory_mib: spec.snapshot.memory_mib,
+        baseline_memory_mib: spec.baseline_mib,
     }
 }
 
