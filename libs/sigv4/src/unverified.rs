@@ -31,7 +31,7 @@ pub(crate) struct Parameters<'a> {
 /// A well-formed signature, not yet believed. It borrows the request that it
 /// was read from, so that no other request can be verified by it.
 #[derive(Debug)]
-pub struct Claim<'a> {
+pub struct UnverifiedSignature<'a> {
     pub(crate) request: Request<'a>,
     pub(crate) query: Pairs<'a>,
     pub(crate) form: Form,
@@ -60,7 +60,7 @@ pub(crate) enum Declared<'a> {
     Hash([u8; 32], Cow<'a, str>),
 }
 
-impl Claim<'_> {
+impl UnverifiedSignature<'_> {
     /// The access key id, as sent: at least one byte, and no `/`.
     pub fn access_key_id(&self) -> &str {
         &self.access_key_id
@@ -113,7 +113,7 @@ impl Claim<'_> {
 ///
 /// # Errors
 /// `MissingAuthenticationToken`, `IncompleteSignature`, `Ambiguous`, `HeaderNotSigned`.
-pub fn parse(request: Request<'_>) -> Result<Claim<'_>, Error> {
+pub fn parse(request: Request<'_>) -> Result<UnverifiedSignature<'_>, Error> {
     let query = Pairs::parse(request.raw_query)?;
     let in_query = query_form::parameter(&query);
     let (form, parameters) = match (request.headers.contains_key(http::header::AUTHORIZATION), in_query) {
@@ -135,7 +135,7 @@ pub fn parse(request: Request<'_>) -> Result<Claim<'_>, Error> {
     let [access_key_id, day, region, service, terminator] = credential(&parameters.credential)?;
     check_host(&request)?;
     check_signed_headers(&request, &parameters.signed_headers)?;
-    Ok(Claim {
+    Ok(UnverifiedSignature {
         request,
         query,
         form,
