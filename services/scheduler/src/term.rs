@@ -25,6 +25,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use backoff::Backoff;
 use clock::Clock;
 use model::MicrovmId;
 use records::{Event, Leadership, Store};
@@ -44,8 +45,8 @@ use connectors::ConnectorStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
 
-/// First and longest pause between attempts to reach a host.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Pauses between attempts to reach a host.
+pub(crate) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What a term needs from the process around it.
 #[derive(Debug, Clone)]
@@ -265,11 +266,3 @@ fn is_unfinished(microvm: &Microvm) -> bool {
     let ending = microvm.intent == Intent::End && microvm.state != MicrovmState::Terminated;
     ending || microvm.state == MicrovmState::Pending
 }
-
-/// Waits, twice as long each time.
-pub(crate) async fn pause(backoff: &mut Duration) {
-    tokio::time::sleep(*backoff).await;
-    *backoff = (*backoff * 2).min(BACKOFF.1);
-}
-
-pub(crate) const BACKOFF_FIRST: Duration = BACKOFF.0;

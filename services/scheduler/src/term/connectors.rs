@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::connector::v1::ComputeResourceType;
 use api::hostagent::v1::EgressPolicy;
 use model::{ConnectorArn, ConnectorName, ConnectorResource};
+use records::Committed;
 use uuid::Uuid;
 
 use super::Term;
-use super::commit::Committed;
 use crate::adapters::connectors as codec;
 use crate::domain::connector::{self, Change, Connector, Content};
 use crate::domain::connectors::{Connectors, Entry};
@@ -224,7 +224,7 @@ impl Term {
                     deleting = after.life.deleted.is_some(), "network connector {what}");
                 Ok(self.connectors.all().put(Entry { connector: after, revision }))
             }
-            Committed::Found(_) => Err(self.reload_from_store(&after).await),
+            Committed::Differs(_) => Err(self.reload_from_store(&after).await),
         }
     }
 
@@ -257,7 +257,7 @@ impl Term {
                 self.connectors.all().remove(connector);
                 Ok(())
             }
-            Committed::Found(_) => Err(self.reload_from_store(connector).await),
+            Committed::Differs(_) => Err(self.reload_from_store(connector).await),
         }
     }
 

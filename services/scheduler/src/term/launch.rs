@@ -21,7 +21,7 @@ use tonic::Status;
 
 use super::memory::Handle;
 use super::place::{PLACES_MAX, place_new};
-use super::{BACKOFF_FIRST, Term, pause};
+use super::{BACKOFF, Term};
 use crate::adapters::agents::{ErrorClass, bounded, classify};
 use crate::adapters::microvms as codec;
 use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
@@ -157,7 +157,7 @@ impl Term {
 
     async fn launch_somewhere(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), String> {
         let _turn = handle.operate().await.map_err(|refusal| refusal.to_string())?;
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = BACKOFF;
         let mut tried = Vec::new();
         loop {
             let microvm = handle.current();
@@ -174,7 +174,7 @@ impl Term {
                 Attempt::Failed(reason) => return Err(reason),
                 Attempt::Again(status) => {
                     tracing::debug!(host = %microvm.placement.host, %status, "launch not answered yet");
-                    pause(&mut backoff).await;
+                    backoff.pause().await;
                 }
                 Attempt::Elsewhere(status) => {
                     tried.push(microvm.placement.host.clone());
