@@ -77,13 +77,10 @@ pub struct Term {
 /// Why a term could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The records could not be read.
     #[error("cannot read the records")]
     Store(#[from] records::Error),
-    /// The token keys could not be read or made.
     #[error("cannot set up token keys")]
     Keys(#[from] TokenKeysError),
-    /// Leadership was lost meanwhile.
     #[error("leadership was lost while loading")]
     Lost,
 }
@@ -156,7 +153,6 @@ impl Term {
         self.over.cancelled().await;
     }
 
-    #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.is_cancelled() || !self.leadership.is_leader()
     }
@@ -166,7 +162,6 @@ impl Term {
     }
 
     /// The time of day.
-    #[must_use]
     pub fn now(&self) -> SystemTime {
         self.context.clock.now()
     }

@@ -93,7 +93,6 @@ impl Catalog {
     }
 
     /// The version to launch: the given one, or the newest, if it may be.
-    #[must_use]
     pub fn resolve(&self, image: &ImageName, version: Option<VersionNumber>) -> Option<Arc<Launchable>> {
         if !*self.images.get(image)? {
             return None;

@@ -77,25 +77,21 @@ pub struct Spec {
 
 impl Spec {
     /// Whether its ingress connectors let requests to its endpoint in.
-    #[must_use]
     pub fn lets_requests_in(&self) -> bool {
         !names(&self.ingress, ManagedConnector::NoIngress)
     }
 
     /// Whether its ingress connectors let shells in.
-    #[must_use]
     pub fn lets_shells_in(&self) -> bool {
         names(&self.ingress, ManagedConnector::ShellIngress) && !self.mixes_ingress()
     }
 
     /// Whether ALL_INGRESS stands beside other connectors: a launch takes that, a shell does not.
-    #[must_use]
     pub fn mixes_ingress(&self) -> bool {
         names(&self.ingress, ManagedConnector::AllIngress) && self.ingress.len() > 1
     }
 
     /// Whether the platform's connector to everywhere is among its egress connectors.
-    #[must_use]
     pub fn reaches_the_internet(&self) -> bool {
         names(&self.egress, ManagedConnector::InternetEgress)
     }
@@ -195,7 +191,6 @@ impl Microvm {
     }
 
     /// Baseline memory it holds on its host, MiB; `None` while it holds nothing.
-    #[must_use]
     pub fn held_mib(&self) -> Option<u32> {
         use MicrovmState as S;
         match self.state {
@@ -205,13 +200,11 @@ impl Microvm {
     }
 
     /// When it must have ended, whatever its state.
-    #[must_use]
     pub fn deadline(&self) -> SystemTime {
         self.start_time + self.spec.maximum_duration
     }
 
     /// Whether S3 holds its latest snapshot.
-    #[must_use]
     pub fn has_remote_copy(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|copies| copies.remote)
     }

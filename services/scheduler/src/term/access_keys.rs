@@ -76,9 +76,6 @@ impl Term {
     }
 
     /// Every key by id, without secrets.
-    ///
-    /// # Errors
-    /// [`Refusal::Store`].
     pub async fn access_keys(&self) -> Result<Vec<AccessKey>, Refusal> {
         let (entries, _) = self.context.store.list(codec::PREFIX).await?;
         let keys = entries.iter().filter_map(|(key, value)| {

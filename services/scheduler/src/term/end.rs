@@ -23,9 +23,6 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 impl Term {
     /// Ends a microVM; returns when the decision is durable. One that has ended
     /// is a success.
-    ///
-    /// # Errors
-    /// [`Refusal`].
     pub async fn terminate(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {

@@ -66,9 +66,6 @@ enum Attempt {
 impl Term {
     /// Accepts a microVM; it is PENDING and durable when this returns. With a
     /// token that was used for the same request, returns that microVM.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is left behind.
     pub async fn run(self: &Arc<Self>, request: RunRequest) -> Result<Arc<Microvm>, Refusal> {
         let term = Arc::clone(self);
         self.detached(async move { term.accept(request).await }).await

@@ -43,7 +43,6 @@ pub struct Handle {
 }
 
 impl Handle {
-    #[must_use]
     pub fn current(&self) -> Arc<Microvm> {
         Arc::clone(&self.record.borrow())
     }
@@ -67,7 +66,6 @@ impl Handle {
     }
 
     /// True when nothing operates on it.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.operation.try_lock().is_ok()
     }
@@ -128,7 +126,6 @@ pub struct Memory {
 
 impl Memory {
     /// Nothing yet. `retention` is how long terminated records are kept.
-    #[must_use]
     pub fn new(retention: Duration) -> Self {
         Self {
             microvms: HashMap::new(),
@@ -146,13 +143,11 @@ impl Memory {
         }
     }
 
-    #[must_use]
     pub fn get(&self, id: &MicrovmId) -> Option<Arc<Handle>> {
         self.microvms.get(id).cloned()
     }
 
     /// The microVM launched with a token, and how the token was used.
-    #[must_use]
     pub fn by_token(&self, token: &Digest) -> Option<(Arc<Handle>, TokenUse)> {
         let handle = self.get(self.tokens.get(token)?)?;
         let used = handle.current().token?;
@@ -164,28 +159,24 @@ impl Memory {
     }
 
     /// The microVMs placed on a host and not ended.
-    #[must_use]
     pub fn on_host(&self, host: &HostId) -> Vec<Arc<Handle>> {
         let ids = self.by_host.get(host).into_iter().flatten();
         ids.filter_map(|id| self.get(id)).collect()
     }
 
     /// MicroVMs that have not ended.
-    #[must_use]
     pub fn living(&self) -> usize {
         self.microvms.len() - self.ended.len()
     }
 
     /// Baseline memory of the microVMs that have not ended, suspended ones
     /// included, MiB.
-    #[must_use]
     pub fn allocated_mib(&self) -> u64 {
         self.allocated_mib
     }
 
     /// One page of microVMs, newest first, and where the next one begins when more
     /// may follow. A page may be short, even empty, when few of many match.
-    #[must_use]
     pub fn page(
         &self,
         image: Option<&ImageName>,
@@ -303,7 +294,6 @@ impl Memory {
     }
 
     /// The oldest ended microVMs beyond `keep`.
-    #[must_use]
     pub fn surplus(&self, keep: usize, limit: usize) -> Vec<MicrovmId> {
         let surplus = self.ended.len().saturating_sub(keep).min(limit);
         self.ended.iter().take(surplus).map(|(_, id)| id.clone()).collect()
