@@ -6,8 +6,8 @@ use api::connector::v1::{NetworkConnector, UpdateStatus};
 use api::microvm::v1 as wire;
 use model::ConnectorArn;
 
-use crate::adapters::codec::{wire_idle_policy, wire_state};
 use crate::adapters::connectors::wire_state as wire_connector_state;
+use crate::adapters::microvms::{wire_idle_policy, wire_state};
 use crate::config::Config;
 use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;

@@ -23,7 +23,6 @@ pub const PREFIX: &str = "microvms/";
 const FORMAT: u32 = 1;
 
 /// The key of a record.
-#[must_use]
 pub fn key(id: &MicrovmId) -> String {
     format!("{PREFIX}{id}")
 }
@@ -31,10 +30,8 @@ pub fn key(id: &MicrovmId) -> String {
 /// Bytes that are no record of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Not the message, or a field out of range.
     #[error("not a microVM record: {0}")]
     Malformed(String),
-    /// Written by a newer scheduler.
     #[error("record format {0} is not known")]
     Format(u32),
 }
@@ -130,7 +127,6 @@ struct Stored {
 }
 
 /// A record as bytes.
-#[must_use]
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
     Stored {
         format: FORMAT,
@@ -245,7 +241,6 @@ fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
 
 /// What a host needs of a record to run it. Here connectors become what they
 /// mean; a host knows no ARN.
-#[must_use]
 pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
     let spec = &microvm.spec;
     MicrovmSpec {
@@ -273,8 +268,6 @@ fn reach(spec: &Spec) -> Option<Reach> {
     }
 }
 
-/// The policy on the wire.
-#[must_use]
 pub fn wire_idle_policy(policy: IdlePolicy) -> WireIdlePolicy {
     WireIdlePolicy {
         max_idle_duration: Some(api::duration_proto(policy.max_idle)),
@@ -291,8 +284,6 @@ fn idle_policy(policy: &WireIdlePolicy) -> Result<IdlePolicy, CodecError> {
     })
 }
 
-/// The state on the wire.
-#[must_use]
 pub fn wire_state(state: MicrovmState) -> WireState {
     match state {
         MicrovmState::Pending => WireState::Pending,
@@ -305,7 +296,6 @@ pub fn wire_state(state: MicrovmState) -> WireState {
 }
 
 /// The state from the wire; `None` when unspecified.
-#[must_use]
 pub fn model_state(state: WireState) -> Option<MicrovmState> {
     Some(match state {
         WireState::Unspecified => return None,
