@@ -112,7 +112,11 @@ impl App {
         let work = async {
             // Containers that an earlier process left in the storage.
             pipeline::prune(&context).await;
-            ensure_buckets(&context).await;
+            // A process that is told to stop does not wait for S3.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = ensure_buckets(&context) => {}
+            }
             tokio::join!(
                 queue::run(Arc::clone(&context), shutdown.clone()),
                 deletion::run(Arc::clone(&context), requests, shutdown.clone()),

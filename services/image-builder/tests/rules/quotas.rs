@@ -1,7 +1,6 @@
 //! Quotas, exact also when calls come at the same time.
 
 use super::*;
-use crate::fleet::Step;
 
 /// Creates images at the same time, over all clients; returns the refusals.
 async fn create(clients: &[ImageServiceClient<Channel>], orders: Vec<CreateImageRequest>) -> Vec<Status> {
@@ -23,45 +22,44 @@ fn quota(status: Status, quota: &str, limit: &str, message: &str) {
 }
 
 #[tokio::test]
-async fn five_builds_at_a_time() {
-    let ground = Ground::new().await;
-    let files = [("Dockerfile", "FROM debian-12\nCMD [\"/x\"]\n")];
-    ground.rig.set(|script| script.bakes = vec![Step::Hang; 9]);
+async fn quotas() {
+    run![five_builds_at_a_time, as_many_images_as_are_allowed, as_many_versions_as_are_allowed];
+}
+
+async fn five_builds_at_a_time(world: &World) {
+    let cell = Cell::without_s3(world).await;
     let mut orders = Vec::new();
     for number in 0..9 {
-        orders.push(ground.rig.order(&format!("app-{number}"), &files).await);
+        orders.push(cell.order(&format!("app-{number}")).await);
     }
-    let refusals = create(std::slice::from_ref(&ground.client), orders).await;
+    let refusals = create(std::slice::from_ref(&cell.client), orders).await;
     assert_eq!(refusals.len(), 4, "{refusals:?}");
     let message = "Account 000000000000 has reached the maximum number of concurrent builds allowed.";
     for status in refusals {
         quota(status, "concurrent_builds", "5", message);
     }
     // Nothing was made for those, and an update is a build as well.
-    assert_eq!(ground.rig.catalog.images().await.unwrap().len(), 5);
-    ground.seed("built", ImageState::Created, &[built("1.0")]).await;
-    let update = ground.update("built").await;
-    let status = ground.client.clone().update_image(update).await.unwrap_err();
+    assert_eq!(cell.catalog.images().await.unwrap().len(), 5);
+    cell.seed("built", ImageState::Created, &[built("1.0")]).await;
+    let update = cell.update("built").await;
+    let status = cell.client.clone().update_image(update).await.unwrap_err();
     quota(status, "concurrent_builds", "5", message);
-    assert_eq!(ground.get("built").await.state(), ImageState::Created);
-    ground.stop().await;
+    assert_eq!(cell.get("built").await.state(), ImageState::Created);
+    cell.stop().await;
 }
 
 /// Two replicas count together.
-#[tokio::test]
-async fn as_many_images_as_are_allowed() {
+async fn as_many_images_as_are_allowed(world: &World) {
     let change = |settings: &mut Settings| {
         settings.images_max = 3;
         settings.build.unfinished_max = 100;
     };
-    let ground = Ground::with(change).await;
-    let mut settings = ground.rig.settings("second");
-    change(&mut settings);
-    let second = ground.rig.builder(settings).await;
-    let clients = [ground.client.clone(), second.client.clone()];
+    let cell = Cell::with(world, change).await;
+    let second = cell.second().await;
+    let clients = [cell.client.clone(), second.client.clone()];
     let mut orders = Vec::new();
     for number in 0..8 {
-        orders.push(ground.order(&format!("app-{number}")).await);
+        orders.push(cell.order(&format!("app-{number}")).await);
     }
     let refusals = create(&clients, orders).await;
     assert_eq!(refusals.len(), 5, "{refusals:?}");
@@ -69,35 +67,34 @@ async fn as_many_images_as_are_allowed() {
         let message = "Account 000000000000 has reached the maximum number of MicroVM images allowed: 3.";
         quota(status, "images", "3", message);
     }
-    let images = ground.rig.catalog.images().await.unwrap();
+    let images = cell.catalog.images().await.unwrap();
     assert_eq!(images.len(), 3);
     for image in &images {
-        ground.until_state(&image.value.name, ImageState::CreateFailed).await;
+        cell.until_state(&image.value.name, ImageState::CreateFailed).await;
     }
     let gone = &images[0].value.name;
-    ground.delete(gone).await.unwrap();
-    ground.until_gone(gone).await;
-    let order = ground.order("another").await;
+    cell.delete(gone).await.unwrap();
+    cell.until_gone(gone).await;
+    let order = cell.order("another").await;
     let refusals = create(&clients, vec![order]).await;
     assert!(refusals.is_empty(), "one may come for one that went: {refusals:?}");
-    ground.until_state("another", ImageState::CreateFailed).await;
+    cell.until_state("another", ImageState::CreateFailed).await;
     second.stop().await;
-    ground.stop().await;
+    cell.stop().await;
 }
 
-#[tokio::test]
-async fn as_many_versions_as_are_allowed() {
-    let ground = Ground::with(|settings| settings.versions_max = 2).await;
-    ground.seed("app", ImageState::Updated, &[built("1.0"), built("2.0")]).await;
-    let update = ground.update("app").await;
-    let status = ground.client.clone().update_image(update.clone()).await.unwrap_err();
+async fn as_many_versions_as_are_allowed(world: &World) {
+    let cell = Cell::with(world, |settings| settings.versions_max = 2).await;
+    cell.seed("app", ImageState::Updated, &[built("1.0"), built("2.0")]).await;
+    let update = cell.update("app").await;
+    let status = cell.client.clone().update_image(update.clone()).await.unwrap_err();
     let message = "The MicroVM image has reached the maximum number of versions allowed: 2.";
     quota(status, "image_versions", "2", message);
-    ground.delete_version("app", "1.0").await.unwrap();
-    ground.until_state("app", ImageState::Updated).await;
-    ground.client.clone().update_image(update).await.unwrap();
-    ground.until_state("app", ImageState::UpdateFailed).await;
-    ground.stop().await;
+    cell.delete_version("app", "1.0").await.unwrap();
+    cell.until_state("app", ImageState::Updated).await;
+    cell.client.clone().update_image(update).await.unwrap();
+    cell.until_state("app", ImageState::UpdateFailed).await;
+    cell.stop().await;
 }
 
 #[test]

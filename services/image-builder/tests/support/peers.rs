@@ -23,12 +23,12 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 
-use crate::rig::{SNAPSHOTS, identity};
+use crate::world::{SNAPSHOTS, identity};
 
 /// How the next bakes go, in order; then they succeed.
 #[derive(Default)]
 pub struct Script {
-    pub bakes: Vec<Step>,
+    pub bakes: Vec<BakeEnd>,
     /// What was asked.
     pub requests: Vec<BakeRequest>,
     pub released: usize,
@@ -38,7 +38,7 @@ pub struct Script {
 }
 
 #[derive(Clone)]
-pub enum Step {
+pub enum BakeEnd {
     /// Never ends.
     Hang,
     /// The connection breaks.
@@ -174,7 +174,7 @@ impl HostAgentService for Fake {
     type BakeStream = BoxStream<BakeResponse>;
     async fn bake(&self, request: Request<BakeRequest>) -> Result<Response<Self::BakeStream>, Status> {
         let request = request.into_inner();
-        let step = {
+        let end = {
             let mut script = self.script.lock().unwrap();
             script.requests.push(request.clone());
             if script.bakes.is_empty() { None } else { Some(script.bakes.remove(0)) }
@@ -185,15 +185,15 @@ impl HostAgentService for Fake {
             ..LogLine::default()
         };
         let first = BakeResponse { lines: vec![line], step: "boot".into(), result: None };
-        let last = match step {
+        let last = match end {
             None => Ok(BakeResponse { result: Some(self.publish(&request).await), ..Default::default() }),
-            Some(Step::Hang) => {
+            Some(BakeEnd::Hang) => {
                 let stream = futures::stream::once(async { Ok(first) });
                 let forever = futures::stream::pending();
                 return Ok(Response::new(Box::pin(futures::StreamExt::chain(stream, forever))));
             }
-            Some(Step::Break) => Err(Status::unavailable("the host went")),
-            Some(Step::Refuse(code, reason, metadata)) => {
+            Some(BakeEnd::Break) => Err(Status::unavailable("the host went")),
+            Some(BakeEnd::Refuse(code, reason, metadata)) => {
                 Err(errors::status(code, reason, "it broke", &metadata))
             }
         };

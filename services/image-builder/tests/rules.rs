@@ -1,11 +1,20 @@
-//! The rules of images, versions, tokens, quotas, tags and bases: one test each,
-//! with the sentence callers read. Builds here fail at once, for their artifact
-//! does not exist; images in other states are written as builds leave them.
+//! The rules of images, versions, tokens, quotas, tags and bases, with the
+//! sentences callers read. Builds here fail at once, for their artifact does not
+//! exist; images in other states are written as builds leave them. No build gets
+//! as far as a sandbox, so that these tests need no machine of their own.
+//!
+//! One test per file, whose cases share an etcd and an S3. Each case has records
+//! of its own.
+
+#![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
 #[path = "rules/bases.rs"]
 mod bases;
 #[path = "rules/deleting.rs"]
 mod deleting;
+#[path = "support/peers.rs"]
+#[allow(dead_code)] // bakes are for tests of builds
+mod peers;
 #[path = "rules/quotas.rs"]
 mod quotas;
 #[path = "rules/requests.rs"]
@@ -16,24 +25,44 @@ mod states;
 mod tags;
 #[path = "rules/tokens.rs"]
 mod tokens;
+#[path = "support/world.rs"]
+#[allow(dead_code)] // some of it is for tests of builds
+mod world;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::errors::reason_of;
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::image::v1::*;
-use image_builder::adapters::catalog::Change;
+use image_builder::adapters::catalog::{BaseEntry, Catalog, Change};
 use image_builder::config::Settings;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::rig::{Builder, Rig, until};
+use crate::world::{Builder, World, until};
 
-/// A running builder with one base.
-struct Ground {
-    rig: Rig,
+/// A running builder with one base, over records that no other case sees.
+struct Cell<'a> {
+    world: &'a World,
+    catalog: Catalog,
+    settings: Settings,
     builder: Builder,
     client: ImageServiceClient<Channel>,
 }
+
+/// Runs cases one after the other. The last name in the output is that of the
+/// case that failed.
+macro_rules! run {
+    ($($case:ident),* $(,)?) => {{
+        let world = World::start().await;
+        $(
+            println!("case {}", stringify!($case));
+            $case(&world).await;
+        )*
+    }};
+}
+use run;
 
 /// A version as a build leaves it.
 type Seed<'a> = (&'a str, VersionState, VersionStatus);
@@ -49,26 +78,57 @@ fn unbuilt(number: &str, state: VersionState) -> Seed<'_> {
     (number, state, VersionStatus::Inactive)
 }
 
-impl Ground {
-    async fn new() -> Self {
-        Self::with(|_| ()).await
+impl<'a> Cell<'a> {
+    async fn new(world: &'a World) -> Self {
+        Self::with(world, |_| ()).await
     }
 
-    async fn with(change: impl FnOnce(&mut Settings)) -> Self {
-        let rig = Rig::start().await;
-        rig.tiny_base().await;
-        let mut settings = rig.settings("builder");
+    async fn with(world: &'a World, change: impl FnOnce(&mut Settings)) -> Self {
+        let mut settings = Self::settings(world);
         change(&mut settings);
-        // Its first sweep for deletions is over when this is gone; the next comes
-        // when the test is over.
+        let catalog = catalog(&settings).await;
+        // The remover's first sweep is over when this is gone; the next comes when
+        // the test is over.
         let sentinel =
             Image { name: SENTINEL.to_owned(), state: ImageState::Deleting.into(), ..Image::default() };
-        rig.catalog.apply(Change::new().image(&sentinel, None)).await.unwrap();
-        let builder = rig.builder(settings).await;
+        catalog.apply(Change::new().image(&sentinel, None)).await.unwrap();
+        let cell = Self::over(world, settings, catalog).await;
+        cell.until_gone(SENTINEL).await;
+        cell
+    }
+
+    /// A builder that finds no S3. It waits for S3, and no build begins meanwhile.
+    async fn without_s3(world: &'a World) -> Self {
+        let mut settings = Self::settings(world);
+        settings.s3.endpoint = Some("http://127.0.0.1:1".to_owned());
+        let catalog = catalog(&settings).await;
+        Self::over(world, settings, catalog).await
+    }
+
+    fn settings(world: &World) -> Settings {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let mut settings = world.settings(&format!("builder-{number}"));
+        settings.etcd.root = format!("/cell-{number}/");
+        // Nothing here is built.
+        settings.build.sandbox_program = Some("/bin/true".into());
+        settings
+    }
+
+    async fn over(world: &'a World, settings: Settings, catalog: Catalog) -> Self {
+        let base = BaseImage { name: "debian-12".into(), version: "1".into(), ..BaseImage::default() };
+        let entry = BaseEntry { base: Some(base), ..BaseEntry::default() };
+        catalog.apply(Change::new().new_base(&entry)).await.unwrap();
+        let builder = world.builder(settings.clone()).await;
         let client = builder.client.clone();
-        let ground = Self { rig, builder, client };
-        ground.until_gone(SENTINEL).await;
-        ground
+        Self { world, catalog, settings, builder, client }
+    }
+
+    /// A second builder over the same records.
+    async fn second(&self) -> Builder {
+        let fresh = Self::settings(self.world);
+        let (listen, data_dir) = (fresh.listen, fresh.data_dir);
+        self.world.builder(Settings { listen, data_dir, ..self.settings.clone() }).await
     }
 
     async fn stop(self) {
@@ -77,7 +137,7 @@ impl Ground {
 
     /// A request whose build fails at once.
     async fn order(&self, name: &str) -> CreateImageRequest {
-        let mut order = self.rig.store(name, Vec::new()).await;
+        let mut order = self.world.store(name, Vec::new()).await;
         let configuration = order.configuration.as_mut().unwrap();
         configuration.code_artifact.as_mut().unwrap().uri = "s3://torpor-artifacts/none".to_owned();
         order
@@ -121,7 +181,7 @@ impl Ground {
             };
             change = change.version(&version, None);
         }
-        self.rig.catalog.apply(change).await.unwrap();
+        self.catalog.apply(change).await.unwrap();
         image
     }
 
@@ -182,6 +242,10 @@ impl Ground {
     async fn until_state(&self, name: &str, state: ImageState) {
         until("the image is in its state", || async { self.get(name).await.state() == state }).await;
     }
+}
+
+async fn catalog(settings: &Settings) -> Catalog {
+    Catalog::new(records::Store::connect(&settings.etcd).await.unwrap())
 }
 
 fn arn(name: &str) -> String {

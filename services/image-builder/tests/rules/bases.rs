@@ -5,7 +5,7 @@ use image_builder::adapters::catalog::BaseEntry;
 
 const ARN: &str = "arn:aws:lambda:us-east-1:aws:microvm-image:debian-12";
 
-async fn add(ground: &Ground, version: &str) {
+async fn add(cell: &Cell<'_>, version: &str) {
     let base = BaseImage {
         name: "debian-12".to_owned(),
         version: version.to_owned(),
@@ -13,29 +13,37 @@ async fn add(ground: &Ground, version: &str) {
         ..BaseImage::default()
     };
     let entry = BaseEntry { base: Some(base), ..BaseEntry::default() };
-    ground.rig.catalog.apply(Change::new().new_base(&entry)).await.unwrap();
+    cell.catalog.apply(Change::new().new_base(&entry)).await.unwrap();
 }
 
 async fn versions(
-    ground: &Ground,
+    cell: &Cell<'_>,
     base: &str,
     page_size: u32,
     page_token: String,
 ) -> Result<ListBaseImageVersionsResponse, Status> {
     let request =
         ListBaseImageVersionsRequest { base_image_identifier: base.to_owned(), page_size, page_token };
-    let answer = ground.client.clone().list_base_image_versions(request).await?;
+    let answer = cell.client.clone().list_base_image_versions(request).await?;
     Ok(answer.into_inner())
 }
 
 #[tokio::test]
-async fn bases_are_listed_once_and_their_versions_newest_first() {
-    let ground = Ground::new().await;
+async fn bases_and_their_versions() {
+    run![
+        an_alias_has_the_versions_of_its_base,
+        a_base_that_is_not_there_is_named,
+        bases_are_listed_once_and_their_versions_newest_first
+    ];
+}
+
+async fn bases_are_listed_once_and_their_versions_newest_first(world: &World) {
+    let cell = Cell::new(world).await;
     for version in ["2", "10"] {
-        add(&ground, version).await;
+        add(&cell, version).await;
     }
     let request = ListBaseImagesRequest::default();
-    let bases = ground.client.clone().list_base_images(request).await.unwrap();
+    let bases = cell.client.clone().list_base_images(request).await.unwrap();
     let bases = bases.into_inner().base_images;
     assert_eq!(bases.len(), 1, "{bases:?}");
     assert_eq!((bases[0].image_arn.as_str(), bases[0].version.as_str()), (ARN, "10"));
@@ -44,7 +52,7 @@ async fn bases_are_listed_once_and_their_versions_newest_first() {
         let mut found = Vec::new();
         let mut token = String::new();
         loop {
-            let page = versions(&ground, identifier, 2, token).await.unwrap();
+            let page = versions(&cell, identifier, 2, token).await.unwrap();
             found.extend(page.versions);
             token = page.next_page_token;
             if token.is_empty() {
@@ -58,44 +66,42 @@ async fn bases_are_listed_once_and_their_versions_newest_first() {
             assert_eq!(version.status(), BaseImageVersionStatus::Available);
         }
     }
-    ground.stop().await;
+    cell.stop().await;
 }
 
-#[tokio::test]
-async fn an_alias_has_the_versions_of_its_base() {
-    let ground = Ground::new().await;
-    add(&ground, "2").await;
+async fn an_alias_has_the_versions_of_its_base(world: &World) {
+    let cell = Cell::new(world).await;
+    add(&cell, "2").await;
     let arn = "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1";
-    let found = versions(&ground, arn, 0, String::new()).await.unwrap().versions;
+    let found = versions(&cell, arn, 0, String::new()).await.unwrap().versions;
     let shown: Vec<_> =
         found.iter().map(|version| (version.image_arn.as_str(), version.version.as_str())).collect();
     assert_eq!(shown, [(arn, "2"), (arn, "1")]);
-    ground.stop().await;
+    cell.stop().await;
 }
 
-#[tokio::test]
-async fn a_base_that_is_not_there_is_named() {
-    let ground = Ground::new().await;
+async fn a_base_that_is_not_there_is_named(world: &World) {
+    let cell = Cell::new(world).await;
     let none = "arn:aws:lambda:us-east-1:aws:microvm-image:none";
     for identifier in ["none", none] {
         refused(
-            versions(&ground, identifier, 0, String::new()).await,
+            versions(&cell, identifier, 0, String::new()).await,
             Code::NotFound,
             "NOT_FOUND",
             &format!("MicroVMImage not found for MicroVMImageID: {none}"),
         );
     }
     refused(
-        versions(&ground, "arn:aws:lambda", 0, String::new()).await,
+        versions(&cell, "arn:aws:lambda", 0, String::new()).await,
         Code::InvalidArgument,
         "INVALID_ARGUMENT",
         "Invalid ARN format: arn:aws:lambda",
     );
     refused(
-        versions(&ground, ARN, 51, String::new()).await,
+        versions(&cell, ARN, 51, String::new()).await,
         Code::InvalidArgument,
         "INVALID_ARGUMENT",
         "page_size: must be 0 to 50",
     );
-    ground.stop().await;
+    cell.stop().await;
 }
