@@ -15,8 +15,6 @@ mod error;
 mod lease;
 mod options;
 mod store;
-#[cfg(feature = "testing")]
-pub mod testing;
 mod watch;
 
 pub use election::Leadership;

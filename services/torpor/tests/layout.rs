@@ -1,5 +1,5 @@
 //! Which crate may depend on which: libraries never on services, services never
-//! on services, the load test on libraries only. Read from `cargo metadata`, so
+//! on services, the load test on libraries only, and on `testkit` only tests. Read from `cargo metadata`, so
 //! that a new dependency cannot slip by.
 #![allow(clippy::unwrap_used)] // helpers of tests may panic like tests
 
@@ -54,6 +54,7 @@ fn dependencies_point_one_way() {
             // Tests may use a neighbour's pieces; what ships may not.
             let ships = dependency["kind"].is_null();
             match (kinds[name], kinds.get(on)) {
+                (_, Some(Kind::Lib)) if ships && on == "testkit" => wrong.push(format!("{name} -> {on}")),
                 (_, Some(Kind::Service | Kind::Loadtest)) if ships => wrong.push(format!("{name} -> {on}")),
                 (Kind::Lib, Some(Kind::Service | Kind::Loadtest)) => {
                     wrong.push(format!("{name} -> {on} (tests)"))

@@ -5,9 +5,10 @@ use std::time::{Duration, SystemTime};
 use api::access::v1::{AccessKey, StoredAccessKey};
 use prost::Message as _;
 use records::Expect;
+use testkit::until;
 
 use crate::client::Signer;
-use crate::world::{ACCOUNT, KEY, WAIT, World, write_keys};
+use crate::world::{ACCOUNT, KEY, World, write_keys};
 
 fn stored(id: &str, secret: &str, expires: Option<SystemTime>) -> Vec<u8> {
     StoredAccessKey {
@@ -33,11 +34,7 @@ const IN: &str = "InternalServerException";
 const UNKNOWN: &str = "UnrecognizedClientException";
 
 async fn becomes(world: &World, id: &str, secret: &str, expected: &str) {
-    let deadline = tokio::time::Instant::now() + WAIT;
-    while class(world, id, secret).await != expected {
-        assert!(tokio::time::Instant::now() < deadline, "{id} never is {expected}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(&format!("{id} is {expected}"), || async { class(world, id, secret).await == expected }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::common::v1::{Hook, HookMode, Hooks, Resources};
@@ -18,67 +17,18 @@ use api::microvm::v1::{
     SuspendMicrovmRequest, TerminateMicrovmRequest,
 };
 use prost::Message as _;
-use records::testing::{Etcd, free_port};
 use records::{Expect, Store};
 use rpc::{Role, TlsIdentity};
+use testkit::{Etcd, certificates, free_port};
+pub use testkit::{PATIENCE, eventually};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::host::FakeHost;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 pub type Client = MicrovmServiceClient<Channel>;
 pub type Connectors = NetworkConnectorServiceClient<Channel>;
 pub type Keys = AccessKeyServiceClient<Channel>;
-
-/// Polls until the condition gives something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition().await {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(15)).await;
-    }
-}
-
-/// Certificates of every role.
-pub struct Pki {
-    directory: tempfile::TempDir,
-}
-
-impl Pki {
-    fn new() -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-        let directory = tempfile::tempdir().unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        std::fs::write(directory.path().join("ca.pem"), ca_pem).unwrap();
-        let issuer = Issuer::new(ca, ca_key);
-        for role in Role::ALL {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![role.dns_name(), "127.0.0.1".to_owned()]).unwrap();
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            let path = |kind: &str| directory.path().join(format!("{role}.{kind}"));
-            std::fs::write(path("pem"), certificate.pem()).unwrap();
-            std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        }
-        Self { directory }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
-        let (cert, key) = (self.file(&format!("{role}.pem")), self.file(&format!("{role}.key")));
-        TlsIdentity::load(&self.file("ca.pem"), &cert, &key).unwrap()
-    }
-}
 
 /// A scheduler process, killed when dropped.
 pub struct Scheduler {
@@ -103,7 +53,7 @@ impl Drop for Scheduler {
 pub struct Rig {
     pub etcd: Etcd,
     pub store: Store,
-    pub pki: Pki,
+    directory: tempfile::TempDir,
 }
 
 impl Rig {
@@ -111,7 +61,9 @@ impl Rig {
     pub async fn new() -> Self {
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
-        let rig = Self { etcd, store, pki: Pki::new() };
+        let directory = tempfile::tempdir().unwrap();
+        certificates::write(directory.path(), &[]);
+        let rig = Self { etcd, store, directory };
         rig.image("app", "1.0", VersionStatus::Active, true).await;
         rig
     }
@@ -163,18 +115,18 @@ impl Rig {
     }
 
     pub fn scheduler_at(&self, address: &str, settings: &[&str]) -> Scheduler {
-        let file = self.pki.file("scheduler.toml");
+        let file = self.file("scheduler.toml");
         let text = format!(
             "listen = {address:?}\nlease_seconds = 2\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [etcd]\nendpoints = [{:?}]\nroot = \"/torpor/\"\n",
-            self.pki.file("ca.pem"),
-            self.pki.file("scheduler.pem"),
-            self.pki.file("scheduler.key"),
+            self.file("ca.pem"),
+            self.file("scheduler.pem"),
+            self.file("scheduler.key"),
             self.etcd.endpoint(),
         );
         std::fs::write(&file, text).unwrap();
         // Each process its own file: the next one overwrites this one's.
-        let own = self.pki.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
+        let own = self.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
         std::fs::rename(&file, &own).unwrap();
         let log =
             std::fs::OpenOptions::new().create(true).append(true).open(own.with_extension("log")).unwrap();
@@ -205,7 +157,7 @@ impl Rig {
     /// What the scheduler at an address wrote to its log.
     pub fn log(&self, scheduler: &Scheduler) -> String {
         let name = format!("scheduler-{}.log", scheduler.address.replace(':', "-"));
-        std::fs::read_to_string(self.pki.file(&name)).unwrap()
+        std::fs::read_to_string(self.file(&name)).unwrap()
     }
 
     /// Takes leadership away without telling the leader.
@@ -224,8 +176,16 @@ impl Rig {
         entries.into_iter().map(|(key, _)| key).collect()
     }
 
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
+        certificates::identity(self.directory.path(), role)
+    }
+
     fn channel(&self, scheduler: &Scheduler, role: Role) -> Channel {
-        rpc::channel(&self.pki.identity(role), &scheduler.address, Role::Scheduler).unwrap()
+        rpc::channel(&self.identity(role), &scheduler.address, Role::Scheduler).unwrap()
     }
 
     /// Waits until the scheduler leads.
