@@ -268,16 +268,14 @@ async fn pair(caller: Arc<Caller>, kind: usize) -> anyhow::Result<()> {
 
 /// A base for the image to name; nothing of it is used.
 async fn base(context: &Context) -> anyhow::Result<String> {
-    let request = ListBaseImagesRequest::default();
-    let listed = context.images()?.list_base_images(request).await;
-    let bases = listed.context("list the base images")?.into_inner().base_images;
-    let first = bases.into_iter().next();
+    let listed = context.call(ListBaseImagesRequest::default()).await.context("list the base images")?;
+    let first = listed.base_images.into_iter().next();
     Ok(first.context("no base image to name; make one with: torpor base build debian-12")?.name)
 }
 
 async fn arn(context: &Context, name: &str) -> anyhow::Result<String> {
     let request = GetImageRequest { image_identifier: name.to_owned() };
-    let found = context.images()?.get_image(request).await?.into_inner().image;
+    let found = context.call(request).await?.image;
     Ok(found.context("an answer without an image")?.image_arn)
 }
 

@@ -191,9 +191,8 @@ fn spec(number: u16, address: &str) -> HostSpec {
 
 /// Id and state of the simulated hosts that the scheduler knows.
 async fn known(context: &Context) -> anyhow::Result<Vec<(String, HostState)>> {
-    let request = ListHostsRequest::default();
-    let listed = context.hosts()?.list_hosts(request).await.context("list the hosts")?;
-    let hosts = listed.into_inner().hosts.into_iter().filter_map(|host| {
+    let listed = context.call(ListHostsRequest::default()).await.context("list the hosts")?;
+    let hosts = listed.hosts.into_iter().filter_map(|host| {
         let id = host.spec.as_ref()?.host_id.clone();
         id.starts_with(ID_PREFIX).then(|| (id, host.state()))
     });
@@ -219,8 +218,7 @@ async fn wait_ready(context: &Context, count: u16) -> anyhow::Result<()> {
                 HostState::Ready => ready += 1,
                 // A fleet that was stopped during an earlier run drained them.
                 HostState::Draining | HostState::Drained => {
-                    let request = UndrainHostRequest { host_id: id };
-                    context.hosts()?.undrain_host(request).await.context("undrain a host")?;
+                    context.call(UndrainHostRequest { host_id: id }).await.context("undrain a host")?;
                 }
                 HostState::Lost | HostState::Unspecified => {}
             }

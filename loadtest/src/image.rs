@@ -30,14 +30,8 @@ impl Image {
     pub async fn existing(context: &Context, name: &str) -> anyhow::Result<Self> {
         let request =
             GetImageVersionRequest { image_identifier: name.to_owned(), image_version: String::new() };
-        let version = context
-            .images()?
-            .get_image_version(request)
-            .await
-            .with_context(|| format!("image {name}"))?
-            .into_inner()
-            .version
-            .context("an answer without a version")?;
+        let answer = context.call(request).await.with_context(|| format!("image {name}"))?;
+        let version = answer.version.context("an answer without a version")?;
         let snapshot = version.snapshot.with_context(|| format!("image {name} has no snapshot yet"))?;
         Ok(Self { name: name.to_owned(), snapshot, ours: false })
     }
@@ -55,7 +49,7 @@ impl Image {
     pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
         if self.ours {
             let request = DeleteImageRequest { image_identifier: self.name.clone() };
-            context.images()?.delete_image(request).await.with_context(|| format!("delete {}", self.name))?;
+            context.call(request).await.with_context(|| format!("delete {}", self.name))?;
         }
         Ok(())
     }
@@ -99,7 +93,7 @@ impl Draft {
             }),
             ..CreateImageRequest::default()
         };
-        let created = context.images()?.create_image(request).await;
+        let created = context.call(request).await;
         if created.is_err() {
             draft.remove_artifact(context).await?;
         }
@@ -128,11 +122,10 @@ impl Draft {
     /// Deletes the image and waits until it is gone. A build that is under way
     /// ends first.
     pub async fn remove(&self, context: &Context) -> anyhow::Result<()> {
-        let mut images = context.images()?;
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         loop {
             let request = DeleteImageRequest { image_identifier: self.name.clone() };
-            let last = match images.delete_image(request).await {
+            let last = match context.call(request).await {
                 Err(status) if status.code() == Code::NotFound => break,
                 Err(status) => status.message().to_owned(),
                 Ok(_) => "it is being deleted".to_owned(),
@@ -145,12 +138,11 @@ impl Draft {
 }
 
 async fn wait_for_build(context: &Context, name: &str) -> anyhow::Result<()> {
-    let mut images = context.images()?;
     let deadline = Instant::now() + BUILD_TIMEOUT;
     loop {
         ensure!(Instant::now() < deadline, "the build of {name} takes longer than {BUILD_TIMEOUT:?}");
         let request = ListImageBuildsRequest { image_identifier: name.to_owned(), ..Default::default() };
-        let builds = images.list_image_builds(request).await?.into_inner().builds;
+        let builds = context.call(request).await?.builds;
         let build = builds.first().context("no build")?;
         match build.state() {
             BuildState::Successful => return Ok(()),

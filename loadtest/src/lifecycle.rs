@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use client::Context;
+use futures::future::join_all;
 use indicatif::{ProgressBar, ProgressStyle};
 use tokio::task::JoinSet;
 
 use crate::bare::{self, Bare};
-use crate::fleet::{self, Fleet};
 use crate::image::Image;
-use crate::report::{Pair, Report};
+use crate::report::{Burst, Latencies, Pair, Report};
+use crate::target::{self, Target};
 
 /// Most cycles under way at once; one more is shed, so that a fleet that cannot
 /// keep up does not take the machine with it.
@@ -29,10 +30,18 @@ pub struct Options {
     /// Baseline memory of the image that is built without --image, in MiB.
     #[arg(long, default_value_t = 512, value_name = "MIB")]
     memory: u32,
-    /// Cycles through the fleet, and as many with the bare engine.
-    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    /// Cycles through the fleet, and as many with the bare engine; 0 for a burst alone.
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(0..=10_000))]
     cycles: u32,
-    /// Time between two cycles' starts, in milliseconds.
+    /// After the cycles, launch so many at once.
+    #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u32).range(0..=1000), value_name = "N")]
+    burst: u32,
+    /// Bursts.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100), value_name = "N")]
+    bursts: u32,
+    /// Time between two cycles' starts, and between two bursts, in milliseconds. In it
+    /// the hosts make anew the engines that they keep ready, so that a cycle's launch
+    /// finds one; of a burst only as many launches find one as a host keeps.
     #[arg(long, default_value_t = 2000, value_parser = clap::value_parser!(u64).range(1..=600_000), value_name = "MS")]
     interval: u64,
     /// Time between launch, suspend and wake within a cycle, in milliseconds.
@@ -47,7 +56,7 @@ pub struct Options {
 }
 
 enum Outcome {
-    Fleet(fleet::Cycle),
+    Fleet(target::Cycle),
     Bare(bare::Cycle),
 }
 
@@ -72,24 +81,40 @@ async fn with_image(
     image: &Image,
 ) -> anyhow::Result<Report> {
     ensure!(options.path.starts_with('/'), "--path must start with '/'");
-    let fleet = Fleet::new(context, &image.name, &options.path, REQUEST_TIMEOUT)?;
+    let fleet = Target::new(context, &image.name, &options.path, REQUEST_TIMEOUT)?;
     let target = (options.port, options.path.as_str());
     let bare = Bare::new(context, data_dir, image.snapshot.clone(), target, REQUEST_TIMEOUT).await?;
     let bare = Arc::new(bare);
-    let ran = cycles(options, &fleet, &bare, image).await;
+    let ran = measured(options, &fleet, &bare, image).await;
     let cleaned = bare.clean_up().await;
     let report = ran?;
     cleaned?;
     Ok(report)
 }
 
-async fn cycles(options: &Options, fleet: &Fleet, bare: &Arc<Bare>, image: &Image) -> anyhow::Result<Report> {
+async fn measured(
+    options: &Options,
+    fleet: &Target,
+    bare: &Arc<Bare>,
+    image: &Image,
+) -> anyhow::Result<Report> {
     let pause = Duration::from_millis(options.pause);
     // Once each, uncounted: page cache and connections are warm in both.
-    let warm = fleet.clone().cycle(Instant::now(), pause).await.context("first cycle of the fleet")?;
-    drop(warm);
+    fleet.clone().cycle(Instant::now(), pause).await.context("first cycle of the fleet")?;
     bare.cycle(Instant::now(), pause).await.context("first cycle of the bare engine")?;
 
+    let mut report = Report::new(image.name.clone(), image.snapshot.memory_mib, options.cycles);
+    if options.cycles > 0 {
+        report.set_cycles(&cycles(options, fleet, bare).await?);
+    }
+    if options.burst > 0 {
+        report.burst = Some(bursts(options, fleet).await?);
+    }
+    Ok(report)
+}
+
+async fn cycles(options: &Options, fleet: &Target, bare: &Arc<Bare>) -> anyhow::Result<Tally> {
+    let pause = Duration::from_millis(options.pause);
     let mut tally = Tally::default();
     let mut under_way: JoinSet<anyhow::Result<Outcome>> = JoinSet::new();
     let bar = ProgressBar::new(u64::from(options.cycles) * 2);
@@ -121,20 +146,49 @@ async fn cycles(options: &Options, fleet: &Fleet, bare: &Arc<Bare>, image: &Imag
     let pairs = tally.pairs.as_ref();
     ensure!(pairs.iter().all(|pair| pair.fleet.count() > 0), "no cycle of the fleet succeeded");
     ensure!(pairs.iter().all(|pair| pair.bare.count() > 0), "no cycle of the bare engine succeeded");
-    Ok(Report::new(
-        image.name.clone(),
-        image.snapshot.memory_mib,
-        options.cycles,
-        tally.shed,
-        tally.failed,
-        &tally.pairs,
-    ))
+    Ok(tally)
 }
 
-struct Tally {
-    pairs: Box<[Pair; 3]>,
-    shed: u32,
-    failed: u32,
+/// Launches many at once, several times. What was launched ends after the burst, so
+/// that all of it runs at one time.
+async fn bursts(options: &Options, fleet: &Target) -> anyhow::Result<Burst> {
+    let mut latencies = Latencies::new();
+    let mut failed = 0;
+    for _ in 0..options.bursts {
+        tokio::time::sleep(Duration::from_millis(options.interval)).await;
+        let due = Instant::now();
+        let launches = (0..options.burst).map(|_| fleet.clone().launch(due));
+        let mut ids = Vec::new();
+        for launch in join_all(launches).await {
+            let launched = launch.and_then(|(id, launched)| {
+                ids.push(id);
+                launched
+            });
+            match launched {
+                Ok(latency) => latencies.record(latency),
+                Err(error) => {
+                    failed += 1;
+                    if failed <= FAILURES_PRINTED_MAX {
+                        eprintln!("a launch failed: {error:#}");
+                    }
+                }
+            }
+        }
+        let mut fleet = fleet.clone();
+        for id in ids {
+            fleet.terminate(id).await?;
+        }
+    }
+    ensure!(latencies.count() > 0, "no launch of a burst succeeded");
+    Ok(Burst::new(options.burst, options.bursts, failed, &latencies))
+}
+
+/// What became of the cycles.
+pub struct Tally {
+    /// Launch, suspend, wake.
+    pub pairs: Box<[Pair; 3]>,
+    pub shed: u32,
+    pub failed: u32,
 }
 
 impl Default for Tally {

@@ -7,6 +7,8 @@ use comfy_table::{Table, presets};
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+use crate::lifecycle::Tally;
+
 /// Longest latency a histogram holds, in microseconds: ten minutes.
 const MICROSECONDS_MAX: u64 = 600_000_000;
 
@@ -120,29 +122,68 @@ pub struct Report {
     pub shed: u32,
     /// Cycles that failed; the first reasons were printed.
     pub failed: u32,
-    pub launch: Summary,
-    pub suspend: Summary,
-    pub wake: Summary,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub launch: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub suspend: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wake: Option<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub burst: Option<Burst>,
+}
+
+/// Many launches at once, each from the moment all of them were due to its app's first
+/// answer.
+#[derive(Serialize)]
+pub struct Burst {
+    /// Launches at once.
+    launches: u32,
+    rounds: u32,
+    failed: u32,
+    p50_ms: f64,
+    p99_ms: f64,
+    max_ms: f64,
+}
+
+impl Burst {
+    pub fn new(launches: u32, rounds: u32, failed: u32, latencies: &Latencies) -> Self {
+        let [p50_ms, p99_ms, max_ms] = [0.5, 0.99, 1.0].map(|quantile| round(latencies.ms(quantile)));
+        Self { launches, rounds, failed, p50_ms, p99_ms, max_ms }
+    }
 }
 
 impl Report {
-    pub fn new(
-        image: String,
-        memory_mib: u32,
-        cycles: u32,
-        shed: u32,
-        failed: u32,
-        pairs: &[Pair; 3],
-    ) -> Self {
-        let [launch, suspend, wake] = pairs.each_ref().map(Pair::summary);
-        Self { image, memory_mib, cycles, shed, failed, launch, suspend, wake }
+    /// A report of nothing yet.
+    pub fn new(image: String, memory_mib: u32, cycles: u32) -> Self {
+        Self {
+            image,
+            memory_mib,
+            cycles,
+            shed: 0,
+            failed: 0,
+            launch: None,
+            suspend: None,
+            wake: None,
+            burst: None,
+        }
+    }
+
+    pub fn set_cycles(&mut self, tally: &Tally) {
+        let [launch, suspend, wake] = tally.pairs.each_ref().map(|pair| Some(pair.summary()));
+        (self.launch, self.suspend, self.wake) = (launch, suspend, wake);
+        (self.shed, self.failed) = (tally.shed, tally.failed);
+    }
+
+    fn rows(&self) -> impl Iterator<Item = (&'static str, &Summary)> {
+        let rows = [("launch", &self.launch), ("suspend", &self.suspend), ("wake", &self.wake)];
+        rows.into_iter().filter_map(|(name, row)| Some((name, row.as_ref()?)))
     }
 
     pub fn table(&self) -> String {
         let mut table = Table::new();
         table.load_style(presets::UTF8_FULL_CONDENSED);
         table.set_header(["", "p50 ms", "p99 ms", "bare p50 ms", "bare p99 ms", "ratio p50", "difference"]);
-        for (name, row) in [("launch", &self.launch), ("suspend", &self.suspend), ("wake", &self.wake)] {
+        for (name, row) in self.rows() {
             let difference = row
                 .difference_bytes_p50
                 .map_or(String::new(), |bytes| format!("{:.1} MB", bytes as f64 / 1e6));
@@ -156,16 +197,25 @@ impl Report {
                 difference,
             ]);
         }
-        let mut text = format!(
-            "{}, {} MiB of guest memory, {} cycles each ({} failed, {} shed)\n{table}",
-            self.image, self.memory_mib, self.cycles, self.failed, self.shed
-        );
-        for (name, row) in [("launch", &self.launch), ("suspend", &self.suspend), ("wake", &self.wake)] {
+        let mut text = format!("{}, {} MiB of guest memory", self.image, self.memory_mib);
+        if self.launch.is_some() {
+            text.push_str(&format!(
+                ", {} cycles each ({} failed, {} shed)\n{table}",
+                self.cycles, self.failed, self.shed
+            ));
+        }
+        for (name, row) in self.rows() {
             let phases: Vec<String> =
                 row.phases_p50_ms.iter().map(|(phase, ms)| format!("{phase} {ms:.1}")).collect();
             if !phases.is_empty() {
                 text.push_str(&format!("\n{name} phases, p50 ms: {}", phases.join(", ")));
             }
+        }
+        if let Some(burst) = &self.burst {
+            text.push_str(&format!(
+                "\n{} launches at once, {} times ({} failed): p50 {:.1} ms, p99 {:.1} ms, last {:.1} ms",
+                burst.launches, burst.rounds, burst.failed, burst.p50_ms, burst.p99_ms, burst.max_ms
+            ));
         }
         text
     }

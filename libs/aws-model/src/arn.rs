@@ -1,13 +1,7 @@
-//! ARNs of what the platform itself owns: managed images and managed connectors.
+//! ARNs of the connectors that the platform itself owns.
 
 /// The account part of everything that the platform owns.
 pub const PLATFORM_ACCOUNT: &str = "aws";
-
-/// The ARN of a managed image, `arn:aws:lambda:<region>:aws:microvm-image:<name>`.
-#[must_use]
-pub fn managed_image(region: &str, name: &str) -> String {
-    format!("arn:aws:lambda:{region}:{PLATFORM_ACCOUNT}:microvm-image:{name}")
-}
 
 /// A connector that every account has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -47,12 +41,6 @@ impl ManagedConnector {
         Self::ALL.into_iter().find(|connector| connector.name() == name)
     }
 
-    /// True for what a microVM takes in.
-    #[must_use]
-    pub fn is_ingress(self) -> bool {
-        self != Self::InternetEgress
-    }
-
     /// Its ARN, `arn:aws:lambda:<region>:aws:network-connector:aws-network-connector:<NAME>`.
     #[must_use]
     pub fn arn(self, region: &str) -> String {
@@ -63,7 +51,7 @@ impl ManagedConnector {
 
 #[cfg(test)]
 mod tests {
-    use model::{ConnectorArn, ConnectorResource, ImageArn};
+    use model::{ConnectorArn, ConnectorResource};
 
     use super::*;
 
@@ -78,13 +66,5 @@ mod tests {
             assert_eq!(name.as_str(), connector.name());
         }
         assert_eq!(ManagedConnector::from_name("http_ingress"), None);
-        let ingress = ManagedConnector::ALL.into_iter().filter(|connector| connector.is_ingress());
-        assert_eq!(ingress.count(), 4);
-        let image: ImageArn = managed_image("us-east-1", "al2023-1").parse().unwrap();
-        assert_eq!((image.account.as_str(), image.name.as_str()), ("aws", "al2023-1"));
-        assert_eq!(
-            managed_image("us-east-1", "al2023-1"),
-            "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1"
-        );
     }
 }

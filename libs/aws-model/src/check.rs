@@ -6,7 +6,7 @@ use crate::error::{ErrorClass, Rejection};
 use crate::input::Limits;
 use crate::operation::Demand;
 use crate::sentence::{self, Path, Violations};
-use crate::shape::{Bounds, Entries, List, Movable, Shape, Structure, Text};
+use crate::shape::{Bounds, Entries, List, Shape, Structure, Text};
 
 /// Checks all members.
 ///
@@ -35,16 +35,6 @@ pub(crate) fn demands(demands: &[Demand], members: &Map<String, Value>) -> Resul
     match demands.iter().find(|demand| !present(demand)) {
         None => Ok(()),
         Some(demand) => Err(Rejection::new(ErrorClass::InvalidParameterValue, &demand.sentence)),
-    }
-}
-
-/// The bounds of a text under the caller's limits.
-pub(crate) fn text_bounds(text: &Text, limits: &Limits) -> Bounds {
-    match text.movable {
-        None => text.bounds,
-        Some(Movable::RunHookPayload) => {
-            Bounds { max: i64::try_from(limits.run_hook_payload_bytes_max).ok(), ..text.bounds }
-        }
     }
 }
 
@@ -166,7 +156,7 @@ fn wrong_length(bounds: Bounds, length: usize) -> Option<String> {
 
 /// The constraints that a text breaks, in words.
 fn broken_by(text: &Text, given: &str, limits: &Limits) -> impl Iterator<Item = String> {
-    let bounds = text_bounds(text, limits);
+    let bounds = text.bounds_under(limits);
     let length = match (bounds.min, bounds.max) {
         (None, None) => None,
         _ if text.in_bytes => wrong_length(bounds, given.len()),

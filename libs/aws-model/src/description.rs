@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use serde::Deserialize;
 
 use crate::error::ErrorClass;
-use crate::operation::{Demand, Operation, ReplyForm, ReplyMember, Service};
+use crate::operation::{Demand, Operation, OperationName, ReplyForm, ReplyMember, Service};
 use crate::shape::{self, Bounds, Located, Member, Shape, Structure};
 
 const FILES: [(Service, &str); 2] = [
@@ -91,7 +91,7 @@ enum Place {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct OperationEntry {
-    name: String,
+    name: OperationName,
     method: String,
     path: String,
     success: u16,
@@ -140,8 +140,8 @@ fn load(service: Service, text: &str) -> Vec<Operation> {
             .map(|demand| Demand { member: demand.member, sentence: demand.sentence });
         Operation {
             service,
-            action: keep(format!("lambda:{}", entry.name)),
-            name: keep(entry.name),
+            action: keep(format!("lambda:{}", entry.name.as_str())),
+            name: entry.name,
             method: keep(entry.method),
             path: keep(entry.path),
             success: entry.success,

@@ -6,6 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::check;
 use crate::error::{ErrorClass, Rejection};
+use crate::members::Members;
 use crate::operation::Operation;
 use crate::query;
 use crate::route::PathParameters;
@@ -42,46 +43,10 @@ impl Input {
         self.operation
     }
 
-    /// A member, if it was given.
+    /// The members.
     #[must_use]
-    pub fn get(&self, name: &str) -> Option<&Value> {
-        self.members.get(name)
-    }
-
-    /// A member that is a text.
-    #[must_use]
-    pub fn text(&self, name: &str) -> Option<&str> {
-        self.get(name).and_then(Value::as_str)
-    }
-
-    /// A member that is an integer; it fits 32 bits.
-    #[must_use]
-    pub fn integer(&self, name: &str) -> Option<i32> {
-        self.get(name).and_then(Value::as_i64).and_then(|value| i32::try_from(value).ok())
-    }
-
-    /// A member that is a list; `None` when it was not given, which is not the same as an empty list.
-    #[must_use]
-    pub fn list(&self, name: &str) -> Option<&[Value]> {
-        self.get(name).and_then(Value::as_array).map(Vec::as_slice)
-    }
-
-    /// A member that is a structure, a union or a map.
-    #[must_use]
-    pub fn object(&self, name: &str) -> Option<&Map<String, Value>> {
-        self.get(name).and_then(Value::as_object)
-    }
-
-    /// All members.
-    #[must_use]
-    pub fn members(&self) -> &Map<String, Value> {
-        &self.members
-    }
-
-    /// All members, by value.
-    #[must_use]
-    pub fn into_members(self) -> Map<String, Value> {
-        self.members
+    pub fn members(&self) -> Members<'_> {
+        Members::from(&self.members)
     }
 
     /// The members with every sensitive value replaced, for logs and audit records.
@@ -132,8 +97,8 @@ pub struct Draft(Input);
 impl Draft {
     /// The members, each with the type of its shape. Any may be missing, none need keep its constraints.
     #[must_use]
-    pub fn members(&self) -> &Map<String, Value> {
-        &self.0.members
+    pub fn members(&self) -> Members<'_> {
+        self.0.members()
     }
 
     /// Checks the constraints.

@@ -9,23 +9,24 @@
 //! from them. Pure: no I/O and no clock. It knows no rule of the services beyond the constraints of the shapes.
 
 pub mod arn;
-pub mod boundary;
 mod check;
 mod description;
 mod error;
 mod input;
+mod members;
 mod operation;
 mod page;
 mod query;
 mod reply;
 mod route;
 mod sentence;
-mod shape;
+pub mod shape;
 mod strict;
 
 pub use error::{ErrorClass, ErrorReply, Rejection, no_such_method, no_such_path};
 pub use input::{Draft, Input, Limits, parse, read};
-pub use operation::{Operation, Service, operation, operations};
+pub use members::Members;
+pub use operation::{Demand, Operation, OperationName, Service, operation, operations};
 pub use page::{PAGE_TOKEN_MAX, PageTokens};
 pub use reply::Reply;
 pub use route::{PathParameters, Routed, encode, route};

@@ -24,11 +24,64 @@ impl Service {
     }
 }
 
+macro_rules! names {
+    ($($name:ident),* $(,)?) => {
+        /// The name of an operation. Who must know all of them matches on it: a new one does not compile until it has its place.
+        #[expect(missing_docs, reason = "the names say it")]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
+        pub enum OperationName { $($name),* }
+
+        impl OperationName {
+            /// Every name.
+            pub const ALL: &[Self] = &[$(Self::$name),*];
+
+            /// "RunMicrovm".
+            #[must_use]
+            pub fn as_str(self) -> &'static str {
+                match self { $(Self::$name => stringify!($name)),* }
+            }
+        }
+    };
+}
+
+names! {
+    CreateMicrovmImage,
+    GetMicrovmImage,
+    ListMicrovmImages,
+    UpdateMicrovmImage,
+    DeleteMicrovmImage,
+    GetMicrovmImageVersion,
+    ListMicrovmImageVersions,
+    UpdateMicrovmImageVersion,
+    DeleteMicrovmImageVersion,
+    ListMicrovmImageBuilds,
+    GetMicrovmImageBuild,
+    ListManagedMicrovmImages,
+    ListManagedMicrovmImageVersions,
+    RunMicrovm,
+    GetMicrovm,
+    ListMicrovms,
+    SuspendMicrovm,
+    ResumeMicrovm,
+    TerminateMicrovm,
+    CreateMicrovmAuthToken,
+    CreateMicrovmShellAuthToken,
+    ListTags,
+    TagResource,
+    UntagResource,
+    CreateNetworkConnector,
+    GetNetworkConnector,
+    ListNetworkConnectors,
+    UpdateNetworkConnector,
+    DeleteNetworkConnector,
+    ListNetworkConnectorVersions,
+}
+
 /// One operation: how it is asked for, what it takes and how it answers. There is one value per operation.
 #[non_exhaustive]
 pub struct Operation {
-    /// "RunMicrovm".
-    pub name: &'static str,
+    /// Its name.
+    pub name: OperationName,
     /// The service it belongs to.
     pub service: Service,
     /// HTTP method, upper case.
@@ -41,15 +94,18 @@ pub struct Operation {
     pub action: &'static str,
     /// The error classes of its model.
     pub errors: Vec<ErrorClass>,
-    pub(crate) input: Structure,
-    pub(crate) demands: Vec<Demand>,
+    /// What it takes.
+    pub input: Structure,
+    /// Members that the live service asks for though their shapes call them optional.
+    pub demands: Vec<Demand>,
     pub(crate) reply: ReplyForm,
 }
 
 /// A member that the live service asks for though the shape calls it optional.
-pub(crate) struct Demand {
+pub struct Demand {
     /// Names from the root to the member.
     pub member: Vec<String>,
+    /// What the service says without it.
     pub sentence: String,
 }
 
@@ -73,9 +129,12 @@ pub fn operations() -> &'static [Operation] {
 }
 
 /// The operation of that name.
+///
+/// # Panics
+/// Never: a test asks for every name.
 #[must_use]
-pub fn operation(name: &str) -> Option<&'static Operation> {
-    operations().iter().find(|operation| operation.name == name)
+pub fn operation(name: OperationName) -> &'static Operation {
+    operations().iter().find(|operation| operation.name == name).expect("every name is described")
 }
 
 impl Operation {
@@ -116,9 +175,15 @@ impl Operation {
     }
 }
 
+impl std::fmt::Display for OperationName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
 impl std::fmt::Debug for Operation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.name)
+        f.write_str(self.name.as_str())
     }
 }
 

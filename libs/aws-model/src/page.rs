@@ -54,7 +54,7 @@ impl PageTokens {
     /// 400 when the token is not one of ours, was changed, or belongs to another listing.
     pub fn open(&self, input: &Input) -> Result<String, Rejection> {
         let (member, _) = names(input);
-        let Some(token) = input.text(member) else {
+        let Some(token) = input.members().text(member) else {
             return Ok(String::new());
         };
         self.unseal(input, token).ok_or_else(|| {
@@ -87,7 +87,7 @@ impl PageTokens {
         let filters = input.members().iter().filter(|(name, _)| *name != token && *name != size);
         let filters: serde_json::Map<String, Value> =
             filters.map(|(name, value)| (name.clone(), value.clone())).collect();
-        let listing = serde_json::json!([input.operation().name, filters]).to_string();
+        let listing = serde_json::json!([input.operation().name.as_str(), filters]).to_string();
         let mut hasher = blake3::Hasher::new_keyed(&self.key);
         hasher.update(&(listing.len() as u64).to_le_bytes());
         hasher.update(listing.as_bytes());

@@ -41,17 +41,6 @@ impl Operation {
             body: Value::Object(members).to_string().into_bytes(),
         }
     }
-
-    /// The names of members of an answer that the live service does not send: a fault of who made it. For tests.
-    #[must_use]
-    pub fn foreign_members(&self, answer: &Value) -> Vec<String> {
-        let mut foreign = foreign(&self.reply.members, answer);
-        if let Some((list, items)) = &self.reply.items {
-            let elements = answer.get(list).and_then(Value::as_array).into_iter().flatten();
-            foreign.extend(elements.flat_map(|item| self::foreign(items, item)));
-        }
-        foreign
-    }
 }
 
 fn complete(service: Service, form: &[ReplyMember], members: &mut Map<String, Value>) {
@@ -65,12 +54,6 @@ fn complete(service: Service, form: &[ReplyMember], members: &mut Map<String, Va
             }
         }
     }
-}
-
-fn foreign(form: &[ReplyMember], value: &Value) -> Vec<String> {
-    let names = value.as_object().into_iter().flat_map(Map::keys);
-    let unknown = names.filter(|name| !form.iter().any(|member| member.name == name.as_str()));
-    unknown.cloned().collect()
 }
 
 const ISO_8601: &[BorrowedFormatItem<'_>] =

@@ -4,7 +4,6 @@ use std::fmt::Write;
 
 use serde_json::Value;
 
-use crate::check::text_bounds;
 use crate::input::Limits;
 use crate::shape::{Shape, Structure, Text};
 
@@ -190,7 +189,7 @@ pub(crate) fn all_of(shape: &Shape, limits: &Limits) -> String {
 
 /// The same for a text.
 pub(crate) fn all_of_text(text: &Text, limits: &Limits) -> String {
-    let bounds = text_bounds(text, limits);
+    let bounds = text.bounds_under(limits);
     let max = bounds.max.map(length_at_most);
     let min = bounds.min.map(length_at_least);
     let pattern = text.pattern.as_ref().map(|pattern| matches(&pattern.text));

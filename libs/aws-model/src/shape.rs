@@ -2,13 +2,21 @@
 
 use regex::Regex;
 
+use crate::input::Limits;
+
 /// What a member holds.
-pub(crate) enum Shape {
+pub enum Shape {
+    /// A text.
     Text(Text),
+    /// An integer of 32 bits.
     Integer(Integer),
+    /// True or false.
     Flag,
+    /// A list.
     List(List),
+    /// Values by text.
     Map(Entries),
+    /// Members by name.
     Structure(Structure),
     /// Exactly one of the members is present.
     Union(Structure),
@@ -16,81 +24,120 @@ pub(crate) enum Shape {
 
 /// Inclusive bounds of a value, a length or a number of entries.
 #[derive(Clone, Copy)]
-pub(crate) struct Bounds {
+pub struct Bounds {
+    /// The smallest.
     pub min: Option<i64>,
+    /// The largest.
     pub max: Option<i64>,
 }
 
-pub(crate) struct Text {
+/// A text's constraints.
+pub struct Text {
     /// Bounds of the length, in characters, or bytes if `in_bytes`.
     pub bounds: Bounds,
+    /// What the bounds count.
     pub in_bytes: bool,
     /// The setting that replaces the upper bound.
     pub movable: Option<Movable>,
+    /// What the whole text must match.
     pub pattern: Option<Pattern>,
     /// The only texts allowed; empty when any is.
     pub values: Vec<String>,
+    /// Never repeated in an answer or a log.
     pub sensitive: bool,
+    /// A text that fits, also with its last character repeated.
     pub example: String,
     /// The text to start from when a longer one is needed, if not the example.
     pub stretch: Option<String>,
+    /// A text of allowed length that does not match the pattern.
     pub refused: Option<String>,
 }
 
 /// A bound that the caller of the parser sets.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Movable {
+pub enum Movable {
+    /// [`Limits::run_hook_payload_bytes_max`].
     RunHookPayload,
 }
 
 impl Movable {
-    pub fn from_name(name: &str) -> Self {
+    pub(crate) fn from_name(name: &str) -> Self {
         assert_eq!(name, "run-hook-payload", "no such limit");
         Self::RunHookPayload
     }
 }
 
-pub(crate) struct Integer {
+impl Text {
+    /// The bounds of the length under the caller's limits.
+    #[must_use]
+    pub fn bounds_under(&self, limits: &Limits) -> Bounds {
+        match self.movable {
+            None => self.bounds,
+            Some(Movable::RunHookPayload) => {
+                Bounds { max: i64::try_from(limits.run_hook_payload_bytes_max).ok(), ..self.bounds }
+            }
+        }
+    }
+}
+
+/// An integer's constraints.
+pub struct Integer {
     /// Bounds of the value.
     pub bounds: Bounds,
+    /// A value that fits.
     pub example: i64,
 }
 
-pub(crate) struct List {
+/// A list's constraints.
+pub struct List {
+    /// The shape of an element.
     pub of: &'static Shape,
     /// Bounds of the number of elements.
     pub bounds: Bounds,
 }
 
-pub(crate) struct Entries {
+/// A map's constraints.
+pub struct Entries {
+    /// The shape of a key.
     pub key: &'static Text,
+    /// The shape of a value.
     pub value: &'static Shape,
     /// Bounds of the number of entries.
     pub bounds: Bounds,
 }
 
-pub(crate) struct Structure {
+/// The members of a structure or a union.
+pub struct Structure {
     /// In the order in which their violations are listed.
     pub members: Vec<Member>,
 }
 
-pub(crate) struct Member {
+/// One of them.
+pub struct Member {
+    /// As it is on the wire.
     pub name: &'static str,
+    /// What it holds.
     pub shape: &'static Shape,
+    /// Whether it must be there.
     pub required: bool,
+    /// Where it travels.
     pub place: Located,
 }
 
 /// Where a member travels.
 #[derive(Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Located {
+pub enum Located {
+    /// In the path.
     Path,
     /// Under this key of the query.
     Query(&'static str),
+    /// In the body.
     Body,
 }
 
 impl Structure {
+    /// The member of that name.
+    #[must_use]
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
     }
@@ -98,6 +145,7 @@ impl Structure {
 
 impl Shape {
     /// True when a value of this shape holds something that must not be repeated.
+    #[must_use]
     pub fn is_sensitive(&self) -> bool {
         match self {
             Self::Text(text) => text.sensitive,
@@ -111,13 +159,14 @@ impl Shape {
     }
 
     /// True for what is one JSON scalar.
+    #[must_use]
     pub fn is_scalar(&self) -> bool {
         matches!(self, Self::Text(_) | Self::Integer(_) | Self::Flag)
     }
 }
 
 /// A pattern that a whole text must match.
-pub(crate) struct Pattern {
+pub struct Pattern {
     /// As the service prints it.
     pub text: String,
     regex: Regex,
@@ -125,12 +174,14 @@ pub(crate) struct Pattern {
 
 impl Pattern {
     /// The patterns are written for a matcher whose `\d` and `\s` know ASCII only.
-    pub fn compile(text: &str) -> Self {
+    pub(crate) fn compile(text: &str) -> Self {
         let ascii = text.replace(r"\d", "[0-9]").replace(r"\s", r"[ \t\n\x0B\x0C\r]");
         let regex = Regex::new(&format!(r"\A(?:{ascii})\z")).expect("the patterns are under test");
         Self { text: text.to_owned(), regex }
     }
 
+    /// True when the whole text matches.
+    #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }

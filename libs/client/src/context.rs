@@ -9,13 +9,15 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use api::access::v1::access_key_service_client::AccessKeyServiceClient;
-use api::host::v1::host_service_client::HostServiceClient;
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
+use futures::future::BoxFuture;
 use rpc::{IdentityError, Role, TlsIdentity};
 use serde::{Deserialize, Serialize};
 use tonic::transport::Channel;
+use tonic::{Request, Status};
+
+use crate::Call;
 
 /// Where a fleet's data is unless told otherwise.
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/torpor";
@@ -98,7 +100,7 @@ pub enum ContextError {
     Identity(#[from] IdentityError),
     /// An address is malformed.
     #[error("{}", .0.message())]
-    Address(tonic::Status),
+    Address(Status),
 }
 
 impl Context {
@@ -159,40 +161,44 @@ impl Context {
         Ok(TlsIdentity::load(&self.ca, &self.cert, &self.key)?)
     }
 
-    fn channel(&self, address: &str, role: Role) -> Result<Channel, ContextError> {
-        rpc::channel(&*self.identity()?, address, role).map_err(ContextError::Address)
-    }
-
-    /// Client of the scheduler's microVM service.
+    /// A channel to the scheduler or to image-builder, for [`Call`]s.
     ///
     /// # Errors
     /// When the identity or the address cannot be used; it connects later.
+    pub fn channel(&self, role: Role) -> Result<Channel, ContextError> {
+        let address = match role {
+            Role::ImageBuilder => &self.image_builder,
+            _ => &self.scheduler,
+        };
+        rpc::channel(&*self.identity()?, address, role).map_err(ContextError::Address)
+    }
+
+    /// Makes a call on a connection of its own. The caller bounds the wait.
+    ///
+    /// # Errors
+    /// What the service answers; FAILED_PRECONDITION as [`Context::channel`].
+    pub fn call<M: Call>(&self, message: M) -> BoxFuture<'static, Result<M::Answer, Status>> {
+        let channel = self.channel(M::ROLE);
+        Box::pin(async move {
+            let channel = channel.map_err(|error| Status::failed_precondition(error.to_string()))?;
+            Ok(M::send(channel, Request::new(message)).await?.into_inner())
+        })
+    }
+
+    /// Client of the scheduler's microVM service, for its streams.
+    ///
+    /// # Errors
+    /// As [`Context::channel`].
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
-        Ok(MicrovmServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
+        Ok(MicrovmServiceClient::new(self.channel(Role::Scheduler)?))
     }
 
-    /// Client of the scheduler's host service.
+    /// Client of image-builder, for its streams.
     ///
     /// # Errors
-    /// As [`Context::microvms`].
-    pub fn hosts(&self) -> Result<HostServiceClient<Channel>, ContextError> {
-        Ok(HostServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
-    }
-
-    /// Client of the scheduler's access keys.
-    ///
-    /// # Errors
-    /// As [`Context::microvms`].
-    pub fn access_keys(&self) -> Result<AccessKeyServiceClient<Channel>, ContextError> {
-        Ok(AccessKeyServiceClient::new(self.channel(&self.scheduler, Role::Scheduler)?))
-    }
-
-    /// Client of image-builder.
-    ///
-    /// # Errors
-    /// As [`Context::microvms`].
+    /// As [`Context::channel`].
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
-        Ok(ImageServiceClient::new(self.channel(&self.image_builder, Role::ImageBuilder)?))
+        Ok(ImageServiceClient::new(self.channel(Role::ImageBuilder)?))
     }
 
     /// How to connect to the fleet's S3.

@@ -15,6 +15,65 @@ use crate::ids::IdError;
 pub const MALFORMED: &str = "Malformed network connector ARN";
 const MANAGED: &str = "aws-network-connector";
 
+/// Which way a connector lets traffic through.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Direction {
+    /// Into a microVM.
+    Ingress,
+    /// Out of it.
+    Egress,
+}
+
+/// A connector of the platform, which every account has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ManagedConnector {
+    /// Requests to the endpoint; the default.
+    HttpIngress,
+    /// Requests to the endpoint; stands alone.
+    AllIngress,
+    /// Shells, beside requests to the endpoint.
+    ShellIngress,
+    /// Nothing from outside; stands alone.
+    NoIngress,
+    /// The internet; the default.
+    InternetEgress,
+}
+
+impl ManagedConnector {
+    /// Every one of them; the first of a direction is its default.
+    pub const ALL: [Self; 5] =
+        [Self::HttpIngress, Self::AllIngress, Self::ShellIngress, Self::NoIngress, Self::InternetEgress];
+
+    /// The last part of its ARN.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::HttpIngress => "HTTP_INGRESS",
+            Self::AllIngress => "ALL_INGRESS",
+            Self::ShellIngress => "SHELL_INGRESS",
+            Self::NoIngress => "NO_INGRESS",
+            Self::InternetEgress => "INTERNET_EGRESS",
+        }
+    }
+
+    /// The connector of that name.
+    #[must_use]
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|connector| connector.name() == name)
+    }
+
+    /// Which way it lets traffic through.
+    #[must_use]
+    pub fn direction(self) -> Direction {
+        if self == Self::InternetEgress { Direction::Egress } else { Direction::Ingress }
+    }
+
+    /// Those of a direction, its default first.
+    pub fn of(direction: Direction) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |connector| connector.direction() == direction)
+    }
+}
+
 /// A network connector's ARN.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct ConnectorArn {
@@ -27,7 +86,7 @@ pub struct ConnectorArn {
 /// What a connector's ARN names.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum ConnectorResource {
-    /// A connector of the platform, by name: "INTERNET_EGRESS".
+    /// A connector of the platform, by name; [`ConnectorArn::managed_connector`] says whether there is such a one.
     Managed(ConnectorName),
     /// A connector of an account.
     Customer {
@@ -43,8 +102,18 @@ pub enum ConnectorResource {
 impl ConnectorArn {
     /// ARN of a platform connector.
     #[must_use]
-    pub fn managed(region: &str, name: ConnectorName) -> Self {
+    pub fn managed(region: &str, connector: ManagedConnector) -> Self {
+        let name = connector.name().parse().expect("the platform's names have the form of names");
         Self { region: region.to_owned(), resource: ConnectorResource::Managed(name) }
+    }
+
+    /// The platform's connector that it names, if it names one.
+    #[must_use]
+    pub fn managed_connector(&self) -> Option<ManagedConnector> {
+        match &self.resource {
+            ConnectorResource::Managed(name) => ManagedConnector::from_name(name.as_str()),
+            ConnectorResource::Customer { .. } => None,
+        }
     }
 
     /// ARN of an account's connector.
@@ -87,7 +156,8 @@ fn parse(text: &str) -> Option<ConnectorArn> {
     }
     if account == "aws" {
         let name = resource.strip_prefix(MANAGED)?.strip_prefix(':')?;
-        return Some(ConnectorArn::managed(region, name.parse().ok()?));
+        let resource = ConnectorResource::Managed(name.parse().ok()?);
+        return Some(ConnectorArn { region: region.to_owned(), resource });
     }
     if account.len() != 12 || !account.chars().all(|c| c.is_ascii_digit()) {
         return None;
@@ -129,6 +199,21 @@ mod tests {
         ] {
             assert_eq!(text.parse::<ConnectorArn>().is_ok(), good, "{text}");
         }
+    }
+
+    #[test]
+    fn managed_connectors_have_one_name_each_and_a_direction() {
+        for connector in ManagedConnector::ALL {
+            assert_eq!(ManagedConnector::from_name(connector.name()), Some(connector));
+            let arn: ConnectorArn =
+                ConnectorArn::managed("us-east-1", connector).to_string().parse().unwrap();
+            assert_eq!(arn.managed_connector(), Some(connector));
+        }
+        let other = ConnectorArn::managed("r", ManagedConnector::NoIngress).to_string() + "S";
+        assert_eq!(other.parse::<ConnectorArn>().unwrap().managed_connector(), None);
+        let of = |direction| ManagedConnector::of(direction).map(ManagedConnector::name).collect::<Vec<_>>();
+        assert_eq!(of(Direction::Ingress), ["HTTP_INGRESS", "ALL_INGRESS", "SHELL_INGRESS", "NO_INGRESS"]);
+        assert_eq!(of(Direction::Egress), ["INTERNET_EGRESS"]);
     }
 
     proptest! {

@@ -8,7 +8,7 @@ pub mod limits;
 pub mod state;
 pub mod validate;
 
-pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource};
+pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource, Direction, ManagedConnector};
 pub use ids::{
     ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, KmsKeyIdentifier, MicrovmId,
     PLATFORM_ACCOUNT, RoleArn, VersionNumber,

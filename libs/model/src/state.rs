@@ -307,7 +307,8 @@ impl BuildState {
 }
 
 names!(
-    /// State of a network connector, and of one version of it.
+    /// State of a network connector, and of one version of it; it follows from
+    /// their times, so there are no events.
     ConnectorState {
         /// Being made.
         Pending = "PENDING",
@@ -319,35 +320,6 @@ names!(
         Deleted = "DELETED",
     }
 );
-names!(
-    /// What happens to a network connector or to one version of it.
-    ConnectorEvent {
-        /// It is ready.
-        Made = "made",
-        /// A delete began.
-        DeleteBegan = "delete-began",
-        /// Everything is gone.
-        DeleteDone = "delete-done",
-    }
-);
-
-impl ConnectorState {
-    /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
-    pub fn next(self, event: ConnectorEvent) -> Result<Self, IllegalTransition> {
-        use ConnectorEvent as E;
-        Ok(match (self, event) {
-            (Self::Pending, E::Made) => Self::Active,
-            (Self::Active | Self::Deleting, E::DeleteBegan) => Self::Deleting,
-            (Self::Deleting, E::DeleteDone) => Self::Deleted,
-            _ => {
-                return Err(IllegalTransition { state: self.name(), event: event.name() });
-            }
-        })
-    }
-}
 
 #[cfg(test)]
 mod tests {
@@ -373,7 +345,6 @@ mod tests {
         insta::assert_snapshot!("image", matrix!(ImageState, ImageEvent));
         insta::assert_snapshot!("version", matrix!(VersionState, VersionEvent));
         insta::assert_snapshot!("build", matrix!(BuildState, BuildEvent));
-        insta::assert_snapshot!("connector", matrix!(ConnectorState, ConnectorEvent));
     }
 
     #[test]

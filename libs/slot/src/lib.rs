@@ -18,8 +18,8 @@
 //! and the caller hands it back only when the engine process has been reaped.
 
 mod command;
-mod connector;
 mod creation;
+mod dialer;
 mod error;
 mod firewall;
 mod forwarding;
@@ -31,10 +31,10 @@ mod settings;
 mod taken;
 
 pub use command::CommandError;
-pub use connector::Connector;
+pub use dialer::Dialer;
 pub use error::Error;
 pub use policy::{POLICY_NETWORKS_MAX, Policy, PolicyError};
-pub use pool::Pool;
+pub use pool::{Pool, Reserved};
 pub use settings::{Egress, PoolSettings, SettingsError, Subnet, TapOwner};
 pub use taken::Slot;
 

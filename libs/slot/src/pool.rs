@@ -14,8 +14,8 @@ use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
-use crate::connector::Connector;
 use crate::creation;
+use crate::dialer::Dialer;
 use crate::error::Error;
 use crate::firewall::{self, Closed};
 use crate::forwarding;
@@ -121,11 +121,37 @@ impl Pool {
     /// [`Error::Exhausted`] when none came free in time.
     pub async fn take(&self, egress: Egress) -> Result<Slot, Error> {
         let waited = self.shared.settings.take_timeout();
-        let (index, namespace) = tokio::time::timeout(waited, self.shared.next_ready())
+        let reserved = tokio::time::timeout(waited, self.shared.next_ready())
             .await
             .map_err(|_| Error::Exhausted { waited })??;
+        self.open(reserved, egress).await
+    }
+
+    /// Takes a ready slot, if there is one at once, for an engine that waits for its microVM.
+    #[must_use]
+    pub fn reserve(&self) -> Option<Reserved> {
+        let reserved = self.shared.pop_ready();
+        self.shared.wanted.notify_one();
+        reserved
+    }
+
+    /// Gives a reserved slot to a microVM. Its rules are in force when this returns; on any error the slot is removed.
+    ///
+    /// # Errors
+    /// When the rules or the resolver relay cannot be set up.
+    pub async fn open(&self, reserved: Reserved, egress: Egress) -> Result<Slot, Error> {
+        // A slot is made with the rules of the commonest egress.
         let change = (egress != Egress::Internet).then(|| firewall::change_egress(&egress));
-        self.hand_out(index, namespace, egress, change).await
+        let slot = self.prepare(reserved.index, reserved.namespace.clone(), egress, change).await?;
+        reserved.disarm();
+        Ok(slot)
+    }
+
+    /// True when no slot is ready and none will be made until one is given back.
+    #[must_use]
+    pub fn is_exhausted(&self) -> bool {
+        let state = self.shared.state();
+        state.ready.is_empty() && state.used.len() >= self.shared.settings.total as usize
     }
 
     /// Takes over a slot that was named in `in_use` at the start, with its
@@ -159,11 +185,11 @@ impl Pool {
     /// When something of it remains; its index is then not used again until the
     /// next start, which removes it.
     pub async fn recycle(&self, slot: Slot) -> Result<(), Error> {
-        let Slot { index, connector, relay, .. } = slot;
+        let Slot { index, dialer, relay, .. } = slot;
         if let Some(relay) = relay {
             relay.stop().await;
         }
-        drop(connector);
+        drop(dialer);
         self.shared.remove(index).await
     }
 
@@ -209,20 +235,6 @@ impl Pool {
         first_error.map_or(Ok(()), Err)
     }
 
-    async fn hand_out(
-        &self,
-        index: u32,
-        namespace: Arc<Namespace>,
-        egress: Egress,
-        change: Option<serde_json::Value>,
-    ) -> Result<Slot, Error> {
-        // Also runs when the caller stops waiting half-way.
-        let unfinished = Unfinished { shared: Some(self.shared.clone()), index };
-        let slot = self.prepare(index, namespace, egress, change).await?;
-        unfinished.disarm();
-        Ok(slot)
-    }
-
     async fn prepare(
         &self,
         index: u32,
@@ -234,15 +246,15 @@ impl Pool {
         if let Some(change) = change {
             creation::apply_inside(&name, &change).await?;
         }
-        let connector = Connector::new(namespace, self.shared.inside.clone());
+        let dialer = Dialer::new(namespace, self.shared.inside.clone());
         let relay = match &egress {
             Egress::Internet | Egress::Policy(_) => {
-                let started = Relay::start(&connector, self.shared.resolvers.clone()).await;
+                let started = Relay::start(&dialer, self.shared.resolvers.clone()).await;
                 Some(started.map_err(|source| Error::Namespace { name: name.clone(), source })?)
             }
             Egress::None => None,
         };
-        Ok(Slot { index, name, egress, connector, relay })
+        Ok(Slot { index, name, egress, dialer, relay })
     }
 }
 
@@ -253,20 +265,22 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn next_ready(&self) -> Result<(u32, Arc<Namespace>), Error> {
+    fn pop_ready(self: &Arc<Self>) -> Option<Reserved> {
+        let (index, namespace) = self.state().ready.pop_front()?;
+        Some(Reserved { shared: Some(self.clone()), index, namespace })
+    }
+
+    async fn next_ready(self: &Arc<Self>) -> Result<Reserved, Error> {
         let _waiting = Waiting::count(self);
         loop {
             let filled = self.filled.notified();
             tokio::pin!(filled);
             filled.as_mut().enable();
-            {
-                let mut state = self.state();
-                if state.closed {
-                    return Err(Error::Closed);
-                }
-                if let Some(ready) = state.ready.pop_front() {
-                    return Ok(ready);
-                }
+            if self.state().closed {
+                return Err(Error::Closed);
+            }
+            if let Some(ready) = self.pop_ready() {
+                return Ok(ready);
             }
             self.wanted.notify_one();
             filled.await;
@@ -351,19 +365,39 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Removes a slot that was taken from the ready ones and reached nobody.
-struct Unfinished {
+/// A slot that was taken from the ready ones and is no microVM's yet; removed when dropped, also by a caller that stops
+/// waiting half-way.
+#[derive(Debug)]
+pub struct Reserved {
     shared: Option<Arc<Shared>>,
     index: u32,
+    namespace: Arc<Namespace>,
 }
 
-impl Unfinished {
+impl Reserved {
+    /// Name of its namespace under `/run/netns`.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.namespace.name
+    }
+
+    /// Removes it. What lived in it must have been reaped.
+    ///
+    /// # Errors
+    /// When something of it remains; its index is then not used again until the next start, which removes it.
+    pub async fn remove(mut self) -> Result<(), Error> {
+        match self.shared.take() {
+            Some(shared) => shared.remove(self.index).await,
+            None => Ok(()),
+        }
+    }
+
     fn disarm(mut self) {
         self.shared = None;
     }
 }
 
-impl Drop for Unfinished {
+impl Drop for Reserved {
     fn drop(&mut self) {
         let Some(shared) = self.shared.take() else { return };
         let index = self.index;

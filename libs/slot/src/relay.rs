@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::connector::Connector;
+use crate::dialer::Dialer;
 use crate::{DNS_PORT, GATEWAY_ADDRESS};
 
 /// Questions in flight per slot.
@@ -44,10 +44,10 @@ pub(crate) struct Relay {
 
 impl Relay {
     /// Binds the gateway's DNS port in the slot and starts to serve.
-    pub(crate) async fn start(connector: &Connector, resolvers: Arc<[SocketAddr]>) -> io::Result<Self> {
+    pub(crate) async fn start(dialer: &Dialer, resolvers: Arc<[SocketAddr]>) -> io::Result<Self> {
         let address = SocketAddr::from((GATEWAY_ADDRESS, DNS_PORT));
-        let socket = Arc::new(connector.bind_udp(address).await?);
-        let listener = connector.listen(address).await?;
+        let socket = Arc::new(dialer.bind_udp(address).await?);
+        let listener = dialer.listen(address).await?;
         let task = tokio::spawn(async move {
             tokio::join!(serve_datagrams(socket, resolvers.clone()), serve_connections(listener, resolvers));
         });

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::net::{TcpStream, UdpSocket};
 
-use crate::connector::Connector;
+use crate::dialer::Dialer;
 use crate::relay::Relay;
 use crate::settings::Egress;
 
@@ -17,7 +17,7 @@ pub struct Slot {
     pub(crate) index: u32,
     pub(crate) name: String,
     pub(crate) egress: Egress,
-    pub(crate) connector: Connector,
+    pub(crate) dialer: Dialer,
     pub(crate) relay: Option<Relay>,
 }
 
@@ -42,16 +42,16 @@ impl Slot {
 
     /// Opens sockets in the slot, for tasks of their own.
     #[must_use]
-    pub fn connector(&self) -> Connector {
-        self.connector.clone()
+    pub fn dialer(&self) -> Dialer {
+        self.dialer.clone()
     }
 
-    /// Connects from inside the slot; see [`Connector::connect`].
+    /// Connects from inside the slot; see [`Dialer::connect`].
     ///
     /// # Errors
     /// What the attempt met; `TimedOut` after `timeout`.
     pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
-        self.connector.connect(address, timeout).await
+        self.dialer.connect(address, timeout).await
     }
 
     /// A UDP socket bound inside the slot.
@@ -59,6 +59,6 @@ impl Slot {
     /// # Errors
     /// What binding met.
     pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
-        self.connector.bind_udp(address).await
+        self.dialer.bind_udp(address).await
     }
 }

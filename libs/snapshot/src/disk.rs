@@ -12,6 +12,6 @@ mod difference;
 mod extents;
 mod format;
 
-pub use copy::{CopyMethod, is_reflink_filesystem, reflink};
+pub use copy::{CopyMethod, is_reflink_filesystem, refill, reflink};
 pub use difference::{DifferenceMethod, DifferenceStats, apply, difference};
 pub use format::RUNS_MAX;

@@ -156,7 +156,9 @@ pub trait Engine: Send + Sync {
     /// is running when this returns.
     async fn boot(&self, spec: &MachineSpec, memory_file: &Path) -> Result<Arc<dyn Machine>>;
 
-    /// A process that maps `base_memory` privately and waits for state to load.
+    /// A process that maps `base_memory` privately and waits for state to load. It reads nothing of the disk before
+    /// that: until then the disk's content may be replaced (not its length, nor the file itself), and disk and run
+    /// directory may be moved; whoever adopts the machine later gives their new places.
     async fn prepare(&self, spec: &MachineSpec, base_memory: &Path) -> Result<Box<dyn Prepared>>;
 
     /// [`Engine::prepare`] and [`Prepared::load`] in one.
@@ -173,27 +175,23 @@ pub trait Engine: Send + Sync {
     /// Takes over a process that an earlier run of this program started with the same `spec`. `None` when that process
     /// is gone, or its id belongs to another one now. A machine found [`Status::Prepared`] can only be stopped.
     async fn adopt(&self, spec: &MachineSpec, process: &ProcessHandle) -> Result<Option<Arc<dyn Machine>>>;
-
-    /// [`Engine::adopt`] for a process that still waits for its state; `None` also when it no longer waits.
-    async fn adopt_prepared(
-        &self,
-        spec: &MachineSpec,
-        process: &ProcessHandle,
-    ) -> Result<Option<Box<dyn Prepared>>>;
 }
 
 /// A process ready to become a machine. Dropping it kills the process: there is nothing in it to lose.
 #[async_trait]
 pub trait Prepared: Send + Sync {
-    /// The process, to be recorded so that a later run can adopt or end it.
+    /// The process, to be told apart in logs and listings.
     fn process(&self) -> ProcessHandle;
 
     /// Loads the state; the machine is paused when this returns. On failure the process is gone.
     async fn load(self: Box<Self>, device_state: &Path, memory_difference: Option<&Path>)
     -> Result<Restored>;
 
-    /// Lets go of the process without killing it, for a program that hands over to its successor.
-    fn release(self: Box<Self>) -> ProcessHandle;
+    /// False once the process has ended, which only something outside can have done.
+    fn is_alive(&self) -> bool;
+
+    /// Kills the process and waits until the kernel has let go of its memory and files.
+    async fn stop(self: Box<Self>) -> Result<()>;
 }
 
 /// One machine. Dropping the last handle leaves the process running, to be adopted.

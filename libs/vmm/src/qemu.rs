@@ -163,24 +163,6 @@ impl Engine for Qemu {
         }
         Ok(Some(QemuMachine::start(process, Default::default(), connection, memory_bytes(spec))))
     }
-
-    async fn adopt_prepared(
-        &self,
-        spec: &MachineSpec,
-        process: &ProcessHandle,
-    ) -> Result<Option<Box<dyn Prepared>>> {
-        let Some((process, connection)) = self.find(spec, process).await? else {
-            return Ok(None);
-        };
-        match connection.status().await {
-            Ok(Status::Prepared) => {}
-            Ok(_) | Err(Error::Gone) => return Ok(None),
-            Err(error) => return Err(error),
-        }
-        connection.report_migration().await?;
-        let spawned = Spawned::new(process, Default::default());
-        Ok(Some(Box::new(QemuPrepared::new(spawned, connection, memory_bytes(spec)))))
-    }
 }
 
 fn memory_bytes(spec: &MachineSpec) -> u64 {

@@ -1,7 +1,8 @@
 //! The edge's neighbours: token keys in etcd, the scheduler, the hosts.
 
+pub mod body;
 pub mod dial;
-pub mod keys;
 pub mod routes;
 pub mod scheduler;
+pub mod token_keys;
 pub mod tunnels;

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::dial::Dialer;
-use crate::adapters::keys::Keys;
 use crate::adapters::routes;
 use crate::adapters::scheduler::Scheduler;
+use crate::adapters::token_keys::TokenKeys;
 use crate::adapters::tunnels::Tunnels;
+#[cfg(feature = "aws")]
 use crate::aws::app::ApiServer;
 use crate::config::Config;
 use crate::domain::route::Table;
@@ -29,6 +31,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 pub struct App {
     config: Config,
     listener: Listener,
+    #[cfg(feature = "aws")]
     api: Option<ApiServer>,
     store: records::Store,
     scheduler: Arc<Scheduler>,
@@ -36,74 +39,84 @@ pub struct App {
     metrics: Arc<Metrics>,
 }
 
+// Both futures are boxed here, so that they are compiled once and not in every program and test that polls them.
 impl App {
-    /// Checks the settings, loads certificates, binds the socket.
-    ///
-    /// # Errors
-    /// One line that names the setting that cannot be used.
-    pub async fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> anyhow::Result<Self> {
-        config.check()?;
-        let identity = TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key).context("tls")?;
-        let listener = Listener::bind(config.endpoint_socket(), config.limits.bounds()).await?;
-        let store = records::Store::connect(&config.etcd).await.context("etcd")?;
-        let scheduler = Scheduler::new(&identity, &config.schedulers).context("schedulers")?;
-        let metrics = Arc::new(Metrics::register(registry));
-        let api = if config.aws.served() {
-            Some(ApiServer::build(&config, &identity, metrics.clone()).await?)
-        } else {
-            None
-        };
-        Ok(Self {
-            config,
-            listener,
-            api,
-            store,
-            scheduler: Arc::new(scheduler),
-            client: tunnel::Client::new(&identity),
-            metrics,
+    /// Checks the settings, loads certificates, binds the sockets.
+    pub fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> BoxFuture<'_, anyhow::Result<Self>> {
+        Box::pin(async move {
+            config.check()?;
+            let identity =
+                TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key).context("tls")?;
+            let listener = Listener::bind(config.endpoint_socket(), config.limits.bounds()).await?;
+            let store = records::Store::connect(&config.etcd).await.context("etcd")?;
+            let scheduler = Scheduler::new(&identity, &config.schedulers).context("schedulers")?;
+            Ok(Self {
+                listener,
+                #[cfg(feature = "aws")]
+                api: ApiServer::build(&config, &identity, registry).await?,
+                store,
+                scheduler: Arc::new(scheduler),
+                client: tunnel::Client::new(&identity),
+                metrics: Arc::new(Metrics::register(registry)),
+                config,
+            })
         })
     }
 
     /// Where the endpoints will be served.
-    ///
-    /// # Errors
-    /// When the kernel does not say.
     pub fn local_address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_address()
     }
 
     /// Where the AWS-compatible API will be served, if it will.
-    ///
-    /// # Errors
-    /// When the kernel does not say.
+    #[cfg(feature = "aws")]
     pub fn api_address(&self) -> std::io::Result<Option<SocketAddr>> {
         self.api.as_ref().map(ApiServer::local_address).transpose()
     }
 
-    /// Serves until `shutdown`, drains, returns. Requests that come before the
-    /// first keys and routes wait for them, within the waits they have anyway.
-    pub async fn run(self, shutdown: CancellationToken) {
-        let Self { config, listener, api, store, scheduler, client, metrics } = self;
-        let limits = config.limits;
-        let following = CancellationToken::new();
-        let _stop_following = following.clone().drop_guard();
-        let table = Arc::new(Table::new(limits.requests_per_microvm));
-        let keys = Keys::follow(&store, following.clone());
-        let api = async {
-            if let Some(api) = api {
-                api.serve(&store, shutdown.clone()).await;
-            }
-        };
-        let _synced = routes::follow(scheduler.clone(), table.clone(), following.clone());
-        let tunnels = Tunnels::new(limits.idle_tunnel(), limits.idle_tunnels, metrics.tunnels_open.clone());
-        let tunnels = Arc::new(tunnels);
-        let sweeping = tokio::spawn(sweep(tunnels.clone()));
-        let dialer = Dialer { table: table.clone(), scheduler: scheduler.clone(), client, limits };
-        let sender = Sender { dialer, tunnels: tunnels.clone(), metrics: metrics.clone() };
-        let endpoints = Endpoints { domain: config.domain, keys, table, scheduler, sender, metrics };
-        tokio::join!(listener.serve(Arc::new(endpoints), shutdown.clone()), api);
-        sweeping.abort();
-        tunnels.clear();
+    /// Serves until `shutdown`, drains, returns. Requests that come before the first keys and routes wait for them, within
+    /// the waits they have anyway.
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let following = CancellationToken::new();
+            let _stop_following = following.clone().drop_guard();
+            let limits = self.config.limits;
+            let table = Arc::new(Table::new(limits.requests_per_microvm));
+            let keys = TokenKeys::follow(&self.store, following.clone());
+            routes::follow(self.scheduler.clone(), table.clone(), following.clone());
+            let tunnels = Arc::new(Tunnels::new(
+                limits.idle_tunnel(),
+                limits.idle_tunnels,
+                self.metrics.tunnels_open.clone(),
+            ));
+            let sweeping = tokio::spawn(sweep(tunnels.clone()));
+            let response_wait = limits.response();
+            let dialer = Dialer {
+                table: table.clone(),
+                scheduler: self.scheduler.clone(),
+                client: self.client,
+                limits,
+            };
+            let sender =
+                Sender { dialer, response_wait, tunnels: tunnels.clone(), metrics: self.metrics.clone() };
+            let endpoints = Arc::new(Endpoints {
+                domain: self.config.domain,
+                keys,
+                table,
+                scheduler: self.scheduler,
+                sender,
+                metrics: self.metrics,
+            });
+            let serving = self.listener.serve(endpoints, shutdown.clone());
+            #[cfg(feature = "aws")]
+            let serving = async {
+                let api = self.api.map(|api| api.serve(&self.store, shutdown));
+                tokio::join!(serving, futures::future::OptionFuture::from(api))
+            };
+            serving.await;
+            sweeping.abort();
+            tunnels.clear();
+        })
     }
 }
 

@@ -18,6 +18,7 @@ async fn run(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<()>
     let shutdown = telemetry::shutdown_on_signal()?;
     let app = App::build(config, &telemetry.registry()).await?;
     tracing::info!(address = %app.local_address()?, "serving endpoints");
+    #[cfg(feature = "aws")]
     if let Some(address) = app.api_address()? {
         tracing::info!(%address, "serving the AWS-compatible API");
     }

@@ -1,6 +1,5 @@
 //! The public side: TLS and HTTP in, requests to apps out.
 
-pub mod body;
 pub mod endpoint;
 pub mod headers;
 pub mod listener;

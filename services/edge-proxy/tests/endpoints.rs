@@ -273,9 +273,10 @@ async fn requests_wait_for_wakes_and_launches() {
 
     // A launch: no host yet, then one. The follower does not even know of it.
     world.scheduler.whisper(microvm(TWO, Pending, ""));
+    let before = world.scheduler.look_ups();
     let waiting = world.get(TWO, "/");
     let placed = async {
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        eventually("the edge asks for it", || world.scheduler.look_ups() > before).await;
         world.microvm(TWO, Pending);
     };
     let (answer, ()) = tokio::join!(waiting, placed);

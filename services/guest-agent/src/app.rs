@@ -29,8 +29,14 @@ mod view;
 
 use logs::Logs;
 
+use crate::boot::mounts::APP_CGROUP;
+
 /// Name under which the agent runs itself between fork and exec of the app.
 pub const INIT_NAME: &str = "torpor-app-init";
+
+const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
+/// A shell's exit status for a command that a signal ended, less the signal.
+const SHELL_SIGNAL_BASE: i32 = 128;
 
 /// Longest reason taken from a start that failed, in bytes.
 const REASON_BYTES_MAX: u64 = 4096;
@@ -118,7 +124,7 @@ impl App {
                 let waiter = thread::Builder::new().name("app-wait".to_owned());
                 waiter
                     .spawn(move || {
-                        let exited = wait_for(pid);
+                        let exited = with_cause(wait_for(pid));
                         // All processes of the app's namespace are dead, so its pipes end.
                         let _ = collector.join();
                         *app.state() = State::Exited(exited);
@@ -188,9 +194,23 @@ fn spawn(plan: File, stdout: OwnedFd, stderr: OwnedFd, status: OwnedFd) -> io::R
     spawned.join().unwrap_or_else(|_| Err(io::Error::other("the starting thread panicked")))
 }
 
+/// Adds that memory ran out. From inside its namespace nothing can kill the app, and the agent never does; a shell that lost
+/// its only command to a kill passes that on as its own exit status.
+fn with_cause(exited: AppExited) -> AppExited {
+    let killed = exited.signal == SIGKILL || exited.exit_code == SHELL_SIGNAL_BASE + SIGKILL;
+    let events = std::fs::read_to_string(format!("{APP_CGROUP}/memory.events")).unwrap_or_default();
+    AppExited { out_of_memory: killed && oom_kills(&events) > 0, ..exited }
+}
+
+/// Processes of a control group that the kernel has killed for want of memory, from its `memory.events`.
+fn oom_kills(events: &str) -> u64 {
+    let count = events.lines().find_map(|line| line.strip_prefix("oom_kill "));
+    count.and_then(|count| count.trim().parse().ok()).unwrap_or(0)
+}
+
 /// Reaps children until the app itself has ended, then whatever is left.
 fn wait_for(app: Pid) -> AppExited {
-    let mut exited = AppExited { exit_code: -1, signal: 0 };
+    let mut exited = AppExited { exit_code: -1, ..AppExited::default() };
     loop {
         match waitpid(None, None) {
             Ok(WaitStatus::Exited(pid, code)) if pid == app => exited.exit_code = code,
@@ -200,5 +220,17 @@ fn wait_for(app: Pid) -> AppExited {
         }
         // The app was the only child that lives; orphans of its namespace died with it.
         return exited;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kills_for_want_of_memory_are_counted() {
+        let events = "low 0\nhigh 0\nmax 12\noom 2\noom_kill 1\noom_group_kill 0\n";
+        assert_eq!(oom_kills(events), 1);
+        assert_eq!(oom_kills(""), 0);
     }
 }

@@ -23,6 +23,7 @@ use crate::adapters::scheduler::Reporter;
 use crate::bake::{self, Bakes};
 use crate::config::Config;
 use crate::domain::capacity::Capacity;
+use crate::engines_ahead::{self, EnginesAhead};
 use crate::fleet::Fleet;
 use crate::host::{Bundle, Host, Template};
 use crate::metrics::Metrics;
@@ -76,6 +77,7 @@ impl App {
             Bases::open(&data, store.clone(), &config.snapshot_bucket, config.limits.image_cache_bytes)?;
         let host = Arc::new(Host {
             capacity: Capacity::new(config.memory_capacity_mib),
+            ahead: EnginesAhead::default(),
             engine_description: engine.describe(),
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),
@@ -117,6 +119,7 @@ impl App {
                 .map_err(|status| anyhow::anyhow!("scheduler_addresses: {}", status.message()))?;
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.fleet).keep_tidy());
+        let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
         let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.fleet), fenced);
         let tunnels = tokio::spawn(
@@ -136,9 +139,10 @@ impl App {
         // Tunnels may be open for hours; the next agent's edges open new ones.
         tunnels.abort();
         settle(&self.fleet).await;
-        for task in [lease, reporter, janitor] {
+        for task in [lease, reporter, janitor, filler] {
             task.abort();
         }
+        self.host.ahead.close().await;
         self.host.pool.shutdown(true).await.context("slots")?;
         stopped?;
         Ok(served?)

@@ -84,14 +84,14 @@ pub struct Timeouts {
     pub guest_connect_ms: u64,
     /// From a cold boot to the guest-agent's first answer.
     pub guest_boot_ms: u64,
-    /// One call to the guest-agent, hooks aside.
-    pub guest_call_ms: u64,
     /// How often the engine's use is sampled.
     pub metering_interval_ms: u64,
     /// First pause after a failed upload or report; doubles up to `retry_max_ms`.
     pub retry_min_ms: u64,
     /// Longest pause between such attempts.
     pub retry_max_ms: u64,
+    /// How long engines wait for another microVM of an image after the last launch or wake of one.
+    pub engine_ahead_idle_ms: u64,
     /// How long reports of ended microVMs are kept.
     pub tombstone_retention_ms: u64,
     /// How long logs of ended microVMs are kept.
@@ -112,6 +112,10 @@ pub struct Limits {
     pub waiting_opens: usize,
     /// Bakes at one time.
     pub bakes: usize,
+    /// Engines that wait for a microVM, per image in use; 0 makes none.
+    pub engines_ahead: usize,
+    /// Engines that wait for a microVM, of all images.
+    pub engines_ahead_total: usize,
     /// Bytes of one log file; two are kept per microVM.
     pub log_file_bytes: u64,
     /// Log bytes one microVM may write per second, sustained; lines beyond that are dropped and counted.
@@ -160,10 +164,10 @@ impl Default for Timeouts {
             lease_ttl_ms: 10_000,
             guest_connect_ms: 15_000,
             guest_boot_ms: 120_000,
-            guest_call_ms: 10_000,
             metering_interval_ms: 5_000,
             retry_min_ms: 500,
             retry_max_ms: 30_000,
+            engine_ahead_idle_ms: 600_000,
             tombstone_retention_ms: 600_000,
             log_retention_ms: 3_600_000,
         }
@@ -178,6 +182,8 @@ impl Default for Limits {
             connections_per_microvm: 128,
             waiting_opens: 1024,
             bakes: 4,
+            engines_ahead: 2,
+            engines_ahead_total: 8,
             log_file_bytes: 8 << 20,
             log_bytes_per_second: 1 << 20,
             tombstones: 1000,

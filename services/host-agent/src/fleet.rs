@@ -6,7 +6,6 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::host::v1::{HostUsage, ObservedMicrovm};
-use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::{MicrovmState, SnapshotCopies};
 use model::ids::MicrovmId;
 use tokio::sync::oneshot;
@@ -15,7 +14,7 @@ use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::metering::Meter;
-use crate::domain::{Failure, Phase};
+use crate::domain::{Failure, Phase, Spec};
 use crate::host::{Host, now_ms, timestamp};
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
 
@@ -108,11 +107,11 @@ impl Fleet {
     ///
     /// # Errors
     /// Why it could not be started, or why the command is refused.
-    pub async fn launch(self: &Arc<Self>, spec: MicrovmSpec, generation: u64) -> Outcome {
-        let id = check(&spec, generation)?;
+    pub async fn launch(self: &Arc<Self>, spec: Spec, generation: u64) -> Outcome {
+        let id = spec.id.clone();
         for _ in 0..REPLACE_ROUNDS_MAX {
             let Some(handle) = self.get(id.as_str()) else {
-                return self.launch_new(id, spec, generation).await;
+                return self.launch_new(spec, generation).await;
             };
             let held = handle.view.borrow().generation;
             match fence(held, generation) {
@@ -130,7 +129,8 @@ impl Fleet {
         Err(Failure::Conflict(format!("{id} is being replaced")))
     }
 
-    async fn launch_new(self: &Arc<Self>, id: MicrovmId, spec: MicrovmSpec, generation: u64) -> Outcome {
+    async fn launch_new(self: &Arc<Self>, spec: Spec, generation: u64) -> Outcome {
+        let id = spec.id.clone();
         self.refuse_ended(id.as_str(), generation)?;
         let (reply, answer) = oneshot::channel();
         let joined = {
@@ -138,8 +138,7 @@ impl Fleet {
             match live.get(id.as_str()) {
                 Some(handle) => Some(handle.clone()),
                 None => {
-                    let (driver, handle) =
-                        microvm::create(&self.host, id.clone(), spec, generation, Phase::Launching)?;
+                    let (driver, handle) = microvm::create(&self.host, spec, generation, Phase::Launching)?;
                     // The lock is held, so that a second launch of this id joins this one.
                     live.insert(id.to_string(), handle.clone());
                     drop(live);
@@ -183,11 +182,11 @@ impl Fleet {
     /// Why it sleeps on, or why the command is refused.
     pub async fn resume(
         self: &Arc<Self>,
-        spec: MicrovmSpec,
+        spec: Spec,
         generation: u64,
         snapshot: Option<SnapshotCopies>,
     ) -> Outcome {
-        let id = check(&spec, generation)?;
+        let id = spec.id.clone();
         let handle = match self.get(id.as_str()) {
             Some(handle) => handle,
             None => {
@@ -196,7 +195,7 @@ impl Fleet {
                     return Err(Failure::NotHere { id: id.to_string() });
                 }
                 let (driver, handle) =
-                    microvm::create(&self.host, id.clone(), spec.clone(), generation, Phase::Suspended)?;
+                    microvm::create(&self.host, spec.clone(), generation, Phase::Suspended)?;
                 self.adopt(driver, handle.clone(), First::Settled);
                 handle
             }
@@ -318,8 +317,11 @@ impl Fleet {
                 _ => running += 1,
             }
         }
-        let (_, slots_used) = self.host.pool.counts();
-        self.host.metrics.holds(running, suspended, self.host.capacity.used_mib());
+        let engines_ahead = self.host.ahead.count();
+        let (_, slots_taken) = self.host.pool.counts();
+        // Engines that only wait make room for microVMs.
+        let slots_used = slots_taken.saturating_sub(engines_ahead);
+        self.host.metrics.holds(running, suspended, self.host.capacity.used_mib(), engines_ahead);
         HostUsage {
             memory_used_mib: self.host.capacity.used_mib(),
             slots_used: u32::try_from(slots_used).unwrap_or(u32::MAX),
@@ -366,25 +368,6 @@ fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
         metering: Some(microvm::metering(&tombstone.meter, tombstone.meter.endpoint_bytes)),
         ..Default::default()
     }
-}
-
-fn check(spec: &MicrovmSpec, generation: u64) -> Result<MicrovmId, Failure> {
-    let id = spec.microvm_id.parse().map_err(|error| invalid("spec.microvm_id", &error))?;
-    let mut violations = Vec::new();
-    if generation == 0 {
-        violations.push(("generation".to_owned(), "must be at least 1".to_owned()));
-    }
-    match &spec.snapshot {
-        None => violations.push(("spec.snapshot".to_owned(), "is required".to_owned())),
-        Some(snapshot) if snapshot.memory_mib == 0 || snapshot.manifest_key.is_empty() => {
-            violations.push(("spec.snapshot".to_owned(), "needs memory_mib and manifest_key".to_owned()));
-        }
-        Some(_) => {}
-    }
-    if let Err(Failure::Invalid(found)) = microvm::egress(spec) {
-        violations.extend(found);
-    }
-    if violations.is_empty() { Ok(id) } else { Err(Failure::Invalid(violations)) }
 }
 
 fn invalid(field: &str, error: &model::ids::IdError) -> Failure {

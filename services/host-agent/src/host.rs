@@ -10,7 +10,9 @@ use tokio::sync::watch;
 use crate::adapters::bases::Bases;
 use crate::adapters::files::DataDirectory;
 use crate::config::Config;
-use crate::domain::capacity::Capacity;
+use crate::domain::Failure;
+use crate::domain::capacity::{Capacity, Reservation};
+use crate::engines_ahead::EnginesAhead;
 use crate::metrics::Metrics;
 
 /// The guest bundle this host boots with.
@@ -85,6 +87,8 @@ pub struct Host {
     pub bases: Bases,
     /// Memory.
     pub capacity: Capacity,
+    /// Engines that wait for a microVM.
+    pub ahead: EnginesAhead,
     /// Counters.
     pub metrics: Metrics,
     /// Rises with every change of any microVM.
@@ -109,6 +113,33 @@ impl Host {
     #[must_use]
     pub fn baseline_mib(&self, memory_mib: u32) -> u32 {
         (memory_mib / self.config.memory_peak_factor).max(1)
+    }
+
+    /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it.
+    ///
+    /// # Errors
+    /// [`Failure::Capacity`] when microVMs and bakes have it all.
+    pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, Failure> {
+        loop {
+            match self.capacity.reserve(u64::from(self.baseline_mib(memory_mib))) {
+                Ok(reservation) => return Ok(reservation),
+                Err(_) if self.ahead.give_one_back().await => {}
+                Err(free) => {
+                    return Err(Failure::Capacity(format!("the host has {free} MiB of guest memory left")));
+                }
+            }
+        }
+    }
+
+    /// Takes a slot; an engine that only waits makes room for it.
+    ///
+    /// # Errors
+    /// [`Failure::Capacity`] when none comes free in time.
+    pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, Failure> {
+        if self.pool.is_exhausted() {
+            self.ahead.give_one_back().await;
+        }
+        self.pool.take(egress).await.map_err(|error| Failure::Capacity(Failure::chain(&error).0))
     }
 
     /// Bucket of snapshots.

@@ -5,11 +5,13 @@ mod app;
 mod bake;
 mod config;
 mod domain;
+mod engines_ahead;
 mod failpoint;
 mod fleet;
 mod host;
 mod metrics;
 mod microvm;
+mod resources;
 mod server;
 
 use std::process::ExitCode;

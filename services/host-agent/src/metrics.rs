@@ -25,6 +25,7 @@ pub struct Metrics {
     running: Gauge,
     suspended: Gauge,
     memory_mib: Gauge,
+    engines_ahead: Gauge,
 }
 
 /// Upper bounds of the buckets, in seconds: from a suspend of milliseconds to a bake of minutes.
@@ -50,6 +51,7 @@ impl Metrics {
             tunnels: part.add("tunnels_opened", "Connections to guest ports", Counter::default()),
             running: part.add("microvms_running", "MicroVMs running", Gauge::default()),
             suspended: part.add("microvms_suspended", "MicroVMs suspended here", Gauge::default()),
+            engines_ahead: part.add("engines_ahead", "Engines that wait for a microVM", Gauge::default()),
             memory_mib: part.add("memory_mib", "Baseline guest memory handed out", Gauge::default()),
         })
     }
@@ -80,9 +82,10 @@ impl Metrics {
     }
 
     /// What the host holds now.
-    pub fn holds(&self, running: u32, suspended: u32, memory_mib: u64) {
+    pub fn holds(&self, running: u32, suspended: u32, memory_mib: u64, engines_ahead: usize) {
         self.running.set(i64::from(running));
         self.suspended.set(i64::from(suspended));
+        self.engines_ahead.set(i64::try_from(engines_ahead).unwrap_or(i64::MAX));
         self.memory_mib.set(i64::try_from(memory_mib).unwrap_or(i64::MAX));
     }
 }

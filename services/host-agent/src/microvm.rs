@@ -10,7 +10,6 @@
 //! table: callers of the same transition share its outcome, others queue, the
 //! end interrupts.
 
-mod connectors;
 mod core;
 mod driver;
 mod end;
@@ -26,22 +25,20 @@ mod wake;
 use std::sync::Arc;
 
 use api::host::v1::ObservedMicrovm;
-use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::SnapshotCopies;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::connectors::egress;
-pub use self::core::{app_exit_sentence, metering, phases, recycle, stop};
+pub use self::core::{metering, phases};
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
 pub use self::end::remote_prefix;
 pub use self::gate::{Activity, Gate, GateError, GuestStream};
 pub use self::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
 pub use self::recover::{Found, Recovered, create, recover, survey};
-pub use self::start::engine_failure;
+pub use self::start::{clone_disk, engine_failure};
 
 use crate::adapters::logs::Log;
-use crate::domain::{Failure, Phase};
+use crate::domain::{Failure, Phase, Spec};
 
 /// What others see of a microVM.
 #[derive(Clone)]
@@ -71,7 +68,7 @@ pub enum Command {
 /// A wake ordered by the scheduler.
 pub struct ResumeOrder {
     /// The spec of the new placement.
-    pub spec: MicrovmSpec,
+    pub spec: Spec,
     /// Its latest snapshot, as the scheduler knows it.
     pub snapshot: Option<SnapshotCopies>,
 }
@@ -103,7 +100,7 @@ pub struct Message {
 pub struct Handle {
     /// Id, "microvm-<uuid>".
     pub id: Arc<str>,
-    /// True when its ingress connectors close the endpoint.
+    /// True when its ingress closes the endpoint.
     pub no_ingress: bool,
     /// What it is doing.
     pub view: watch::Receiver<View>,

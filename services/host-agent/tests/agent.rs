@@ -15,6 +15,8 @@ mod crashes;
 mod damage;
 #[path = "agent/ends.rs"]
 mod ends;
+#[path = "agent/engines_ahead.rs"]
+mod engines_ahead;
 #[path = "agent/lifecycle.rs"]
 mod lifecycle;
 #[path = "agent/rig.rs"]

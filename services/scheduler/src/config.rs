@@ -14,14 +14,12 @@ const CONNECTOR_VERSIONS_MAX: usize = 90;
 /// Everything a scheduler can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
+pub struct Config {
     /// Where the gRPC server listens, "address:port".
     pub listen: String,
     /// Address others reach it at; also its name in the election, so it must
     /// belong to one process. Empty means the address it listens on.
     pub advertise: String,
-    /// Name of the cell: the hosts and microVMs under one leader.
-    pub cell: String,
     /// Region in ARNs.
     pub region: String,
     /// Account in ARNs.
@@ -30,10 +28,6 @@ pub struct Settings {
     pub endpoint_domain: String,
     /// Port of endpoints.
     pub endpoint_port: u16,
-    /// Shortest idle window a caller may ask for, seconds.
-    pub idle_floor_seconds: u64,
-    /// Shortest life of a token a caller may ask for, seconds.
-    pub token_floor_seconds: u64,
     /// Largest run-hook payload, bytes.
     pub run_hook_payload_bytes_max: usize,
     /// Most microVMs that live at once.
@@ -53,9 +47,8 @@ pub struct Settings {
     pub heartbeat_interval_ms: u64,
     /// Age at which the newest token key gets a successor, seconds.
     pub key_rotation_seconds: u64,
-    /// How long a network connector is PENDING, an update of it under way, or its
-    /// deletion visible, milliseconds.
-    pub connector_settle_ms: u64,
+    /// Bounds of what a caller may ask for.
+    pub limits: Limits,
     /// Most of what the account may have.
     pub quotas: Quotas,
     /// Longest waits for hosts.
@@ -80,6 +73,20 @@ pub struct Timeouts {
     pub resume_seconds: u64,
     /// One attempt to end a microVM, with its hook.
     pub terminate_seconds: u64,
+}
+
+/// Bounds of what a caller may ask for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Shortest idle window, seconds. AWS's clients check 60 themselves.
+    pub idle_min_seconds: u64,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { idle_min_seconds: limits::IDLE_DURATION_MIN.as_secs() }
+    }
 }
 
 /// Most of what the account may have.
@@ -109,18 +116,15 @@ impl Default for Timeouts {
     }
 }
 
-impl Default for Settings {
+impl Default for Config {
     fn default() -> Self {
         Self {
             listen: "127.0.0.1:7401".to_owned(),
             advertise: String::new(),
-            cell: "local".to_owned(),
             region: "us-east-1".to_owned(),
             account: "000000000000".to_owned(),
             endpoint_domain: "microvms.localhost".to_owned(),
             endpoint_port: 8443,
-            idle_floor_seconds: 60,
-            token_floor_seconds: 60,
             run_hook_payload_bytes_max: limits::RUN_HOOK_PAYLOAD_BYTES_MAX,
             microvms_max: 1_000_000,
             retention_seconds: 24 * 3600,
@@ -130,7 +134,7 @@ impl Default for Settings {
             fence_grace_seconds: 5,
             heartbeat_interval_ms: 1000,
             key_rotation_seconds: 24 * 3600,
-            connector_settle_ms: 300,
+            limits: Limits::default(),
             quotas: Quotas::default(),
             timeouts: Timeouts::default(),
             tls: TlsSettings::default(),
@@ -148,7 +152,7 @@ pub struct SettingsError {
     message: &'static str,
 }
 
-impl Settings {
+impl Config {
     /// Checks what types cannot.
     ///
     /// # Errors
@@ -182,7 +186,11 @@ impl Settings {
                 "run_hook_payload_bytes_max",
                 "must be at most 65536",
             ),
-            (self.connector_settle_ms <= 600_000, "connector_settle_ms", "must be at most 600000"),
+            (
+                (1..=limits::IDLE_DURATION_MAX.as_secs()).contains(&self.limits.idle_min_seconds),
+                "limits.idle_min_seconds",
+                "must be 1 to 28800",
+            ),
             (
                 (1..=CONNECTOR_VERSIONS_MAX).contains(&self.quotas.connector_versions_max),
                 "quotas.connector_versions_max",
@@ -221,12 +229,12 @@ mod tests {
 
     #[test]
     fn defaults_make_sense_and_bad_values_are_named() {
-        Settings::default().check().unwrap();
-        let bad = Settings { lease_seconds: 0, ..Settings::default() };
+        Config::default().check().unwrap();
+        let bad = Config { lease_seconds: 0, ..Config::default() };
         assert_eq!(bad.check().unwrap_err().to_string(), "settings: lease_seconds must be 1 to 60");
-        let bad = Settings {
+        let bad = Config {
             quotas: Quotas { connector_versions_max: 91, ..Quotas::default() },
-            ..Settings::default()
+            ..Config::default()
         };
         assert_eq!(
             bad.check().unwrap_err().to_string(),

@@ -6,7 +6,7 @@ pub mod catalog;
 pub mod connector;
 pub mod connectors;
 pub mod egress;
-pub mod fleet;
+pub mod hosts;
 pub mod idempotency;
 pub mod microvm;
 pub mod observation;

@@ -72,7 +72,7 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn fleet(&self, living: usize, bakes: usize, hosts: impl Iterator<Item = HostState>) {
+    pub(crate) fn gauges(&self, living: usize, bakes: usize, hosts: impl Iterator<Item = HostState>) {
         let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.living.set(signed(living));
         self.bakes.set(signed(bakes));

@@ -135,7 +135,16 @@ pub enum Refusal {
     Internal(String),
 }
 
+/// When asking again makes sense while a host is away.
+const HOST_RETRY_AFTER: Duration = Duration::from_secs(1);
+
 impl Refusal {
+    /// The host is away for now.
+    #[must_use]
+    pub fn away(host: &HostId, why: &'static str) -> Self {
+        Self::HostAway { host: host.clone(), why, retry_after: HOST_RETRY_AFTER }
+    }
+
     /// A rule with a sentence of its own.
     #[must_use]
     pub fn sentence(field: impl Into<String>, sentence: impl Into<String>) -> Self {

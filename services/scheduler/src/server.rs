@@ -1,7 +1,7 @@
 //! The gRPC services: decode, one call, encode. Who may call what is said at
 //! the top of each handler; nothing here logs or retries.
 
-mod access;
+mod access_keys;
 mod connectors;
 mod errors;
 mod hosts;
@@ -15,11 +15,13 @@ use api::access::v1::access_key_service_server::AccessKeyServiceServer;
 use api::connector::v1::network_connector_service_server::NetworkConnectorServiceServer;
 use api::host::v1::host_service_server::HostServiceServer;
 use api::microvm::v1::microvm_service_server::MicrovmServiceServer;
-use tonic::Status;
+use rpc::{Role, authorize};
 use tonic::service::Routes;
+use tonic::{Request, Response, Status};
 
-use crate::app::Leader;
-use crate::config::Settings;
+use crate::config::Config;
+use crate::leader::Leader;
+use crate::refusal::Refusal;
 use crate::term::{Context, Term};
 
 /// Most bytes of one page: clients take messages of 4 MiB, and what callers
@@ -38,35 +40,44 @@ fn fitting<M: prost::Message>(mut page: Vec<M>) -> Vec<M> {
     page
 }
 
-/// What every handler has.
+/// Every handler: one value serves all services.
 #[derive(Debug, Clone)]
-struct Shared {
+struct Handlers {
     leader: Arc<Leader>,
-    settings: Arc<Settings>,
+    config: Arc<Config>,
 }
 
-impl Shared {
-    /// The running term, or UNAVAILABLE naming the leader.
-    fn term(&self) -> Result<Arc<Term>, Status> {
-        self.leader.term().ok_or_else(|| errors::not_leader(&self.leader.address()))
-    }
+type Answer<T> = Result<Response<T>, Status>;
 
-    /// A refusal on the wire.
-    fn refuse(&self, refusal: crate::refusal::Refusal) -> Status {
-        errors::status(refusal, &self.leader.address())
+impl Handlers {
+    /// Answers a call: who may make it, the running term, then the call itself.
+    async fn answer<Q, A, F>(
+        &self,
+        request: Request<Q>,
+        callers: &[Role],
+        call: impl FnOnce(Arc<Term>, Q) -> F,
+    ) -> Answer<A>
+    where
+        F: Future<Output = Result<A, Refusal>>,
+    {
+        authorize(&request, callers)?;
+        let leader = &self.leader;
+        let term = leader.term().ok_or_else(|| errors::not_leader(&leader.address()))?;
+        let answer = call(term, request.into_inner()).await;
+        answer.map(Response::new).map_err(|refusal| errors::status(refusal, &leader.address()))
     }
 }
 
 /// The services of a scheduler.
 #[must_use]
 pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
-    let shared = Shared { leader: Arc::clone(leader), settings: Arc::clone(&context.settings) };
+    let handlers = Handlers { leader: Arc::clone(leader), config: Arc::clone(&context.config) };
     let mut routes = Routes::builder();
     routes
-        .add_service(MicrovmServiceServer::new(microvms::Microvms::new(shared.clone())))
-        .add_service(NetworkConnectorServiceServer::new(connectors::NetworkConnectors::new(shared.clone())))
-        .add_service(AccessKeyServiceServer::new(access::AccessKeys::new(shared.clone())))
-        .add_service(HostServiceServer::new(hosts::Hosts::new(shared)));
+        .add_service(MicrovmServiceServer::new(handlers.clone()))
+        .add_service(NetworkConnectorServiceServer::new(handlers.clone()))
+        .add_service(AccessKeyServiceServer::new(handlers.clone()))
+        .add_service(HostServiceServer::new(handlers));
     routes.routes()
 }
 

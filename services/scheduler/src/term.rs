@@ -5,26 +5,27 @@
 //! Two locks, never held together with one another's waits: [`Memory`] for an
 //! instant, and one write lock per microVM around its compare-and-set. What is
 //! in memory is what etcd said last, except running totals. Connectors have
-//! locks of their own of the same two kinds, [`connectors::Shelf`].
+//! locks of their own of the same two kinds, [`ConnectorStore`].
 
-pub mod access;
+pub mod access_keys;
+mod commit;
 pub mod connectors;
-pub mod drive;
-mod durable;
-mod egress;
+mod end;
 pub mod hosts;
-pub mod logs;
+pub mod launch;
+mod logs;
 pub mod memory;
-pub mod operations;
-pub mod run;
+mod place;
 pub mod subscribers;
-pub mod sweep;
-pub mod write;
+mod suspend;
+mod sweep;
+mod wake;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use clock::Clock;
 use model::MicrovmId;
 use records::{Event, Leadership, Store};
 use tokio::sync::Notify;
@@ -33,13 +34,13 @@ use tokio_util::task::TaskTracker;
 
 use crate::adapters::agents::Agents;
 use crate::adapters::codec;
-use crate::adapters::keys::Keys;
-use crate::config::Settings;
+use crate::adapters::token_keys::{TokenKeys, TokenKeysError};
+use crate::config::Config;
 use crate::domain::catalog::Catalog;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
-use connectors::Shelf;
+use connectors::ConnectorStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
 
@@ -49,8 +50,8 @@ const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from
 /// What a term needs from the process around it.
 #[derive(Debug, Clone)]
 pub struct Context {
-    /// The settings.
-    pub settings: Arc<Settings>,
+    pub config: Arc<Config>,
+    pub clock: Clock,
     /// The records.
     pub store: Store,
     /// Channels to hosts.
@@ -64,10 +65,10 @@ pub struct Context {
 pub struct Term {
     pub(crate) context: Context,
     pub(crate) leadership: Leadership,
-    pub(crate) keys: Keys,
+    pub(crate) token_keys: TokenKeys,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
-    pub(crate) connectors: Shelf,
+    pub(crate) connectors: ConnectorStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -83,7 +84,7 @@ pub enum LoadError {
     Store(#[from] records::Error),
     /// The token keys could not be read or made.
     #[error("cannot set up token keys")]
-    Keys(#[from] crate::adapters::keys::KeysError),
+    Keys(#[from] TokenKeysError),
     /// Leadership was lost meanwhile.
     #[error("leadership was lost while loading")]
     Lost,
@@ -96,9 +97,9 @@ impl Term {
     /// # Errors
     /// [`LoadError`]: nothing was started.
     pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
-        let now = SystemTime::now();
-        let keys = Keys::load(&context.store, &leadership, now).await?;
-        let mut memory = Memory::new(context.settings.retention());
+        let now = context.clock.now();
+        let token_keys = TokenKeys::load(&context.store, &leadership, now).await?;
+        let mut memory = Memory::new(context.config.retention());
         for (key, value) in context.store.list(codec::PREFIX).await?.0 {
             match codec::decode(&value.value) {
                 Ok(microvm) => drop(memory.insert(Arc::new(microvm), value.revision, now)),
@@ -111,15 +112,16 @@ impl Term {
         }
         for (key, _) in context.store.list(hosts::DRAINS).await?.0 {
             if let Ok(host) = key[hosts::DRAINS.len()..].parse() {
-                memory.fleet.entry(&host, now).draining = true;
+                memory.hosts.entry(&host, now).draining = true;
             }
         }
-        let connectors = Shelf::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
+        let connectors =
+            ConnectorStore::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
         let mut watches = ["hosts/", "images/", "versions/"].map(|prefix| context.store.watch(prefix));
         let term = Arc::new(Self {
             context,
             leadership,
-            keys,
+            token_keys,
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
             connectors,
@@ -130,17 +132,16 @@ impl Term {
         });
         for (prefix, watch) in ["hosts/", "images/", "versions/"].into_iter().zip(&mut watches) {
             tokio::select! {
-                event = watch.next() => term.take_in(prefix, event),
+                event = watch.next() => term.apply_records(prefix, event),
                 () = term.leadership.lost() => return Err(LoadError::Lost),
             }
         }
         let [hosts, images, versions] = watches;
-        term.clone().follow("hosts/", hosts);
-        term.clone().follow("images/", images);
-        term.clone().follow("versions/", versions);
+        term.clone().watch_records("hosts/", hosts);
+        term.clone().watch_records("images/", images);
+        term.clone().watch_records("versions/", versions);
         term.start_sweeps();
         term.continue_unfinished();
-        term.settle_unsettled();
         Ok(term)
     }
 
@@ -163,8 +164,14 @@ impl Term {
         self.over.is_cancelled() || !self.leadership.is_leader()
     }
 
-    pub(crate) fn settings(&self) -> &Settings {
-        &self.context.settings
+    pub(crate) fn config(&self) -> &Config {
+        &self.context.config
+    }
+
+    /// The time of day.
+    #[must_use]
+    pub fn now(&self) -> SystemTime {
+        self.context.clock.now()
     }
 
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {
@@ -207,19 +214,19 @@ impl Term {
         receiver.await.unwrap_or(Err(Refusal::NotLeading))
     }
 
-    fn follow(self: Arc<Self>, prefix: &'static str, mut watch: records::Watch) {
+    fn watch_records(self: Arc<Self>, prefix: &'static str, mut watch: records::Watch) {
         let term = Arc::clone(&self);
         self.spawn(async move {
             loop {
                 let event = watch.next().await;
-                term.take_in(prefix, event);
+                term.apply_records(prefix, event);
             }
         });
     }
 
-    fn take_in(self: &Arc<Self>, prefix: &str, event: Event) {
+    fn apply_records(self: &Arc<Self>, prefix: &str, event: Event) {
         if prefix == "hosts/" {
-            return self.take_in_hosts(event);
+            return self.apply_host_records(event);
         }
         let mut catalog = self.catalog();
         let entries = match event {
@@ -250,9 +257,9 @@ impl Term {
         for handle in unfinished {
             let term = Arc::clone(self);
             match handle.current().intent {
-                Intent::End => self.spawn(async move { term.drive_end(handle).await }),
+                Intent::End => self.spawn(async move { term.end(handle).await }),
                 // Same generation: a host that has it already answers with it.
-                Intent::Live => self.spawn(async move { term.drive_launch(handle).await }),
+                Intent::Live => self.spawn(async move { term.launch(handle).await }),
             }
         }
     }

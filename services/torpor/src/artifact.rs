@@ -12,16 +12,16 @@ use client::{ARTIFACT_BUCKET, ArchiveError};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::commands::Session;
-use crate::failure::{Failure, Kind, chain};
+use crate::error::{CliError, Kind, chain};
 
 /// Makes sure the artifact is in S3 and returns its URI.
-pub async fn place(session: &Session, image: &str, artifact: &str) -> Result<String, Failure> {
+pub async fn place(session: &Session, image: &str, artifact: &str) -> Result<String, CliError> {
     if artifact.starts_with("s3://") {
         return Ok(artifact.to_owned());
     }
     let path = Path::new(artifact);
     let metadata = std::fs::metadata(path).map_err(|error| {
-        Failure::new(Kind::Usage, format!("cannot read artifact {artifact}: {error}"))
+        CliError::usage(format!("cannot read artifact {artifact}: {error}"))
             .next("give a directory or a zip with a Dockerfile at its root, or an s3:// URI")
     })?;
     if metadata.is_file() {
@@ -32,7 +32,7 @@ pub async fn place(session: &Session, image: &str, artifact: &str) -> Result<Str
     upload(session, image, archive.path()).await
 }
 
-async fn upload(session: &Session, image: &str, path: &Path) -> Result<String, Failure> {
+async fn upload(session: &Session, image: &str, path: &Path) -> Result<String, CliError> {
     let (digest, length) = digest(path)?;
     // The image's name is checked by the service; here it only must be a good key.
     let folder: String = image
@@ -58,14 +58,14 @@ async fn upload(session: &Session, image: &str, path: &Path) -> Result<String, F
     Ok(uri)
 }
 
-fn store_failure(error: &object_store::Error) -> Failure {
+fn store_failure(error: &object_store::Error) -> CliError {
     let kind = if error.retryable() { Kind::Unavailable } else { Kind::Failed };
-    Failure::new(kind, format!("cannot store the artifact: {}", chain(error)))
+    CliError::new(kind, format!("cannot store the artifact: {}", chain(error)))
         .next("is S3 healthy? see torpor status")
 }
 
 /// BLAKE3 digest (hex) and length of a file.
-fn digest(path: &Path) -> Result<(String, u64), Failure> {
+fn digest(path: &Path) -> Result<(String, u64), CliError> {
     let mut hasher = blake3::Hasher::new();
     let mut file = File::open(path)?;
     let mut buffer = vec![0; 1 << 20];
@@ -78,9 +78,9 @@ fn digest(path: &Path) -> Result<(String, u64), Failure> {
     Ok((hasher.finalize().to_hex().to_string(), hasher.count()))
 }
 
-fn archive_failure(error: &ArchiveError) -> Failure {
+fn archive_failure(error: &ArchiveError) -> CliError {
     match error {
-        ArchiveError::Io { .. } => Failure::failed(chain(error)),
-        _ => Failure::new(Kind::Usage, chain(error)).next("see torpor image create --help"),
+        ArchiveError::Io { .. } => CliError::failed(chain(error)),
+        _ => CliError::usage(chain(error)).next("see torpor image create --help"),
     }
 }

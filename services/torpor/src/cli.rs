@@ -38,13 +38,13 @@ pub struct Cli {
 /// Options of every command.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Global {
-    /// Data directory of the fleet.
+    /// Data directory of the fleet; TORPOR_DATA_DIR in the environment sets the default.
+    // Not read by clap: usage lines show what the environment sets as if it were required.
     #[arg(
         long,
         global = true,
-        env = "TORPOR_DATA_DIR",
         value_name = "DIR",
-        default_value = client::DEFAULT_DATA_DIR,
+        default_value_os_t = default_data_dir(),
         help_heading = "Global options"
     )]
     pub data_dir: PathBuf,
@@ -59,6 +59,11 @@ pub struct Global {
         help_heading = "Global options"
     )]
     pub output: Format,
+}
+
+fn default_data_dir() -> PathBuf {
+    let set = std::env::var_os("TORPOR_DATA_DIR").filter(|value| !value.is_empty());
+    set.map_or_else(|| client::DEFAULT_DATA_DIR.into(), PathBuf::from)
 }
 
 /// Every command.

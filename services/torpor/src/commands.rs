@@ -4,11 +4,13 @@ mod base;
 mod calls;
 mod curl;
 mod down;
+mod edge_error;
 mod env;
 mod follow;
 mod hosts;
 mod image;
 mod image_views;
+mod input;
 mod key;
 mod logs;
 mod microvm;
@@ -16,32 +18,63 @@ mod microvm_views;
 mod status;
 mod up;
 
+use std::cell::OnceCell;
+use std::path::Path;
+
 use client::Context;
+use prost::Message;
+use tonic::transport::Channel;
 
 use crate::cli::{Cli, Command};
-use crate::failure::Failure;
-use crate::output::Format;
+use crate::error::CliError;
+use crate::output::{self, Format, json};
 
 /// What most commands work with.
 pub struct Session {
-    /// The fleet.
     pub context: Context,
     /// How results are written.
     pub format: Format,
+    scheduler: OnceCell<Channel>,
+    image_builder: OnceCell<Channel>,
 }
 
 impl Session {
+    /// Reads where the fleet in `data_dir` is.
+    pub fn open(data_dir: &Path, format: Format) -> Result<Self, CliError> {
+        let context = Context::load(data_dir)?;
+        Ok(Self { context, format, scheduler: OnceCell::new(), image_builder: OnceCell::new() })
+    }
+
+    /// Shows a message, whose full name is `name`, as JSON or with `table`.
+    pub fn show<M: Message>(
+        &self,
+        name: &str,
+        value: &M,
+        table: impl FnOnce(&M) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        if self.json() { output::value(&json::message(name, value)) } else { table(value) }
+    }
+
+    /// As [`Session::show`] for several.
+    pub fn show_all<M: Message>(
+        &self,
+        name: &str,
+        values: &[M],
+        table: impl FnOnce(&[M]) -> Result<(), CliError>,
+    ) -> Result<(), CliError> {
+        if self.json() { output::value(&json::messages(name, values)) } else { table(values) }
+    }
+
     /// True when results are JSON.
     pub fn json(&self) -> bool {
         self.format == Format::Json
     }
 }
 
-/// Runs the command.
-pub async fn dispatch(cli: Cli) -> Result<(), Failure> {
+pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
     let data_dir = std::path::absolute(&cli.global.data_dir)?;
     let format = cli.global.output;
-    let session = || Ok::<_, Failure>(Session { context: Context::load(&data_dir)?, format });
+    let session = || Session::open(&data_dir, format);
     match cli.command {
         Command::Up(arguments) => up::run(&data_dir, &arguments).await,
         Command::Down(arguments) => down::run(&data_dir, &arguments).await,

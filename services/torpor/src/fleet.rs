@@ -17,9 +17,10 @@ pub mod authority;
 pub mod bringup;
 pub mod components;
 pub mod configuration;
+pub mod credentials;
 pub mod drain;
 pub mod files;
-pub mod keys;
+
 pub mod lock;
 pub mod plan;
 pub mod prerequisites;

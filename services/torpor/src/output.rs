@@ -9,7 +9,7 @@ use std::io::{IsTerminal as _, Write as _};
 
 use comfy_table::{Cell, Color, ContentArrangement, Table};
 
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// How results are written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -22,7 +22,7 @@ pub enum Format {
 }
 
 /// Writes one line to standard output.
-pub fn line(text: impl Display) -> Result<(), Failure> {
+pub fn line(text: impl Display) -> Result<(), CliError> {
     let mut stdout = std::io::stdout().lock();
     writeln!(stdout, "{text}")?;
     stdout.flush()?;
@@ -30,9 +30,9 @@ pub fn line(text: impl Display) -> Result<(), Failure> {
 }
 
 /// Writes a JSON value, indented, to standard output.
-pub fn value(value: &serde_json::Value) -> Result<(), Failure> {
+pub fn value(value: &serde_json::Value) -> Result<(), CliError> {
     let text = serde_json::to_string_pretty(value)
-        .map_err(|error| Failure::failed(format!("cannot write JSON: {error}")))?;
+        .map_err(|error| CliError::failed(format!("cannot write JSON: {error}")))?;
     line(text)
 }
 
@@ -43,7 +43,7 @@ pub fn remark(text: impl Display) {
 }
 
 /// Reports a failure as `error: …` and `next: …`.
-pub fn report(failure: &Failure) {
+pub fn report(failure: &CliError) {
     if failure.kind == Kind::ClosedPipe {
         return;
     }
@@ -60,7 +60,7 @@ fn colour(terminal: bool) -> bool {
 }
 
 /// Writes rows under a header; `empty` stands in for a table without rows.
-pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> Result<(), Failure> {
+pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> Result<(), CliError> {
     if rows.is_empty() {
         return line(empty);
     }
@@ -74,7 +74,7 @@ pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> Result<(),
 }
 
 /// Writes names beside values; entries without a value are left out.
-pub fn fields(entries: Vec<(&str, String)>) -> Result<(), Failure> {
+pub fn fields(entries: Vec<(&str, String)>) -> Result<(), CliError> {
     let colour = colour(std::io::stdout().is_terminal());
     let mut table = new_table();
     for (name, text) in entries {
@@ -130,9 +130,26 @@ pub fn bytes(count: u64) -> String {
     if unit == 0 { format!("{count} B") } else { format!("{amount:.1} {}", UNITS[unit]) }
 }
 
+/// Guest memory as it was asked for, with the peak beside it.
+pub fn memory(baseline_mib: u32, peak_mib: u32) -> String {
+    match (baseline_mib, peak_mib) {
+        (0, 0) => "-".to_owned(),
+        (0, peak) => format!("peak {peak} MiB"),
+        (baseline, 0) => format!("{baseline} MiB"),
+        (baseline, peak) => format!("{baseline} MiB, peak {peak} MiB"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn memory_is_shown_as_it_was_asked_for() {
+        assert_eq!(memory(512, 2048), "512 MiB, peak 2048 MiB");
+        assert_eq!(memory(512, 0), "512 MiB", "not baked yet");
+        assert_eq!((memory(0, 2048).as_str(), memory(0, 0).as_str()), ("peak 2048 MiB", "-"));
+    }
 
     #[test]
     fn bytes_by_their_largest_unit() {

@@ -24,7 +24,7 @@ struct Rule {
     #[serde(rename = "Sid")]
     _sid: Option<String>,
     #[serde(rename = "Effect")]
-    effect: Verdict,
+    effect: StatementEffect,
     #[serde(rename = "Action")]
     action: OneOrMany<String>,
     #[serde(rename = "Resource")]
@@ -32,7 +32,7 @@ struct Rule {
 }
 
 #[derive(Deserialize)]
-enum Verdict {
+enum StatementEffect {
     Allow,
     Deny,
 }
@@ -87,8 +87,8 @@ pub fn parse(text: &str) -> Result<Policy, String> {
 impl Rule {
     fn statement(self) -> Statement {
         let effect = match self.effect {
-            Verdict::Allow => Effect::Allow,
-            Verdict::Deny => Effect::Deny,
+            StatementEffect::Allow => Effect::Allow,
+            StatementEffect::Deny => Effect::Deny,
         };
         Statement { effect: effect.into(), actions: self.action.0, resources: self.resource.0 }
     }

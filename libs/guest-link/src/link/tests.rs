@@ -128,7 +128,7 @@ async fn unread_logs_are_counted_and_the_exit_still_arrives() {
     for _ in 0..EVENTS_MAX + 10 {
         answer(&mut guest, 0, logs(&["a", "b"], 0)).await;
     }
-    let exited = AppExited { exit_code: 3, signal: 0 };
+    let exited = AppExited { exit_code: 3, ..Default::default() };
     answer(&mut guest, 0, Body::AppExited(exited)).await;
     answer(&mut guest, 0, Body::AppExited(exited)).await;
     // An exchange behind them proves the reader has taken them all.

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use slot::{Connector, Egress, Error, Pool, PoolSettings};
+use slot::{Dialer, Egress, Error, Pool, PoolSettings};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 
@@ -27,8 +27,8 @@ async fn echo_once(listener: TcpListener) {
     stream.write_all(&bytes).await.unwrap();
 }
 
-async fn echoes(connector: &Connector, address: SocketAddr) {
-    let mut stream = connector.connect(address, WAIT).await.unwrap();
+async fn echoes(dialer: &Dialer, address: SocketAddr) {
+    let mut stream = dialer.connect(address, WAIT).await.unwrap();
     stream.write_all(b"ping").await.unwrap();
     let mut bytes = [0; 4];
     stream.read_exact(&mut bytes).await.unwrap();
@@ -46,9 +46,9 @@ async fn life_of_a_pool() {
 
     // A listener in the slot is reached from inside it, and gone with it.
     let address: SocketAddr = "169.254.100.1:9000".parse().unwrap();
-    let listener = slot.connector().listen(address).await.unwrap();
+    let listener = slot.dialer().listen(address).await.unwrap();
     let echo = tokio::spawn(echo_once(listener));
-    echoes(&slot.connector(), address).await;
+    echoes(&slot.dialer(), address).await;
     echo.await.unwrap();
     // A process being spawned still shares the listener for the moment before it executes its program, and until then
     // a connection is made, or reset.
@@ -76,7 +76,7 @@ async fn connecting_is_quick() {
     let pool = Pool::start(world.0.clone(), &[]).await.unwrap();
     let slot = pool.take(Egress::Internet).await.unwrap();
     let address: SocketAddr = "169.254.100.1:9000".parse().unwrap();
-    let listener = slot.connector().listen(address).await.unwrap();
+    let listener = slot.dialer().listen(address).await.unwrap();
     let accepting = tokio::spawn(async move {
         loop {
             drop(listener.accept().await);
@@ -107,8 +107,8 @@ async fn guests_reach_neither_host_nor_each_other() {
     // The host and the other slot listen wherever a guest might look.
     let host = TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = host.local_addr().unwrap().port();
-    let neighbour = other.connector().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
-    let gateway = one.connector().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
+    let neighbour = other.dialer().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
+    let gateway = one.dialer().listen(SocketAddr::from(([0, 0, 0, 0], port))).await.unwrap();
     let outer = |index: u32, side: u32| format!("10.203.2.{}", index * 4 + side);
     let listing = Command::new("hostname").arg("-I").output().unwrap();
     let listing = String::from_utf8(listing.stdout).unwrap();
@@ -216,8 +216,8 @@ async fn a_restart_adopts_what_is_in_use_and_removes_the_rest() {
     let kept = pool.adopt(&kept_name, Egress::Internet).await.unwrap();
     assert!(matches!(pool.adopt(&kept_name, Egress::None).await, Err(Error::NotInUse { .. })));
     let address = "169.254.100.1:9000".parse().unwrap();
-    let echo = tokio::spawn(echo_once(kept.connector().listen(address).await.unwrap()));
-    echoes(&kept.connector(), address).await;
+    let echo = tokio::spawn(echo_once(kept.dialer().listen(address).await.unwrap()));
+    echoes(&kept.dialer(), address).await;
     echo.await.unwrap();
     // Stopping with microVMs alive keeps their slots and their rules.
     drop(kept);

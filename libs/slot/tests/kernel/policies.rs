@@ -61,8 +61,8 @@ async fn no_policy_opens_the_host_or_another_slot() {
     let host = tokio::net::TcpListener::bind("0.0.0.0:0").await.unwrap();
     let port = host.local_addr().unwrap().port();
     let everywhere = std::net::SocketAddr::from(([0, 0, 0, 0], port));
-    let _neighbour = other.connector().listen(everywhere).await.unwrap();
-    let _gateway = one.connector().listen(everywhere).await.unwrap();
+    let _neighbour = other.dialer().listen(everywhere).await.unwrap();
+    let _gateway = one.dialer().listen(everywhere).await.unwrap();
     let outer = |index: u32, side: u32| format!("10.203.8.{}", index * 4 + side);
     for address in [
         "198.41.2.1".to_owned(),

@@ -43,6 +43,28 @@ pub fn reflink(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
     outcome.map_err(Error::file(copy))
 }
 
+/// Makes `copy`, which exists and is as long as `source`, the same as `source`, whoever has it open. Like [`reflink`]
+/// otherwise; after an error its content is undefined.
+///
+/// # Errors
+/// [`Error::File`] naming the copy or the source.
+pub fn refill(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
+    let from = File::open(source).map_err(Error::file(source))?;
+    let to = OpenOptions::new().write(true).open(copy).map_err(Error::file(copy))?;
+    let length = |file: &File, path| file.metadata().map(|data| data.len()).map_err(Error::file(path));
+    if length(&from, source)? != length(&to, copy)? {
+        return Err(Error::file(copy)(io::Error::other("the copy has another length than its source")));
+    }
+    match rustix::fs::ioctl_ficlone(&to, &from) {
+        Ok(()) => return Ok(CopyMethod::Reflink),
+        Err(error) if cannot_clone(error) => {}
+        Err(error) => return Err(Error::file(copy)(error.into())),
+    }
+    // Holes of the source must be holes of the copy: what was there before would show through.
+    let emptied = to.set_len(0).and_then(|()| copy_data(&from, &to));
+    emptied.map(|()| CopyMethod::SparseCopy).map_err(Error::file(copy))
+}
+
 fn clone_or_copy(from: &File, to: &File) -> io::Result<CopyMethod> {
     match rustix::fs::ioctl_ficlone(to, from) {
         Ok(()) => Ok(CopyMethod::Reflink),

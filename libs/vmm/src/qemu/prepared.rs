@@ -1,4 +1,8 @@
 //! A QEMU that has everything but its state.
+//!
+//! Its disk is open and *inactive*, as on the receiving side of a migration over shared storage: QEMU reads neither
+//! content nor length until the state is loaded, because until then another host may be writing. That is why a disk may
+//! be filled after the process was made.
 
 use std::fs::File;
 use std::path::Path;
@@ -114,7 +118,11 @@ impl Prepared for QemuPrepared {
         }
     }
 
-    fn release(self: Box<Self>) -> ProcessHandle {
-        self.spawned.keep().0.handle()
+    fn is_alive(&self) -> bool {
+        !self.spawned.process.has_exited()
+    }
+
+    async fn stop(self: Box<Self>) -> Result<()> {
+        self.spawned.process.stop().await.map(drop)
     }
 }

@@ -43,6 +43,7 @@ macro_rules! every_case {
             a_dropped_machine_is_adopted,
             the_end_of_a_guest_nobody_watched_is_known,
             a_prepared_process_loads_later,
+            an_unused_prepared_process_goes,
             one_disk_belongs_to_one_machine,
             a_machine_lives_in_its_network_namespace,
             an_abandoned_start_leaves_no_process,

@@ -14,8 +14,8 @@ use crate::adapters::scheduler::Scheduler;
 use crate::config::Limits;
 use crate::domain::attempt::{self, Move, Outcome};
 use crate::domain::refusal::Refusal;
-use crate::domain::route::{Life, Route, Table};
-use crate::domain::timing::Step;
+use crate::domain::route::{Route, RouteState, Table};
+use crate::domain::timing::Phase;
 
 /// First and longest pause before another look at an unchanged route.
 const PAUSE_MIN: Duration = Duration::from_millis(25);
@@ -23,25 +23,20 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// When a host that is busy does not say for how long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
-/// A tunnel that stands.
 pub struct Dialed {
-    /// The guest's bytes.
     pub stream: ClientStream,
     /// Generation of the placement it leads to.
     pub generation: u64,
-    /// Steps of the launch or wake that was waited for; empty when none was.
-    pub steps: Vec<Step>,
+    /// Phases of the launch or wake that was waited for; empty when none was.
+    pub phases: Vec<Phase>,
 }
 
-/// Opens tunnels.
 pub struct Dialer {
     /// What is known of every microVM.
     pub table: Arc<Table>,
     /// For microVMs that have no host.
     pub scheduler: Arc<Scheduler>,
-    /// For everything else.
     pub client: tunnel::Client,
-    /// Bounds of the waits.
     pub limits: Limits,
 }
 
@@ -57,9 +52,6 @@ struct Search {
 
 impl Dialer {
     /// Opens a tunnel to a port.
-    ///
-    /// # Errors
-    /// The answer to give the client.
     pub async fn dial(&self, label: Uuid, port: u16, request_id: &str) -> Result<Dialed, Refusal> {
         let mut search = Search {
             label,
@@ -93,7 +85,7 @@ impl Dialer {
         let left = search.give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
             // A launch that takes this long is still no failure of the microVM.
-            let pending = route.life == Life::Pending;
+            let pending = route.state == RouteState::Pending;
             return Err(if pending { Refusal::Asleep } else { Refusal::MicrovmConnectFailed });
         }
         let _ = tokio::time::timeout(left, search.changes.changed()).await;
@@ -123,7 +115,7 @@ impl Dialer {
     /// After a host that does not take the tunnel.
     async fn look_again(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
         self.still_looking(search)?;
-        if route.life == Life::Suspended && route.wake {
+        if route.state == RouteState::Suspended && route.wake {
             // Its host is gone, perhaps for good; the scheduler knows whether
             // another may have it. Whatever it says, the route tells.
             let left = search.give_up.saturating_duration_since(Instant::now());
@@ -167,7 +159,7 @@ impl Dialer {
         })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
-            None => Ok(Dialed { stream, generation: route.generation, steps: steps(&response) }),
+            None => Ok(Dialed { stream, generation: route.generation, phases: phases(&response) }),
         }
     }
 }
@@ -201,13 +193,13 @@ fn refused(response: &OpenResponse) -> Option<Outcome> {
     })
 }
 
-fn steps(response: &OpenResponse) -> Vec<Step> {
+fn phases(response: &OpenResponse) -> Vec<Phase> {
     let duration =
         |value: &Option<_>| value.as_ref().and_then(|value| api::duration(value).ok()).unwrap_or_default();
-    let step = |phase: &api::common::v1::Phase| Step {
+    let phase = |phase: &api::common::v1::Phase| Phase {
         name: phase.name.clone(),
         start: duration(&phase.start),
         duration: duration(&phase.duration),
     };
-    response.phases.iter().map(step).collect()
+    response.phases.iter().map(phase).collect()
 }

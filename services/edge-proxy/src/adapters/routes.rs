@@ -4,7 +4,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::scheduler::{Scheduler, label, route};
@@ -14,28 +13,20 @@ use crate::domain::route::Table;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(2);
 
-/// Follows until `stop`. The receiver turns true with the first full listing.
-#[must_use]
-pub fn follow(
-    scheduler: Arc<Scheduler>,
-    table: Arc<Table>,
-    stop: CancellationToken,
-) -> watch::Receiver<bool> {
-    let (sender, synced) = watch::channel(false);
+pub fn follow(scheduler: Arc<Scheduler>, table: Arc<Table>, stop: CancellationToken) {
     tokio::spawn(async move {
         tokio::select! {
-            () = keep_following(&scheduler, &table, &sender) => {}
+            () = keep_following(&scheduler, &table) => {}
             () = stop.cancelled() => {}
         }
     });
-    synced
 }
 
-async fn keep_following(scheduler: &Scheduler, table: &Table, synced: &watch::Sender<bool>) {
+async fn keep_following(scheduler: &Scheduler, table: &Table) {
     let (mut pause, mut listing) = (PAUSE_MIN, 0);
     loop {
         listing += 1;
-        if follow_once(scheduler, table, listing, synced).await {
+        if follow_once(scheduler, table, listing).await {
             pause = PAUSE_MIN;
         }
         tokio::time::sleep(pause).await;
@@ -44,12 +35,7 @@ async fn keep_following(scheduler: &Scheduler, table: &Table, synced: &watch::Se
 }
 
 /// One stream from its listing to its end; true when the listing was complete.
-async fn follow_once(
-    scheduler: &Scheduler,
-    table: &Table,
-    listing: u64,
-    synced: &watch::Sender<bool>,
-) -> bool {
+async fn follow_once(scheduler: &Scheduler, table: &Table, listing: u64) -> bool {
     let mut stream = match scheduler.watch().await {
         Ok(stream) => stream,
         Err(status) => {
@@ -63,7 +49,6 @@ async fn follow_once(
             Ok(Some(message)) if message.synced => {
                 complete = true;
                 table.finish_listing(listing);
-                synced.send_replace(true);
                 tracing::info!(microvms = table.len(), "routes are complete");
             }
             Ok(Some(message)) if message.deleted => {

@@ -16,7 +16,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
-use crate::domain::route::{Life, Route};
+use crate::domain::route::{Route, RouteState};
 
 /// Longest search for one microVM that the follower has not brought yet.
 const LOOK_UP: Duration = Duration::from_secs(2);
@@ -25,7 +25,6 @@ const OPEN_STREAM: Duration = Duration::from_secs(5);
 
 type Resume = Shared<BoxFuture<'static, Result<(), Code>>>;
 
-/// Calls to the scheduler.
 #[derive(Debug)]
 pub struct Scheduler {
     replicas: Vec<MicrovmServiceClient<Channel>>,
@@ -37,9 +36,6 @@ pub struct Scheduler {
 
 impl Scheduler {
     /// Prepares connections; none is made before it is used.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT when an address is malformed.
     pub fn new(identity: &TlsIdentity, addresses: &[String]) -> Result<Self, Status> {
         let replica = |address: &String| {
             rpc::channel(identity, address, Role::Scheduler).map(MicrovmServiceClient::new)
@@ -48,17 +44,8 @@ impl Scheduler {
         Ok(Self { replicas, current: AtomicUsize::new(0), resumes: Mutex::default() })
     }
 
-    /// Number of replicas.
-    #[must_use]
-    pub fn replicas(&self) -> usize {
-        self.replicas.len()
-    }
-
     /// Streams every microVM and then every change, from the replica that
     /// answered last. An error moves on to the next replica for the next call.
-    ///
-    /// # Errors
-    /// What the replica said; UNAVAILABLE when it does not lead.
     pub async fn watch(&self) -> Result<Streaming<WatchMicrovmsResponse>, Status> {
         let opened = self.watch_one(String::new());
         let opened = tokio::time::timeout(OPEN_STREAM, opened).await;
@@ -101,9 +88,6 @@ impl Scheduler {
 
     /// Has a suspended microVM placed and woken; requests for one microVM share
     /// one call. Waits at most `wait`.
-    ///
-    /// # Errors
-    /// The code of the scheduler's refusal.
     pub async fn resume(self: &Arc<Self>, microvm_id: &Arc<str>, wait: Duration) -> Result<(), Code> {
         let shared = {
             let mut resumes = self.resumes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -155,20 +139,19 @@ impl Scheduler {
 }
 
 /// Label and route of a message about a microVM; `None` when it names none.
-#[must_use]
 pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
     let microvm = message.microvm.as_ref()?;
     let label = label(microvm)?;
-    let life = match microvm.state() {
-        MicrovmState::Pending => Life::Pending,
-        MicrovmState::Running | MicrovmState::Suspending => Life::Running,
-        MicrovmState::Suspended => Life::Suspended,
-        MicrovmState::Terminating | MicrovmState::Terminated => Life::Ended,
+    let state = match microvm.state() {
+        MicrovmState::Pending => RouteState::Pending,
+        MicrovmState::Running | MicrovmState::Suspending => RouteState::Running,
+        MicrovmState::Suspended => RouteState::Suspended,
+        MicrovmState::Terminating | MicrovmState::Terminated => RouteState::Ended,
         MicrovmState::Unspecified => return None,
     };
     let route = Route {
         microvm_id: microvm.microvm_id.as_str().into(),
-        life,
+        state,
         generation: microvm.generation,
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),
         wake: microvm.idle_policy.as_ref().is_some_and(|policy| policy.auto_resume_enabled),

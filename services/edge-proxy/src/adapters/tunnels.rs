@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tunnel::ClientStream;
 
-use crate::server::body::ReplayBody;
+use crate::adapters::body::ReplayBody;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
 const BUFFER: usize = 128 * 1024;
@@ -25,11 +25,9 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// A port of one placement of a microVM.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortKey {
-    /// "microvm-<uuid>".
     pub microvm_id: Arc<str>,
     /// Fencing number of the placement.
     pub generation: u64,
-    /// Guest port.
     pub port: u16,
 }
 
@@ -58,7 +56,6 @@ struct Kept {
     http2: HashMap<PortKey, Multiplexed>,
 }
 
-/// Connections kept.
 pub struct Tunnels {
     kept: Mutex<Kept>,
     keep_for: Duration,
@@ -66,7 +63,6 @@ pub struct Tunnels {
     open: Gauge,
 }
 
-/// Counts an open tunnel.
 struct Counted(Gauge);
 
 impl Drop for Counted {
@@ -78,7 +74,6 @@ impl Drop for Counted {
 impl Tunnels {
     /// Keeps at most `keep_max` unused connections per port for `keep_for`.
     /// `open` counts the tunnels that stand.
-    #[must_use]
     pub fn new(keep_for: Duration, keep_max: usize, open: Gauge) -> Self {
         Self { kept: Mutex::default(), keep_for, keep_max, open }
     }
@@ -89,7 +84,6 @@ impl Tunnels {
     }
 
     /// A kept connection that seems alive.
-    #[must_use]
     pub fn take(&self, key: &PortKey, http2: bool) -> Option<Connection> {
         let now = Instant::now();
         let mut kept = self.kept();
@@ -114,9 +108,6 @@ impl Tunnels {
     }
 
     /// Speaks HTTP on a fresh tunnel.
-    ///
-    /// # Errors
-    /// When the HTTP/2 preface cannot be sent.
     pub async fn connect(
         &self,
         key: &PortKey,
@@ -177,7 +168,6 @@ impl Tunnels {
         kept.http2.retain(|_, one| !one.sender.is_closed() && now.duration_since(one.used) < keep_for);
     }
 
-    /// Drops everything kept.
     pub fn clear(&self) {
         *self.kept() = Kept::default();
     }

@@ -1,26 +1,26 @@
 //! Puts the API together: bind and load first, then follow and serve.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
-use aws_model::{Limits, PageTokens, operations};
+use aws_model::{Limits, PageTokens};
+use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
 use sigv4::Verifier;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
-use crate::aws::arn::Fleet;
-use crate::aws::audit::{Audit, Writer};
-use crate::aws::body::Bodies;
-use crate::aws::handler::Api;
-use crate::aws::key_file::KeyFile;
-use crate::aws::keys::Keys;
+use crate::aws::account::Account;
+use crate::aws::metrics::Metrics;
+use crate::aws::operations::row;
+use crate::aws::server::audit::{Audit, Writer};
+use crate::aws::server::body::Bodies;
+use crate::aws::server::handler::Api;
+use crate::aws::server::throttle::Buckets;
 use crate::aws::services::Services;
-use crate::aws::throttle::Buckets;
 use crate::config::Config;
-use crate::metrics::Metrics;
 use crate::server::listener::Listener;
 
 /// Name of the service in the scope of signatures, for both models.
@@ -32,32 +32,20 @@ const AUDIT_DRAIN: Duration = Duration::from_secs(5);
 pub struct ApiServer {
     listener: Listener,
     api: Api,
-    key_file: Option<KeyFile>,
     records: Writer,
 }
 
 impl ApiServer {
-    /// Loads certificate and keys, binds the socket.
-    ///
-    /// # Errors
-    /// One line that names the setting that cannot be used.
+    /// Loads the certificate, binds the socket; `None` when the API is not served.
     pub async fn build(
         config: &Config,
         identity: &TlsIdentity,
-        metrics: Arc<Metrics>,
-    ) -> anyhow::Result<Self> {
+        registry: &Mutex<Registry>,
+    ) -> anyhow::Result<Option<Self>> {
         let Config { aws, region, account, .. } = config;
-        let keys = Arc::new(Keys::default());
-        let key_file = match &aws.key_file {
-            None => None,
-            Some(path) => {
-                let opened = KeyFile::open(path, account);
-                let (file, map) =
-                    opened.map_err(|error| anyhow::anyhow!("aws.key_file: {}: {error}", path.display()))?;
-                keys.set_file(map);
-                Some(file)
-            }
-        };
+        if !aws.served() {
+            return Ok(None);
+        }
         let (audit, records) =
             Audit::open(aws.audit_file.as_deref(), aws.unauthenticated_audit_file.as_deref())
                 .context("aws.audit_file, aws.unauthenticated_audit_file")?;
@@ -67,41 +55,35 @@ impl ApiServer {
         // taken for another's by accident. All edges of a fleet share it.
         let seal = std::fs::read(&config.tls.ca).context("tls.ca")?;
         let api = Api {
-            fleet: Fleet { region: region.clone(), account: account.clone() },
+            account: Account { region: region.clone(), account: account.clone() },
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
-            keys,
+            access_keys: Arc::default(),
             bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
-            buckets: Buckets::new(&aws.throttles, operations().iter().map(|operation| operation.name)),
+            buckets: Buckets::new(|name| (row(name).rate)(&aws.throttles)),
             audit,
             in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
             limits: Limits {
                 body_bytes_max: aws.limits.body_bytes,
                 run_hook_payload_bytes_max: aws.limits.run_hook_payload_bytes,
             },
-            metrics,
+            metrics: Metrics::register(registry),
         };
-        Ok(Self { listener, api, key_file, records })
+        Ok(Some(Self { listener, api, records }))
     }
 
     /// Where the API will be served.
-    ///
-    /// # Errors
-    /// When the kernel does not say.
     pub fn local_address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_address()
     }
 
     /// Serves until `shutdown`, drains, returns.
     pub async fn serve(self, store: &records::Store, shutdown: CancellationToken) {
-        let Self { listener, api, key_file, records } = self;
+        let Self { listener, api, records } = self;
         let following = CancellationToken::new();
         let _stop_following = following.clone().drop_guard();
-        api.keys.follow(store, api.fleet.account.clone(), following.clone());
-        if let Some(file) = key_file {
-            tokio::spawn(file.follow(api.keys.clone(), following));
-        }
+        api.access_keys.follow(store, api.account.account.clone(), following);
         listener.serve(Arc::new(api), shutdown).await;
         records.ended(AUDIT_DRAIN).await;
     }

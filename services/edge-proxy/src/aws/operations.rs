@@ -1,6 +1,52 @@
-//! The operations: each translates its request, makes one call, and translates
-//! the answer. The model says which members an answer has and which of them are
-//! sent as null; here is only what there is to say.
+//! The operations: the table has a row for each, with everything that the edge knows of it. A row's translation decodes the
+//! request, makes one call, and encodes the answer; the files below are named for the resources and hold these functions in
+//! pairs. The model says which members an answer has and which of them are sent as null: here is only what there is to say.
+
+use std::collections::HashMap;
+
+use aws_model::{ErrorClass, Input, Members, Operation, OperationName, PageTokens, Rejection, Service};
+use futures::future::BoxFuture;
+use prost_types::Timestamp;
+use serde_json::{Map, Value};
+use tonic::Status;
+use uuid::Uuid;
+
+use crate::aws::account::Account;
+use crate::aws::rejections;
+use crate::aws::rights::{Needs, Pass, Subject};
+use crate::aws::services::{Services, ask};
+use crate::config::Throttles;
+
+/// A translation of one call: how its message is decoded from the request, and how the answer, or one field of it that must
+/// be there, is encoded.
+macro_rules! unary {
+    ($service:ident.$method:ident, $decode:path => $encode:path) => {
+        |call| {
+            Box::pin(async move {
+                let message = $decode(call)?;
+                let answered = ask!(call.services, call.request_id, $service.$method, message).await;
+                $encode(call, call.answered(answered)?)
+            })
+        }
+    };
+    ($service:ident.$method:ident, $decode:path => $encode:path, $field:ident) => {
+        |call| {
+            Box::pin(async move {
+                let message = $decode(call)?;
+                let answered = ask!(call.services, call.request_id, $service.$method, message).await;
+                let field = call.answered(answered)?.$field.ok_or_else(|| call.lacks(stringify!($field)))?;
+                $encode(call, field)
+            })
+        }
+    };
+}
+
+/// A translation that is more than one call and back.
+macro_rules! special {
+    ($run:path) => {
+        |call| Box::pin($run(call))
+    };
+}
 
 mod builds;
 mod configuration;
@@ -12,147 +58,121 @@ mod tags;
 mod tokens;
 mod versions;
 
-use std::collections::HashMap;
-
-use aws_model::{ErrorClass, Input, Operation, PageTokens, Rejection, Service};
-use prost_types::Timestamp;
-use serde_json::{Map, Value};
-use tonic::Status;
-use uuid::Uuid;
-
-use crate::aws::arn::{self, Fleet};
-use crate::aws::failures;
-use crate::aws::services::Services;
-
-/// What an operation has to work with.
-#[derive(Debug, Clone, Copy)]
-pub struct Call<'a> {
-    /// The services of the fleet.
-    pub services: &'a Services,
-    /// Whose ARNs these are.
-    pub fleet: &'a Fleet,
-    /// Seals and opens page tokens.
-    pub tokens: &'a PageTokens,
-    /// The operation.
-    pub operation: &'static Operation,
-    /// Id of the request.
-    pub request_id: &'a str,
+/// Everything that the edge knows of an operation besides its model.
+pub(crate) struct Row {
+    /// What a request is about and hands on, for policies and for the audit.
+    pub needs: Needs,
+    /// Its calls per second among the settings.
+    pub rate: fn(&Throttles) -> u32,
+    pub run: for<'a> fn(&'a Call<'a>) -> BoxFuture<'a, Answer>,
 }
 
-/// Why an operation has no answer.
-#[derive(Debug)]
-pub enum Failure {
-    /// Refused here.
-    Rejected(Box<Rejection>),
-    /// Refused by the service.
-    Service(Box<Status>),
-}
-
-impl From<Rejection> for Failure {
-    fn from(rejection: Rejection) -> Self {
-        Self::Rejected(Box::new(rejection))
-    }
-}
-
-impl From<Status> for Failure {
-    fn from(status: Status) -> Self {
-        Self::Service(Box::new(status))
-    }
-}
-
-/// Members of an answer.
-type Answer = Result<Map<String, Value>, Failure>;
-
-/// Runs an operation.
-///
-/// # Errors
-/// What the client is told instead.
-pub async fn run(call: Call<'_>, input: Input) -> Result<Map<String, Value>, Rejection> {
-    let operation = call.operation;
-    let answer = dispatch(call, input).await;
-    answer.map_err(|failure| match failure {
-        Failure::Rejected(rejection) => *rejection,
-        Failure::Service(status) => {
-            let rejection = failures::rejection(operation, &status);
-            if rejection.class.status() >= 500 {
-                let (code, message) = (status.code(), status.message());
-                tracing::warn!(operation = operation.name, ?code, message, "a service failed");
+macro_rules! table {
+    ($($name:ident: $subject:ident, [$($pass:ident)*], $rate:ident, $run:expr;)*) => {
+        /// The row of an operation.
+        pub(crate) fn row(name: OperationName) -> Row {
+            match name {
+                $(OperationName::$name => Row {
+                    needs: Needs { subject: Subject::$subject, passes: &[$(Pass::$pass),*] },
+                    rate: |rates| rates.$rate,
+                    run: $run,
+                },)*
             }
-            rejection
         }
-    })
+    };
 }
 
-async fn dispatch(call: Call<'_>, input: Input) -> Answer {
-    match call.operation.name {
-        "CreateMicrovmImage" => images::create(call, input).await,
-        "GetMicrovmImage" => images::get(call, input).await,
-        "ListMicrovmImages" => images::list(call, input).await,
-        "UpdateMicrovmImage" => images::update(call, input).await,
-        "DeleteMicrovmImage" => images::delete(call, input).await,
-        "GetMicrovmImageVersion" => versions::get(call, input).await,
-        "ListMicrovmImageVersions" => versions::list(call, input).await,
-        "UpdateMicrovmImageVersion" => versions::update(call, input).await,
-        "DeleteMicrovmImageVersion" => versions::delete(call, input).await,
-        "ListMicrovmImageBuilds" => builds::list(call, input).await,
-        "GetMicrovmImageBuild" => builds::get(call, input).await,
-        "ListManagedMicrovmImages" => managed::list(call, input).await,
-        "ListManagedMicrovmImageVersions" => managed::versions(call, input).await,
-        "RunMicrovm" => microvms::run(call, input).await,
-        "GetMicrovm" => microvms::get(call, input).await,
-        "ListMicrovms" => microvms::list(call, input).await,
-        "SuspendMicrovm" => microvms::suspend(call, input).await,
-        "ResumeMicrovm" => microvms::resume(call, input).await,
-        "TerminateMicrovm" => microvms::terminate(call, input).await,
-        "CreateMicrovmAuthToken" => tokens::endpoint(call, input).await,
-        "CreateMicrovmShellAuthToken" => tokens::shell(call, input).await,
-        "ListTags" => tags::list(call, input).await,
-        "TagResource" => tags::tag(call, input).await,
-        "UntagResource" => tags::untag(call, input).await,
-        "CreateNetworkConnector" => connectors::create(call, input).await,
-        "GetNetworkConnector" => connectors::get(call, input).await,
-        "ListNetworkConnectors" => connectors::list(call, input).await,
-        "UpdateNetworkConnector" => connectors::update(call, input).await,
-        "DeleteNetworkConnector" => connectors::delete(call, input).await,
-        "ListNetworkConnectorVersions" => connectors::versions(call, input).await,
-        unknown => Err(Status::internal(format!("{unknown} has no translation")).into()),
-    }
+// Operation: what it is about, [what it hands on], rate, translation.
+table! {
+    CreateMicrovmImage: NewImage, [BuildRole Egress], changes, unary!(images.create_image, images::create => images::created);
+    GetMicrovmImage: Image, [], other, unary!(images.get_image, images::get => images::found, image);
+    ListMicrovmImages: Everything, [], other, unary!(images.list_images, images::list => images::listed);
+    UpdateMicrovmImage: Image, [BuildRole Egress], changes, unary!(images.update_image, images::update => images::updated);
+    DeleteMicrovmImage: Image, [], changes, unary!(images.delete_image, images::delete => images::deleted, image);
+    GetMicrovmImageVersion: Image, [], other, unary!(images.get_image_version, versions::get => versions::found, version);
+    ListMicrovmImageVersions: Image, [], other, unary!(images.list_image_versions, versions::list => versions::listed);
+    UpdateMicrovmImageVersion: Image, [], changes, unary!(images.update_image_version, versions::update => versions::found, version);
+    DeleteMicrovmImageVersion: Image, [], changes, unary!(images.delete_image_version, versions::delete => versions::deleted, version);
+    ListMicrovmImageBuilds: Image, [], other, unary!(images.list_image_builds, builds::list => builds::listed);
+    GetMicrovmImageBuild: Image, [], other, unary!(images.get_image_build, builds::get => builds::found, build);
+    ListManagedMicrovmImages: Everything, [], other, unary!(images.list_base_images, managed::list => managed::listed);
+    ListManagedMicrovmImageVersions: ManagedImage, [], other, unary!(images.list_base_image_versions, managed::versions => managed::listed_versions);
+
+    RunMicrovm: Image, [ExecutionRole Ingress Egress], run_microvm, unary!(microvms.run_microvm, microvms::run => microvms::detail, microvm);
+    GetMicrovm: Microvm, [], get_microvm, unary!(microvms.get_microvm, microvms::get => microvms::detail, microvm);
+    ListMicrovms: Image, [], other, unary!(microvms.list_microvms, microvms::list => microvms::listed);
+    SuspendMicrovm: Microvm, [], suspend_microvm, special!(microvms::suspend);
+    ResumeMicrovm: Microvm, [], resume_microvm, special!(microvms::resume);
+    TerminateMicrovm: Microvm, [], terminate_microvm, unary!(microvms.terminate_microvm, microvms::terminate => microvms::terminated);
+    CreateMicrovmAuthToken: Microvm, [], create_microvm_auth_token,
+        unary!(microvms.create_microvm_auth_token, tokens::endpoint => tokens::endpoint_made);
+    CreateMicrovmShellAuthToken: Microvm, [], create_microvm_shell_auth_token,
+        unary!(microvms.create_microvm_shell_auth_token, tokens::shell => tokens::shell_made);
+
+    ListTags: Tagged, [], other, special!(tags::list);
+    TagResource: Tagged, [RuleTags], changes, special!(tags::tag);
+    UntagResource: Tagged, [RuleTags], changes, special!(tags::untag);
+
+    CreateNetworkConnector: NewConnector, [OperatorRole RuleTags], changes,
+        unary!(connectors.create_network_connector, connectors::create => connectors::changed, connector);
+    GetNetworkConnector: Connector, [], other, unary!(connectors.get_network_connector, connectors::get => connectors::found);
+    ListNetworkConnectors: Everything, [], other, unary!(connectors.list_network_connectors, connectors::list => connectors::listed);
+    UpdateNetworkConnector: Connector, [OperatorRole], changes,
+        unary!(connectors.update_network_connector, connectors::update => connectors::updated, connector);
+    DeleteNetworkConnector: Connector, [], changes,
+        unary!(connectors.delete_network_connector, connectors::delete => connectors::changed, connector);
+    ListNetworkConnectorVersions: Connector, [], other,
+        unary!(connectors.list_network_connector_versions, connectors::versions => connectors::listed_versions);
+}
+
+/// The members of an answer, or what the client is told instead.
+pub(crate) type Answer = Result<Map<String, Value>, Rejection>;
+
+/// A request that may be carried out, and what it takes to do so.
+pub(crate) struct Call<'a> {
+    pub services: &'a Services,
+    pub account: &'a Account,
+    pub tokens: &'a PageTokens,
+    pub operation: &'static Operation,
+    pub request_id: &'a str,
+    pub input: Input,
 }
 
 impl Call<'_> {
-    /// The image that a request names, by ARN.
-    fn image(&self, input: &Input) -> Result<String, Rejection> {
-        let identifier = input.text("imageIdentifier").unwrap_or_default();
-        let launch = matches!(self.operation.name, "RunMicrovm" | "ListMicrovms");
-        match arn::bare(identifier, launch) {
-            Some(message) => Err(Rejection::new(ErrorClass::Validation, message)),
-            None => Ok(identifier.to_owned()),
+    fn members(&self) -> Members<'_> {
+        self.input.members()
+    }
+
+    /// The image that a request names, by ARN: names are for the gRPC API.
+    fn image(&self) -> Result<String, Rejection> {
+        self.image_or(|identifier| format!("Invalid ARN format: {identifier}"))
+    }
+
+    /// The ARN of the image that a request names; `malformed` is said of anything else.
+    fn image_or(&self, malformed: impl FnOnce(&str) -> String) -> Result<String, Rejection> {
+        let identifier = self.members().string("imageIdentifier");
+        if identifier.starts_with("arn:") {
+            return Ok(identifier);
         }
+        Err(Rejection::new(ErrorClass::Validation, malformed(&identifier)))
     }
 
     /// Number of items and the backend's token of a listing's page.
-    fn page(&self, input: &Input) -> Result<(u32, String), Rejection> {
+    fn page(&self) -> Result<(u32, String), Rejection> {
         let size = match self.operation.service {
-            Service::Microvms => input.integer("maxResults"),
-            Service::Core => input.integer("MaxItems"),
+            Service::Microvms => self.members().number("maxResults"),
+            Service::Core => self.members().number("MaxItems"),
         };
-        let size = size.and_then(|size| u32::try_from(size).ok()).unwrap_or(0);
-        Ok((size, self.tokens.open(input)?))
+        Ok((size.unwrap_or(0), self.tokens.open(&self.input)?))
     }
 
     /// The token of the next page; null at the end.
-    fn next(&self, input: &Input, token: &str) -> Value {
-        if token.is_empty() { Value::Null } else { self.tokens.seal(input, token).into() }
+    fn next(&self, token: &str) -> Value {
+        if token.is_empty() { Value::Null } else { self.tokens.seal(&self.input, token).into() }
     }
 
-    /// A page of `lambda-microvms`.
-    fn items(
-        &self,
-        input: &Input,
-        items: impl Iterator<Item = Map<String, Value>>,
-        next_token: &str,
-    ) -> Map<String, Value> {
-        members([("items", items.map(Value::Object).collect()), ("nextToken", self.next(input, next_token))])
+    fn items(&self, items: impl Iterator<Item = Map<String, Value>>, next_token: &str) -> Answer {
+        Ok(members([("items", items.map(Value::Object).collect()), ("nextToken", self.next(next_token))]))
     }
 
     /// A time in the service's form; null when it was never set.
@@ -162,9 +182,32 @@ impl Call<'_> {
             self.operation.service.timestamp(time.seconds, nanos)
         })
     }
+
+    /// The client's token, or one of our own: a call may be made twice.
+    fn client_token(&self) -> String {
+        self.members().text("clientToken").map_or_else(|| Uuid::new_v4().to_string(), str::to_owned)
+    }
+
+    /// A service's answer, or its refusal under AWS's name.
+    fn answered<T>(&self, answer: Result<T, Status>) -> Result<T, Rejection> {
+        answer.map_err(|status| self.refused(&status))
+    }
+
+    fn refused(&self, status: &Status) -> Rejection {
+        let rejection = rejections::of(self.operation, status);
+        if rejection.class.status() >= 500 {
+            let (code, message) = (status.code(), status.message());
+            tracing::warn!(operation = %self.operation.name, ?code, message, "a service failed");
+        }
+        rejection
+    }
+
+    /// A service's answer left out what it must have.
+    fn lacks(&self, field: &str) -> Rejection {
+        self.refused(&Status::internal(format!("an answer without {field}")))
+    }
 }
 
-/// Members of an answer.
 fn members<const N: usize>(pairs: [(&str, Value); N]) -> Map<String, Value> {
     pairs.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
 }
@@ -196,14 +239,4 @@ fn word(name: &'static str, prefix: &str) -> Value {
         None | Some("UNSPECIFIED") => Value::Null,
         Some(word) => word.into(),
     }
-}
-
-/// The client's token, or one of our own: a call may be made twice.
-fn client_token(given: Option<String>) -> String {
-    given.unwrap_or_else(|| Uuid::new_v4().to_string())
-}
-
-/// The answer of a service that left out what it must answer.
-fn missing(what: &str) -> Failure {
-    Status::internal(format!("an answer without {what}")).into()
 }

@@ -20,6 +20,17 @@ const CONNECTIONS: usize = 2;
 /// that the model allows has some twenty million.
 const ANSWER_BYTES_MAX: usize = 64 << 20;
 
+/// One call of [`Services`] under the id of a request.
+macro_rules! ask {
+    ($services:expr, $request_id:expr, $service:ident.$method:ident, $message:expr) => {
+        $services.$service($request_id, $message, |mut client, request| async move {
+            client.$method(request).await
+        })
+    };
+}
+
+pub(crate) use ask;
+
 /// Calls to the fleet's services.
 #[derive(Debug)]
 pub struct Services {
@@ -41,9 +52,6 @@ struct Replicas {
 impl Services {
     /// Prepares connections; none is made before it is used. `wait` bounds each
     /// call.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT when an address is malformed.
     pub fn new(
         identity: &TlsIdentity,
         schedulers: &[String],
@@ -58,9 +66,6 @@ impl Services {
     }
 
     /// A call of the microVM service.
-    ///
-    /// # Errors
-    /// What the service answers.
     pub async fn microvms<T, R, F, A>(&self, request_id: &str, message: T, call: F) -> Result<R, Status>
     where
         T: Clone,
@@ -75,9 +80,6 @@ impl Services {
     }
 
     /// A call of the connector service.
-    ///
-    /// # Errors
-    /// What the service answers.
     pub async fn connectors<T, R, F, A>(&self, request_id: &str, message: T, call: F) -> Result<R, Status>
     where
         T: Clone,
@@ -92,9 +94,6 @@ impl Services {
     }
 
     /// A call of the image service.
-    ///
-    /// # Errors
-    /// What the service answers.
     pub async fn images<T, R, F, A>(&self, request_id: &str, message: T, call: F) -> Result<R, Status>
     where
         T: Clone,

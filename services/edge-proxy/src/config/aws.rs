@@ -6,8 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::TIME_MAX_MS;
-use crate::server::listener::{Bounds, Socket};
+use super::{Bounds, Socket, TIME_MAX_MS};
 
 /// Requests at one time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -26,10 +25,6 @@ pub struct AwsSettings {
     pub cert: PathBuf,
     /// The key of that certificate, PEM.
     pub key: PathBuf,
-    /// TOML file with access keys, besides those in etcd; read again when it
-    /// changes.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub key_file: Option<PathBuf>,
     /// File that gets one line of JSON per request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_file: Option<PathBuf>,
@@ -107,7 +102,6 @@ impl Default for AwsSettings {
             listen: SocketAddr::from(([127, 0, 0, 1], 8444)),
             cert: PathBuf::new(),
             key: PathBuf::new(),
-            key_file: None,
             audit_file: None,
             unauthenticated_audit_file: None,
             limits: ApiLimits::default(),
@@ -152,7 +146,6 @@ impl Default for Throttles {
 
 impl AwsSettings {
     /// Whether the API is served.
-    #[must_use]
     pub fn served(&self) -> bool {
         !self.cert.as_os_str().is_empty()
     }
@@ -219,5 +212,27 @@ impl ApiLimits {
 
     pub(crate) fn call(&self) -> Duration {
         Duration::from_millis(self.call_ms)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn settings_are_checked() {
+        assert!(AwsSettings::default().rules().iter().all(|(holds, _)| *holds));
+        type Change = fn(&mut AwsSettings);
+        let broken: &[(&str, Change)] = &[
+            ("aws.key", |aws| aws.cert = "a".into()),
+            ("aws.limits.body_bytes", |aws| aws.limits.body_bytes = 0),
+            ("aws.limits", |aws| aws.limits.call_ms = 0),
+        ];
+        for (field, break_it) in broken {
+            let mut settings = AwsSettings::default();
+            break_it(&mut settings);
+            let broken = settings.rules().into_iter().find(|(holds, _)| !holds);
+            assert!(broken.is_some_and(|(_, text)| text.starts_with(field)), "{field}");
+        }
     }
 }

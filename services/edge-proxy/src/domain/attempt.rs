@@ -5,9 +5,8 @@
 use std::time::Duration;
 
 use crate::domain::refusal::Refusal;
-use crate::domain::route::{Life, Route};
+use crate::domain::route::{Route, RouteState};
 
-/// What to do next.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Move {
     /// Ask the host for a tunnel; it holds the request during a launch or wake.
@@ -16,19 +15,17 @@ pub enum Move {
     Wait,
     /// Have the scheduler place and wake it.
     Resume,
-    /// Give up.
     Refuse(Refusal),
 }
 
 /// The move for a route as it stands.
-#[must_use]
 pub fn for_route(route: &Route) -> Move {
-    match (route.life, &route.tunnel_address) {
-        (Life::Ended, _) => Move::Refuse(Refusal::MicrovmConnectFailed),
-        (Life::Suspended, _) if !route.wake => Move::Refuse(Refusal::Asleep),
+    match (route.state, &route.tunnel_address) {
+        (RouteState::Ended, _) => Move::Refuse(Refusal::MicrovmConnectFailed),
+        (RouteState::Suspended, _) if !route.wake => Move::Refuse(Refusal::Asleep),
         (_, Some(_)) => Move::Open,
-        (Life::Suspended, None) => Move::Resume,
-        (Life::Pending | Life::Running, None) => Move::Wait,
+        (RouteState::Suspended, None) => Move::Resume,
+        (RouteState::Pending | RouteState::Running, None) => Move::Wait,
     }
 }
 
@@ -45,11 +42,8 @@ pub enum Outcome {
     WakeFailed,
     /// Nothing listens on the port.
     PortClosed,
-    /// The microVM has ended.
     Ended,
-    /// Too much at once.
     Busy(Duration),
-    /// Its ingress is closed.
     NoIngress,
     /// The host did not understand, or we did not.
     Invalid,
@@ -59,7 +53,6 @@ pub enum Outcome {
 
 /// What to make of a host's answer: `None` means that the route was out of date
 /// and another look is worth it.
-#[must_use]
 pub fn after(outcome: Outcome) -> Option<Refusal> {
     match outcome {
         Outcome::Elsewhere | Outcome::Unreachable => None,
@@ -77,11 +70,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn moves_by_life_address_and_wake() {
-        use Life::{Ended, Pending, Running, Suspended};
+    fn moves_by_state_address_and_wake() {
+        use RouteState::{Ended, Pending, Running, Suspended};
         let asleep = Move::Refuse(Refusal::Asleep);
         let gone = Move::Refuse(Refusal::MicrovmConnectFailed);
-        for (life, placed, wake, expected) in [
+        for (state, placed, wake, expected) in [
             (Pending, false, true, Move::Wait),
             (Pending, true, true, Move::Open),
             (Pending, true, false, Move::Open),
@@ -96,12 +89,12 @@ mod tests {
         ] {
             let route = Route {
                 microvm_id: "microvm-x".into(),
-                life,
+                state,
                 generation: 1,
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),
                 wake,
             };
-            assert_eq!(for_route(&route), expected, "{life:?} placed={placed} wake={wake}");
+            assert_eq!(for_route(&route), expected, "{state:?} placed={placed} wake={wake}");
         }
     }
 }

@@ -7,13 +7,11 @@ use uuid::Uuid;
 pub enum Target {
     /// The endpoint of a microVM, by its label.
     Endpoint(Uuid),
-    /// Nothing of ours.
     Unknown,
 }
 
 /// Reads "<uuid>.<domain>", whatever its case, with or without a port and the
 /// final dot of a full name. `domain` is lower-case and without dots at its ends.
-#[must_use]
 pub fn target(host: &str, domain: &str) -> Target {
     let name = match host.rsplit_once(':') {
         Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,

@@ -4,9 +4,6 @@
 pub const DEFAULT: u16 = 8080;
 
 /// Reads the values of the port header, of which there may be one.
-///
-/// # Errors
-/// When there are several or the one is not a decimal number from 1 to 65535.
 pub fn requested<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Result<u16, BadPort> {
     let Some(value) = values.next() else {
         return Ok(DEFAULT);

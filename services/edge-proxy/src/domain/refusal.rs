@@ -16,10 +16,7 @@ pub enum Refusal {
     /// Malformed, with a sentence that says how.
     BadRequest(&'static str),
     /// Too many requests or connections of this microVM.
-    TooMany {
-        /// When to try again.
-        retry_after: Duration,
-    },
+    TooMany { retry_after: Duration },
     /// The microVM runs and nothing listens on the port.
     AppConnectFailed,
     /// The microVM has ended or cannot be reached.
@@ -35,9 +32,7 @@ pub enum Refusal {
 /// The parts of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
-    /// HTTP status.
     pub status: u16,
-    /// Value of `x-aws-proxy-error`.
     pub error: Option<&'static str>,
     /// Plain text; may be empty.
     pub body: &'static str,
@@ -46,8 +41,6 @@ pub struct Answer {
 }
 
 impl Refusal {
-    /// The answer to give.
-    #[must_use]
     pub fn answer(&self) -> Answer {
         let plain = |status, error, body| Answer { status, error, body, retry_after_s: None };
         let later = |status, after: Duration| Answer {

@@ -14,26 +14,21 @@ use uuid::Uuid;
 /// Parts of the table with a lock each.
 const SHARDS: usize = 64;
 
-/// Where a microVM is in its life, as far as the edge cares.
+/// What a request may find: the state of a microVM, as far as the edge cares.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Life {
-    /// Being launched.
+pub enum RouteState {
     Pending,
     /// Running, or on its way to sleep: its host has the last word.
     Running,
-    /// Asleep.
     Suspended,
-    /// Ended or ending.
     Ended,
 }
 
-/// One microVM.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
-    /// "microvm-<uuid>".
     pub microvm_id: Arc<str>,
-    /// Where it is in its life.
-    pub life: Life,
+    /// As far as the edge cares.
+    pub state: RouteState,
     /// Fencing number of its placement.
     pub generation: u64,
     /// Where its host takes tunnels; absent while it is not placed.
@@ -84,21 +79,18 @@ pub struct Table {
 impl Table {
     /// An empty table. At most `requests_per_microvm` requests are in flight to
     /// one microVM.
-    #[must_use]
     pub fn new(requests_per_microvm: usize) -> Self {
         let shard = || Shard { stored: RwLock::default(), changed: watch::Sender::new(()) };
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), requests_per_microvm }
     }
 
     /// What is known of an endpoint.
-    #[must_use]
     pub fn get(&self, label: Uuid) -> Option<Entry> {
         self.shard(label).read().get(&label).map(|stored| stored.entry.clone())
     }
 
     /// Subscribes to changes around an endpoint. Neighbours in the table wake
     /// the subscriber too. Subscribe first, read then.
-    #[must_use]
     pub fn changes(&self, label: Uuid) -> watch::Receiver<()> {
         self.shard(label).changed.subscribe()
     }
@@ -126,7 +118,6 @@ impl Table {
         stored.entry(label).or_insert_with(fresh).entry.clone()
     }
 
-    /// Forgets a microVM.
     pub fn remove(&self, label: Uuid) {
         let shard = self.shard(label);
         shard.write().remove(&label);
@@ -141,16 +132,8 @@ impl Table {
         }
     }
 
-    /// Number of microVMs known.
-    #[must_use]
     pub fn len(&self) -> usize {
         self.shards.iter().map(|shard| shard.read().len()).sum()
-    }
-
-    /// True when nothing is known.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
     }
 
     fn shard(&self, label: Uuid) -> &Shard {
@@ -165,7 +148,7 @@ mod tests {
     fn route(generation: u64) -> Route {
         Route {
             microvm_id: "microvm-x".into(),
-            life: Life::Running,
+            state: RouteState::Running,
             generation,
             tunnel_address: None,
             wake: true,
@@ -198,7 +181,7 @@ mod tests {
         assert_eq!(table.put_if_absent(label, route(1)).route.generation, 1);
         assert_eq!(table.put_if_absent(label, route(9)).route.generation, 1);
         table.remove(label);
-        assert!(table.is_empty());
+        assert_eq!(table.len(), 0);
     }
 
     #[tokio::test]

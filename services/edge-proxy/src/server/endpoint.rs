@@ -16,14 +16,14 @@ use token::{Claims, Kind, VerifyError};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use crate::adapters::keys::{KeyError, Keys};
+use crate::adapters::body::ResponseBody;
 use crate::adapters::scheduler::Scheduler;
+use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
 use crate::domain::port;
 use crate::domain::refusal::Refusal;
 use crate::domain::route::{Entry, Table};
 use crate::metrics::{Metrics, Status};
-use crate::server::body::ResponseBody;
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
@@ -31,19 +31,14 @@ use crate::server::send::{Admitted, Sender};
 /// When a microVM has all the requests it may have.
 const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
-/// Serves endpoints.
 pub struct Endpoints {
-    /// Domain of the endpoints.
     pub domain: String,
-    /// Token keys.
-    pub keys: Keys,
+    pub keys: TokenKeys,
     /// What is known of every microVM.
     pub table: Arc<Table>,
     /// For microVMs that the table does not know yet.
     pub scheduler: Arc<Scheduler>,
-    /// To the apps.
     pub sender: Sender,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
 }
 

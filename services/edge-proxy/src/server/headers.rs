@@ -10,17 +10,14 @@ use http::header::{
 use http::uri::Scheme;
 use http::{Method, Uri, Version, request};
 
-/// Carries the token.
 pub const AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
-/// Carries the port.
 pub const PORT: HeaderName = HeaderName::from_static("x-aws-proxy-port");
 /// Asks for HTTP/2 towards the app.
 pub const FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
 /// Says why the edge answered.
 pub const ERROR: HeaderName = HeaderName::from_static("x-aws-proxy-error");
-/// Names the request.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
-/// Names the steps of a wake.
+/// Names the phases of a wake.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
 const RESERVED: &str = "x-aws-proxy-";
@@ -36,7 +33,6 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 const NAMED_MAX: usize = 32;
 
 /// The host a request is for: the authority of HTTP/2 or the Host header.
-#[must_use]
 pub fn host(parts: &request::Parts) -> Option<&str> {
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
     authority.or_else(|| {
@@ -47,7 +43,6 @@ pub fn host(parts: &request::Parts) -> Option<&str> {
 }
 
 /// True for a request to switch to the WebSocket protocol.
-#[must_use]
 pub fn is_websocket(parts: &request::Parts) -> bool {
     let upgrade = parts.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
     upgrade.is_some_and(|value| value.trim().eq_ignore_ascii_case("websocket"))
@@ -100,7 +95,6 @@ pub fn forward_response(headers: &mut HeaderMap) {
 }
 
 /// True for methods that may be sent twice.
-#[must_use]
 pub fn is_idempotent(method: &Method) -> bool {
     matches!(
         *method,

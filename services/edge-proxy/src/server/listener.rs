@@ -4,7 +4,6 @@
 use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -24,6 +23,8 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::config::{Bounds, Socket};
+
 /// Pause after a failed accept (out of descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
 /// How often a silent HTTP/2 client is asked whether it is still there, and how
@@ -34,7 +35,6 @@ const H2: &[u8] = b"h2";
 
 /// Answers the requests of one listener.
 pub trait Handler: Send + Sync + 'static {
-    /// Body of its responses.
     type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static;
 
     /// Answers one request; every failure has an answer.
@@ -44,51 +44,15 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
-    /// Counts the open connections.
     fn open(&self) -> &Gauge;
 }
 
 /// Who is at the other end of a connection.
 #[derive(Debug, Clone)]
 pub struct Client {
-    /// Its address.
     pub address: SocketAddr,
     /// The name it gave in the TLS handshake.
     pub server_name: Option<Arc<str>>,
-}
-
-/// A socket to bind, with the names of its settings for error messages.
-#[derive(Debug, Clone, Copy)]
-pub struct Socket<'a> {
-    /// Address to listen on.
-    pub address: SocketAddr,
-    /// Certificate chain, PEM.
-    pub certificate: &'a Path,
-    /// The key of that certificate, PEM.
-    pub key: &'a Path,
-    /// Names of the three settings, in this order.
-    pub names: [&'static str; 3],
-}
-
-/// Bounds of a listener's connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Bounds {
-    /// Most connections at one time.
-    pub connections: usize,
-    /// Longest TLS handshake.
-    pub handshake: Duration,
-    /// Longest wait for a request's head.
-    pub header_read: Duration,
-    /// Largest request head in bytes.
-    pub header_bytes: usize,
-    /// Longest wait for requests in flight at shutdown.
-    pub drain: Duration,
-    /// Requests at one time on one HTTP/2 connection.
-    pub streams: u32,
-    /// HTTP/2 flow-control window of one request, in bytes.
-    pub stream_window: u32,
-    /// HTTP/2 flow-control window of one connection, in bytes.
-    pub connection_window: u32,
 }
 
 /// A bound socket and what it takes to serve on it.
@@ -100,9 +64,6 @@ pub struct Listener {
 
 impl Listener {
     /// Binds and loads the certificate; serves nothing yet.
-    ///
-    /// # Errors
-    /// When the address or the certificate cannot be used.
     pub async fn bind(socket: Socket<'_>, bounds: Bounds) -> anyhow::Result<Self> {
         let tls = tls_config(socket)?;
         let [listen, ..] = socket.names;
@@ -112,16 +73,11 @@ impl Listener {
         Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)), bounds })
     }
 
-    /// Where it listens.
-    ///
-    /// # Errors
-    /// When the kernel does not say.
     pub fn local_address(&self) -> io::Result<SocketAddr> {
         self.listener.local_addr()
     }
 
-    /// Serves until `shutdown`, then lets requests in flight end, within the
-    /// drain time.
+    /// Serves until `shutdown`, then lets requests in flight end, within the drain time.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
         let Self { listener, acceptor, bounds } = self;
         let builder = http_builder(&bounds);

@@ -11,34 +11,29 @@ use hyper::client::conn::TrySendError;
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
+use crate::adapters::body::{ReplayBody, ResponseBody};
 use crate::adapters::dial::Dialer;
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
 use crate::domain::refusal::Refusal;
 use crate::domain::route::Route;
 use crate::domain::timing;
 use crate::metrics::Metrics;
-use crate::server::body::{ReplayBody, ResponseBody};
 use crate::server::headers;
 
-/// Sends requests to apps.
 pub struct Sender {
-    /// Opens tunnels.
     pub dialer: Dialer,
-    /// Connections kept.
+    /// Longest wait for the app's response headers.
+    pub response_wait: Duration,
     pub tunnels: Arc<Tunnels>,
-    /// What is counted.
     pub metrics: Arc<Metrics>,
 }
 
 /// A request that may pass.
 pub struct Admitted {
-    /// Label of the endpoint.
     pub label: Uuid,
     /// The route as it was at admission.
     pub route: Arc<Route>,
-    /// Guest port.
     pub port: u16,
-    /// Id of the request.
     pub request_id: String,
     /// How long the token took to check.
     pub token_time: Duration,
@@ -47,8 +42,7 @@ pub struct Admitted {
 }
 
 /// Why a try brought no response.
-enum Failure {
-    /// Give this answer.
+enum AttemptError {
     Final(Refusal),
     /// The connection was dead; here is the request again.
     Resend(Box<Request<Incoming>>),
@@ -62,11 +56,11 @@ struct Opened {
 }
 
 impl Sender {
-    /// Sends the request, a second time on a fresh tunnel when a kept connection
-    /// turned out dead and nothing of the request can have been acted upon.
+    /// Sends the request; when a kept connection turns out to be dead, once more on a fresh tunnel.
     ///
-    /// # Errors
-    /// The answer to give the client instead.
+    /// When a microVM is suspended between two requests, its host cuts the tunnel, and the edge learns of it only by writing
+    /// the next request into it. So a failure on a kept connection says nothing about the app: the request goes again,
+    /// unless the app may have acted on it. A failure on a fresh tunnel is the app's own and is answered 502.
     pub async fn send(
         &self,
         admitted: Admitted,
@@ -80,16 +74,16 @@ impl Sender {
         let opened = self.connection(&admitted, http2, false).await?;
         let again = match self.attempt(opened, parts, body).await {
             Ok(response) => return Ok(finish(response, admitted.permit)),
-            Err(Failure::Final(refusal)) => return Err(refusal),
-            Err(Failure::Resend(request)) => request,
+            Err(AttemptError::Final(refusal)) => return Err(refusal),
+            Err(AttemptError::Resend(request)) => request,
         };
         self.metrics.resent.inc();
         let (parts, body) = again.into_parts();
         let opened = self.connection(&admitted, http2, true).await?;
         match self.attempt(opened, parts, body).await {
             Ok(response) => Ok(finish(response, admitted.permit)),
-            Err(Failure::Final(refusal)) => Err(refusal),
-            Err(Failure::Resend(_)) => Err(Refusal::AppConnectFailed),
+            Err(AttemptError::Final(refusal)) => Err(refusal),
+            Err(AttemptError::Resend(_)) => Err(Refusal::AppConnectFailed),
         }
     }
 
@@ -107,11 +101,11 @@ impl Sender {
         let dialed = self.dialer.dial(admitted.label, admitted.port, &admitted.request_id).await?;
         self.metrics.tunnels_opened.inc();
         let open_time = started.elapsed();
-        let waited = !dialed.steps.is_empty();
+        let waited = !dialed.phases.is_empty();
         if waited {
             self.metrics.waits.observe(open_time.as_secs_f64());
         }
-        let server_timing = waited.then(|| timing::header(admitted.token_time, open_time, &dialed.steps));
+        let server_timing = waited.then(|| timing::header(admitted.token_time, open_time, &dialed.phases));
         let key = key(dialed.generation);
         let connection = self.tunnels.connect(&key, dialed.stream, http2).await;
         let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
@@ -123,13 +117,14 @@ impl Sender {
         opened: Opened,
         parts: Parts,
         body: Incoming,
-    ) -> Result<Response<Incoming>, Failure> {
+    ) -> Result<Response<Incoming>, AttemptError> {
         let Opened { connection, key, reused, server_timing } = opened;
-        // Only a kept connection can be dead without anybody's fault.
+        // Only a kept connection can have died while it was unused: what is needed to send again is kept for it alone. The
+        // body can be had back only until its first frame is asked for.
         let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
         let (body, replay) = ReplayBody::new(body);
         let request = Request::from_parts(parts, body);
-        let limit = self.dialer.limits.response();
+        let limit = self.response_wait;
         let (sent, sender) = match connection {
             Connection::Http1(mut sender) => {
                 (tokio::time::timeout(limit, sender.try_send_request(request)).await, Some(sender))
@@ -150,15 +145,15 @@ impl Sender {
                 return Ok(response);
             }
             Ok(Err(error)) => error,
-            Err(_) => return Err(Failure::Final(Refusal::AppConnectFailed)),
+            Err(_) => return Err(AttemptError::Final(Refusal::AppConnectFailed)),
         };
         tracing::debug!(error = %error.error(), reused, "no response");
         let body = replay.back();
         match (spare, body) {
             (Some((parts, empty)), Some(body)) if may_resend(error, &parts, empty) => {
-                Err(Failure::Resend(Box::new(Request::from_parts(parts, body))))
+                Err(AttemptError::Resend(Box::new(Request::from_parts(parts, body))))
             }
-            _ => Err(Failure::Final(Refusal::AppConnectFailed)),
+            _ => Err(AttemptError::Final(Refusal::AppConnectFailed)),
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use api::errors;
 use api::microvm::v1::GetMicrovmResponse;
-use aws_model::boundary::{Case, cases};
+use aws_cases::{Case, cases};
 use aws_model::{Limits, operations};
 use tonic::Status;
 

@@ -2,25 +2,14 @@
 
 use std::time::{Duration, SystemTime};
 
-use api::access::v1::{AccessKey, StoredAccessKey};
-use prost::Message as _;
 use records::Expect;
 use testkit::until;
 
 use crate::client::Signer;
-use crate::world::{ACCOUNT, KEY, World, write_keys};
+use crate::world::{KEY, World, stored_key};
 
 fn stored(id: &str, secret: &str, expires: Option<SystemTime>) -> Vec<u8> {
-    StoredAccessKey {
-        access_key: Some(AccessKey {
-            access_key_id: id.to_owned(),
-            account_id: ACCOUNT.to_owned(),
-            expire_time: expires.map(api::timestamp),
-            ..AccessKey::default()
-        }),
-        secret_access_key: secret.to_owned(),
-    }
-    .encode_to_vec()
+    stored_key((id, secret), |key| key.expire_time = expires.map(api::timestamp))
 }
 
 /// The class of the answer to a request under a key. Nothing behind the edge
@@ -57,7 +46,7 @@ async fn keys_in_etcd_come_and_go() {
     world.store.delete_if(&key, Expect::Revision(revision), None).await.unwrap();
     becomes(&world, one, "one", UNKNOWN).await;
     assert_eq!(class(&world, two, "two").await, IN);
-    assert_eq!(class(&world, KEY.0, KEY.1).await, IN, "the file's key stays");
+    assert_eq!(class(&world, KEY.0, KEY.1).await, IN, "the others stay");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -73,18 +62,4 @@ async fn keys_expire() {
     assert!(SystemTime::now() >= expires);
     // Who cannot sign is not told that it ever worked.
     assert_eq!(class(&world, id, "guess").await, "InvalidSignatureException");
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_file_is_read_again_when_it_changes() {
-    let world = World::start().await;
-    let (id, path) = ("AKIAFILETWO000000000", world.file("keys.toml"));
-    assert_eq!(class(&world, id, "two").await, UNKNOWN);
-    let more =
-        format!("[[keys]]\naccess_key_id = '{id}'\nsecret_access_key = 'two'\naccount_id = '{ACCOUNT}'\n");
-    write_keys(&path, &more);
-    becomes(&world, id, "two", IN).await;
-    write_keys(&path, "");
-    becomes(&world, id, "two", UNKNOWN).await;
-    assert_eq!(class(&world, KEY.0, KEY.1).await, IN);
 }

@@ -1,5 +1,6 @@
 //! What keys may do, how fast, and whose resources they may name.
 
+use api::access::v1::{Effect, Policy, Statement};
 use api::connector::v1::GetNetworkConnectorResponse;
 use api::errors::{self, reason};
 use api::image::v1::{GetImageResponse, ListImagesResponse};
@@ -9,32 +10,30 @@ use tonic::Code;
 
 use crate::client::{Answer, Signer};
 use crate::samples;
-use crate::world::{ACCOUNT, World, image, unlimited, write_keys};
+use crate::world::{ACCOUNT, World, image, unlimited};
 
 const TEAM: (&str, &str) = ("AKIATEAM000000000000", "team-secret");
-const POLICY: &str = r#"
-[[keys]]
-access_key_id = "AKIATEAM000000000000"
-secret_access_key = "team-secret"
-account_id = "000000000000"
-description = "team"
-[[keys.policy.statements]]
-effect = "allow"
-actions = ["lambda:*Microvm*"]
-resources = ["arn:aws:lambda:*:*:microvm-image:team-*"]
-[[keys.policy.statements]]
-effect = "allow"
-actions = ["iam:PassRole"]
-resources = ["arn:aws:iam::*:role/app"]
-[[keys.policy.statements]]
-effect = "allow"
-actions = ["lambda:PassNetworkConnector"]
-resources = ["*:aws-network-connector:*"]
-[[keys.policy.statements]]
-effect = "deny"
-actions = ["lambda:Delete*"]
-resources = ["*"]
-"#;
+
+/// The team's key: everything about its images but deleting them, with the role and the connectors of its launches.
+async fn add_team_key(world: &World) {
+    let statement = |effect: Effect, action: &str, resource: &str| Statement {
+        effect: effect.into(),
+        actions: vec![action.to_owned()],
+        resources: vec![resource.to_owned()],
+    };
+    let statements = vec![
+        statement(Effect::Allow, "lambda:*Microvm*", "arn:aws:lambda:*:*:microvm-image:team-*"),
+        statement(Effect::Allow, "iam:PassRole", "arn:aws:iam::*:role/app"),
+        statement(Effect::Allow, "lambda:PassNetworkConnector", "*:aws-network-connector:*"),
+        statement(Effect::Deny, "lambda:Delete*", "*"),
+    ];
+    world
+        .add_key(TEAM, |key| {
+            key.description = "team".to_owned();
+            key.policy = Some(Policy { statements });
+        })
+        .await;
+}
 
 async fn ask(world: &World, method: &str, target: &str, body: &str) -> Answer {
     let request = Signer::new(TEAM.0, TEAM.1).request(method, target, body.to_owned());
@@ -43,7 +42,8 @@ async fn ask(world: &World, method: &str, target: &str, body: &str) -> Answer {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn policies_decide_per_action_and_resource() {
-    let world = World::with(|config| write_keys(config.aws.key_file.as_ref().unwrap(), POLICY)).await;
+    let world = World::start().await;
+    add_team_key(&world).await;
     let found = GetImageResponse { image: Some(samples::image()) };
     world.image_builder.answer("GetImage", Ok(found));
     let ran = RunMicrovmResponse { microvm: Some(samples::microvm()) };

@@ -1,14 +1,17 @@
 //! One edge with its API, real etcd, and services that follow a script.
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use api::access::v1::{AccessKey, StoredAccessKey};
 use api::microvm::v1::{WatchMicrovmsRequest, WatchMicrovmsResponse};
 use edge_proxy::app::App;
 use edge_proxy::config::{AwsSettings, Config, Throttles};
 use futures::stream::BoxStream;
+use prost::Message as _;
+use records::Expect;
 use rpc::Role;
 use serde_json::Value;
 use testkit::certificates::{self, identity};
@@ -52,13 +55,13 @@ pub fn unlimited() -> Throttles {
     }
 }
 
-/// The key file of a world; `more` is added to it.
-pub fn write_keys(path: &Path, more: &str) {
-    let (id, secret) = KEY;
-    let text = format!(
-        "[[keys]]\naccess_key_id = '{id}'\nsecret_access_key = '{secret}'\naccount_id = '{ACCOUNT}'\n{more}"
-    );
-    std::fs::write(path, text).unwrap();
+/// A key as it is stored.
+pub fn stored_key((id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) -> Vec<u8> {
+    let mut key =
+        AccessKey { access_key_id: id.to_owned(), account_id: ACCOUNT.to_owned(), ..AccessKey::default() };
+    change(&mut key);
+    let secret_access_key = secret.to_owned();
+    StoredAccessKey { access_key: Some(key), secret_access_key }.encode_to_vec()
 }
 
 impl World {
@@ -74,9 +77,10 @@ impl World {
             directory.path(),
             &[("endpoints", &["*.microvms.test"]), ("api", &["localhost", "127.0.0.1"])],
         );
-        write_keys(&file("keys.toml"), "");
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
+        let key = format!("access-keys/{}", KEY.0);
+        store.put_if(&key, stored_key(KEY, |_| ()), Expect::Absent, None).await.unwrap();
         let scheduler = Script::start(&identity(directory.path(), Role::Scheduler), &[Role::EdgeProxy]).await;
         scheduler.stream("WatchMicrovms", |_: WatchMicrovmsRequest| {
             Err::<BoxStream<'static, Result<WatchMicrovmsResponse, Status>>, _>(Status::unavailable(
@@ -98,7 +102,6 @@ impl World {
                 listen: "127.0.0.1:0".parse().unwrap(),
                 cert: file("api.pem"),
                 key: file("api.key"),
-                key_file: Some(file("keys.toml")),
                 audit_file: Some(file("audit.jsonl")),
                 throttles: unlimited(),
                 ..AwsSettings::default()
@@ -115,26 +118,10 @@ impl World {
         Self { api, scheduler, image_builder, store, directory, shutdown, serving, _etcd: etcd }
     }
 
-    pub fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    pub fn connection(&self) -> Connection {
-        Connection::new(self.api, self.directory.path(), false)
-    }
-
-    pub fn http2(&self) -> Connection {
-        Connection::new(self.api, self.directory.path(), true)
-    }
-
-    /// Asks with the key that may do everything.
-    pub async fn ask(&self, method: &str, target: &str, body: &str) -> Answer {
-        let request = signer().request(method, target, body.to_owned());
-        self.connection().send(request).await
-    }
-
-    /// The audit records so far, once there are `count`.
-    pub async fn audited(&self, count: usize) -> Vec<Value> {
+    /// Writes another key, and waits until the edge knows it: a request that it signs is then refused for what it asks for.
+    pub async fn add_key(&self, (id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) {
+        let value = stored_key((id, secret), change);
+        self.store.put_if(&format!("access-keys/{id}"), value, Expect::Absent, None).await.unwrap();
         eventually("the audit records are there", || async {
             let text = std::fs::read_to_string(self.file("audit.jsonl")).unwrap();
             let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));

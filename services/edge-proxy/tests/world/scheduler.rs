@@ -17,6 +17,7 @@ struct Inner {
     known: Mutex<Vec<WatchMicrovmsResponse>>,
     changes: broadcast::Sender<WatchMicrovmsResponse>,
     resumes: AtomicUsize,
+    look_ups: AtomicUsize,
     /// What becomes known when a microVM is resumed.
     on_resume: Mutex<Option<WatchMicrovmsResponse>>,
 }
@@ -32,6 +33,7 @@ impl Scheduler {
             known: Mutex::default(),
             changes: broadcast::channel(64).0,
             resumes: AtomicUsize::new(0),
+            look_ups: AtomicUsize::new(0),
             on_resume: Mutex::default(),
         });
         let script = Script::start(identity, &[Role::EdgeProxy]).await;
@@ -58,6 +60,11 @@ impl Scheduler {
 
     pub fn resumes(&self) -> usize {
         self.inner.resumes.load(Ordering::SeqCst)
+    }
+
+    /// How often one microVM was asked for.
+    pub fn look_ups(&self) -> usize {
+        self.inner.look_ups.load(Ordering::SeqCst)
     }
 
     /// Number of followers.
@@ -89,6 +96,7 @@ impl Inner {
     ) -> BoxStream<'static, Result<WatchMicrovmsResponse, Status>> {
         let changes = self.changes.subscribe();
         let wanted = request.microvm_id;
+        self.look_ups.fetch_add(usize::from(!wanted.is_empty()), Ordering::SeqCst);
         let mut known = self.known.lock().unwrap().clone();
         known.retain(|message| wanted.is_empty() || id(message) == wanted);
         known.push(WatchMicrovmsResponse { synced: true, ..Default::default() });

@@ -13,6 +13,7 @@ use snapshot::FileKind;
 
 use super::files::{self, DataDirectory};
 use crate::domain::Failure;
+use crate::domain::spec::ImageSnapshot;
 use crate::failpoint;
 
 /// Label of an image's manifest: the guest's next log line when it was taken.
@@ -105,9 +106,8 @@ impl Bases {
     /// [`Failure::Corrupt`] naming the object when a digest does not match, and
     /// then nothing of it is kept; [`Failure::StoreUnavailable`],
     /// [`Failure::Missing`], [`Failure::DiskFull`].
-    pub async fn ensure(&self, snapshot: &api::image::v1::SnapshotRef) -> Result<BaseLease, Failure> {
+    pub async fn ensure(&self, snapshot: &ImageSnapshot) -> Result<BaseLease, Failure> {
         let digest = &snapshot.manifest_digest;
-        check_digest(digest)?;
         if let Some(lease) = self.lease(digest) {
             return Ok(lease);
         }
@@ -184,7 +184,6 @@ impl Bases {
     /// # Errors
     /// When it cannot be synced or renamed.
     pub async fn adopt(&self, directory: &Path, digest: &str, origin: Origin) -> Result<BaseLease, Failure> {
-        check_digest(digest)?;
         let text =
             serde_json::to_vec(&origin).map_err(|error| Failure::Internal(format!("origin: {error}")))?;
         let (from, to) = (directory.to_owned(), self.inner.data.base(digest));
@@ -217,6 +216,12 @@ impl Bases {
         entry.leases += 1;
         entry.used = std::time::Instant::now();
         Some(BaseLease { bases: self.clone(), digest: digest.to_owned(), origin: entry.origin.clone() })
+    }
+
+    /// True when the snapshot is in the cache.
+    #[must_use]
+    pub fn holds(&self, digest: &str) -> bool {
+        self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
     }
 
     /// Removes unused snapshots, oldest use first, until the cache fits.
@@ -318,15 +323,6 @@ pub fn file_name(kind: FileKind) -> &'static str {
         FileKind::MemoryDifference => "memory.diff",
         FileKind::DiskDifference => "disk.diff",
     }
-}
-
-/// The digest becomes a directory's name.
-fn check_digest(digest: &str) -> Result<(), Failure> {
-    if digest.len() == 64 && digest.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f')) {
-        return Ok(());
-    }
-    let problem = "must be 64 lower-case hex digits".to_owned();
-    Err(Failure::Invalid(vec![("spec.snapshot.manifest_digest".to_owned(), problem)]))
 }
 
 /// What a failed fetch means to the caller.

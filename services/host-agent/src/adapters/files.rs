@@ -5,6 +5,7 @@
 //! <data>/bases/<manifest digest>/   image snapshots: memory, disk, device.state, manifest.json
 //! <data>/microvms/<id>/             journal.json, disk.live, snap-<sequence>/, logs/, run/
 //! <data>/ended/<id>/                tombstone.json, logs/
+//! <data>/ahead/<slot>/              an engine that waits for its microVM: disk, run/; emptied at start
 //! <data>/bakes/<build id>/          a bake under way; never survives a restart
 //! <data>/tmp/                       downloads under way; emptied at start
 //! ```
@@ -35,12 +36,19 @@ impl DataDirectory {
     /// files (reflink), without which every launch would copy a whole disk.
     pub fn open(root: &Path) -> Result<Self, Failure> {
         let this = Self { root: root.to_owned() };
-        for directory in
-            [root.to_owned(), this.bases(), this.microvms(), this.ended(), this.bakes(), this.tmp()]
-        {
+        for directory in [
+            root.to_owned(),
+            this.bases(),
+            this.microvms(),
+            this.ended(),
+            this.ahead(),
+            this.bakes(),
+            this.tmp(),
+        ] {
             make_directory(&directory)?;
         }
         empty(&this.tmp())?;
+        empty(&this.ahead())?;
         this.check_reflink()?;
         Ok(this)
     }
@@ -92,6 +100,12 @@ impl DataDirectory {
     #[must_use]
     pub fn ended(&self) -> PathBuf {
         self.root.join("ended")
+    }
+
+    /// Engines that wait for a microVM.
+    #[must_use]
+    pub fn ahead(&self) -> PathBuf {
+        self.root.join("ahead")
     }
 
     /// Bakes under way.

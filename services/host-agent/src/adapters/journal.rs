@@ -10,16 +10,15 @@
 use std::path::Path;
 
 use base64::Engine as _;
-use prost::Message as _;
 use serde::{Deserialize, Serialize};
 
 use super::files;
 use crate::domain::metering::Meter;
 use crate::domain::transition::Transition;
-use crate::domain::{Failure, Phase};
+use crate::domain::{Failure, Phase, Spec};
 
 /// Version of the layout below.
-const FORMAT: u32 = 2;
+const FORMAT: u32 = 3;
 
 /// One microVM's record.
 #[derive(Clone, Serialize, Deserialize)]
@@ -89,7 +88,7 @@ pub struct RemoteCopy {
 impl Journal {
     /// The first record of a microVM.
     #[must_use]
-    pub fn new(spec: &api::hostagent::v1::MicrovmSpec, generation: u64, phase: Phase, now_ms: u64) -> Self {
+    pub fn new(spec: &Spec, generation: u64, phase: Phase, now_ms: u64) -> Self {
         Self {
             format: FORMAT,
             revision: 0,
@@ -115,17 +114,16 @@ impl Journal {
     /// The spec.
     ///
     /// # Errors
-    /// When the file was damaged.
-    pub fn spec(&self) -> Result<api::hostagent::v1::MicrovmSpec, Failure> {
+    /// When the file was damaged, or an agent wrote it whose specs said less.
+    pub fn spec(&self) -> Result<Spec, Failure> {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&self.spec)
-            .map_err(|error| Failure::Internal(format!("journal: spec: {error}")))?;
-        api::hostagent::v1::MicrovmSpec::decode(bytes.as_slice())
-            .map_err(|error| Failure::Internal(format!("journal: spec: {error}")))
+            .map_err(|error| Failure::Internal(format!("the spec in the journal is damaged: {error}")))?;
+        Spec::decode(&bytes)
     }
 
     /// Replaces the spec.
-    pub fn set_spec(&mut self, spec: &api::hostagent::v1::MicrovmSpec) {
+    pub fn set_spec(&mut self, spec: &Spec) {
         self.spec = encode_spec(spec);
     }
 
@@ -170,8 +168,8 @@ impl Journal {
     }
 }
 
-fn encode_spec(spec: &api::hostagent::v1::MicrovmSpec) -> String {
-    base64::engine::general_purpose::STANDARD.encode(spec.encode_to_vec())
+fn encode_spec(spec: &Spec) -> String {
+    base64::engine::general_purpose::STANDARD.encode(spec.encoded())
 }
 
 /// What is left of a microVM that has ended: its last report, until nobody
@@ -221,10 +219,10 @@ mod tests {
         let path = directory.path().join("journal.json");
         assert!(Journal::read(&path).unwrap().is_none());
         let spec = api::hostagent::v1::MicrovmSpec {
-            microvm_id: "microvm-x".to_owned(),
             run_hook_payload: "hunter2".to_owned(),
-            ..Default::default()
+            ..crate::domain::spec::tests::wire_spec()
         };
+        let spec = Spec::from_wire(Some(spec)).ok().unwrap();
         let mut journal = Journal::new(&spec, 7, Phase::Launching, 1);
         journal.process = Some(Process { pid: 12, start_time: 99 });
         journal.meter.cpu_before_seconds = 0.1;

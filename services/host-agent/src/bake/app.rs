@@ -10,8 +10,9 @@ use tokio::sync::watch;
 
 use super::Progress;
 use crate::domain::Failure;
-use crate::domain::hooks::{self, HookName};
-use crate::microvm::{app_exit_sentence, link_failure};
+use crate::domain::app_end::AppEnd;
+use crate::domain::hooks::{HookName, Hooks};
+use crate::microvm::link_failure;
 
 /// Longest wait for a port to listen when the request names none.
 const SETTLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -19,9 +20,6 @@ const SETTLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
 const PORT_DEFAULT: u32 = 8080;
 /// How long the app's exit status may take after the news that it has ended.
 const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// How the app ended: exit code and signal.
-pub type AppEnd = Option<(i32, i32)>;
 
 /// Starts the app.
 ///
@@ -84,9 +82,9 @@ pub async fn await_ready(
     link: &Link,
     request: &BakeRequest,
     progress: &Progress,
-    ended: &mut watch::Receiver<AppEnd>,
+    ended: &mut watch::Receiver<Option<AppEnd>>,
 ) -> Result<(), Failure> {
-    let hook = hooks::enabled(request.hooks.as_ref(), HookName::Ready);
+    let hook = Hooks::from_wire(request.hooks.as_ref()).enabled(HookName::Ready);
     let settle = request.settle_timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
     let timeout = hook.map_or(settle.unwrap_or(SETTLE_TIMEOUT_DEFAULT), |hook| hook.timeout);
     let exposed = request.app.as_ref().map(|app| app.exposed_ports.clone()).unwrap_or_default();
@@ -111,7 +109,7 @@ pub async fn await_ready(
             progress.say(text).await;
             Ok(())
         }
-        (ReadyOutcome::AppExited, _) => Err(exited(ended).await),
+        (ReadyOutcome::AppExited, _) => Err(exited(ended, request.memory_mib).await),
         (ReadyOutcome::TimedOut, Some(_)) => Err(Failure::Hook {
             hook: "ready",
             message: format!("Ready lifecycle hook did not answer 200 within {seconds} seconds."),
@@ -128,17 +126,17 @@ pub async fn await_ready(
 }
 
 /// The app ended before it was ready.
-pub async fn exited(ended: &mut watch::Receiver<AppEnd>) -> Failure {
+pub async fn exited(ended: &mut watch::Receiver<Option<AppEnd>>, memory_mib: u32) -> Failure {
     let known = tokio::time::timeout(EXIT_STATUS_TIMEOUT, ended.wait_for(Option::is_some)).await;
     let end = match known {
         Ok(Ok(end)) => *end,
         _ => None,
     };
     let message = match end {
-        Some((exit_code, signal)) => app_exit_sentence(exit_code, signal),
+        Some(end) => end.sentence(memory_mib),
         None => "The application exited.".to_owned(),
     };
-    Failure::Guest { message, outcome: "app_exited", exit_code: end.map(|(exit_code, _)| exit_code) }
+    Failure::Guest { message, outcome: "app_exited", exit_code: end.map(|end| end.exit_code) }
 }
 
 #[cfg(test)]

@@ -13,16 +13,17 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 use tokio_util::sync::CancellationToken;
 
-use super::app::{self, AppEnd};
+use super::app;
 use super::{MARKER, Progress, memory, validate};
 use crate::adapters::bases::{LOG_LABEL, Origin, fetch_failure, file_name};
 use crate::adapters::files;
 use crate::domain::Failure;
-use crate::domain::capacity::Reservation;
+use crate::domain::app_end::AppEnd;
 use crate::domain::transition::Stopwatch;
 use crate::failpoint;
 use crate::host::{Host, now_ms};
 use crate::microvm::{self, GuestConnection, connect_guest, engine_failure, exit_sentence, link_failure};
+use crate::resources::{EngineHeld, Resources, SlotHeld};
 
 /// What a bake holds while it runs.
 pub struct Workshop {
@@ -34,12 +35,9 @@ pub struct Workshop {
     pub progress: Progress,
     /// Its directory.
     pub directory: PathBuf,
-    /// Its engine, while there is one.
-    pub machine: Option<Arc<dyn vmm::Machine>>,
-    /// Its slot, while it has one.
-    pub slot: Option<slot::Slot>,
+    /// Its directory and its memory from beginning to end, an engine and a slot while it boots or validates.
+    pub resources: Resources,
     pump: Option<AbortHandle>,
-    _memory: Reservation,
     published: Option<String>,
     watch: Stopwatch,
 }
@@ -55,23 +53,19 @@ pub async fn bake(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), Failure> {
-    let baseline = u64::from(host.baseline_mib(request.memory_mib));
-    let memory = host
-        .capacity
-        .reserve(baseline)
-        .map_err(|free| Failure::Capacity(format!("the host has {free} MiB of guest memory left")))?;
+    let mut resources = Resources::new(&host.pool);
+    resources.memory = Some(host.reserve_memory(request.memory_mib).await?);
     let directory = host.data.bakes().join(format!("{}-{}", request.build_id, request.generation));
     files::remove(&directory)?;
+    resources.paths.push(directory.clone());
     files::make_directory(&directory)?;
     let mut workshop = Workshop {
         host: Arc::clone(host),
         request,
         progress: progress.clone(),
         directory,
-        machine: None,
-        slot: None,
+        resources,
         pump: None,
-        _memory: memory,
         published: None,
         watch: Stopwatch::start("bake"),
     };
@@ -164,20 +158,18 @@ impl Workshop {
     /// log line.
     async fn boot_and_snapshot(&mut self) -> Result<u64, Failure> {
         self.progress.step("boot").await;
-        let pool = self.host.pool.clone();
-        let slot = self.watch.step("slot", pool.take(slot::Egress::Internet)).await;
-        let slot = slot.map_err(|error| Failure::Capacity(Failure::chain(&error).0))?;
-        let connector = slot.connector();
+        let slot = self.watch.step("slot", self.host.take_slot(slot::Egress::Internet)).await?;
+        let dialer = slot.dialer();
         let spec = self.machine_spec(slot.name(), self.file(FileKind::Disk), "run");
-        self.slot = Some(slot);
+        self.resources.slot = SlotHeld::Taken(slot);
         let memory_file = self.file(FileKind::Memory);
         let boot = self.host.engine.boot(&spec, &memory_file);
         let machine = self.watch.step("engine", boot).await.map_err(|error| engine_failure(&error))?;
-        self.machine = Some(Arc::clone(&machine));
+        self.resources.engine = EngineHeld::Machine(Arc::clone(&machine));
         failpoint::hit("bake-booted");
         let timeout = Duration::from_millis(self.host.config.timeouts.guest_boot_ms);
         let mut connection = None;
-        let boot = alive(&machine, self.watch.step("boot", connect_guest(&connector, timeout))).await?;
+        let boot = alive(&machine, self.watch.step("boot", connect_guest(&dialer, timeout))).await?;
         let (ended_out, mut ended) = watch::channel(None);
         let (next_out, next) = watch::channel(0);
         let GuestConnection { link, events } = boot;
@@ -197,7 +189,7 @@ impl Workshop {
         alive(&machine, async { link.prepare_snapshot(true).await.map_err(|error| link_failure(&error)) })
             .await?;
         if ended.borrow().is_some() {
-            return Err(app::exited(&mut ended).await);
+            return Err(app::exited(&mut ended, self.request.memory_mib).await);
         }
         let device_state = self.file(FileKind::Device);
         let freeze = async {
@@ -223,12 +215,7 @@ impl Workshop {
         if let Some(pump) = self.pump.take() {
             pump.abort();
         }
-        if let Some(machine) = self.machine.take() {
-            microvm::stop(machine.as_ref()).await;
-        }
-        if let Some(slot) = self.slot.take() {
-            microvm::recycle(&self.host, slot);
-        }
+        self.resources.stop_engine().await;
     }
 
     /// Sizes for the report; also makes the files sparse and durable.
@@ -309,7 +296,7 @@ impl Workshop {
                 tracing::warn!(key, %error, "chunks of a failed bake stay in S3 for now");
             }
         }
-        files::discard(&self.directory);
+        self.resources.release().await;
     }
 }
 
@@ -336,7 +323,7 @@ pub async fn alive<T>(
 async fn pump(
     mut events: mpsc::Receiver<Event>,
     progress: Progress,
-    ended: watch::Sender<AppEnd>,
+    ended: watch::Sender<Option<AppEnd>>,
     next: watch::Sender<u64>,
 ) {
     while let Some(event) = events.recv().await {
@@ -351,7 +338,7 @@ async fn pump(
                 progress.lines(lines).await;
             }
             Event::AppExited(exit) => {
-                ended.send_replace(Some((exit.exit_code, exit.signal)));
+                ended.send_replace(Some(exit.into()));
             }
             Event::Closed { .. } => return,
         }

@@ -8,8 +8,9 @@ use snapshot::FileKind;
 
 use super::run::{Workshop, alive};
 use crate::domain::Failure;
-use crate::domain::hooks::{self, Hook, HookName};
+use crate::domain::hooks::{Hook, HookName, Hooks};
 use crate::microvm::{call_hook, connect_guest, engine_failure, link_failure, repair_request};
+use crate::resources::{EngineHeld, SlotHeld};
 
 /// Pause before a hook that answered 503 is called again.
 const AGAIN_PAUSE: Duration = Duration::from_millis(250);
@@ -22,7 +23,7 @@ const NOT_YET: u32 = 503;
 /// [`Failure::Hook`] when it did not answer 200 in its window; the clone is gone
 /// either way.
 pub async fn validate(workshop: &mut Workshop) -> Result<(), Failure> {
-    let Some(hook) = hooks::enabled(workshop.request.hooks.as_ref(), HookName::Validate) else {
+    let Some(hook) = Hooks::from_wire(workshop.request.hooks.as_ref()).enabled(HookName::Validate) else {
         return Ok(());
     };
     workshop.progress.step("validate").await;
@@ -40,15 +41,10 @@ async fn on_clone(workshop: &mut Workshop, hook: Hook) -> Result<(), Failure> {
             .map_err(|error| crate::adapters::bases::fetch_failure(&error, &to))
     })
     .await?;
-    let slot = workshop
-        .host
-        .pool
-        .take(slot::Egress::Internet)
-        .await
-        .map_err(|error| Failure::Capacity(Failure::chain(&error).0))?;
-    let connector = slot.connector();
+    let slot = workshop.host.take_slot(slot::Egress::Internet).await?;
+    let dialer = slot.dialer();
     let spec = workshop.machine_spec(slot.name(), disk, "run-clone");
-    workshop.slot = Some(slot);
+    workshop.resources.slot = SlotHeld::Taken(slot);
     let from = vmm::RestoreSpec {
         base_memory: workshop.file(FileKind::Memory),
         device_state: workshop.file(FileKind::Device),
@@ -57,10 +53,10 @@ async fn on_clone(workshop: &mut Workshop, hook: Hook) -> Result<(), Failure> {
     let restored =
         workshop.host.engine.restore(&spec, &from).await.map_err(|error| engine_failure(&error))?;
     let machine = restored.machine;
-    workshop.machine = Some(std::sync::Arc::clone(&machine));
+    workshop.resources.engine = EngineHeld::Machine(std::sync::Arc::clone(&machine));
     machine.resume().await.map_err(|error| engine_failure(&error))?;
     let timeout = Duration::from_millis(workshop.host.config.timeouts.guest_connect_ms);
-    let mut connection = alive(&machine, connect_guest(&connector, timeout)).await?;
+    let mut connection = alive(&machine, connect_guest(&dialer, timeout)).await?;
     let id = MicrovmId::from_uuid(uuid::Uuid::new_v4());
     let repair = repair_request(&id, 1, true)?;
     let link = connection.link.clone();

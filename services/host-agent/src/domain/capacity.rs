@@ -13,6 +13,8 @@ pub struct Capacity {
 struct Inner {
     total_mib: u64,
     used_mib: u64,
+    /// Held by what can be given back at once: engines that wait for a microVM.
+    idle_mib: u64,
 }
 
 /// Memory handed out; given back when dropped.
@@ -20,13 +22,14 @@ struct Inner {
 pub struct Reservation {
     capacity: Capacity,
     mib: u64,
+    idle: bool,
 }
 
 impl Capacity {
     /// A budget of `total_mib` MiB of baseline memory.
     #[must_use]
     pub fn new(total_mib: u64) -> Self {
-        Self { inner: Arc::new(Mutex::new(Inner { total_mib, used_mib: 0 })) }
+        Self { inner: Arc::new(Mutex::new(Inner { total_mib, used_mib: 0, idle_mib: 0 })) }
     }
 
     /// Hands out `mib`, or says how much is free.
@@ -34,13 +37,25 @@ impl Capacity {
     /// # Errors
     /// The free MiB, when that is less.
     pub fn reserve(&self, mib: u64) -> Result<Reservation, u64> {
+        self.reserve_as(mib, false)
+    }
+
+    /// Hands out `mib` that the holder gives back when a microVM needs them, so that they do not count as used.
+    ///
+    /// # Errors
+    /// The free MiB, when that is less.
+    pub fn reserve_idle(&self, mib: u64) -> Result<Reservation, u64> {
+        self.reserve_as(mib, true)
+    }
+
+    fn reserve_as(&self, mib: u64, idle: bool) -> Result<Reservation, u64> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let free = inner.total_mib.saturating_sub(inner.used_mib);
+        let free = inner.total_mib.saturating_sub(inner.used_mib + inner.idle_mib);
         if mib > free {
             return Err(free);
         }
-        inner.used_mib += mib;
-        Ok(Reservation { capacity: self.clone(), mib })
+        *inner.account(idle) += mib;
+        Ok(Reservation { capacity: self.clone(), mib, idle })
     }
 
     /// Hands out `mib` even beyond the budget, for microVMs that already run
@@ -48,10 +63,10 @@ impl Capacity {
     #[must_use]
     pub fn reserve_adopted(&self, mib: u64) -> Reservation {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib += mib;
-        Reservation { capacity: self.clone(), mib }
+        Reservation { capacity: self.clone(), mib, idle: false }
     }
 
-    /// MiB handed out.
+    /// MiB handed out, without the idle ones.
     #[must_use]
     pub fn used_mib(&self) -> u64 {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib
@@ -61,8 +76,14 @@ impl Capacity {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut inner = self.capacity.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        inner.used_mib =
-            inner.used_mib.checked_sub(self.mib).expect("a reservation is given back once, by its own drop");
+        let account = inner.account(self.idle);
+        *account = account.checked_sub(self.mib).expect("a reservation is given back once, by its own drop");
+    }
+}
+
+impl Inner {
+    fn account(&mut self, idle: bool) -> &mut u64 {
+        if idle { &mut self.idle_mib } else { &mut self.used_mib }
     }
 }
 
@@ -80,5 +101,11 @@ mod tests {
         assert_eq!(capacity.reserve(1).unwrap_err(), 0);
         drop((first, adopted));
         assert_eq!(capacity.used_mib(), 0);
+
+        let idle = capacity.reserve_idle(900).unwrap();
+        assert_eq!(capacity.used_mib(), 0);
+        assert_eq!(capacity.reserve(200).unwrap_err(), 100);
+        drop(idle);
+        capacity.reserve(1000).unwrap();
     }
 }

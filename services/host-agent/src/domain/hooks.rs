@@ -66,28 +66,35 @@ pub struct Hook {
     pub timeout: Duration,
 }
 
-/// The hook `name` of `hooks`, when it is enabled.
-#[must_use]
-pub fn enabled(hooks: Option<&common::Hooks>, name: HookName) -> Option<Hook> {
-    let hooks = hooks?;
-    let hook = match name {
-        HookName::Ready => &hooks.ready,
-        HookName::Validate => &hooks.validate,
-        HookName::Run => &hooks.run,
-        HookName::Resume => &hooks.resume,
-        HookName::Suspend => &hooks.suspend,
-        HookName::Terminate => &hooks.terminate,
+/// The hooks of an image that are enabled.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Hooks(Vec<Hook>);
+
+impl Hooks {
+    #[must_use]
+    pub fn from_wire(hooks: Option<&common::Hooks>) -> Self {
+        let Some(hooks) = hooks else { return Self::default() };
+        let all = [
+            (HookName::Ready, &hooks.ready, BUILD_HOOK_TIMEOUT_DEFAULT),
+            (HookName::Validate, &hooks.validate, BUILD_HOOK_TIMEOUT_DEFAULT),
+            (HookName::Run, &hooks.run, RUNTIME_HOOK_TIMEOUT_DEFAULT),
+            (HookName::Resume, &hooks.resume, RUNTIME_HOOK_TIMEOUT_DEFAULT),
+            (HookName::Suspend, &hooks.suspend, RUNTIME_HOOK_TIMEOUT_DEFAULT),
+            (HookName::Terminate, &hooks.terminate, RUNTIME_HOOK_TIMEOUT_DEFAULT),
+        ];
+        let enabled = all.into_iter().filter_map(|(name, hook, default)| {
+            let hook = hook.as_ref().filter(|hook| hook.mode() == common::HookMode::Enabled)?;
+            let timeout = hook.timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
+            Some(Hook { name, port: hooks.port, timeout: timeout.unwrap_or(default) })
+        });
+        Self(enabled.collect())
     }
-    .as_ref()?;
-    if hook.mode() != common::HookMode::Enabled {
-        return None;
+
+    /// The hook `name`, when it is enabled.
+    #[must_use]
+    pub fn enabled(&self, name: HookName) -> Option<Hook> {
+        self.0.iter().find(|hook| hook.name == name).copied()
     }
-    let default = match name {
-        HookName::Ready | HookName::Validate => BUILD_HOOK_TIMEOUT_DEFAULT,
-        _ => RUNTIME_HOOK_TIMEOUT_DEFAULT,
-    };
-    let timeout = hook.timeout.as_ref().and_then(|timeout| api::duration(timeout).ok()).unwrap_or(default);
-    Some(Hook { name, port: hooks.port, timeout })
 }
 
 /// Body of the run hook. The payload is a string inside the JSON, whatever it
@@ -158,12 +165,21 @@ mod tests {
 
     #[test]
     fn only_enabled_hooks_are_called() {
-        assert_eq!(enabled(None, HookName::Run), None);
-        assert_eq!(enabled(Some(&hooks(common::HookMode::Disabled, None)), HookName::Run), None);
-        assert_eq!(enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Resume), None);
-        let hook = enabled(Some(&hooks(common::HookMode::Enabled, None)), HookName::Run).unwrap();
+        assert_eq!(Hooks::default().enabled(HookName::Run), None);
+        assert_eq!(
+            Hooks::from_wire(Some(&hooks(common::HookMode::Disabled, None))).enabled(HookName::Run),
+            None
+        );
+        assert_eq!(
+            Hooks::from_wire(Some(&hooks(common::HookMode::Enabled, None))).enabled(HookName::Resume),
+            None
+        );
+        let hook =
+            Hooks::from_wire(Some(&hooks(common::HookMode::Enabled, None))).enabled(HookName::Run).unwrap();
         assert_eq!((hook.port, hook.timeout), (9000, Duration::from_secs(1)));
-        let hook = enabled(Some(&hooks(common::HookMode::Enabled, Some(20))), HookName::Run).unwrap();
+        let hook = Hooks::from_wire(Some(&hooks(common::HookMode::Enabled, Some(20))))
+            .enabled(HookName::Run)
+            .unwrap();
         assert_eq!(hook.timeout, Duration::from_secs(20));
     }
 

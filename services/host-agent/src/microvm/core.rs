@@ -6,7 +6,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use api::host::v1::ObservedMicrovm;
-use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::{LastTransition, MicrovmState, SnapshotCopies};
 use guest_link::{Event as GuestEvent, Link};
 use model::ids::MicrovmId;
@@ -16,22 +15,19 @@ use tokio::task::AbortHandle;
 use super::gate::{Activity, Gate};
 use super::guest::connect_guest;
 use super::{GuestConnection, View};
-use crate::adapters::bases::BaseLease;
-use crate::adapters::files::{self, MicrovmFiles};
+use crate::adapters::files::MicrovmFiles;
 use crate::adapters::journal::{Journal, RemoteCopy};
 use crate::adapters::logs::Log;
-use crate::domain::capacity::Reservation;
+use crate::domain::app_end::AppEnd;
 use crate::domain::metering::Sample;
 use crate::domain::phase::{Event, next};
 use crate::domain::transition::Transition;
-use crate::domain::{Failure, Phase};
+use crate::domain::{Failure, Phase, Spec};
 use crate::host::{Host, now_ms, timestamp};
+use crate::resources::Resources;
 
 /// Pause before a broken link is made again.
 const RELINK_PAUSE: Duration = Duration::from_millis(100);
-
-/// How long work waits that nobody waits for and that would slow down the answer to whoever does.
-pub const BACKGROUND_DELAY: Duration = Duration::from_millis(50);
 
 /// A microVM's state, owned by its driver.
 pub struct Core {
@@ -40,7 +36,7 @@ pub struct Core {
     /// Id.
     pub id: MicrovmId,
     /// What to run.
-    pub spec: MicrovmSpec,
+    pub spec: Spec,
     /// Paths.
     pub files: MicrovmFiles,
     /// What is durable.
@@ -70,24 +66,21 @@ pub enum Notice {
         /// Size of its memory and disk difference in bytes.
         difference_bytes: u64,
     },
-    /// The app has ended; the sentence says how.
-    AppExited(String),
+    AppExited(AppEnd),
 }
 
 /// A running engine and what belongs to it.
 pub struct Live {
     /// The engine process.
     pub machine: Arc<dyn vmm::Machine>,
-    /// Its network.
-    pub slot: slot::Slot,
+    /// The same engine with all that belongs to it, to be given back in the end.
+    pub resources: Resources,
+    /// Opens sockets in its slot.
+    pub dialer: slot::Dialer,
     /// Link to the guest-agent; replaced when it breaks.
     pub link: Arc<Mutex<Option<Link>>>,
     /// The way in for tunnels.
     pub gate: Arc<Gate>,
-    /// Memory accounted for.
-    pub memory: Reservation,
-    /// Keeps the image snapshot in the cache.
-    pub base: BaseLease,
     /// When use was sampled last.
     pub sampled: Instant,
     /// Reads the link's events.
@@ -181,7 +174,7 @@ impl Core {
         let sample =
             Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes, interval };
         self.journal.meter.endpoint_bytes = self.activity.bytes();
-        self.journal.meter.sample(sample, self.host.baseline_mib(memory_mib(&self.spec)));
+        self.journal.meter.sample(sample, self.host.baseline_mib(self.spec.snapshot.memory_mib));
         // Not an observation of its own: the next report carries it.
         let metering = self.observed().metering;
         self.view.send_if_modified(|view| {
@@ -191,30 +184,17 @@ impl Core {
     }
 
     /// Ends the engine of `live`, waits until it is reaped, and gives
-    /// everything back. The slot goes last: a process that still held its tap
-    /// would keep it alive.
+    /// everything back.
     pub async fn release(&mut self, live: Live) {
         live.gate.close();
         live.pump.abort();
         if let Ok(link) = live.link() {
             link.close();
         }
-        // Names go while the process that holds the files does.
-        let (disk, run) = (self.files.live_disk(), self.files.run());
-        let remove = files::blocking(move || {
-            files::discard(&disk);
-            files::discard(&run);
-            Ok(())
-        });
-        let (removed, ()) = tokio::join!(remove, stop(live.machine.as_ref()));
-        if let Err(error) = removed {
-            tracing::error!(microvm = %self.id, %error, "files are left over");
-        }
+        live.resources.release().await;
         self.journal.meter.close_engine();
         self.journal.process = None;
         self.journal.slot = None;
-        recycle(&self.host, live.slot);
-        drop((live.memory, live.base));
     }
 
     /// Reads the link's events until the engine's run ends, and makes a new
@@ -222,7 +202,7 @@ impl Core {
     pub fn pump(
         &self,
         mut connection: Option<GuestConnection>,
-        connector: slot::Connector,
+        dialer: slot::Dialer,
     ) -> (Arc<Mutex<Option<Link>>>, AbortHandle) {
         let shared = Arc::new(Mutex::new(connection.as_ref().map(|connection| connection.link.clone())));
         let link = Arc::clone(&shared);
@@ -234,7 +214,7 @@ impl Core {
             loop {
                 let mut current = match connection.take() {
                     Some(connection) => connection,
-                    None => match connect_guest(&connector, timeout).await {
+                    None => match connect_guest(&dialer, timeout).await {
                         Ok(connection) => connection,
                         Err(_) => continue,
                     },
@@ -255,31 +235,11 @@ async fn read_events(events: &mut mpsc::Receiver<GuestEvent>, log: &Log, notices
         match event {
             GuestEvent::Logs { lines, dropped } => log.append_guest(&lines, dropped),
             GuestEvent::AppExited(exit) => {
-                let sentence = app_exit_sentence(exit.exit_code, exit.signal);
-                let _ = notices.send(Notice::AppExited(sentence)).await;
+                let _ = notices.send(Notice::AppExited(exit.into())).await;
             }
             GuestEvent::Closed { .. } => return,
         }
     }
-}
-
-/// How an app ended, as a sentence. The app is the first process of a process
-/// namespace: no signal from inside can kill it, but the kernel turns its
-/// `reboot(2)` into SIGINT for power-off and SIGHUP for restart.
-#[must_use]
-pub fn app_exit_sentence(exit_code: i32, signal: i32) -> String {
-    match signal {
-        0 => format!("The application exited with status {exit_code}."),
-        libc::SIGINT => "The guest powered off.".to_owned(),
-        libc::SIGHUP => "The guest restarted itself, which ends a microVM.".to_owned(),
-        _ => format!("The application was killed by signal {signal}."),
-    }
-}
-
-/// Guest memory of a spec in MiB.
-#[must_use]
-pub fn memory_mib(spec: &MicrovmSpec) -> u32 {
-    spec.snapshot.as_ref().map_or(0, |snapshot| snapshot.memory_mib)
 }
 
 /// Ends an engine process; a failure to do so is a bug worth shouting about.
@@ -287,19 +247,6 @@ pub async fn stop(machine: &dyn vmm::Machine) {
     if let Err(error) = machine.stop().await {
         tracing::error!(%error, "an engine process could not be ended");
     }
-}
-
-/// Gives a slot back off the caller's path; its engine has been reaped. There are
-/// others ready, so that it can wait until whoever asked has been answered.
-pub fn recycle(host: &Arc<Host>, slot: slot::Slot) {
-    let host = Arc::clone(host);
-    tokio::spawn(async move {
-        tokio::time::sleep(BACKGROUND_DELAY).await;
-        let name = slot.name().to_owned();
-        if let Err(error) = host.pool.recycle(slot).await {
-            tracing::error!(slot = name, %error, "a slot could not be removed");
-        }
-    });
 }
 
 /// What a journal says to the scheduler.

@@ -59,7 +59,7 @@ impl Driver {
         let (sender, mailbox) = mpsc::channel(limits.mailbox);
         let handle = Handle {
             id: Arc::from(core.id.as_str()),
-            no_ingress: super::connectors::no_ingress(&core.spec),
+            no_ingress: core.spec.ingress.is_closed(),
             view: core.view.subscribe(),
             activity: Arc::clone(&core.activity),
             log: Arc::clone(&core.log),
@@ -296,7 +296,8 @@ impl Driver {
             }
             // Of a guest that has been put to sleep or has ended since: no news.
             Notice::AppExited(_) if self.core.live.is_none() => None,
-            Notice::AppExited(reason) => {
+            Notice::AppExited(end) => {
+                let reason = end.sentence(self.core.spec.snapshot.memory_mib);
                 Some(self.end(&EndOrder { reason, discard: false }, false, None).await)
             }
         }
@@ -308,7 +309,7 @@ impl Driver {
             && let Ok(Some(Notice::AppExited(app))) =
                 tokio::time::timeout(LAST_WORDS, self.inbox.notices.recv()).await
         {
-            sentence = app;
+            sentence = app.sentence(self.core.spec.snapshot.memory_mib);
         }
         Some(self.end(&EndOrder { reason: sentence, discard: false }, false, None).await)
     }
@@ -331,19 +332,13 @@ impl Core {
     /// Time until the microVM must have ended. The scheduler ends it on time;
     /// the host only when nobody else did.
     fn until_deadline(&self) -> Duration {
-        let deadline = self.spec.deadline.as_ref().and_then(|deadline| api::system_time(deadline).ok());
-        deadline.map_or(Duration::MAX / 4, |deadline| {
+        self.spec.deadline.map_or(Duration::MAX / 4, |deadline| {
             (deadline + DEADLINE_GRACE).duration_since(std::time::SystemTime::now()).unwrap_or_default()
         })
     }
 
     fn idle_verdict(&self) -> Verdict {
-        let limit = self
-            .spec
-            .idle_policy
-            .as_ref()
-            .and_then(|policy| policy.max_idle_duration.as_ref())
-            .and_then(|limit| api::duration(limit).ok());
+        let limit = self.spec.idle_limit;
         let last_activity_ms = self.activity.last_ms().max(self.idle_floor_ms);
         judge(Idleness { last_activity_ms, limit }, self.host.monotonic_ms())
     }

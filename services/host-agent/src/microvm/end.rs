@@ -6,7 +6,7 @@ use super::core::Core;
 use super::guest::call_hook;
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
-use crate::domain::hooks::{self, HookName};
+use crate::domain::hooks::HookName;
 use crate::domain::phase::Event;
 use crate::failpoint;
 use crate::host::now_ms;
@@ -43,7 +43,7 @@ impl Core {
     }
 
     async fn terminate_hook(&self, live: &super::core::Live) {
-        let Some(hook) = hooks::enabled(self.spec.hooks.as_ref(), HookName::Terminate) else {
+        let Some(hook) = self.spec.hooks.enabled(HookName::Terminate) else {
             return;
         };
         let called = match live.link() {

@@ -72,7 +72,7 @@ pub enum GateError {
 
 /// The way into one run of a guest.
 pub struct Gate {
-    connector: slot::Connector,
+    dialer: slot::Dialer,
     closed: CancellationToken,
     connections: Arc<Semaphore>,
 }
@@ -88,11 +88,11 @@ pub struct GuestStream {
 }
 
 impl Gate {
-    /// A gate through `connector` for at most `connections_max` connections.
+    /// A gate through `dialer` for at most `connections_max` connections.
     #[must_use]
-    pub fn new(connector: slot::Connector, connections_max: usize) -> Self {
+    pub fn new(dialer: slot::Dialer, connections_max: usize) -> Self {
         Self {
-            connector,
+            dialer,
             closed: CancellationToken::new(),
             connections: Arc::new(Semaphore::new(connections_max)),
         }
@@ -126,7 +126,7 @@ impl Gate {
 
     async fn dial(&self, port: u16) -> Result<TcpStream, GateError> {
         let address = SocketAddr::from((slot::GUEST_ADDRESS, port));
-        self.connector.connect(address, CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
+        self.dialer.connect(address, CONNECT_TIMEOUT).await.map_err(|error| match error.kind() {
             std::io::ErrorKind::ConnectionRefused | std::io::ErrorKind::ConnectionReset => GateError::Refused,
             _ => GateError::Silent,
         })

@@ -34,10 +34,7 @@ pub struct GuestConnection {
 ///
 /// # Errors
 /// [`Failure::Guest`] when it did not answer.
-pub async fn connect_guest(
-    connector: &slot::Connector,
-    timeout: Duration,
-) -> Result<GuestConnection, Failure> {
+pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<GuestConnection, Failure> {
     let deadline = Instant::now() + timeout;
     let mut attempt = ATTEMPT_MIN;
     loop {
@@ -49,7 +46,7 @@ pub async fn connect_guest(
                 exit_code: None,
             });
         }
-        match connector.connect(control_address(), attempt.min(left)).await {
+        match dialer.connect(control_address(), attempt.min(left)).await {
             Ok(stream) => {
                 let (link, events) = Link::start(stream);
                 return Ok(GuestConnection { link, events });

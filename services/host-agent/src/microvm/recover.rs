@@ -8,17 +8,16 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use api::hostagent::v1::MicrovmSpec;
 use model::ids::MicrovmId;
 use tokio::sync::{mpsc, watch};
 
-use super::core::{self, Core, Live};
+use super::core::{self, Core, Live, stop};
 use super::driver::{Driver, NOTICES_MAX};
 use super::end::exit_sentence;
 use super::gate::{Activity, Gate};
-use super::guest::{connect_guest, repair_request};
+use super::guest::{GuestConnection, connect_guest, repair_request};
 use super::suspend::LocalManifest;
 use super::{EndOrder, Handle, View};
 use crate::adapters::files::{self, DataDirectory, MicrovmFiles};
@@ -26,20 +25,21 @@ use crate::adapters::journal::{Journal, Tombstone};
 use crate::adapters::logs::Log;
 use crate::domain::phase::Event;
 use crate::domain::recovery::{Cause, Decision, EngineFound, SnapshotFound, decide};
-use crate::domain::{Failure, Phase};
+use crate::domain::{Failure, Phase, Spec};
 use crate::host::{Host, Template, now_ms};
+use crate::resources::{EngineHeld, Resources, SlotHeld};
 
 /// More observations than are ever published between two writes of the journal,
 /// so that their numbers rise across a restart.
 const OBSERVATIONS_UNSAVED_MAX: u64 = 16;
 /// How long an engine whose guest has ended may take to say so.
-const EXIT_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(5);
+const EXIT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A microVM as a restart found it.
 pub struct Found {
     id: MicrovmId,
     journal: Journal,
-    spec: MicrovmSpec,
+    spec: Spec,
     machine: Option<Arc<dyn vmm::Machine>>,
     decision: Decision,
     /// How its guest had ended, when the engine could still tell.
@@ -113,8 +113,7 @@ async fn look(
     let spec = journal.spec()?;
     let mut machine = None;
     if let (Some(process), Some(slot)) = (journal.process, journal.slot) {
-        let image = spec.snapshot.clone().unwrap_or_default();
-        let size = (image.vcpu_count, image.memory_mib);
+        let size = spec.snapshot.size();
         let machine_spec =
             template.machine(name, size, &slots.namespace(slot), files.live_disk(), files.run());
         let handle = vmm::ProcessHandle { pid: process.pid, start_time: process.start_time };
@@ -150,7 +149,7 @@ async fn look(
     if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
         && let Some(machine) = machine.take()
     {
-        core::stop(machine.as_ref()).await;
+        stop(machine.as_ref()).await;
     }
     Ok(Some(Found { id, journal, spec, machine, decision, last_words }))
 }
@@ -201,9 +200,8 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
             let Some(machine) = machine else {
                 return bury(&mut core, Cause::EngineLost, None);
             };
-            if let Err(failure) = adopt(&mut core, &machine, decision == Decision::ResumeInPlace).await {
+            if let Err(failure) = adopt(&mut core, machine, decision == Decision::ResumeInPlace).await {
                 tracing::error!(microvm = %core.id, error = %failure, "a running microVM could not be kept");
-                core::stop(machine.as_ref()).await;
                 return bury(&mut core, Cause::EngineLost, None);
             }
         }
@@ -236,42 +234,69 @@ fn bury(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Rec
     })
 }
 
-/// Takes over a running engine: its slot, its memory, its image, its link.
-async fn adopt(core: &mut Core, machine: &Arc<dyn vmm::Machine>, paused: bool) -> Result<(), Failure> {
-    let host = Arc::clone(&core.host);
+/// Takes over a running engine: its slot, its memory, its image, its link. On failure its engine has been ended.
+async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) -> Result<(), Failure> {
     core.remove_other_snapshots();
-    let index = core.journal.slot.ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
-    let slot = host
-        .pool
-        .adopt(&host.config.slots.namespace(index), super::connectors::egress(&core.spec)?)
-        .await
-        .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;
-    let snapshot = core.spec.snapshot.clone().unwrap_or_default();
-    let base = host.bases.ensure(&snapshot).await?;
-    let memory = host.capacity.reserve_adopted(u64::from(host.baseline_mib(core::memory_mib(&core.spec))));
-    let connector = slot.connector();
-    let mut connection = None;
-    if paused {
-        machine.resume().await.map_err(|error| super::start::engine_failure(&error))?;
-        // It stood still while the agent was away: its clock is behind.
-        core.journal.restore_count += 1;
-        let repair = repair_request(&core.id, core.journal.restore_count, false)?;
-        let timeout = std::time::Duration::from_millis(host.config.timeouts.guest_connect_ms);
-        if let Ok(linked) = connect_guest(&connector, timeout).await {
-            let _ = linked.link.repair_identity(repair).await;
-            connection = Some(linked);
+    let mut resources = Resources::new(&core.host.pool);
+    resources.paths.extend([core.files.live_disk(), core.files.run()]);
+    resources.engine = EngineHeld::Machine(Arc::clone(&machine));
+    let adopted = match adopt_slot(core, &mut resources).await {
+        Ok(dialer) => go_on(core, machine.as_ref(), &dialer, paused).await.map(|linked| (dialer, linked)),
+        Err(failure) => Err(failure),
+    };
+    let (dialer, connection) = match adopted {
+        Ok(adopted) => adopted,
+        Err(failure) => {
+            resources.release().await;
+            return Err(failure);
         }
-    }
-    let gate = Arc::new(Gate::new(connector.clone(), host.config.limits.connections_per_microvm));
-    let (link, pump) = core.pump(connection, connector);
+    };
+    resources.outlive_this_process();
+    let gate = Arc::new(Gate::new(dialer.clone(), core.host.config.limits.connections_per_microvm));
+    let (link, pump) = core.pump(connection, dialer.clone());
     if core.journal.phase == Phase::Suspending {
         core.enter(Event::IsRunning, "");
     }
-    core.idle_floor_ms = host.monotonic_ms();
-    let machine = Arc::clone(machine);
-    core.live = Some(Live { machine, slot, link, gate, memory, base, sampled: Instant::now(), pump });
+    core.idle_floor_ms = core.host.monotonic_ms();
+    core.live = Some(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
+}
+
+async fn adopt_slot(core: &Core, resources: &mut Resources) -> Result<slot::Dialer, Failure> {
+    let host = &core.host;
+    let index = core.journal.slot.ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
+    let slot = host
+        .pool
+        .adopt(&host.config.slots.namespace(index), core.spec.egress.clone())
+        .await
+        .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;
+    let dialer = slot.dialer();
+    resources.slot = SlotHeld::Taken(slot);
+    resources.image = Some(host.bases.ensure(&core.spec.snapshot).await?);
+    let baseline = host.baseline_mib(core.spec.snapshot.memory_mib);
+    resources.memory = Some(host.capacity.reserve_adopted(u64::from(baseline)));
+    Ok(dialer)
+}
+
+/// Lets a guest that stood still run on; the link that was made for it, if any.
+async fn go_on(
+    core: &mut Core,
+    machine: &dyn vmm::Machine,
+    dialer: &slot::Dialer,
+    paused: bool,
+) -> Result<Option<GuestConnection>, Failure> {
+    if !paused {
+        return Ok(None);
+    }
+    machine.resume().await.map_err(|error| super::start::engine_failure(&error))?;
+    // It stood still while the agent was away: its clock is behind.
+    core.journal.restore_count += 1;
+    let repair = repair_request(&core.id, core.journal.restore_count, false)?;
+    let timeout = Duration::from_millis(core.host.config.timeouts.guest_connect_ms);
+    let Ok(linked) = connect_guest(dialer, timeout).await else { return Ok(None) };
+    let _ = linked.link.repair_identity(repair).await;
+    Ok(Some(linked))
 }
 
 /// The state of a microVM from its journal.
@@ -282,7 +307,7 @@ pub fn build(
     host: &Arc<Host>,
     id: MicrovmId,
     journal: Journal,
-    spec: MicrovmSpec,
+    spec: Spec,
 ) -> Result<(Core, mpsc::Receiver<super::core::Notice>), Failure> {
     let files = host.data.microvm(id.as_str());
     let limits = &host.config.limits;
@@ -316,11 +341,11 @@ pub fn build(
 /// When its directory or log cannot be made.
 pub fn create(
     host: &Arc<Host>,
-    id: MicrovmId,
-    spec: MicrovmSpec,
+    spec: Spec,
     generation: u64,
     phase: Phase,
 ) -> Result<(Driver, Handle), Failure> {
+    let id = spec.id.clone();
     let files = host.data.microvm(id.as_str());
     files::remove(files.directory())?;
     files::make_directory(files.directory())?;

@@ -1,5 +1,7 @@
-//! Bringing a guest up from a snapshot, the same for launch and wake: disk,
-//! slot, engine, identity, hook. What fails gives everything back.
+//! Bringing a guest up from a snapshot, the same for launch and wake: slot, disk, engine, identity, hook.
+//!
+//! What fails gives everything back before it is reported, so that the next attempt finds every name free: the driver
+//! keeps a microVM whose wake failed, and the next request wakes it again.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -7,40 +9,44 @@ use std::time::{Duration, Instant};
 
 use tokio_util::sync::CancellationToken;
 
-use super::connectors::egress;
-use super::core::{self, Core, Live};
+use super::core::{Core, Live};
 use super::gate::Gate;
 use super::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
 use crate::adapters::bases::BaseLease;
 use crate::adapters::{files, journal};
 use crate::domain::Failure;
-use crate::domain::capacity::Reservation;
 use crate::domain::hooks::Hook;
 use crate::domain::transition::Stopwatch;
+use crate::engines_ahead;
 use crate::failpoint;
+use crate::resources::{EngineHeld, Resources, SlotHeld};
 
 /// What a start begins from.
 pub struct Plan {
     /// The image's snapshot.
     pub base: BaseLease,
-    /// Disk to share extents with.
-    pub disk: PathBuf,
     /// Device state to load.
     pub device_state: PathBuf,
-    /// Memory pages that differ from the image's, on a wake.
-    pub memory_difference: Option<PathBuf>,
+    /// What the microVM has beyond the image, on a wake.
+    pub own: Option<OwnState>,
     /// Hook to call last, with its body.
     pub hook: Option<(Hook, String)>,
-    /// True on a launch.
-    pub first: bool,
+}
+
+/// What a microVM that sleeps has beyond its image.
+pub struct OwnState {
+    /// Its disk, to share extents with.
+    pub disk: PathBuf,
+    /// Memory pages that differ from the image's.
+    pub memory_difference: PathBuf,
 }
 
 /// A restored engine and what it holds, before its guest is known to be well.
-struct Raised {
+struct Restored {
     machine: Arc<dyn vmm::Machine>,
-    slot: slot::Slot,
-    memory: Reservation,
-    base: BaseLease,
+    resources: Resources,
+    slot: u32,
+    dialer: slot::Dialer,
 }
 
 impl Core {
@@ -55,55 +61,104 @@ impl Core {
         plan: Plan,
         cancel: &CancellationToken,
     ) -> Result<Live, Failure> {
-        let (hook, first) = (plan.hook.clone(), plan.first);
-        let raised = self.raise(watch, plan).await?;
+        let host = Arc::clone(&self.host);
+        let _under_way = host.ahead.starting();
+        let (hook, first) = (plan.hook.clone(), plan.own.is_none());
+        let mut restored = self.restore_guest(watch, plan).await?;
         failpoint::hit(if first { "launch-restored" } else { "wake-restored" });
-        let made_well = tokio::select! {
+        let repaired = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(Failure::Interrupted("the microVM is being terminated".to_owned())),
-            reason = raised.machine.exited() => Err(Failure::Engine(format!(
+            reason = restored.machine.exited() => Err(Failure::Engine(format!(
                 "the engine ended while the guest was starting: {}",
                 super::end::exit_sentence(&reason),
             ))),
-            made_well = self.make_well(watch, &raised, hook, first) => made_well,
+            repaired = self.repair_guest(watch, &restored, hook, first) => repaired,
         };
-        match made_well {
+        match repaired {
             Ok(connection) => {
-                let connector = raised.slot.connector();
-                let gate =
-                    Arc::new(Gate::new(connector.clone(), self.host.config.limits.connections_per_microvm));
-                let (link, pump) = self.pump(Some(connection), connector);
-                self.journal.process = Some(process(raised.machine.as_ref()));
-                self.journal.slot = Some(raised.slot.index());
-                let Raised { machine, slot, memory, base } = raised;
+                restored.resources.outlive_this_process();
+                let Restored { machine, resources, slot, dialer } = restored;
+                let connections_max = self.host.config.limits.connections_per_microvm;
+                let gate = Arc::new(Gate::new(dialer.clone(), connections_max));
+                let (link, pump) = self.pump(Some(connection), dialer.clone());
+                self.journal.process = Some(process(machine.as_ref()));
+                self.journal.slot = Some(slot);
                 self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live { machine, slot, link, gate, memory, base, sampled: Instant::now(), pump })
+                Ok(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump })
             }
             Err(failure) => {
-                self.unwind(raised).await;
+                restored.resources.release().await;
                 Err(failure)
             }
         }
     }
 
-    async fn unwind(&self, raised: Raised) {
-        core::stop(raised.machine.as_ref()).await;
-        core::recycle(&self.host, raised.slot);
-        files::discard(&self.files.live_disk());
-        files::discard(&self.files.run());
+    /// Returns with the state loaded and the guest standing still. Whatever is taken on the way is in the resources, so
+    /// that one place gives it back.
+    async fn restore_guest(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Restored, Failure> {
+        let snapshot = &self.spec.snapshot;
+        let memory = self.host.reserve_memory(snapshot.memory_mib).await?;
+        let ahead = self.host.ahead.take(plan.base.digest(), snapshot.size());
+        let (mut resources, made_in) = match ahead {
+            Some(engine) => engine.into_parts(),
+            None => (Resources::new(&self.host.pool), None),
+        };
+        resources.memory = Some(memory);
+        resources.paths.extend([self.files.live_disk(), self.files.run()]);
+        let restored = match made_in {
+            Some(directory) => self.restore_in_waiting(watch, &mut resources, directory, &plan).await,
+            None => self.restore_in_new(watch, &mut resources, &plan).await,
+        };
+        resources.image = Some(plan.base);
+        let restored = match (restored, &resources.slot) {
+            (Ok(restored), SlotHeld::Taken(slot)) => Ok((restored, slot.index(), slot.dialer())),
+            (Ok(_), _) => Err(Failure::Internal("an engine without a slot".to_owned())),
+            (Err(failure), _) => Err(failure),
+        };
+        match restored {
+            Ok((restored, slot, dialer)) => {
+                let machine = restored.machine;
+                resources.engine = EngineHeld::Machine(Arc::clone(&machine));
+                Ok(Restored { machine, resources, slot, dialer })
+            }
+            Err(failure) => {
+                resources.release().await;
+                Err(failure)
+            }
+        }
     }
 
-    /// Disk and slot side by side, then the engine; returns with the guest running.
-    async fn raise(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Raised, Failure> {
-        let egress = egress(&self.spec)?;
-        let memory_mib = core::memory_mib(&self.spec);
-        let memory = self
-            .host
-            .capacity
-            .reserve(u64::from(self.host.baseline_mib(memory_mib)))
-            .map_err(|free| Failure::Capacity(format!("the host has {free} MiB of guest memory left")))?;
-        let (from, to) = (plan.disk.clone(), self.files.live_disk());
-        let run = self.files.run();
+    /// In an engine that was made ahead: its slot gets this microVM's rules, its files this microVM's names, and on a wake
+    /// its disk this microVM's content. The engine has not read the disk yet.
+    async fn restore_in_waiting(
+        &self,
+        watch: &Stopwatch,
+        resources: &mut Resources,
+        directory: PathBuf,
+        plan: &Plan,
+    ) -> Result<vmm::Restored, Failure> {
+        let slot = resources.take_reserved()?;
+        let opened = watch.step("slot", self.host.pool.open(slot, self.spec.egress.clone())).await;
+        let slot = opened.map_err(|error| Failure::Capacity(Failure::chain(&error).0))?;
+        resources.slot = SlotHeld::Taken(slot);
+        let (files, content) = (self.files.clone(), plan.own.as_ref().map(|own| own.disk.clone()));
+        let disk = files::blocking(move || engines_ahead::move_files(&directory, &files, content.as_deref()));
+        watch.step("disk", disk).await?;
+        let prepared = resources.take_prepared()?;
+        let difference = plan.own.as_ref().map(|own| own.memory_difference.as_path());
+        timed_restore(watch, prepared.load(&plan.device_state, difference)).await
+    }
+
+    /// In a process started for it, after disk and slot, which are had side by side.
+    async fn restore_in_new(
+        &self,
+        watch: &Stopwatch,
+        resources: &mut Resources,
+        plan: &Plan,
+    ) -> Result<vmm::Restored, Failure> {
+        let from = plan.own.as_ref().map_or_else(|| plan.base.disk(), |own| own.disk.clone());
+        let (to, run) = (self.files.live_disk(), self.files.run());
         let disk = watch.step(
             "disk",
             files::blocking(move || {
@@ -112,64 +167,35 @@ impl Core {
                 clone_disk(&from, &to)
             }),
         );
-        let slot = watch.step("slot", self.host.pool.take(egress));
+        let slot = watch.step("slot", self.host.take_slot(self.spec.egress.clone()));
         let (disk, slot) = tokio::join!(disk, slot);
-        let slot = slot.map_err(|error| Failure::Capacity(Failure::chain(&error).0));
-        let slot = match (disk, slot) {
-            (Ok(()), Ok(slot)) => slot,
-            (disk, slot) => {
-                files::discard(&self.files.live_disk());
-                files::discard(&self.files.run());
-                let failure = match &slot {
-                    Err(failure) => failure.clone(),
-                    Ok(_) => Failure::Internal(String::new()),
-                };
-                if let Ok(slot) = slot {
-                    core::recycle(&self.host, slot);
-                }
-                return Err(disk.err().unwrap_or(failure));
-            }
-        };
-        let spec = self.machine_spec(slot.name());
-        let restore = vmm::RestoreSpec {
+        let slot = slot.map(|slot| {
+            let netns = slot.name().to_owned();
+            resources.slot = SlotHeld::Taken(slot);
+            netns
+        });
+        disk?;
+        let spec = self.machine_spec(&slot?);
+        let from = vmm::RestoreSpec {
             base_memory: plan.base.memory(),
-            device_state: plan.device_state,
-            memory_difference: plan.memory_difference,
+            device_state: plan.device_state.clone(),
+            memory_difference: plan.own.as_ref().map(|own| own.memory_difference.clone()),
         };
-        let began = watch.elapsed();
-        let restored = watch.step("restore", self.host.engine.restore(&spec, &restore)).await;
-        let machine = match restored {
-            Ok(restored) => {
-                let mut start = began;
-                for step in &restored.phases {
-                    watch.record(&format!("restore.{}", step.name), start, step.duration);
-                    start += step.duration;
-                }
-                restored.machine
-            }
-            Err(error) => {
-                core::recycle(&self.host, slot);
-                files::discard(&self.files.live_disk());
-                files::discard(&self.files.run());
-                return Err(engine_failure(&error));
-            }
-        };
-        Ok(Raised { machine, slot, memory, base: plan.base })
+        timed_restore(watch, self.host.engine.restore(&spec, &from)).await
     }
 
     /// Lets the guest run, gives it its identity, calls its hook.
-    async fn make_well(
+    async fn repair_guest(
         &self,
         watch: &Stopwatch,
-        raised: &Raised,
+        restored: &Restored,
         hook: Option<(Hook, String)>,
         first: bool,
     ) -> Result<GuestConnection, Failure> {
         let timeouts = &self.host.config.timeouts;
         let repair = repair_request(&self.id, self.journal.restore_count, first)?;
-        watch.step("resume", raised.machine.resume()).await.map_err(|error| engine_failure(&error))?;
-        let connector = raised.slot.connector();
-        let connect = connect_guest(&connector, Duration::from_millis(timeouts.guest_connect_ms));
+        watch.step("resume", restored.machine.resume()).await.map_err(|error| engine_failure(&error))?;
+        let connect = connect_guest(&restored.dialer, Duration::from_millis(timeouts.guest_connect_ms));
         let connection = watch.step("guest", connect).await?;
         watch
             .step("identity", connection.link.repair_identity(repair))
@@ -199,10 +225,23 @@ impl Core {
     /// What the engine is told about this microVM.
     #[must_use]
     pub fn machine_spec(&self, netns: &str) -> vmm::MachineSpec {
-        let snapshot = self.spec.snapshot.clone().unwrap_or_default();
-        let size = (snapshot.vcpu_count, snapshot.memory_mib);
+        let size = self.spec.snapshot.size();
         self.host.template.machine(self.id.as_str(), size, netns, self.files.live_disk(), self.files.run())
     }
+}
+
+/// Loads a machine as the step "restore", with the engine's own steps in it.
+async fn timed_restore(
+    watch: &Stopwatch,
+    restore: impl Future<Output = Result<vmm::Restored, vmm::Error>>,
+) -> Result<vmm::Restored, Failure> {
+    let mut start = watch.elapsed();
+    let restored = watch.step("restore", restore).await.map_err(|error| engine_failure(&error))?;
+    for phase in &restored.phases {
+        watch.record(&format!("restore.{}", phase.name), start, phase.duration);
+        start += phase.duration;
+    }
+    Ok(restored)
 }
 
 /// What an engine's error means to the caller.

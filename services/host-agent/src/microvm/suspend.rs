@@ -19,7 +19,7 @@ use super::guest::call_hook;
 use super::start::engine_failure;
 use crate::adapters::files::{self, SnapshotFiles};
 use crate::adapters::journal::Journal;
-use crate::domain::hooks::{self, HookName};
+use crate::domain::hooks::HookName;
 use crate::domain::phase::Event;
 use crate::domain::transition::Stopwatch;
 use crate::domain::{Failure, Phase};
@@ -84,7 +84,7 @@ impl Core {
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
         let began = self.save();
-        if hooks::enabled(self.spec.hooks.as_ref(), HookName::Suspend).is_some() {
+        if self.spec.hooks.enabled(HookName::Suspend).is_some() {
             self.publish();
         } else {
             self.publish_quietly();
@@ -117,7 +117,7 @@ impl Core {
         watch: &Stopwatch,
         live: &Live,
     ) -> Result<LocalManifest, (Failure, bool)> {
-        if let Some(hook) = hooks::enabled(self.spec.hooks.as_ref(), HookName::Suspend) {
+        if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
             let link = live.link().map_err(|failure| (failure, false))?;
             watch
                 .step("hook", call_hook(&link, hook, String::new()))
@@ -164,7 +164,7 @@ impl Core {
         let manifest = LocalManifest {
             sequence,
             generation: self.journal.generation,
-            base_digest: live.base.digest().to_owned(),
+            base_digest: self.spec.snapshot.manifest_digest.clone(),
             device_state_bytes: length(&files.device_state())?,
             memory_difference_bytes: length(&files.memory_difference())?,
             difference_bytes: stats.bytes,
@@ -252,7 +252,7 @@ impl Core {
             }
             live.gate.close();
             live.gate =
-                Arc::new(Gate::new(live.slot.connector(), self.host.config.limits.connections_per_microvm));
+                Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());

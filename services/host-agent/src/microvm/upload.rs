@@ -6,13 +6,14 @@ use std::sync::Arc;
 use snapshot::{FileKind, FileSource, ManifestHead, Parent, SnapshotKind};
 use tokio::sync::mpsc;
 
-use super::core::{BACKGROUND_DELAY, Core, Notice};
+use super::core::{Core, Notice};
 use super::suspend::LocalManifest;
 use crate::adapters::bases::fetch_failure;
 use crate::adapters::files::{self, SnapshotFiles};
 use crate::adapters::journal::RemoteCopy;
-use crate::domain::Failure;
+use crate::domain::{Failure, Spec};
 use crate::host::Host;
+use crate::resources::BACKGROUND_DELAY;
 
 /// One upload.
 struct Upload {
@@ -20,7 +21,7 @@ struct Upload {
     id: String,
     generation: u64,
     sequence: u64,
-    spec: api::hostagent::v1::MicrovmSpec,
+    spec: Spec,
     files: SnapshotFiles,
     notices: mpsc::Sender<Notice>,
 }
@@ -97,8 +98,8 @@ impl Upload {
     }
 
     async fn once(&self) -> Result<(RemoteCopy, u64), Failure> {
-        let image = self.spec.snapshot.clone().unwrap_or_default();
-        let base = self.host.bases.ensure(&image).await?;
+        let image = &self.spec.snapshot;
+        let base = self.host.bases.ensure(image).await?;
         let manifest = LocalManifest::read(&self.files)
             .ok_or_else(|| Failure::Missing { object: self.files.directory().display().to_string() })?;
         let (disk, base_disk, difference) = (self.files.disk(), base.disk(), self.files.disk_difference());

@@ -8,7 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::ResumeOrder;
 use super::core::{Core, Live};
-use super::start::{Plan, clone_disk};
+use super::start::{OwnState, Plan, clone_disk};
 use super::suspend::LocalManifest;
 use crate::adapters::bases::{BaseLease, fetch_failure};
 use crate::adapters::files;
@@ -35,16 +35,12 @@ impl Core {
         self.journal.log_start = base.log_start();
         self.log.start_guest_at(base.log_start());
         let payload = &self.spec.run_hook_payload;
-        let hook = hooks::enabled(self.spec.hooks.as_ref(), HookName::Run)
+        let hook = self
+            .spec
+            .hooks
+            .enabled(HookName::Run)
             .map(|hook| (hook, hooks::run_body(self.id.as_str(), payload)));
-        let plan = Plan {
-            disk: base.disk(),
-            device_state: base.device_state(),
-            memory_difference: None,
-            hook,
-            first: true,
-            base,
-        };
+        let plan = Plan { device_state: base.device_state(), own: None, hook, base };
         let read = files::occupied_bytes(&plan.device_state);
         let live = self.start(&watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read += read;
@@ -94,14 +90,11 @@ impl Core {
         let snapshot = self.files.snapshot(self.journal.sequence);
         let manifest = LocalManifest::read(&snapshot)
             .ok_or_else(|| Failure::Corrupt { object: snapshot.directory().display().to_string() })?;
-        let hook =
-            hooks::enabled(self.spec.hooks.as_ref(), HookName::Resume).map(|hook| (hook, String::new()));
+        let hook = self.spec.hooks.enabled(HookName::Resume).map(|hook| (hook, String::new()));
         let plan = Plan {
-            disk: snapshot.disk(),
             device_state: snapshot.device_state(),
-            memory_difference: Some(snapshot.memory_difference()),
+            own: Some(OwnState { disk: snapshot.disk(), memory_difference: snapshot.memory_difference() }),
             hook,
-            first: false,
             base,
         };
         let live = self.start(watch, plan, cancel).await?;
@@ -138,20 +131,14 @@ impl Core {
     }
 
     async fn base(&self, watch: &Stopwatch) -> Result<BaseLease, Failure> {
-        let snapshot =
-            self.spec.snapshot.as_ref().ok_or_else(|| {
-                Failure::Invalid(vec![("spec.snapshot".to_owned(), "is required".to_owned())])
-            })?;
-        watch.step("image", self.host.bases.ensure(snapshot)).await
+        watch.step("image", self.host.bases.ensure(&self.spec.snapshot)).await
     }
 
     /// Takes over what a scheduler's wake says: the spec, and the copy in S3
     /// when it is newer than the one here.
     async fn obey(&mut self, watch: &Stopwatch, order: ResumeOrder) -> Result<(), Failure> {
-        if !order.spec.microvm_id.is_empty() {
-            self.journal.set_spec(&order.spec);
-            self.spec = order.spec;
-        }
+        self.journal.set_spec(&order.spec);
+        self.spec = order.spec;
         let Some(copies) = order.snapshot else {
             return Ok(());
         };

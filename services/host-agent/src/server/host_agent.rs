@@ -7,8 +7,8 @@ use std::sync::Arc;
 use api::hostagent::v1::host_agent_service_server::HostAgentService;
 use api::hostagent::v1::{
     BakeRequest, BakeResponse, EvictImageRequest, EvictImageResponse, FollowLogRequest, FollowLogResponse,
-    LaunchRequest, LaunchResponse, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
-    TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
+    LaunchRequest, LaunchResponse, MicrovmSpec, ResumeRequest, ResumeResponse, SuspendRequest,
+    SuspendResponse, TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
 };
 use futures::Stream;
 use rpc::Role;
@@ -19,7 +19,7 @@ use tonic::{Request, Response, Status};
 use super::log_stream;
 use super::status::status;
 use crate::bake::Bakes;
-use crate::domain::Failure;
+use crate::domain::{Failure, Spec};
 use crate::fleet::Fleet;
 use crate::host::Host;
 use crate::microvm::EndOrder;
@@ -60,7 +60,7 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let fleet = Arc::clone(&self.fleet);
-        let spec = request.spec.unwrap_or_default();
+        let spec = placed(request.spec, request.generation)?;
         let observed = detached(async move { fleet.launch(spec, request.generation).await }).await?;
         Ok(Response::new(LaunchResponse { observed: Some(observed) }))
     }
@@ -78,7 +78,7 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let fleet = Arc::clone(&self.fleet);
-        let spec = request.spec.unwrap_or_default();
+        let spec = placed(request.spec, request.generation)?;
         let observed =
             detached(async move { fleet.resume(spec, request.generation, request.snapshot).await }).await?;
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))
@@ -124,9 +124,21 @@ impl HostAgentService for HostAgent {
         crate::adapters::files::blocking(move || bases.evict(&key))
             .await
             .map_err(|failure| status(&failure))?;
+        self.host.ahead.forget_evicted(&self.host).await;
         self.host.changed();
         Ok(Response::new(EvictImageResponse {}))
     }
+}
+
+/// The spec of a command and its generation, checked together so that one answer names all that is wrong.
+fn placed(spec: Option<MicrovmSpec>, generation: u64) -> Result<Spec, Status> {
+    let spec = Spec::from_wire(spec);
+    let missing = (generation == 0).then(|| ("generation".to_owned(), "must be at least 1".to_owned()));
+    let violations = match (spec, missing) {
+        (Ok(spec), None) => return Ok(spec),
+        (spec, missing) => missing.into_iter().chain(spec.err().unwrap_or_default()).collect(),
+    };
+    Err(status(&Failure::Invalid(violations)))
 }
 
 /// A caller that hangs up does not stop what it asked for: commands are

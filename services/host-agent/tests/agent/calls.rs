@@ -152,6 +152,8 @@ pub fn spec(snapshot: &SnapshotRef) -> MicrovmSpec {
         image_name: "app".to_owned(),
         image_version: "1.0".to_owned(),
         snapshot: Some(snapshot.clone()),
+        ingress: Some(Ingress { http: true, shell: true }),
+        egress: Some(Egress { reach: Some(egress::Reach::Internet(Internet {})) }),
         ..Default::default()
     }
 }

@@ -118,13 +118,15 @@ async fn reborn(agent: &mut Agent) {
 }
 
 /// Waits until there are as many engines as there should be, no bake, and no
-/// namespace beyond the ready ones and theirs.
+/// namespace beyond the ready ones, theirs and those of engines made ahead.
 async fn clean(agent: &Agent, engines: usize, point: &str) {
     let began = Instant::now();
     loop {
         let found =
             (agent.engines().len(), agent.namespaces().len(), agent.names("bakes"), agent.names("tmp"));
-        if found.0 == engines && found.1 <= engines + 2 && found.2.is_empty() && found.3.is_empty() {
+        let waiting = agent.engines_ahead().len();
+        if found.0 == engines && found.1 <= engines + waiting + 2 && found.2.is_empty() && found.3.is_empty()
+        {
             return;
         }
         assert!(began.elapsed() < PATIENCE, "{point}: left over: {found:?}");

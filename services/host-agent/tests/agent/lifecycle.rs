@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::errors::reason_of;
-use api::hostagent::v1::EgressPolicy;
+use api::hostagent::v1::{Egress, EgressPolicy, egress};
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
 use rpc::Role;
@@ -159,12 +159,22 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     assert_eq!(get(&elsewhere, id, "count").await, "2");
 
     // The first host hears that its copy is stale and drops it, without touching S3.
-    rig.reports.lock().unwrap().stale.push(id.to_owned());
+    let stored =
+        || async { rig.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap() };
+    let before = stored().await;
+    assert!(!before.is_empty());
+    rig.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![id.to_owned()]);
     let began = std::time::Instant::now();
-    while !agent.names("microvms").is_empty() && !elsewhere.names("microvms").is_empty() {
+    while !agent.names("microvms").is_empty() {
         assert!(began.elapsed() < crate::rig::PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
+    assert!(
+        agent.names("ended").is_empty(),
+        "a stale one leaves no report, or its host would remove it from S3"
+    );
+    assert_eq!(stored().await.len(), before.len());
+    assert_eq!(get(&elsewhere, id, "count").await, "3", "the one that was placed anew runs on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -175,17 +185,18 @@ async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     let snapshot = image(&rig, &agent, None).await;
     let mut one = spec(&snapshot);
     let policy = |allow: &[&str]| {
-        Some(EgressPolicy {
+        let policy = EgressPolicy {
             allow_cidrs: allow.iter().map(|text| (*text).to_owned()).collect(),
             deny_cidrs: vec!["45.1.2.128/25".to_owned()],
-        })
+        };
+        Some(Egress { reach: Some(egress::Reach::Policy(policy)) })
     };
-    one.egress_policy = policy(&["45.1.2.0/24", "45.1.2.0"]);
+    one.egress = policy(&["45.1.2.0/24", "45.1.2.0"]);
     let refused = launch(&agent, &one, 1).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    assert!(refused.message().contains("spec.egress_policy.allow_cidrs[1]"), "{refused}");
+    assert!(refused.message().contains("spec.egress.policy.allow_cidrs[1]"), "{refused}");
 
-    one.egress_policy = policy(&["45.1.2.0/24"]);
+    one.egress = policy(&["45.1.2.0/24"]);
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
     launch(&agent, &spec(&snapshot), 1).await.unwrap();

@@ -30,6 +30,7 @@ pub struct Rig {
 
 /// One agent: its process, its disk, its names.
 pub struct Agent {
+    pub host_id: String,
     pub data: PathBuf,
     pub address: String,
     pub tunnel: String,
@@ -121,8 +122,18 @@ log_filter = "info,torpor_host_agent=debug"
         std::fs::write(&config, text).unwrap();
         let log = self.directory.path().join(format!("{name}.log"));
         let identities = self.directory.path().to_owned();
-        let mut agent =
-            Agent { data, _disk: disk, address, tunnel, identities, config, log, prefix, child: None };
+        let mut agent = Agent {
+            host_id: name,
+            data,
+            _disk: disk,
+            address,
+            tunnel,
+            identities,
+            config,
+            log,
+            prefix,
+            child: None,
+        };
         agent.start(None).await;
         agent
     }
@@ -185,8 +196,22 @@ impl Agent {
         identity(&self.identities, role)
     }
 
-    /// Engine processes that work on this agent's files.
+    /// Engine processes of microVMs and bakes. One made ahead works in a directory of its own until it is somebody's.
     pub fn engines(&self) -> Vec<i32> {
+        self.all_engines().into_iter().filter(|pid| !self.waits(*pid)).collect()
+    }
+
+    /// Engine processes that wait for a microVM.
+    pub fn engines_ahead(&self) -> Vec<i32> {
+        self.all_engines().into_iter().filter(|pid| self.waits(*pid)).collect()
+    }
+
+    fn waits(&self, pid: i32) -> bool {
+        let works_in = std::fs::read_link(format!("/proc/{pid}/cwd")).unwrap_or_default();
+        works_in.starts_with(self.data.join("ahead"))
+    }
+
+    fn all_engines(&self) -> Vec<i32> {
         let mark = format!("{}/", self.data.display());
         std::fs::read_dir("/proc")
             .unwrap()
@@ -246,12 +271,12 @@ impl Drop for Agent {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for pid in self.engines() {
+        for pid in self.all_engines() {
             let _ =
                 nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         let began = Instant::now();
-        while !self.engines().is_empty() && began.elapsed() < Duration::from_secs(5) {
+        while !self.all_engines().is_empty() && began.elapsed() < Duration::from_secs(5) {
             std::thread::sleep(Duration::from_millis(20));
         }
         for name in self.namespaces() {

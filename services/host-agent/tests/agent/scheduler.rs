@@ -16,15 +16,16 @@ pub struct Reports {
     pub registrations: u64,
     pub spec: HostSpec,
     pub latest: HashMap<String, ObservedMicrovm>,
-    pub stale: Vec<String>,
+    /// By host: what its next answer calls stale.
+    pub stale: HashMap<String, Vec<String>>,
 }
 
 impl Reports {
-    fn hear(&mut self, observed: Vec<ObservedMicrovm>) -> Vec<String> {
+    fn hear(&mut self, host: &str, observed: Vec<ObservedMicrovm>) -> Vec<String> {
         for one in observed {
             self.latest.insert(one.microvm_id.clone(), one);
         }
-        std::mem::take(&mut self.stale)
+        self.stale.remove(host).unwrap_or_default()
     }
 }
 
@@ -36,14 +37,15 @@ pub async fn serve(identity: &Arc<rpc::TlsIdentity>) -> (Script, Arc<Mutex<Repor
     script.react("RegisterHost", move |request: RegisterHostRequest| {
         let mut reports = heard.lock().unwrap();
         reports.registrations += 1;
-        reports.spec = request.spec.unwrap();
+        let spec = request.spec.unwrap();
         let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
-        let stale_microvm_ids = reports.hear(request.observed);
+        let stale_microvm_ids = reports.hear(&spec.host_id, request.observed);
+        reports.spec = spec;
         Ok(RegisterHostResponse { heartbeat_interval, stale_microvm_ids })
     });
     let heard = Arc::clone(&reports);
     script.react("Heartbeat", move |request: HeartbeatRequest| {
-        let stale_microvm_ids = heard.lock().unwrap().hear(request.observed);
+        let stale_microvm_ids = heard.lock().unwrap().hear(&request.host_id, request.observed);
         Ok(HeartbeatResponse { register: false, stale_microvm_ids })
     });
     (script, reports)

@@ -7,20 +7,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
+use model::HostId;
 use rpc::{Role, TlsIdentity};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
+use crate::refusal::Refusal;
+
 /// Longest wait for a connection made ahead.
 const WARM_TIMEOUT: Duration = Duration::from_secs(5);
 /// Most channels kept; beyond it, channels start anew (a fleet has 10,000 hosts).
 const CHANNELS_MAX: usize = 20_000;
 
-/// What to do about a failed call to a host.
+/// What a host's error means for the call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Failure {
+pub enum ErrorClass {
     /// The host may not have been reached: the same call again is safe.
     Again,
     /// The host has no room.
@@ -33,22 +36,33 @@ pub enum Failure {
 
 /// Sorts a host's answer.
 #[must_use]
-pub fn classify(status: &Status) -> Failure {
+pub fn classify(status: &Status) -> ErrorClass {
     use api::errors::reason;
     let named = api::errors::reason_of(status);
     match named.as_deref() {
-        Some(reason::NOT_HERE | reason::STALE_GENERATION) => return Failure::NotHere,
-        Some(reason::STORE_UNAVAILABLE) => return Failure::Again,
-        Some(reason::DISK_FULL) => return Failure::Full,
+        Some(reason::NOT_HERE | reason::STALE_GENERATION) => return ErrorClass::NotHere,
+        Some(reason::STORE_UNAVAILABLE) => return ErrorClass::Again,
+        Some(reason::DISK_FULL) => return ErrorClass::Full,
         _ => {}
     }
     match status.code() {
-        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => Failure::Again,
+        Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Aborted => ErrorClass::Again,
         // A connection that broke in the middle shows as UNKNOWN without details.
-        Code::Unknown if named.is_none() => Failure::Again,
-        Code::ResourceExhausted => Failure::Full,
-        Code::NotFound => Failure::NotHere,
-        _ => Failure::Final,
+        Code::Unknown if named.is_none() => ErrorClass::Again,
+        Code::ResourceExhausted => ErrorClass::Full,
+        Code::NotFound => ErrorClass::NotHere,
+        _ => ErrorClass::Final,
+    }
+}
+
+/// A host's error as a refusal: passed on, but a host that was not reached is away.
+#[must_use]
+pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
+    match classify(&status) {
+        ErrorClass::Again if api::errors::reason_of(&status).is_none() => {
+            Refusal::away(host, "it did not answer")
+        }
+        _ => Refusal::Host(Box::new(status)),
     }
 }
 
@@ -120,14 +134,14 @@ mod tests {
     #[test]
     fn failures_by_code_and_reason() {
         for (answer, failure) in [
-            (Status::unavailable("down"), Failure::Again),
-            (Status::unknown("transport error"), Failure::Again),
-            (status(Code::Unavailable, reason::STORE_UNAVAILABLE, "s3", &[]), Failure::Again),
-            (status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "full", &[]), Failure::Full),
-            (status(Code::FailedPrecondition, reason::STALE_GENERATION, "old", &[]), Failure::NotHere),
-            (status(Code::NotFound, reason::NOT_HERE, "no", &[]), Failure::NotHere),
-            (status(Code::DataLoss, reason::CORRUPT_OBJECT, "bad", &[]), Failure::Final),
-            (status(Code::FailedPrecondition, reason::HOOK_FAILED, "hook", &[]), Failure::Final),
+            (Status::unavailable("down"), ErrorClass::Again),
+            (Status::unknown("transport error"), ErrorClass::Again),
+            (status(Code::Unavailable, reason::STORE_UNAVAILABLE, "s3", &[]), ErrorClass::Again),
+            (status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "full", &[]), ErrorClass::Full),
+            (status(Code::FailedPrecondition, reason::STALE_GENERATION, "old", &[]), ErrorClass::NotHere),
+            (status(Code::NotFound, reason::NOT_HERE, "no", &[]), ErrorClass::NotHere),
+            (status(Code::DataLoss, reason::CORRUPT_OBJECT, "bad", &[]), ErrorClass::Final),
+            (status(Code::FailedPrecondition, reason::HOOK_FAILED, "hook", &[]), ErrorClass::Final),
         ] {
             assert_eq!(classify(&answer), failure, "{answer:?}");
         }

@@ -5,11 +5,13 @@
 
 use std::time::SystemTime;
 
-use api::common::v1::{IdlePolicy as WireIdlePolicy, Logging, Metering};
-use api::hostagent::v1::MicrovmSpec;
+use api::common::v1::{Hooks, IdlePolicy as WireIdlePolicy, Logging, Metering};
+use api::hostagent::v1::egress::Reach;
+use api::hostagent::v1::{Egress, EgressPolicy, Ingress, Internet, MicrovmSpec};
+use api::image::v1::SnapshotRef;
 use api::microvm::v1::{LastTransition, MicrovmState as WireState, SnapshotCopies};
 use model::state::MicrovmState;
-use model::{HostId, IdError, MicrovmId};
+use model::{ConnectorArn, HostId, IdError, MicrovmId};
 use prost::Message;
 use prost_types::{Duration as WireDuration, Timestamp};
 
@@ -49,12 +51,40 @@ impl From<api::ConversionError> for CodecError {
     }
 }
 
+/// What was asked for. Connectors are kept as they were named; what a host is
+/// told of them is worked out anew for each call.
+#[derive(Clone, PartialEq, Message)]
+struct StoredSpec {
+    #[prost(string, tag = "1")]
+    microvm_id: String,
+    #[prost(string, tag = "2")]
+    endpoint_label: String,
+    #[prost(string, tag = "4")]
+    image_arn: String,
+    #[prost(string, tag = "5")]
+    image_version: String,
+    #[prost(message, optional, tag = "6")]
+    snapshot: Option<SnapshotRef>,
+    #[prost(message, optional, tag = "7")]
+    hooks: Option<Hooks>,
+    #[prost(message, optional, tag = "8")]
+    idle_policy: Option<WireIdlePolicy>,
+    #[prost(string, tag = "9")]
+    run_hook_payload: String,
+    #[prost(string, repeated, tag = "10")]
+    ingress: Vec<String>,
+    #[prost(string, repeated, tag = "11")]
+    egress: Vec<String>,
+    #[prost(message, optional, tag = "30")]
+    egress_policy: Option<EgressPolicy>,
+}
+
 #[derive(Clone, PartialEq, Message)]
 struct Stored {
     #[prost(uint32, tag = "1")]
     format: u32,
     #[prost(message, optional, tag = "2")]
-    spec: Option<MicrovmSpec>,
+    spec: Option<StoredSpec>,
     #[prost(string, tag = "3")]
     execution_role_arn: String,
     #[prost(message, optional, tag = "4")]
@@ -102,7 +132,7 @@ struct Stored {
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
     Stored {
         format: FORMAT,
-        spec: Some(host_spec(microvm)),
+        spec: Some(stored_spec(microvm)),
         execution_role_arn: microvm.spec.execution_role_arn.clone(),
         maximum_duration: Some(api::duration_proto(microvm.spec.maximum_duration)),
         logging: microvm.spec.logging.clone(),
@@ -163,8 +193,8 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             maximum_duration: api::duration(&maximum)?,
             payload: Payload(spec.run_hook_payload),
             logging: stored.logging,
-            ingress: spec.ingress_network_connectors,
-            egress: spec.egress_network_connectors,
+            ingress: connectors(&spec.ingress)?,
+            egress: connectors(&spec.egress)?,
             egress_policy: spec.egress_policy,
         },
         token,
@@ -187,7 +217,30 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
     })
 }
 
-/// What a host needs of a record to run it.
+fn stored_spec(microvm: &Microvm) -> StoredSpec {
+    let spec = &microvm.spec;
+    let texts = |arns: &[ConnectorArn]| arns.iter().map(ToString::to_string).collect();
+    StoredSpec {
+        microvm_id: microvm.id.to_string(),
+        endpoint_label: spec.endpoint_label.clone(),
+        image_arn: spec.image.to_string(),
+        image_version: spec.version.to_string(),
+        snapshot: Some(spec.snapshot.clone()),
+        hooks: spec.hooks,
+        idle_policy: spec.idle_policy.map(wire_idle_policy),
+        run_hook_payload: spec.payload.0.clone(),
+        ingress: texts(&spec.ingress),
+        egress: texts(&spec.egress),
+        egress_policy: spec.egress_policy.clone(),
+    }
+}
+
+fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
+    texts.iter().map(|text| text.parse()).collect()
+}
+
+/// What a host needs of a record to run it. Here connectors become what they
+/// mean; a host knows no ARN.
 #[must_use]
 pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
     let spec = &microvm.spec;
@@ -201,10 +254,18 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         hooks: spec.hooks,
         idle_policy: spec.idle_policy.map(wire_idle_policy),
         run_hook_payload: spec.payload.0.clone(),
-        ingress_network_connectors: spec.ingress.clone(),
-        egress_network_connectors: spec.egress.clone(),
+        ingress: Some(Ingress { http: spec.lets_requests_in(), shell: spec.lets_shells_in() }),
+        egress: Some(Egress { reach: reach(spec) }),
         deadline: Some(api::timestamp(microvm.deadline())),
-        egress_policy: spec.egress_policy.clone(),
+    }
+}
+
+/// What the customer's connectors let out, or without them the platform's. With
+/// neither nothing is let out.
+fn reach(spec: &Spec) -> Option<Reach> {
+    match &spec.egress_policy {
+        Some(policy) => Some(Reach::Policy(policy.clone())),
+        None => spec.reaches_the_internet().then_some(Reach::Internet(Internet {})),
     }
 }
 
@@ -257,6 +318,7 @@ pub fn model_state(state: WireState) -> Option<MicrovmState> {
 mod tests {
     use super::*;
     use crate::domain::microvm::tests::sample;
+    use model::ManagedConnector;
     use std::time::Duration;
 
     #[test]
@@ -274,14 +336,43 @@ mod tests {
         full.state = MicrovmState::Terminated;
         full.terminate_time = Some(start);
         full.snapshot = Some(SnapshotCopies { remote: true, sequence: 3, ..Default::default() });
-        full.spec.ingress = vec!["arn".into()];
-        full.spec.egress_policy = Some(api::hostagent::v1::EgressPolicy {
+        full.spec.ingress = vec![ConnectorArn::managed("us-east-1", ManagedConnector::NoIngress)];
+        full.spec.egress = vec![
+            "arn:aws:lambda:us-east-1:000000000000:network-connector:nc-1:2".parse().unwrap(),
+            ConnectorArn::managed("us-east-1", ManagedConnector::InternetEgress),
+        ];
+        full.spec.egress_policy = Some(EgressPolicy {
             allow_cidrs: vec!["10.0.0.0/8".into()],
             deny_cidrs: vec!["10.1.0.0/16".into()],
         });
         for microvm in [plain, full] {
             assert_eq!(decode(&encode(&microvm)).unwrap(), microvm);
         }
+    }
+
+    #[test]
+    fn a_host_is_told_what_connectors_mean() {
+        let mut microvm = sample(7, SystemTime::UNIX_EPOCH);
+        let mut told = |egress: &[ManagedConnector], policy: Option<EgressPolicy>| {
+            let arns = egress.iter().map(|one| ConnectorArn::managed("us-east-1", *one));
+            microvm.spec.egress = arns.collect();
+            microvm.spec.egress_policy = policy;
+            host_spec(&microvm)
+        };
+        let internet = [ManagedConnector::InternetEgress];
+        let policy = EgressPolicy { allow_cidrs: vec!["10.0.0.0/8".into()], deny_cidrs: vec![] };
+        for (egress, given, reach) in [
+            (&internet[..], None, Some(Reach::Internet(Internet {}))),
+            (&internet, Some(policy.clone()), Some(Reach::Policy(policy.clone()))),
+            (&[], Some(policy.clone()), Some(Reach::Policy(policy.clone()))),
+            (&[], None, None),
+        ] {
+            let spec = told(egress, given);
+            assert_eq!(spec.egress, Some(Egress { reach }));
+            assert_eq!(spec.ingress, Some(Ingress { http: true, shell: false }));
+        }
+        microvm.spec.ingress = vec![ConnectorArn::managed("us-east-1", ManagedConnector::NoIngress)];
+        assert_eq!(host_spec(&microvm).ingress, Some(Ingress { http: false, shell: false }));
     }
 
     #[test]

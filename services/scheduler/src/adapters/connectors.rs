@@ -1,15 +1,15 @@
 //! Connectors as bytes in etcd.
 //!
 //! ```text
-//! connectors/<id>            the connector: state, tags, client tokens
+//! connectors/<id>            the connector: tags, client tokens, times
 //! connectors/<id>/<version>  one version of it
 //! ```
 //!
-//! Both are written in one transaction. Fields are only ever added; a `format`
+//! Both are written in one transaction; a version alone may have half the size that
+//! a record may have, and there may be dozens of them. Fields are only ever added; a `format`
 //! this code does not know is refused, never guessed at.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
 use api::connector::v1::{NetworkConnectorConfiguration, NetworkConnectorState as WireState};
 use model::state::ConnectorState;
@@ -18,7 +18,7 @@ use prost_types::Timestamp;
 use records::{Expect, Versioned, Write};
 
 use super::codec::CodecError;
-use crate::domain::connector::{Connector, Content, Update, Version};
+use crate::domain::connector::{Connector, Content, Life, Version};
 use crate::domain::idempotency::TokenUse;
 
 /// Prefix of every connector's keys.
@@ -31,8 +31,6 @@ struct StoredConnector {
     format: u32,
     #[prost(string, tag = "2")]
     name: String,
-    #[prost(enumeration = "WireState", tag = "3")]
-    state: i32,
     #[prost(string, tag = "4")]
     state_reason: String,
     #[prost(message, optional, tag = "5")]
@@ -45,12 +43,12 @@ struct StoredConnector {
     updated_with: Vec<Vec<u8>>,
     #[prost(message, optional, tag = "9")]
     create_time: Option<Timestamp>,
+    #[prost(message, optional, tag = "10")]
+    delete_time: Option<Timestamp>,
 }
 
 #[derive(Clone, PartialEq, Message)]
 struct StoredUpdate {
-    #[prost(bool, tag = "1")]
-    done: bool,
     #[prost(string, tag = "2")]
     reason: String,
 }
@@ -63,10 +61,10 @@ struct StoredVersion {
     configuration: Option<NetworkConnectorConfiguration>,
     #[prost(string, tag = "3")]
     operator_role: String,
-    #[prost(enumeration = "WireState", tag = "4")]
-    state: i32,
     #[prost(message, optional, tag = "5")]
     time: Option<Timestamp>,
+    #[prost(message, optional, tag = "6")]
+    delete_time: Option<Timestamp>,
 }
 
 /// Key of a connector.
@@ -146,16 +144,13 @@ fn encode(connector: &Connector) -> Vec<u8> {
     StoredConnector {
         format: FORMAT,
         name: connector.name.to_string(),
-        state: wire_state(connector.state).into(),
         state_reason: connector.state_reason.clone(),
-        update: connector
-            .update
-            .as_ref()
-            .map(|update| StoredUpdate { done: update.done, reason: update.reason.clone() }),
+        update: connector.update_reason.clone().map(|reason| StoredUpdate { reason }),
         tags: connector.tags.clone(),
         created_with: digests(&connector.created_with),
         updated_with: connector.updated_with.iter().map(digests).collect(),
-        create_time: Some(api::timestamp(connector.create_time)),
+        create_time: Some(api::timestamp(connector.life.made)),
+        delete_time: connector.life.deleted.map(api::timestamp),
     }
     .encode_to_vec()
 }
@@ -165,8 +160,8 @@ fn encode_version(version: &Version) -> Vec<u8> {
         format: FORMAT,
         configuration: Some(version.content.configuration.clone()),
         operator_role: version.content.operator_role.clone(),
-        state: wire_state(version.state).into(),
-        time: Some(api::timestamp(version.time)),
+        time: Some(api::timestamp(version.life.made)),
+        delete_time: version.life.deleted.map(api::timestamp),
     }
     .encode_to_vec()
 }
@@ -182,9 +177,9 @@ fn decode_head(id: &str, bytes: &[u8], versions: BTreeMap<u64, Version>) -> Resu
     Ok(Connector {
         id: id.parse()?,
         name: stored.name.parse()?,
-        state: model_state(stored.state())?,
+        life: life(stored.create_time, stored.delete_time)?,
         state_reason: stored.state_reason,
-        update: stored.update.map(|update| Update { done: update.done, reason: update.reason }),
+        update_reason: stored.update.map(|update| update.reason),
         tags: stored.tags,
         versions,
         created_with: token_use(&stored.created_with)?,
@@ -193,7 +188,6 @@ fn decode_head(id: &str, bytes: &[u8], versions: BTreeMap<u64, Version>) -> Resu
             .iter()
             .map(|digests| token_use(digests))
             .collect::<Result<_, _>>()?,
-        create_time: time(stored.create_time)?,
     })
 }
 
@@ -202,14 +196,12 @@ fn decode_version(bytes: &[u8]) -> Result<Version, CodecError> {
     if stored.format != FORMAT {
         return Err(CodecError::Format(stored.format));
     }
-    let state = model_state(stored.state())?;
     Ok(Version {
         content: Content {
             configuration: stored.configuration.unwrap_or_default(),
             operator_role: stored.operator_role,
         },
-        state,
-        time: time(stored.time)?,
+        life: life(stored.time, stored.delete_time)?,
     })
 }
 
@@ -220,9 +212,9 @@ fn token_use(digests: &[u8]) -> Result<TokenUse, CodecError> {
     halves.ok_or_else(|| malformed("a token is not two digests"))
 }
 
-fn time(value: Option<Timestamp>) -> Result<SystemTime, CodecError> {
-    let value = value.ok_or_else(|| malformed("a time is missing"))?;
-    Ok(api::system_time(&value)?)
+fn life(made: Option<Timestamp>, deleted: Option<Timestamp>) -> Result<Life, CodecError> {
+    let made = made.ok_or_else(|| malformed("a time is missing"))?;
+    Ok(Life { made: api::system_time(&made)?, deleted: deleted.as_ref().map(api::system_time).transpose()? })
 }
 
 fn malformed(detail: impl std::fmt::Display) -> CodecError {
@@ -239,22 +231,11 @@ pub fn wire_state(state: ConnectorState) -> WireState {
     }
 }
 
-fn model_state(state: WireState) -> Result<ConnectorState, CodecError> {
-    Ok(match state {
-        WireState::Pending => ConnectorState::Pending,
-        WireState::Active => ConnectorState::Active,
-        WireState::Deleting => ConnectorState::Deleting,
-        WireState::Unspecified | WireState::Inactive | WireState::Failed | WireState::DeleteFailed => {
-            return Err(malformed("a state is not known"));
-        }
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::domain::connector::Change;
-    use crate::domain::connector::tests::sample;
+    use crate::domain::connector::tests::{later, sample};
 
     /// Applies writes to what a listing would show.
     fn apply(entries: &mut BTreeMap<String, Versioned>, writes: Vec<Write>, revision: i64) {
@@ -274,35 +255,30 @@ mod tests {
     #[test]
     fn every_state_of_a_life_is_read_back() {
         let mut entries = BTreeMap::new();
-        let mut now = sample(false);
+        let mut now = sample();
         now.tags.insert("k".into(), "v".into());
         apply(&mut entries, writes(None, Some(&now)), 1);
         let role = |role: &str| Change { operator_role: Some(role.into()), ..Change::default() };
-        type Step = Box<dyn Fn(&mut Connector)>;
-        let steps: [Step; 6] = [
-            Box::new(|c| assert!(c.settle())),
-            Box::new(move |c| {
-                let used = TokenUse::of("a", b"a");
-                c.update(&role("x"), used, 9, SystemTime::UNIX_EPOCH).unwrap();
-            }),
-            Box::new(|c| assert!(c.settle())),
-            Box::new(|c| c.delete(Some(1)).unwrap()),
-            Box::new(|c| assert!(c.settle())),
-            Box::new(|c| c.delete(None).unwrap()),
+        type Event = Box<dyn Fn(&mut Connector)>;
+        let events: [Event; 4] = [
+            Box::new(move |c| c.update(&role("x"), TokenUse::of("a", b"a"), 9, later(1)).unwrap()),
+            Box::new(|c| c.delete(Some(1), later(2)).unwrap()),
+            Box::new(|c| *c = c.clone().without_remains(later(3)).unwrap()),
+            Box::new(|c| c.delete(None, later(3)).unwrap()),
         ];
-        for (number, step) in steps.iter().enumerate() {
+        for (number, event) in events.iter().enumerate() {
             let revision = listed(&entries)[0].1;
-            assert_eq!(listed(&entries), [(now.clone(), revision)], "before step {number}");
+            assert_eq!(listed(&entries), [(now.clone(), revision)], "before event {number}");
             let before = now.clone();
-            step(&mut now);
+            event(&mut now);
             let changes = writes(Some((&before, revision)), Some(&now));
             assert!(matches!(&changes[0], Write::Put { key, expect, .. }
                 if *key == format!("connectors/{}", now.id) && *expect == Expect::Revision(revision)));
             apply(&mut entries, changes, revision + 1);
         }
-        let before = now.clone();
-        assert!(!now.settle());
-        apply(&mut entries, writes(Some((&before, 7)), None), 8);
+        assert_eq!(listed(&entries)[0].0, now);
+        assert_eq!(now.clone().without_remains(later(4)), None);
+        apply(&mut entries, writes(Some((&now, 7)), None), 8);
         assert!(entries.is_empty(), "{entries:?}");
     }
 
@@ -310,7 +286,7 @@ mod tests {
     fn what_is_no_connector_is_left_alone() {
         let entry = |value: &[u8]| Versioned { value: value.to_vec(), revision: 1 };
         let mut entries = BTreeMap::new();
-        apply(&mut entries, writes(None, Some(&sample(true))), 1);
+        apply(&mut entries, writes(None, Some(&sample())), 1);
         for (key, value) in [
             ("connectors/nc-2", &b"\xff"[..]),
             ("connectors/nc-3", b""),
@@ -319,7 +295,7 @@ mod tests {
         ] {
             entries.insert(key.to_owned(), entry(value));
         }
-        assert_eq!(listed(&entries), [(sample(true), 1)]);
+        assert_eq!(listed(&entries), [(sample(), 1)]);
         entries.remove("connectors/nc-1/1");
         assert_eq!(listed(&entries), [], "a connector without versions is none");
     }

@@ -3,22 +3,26 @@
 //! ```text
 //! connector  PENDING -> ACTIVE -> DELETING -> gone
 //! version    PENDING -> ACTIVE -> DELETING -> gone    immutable but for this
-//! update     under way -> done
 //! ```
 //!
-//! A connector is a policy that launches read, so nothing has to be made or
-//! torn down: what was begun is settled a moment later. What launches read is
-//! in [`super::egress`].
+//! A connector is a policy that launches read, so nothing has to be made or torn
+//! down: each state follows from the record's times and the time now. Only what
+//! has been DELETING for a while is removed, by whoever leads then. What launches
+//! read is in [`super::egress`].
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use api::connector::v1::NetworkConnectorConfiguration;
-use model::ConnectorName;
-use model::state::{ConnectorEvent, ConnectorState};
+use api::connector::v1::{NetworkConnectorConfiguration, NetworkProtocol};
+use model::limits::TAGS_MAX;
+use model::state::ConnectorState;
+use model::{ConnectorName, Violations};
 
-use super::idempotency::{TokenUse, Verdict, judge};
+use super::egress;
+use super::idempotency::{TokenDecision, TokenUse, decide};
 
+/// How long what was made is PENDING, and what was deleted at least DELETING.
+pub const SETTLE: Duration = Duration::from_millis(300);
 /// State reason until a connector is first changed.
 pub const REASON_CREATED: &str = "Initial creation";
 /// What an update that changes nothing says.
@@ -29,30 +33,52 @@ const UPDATE_TOKENS_MAX: usize = 16;
 /// What a version is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Content {
-    /// Subnets, groups, protocol and the rest.
     pub configuration: NetworkConnectorConfiguration,
     /// ARN of the role the service would act as.
     pub operator_role: String,
 }
 
-/// One version.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Version {
-    /// What it is made of; never changed.
-    pub content: Content,
-    /// Where it is in its life.
-    pub state: ConnectorState,
-    /// When it was made.
-    pub time: SystemTime,
+/// When something was made, and when its deletion began.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Life {
+    pub made: SystemTime,
+    pub deleted: Option<SystemTime>,
 }
 
-/// How the latest update went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Update {
-    /// Whether it is done.
-    pub done: bool,
-    /// What there is to say; may be empty.
-    pub reason: String,
+impl Life {
+    fn of(made: SystemTime) -> Self {
+        Self { made, deleted: None }
+    }
+
+    /// Where it is at `now`.
+    #[must_use]
+    pub fn state(self, now: SystemTime) -> ConnectorState {
+        match self.deleted {
+            Some(_) => ConnectorState::Deleting,
+            None if now < self.made + SETTLE => ConnectorState::Pending,
+            None => ConnectorState::Active,
+        }
+    }
+
+    fn is_over(self, now: SystemTime) -> bool {
+        self.deleted.is_some_and(|deleted| deleted + SETTLE <= now)
+    }
+
+    fn delete(&mut self, now: SystemTime) -> Result<(), Refusal> {
+        match self.state(now) {
+            ConnectorState::Active => self.deleted = Some(now),
+            ConnectorState::Deleting | ConnectorState::Deleted => {}
+            ConnectorState::Pending => return Err(Refusal::State(ConnectorState::Pending)),
+        }
+        Ok(())
+    }
+}
+
+/// One version; never changed but for its deletion.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Version {
+    pub content: Content,
+    pub life: Life,
 }
 
 /// A connector.
@@ -62,13 +88,11 @@ pub struct Connector {
     pub id: ConnectorName,
     /// Name, unique in the account.
     pub name: ConnectorName,
-    /// Where it is in its life.
-    pub state: ConnectorState,
-    /// Why; may be empty.
+    pub life: Life,
+    /// Why its state is as it is; may be empty.
     pub state_reason: String,
-    /// Its latest update; absent when there was none.
-    pub update: Option<Update>,
-    /// Tags.
+    /// What there is to say of its latest update; absent when there was none.
+    pub update_reason: Option<String>,
     pub tags: BTreeMap<String, String>,
     /// Versions by number; never empty.
     pub versions: BTreeMap<u64, Version>,
@@ -76,8 +100,6 @@ pub struct Connector {
     pub created_with: TokenUse,
     /// Client tokens of its latest updates.
     pub updated_with: VecDeque<TokenUse>,
-    /// When it was created.
-    pub create_time: SystemTime,
 }
 
 /// What an update asks for; absent parts stay as they are.
@@ -91,7 +113,7 @@ pub struct Change {
 
 /// Why a connector cannot be changed as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Illegal {
+pub enum Refusal {
     /// Its state forbids it.
     #[error("is {0} and cannot be changed now")]
     State(ConnectorState),
@@ -113,6 +135,9 @@ pub enum Illegal {
     /// The client token was used for another update.
     #[error("was updated before with the same client token and other parameters")]
     TokenConflict,
+    /// Its tags and its content do not go together.
+    #[error("{0}")]
+    Invalid(Violations),
 }
 
 impl Connector {
@@ -125,18 +150,17 @@ impl Connector {
         created_with: TokenUse,
         now: SystemTime,
     ) -> Self {
-        let first = Version { content, state: ConnectorState::Pending, time: now };
+        let life = Life::of(now);
         Self {
             id,
             name,
-            state: ConnectorState::Pending,
+            life,
             state_reason: REASON_CREATED.to_owned(),
-            update: None,
+            update_reason: None,
             tags,
-            versions: BTreeMap::from([(1, first)]),
+            versions: BTreeMap::from([(1, Version { content, life })]),
             created_with,
             updated_with: VecDeque::new(),
-            create_time: now,
         }
     }
 
@@ -150,112 +174,143 @@ impl Connector {
 
     /// The newest version that launches may use.
     #[must_use]
-    pub fn usable(&self) -> Option<(u64, &Version)> {
-        let active = |(_, version): &(&u64, &Version)| version.state == ConnectorState::Active;
+    pub fn usable(&self, now: SystemTime) -> Option<(u64, &Version)> {
+        let active = |(_, version): &(&u64, &Version)| version.life.state(now) == ConnectorState::Active;
         let found = self.versions.iter().rev().find(active);
         found.map(|(number, version)| (*number, version))
     }
 
-    /// Whether something that was begun is still to be settled.
-    #[must_use]
-    pub fn is_unsettled(&self) -> bool {
-        self.state != ConnectorState::Active
-            || self.update.as_ref().is_some_and(|update| !update.done)
-            || self.versions.values().any(|version| version.state != ConnectorState::Active)
+    /// The version a launch uses that names this one, or none; else the state that
+    /// forbids it.
+    ///
+    /// # Errors
+    /// The state.
+    pub fn to_launch(&self, version: Option<u64>, now: SystemTime) -> Result<&Version, ConnectorState> {
+        let state = self.life.state(now);
+        if state != ConnectorState::Active {
+            return Err(state);
+        }
+        let found = match version {
+            Some(number) => self.versions.get(&number),
+            None => self.usable(now).map(|(_, version)| version),
+        };
+        let found = found.ok_or(ConnectorState::Deleted)?;
+        match found.life.state(now) {
+            ConnectorState::Active => Ok(found),
+            state => Err(state),
+        }
     }
 
-    /// Settles what was begun. False when the connector is gone with that.
+    /// Whether its latest update is still under way.
     #[must_use]
-    pub fn settle(&mut self) -> bool {
-        self.state = settled(self.state);
-        if let Some(update) = &mut self.update {
-            update.done = true;
+    pub fn is_updating(&self, now: SystemTime) -> bool {
+        self.update_reason.is_some() && self.newest().1.life.state(now) == ConnectorState::Pending
+    }
+
+    /// Whether its deletion, or that of a version, is over.
+    #[must_use]
+    pub fn has_remains(&self, now: SystemTime) -> bool {
+        self.life.is_over(now) || self.versions.values().any(|version| version.life.is_over(now))
+    }
+
+    /// What is left of it once deletions that are over are carried out.
+    #[must_use]
+    pub fn without_remains(mut self, now: SystemTime) -> Option<Self> {
+        if self.life.is_over(now) {
+            return None;
         }
-        self.versions.retain(|_, version| {
-            version.state = settled(version.state);
-            version.state != ConnectorState::Deleted
-        });
-        self.state != ConnectorState::Deleted
+        self.versions.retain(|_, version| !version.life.is_over(now));
+        Some(self)
     }
 
     /// Changes it: a new version, unless nothing differs. The same token with the
     /// same parameters changes nothing.
     ///
     /// # Errors
-    /// [`Illegal`]; nothing is changed then.
+    /// [`Refusal`]; the connector must be dropped then.
     pub fn update(
         &mut self,
         change: &Change,
         used: TokenUse,
         versions_max: usize,
         now: SystemTime,
-    ) -> Result<(), Illegal> {
+    ) -> Result<(), Refusal> {
         let earlier = self.updated_with.iter().find(|earlier| earlier.token == used.token);
-        match judge(earlier, &used) {
-            Verdict::Replay => return Ok(()),
-            Verdict::Conflict => return Err(Illegal::TokenConflict),
-            Verdict::New => {}
+        match decide(earlier, &used) {
+            TokenDecision::Replay => return Ok(()),
+            TokenDecision::Conflict => return Err(Refusal::TokenConflict),
+            TokenDecision::New => {}
         }
-        if self.state != ConnectorState::Active {
-            return Err(Illegal::State(self.state));
+        let state = self.life.state(now);
+        if state != ConnectorState::Active {
+            return Err(Refusal::State(state));
         }
-        if self.update.as_ref().is_some_and(|update| !update.done) {
-            return Err(Illegal::Updating);
+        if self.is_updating(now) {
+            return Err(Refusal::Updating);
         }
         let (newest, current) = self.newest();
         let content = merged(&current.content, change);
         if content.configuration.associated_compute_resource_types
             != current.content.configuration.associated_compute_resource_types
         {
-            return Err(Illegal::ComputeType);
+            return Err(Refusal::ComputeType);
         }
         if content == current.content {
-            self.update = Some(Update { done: true, reason: REASON_NO_CHANGE.to_owned() });
+            self.update_reason = Some(REASON_NO_CHANGE.to_owned());
         } else {
             if self.versions.len() >= versions_max {
-                return Err(Illegal::TooManyVersions(versions_max));
+                return Err(Refusal::TooManyVersions(versions_max));
             }
-            let version = Version { content, state: ConnectorState::Pending, time: now };
-            self.versions.insert(newest + 1, version);
+            self.versions.insert(newest + 1, Version { content, life: Life::of(now) });
             self.state_reason.clear();
-            self.update = Some(Update { done: false, reason: String::new() });
+            self.update_reason = Some(String::new());
         }
         if self.updated_with.len() == UPDATE_TOKENS_MAX {
             self.updated_with.pop_front();
         }
         self.updated_with.push_back(used);
-        Ok(())
+        self.check_tags()
+    }
+
+    /// Sets and removes tags.
+    ///
+    /// # Errors
+    /// [`Refusal::Invalid`]; the connector must be dropped then.
+    pub fn tag(&mut self, set: BTreeMap<String, String>, remove: &[String]) -> Result<(), Refusal> {
+        self.tags.extend(set);
+        for key in remove {
+            self.tags.remove(key);
+        }
+        self.check_tags()
+    }
+
+    /// Whether its tags and its newest version go together.
+    fn check_tags(&self) -> Result<(), Refusal> {
+        let mut violations = Violations::default();
+        let count = self.tags.len();
+        violations.check(count <= TAGS_MAX, "tags", format!("must have at most {TAGS_MAX} entries"));
+        let protocol: NetworkProtocol = self.newest().1.content.configuration.network_protocol();
+        egress::check(&self.tags, protocol, &mut violations);
+        violations.finish().map_err(Refusal::Invalid)
     }
 
     /// Begins its deletion, or that of one version. Repeating it changes nothing.
     ///
     /// # Errors
-    /// [`Illegal`]; nothing is changed then.
-    pub fn delete(&mut self, version: Option<u64>) -> Result<(), Illegal> {
+    /// [`Refusal`]; nothing is changed then.
+    pub fn delete(&mut self, version: Option<u64>, now: SystemTime) -> Result<(), Refusal> {
         let Some(number) = version else {
-            let next = self.state.next(ConnectorEvent::DeleteBegan);
-            self.state = next.map_err(|_| Illegal::State(self.state))?;
+            self.life.delete(now)?;
             self.state_reason.clear();
             return Ok(());
         };
         let newest = self.newest().0;
-        let version = self.versions.get_mut(&number).ok_or(Illegal::NoVersion(number))?;
+        let version = self.versions.get_mut(&number).ok_or(Refusal::NoVersion(number))?;
         if number == newest {
-            return Err(Illegal::Newest(number));
+            return Err(Refusal::Newest(number));
         }
-        let next = version.state.next(ConnectorEvent::DeleteBegan);
-        version.state = next.map_err(|_| Illegal::State(version.state))?;
-        Ok(())
+        version.life.delete(now)
     }
-}
-
-fn settled(state: ConnectorState) -> ConnectorState {
-    let event = match state {
-        ConnectorState::Pending => ConnectorEvent::Made,
-        ConnectorState::Deleting => ConnectorEvent::DeleteDone,
-        ConnectorState::Active | ConnectorState::Deleted => return state,
-    };
-    state.next(event).expect("the table has this event for this state")
 }
 
 /// The content after a change. A configuration replaces the old one; members

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use model::ConnectorName;
 use model::state::ConnectorState;
@@ -72,9 +73,10 @@ impl Connectors {
         after: Option<&ConnectorName>,
         state: Option<ConnectorState>,
         size: usize,
+        now: SystemTime,
     ) -> (Vec<Arc<Entry>>, bool) {
         let from = after.map_or(Bound::Unbounded, Bound::Excluded);
-        let wanted = |entry: &&Arc<Entry>| state.is_none_or(|state| entry.connector.state == state);
+        let wanted = |entry: &&Arc<Entry>| state.is_none_or(|state| entry.connector.life.state(now) == state);
         let mut found = self
             .by_name
             .range::<ConnectorName, _>((from, Bound::Unbounded))
@@ -105,12 +107,12 @@ impl Connectors {
 
 #[cfg(test)]
 mod tests {
-    use super::super::connector::tests::sample;
+    use super::super::connector::tests::{later, sample};
     use super::super::idempotency::TokenUse;
     use super::*;
 
     fn connector(name: &str) -> Connector {
-        let mut connector = sample(true);
+        let mut connector = sample();
         connector.id = format!("nc-{name}").parse().unwrap();
         connector.name = name.parse().unwrap();
         connector.created_with = TokenUse::of(name, b"");
@@ -144,20 +146,20 @@ mod tests {
         for name in ["d", "b", "a", "c"] {
             let mut connector = connector(name);
             if name == "b" {
-                connector.delete(None).unwrap();
+                connector.delete(None, later(1)).unwrap();
             }
             all.put(Entry { connector, revision: 1 });
         }
         let names = |page: &[Arc<Entry>]| -> Vec<String> {
             page.iter().map(|entry| entry.connector.name.to_string()).collect()
         };
-        let (page, more) = all.page(None, None, 3);
+        let (page, more) = all.page(None, None, 3, later(1));
         assert_eq!((names(&page), more), (vec!["a".into(), "b".into(), "c".into()], true));
-        let (page, more) = all.page(Some(&key("c")), None, 3);
+        let (page, more) = all.page(Some(&key("c")), None, 3, later(1));
         assert_eq!((names(&page), more), (vec!["d".into()], false));
-        let (page, more) = all.page(None, Some(ConnectorState::Active), 3);
+        let (page, more) = all.page(None, Some(ConnectorState::Active), 3, later(1));
         assert_eq!((names(&page), more), (vec!["a".into(), "c".into(), "d".into()], false));
-        let (page, more) = all.page(Some(&key("bb")), Some(ConnectorState::Deleting), 3);
+        let (page, more) = all.page(Some(&key("bb")), Some(ConnectorState::Deleting), 3, later(1));
         assert_eq!((names(&page), more), (vec![], false));
     }
 }

@@ -27,7 +27,7 @@ impl TokenUse {
 
 /// What a request with a token means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum TokenDecision {
     /// The token is new.
     New,
     /// The same request again.
@@ -38,11 +38,11 @@ pub enum Verdict {
 
 /// Compares a request's token with the recorded use of the same token.
 #[must_use]
-pub fn judge(recorded: Option<&TokenUse>, asked: &TokenUse) -> Verdict {
+pub fn decide(recorded: Option<&TokenUse>, asked: &TokenUse) -> TokenDecision {
     match recorded {
-        None => Verdict::New,
-        Some(recorded) if recorded == asked => Verdict::Replay,
-        Some(_) => Verdict::Conflict,
+        None => TokenDecision::New,
+        Some(recorded) if recorded == asked => TokenDecision::Replay,
+        Some(_) => TokenDecision::Conflict,
     }
 }
 
@@ -55,11 +55,11 @@ mod tests {
         let first = TokenUse::of("token", b"parameters");
         let other = TokenUse::of("token", b"others");
         for (recorded, asked, verdict) in [
-            (None, first, Verdict::New),
-            (Some(&first), first, Verdict::Replay),
-            (Some(&first), other, Verdict::Conflict),
+            (None, first, TokenDecision::New),
+            (Some(&first), first, TokenDecision::Replay),
+            (Some(&first), other, TokenDecision::Conflict),
         ] {
-            assert_eq!(judge(recorded, &asked), verdict);
+            assert_eq!(decide(recorded, &asked), verdict);
         }
     }
 }

@@ -17,7 +17,7 @@ use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{IllegalTransition, MicrovmEvent, MicrovmState};
-use model::{HostId, ImageArn, MicrovmId, VersionNumber};
+use model::{ConnectorArn, HostId, ImageArn, ManagedConnector, MicrovmId, VersionNumber};
 
 use super::idempotency::TokenUse;
 
@@ -72,13 +72,43 @@ pub struct Spec {
     pub payload: Payload,
     /// Where its logs go.
     pub logging: Option<Logging>,
-    /// Ingress connectors by ARN.
-    pub ingress: Vec<String>,
-    /// Egress connectors by ARN.
-    pub egress: Vec<String>,
+    /// Ingress connectors as they were named.
+    pub ingress: Vec<ConnectorArn>,
+    /// Egress connectors as they were named.
+    pub egress: Vec<ConnectorArn>,
     /// What the customer's connectors among them let out, as they were at the
     /// launch; absent when there are none.
     pub egress_policy: Option<EgressPolicy>,
+}
+
+impl Spec {
+    /// Whether its ingress connectors let requests to its endpoint in.
+    #[must_use]
+    pub fn lets_requests_in(&self) -> bool {
+        !names(&self.ingress, ManagedConnector::NoIngress)
+    }
+
+    /// Whether its ingress connectors let shells in.
+    #[must_use]
+    pub fn lets_shells_in(&self) -> bool {
+        names(&self.ingress, ManagedConnector::ShellIngress) && !self.mixes_ingress()
+    }
+
+    /// Whether ALL_INGRESS stands beside other connectors: a launch takes that, a shell does not.
+    #[must_use]
+    pub fn mixes_ingress(&self) -> bool {
+        names(&self.ingress, ManagedConnector::AllIngress) && self.ingress.len() > 1
+    }
+
+    /// Whether the platform's connector to everywhere is among its egress connectors.
+    #[must_use]
+    pub fn reaches_the_internet(&self) -> bool {
+        names(&self.egress, ManagedConnector::InternetEgress)
+    }
+}
+
+fn names(connectors: &[ConnectorArn], wanted: ManagedConnector) -> bool {
+    connectors.iter().any(|arn| arn.managed_connector() == Some(wanted))
 }
 
 /// What should become of it.
@@ -141,7 +171,7 @@ impl Microvm {
     ///
     /// # Errors
     /// When the state does not allow the event; nothing is changed then.
-    pub fn happen(
+    pub fn apply_event(
         &mut self,
         event: MicrovmEvent,
         reason: &str,
@@ -247,11 +277,29 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn ingress_by_connectors() {
+        use ManagedConnector::{AllIngress, HttpIngress, NoIngress, ShellIngress};
+        for (ingress, http, shell, mixed) in [
+            (&[HttpIngress][..], true, false, false),
+            (&[AllIngress], true, false, false),
+            (&[NoIngress], false, false, false),
+            (&[ShellIngress], true, true, false),
+            (&[HttpIngress, ShellIngress], true, true, false),
+            (&[AllIngress, ShellIngress], true, false, true),
+        ] {
+            let mut spec = sample(1, SystemTime::UNIX_EPOCH).spec;
+            spec.ingress = ingress.iter().map(|one| ConnectorArn::managed("us-east-1", *one)).collect();
+            let found = (spec.lets_requests_in(), spec.lets_shells_in(), spec.mixes_ingress());
+            assert_eq!(found, (http, shell, mixed), "{ingress:?}");
+        }
+    }
+
+    #[test]
     fn the_payload_is_dropped_once_it_runs_and_never_printed() {
         let start = SystemTime::UNIX_EPOCH;
         let mut microvm = sample(1, start);
         assert!(!format!("{microvm:?}").contains("secret"));
-        microvm.happen(MicrovmEvent::Started, "", start).unwrap();
+        microvm.apply_event(MicrovmEvent::Started, "", start).unwrap();
         assert_eq!(microvm.spec.payload, Payload::default());
     }
 
@@ -260,10 +308,10 @@ pub(crate) mod tests {
         let at = |seconds| SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
         let mut microvm = sample(1, at(0));
         let before = microvm.clone();
-        assert!(microvm.happen(MicrovmEvent::WakeFailed, "x", at(1)).is_err());
+        assert!(microvm.apply_event(MicrovmEvent::WakeFailed, "x", at(1)).is_err());
         assert_eq!(microvm, before);
-        microvm.happen(MicrovmEvent::Ended, "one", at(2)).unwrap();
-        microvm.happen(MicrovmEvent::Ended, "one", at(3)).unwrap();
+        microvm.apply_event(MicrovmEvent::Ended, "one", at(2)).unwrap();
+        microvm.apply_event(MicrovmEvent::Ended, "one", at(3)).unwrap();
         assert_eq!((microvm.terminate_time, microvm.state_time), (Some(at(2)), at(2)));
         assert_eq!(microvm.held_mib(), None);
     }

@@ -34,20 +34,26 @@ pub struct Observation {
     pub last_transition: Option<LastTransition>,
 }
 
-/// What an observation means for a record.
+/// What a change did to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing new.
+pub enum RecordChange {
+    /// Nothing.
     None,
-    /// Running totals and timings only: kept in memory, written with the next
-    /// change.
+    /// Running totals and timings: kept in memory, written with the next change.
     Totals,
     /// It began to go to sleep: shown to everybody, written with the next change.
     /// The record says RUNNING until then, which is what it is again when its
-    /// host does not get to the end.
+    /// host does not get to the end. A new leader hears of it from the host again.
     Passing,
-    /// The record changed and must be written.
-    Changed,
+    /// It must be written.
+    Durable,
+}
+
+/// What an observation means for a record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MergeOutcome {
+    /// The record was changed so.
+    Merged(RecordChange),
     /// The host must drop it: placed elsewhere since, or ended.
     Stale,
     /// It cannot be: a newer generation than was ever given out, or a
@@ -56,30 +62,37 @@ pub enum Effect {
 }
 
 /// Merges what `host` observed into the record.
-pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: SystemTime) -> Effect {
+///
+/// News of a microVM reaches the scheduler in two ways: in the host's answer to a
+/// launch, suspend or wake, and in the host's reports. Both carry the same
+/// numbered observations and both end here, so their order does not matter.
+/// When a wake's answer is lost, the next report says RUNNING with the number that
+/// the answer had, and whoever asked again finds it so. When a report overtakes
+/// the answer, the answer's number is not newer and changes nothing.
+pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: SystemTime) -> MergeOutcome {
     let placement = &record.placement;
     if seen.generation > placement.generation {
-        return Effect::Impossible;
+        return MergeOutcome::Impossible;
     }
     if *host != placement.host {
-        return Effect::Stale;
+        return MergeOutcome::Stale;
     }
     // Placed here anew, and the host has not heard of it yet: the command that
     // is on its way replaces what it holds, and must not find it dropped.
     if seen.generation < placement.generation {
-        return Effect::None;
+        return MergeOutcome::Merged(RecordChange::None);
     }
     if record.state == MicrovmState::Terminated {
         let gone = seen.state == MicrovmState::Terminated;
-        return if gone { Effect::None } else { Effect::Stale };
+        return if gone { MergeOutcome::Merged(RecordChange::None) } else { MergeOutcome::Stale };
     }
     if seen.number <= record.observation {
-        return Effect::None;
+        return MergeOutcome::Merged(RecordChange::None);
     }
     let before = (record.state, record.state_reason.clone(), record.snapshot.clone());
     let mut next = record.clone();
-    if !follow(&mut next, seen, now) {
-        return Effect::Impossible;
+    if !apply_state(&mut next, seen, now) {
+        return MergeOutcome::Impossible;
     }
     *record = next;
     let mut totals = seen.metering.is_some() && seen.metering != record.metering;
@@ -98,19 +111,19 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     record.observation = seen.number;
     let after = (record.state, record.state_reason.clone(), record.snapshot.clone());
     if (before.0, after.0) == (MicrovmState::Running, MicrovmState::Suspending) && before.2 == after.2 {
-        Effect::Passing
+        MergeOutcome::Merged(RecordChange::Passing)
     } else if after != before {
-        Effect::Changed
+        MergeOutcome::Merged(RecordChange::Durable)
     } else if totals {
-        Effect::Totals
+        MergeOutcome::Merged(RecordChange::Totals)
     } else {
-        Effect::None
+        MergeOutcome::Merged(RecordChange::None)
     }
 }
 
 /// Brings the record's state to the observed one. False when the table has no
 /// way there.
-fn follow(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
+fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
     use MicrovmEvent as E;
     use MicrovmState as S;
     // An end that was decided stays decided, whatever the host was doing meanwhile.
@@ -136,7 +149,7 @@ fn follow(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
     // Why an end was asked for is ours to say; the host's word counts otherwise.
     let ours = record.intent == Intent::End && !record.state_reason.is_empty();
     let reason = if ours { record.state_reason.clone() } else { seen.reason.clone() };
-    events.iter().all(|event| record.happen(*event, &reason, at).is_ok())
+    events.iter().all(|event| record.apply_event(*event, &reason, at).is_ok())
 }
 
 /// Copies of the newer snapshot; of the same one, a remote copy that was seen
@@ -178,8 +191,9 @@ mod tests {
 
     #[test]
     fn effects_table() {
-        use Effect as F;
+        use MergeOutcome::{Impossible, Merged, Stale};
         use MicrovmState as S;
+        use RecordChange as C;
         let host: HostId = "h1".parse().unwrap();
         let other: HostId = "h2".parse().unwrap();
         let record = sample(1, at(0));
@@ -190,24 +204,52 @@ mod tests {
         ending.intent = Intent::End;
         ending.state = S::Terminating;
         let mut ended = running.clone();
-        ended.happen(MicrovmEvent::Ended, "x", at(6)).unwrap();
+        ended.apply_event(MicrovmEvent::Ended, "x", at(6)).unwrap();
         let generation =
             |record: &Microvm, generation, state| Observation { generation, ..seen(record, 9, state) };
         for (name, record, host, observation, effect, state) in [
-            ("launched", &record, &host, seen(&record, 1, S::Running), F::Changed, S::Running),
-            ("quick sleep", &record, &host, seen(&record, 3, S::Suspended), F::Changed, S::Suspended),
-            ("launch failed", &record, &host, seen(&record, 1, S::Terminated), F::Changed, S::Terminated),
-            ("seen already", &running, &host, seen(&running, 5, S::Suspended), F::None, S::Running),
-            ("the same again", &running, &host, seen(&running, 6, S::Running), F::None, S::Running),
-            ("suspending", &running, &host, seen(&running, 6, S::Suspending), F::Passing, S::Suspending),
-            ("older placement", &running, &host, generation(&running, 0, S::Running), F::None, S::Running),
-            ("wrong host", &running, &other, seen(&running, 9, S::Running), F::Stale, S::Running),
-            ("from nowhere", &running, &host, generation(&running, 2, S::Running), F::Impossible, S::Running),
-            ("back to pending", &running, &host, seen(&running, 9, S::Pending), F::Impossible, S::Running),
-            ("being ended", &ending, &host, seen(&ending, 9, S::Running), F::None, S::Terminating),
-            ("end done", &ending, &host, seen(&ending, 9, S::Terminated), F::Changed, S::Terminated),
-            ("alive after its end", &ended, &host, seen(&ended, 9, S::Running), F::Stale, S::Terminated),
-            ("gone after its end", &ended, &host, seen(&ended, 9, S::Terminated), F::None, S::Terminated),
+            ("launched", &record, &host, seen(&record, 1, S::Running), Merged(C::Durable), S::Running),
+            ("quick sleep", &record, &host, seen(&record, 3, S::Suspended), Merged(C::Durable), S::Suspended),
+            (
+                "launch failed",
+                &record,
+                &host,
+                seen(&record, 1, S::Terminated),
+                Merged(C::Durable),
+                S::Terminated,
+            ),
+            ("seen already", &running, &host, seen(&running, 5, S::Suspended), Merged(C::None), S::Running),
+            ("the same again", &running, &host, seen(&running, 6, S::Running), Merged(C::None), S::Running),
+            (
+                "suspending",
+                &running,
+                &host,
+                seen(&running, 6, S::Suspending),
+                Merged(C::Passing),
+                S::Suspending,
+            ),
+            (
+                "older placement",
+                &running,
+                &host,
+                generation(&running, 0, S::Running),
+                Merged(C::None),
+                S::Running,
+            ),
+            ("wrong host", &running, &other, seen(&running, 9, S::Running), Stale, S::Running),
+            ("from nowhere", &running, &host, generation(&running, 2, S::Running), Impossible, S::Running),
+            ("back to pending", &running, &host, seen(&running, 9, S::Pending), Impossible, S::Running),
+            ("being ended", &ending, &host, seen(&ending, 9, S::Running), Merged(C::None), S::Terminating),
+            ("end done", &ending, &host, seen(&ending, 9, S::Terminated), Merged(C::Durable), S::Terminated),
+            ("alive after its end", &ended, &host, seen(&ended, 9, S::Running), Stale, S::Terminated),
+            (
+                "gone after its end",
+                &ended,
+                &host,
+                seen(&ended, 9, S::Terminated),
+                Merged(C::None),
+                S::Terminated,
+            ),
         ] {
             let mut record = record.clone();
             assert_eq!(merge(&mut record, host, &observation, at(99)), effect, "{name}");
@@ -224,10 +266,10 @@ mod tests {
             merge(&mut record, &host, &observation, at(9));
         }
         let failed = Observation { reason: "disk full".into(), ..seen(&record, 3, MicrovmState::Running) };
-        assert_eq!(merge(&mut record, &host, &failed, at(9)), Effect::Changed);
+        assert_eq!(merge(&mut record, &host, &failed, at(9)), MergeOutcome::Merged(RecordChange::Durable));
         assert_eq!((record.state, record.state_reason.as_str()), (MicrovmState::Running, "disk full"));
         record.intent = Intent::End;
-        record.happen(MicrovmEvent::TerminateBegan, "ours", at(9)).unwrap();
+        record.apply_event(MicrovmEvent::TerminateBegan, "ours", at(9)).unwrap();
         let ended = Observation { reason: "theirs".into(), ..seen(&record, 4, MicrovmState::Terminated) };
         merge(&mut record, &host, &ended, at(9));
         assert_eq!(record.state_reason, "ours");
@@ -266,7 +308,7 @@ mod tests {
                 if before.state == MicrovmState::Terminated {
                     prop_assert_eq!(record.state, MicrovmState::Terminated);
                 }
-                if generation != 1 || effect == Effect::Stale || effect == Effect::Impossible {
+                if generation != 1 || effect == MergeOutcome::Stale || effect == MergeOutcome::Impossible {
                     prop_assert_eq!(record.state, before.state);
                 }
             }

@@ -93,8 +93,8 @@ mod tests {
         let mut microvm = sample(1, at(0));
         microvm.spec.maximum_duration = Duration::from_secs(50);
         assert_eq!(next(&microvm, retention), Some((at(50), Due::End)));
-        microvm.happen(E::Started, "", at(1)).unwrap();
-        microvm.happen(E::SuspendDone, "", at(10)).unwrap();
+        microvm.apply_event(E::Started, "", at(1)).unwrap();
+        microvm.apply_event(E::SuspendDone, "", at(10)).unwrap();
         assert_eq!(next(&microvm, retention), Some((at(50), Due::End)), "no policy, no window");
         let policy = |suspended| IdlePolicy {
             max_idle: Duration::from_secs(60),
@@ -105,12 +105,12 @@ mod tests {
             microvm.spec.idle_policy = Some(policy(suspended));
             assert_eq!(next(&microvm, retention), Some((at(expected), Due::End)), "{suspended}");
         }
-        microvm.happen(E::Started, "", at(12)).unwrap();
+        microvm.apply_event(E::Started, "", at(12)).unwrap();
         assert_eq!(next(&microvm, retention), Some((at(50), Due::End)), "a wake closes the window");
         microvm.intent = Intent::End;
-        microvm.happen(E::TerminateBegan, "", at(13)).unwrap();
+        microvm.apply_event(E::TerminateBegan, "", at(13)).unwrap();
         assert_eq!(next(&microvm, retention), None, "ending already");
-        microvm.happen(E::Ended, "", at(14)).unwrap();
+        microvm.apply_event(E::Ended, "", at(14)).unwrap();
         assert_eq!(next(&microvm, retention), Some((at(114), Due::Forget)));
     }
 

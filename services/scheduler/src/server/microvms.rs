@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use api::microvm::v1::microvm_service_server::MicrovmService;
 use api::microvm::v1::{
@@ -19,13 +19,12 @@ use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;
 use model::state::MicrovmState;
 use prost_types::Timestamp;
-use rpc::Role::{Admin, EdgeProxy, ImageBuilder};
-use rpc::{Role, authorize};
+use rpc::Role::{self, Admin, EdgeProxy, ImageBuilder};
 use token::{AUTH_HEADER, Claims, Kind, PortScope};
-use tonic::{Code, Request, Response, Status};
+use tonic::{Code, Request, Status};
 
-use super::{Shared, validation, wire};
-use crate::adapters::keys::seconds;
+use super::{Answer, Handlers, errors, validation, wire};
+use crate::adapters::token_keys::seconds;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 use crate::term::Term;
@@ -35,121 +34,104 @@ const CALLERS: &[Role] = &[Admin, EdgeProxy];
 /// Who only reads: image-builder asks whether an image is in use.
 const READERS: &[Role] = &[Admin, EdgeProxy, ImageBuilder];
 
-type Answer<T> = Result<Response<T>, Status>;
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The service.
-#[derive(Debug)]
-pub struct Microvms {
-    shared: Shared,
-}
-
-impl Microvms {
-    /// The service over the running term.
-    pub(super) fn new(shared: Shared) -> Self {
-        Self { shared }
-    }
-
-    fn refuse(&self, refusal: Refusal) -> Status {
-        self.shared.refuse(refusal)
-    }
-
+impl Handlers {
     fn show(&self, record: &Microvm) -> Option<api::microvm::v1::Microvm> {
-        Some(wire::microvm(record, &self.shared.settings))
+        Some(wire::microvm(record, &self.config))
     }
 }
 
 #[tonic::async_trait]
-impl MicrovmService for Microvms {
+impl MicrovmService for Handlers {
     async fn run_microvm(&self, request: Request<RunMicrovmRequest>) -> Answer<RunMicrovmResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let asked = validation::run(request.get_ref(), &self.shared.settings).map_err(|r| self.refuse(r))?;
-        let microvm = term.run(asked).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(RunMicrovmResponse { microvm: self.show(&microvm) }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let microvm = term.run(validation::run(&request, &self.config)?).await?;
+            Ok(RunMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
     }
 
     async fn get_microvm(&self, request: Request<GetMicrovmRequest>) -> Answer<GetMicrovmResponse> {
-        authorize(&request, READERS)?;
-        let term = self.shared.term()?;
-        let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
-        let handle = term.handle(&id).map_err(|r| self.refuse(r))?;
-        Ok(Response::new(GetMicrovmResponse { microvm: self.show(&handle.current()) }))
+        self.answer(request, READERS, |term, request| async move {
+            let handle = term.handle(&validation::microvm_id(&request.microvm_id)?)?;
+            Ok(GetMicrovmResponse { microvm: self.show(&handle.current()) })
+        })
+        .await
     }
 
     async fn list_microvms(&self, request: Request<ListMicrovmsRequest>) -> Answer<ListMicrovmsResponse> {
-        authorize(&request, READERS)?;
-        let term = self.shared.term()?;
-        let request = request.get_ref();
-        let (image, version, after) =
-            validation::list(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
-        let size = validation::page_size(request.page_size, PAGE_SIZE_MAX).map_err(|r| self.refuse(r))?;
-        let (page, next) = term.memory().page(image.as_ref(), version, after, size);
-        let microvms = page.iter().map(|record| wire::microvm(record, &self.shared.settings)).collect();
-        Ok(Response::new(ListMicrovmsResponse {
-            microvms,
-            next_page_token: next.map(|next| next.to_token()).unwrap_or_default(),
-        }))
+        self.answer(request, READERS, |term, request| async move {
+            let (image, version, after) = validation::list(&request, &self.config)?;
+            let size = validation::page_size(request.page_size, PAGE_SIZE_MAX)?;
+            let (page, next) = term.memory().page(image.as_ref(), version, after, size);
+            Ok(ListMicrovmsResponse {
+                microvms: page.iter().map(|record| wire::microvm(record, &self.config)).collect(),
+                next_page_token: next.map(|next| next.to_token()).unwrap_or_default(),
+            })
+        })
+        .await
     }
 
     async fn suspend_microvm(
         &self,
         request: Request<SuspendMicrovmRequest>,
     ) -> Answer<SuspendMicrovmResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
-        let microvm = term.suspend(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(SuspendMicrovmResponse { microvm: self.show(&microvm) }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let microvm = term.suspend(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(SuspendMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
     }
 
     async fn resume_microvm(&self, request: Request<ResumeMicrovmRequest>) -> Answer<ResumeMicrovmResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
-        let microvm = term.resume(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(ResumeMicrovmResponse { microvm: self.show(&microvm) }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let microvm = term.resume(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(ResumeMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
     }
 
     async fn terminate_microvm(
         &self,
         request: Request<TerminateMicrovmRequest>,
     ) -> Answer<TerminateMicrovmResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let id = validation::microvm_id(&request.get_ref().microvm_id).map_err(|r| self.refuse(r))?;
-        let microvm = term.terminate(&id).await.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(TerminateMicrovmResponse { microvm: self.show(&microvm) }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let microvm = term.terminate(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(TerminateMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
     }
 
     async fn create_microvm_auth_token(
         &self,
         request: Request<CreateMicrovmAuthTokenRequest>,
     ) -> Answer<CreateMicrovmAuthTokenResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let request = request.get_ref();
-        let id = validation::microvm_id(&request.microvm_id).map_err(|r| self.refuse(r))?;
-        let (life, ports) = validation::token(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
-        let minted = alive(&term, &id).and_then(|_| mint(&term, &id, Kind::Endpoint, ports, life));
-        let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(CreateMicrovmAuthTokenResponse { auth_token, expire_time }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let id = validation::microvm_id(&request.microvm_id)?;
+            let (life, ports) = validation::token(&request)?;
+            alive(&term, &id)?;
+            let (auth_token, expire_time) = mint(&term, &id, Kind::Endpoint, ports, life)?;
+            Ok(CreateMicrovmAuthTokenResponse { auth_token, expire_time })
+        })
+        .await
     }
 
     async fn create_microvm_shell_auth_token(
         &self,
         request: Request<CreateMicrovmShellAuthTokenRequest>,
     ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let request = request.get_ref();
-        let id = validation::microvm_id(&request.microvm_id).map_err(|r| self.refuse(r))?;
-        let life = validation::shell_token(request, &self.shared.settings).map_err(|r| self.refuse(r))?;
-        let minted = alive(&term, &id)
-            .and_then(|microvm| shell_allowed(&microvm))
-            .and_then(|()| mint(&term, &id, Kind::Shell, Vec::new(), life));
-        let (auth_token, expire_time) = minted.map_err(|r| self.refuse(r))?;
-        Ok(Response::new(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time }))
+        self.answer(request, CALLERS, |term, request| async move {
+            let id = validation::microvm_id(&request.microvm_id)?;
+            let life = validation::shell_token(&request)?;
+            let spec = &alive(&term, &id)?.spec;
+            if !spec.lets_shells_in() {
+                return Err(Refusal::ShellNotAllowed { id, mixed: spec.mixes_ingress() });
+            }
+            let (auth_token, expire_time) = mint(&term, &id, Kind::Shell, Vec::new(), life)?;
+            Ok(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time })
+        })
+        .await
     }
 
     type WatchMicrovmsStream = BoxStream<WatchMicrovmsResponse>;
@@ -158,33 +140,34 @@ impl MicrovmService for Microvms {
         &self,
         request: Request<WatchMicrovmsRequest>,
     ) -> Answer<Self::WatchMicrovmsStream> {
-        authorize(&request, READERS)?;
-        let term = self.shared.term()?;
-        let only = match request.get_ref().microvm_id.as_str() {
-            "" => None,
-            text => {
-                let id = validation::microvm_id(text).map_err(|r| self.refuse(r))?;
-                term.handle(&id).map_err(|r| self.refuse(r))?;
-                Some(id)
-            }
-        };
-        let (current, changes) = term.memory().subscribe(only.as_ref());
-        let settings = self.shared.settings.clone();
-        let listed = current.into_iter().map(move |change| Ok(wire::change(&change, &settings)));
-        let synced = WatchMicrovmsResponse { synced: true, ..Default::default() };
-        let settings = self.shared.settings.clone();
-        let changes = tokio_stream::wrappers::ReceiverStream::new(changes);
-        let changes = changes.map(move |change| Ok(wire::change(&change, &settings)));
-        // The queue ends when the term does, or when the watcher fell behind.
-        let shared = self.shared.clone();
-        let ended = futures::stream::once(async move {
-            Err(if term.is_over() { shared.refuse(Refusal::NotLeading) } else { fell_behind() })
-        });
-        let stream = futures::stream::iter(listed)
-            .chain(futures::stream::iter([Ok(synced)]))
-            .chain(changes)
-            .chain(ended);
-        Ok(Response::new(Box::pin(stream)))
+        self.answer(request, READERS, |term, request| async move {
+            let only = match request.microvm_id.as_str() {
+                "" => None,
+                text => {
+                    let id = validation::microvm_id(text)?;
+                    term.handle(&id)?;
+                    Some(id)
+                }
+            };
+            let (current, changes) = term.memory().subscribe(only.as_ref());
+            let config = self.config.clone();
+            let listed = current.into_iter().map(move |change| Ok(wire::change(&change, &config)));
+            let synced = WatchMicrovmsResponse { synced: true, ..Default::default() };
+            let config = self.config.clone();
+            let changes = tokio_stream::wrappers::ReceiverStream::new(changes);
+            let changes = changes.map(move |change| Ok(wire::change(&change, &config)));
+            // The queue ends when the term does, or when the watcher fell behind.
+            let leader = self.leader.clone();
+            let ended = futures::stream::once(async move {
+                Err(if term.is_over() { errors::not_leader(&leader.address()) } else { fell_behind() })
+            });
+            let stream = futures::stream::iter(listed)
+                .chain(futures::stream::iter([Ok(synced)]))
+                .chain(changes)
+                .chain(ended);
+            Ok(Box::pin(stream) as Self::WatchMicrovmsStream)
+        })
+        .await
     }
 
     type FollowMicrovmLogStream = BoxStream<FollowMicrovmLogResponse>;
@@ -193,17 +176,17 @@ impl MicrovmService for Microvms {
         &self,
         request: Request<FollowMicrovmLogRequest>,
     ) -> Answer<Self::FollowMicrovmLogStream> {
-        authorize(&request, CALLERS)?;
-        let term = self.shared.term()?;
-        let request = request.into_inner();
-        let id = validation::microvm_id(&request.microvm_id).map_err(|r| self.refuse(r))?;
-        let lines = term.follow_log(&id, request.from_sequence, request.follow).await;
-        let lines = lines.map_err(|r| self.refuse(r))?;
-        let shared = self.shared.clone();
-        Ok(Response::new(Box::pin(lines.map(move |message| match message {
-            Ok(message) => Ok(FollowMicrovmLogResponse { lines: message.lines }),
-            Err(status) => Err(shared.refuse(Refusal::Host(Box::new(status)))),
-        }))))
+        self.answer(request, CALLERS, |term, request| async move {
+            let id = validation::microvm_id(&request.microvm_id)?;
+            let lines = term.follow_log(&id, request.from_sequence, request.follow).await?;
+            let leader = self.leader.clone();
+            let stream = lines.map(move |message| match message {
+                Ok(message) => Ok(FollowMicrovmLogResponse { lines: message.lines }),
+                Err(status) => Err(errors::status(Refusal::Host(Box::new(status)), &leader.address())),
+            });
+            Ok(Box::pin(stream) as Self::FollowMicrovmLogStream)
+        })
+        .await
     }
 }
 
@@ -216,22 +199,6 @@ fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
     }
 }
 
-/// Whether the microVM's ingress connectors let a shell in.
-fn shell_allowed(microvm: &Microvm) -> Result<(), Refusal> {
-    let ingress = &microvm.spec.ingress;
-    let has = |name: &str| ingress.iter().any(|arn| managed_name(arn) == Some(name));
-    let mixed = has("ALL_INGRESS") && ingress.len() > 1;
-    if mixed || !has("SHELL_INGRESS") {
-        return Err(Refusal::ShellNotAllowed { id: microvm.id.clone(), mixed });
-    }
-    Ok(())
-}
-
-/// Last part of a platform connector's ARN.
-fn managed_name(arn: &str) -> Option<&str> {
-    arn.rsplit_once(":aws-network-connector:").map(|(_, name)| name)
-}
-
 /// A token in the header it goes into, and when it stops working.
 fn mint(
     term: &Term,
@@ -240,7 +207,7 @@ fn mint(
     ports: Vec<PortScope>,
     life: Duration,
 ) -> Result<(HashMap<String, String>, Option<Timestamp>), Refusal> {
-    let now = SystemTime::now();
+    let now = term.now();
     let claims = Claims {
         microvm_id: id.to_string(),
         kind,
@@ -248,7 +215,7 @@ fn mint(
         issued_at: seconds(now),
         expires_at: seconds(now + life),
     };
-    let token = term.keys.mint(&claims, now);
+    let token = term.token_keys.mint(&claims, now);
     let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;
     let expire_time = Timestamp { seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX), nanos: 0 };
     Ok((HashMap::from([(AUTH_HEADER.to_owned(), token)]), Some(expire_time)))

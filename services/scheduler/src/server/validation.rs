@@ -2,7 +2,7 @@
 //! first; field paths are those of the API's JSON. Rules that have a sentence of
 //! their own are told one at a time, after those.
 
-pub mod access;
+pub mod access_keys;
 mod attached;
 pub mod connectors;
 
@@ -21,12 +21,12 @@ use model::{ClientToken, ImageArn, ImageName, MicrovmId, VersionNumber, Violatio
 use prost::Message as _;
 use token::PortScope;
 
-use crate::config::Settings;
+use crate::config::Config;
 use crate::domain::idempotency::TokenUse;
 use crate::domain::microvm::{IdlePolicy, Payload};
 use crate::domain::paging::Position;
 use crate::refusal::Refusal;
-use crate::term::run::RunRequest;
+use crate::term::launch::RunRequest;
 
 /// Longest log group or stream name, characters.
 const LOG_NAME_MAX: usize = 512;
@@ -59,14 +59,14 @@ impl Findings {
 }
 
 /// A launch request.
-pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunRequest, Refusal> {
+pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, Refusal> {
     let mut findings = Findings::default();
-    let image = image(&request.image_identifier, settings, &mut findings);
-    let ingress = attached::ingress(&request.ingress_network_connectors, settings, &mut findings);
-    let egress = attached::egress(&request.egress_network_connectors, settings, &mut findings);
+    let image = image(&request.image_identifier, config, &mut findings);
+    let ingress = attached::ingress(&request.ingress_network_connectors, config, &mut findings);
+    let egress = attached::egress(&request.egress_network_connectors, config, &mut findings);
     let found = &mut findings.violations;
     let version = version(&request.image_version, found);
-    let idle_policy = request.idle_policy.as_ref().and_then(|policy| idle_policy(policy, settings, found));
+    let idle_policy = request.idle_policy.as_ref().and_then(|policy| idle_policy(policy, config, found));
     let maximum_duration = match &request.maximum_duration {
         None => Some(limits::MAXIMUM_DURATION),
         Some(given) => {
@@ -77,7 +77,7 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
     if !request.execution_role_arn.is_empty() {
         let _ = found.keep("executionRoleArn", request.execution_role_arn.parse::<RoleArn>());
     }
-    let longest = settings.run_hook_payload_bytes_max;
+    let longest = config.run_hook_payload_bytes_max;
     found.check(
         request.run_hook_payload.len() <= longest,
         "runHookPayload",
@@ -95,9 +95,7 @@ pub fn run(request: &RunMicrovmRequest, settings: &Settings) -> Result<RunReques
         payload: Payload(request.run_hook_payload.clone()),
         logging: request.logging.clone(),
         ingress,
-        egress: egress.arns,
-        customer_egress: egress.customer,
-        internet_egress: egress.internet,
+        egress,
         token,
     })
 }
@@ -110,7 +108,7 @@ pub fn microvm_id(text: &str) -> Result<MicrovmId, Refusal> {
 }
 
 /// An image named by name or ARN, of this region and account.
-fn image(text: &str, settings: &Settings, findings: &mut Findings) -> Option<ImageName> {
+fn image(text: &str, config: &Config, findings: &mut Findings) -> Option<ImageName> {
     const FIELD: &str = "imageIdentifier";
     if text.chars().count() > IMAGE_IDENTIFIER_MAX {
         let message = format!("must be at most {IMAGE_IDENTIFIER_MAX} characters");
@@ -122,10 +120,10 @@ fn image(text: &str, settings: &Settings, findings: &mut Findings) -> Option<Ima
     }
     match text.parse::<ImageArn>() {
         Err(error) => findings.refuse(Refusal::sentence(FIELD, error.to_string())),
-        Ok(arn) if arn.account != settings.account => {
+        Ok(arn) if arn.account != config.account => {
             findings.refuse(Refusal::ForeignAccount(text.to_owned()));
         }
-        Ok(arn) if arn.region != settings.region => findings.refuse(other_region(FIELD, text)),
+        Ok(arn) if arn.region != config.region => findings.refuse(other_region(FIELD, text)),
         Ok(arn) => return Some(arn.name),
     }
     None
@@ -140,11 +138,11 @@ fn other_region(field: &str, arn: &str) -> Refusal {
 pub type Filters = (Option<ImageName>, Option<VersionNumber>, Option<Position>);
 
 /// Filters and position of a listing of microVMs.
-pub fn list(request: &ListMicrovmsRequest, settings: &Settings) -> Result<Filters, Refusal> {
+pub fn list(request: &ListMicrovmsRequest, config: &Config) -> Result<Filters, Refusal> {
     let mut findings = Findings::default();
     let image = match request.image_identifier.as_str() {
         "" => None,
-        named => image(named, settings, &mut findings),
+        named => image(named, config, &mut findings),
     };
     let found = &mut findings.violations;
     let version = version(&request.image_version, found);
@@ -168,40 +166,26 @@ pub fn page_size(size: u32, max: u32) -> Result<usize, Refusal> {
     Ok(usize::try_from(if size == 0 { max } else { size }).unwrap_or(1))
 }
 
-/// Life of a token.
-fn token_life(
-    given: Option<prost_types::Duration>,
-    settings: &Settings,
-    violations: &mut Violations,
-) -> Option<Duration> {
+/// Life of a token: whole minutes.
+fn token_life(given: Option<prost_types::Duration>, violations: &mut Violations) -> Option<Duration> {
     const FIELD: &str = "expirationInMinutes";
-    let floor = Duration::from_secs(settings.token_floor_seconds);
-    let bounds = (floor, limits::TOKEN_DURATION_MAX);
-    let life = whole_seconds(&given.unwrap_or_default(), bounds, FIELD, violations);
-    // With the normal floor only whole minutes mean anything to a caller.
-    let minutes =
-        floor < limits::TOKEN_DURATION_MIN || life.is_none_or(|life| life.as_secs().is_multiple_of(60));
-    violations.check(minutes, FIELD, "must be whole minutes");
-    life
+    let bounds = (limits::TOKEN_DURATION_MIN, limits::TOKEN_DURATION_MAX);
+    let life = whole_seconds(&given.unwrap_or_default(), bounds, FIELD, violations)?;
+    violations.check(life.as_secs().is_multiple_of(60), FIELD, "must be whole minutes");
+    Some(life)
 }
 
 /// Life of a shell's token.
-pub fn shell_token(
-    request: &CreateMicrovmShellAuthTokenRequest,
-    settings: &Settings,
-) -> Result<Duration, Refusal> {
+pub fn shell_token(request: &CreateMicrovmShellAuthTokenRequest) -> Result<Duration, Refusal> {
     let mut findings = Findings::default();
-    let life = token_life(request.expiration, settings, &mut findings.violations);
+    let life = token_life(request.expiration, &mut findings.violations);
     findings.finish(life)
 }
 
 /// Life and ports of a token.
-pub fn token(
-    request: &CreateMicrovmAuthTokenRequest,
-    settings: &Settings,
-) -> Result<(Duration, Vec<PortScope>), Refusal> {
+pub fn token(request: &CreateMicrovmAuthTokenRequest) -> Result<(Duration, Vec<PortScope>), Refusal> {
     let mut violations = Violations::default();
-    let life = token_life(request.expiration, settings, &mut violations);
+    let life = token_life(request.expiration, &mut violations);
     let count = request.allowed_ports.len();
     violations.check(
         (1..=limits::TOKEN_PORT_SCOPES_MAX).contains(&count),
@@ -236,12 +220,7 @@ fn port_scope(scope: &WirePortScope) -> Option<PortScope> {
     }
 }
 
-fn idle_policy(
-    policy: &WireIdlePolicy,
-    settings: &Settings,
-    violations: &mut Violations,
-) -> Option<IdlePolicy> {
-    let floor = Duration::from_secs(settings.idle_floor_seconds);
+fn idle_policy(policy: &WireIdlePolicy, config: &Config, violations: &mut Violations) -> Option<IdlePolicy> {
     let mut window = |given: &Option<prost_types::Duration>, bounds, field| match given {
         Some(given) => whole_seconds(given, bounds, field, violations),
         None => {
@@ -249,7 +228,8 @@ fn idle_policy(
             None
         }
     };
-    let idle = (floor, limits::IDLE_DURATION_MAX);
+    let shortest = Duration::from_secs(config.limits.idle_min_seconds);
+    let idle = (shortest, limits::IDLE_DURATION_MAX);
     let asleep = (Duration::ZERO, limits::SUSPENDED_DURATION_MAX);
     let max_idle = window(&policy.max_idle_duration, idle, "idlePolicy.maxIdleDurationSeconds");
     let suspended = window(&policy.suspended_duration, asleep, "idlePolicy.suspendedDurationSeconds");

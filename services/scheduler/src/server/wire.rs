@@ -1,24 +1,26 @@
 //! Records as callers see them.
 
+use std::time::SystemTime;
+
 use api::connector::v1::{NetworkConnector, UpdateStatus};
 use api::microvm::v1 as wire;
 use model::ConnectorArn;
 
 use crate::adapters::codec::{wire_idle_policy, wire_state};
 use crate::adapters::connectors::wire_state as wire_connector_state;
-use crate::config::Settings;
+use crate::config::Config;
 use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;
 use crate::term::subscribers::Change;
 
 /// A record on the wire. The payload and the client token are never shown.
-pub fn microvm(record: &Microvm, settings: &Settings) -> wire::Microvm {
+pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
     let spec = &record.spec;
-    let endpoint = format!("{}.{}", spec.endpoint_label, settings.endpoint_domain);
+    let endpoint = format!("{}.{}", spec.endpoint_label, config.endpoint_domain);
     wire::Microvm {
         microvm_id: record.id.to_string(),
         state: wire_state(record.state).into(),
-        endpoint_url: format!("https://{endpoint}:{}/", settings.endpoint_port),
+        endpoint_url: format!("https://{endpoint}:{}/", config.endpoint_port),
         endpoint,
         image_arn: spec.image.to_string(),
         image_name: spec.image.name.to_string(),
@@ -30,49 +32,56 @@ pub fn microvm(record: &Microvm, settings: &Settings) -> wire::Microvm {
         terminate_time: record.terminate_time.map(api::timestamp),
         state_time: Some(api::timestamp(record.state_time)),
         state_reason: record.state_reason.clone(),
-        ingress_network_connectors: spec.ingress.clone(),
-        egress_network_connectors: spec.egress.clone(),
+        ingress_network_connectors: spec.ingress.iter().map(ToString::to_string).collect(),
+        egress_network_connectors: spec.egress.iter().map(ToString::to_string).collect(),
         host_id: record.placement.host.to_string(),
         generation: record.placement.generation,
         snapshot: record.snapshot.clone(),
         metering: record.metering,
         last_transition: record.last_transition.clone(),
         memory_mib: spec.snapshot.memory_mib,
+        baseline_memory_mib: spec.baseline_mib,
     }
 }
 
 /// A connector as its newest version has it, or as the given one does.
-pub fn connector(connector: &Connector, version: Option<u64>, settings: &Settings) -> NetworkConnector {
+pub fn connector(
+    connector: &Connector,
+    version: Option<u64>,
+    config: &Config,
+    now: SystemTime,
+) -> NetworkConnector {
     let one = version.and_then(|number| Some((number, connector.versions.get(&number)?)));
     let (number, shown) = one.unwrap_or_else(|| connector.newest());
     let id = connector.id.clone();
-    let update = connector.update.as_ref().filter(|_| one.is_none());
+    let update_reason = connector.update_reason.clone().filter(|_| one.is_none());
+    let update_status = match update_reason {
+        None => UpdateStatus::Unspecified,
+        Some(_) if connector.is_updating(now) => UpdateStatus::InProgress,
+        Some(_) => UpdateStatus::Successful,
+    };
+    let life = one.map_or(connector.life, |(_, version)| version.life);
     NetworkConnector {
         id: connector.id.to_string(),
         name: connector.name.to_string(),
-        connector_arn: ConnectorArn::customer(&settings.region, &settings.account, id, None).to_string(),
+        connector_arn: ConnectorArn::customer(&config.region, &config.account, id, None).to_string(),
         version: number,
-        state: wire_connector_state(one.map_or(connector.state, |(_, version)| version.state)).into(),
+        state: wire_connector_state(life.state(now)).into(),
         state_reason: if one.is_none() { connector.state_reason.clone() } else { String::new() },
-        last_update_status: update
-            .map_or(UpdateStatus::Unspecified, |update| match update.done {
-                true => UpdateStatus::Successful,
-                false => UpdateStatus::InProgress,
-            })
-            .into(),
-        last_update_status_reason: update.map_or_else(String::new, |update| update.reason.clone()),
+        last_update_status: update_status.into(),
+        last_update_status_reason: update_reason.unwrap_or_default(),
         configuration: Some(shown.content.configuration.clone()),
         operator_role: shown.content.operator_role.clone(),
         tags: connector.tags.clone().into_iter().collect(),
-        create_time: Some(api::timestamp(connector.create_time)),
-        update_time: Some(api::timestamp(shown.time)),
+        create_time: Some(api::timestamp(connector.life.made)),
+        update_time: Some(api::timestamp(shown.life.made)),
     }
 }
 
 /// A change for a watcher.
-pub fn change(change: &Change, settings: &Settings) -> wire::WatchMicrovmsResponse {
+pub fn change(change: &Change, config: &Config) -> wire::WatchMicrovmsResponse {
     wire::WatchMicrovmsResponse {
-        microvm: Some(microvm(&change.microvm, settings)),
+        microvm: Some(microvm(&change.microvm, config)),
         tunnel_address: change.tunnel_address.clone(),
         synced: false,
         deleted: change.deleted,

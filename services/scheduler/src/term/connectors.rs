@@ -1,23 +1,22 @@
-//! Network connectors: created, changed and deleted one at a time, durable
-//! first, then visible; settled a moment later, by the next leader if need be.
+//! Network connectors: created, changed and deleted one at a time, durable first,
+//! then visible; and what a launch may reach through those it names.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
 
-use api::connector::v1::NetworkProtocol;
-use model::limits::TAGS_MAX;
-use model::{ConnectorArn, ConnectorName, Violations};
+use api::connector::v1::ComputeResourceType;
+use api::hostagent::v1::EgressPolicy;
+use model::{ConnectorArn, ConnectorName, ConnectorResource};
 use uuid::Uuid;
 
-use super::durable::Committed;
-use super::{BACKOFF_FIRST, Term, pause};
+use super::Term;
+use super::commit::Committed;
 use crate::adapters::connectors as codec;
-use crate::domain::connector::{Change, Connector, Content, Illegal};
+use crate::domain::connector::{self, Change, Connector, Content};
 use crate::domain::connectors::{Connectors, Entry};
 use crate::domain::egress;
-use crate::domain::idempotency::{TokenUse, Verdict, judge};
+use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
 use crate::refusal::Refusal;
 
 /// Most calls that wait to change a connector.
@@ -30,6 +29,19 @@ pub struct ConnectorRef {
     pub key: ConnectorName,
     /// One version of it.
     pub version: Option<u64>,
+}
+
+impl ConnectorRef {
+    /// The account's connector that an ARN names; `None` for one of the platform.
+    #[must_use]
+    pub fn of(arn: &ConnectorArn) -> Option<Self> {
+        match &arn.resource {
+            ConnectorResource::Managed(_) => None,
+            ConnectorResource::Customer { key, version, .. } => {
+                Some(Self { key: key.clone(), version: *version })
+            }
+        }
+    }
 }
 
 /// A connector as asked for, checked field by field.
@@ -47,14 +59,14 @@ pub struct NewConnector {
 
 /// The connectors of a term.
 #[derive(Debug, Default)]
-pub struct Shelf {
+pub struct ConnectorStore {
     all: Mutex<Connectors>,
     /// Changes are rare: one at a time, so that names stay unique.
     turn: tokio::sync::Mutex<()>,
     waiting: AtomicUsize,
 }
 
-impl Shelf {
+impl ConnectorStore {
     /// What etcd listed.
     #[must_use]
     pub fn load(entries: &[(String, records::Versioned)]) -> Self {
@@ -99,8 +111,8 @@ impl Term {
     /// The ARN of a connector as a caller named it.
     #[must_use]
     pub fn connector_arn(&self, named: &ConnectorRef) -> ConnectorArn {
-        let settings = self.settings();
-        ConnectorArn::customer(&settings.region, &settings.account, named.key.clone(), named.version)
+        let config = self.config();
+        ConnectorArn::customer(&config.region, &config.account, named.key.clone(), named.version)
     }
 
     /// Creates a connector; it is PENDING and durable when this returns. With a
@@ -113,9 +125,9 @@ impl Term {
         self.detached(async move {
             let _turn = term.connectors.turn().await?;
             if let Some(earlier) = term.connectors.all().by_token(&asked.token.token) {
-                return match judge(Some(&earlier.connector.created_with), &asked.token) {
-                    Verdict::Replay => Ok(earlier),
-                    Verdict::New | Verdict::Conflict => Err(Refusal::TokenConflict),
+                return match decide(Some(&earlier.connector.created_with), &asked.token) {
+                    TokenDecision::Replay => Ok(earlier),
+                    TokenDecision::New | TokenDecision::Conflict => Err(Refusal::TokenConflict),
                 };
             }
             let (taken, count) = {
@@ -125,7 +137,7 @@ impl Term {
             if taken {
                 return Err(Refusal::ConnectorExists(asked.name));
             }
-            let limit = term.settings().quotas.connectors_max;
+            let limit = term.config().quotas.connectors_max;
             if count >= limit {
                 return Err(Refusal::Quota {
                     quota: "connectors",
@@ -137,8 +149,8 @@ impl Term {
             let id: ConnectorName =
                 id.map_err(|error: model::IdError| Refusal::Internal(error.to_string()))?;
             let connector =
-                Connector::new((id, asked.name), asked.content, asked.tags, asked.token, SystemTime::now());
-            term.keep(None, connector).await
+                Connector::new((id, asked.name), asked.content, asked.tags, asked.token, term.now());
+            term.commit_connector(None, connector).await
         })
         .await
     }
@@ -153,12 +165,9 @@ impl Term {
         change: Change,
         used: TokenUse,
     ) -> Result<Arc<Entry>, Refusal> {
-        let limit = self.settings().quotas.connector_versions_max;
-        self.change_connector(named, move |connector| {
-            connector.update(&change, used, limit, SystemTime::now()).map_err(Problem::Illegal)?;
-            checked(&connector.tags, &connector.newest().1.content)
-        })
-        .await
+        let limit = self.config().quotas.connector_versions_max;
+        let now = self.now();
+        self.change_connector(named, move |connector| connector.update(&change, used, limit, now)).await
     }
 
     /// Begins the deletion of a connector, or of the one version that is named.
@@ -166,9 +175,8 @@ impl Term {
     /// # Errors
     /// [`Refusal`]; nothing is changed then.
     pub async fn delete_connector(self: &Arc<Self>, named: ConnectorRef) -> Result<Arc<Entry>, Refusal> {
-        let version = named.version;
-        self.change_connector(named, move |connector| connector.delete(version).map_err(Problem::Illegal))
-            .await
+        let (version, now) = (named.version, self.now());
+        self.change_connector(named, move |connector| connector.delete(version, now)).await
     }
 
     /// Sets and removes tags of a connector.
@@ -181,110 +189,88 @@ impl Term {
         set: BTreeMap<String, String>,
         remove: Vec<String>,
     ) -> Result<Arc<Entry>, Refusal> {
-        self.change_connector(named, move |connector| {
-            connector.tags.extend(set);
-            for key in &remove {
-                connector.tags.remove(key);
-            }
-            checked(&connector.tags, &connector.newest().1.content)
-        })
-        .await
-    }
-
-    /// Settles what an earlier leader began.
-    pub(crate) fn settle_unsettled(self: &Arc<Self>) {
-        let all: Vec<Arc<Entry>> = self.connectors.all().iter().cloned().collect();
-        for entry in all {
-            self.settle_later(&entry);
-        }
+        self.change_connector(named, move |connector| connector.tag(set, &remove)).await
     }
 
     async fn change_connector(
         self: &Arc<Self>,
         named: ConnectorRef,
-        change: impl FnOnce(&mut Connector) -> Result<(), Problem> + Send + 'static,
+        change: impl FnOnce(&mut Connector) -> Result<(), connector::Refusal> + Send + 'static,
     ) -> Result<Arc<Entry>, Refusal> {
         let term = Arc::clone(self);
         self.detached(async move {
             let _turn = term.connectors.turn().await?;
             let before = term.connector(&named)?;
             let mut after = before.connector.clone();
-            change(&mut after).map_err(|problem| problem.refusal(&term.connector_arn(&named), &before))?;
+            change(&mut after).map_err(|refused| {
+                let state = before.connector.life.state(term.now()).name();
+                refusal(refused, &term.connector_arn(&named), state)
+            })?;
             if after == before.connector {
                 return Ok(before);
             }
-            term.keep(Some(&before), after).await
+            term.commit_connector(Some(&before), after).await
         })
         .await
     }
 
     /// Makes a connector durable, then visible. The turn must be held.
-    async fn keep(
-        self: &Arc<Self>,
+    async fn commit_connector(
+        &self,
         before: Option<&Arc<Entry>>,
         after: Connector,
     ) -> Result<Arc<Entry>, Refusal> {
         let old = before.map(|entry| (&entry.connector, entry.revision));
-        // Dying before this line changes nothing; after it, the next leader finds
-        // what was begun and settles it.
         match self.commit(codec::writes(old, Some(&after))).await? {
             Committed::At(revision) => {
-                log_change(old.map(|(connector, _)| connector), &after);
-                let entry = self.connectors.all().put(Entry { connector: after, revision });
-                self.settle_later(&entry);
-                Ok(entry)
+                let what = if before.is_some() { "changed" } else { "created" };
+                tracing::info!(connector = %after.id, name = %after.name, version = after.newest().0,
+                    deleting = after.life.deleted.is_some(), "network connector {what}");
+                Ok(self.connectors.all().put(Entry { connector: after, revision }))
             }
-            Committed::Differs => Err(self.follow_other(&after).await),
+            Committed::Found(_) => Err(self.reload_from_store(&after).await),
         }
     }
 
-    fn settle_later(self: &Arc<Self>, entry: &Arc<Entry>) {
-        if !entry.connector.is_unsettled() {
+    /// Removes what has been DELETING for long enough. When that fails, or the
+    /// leader dies before it, the next sweep or the next leader does it: the record
+    /// says since when it is being deleted.
+    pub(crate) async fn remove_deleted_connectors(&self) {
+        // A change under way goes first; the next sweep is soon.
+        let Ok(_turn) = self.connectors.turn.try_lock() else {
             return;
-        }
-        let (term, id, revision) = (Arc::clone(self), entry.connector.id.clone(), entry.revision);
-        self.spawn(async move {
-            tokio::time::sleep(Duration::from_millis(term.settings().connector_settle_ms)).await;
-            let mut backoff = BACKOFF_FIRST;
-            while let Err(refusal) = term.settle(&id, revision).await {
-                if term.is_over() {
-                    return;
-                }
-                tracing::warn!(connector = %id, %refusal, "not settled yet");
-                pause(&mut backoff).await;
+        };
+        let now = self.now();
+        let all: Vec<Arc<Entry>> = self.connectors.all().iter().cloned().collect();
+        for before in all.into_iter().filter(|entry| entry.connector.has_remains(now)) {
+            let removed = match before.connector.clone().without_remains(now) {
+                Some(after) => self.commit_connector(Some(&before), after).await.map(drop),
+                None => self.remove_connector(&before).await,
+            };
+            if let Err(refusal) = removed {
+                tracing::warn!(connector = %before.connector.id, %refusal, "not removed yet");
             }
-        });
+        }
     }
 
-    /// Settles a connector, unless it was written again since: whoever wrote it
-    /// settles it.
-    async fn settle(self: &Arc<Self>, id: &ConnectorName, revision: i64) -> Result<(), Refusal> {
-        let _turn = self.connectors.turn.lock().await;
-        let found = self.connectors.all().find(id);
-        let Some(before) = found.filter(|entry| entry.revision == revision) else {
-            return Ok(());
-        };
-        let mut after = before.connector.clone();
-        if after.settle() {
-            return self.keep(Some(&before), after).await.map(drop);
-        }
-        let writes = codec::writes(Some((&before.connector, revision)), None);
-        match self.commit(writes).await? {
+    async fn remove_connector(&self, before: &Entry) -> Result<(), Refusal> {
+        let connector = &before.connector;
+        match self.commit(codec::writes(Some((connector, before.revision)), None)).await? {
             Committed::At(_) => {
-                log_change(Some(&before.connector), &after);
-                self.connectors.all().remove(&before.connector);
+                tracing::info!(connector = %connector.id, name = %connector.name, "network connector deleted");
+                self.connectors.all().remove(connector);
                 Ok(())
             }
-            Committed::Differs => Err(self.follow_other(&after).await),
+            Committed::Found(_) => Err(self.reload_from_store(connector).await),
         }
     }
 
     /// Somebody else wrote the connector: etcd is right.
-    async fn follow_other(&self, ours: &Connector) -> Refusal {
+    async fn reload_from_store(&self, ours: &Connector) -> Refusal {
         tracing::warn!(connector = %ours.id, "the connector was changed by somebody else; following it");
         let listed = match self.context.store.list(&codec::key(ours)).await {
             Ok((listed, _)) => listed,
-            Err(error) => return super::write::refused(error),
+            Err(error) => return error.into(),
         };
         let mut all = self.connectors.all();
         all.remove(ours);
@@ -293,50 +279,58 @@ impl Term {
         }
         Refusal::Store("the network connector was changed by somebody else".to_owned())
     }
-}
 
-/// Why a change of a connector is refused.
-enum Problem {
-    Illegal(Illegal),
-    Invalid(Violations),
-}
-
-impl Problem {
-    fn refusal(self, arn: &ConnectorArn, entry: &Entry) -> Refusal {
-        let illegal = match self {
-            Self::Invalid(violations) => return Refusal::Invalid(violations),
-            Self::Illegal(illegal) => illegal,
-        };
-        let text = format!("The network connector {arn} {illegal}.");
-        match illegal {
-            Illegal::TokenConflict => Refusal::TokenConflict,
-            Illegal::NoVersion(_) => Refusal::ConnectorNotFound(arn.to_string()),
-            Illegal::TooManyVersions(limit) => Refusal::Quota { quota: "connector_versions", limit, text },
-            Illegal::ComputeType => Refusal::sentence("configuration.associatedComputeResourceTypes", text),
-            Illegal::State(_) | Illegal::Updating | Illegal::Newest(_) => {
-                Refusal::ConnectorState { arn: arn.to_string(), state: entry.connector.state.name(), text }
-            }
+    /// What the customer's connectors among these let out together; absent when
+    /// none is among them.
+    ///
+    /// # Errors
+    /// [`Refusal`] for the first that cannot be used.
+    pub(crate) fn egress_policy(&self, connectors: &[ConnectorArn]) -> Result<Option<EgressPolicy>, Refusal> {
+        let attached: Vec<ConnectorRef> = connectors.iter().filter_map(ConnectorRef::of).collect();
+        if attached.is_empty() {
+            return Ok(None);
         }
+        let internet = attached.len() < connectors.len();
+        let entries = attached.iter().map(|named| self.connector(named));
+        let entries: Vec<Arc<Entry>> = entries.collect::<Result<_, _>>()?;
+        let mut used = Vec::new();
+        for (named, entry) in attached.iter().zip(&entries) {
+            let arn = self.connector_arn(named);
+            let version = entry.connector.to_launch(named.version, self.now()).map_err(|state| {
+                Refusal::ConnectorState {
+                    text: format!("The network connector {arn} is {state}; it must be ACTIVE to be used."),
+                    arn: arn.to_string(),
+                    state: state.name(),
+                }
+            })?;
+            let configuration = &version.content.configuration;
+            let fits = configuration
+                .associated_compute_resource_types()
+                .any(|kind| kind == ComputeResourceType::MicroVm);
+            if !fits {
+                return Err(Refusal::sentence(
+                    "egressNetworkConnectors",
+                    format!("The network connector {arn} is not for compute resources of type MicroVm."),
+                ));
+            }
+            used.push((&entry.connector.tags, configuration.network_protocol()));
+        }
+        Ok(Some(egress::policy(used.into_iter(), internet)))
     }
 }
 
-/// Whether tags and content go together.
-fn checked(tags: &BTreeMap<String, String>, content: &Content) -> Result<(), Problem> {
-    let mut violations = Violations::default();
-    violations.check(tags.len() <= TAGS_MAX, "tags", format!("must have at most {TAGS_MAX} entries"));
-    let protocol: NetworkProtocol = content.configuration.network_protocol();
-    egress::check(tags, protocol, &mut violations);
-    violations.finish().map_err(Problem::Invalid)
-}
-
-/// The one line per state change.
-fn log_change(before: Option<&Connector>, after: &Connector) {
-    tracing::info!(
-        connector = %after.id,
-        name = %after.name,
-        from = before.map_or("", |before| before.state.name()),
-        to = after.state.name(),
-        version = after.versions.last_key_value().map_or(0, |(number, _)| *number),
-        "network connector changed"
-    );
+/// A connector's refusal as the caller's; `state` is the connector's.
+fn refusal(refused: connector::Refusal, arn: &ConnectorArn, state: &'static str) -> Refusal {
+    use connector::Refusal as R;
+    let text = format!("The network connector {arn} {refused}.");
+    match refused {
+        R::Invalid(violations) => Refusal::Invalid(violations),
+        R::TokenConflict => Refusal::TokenConflict,
+        R::NoVersion(_) => Refusal::ConnectorNotFound(arn.to_string()),
+        R::TooManyVersions(limit) => Refusal::Quota { quota: "connector_versions", limit, text },
+        R::ComputeType => Refusal::sentence("configuration.associatedComputeResourceTypes", text),
+        R::State(_) | R::Updating | R::Newest(_) => {
+            Refusal::ConnectorState { arn: arn.to_string(), state, text }
+        }
+    }
 }

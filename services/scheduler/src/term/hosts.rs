@@ -13,13 +13,12 @@ use prost::Message as _;
 use records::{Event, Expect};
 
 use super::Term;
-use super::drive::happen;
+use super::commit::apply_event;
 use super::memory::Handle;
-use super::write::{Changed, refused};
 use crate::adapters::codec;
-use crate::domain::fleet;
+use crate::domain::hosts;
 use crate::domain::microvm::{Intent, Microvm};
-use crate::domain::observation::{Effect, Observation, merge};
+use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge};
 use crate::domain::placement::Demand;
 use crate::refusal::Refusal;
 
@@ -35,9 +34,9 @@ const RECORD_ATTEMPTS: usize = 3;
 const REASON_GONE: &str = "The host no longer holds this MicroVM.";
 const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snapshot.";
 
-/// What a host is told after a report.
+/// What a host is told after it registered or reported.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Told {
+pub struct RegisterReply {
     /// It must register first.
     pub register: bool,
     /// What it must drop.
@@ -54,21 +53,21 @@ impl Term {
         host: HostId,
         spec: HostSpec,
         observed: Vec<ObservedMicrovm>,
-    ) -> Result<Told, Refusal> {
-        let now = SystemTime::now();
+    ) -> Result<RegisterReply, Refusal> {
+        let now = self.now();
         let address = spec.grpc_address.clone();
         tracing::info!(%host, address, "host registered");
         {
             let mut memory = self.memory();
-            let entry = memory.fleet.entry(&host, now);
+            let entry = memory.hosts.entry(&host, now);
             entry.spec = spec;
             entry.registered = true;
             entry.heartbeat_time = Some(now);
         }
         let term = Arc::clone(self);
         self.spawn(async move { term.context.agents.warm(&address).await });
-        let stale = self.take_in_report(&host, observed, true).await?;
-        Ok(Told { register: false, stale })
+        let stale = self.merge_report(&host, observed, true).await?;
+        Ok(RegisterReply { register: false, stale })
     }
 
     /// A host's report.
@@ -81,17 +80,17 @@ impl Term {
         usage: Option<HostUsage>,
         observed: Vec<ObservedMicrovm>,
         complete: bool,
-    ) -> Result<Told, Refusal> {
-        if !self.memory().fleet.report(&host, usage, SystemTime::now()) {
-            return Ok(Told { register: true, stale: Vec::new() });
+    ) -> Result<RegisterReply, Refusal> {
+        if !self.memory().hosts.report(&host, usage, self.now()) {
+            return Ok(RegisterReply { register: true, stale: Vec::new() });
         }
-        let stale = self.take_in_report(&host, observed, complete).await?;
-        Ok(Told { register: false, stale })
+        let stale = self.merge_report(&host, observed, complete).await?;
+        Ok(RegisterReply { register: false, stale })
     }
 
     /// Merges a report and returns what the host must drop. Answers only when
     /// every change is durable: the host keeps what was not answered.
-    async fn take_in_report(
+    async fn merge_report(
         self: &Arc<Self>,
         host: &HostId,
         observed: Vec<ObservedMicrovm>,
@@ -119,13 +118,13 @@ impl Term {
             });
             let mut stale = Vec::new();
             let mut merges = futures::stream::iter(merges).buffer_unordered(MERGES_CONCURRENT);
-            while let Some((id, effect)) = merges.next().await {
-                if effect? == Effect::Stale {
+            while let Some((id, outcome)) = merges.next().await {
+                if outcome? == MergeOutcome::Stale {
                     stale.push(id);
                 }
             }
             if complete {
-                term.miss(&host, &present).await?;
+                term.mark_missing(&host, &present).await?;
             }
             Ok(stale)
         })
@@ -138,36 +137,38 @@ impl Term {
         self: &Arc<Self>,
         host: &HostId,
         seen: &Observation,
-    ) -> Result<Effect, Refusal> {
+    ) -> Result<MergeOutcome, Refusal> {
         let Ok(handle) = self.handle(&seen.id) else {
             let unreadable = self.memory().unreadable.contains(&seen.id);
-            return Ok(if unreadable { Effect::None } else { Effect::Stale });
+            let nothing = MergeOutcome::Merged(RecordChange::None);
+            return Ok(if unreadable { nothing } else { MergeOutcome::Stale });
         };
-        let now = SystemTime::now();
+        let now = self.now();
         // Most observations say nothing new: no lock, no write.
-        let effect = merge(&mut (*handle.current()).clone(), host, seen, now);
-        match effect {
-            Effect::None | Effect::Stale => return Ok(effect),
-            Effect::Impossible => {
+        let outcome = merge(&mut (*handle.current()).clone(), host, seen, now);
+        match outcome {
+            MergeOutcome::Merged(RecordChange::None) | MergeOutcome::Stale => return Ok(outcome),
+            MergeOutcome::Impossible => {
                 tracing::error!(microvm = %seen.id, %host, generation = seen.generation, state = %seen.state,
                     "a host reports what cannot be; ignored");
-                return Ok(effect);
+                return Ok(outcome);
             }
-            Effect::Totals | Effect::Passing | Effect::Changed => {}
+            MergeOutcome::Merged(_) => {}
         }
+        // Again under the lock: between the look above and the lock another report
+        // may have said the same, or a launch may have moved the microVM.
         let change = |record: &mut Microvm| {
             Ok(match merge(record, host, seen, now) {
-                Effect::None | Effect::Stale | Effect::Impossible => Changed::No,
-                Effect::Totals => Changed::Totals,
-                Effect::Passing => Changed::Passing,
-                Effect::Changed => Changed::Yes,
+                MergeOutcome::Merged(change) => change,
+                MergeOutcome::Stale | MergeOutcome::Impossible => RecordChange::None,
             })
         };
         self.update(&handle, change).await?;
-        Ok(effect)
+        Ok(outcome)
     }
 
-    /// Merges what a host answered to a call.
+    /// Merges what a host answered to a call. When the answer cannot be recorded,
+    /// the host has done it all the same: its next report says so.
     pub(crate) async fn observe_answer(
         self: &Arc<Self>,
         host: &HostId,
@@ -180,7 +181,6 @@ impl Term {
         loop {
             match self.observe(host, &seen).await {
                 Ok(_) => return Ok(()),
-                // The host reports it again with its next heartbeat.
                 Err(refusal) if attempt == RECORD_ATTEMPTS || self.is_over() => return Err(refusal),
                 Err(_) => attempt += 1,
             }
@@ -188,48 +188,57 @@ impl Term {
     }
 
     /// Deals with microVMs that a host's complete list does not have.
-    async fn miss(self: &Arc<Self>, host: &HostId, present: &HashSet<MicrovmId>) -> Result<(), Refusal> {
-        let now = SystemTime::now();
+    ///
+    /// A list is older than it looks: the host made it, then a launch or wake came
+    /// and was answered, then the list arrived here. So a record that changed a
+    /// moment ago, and a microVM with an operation under way, are left alone; the
+    /// next complete list judges them.
+    async fn mark_missing(
+        self: &Arc<Self>,
+        host: &HostId,
+        present: &HashSet<MicrovmId>,
+    ) -> Result<(), Refusal> {
+        let now = self.now();
         let missing: Vec<Arc<Handle>> = {
             let memory = self.memory();
             memory.on_host(host).into_iter().filter(|handle| !present.contains(&handle.id)).collect()
         };
         for handle in missing {
-            // What is being launched, woken or ended is not the list's to judge.
+            // What is being launched, woken or ended is not the list's to decide.
             if !handle.is_idle() {
                 continue;
             }
             let change = |record: &mut Microvm| {
                 let latest = record.state_time.max(record.placement.time);
                 if record.placement.host != *host || latest + SETTLED > now || record.intent == Intent::End {
-                    return Ok(Changed::No);
+                    return Ok(RecordChange::None);
                 }
-                miss_one(record, now)
+                missing_change(record, now)
             };
             self.update(&handle, change).await?;
         }
         Ok(())
     }
 
-    pub(crate) fn take_in_hosts(self: &Arc<Self>, event: Event) {
-        let now = SystemTime::now();
+    pub(crate) fn apply_host_records(self: &Arc<Self>, event: Event) {
+        let now = self.now();
         let id = |key: &str| key["hosts/".len()..].parse::<HostId>().ok();
         match event {
             Event::Put(key, value) => self.lease_seen(&key, &value.value, now),
             Event::Delete(key) => {
                 if let Some(host) = id(&key) {
                     tracing::warn!(%host, "host lease is gone");
-                    self.memory().fleet.lease_lost(&host, now);
+                    self.memory().hosts.lease_lost(&host, now);
                 }
             }
             Event::Snapshot(entries) => {
                 let leased: HashSet<HostId> = entries.iter().filter_map(|(key, _)| id(key)).collect();
                 {
                     let mut memory = self.memory();
-                    for host in memory.fleet.leased() {
+                    for host in memory.hosts.leased() {
                         if !leased.contains(&host) {
                             tracing::warn!(%host, "host lease is gone");
-                            memory.fleet.lease_lost(&host, now);
+                            memory.hosts.lease_lost(&host, now);
                         }
                     }
                 }
@@ -250,7 +259,7 @@ impl Term {
         let address = spec.grpc_address.clone();
         {
             let mut memory = self.memory();
-            let moved = memory.fleet.lease_seen(&host, spec, now);
+            let moved = memory.hosts.lease_seen(&host, spec, now);
             // Edges route by the address in the microVM's entry.
             for handle in if moved { memory.on_host(&host) } else { Vec::new() } {
                 memory.announce(&handle);
@@ -269,10 +278,10 @@ impl Term {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
         let put = self.context.store.put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
-        put.await.map_err(refused)?;
+        put.await?;
         // Dying here is fine: the next leader reads the mark and drains.
         tracing::info!(%host, "draining");
-        self.memory().fleet.entry(host, SystemTime::now()).draining = true;
+        self.memory().hosts.entry(host, self.now()).draining = true;
         self.suspend_all(host);
         self.host(host)
     }
@@ -285,9 +294,9 @@ impl Term {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
         let delete = self.context.store.delete_if(&key, Expect::Any, Some(&self.leadership));
-        delete.await.map_err(refused)?;
+        delete.await?;
         tracing::info!(%host, "taking placements again");
-        self.memory().fleet.entry(host, SystemTime::now()).draining = false;
+        self.memory().hosts.entry(host, self.now()).draining = false;
         self.host(host)
     }
 
@@ -297,14 +306,14 @@ impl Term {
     /// [`Refusal::HostNotFound`].
     pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
         let memory = self.memory();
-        memory.fleet.get(id).map(|host| describe(id, host)).ok_or_else(|| Refusal::HostNotFound(id.clone()))
+        memory.hosts.get(id).map(|host| describe(id, host)).ok_or_else(|| Refusal::HostNotFound(id.clone()))
     }
 
     /// Up to `limit` hosts after `after`, by id.
     #[must_use]
     pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
         let memory = self.memory();
-        let behind = memory.fleet.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
+        let behind = memory.hosts.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
         behind.take(limit).map(|(id, host)| describe(id, host)).collect()
     }
 
@@ -319,53 +328,55 @@ impl Term {
         reservation: Duration,
     ) -> Result<HostSpec, Refusal> {
         let mut memory = self.memory();
-        let now = SystemTime::now();
-        let host = memory.fleet.place_bake(build_id, demand, reservation, now).map_err(Refusal::NoRoom)?;
-        let placed = memory.fleet.get(&host).ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
+        let now = self.now();
+        let host = memory.hosts.place_bake(build_id, demand, reservation, now).map_err(Refusal::NoRoom)?;
+        let placed = memory.hosts.get(&host).ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
         Ok(HostSpec { host_id: host.to_string(), ..placed.spec.clone() })
     }
 
     /// Gives a bake's reservation back.
     pub fn release_bake(&self, build_id: &str) {
-        self.memory().fleet.release_bake(build_id);
+        self.memory().hosts.release_bake(build_id);
     }
 
     /// Where a host's gRPC server listens; `None` while its lease is gone.
     pub(crate) fn grpc_address(&self, host: &HostId) -> Option<String> {
         let memory = self.memory();
-        let host = memory.fleet.get(host).filter(|host| host.lease_gone.is_none())?;
+        let host = memory.hosts.get(host).filter(|host| host.lease_gone.is_none())?;
         (!host.spec.grpc_address.is_empty()).then(|| host.spec.grpc_address.clone())
     }
 
     /// Whether a host is given up.
     pub(crate) fn is_lost(&self, host: &HostId) -> bool {
         let memory = self.memory();
-        let grace = self.settings().lost_grace();
-        memory.fleet.get(host).is_none_or(|host| host.gone_for(grace, SystemTime::now()))
+        let grace = self.config().lost_grace();
+        memory.hosts.get(host).is_none_or(|host| host.gone_for(grace, self.now()))
     }
 }
 
-fn miss_one(record: &mut Microvm, now: SystemTime) -> Result<Changed, Refusal> {
+fn missing_change(record: &mut Microvm, now: SystemTime) -> Result<RecordChange, Refusal> {
     match record.state {
         MicrovmState::Running | MicrovmState::Suspending => {
-            happen(record, MicrovmEvent::Ended, REASON_GONE, now)
+            apply_event(record, MicrovmEvent::Ended, REASON_GONE, now)
         }
         MicrovmState::Suspended if !record.has_remote_copy() => {
-            happen(record, MicrovmEvent::Ended, REASON_SNAPSHOT_GONE, now)
+            apply_event(record, MicrovmEvent::Ended, REASON_SNAPSHOT_GONE, now)
         }
         // S3 has it: it wakes from there.
         MicrovmState::Suspended => match &mut record.snapshot {
             Some(copies) if copies.local => {
                 copies.local = false;
-                Ok(Changed::Yes)
+                Ok(RecordChange::Durable)
             }
-            _ => Ok(Changed::No),
+            _ => Ok(RecordChange::None),
         },
-        MicrovmState::Pending | MicrovmState::Terminating | MicrovmState::Terminated => Ok(Changed::No),
+        MicrovmState::Pending | MicrovmState::Terminating | MicrovmState::Terminated => {
+            Ok(RecordChange::None)
+        }
     }
 }
 
-fn describe(id: &HostId, host: &fleet::Host) -> Host {
+fn describe(id: &HostId, host: &hosts::Host) -> Host {
     Host {
         spec: Some(HostSpec { host_id: id.to_string(), ..host.spec.clone() }),
         usage: Some(host.usage.clone()),

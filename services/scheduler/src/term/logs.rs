@@ -8,7 +8,7 @@ use model::MicrovmId;
 use tonic::Streaming;
 
 use super::Term;
-use crate::adapters::agents::{Failure, bounded, classify};
+use crate::adapters::agents::{ErrorClass, bounded, classify};
 use crate::refusal::Refusal;
 
 /// Longest wait for the first answer; the stream itself may last.
@@ -35,7 +35,7 @@ impl Term {
             follow,
         };
         let refused = |status: tonic::Status| match classify(&status) {
-            Failure::NotHere => Refusal::LogGone(id.clone()),
+            ErrorClass::NotHere => Refusal::LogGone(id.clone()),
             _ => Refusal::Host(Box::new(status)),
         };
         let mut client = self.context.agents.client(&address).map_err(refused)?;

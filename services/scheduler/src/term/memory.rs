@@ -14,7 +14,7 @@ use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::subscribers::{Change, Subscribers};
-use crate::domain::fleet::Fleet;
+use crate::domain::hosts::Hosts;
 use crate::domain::idempotency::{Digest, TokenUse};
 use crate::domain::microvm::Microvm;
 use crate::domain::paging::Position;
@@ -74,6 +74,22 @@ impl Handle {
         self.operation.try_lock().is_ok()
     }
 
+    /// Runs an operation until it is done or the microVM's end is decided. An
+    /// operation that gives way is dropped where it stands; what its host does of
+    /// it meanwhile is undone by the end.
+    ///
+    /// # Errors
+    /// Those of the operation; [`Refusal::Terminated`] when the end came first.
+    pub async fn unless_ending<T>(
+        &self,
+        operation: impl Future<Output = Result<T, Refusal>>,
+    ) -> Result<T, Refusal> {
+        tokio::select! {
+            done = operation => done,
+            () = self.ending.cancelled() => Err(Refusal::Terminated(self.id.clone())),
+        }
+    }
+
     /// Waits until the record is as wanted.
     pub async fn until(&self, wanted: impl FnMut(&Arc<Microvm>) -> bool) -> Arc<Microvm> {
         let mut records = self.record.subscribe();
@@ -108,7 +124,7 @@ pub struct Memory {
     /// MicroVMs whose records cannot be read: nobody may touch them.
     pub unreadable: HashSet<MicrovmId>,
     /// The hosts.
-    pub fleet: Fleet,
+    pub hosts: Hosts,
     /// What is due when.
     pub timers: Timers,
     /// Who watches.
@@ -129,7 +145,7 @@ impl Memory {
             retention,
             allocated_mib: 0,
             unreadable: HashSet::new(),
-            fleet: Fleet::default(),
+            hosts: Hosts::default(),
             timers: Timers::default(),
             subscribers: Subscribers::default(),
         }
@@ -238,7 +254,7 @@ impl Memory {
     }
 
     /// Replaces a record for its running totals only; nobody is told.
-    pub fn retotal(&mut self, handle: &Handle, microvm: Arc<Microvm>) {
+    pub fn publish_totals(&mut self, handle: &Handle, microvm: Arc<Microvm>) {
         handle.record.send_if_modified(|record| {
             *record = microvm;
             false
@@ -249,7 +265,7 @@ impl Memory {
     pub fn announce(&mut self, handle: &Handle) {
         let microvm = handle.current();
         let change = Change { tunnel_address: self.tunnel_address(&microvm), microvm, deleted: false };
-        self.subscribers.tell(&change);
+        self.subscribers.notify(&change);
     }
 
     /// Takes a record out.
@@ -272,7 +288,7 @@ impl Memory {
             self.tokens.remove(&used.token);
         }
         self.account(Some(&microvm), None, now);
-        self.subscribers.tell(&Change { microvm, tunnel_address: String::new(), deleted: true });
+        self.subscribers.notify(&Change { microvm, tunnel_address: String::new(), deleted: true });
     }
 
     /// Current microVMs with their tunnel addresses, and a queue of what
@@ -300,22 +316,12 @@ impl Memory {
         self.ended.iter().take(surplus).map(|(_, id)| id.clone()).collect()
     }
 
-    /// MicroVMs by state, for metrics.
-    #[must_use]
-    pub fn count_by_state(&self) -> HashMap<MicrovmState, u64> {
-        let mut counts = HashMap::new();
-        for handle in self.microvms.values() {
-            *counts.entry(handle.record.borrow().state).or_default() += 1;
-        }
-        counts
-    }
-
     /// Keeps bookings, host index, ended set and timers in step with one record.
     fn account(&mut self, before: Option<&Microvm>, after: Option<&Microvm>, now: SystemTime) {
         if let Some(before) = before {
             let host = &before.placement.host;
             if let Some(held) = before.held_mib() {
-                self.fleet.book(host, held, false, now);
+                self.hosts.book(host, held, false, now);
             }
             if let Some(ids) = self.by_host.get_mut(host) {
                 ids.remove(&before.id);
@@ -332,14 +338,14 @@ impl Memory {
         if let Some(after) = after {
             let host = &after.placement.host;
             if let Some(held) = after.held_mib() {
-                self.fleet.book(host, held, true, now);
+                self.hosts.book(host, held, true, now);
             }
             match after.terminate_time {
                 Some(ended) => drop(self.ended.insert((ended, after.id.clone()))),
                 None => {
                     self.allocated_mib += u64::from(after.spec.baseline_mib);
                     // A host that did not come back counts as gone from now on.
-                    self.fleet.entry(host, now);
+                    self.hosts.entry(host, now);
                     self.by_host.entry(host.clone()).or_default().insert(after.id.clone());
                 }
             }
@@ -352,7 +358,7 @@ impl Memory {
         if microvm.state == MicrovmState::Terminated {
             return String::new();
         }
-        let host = self.fleet.get(&microvm.placement.host);
+        let host = self.hosts.get(&microvm.placement.host);
         host.map_or_else(String::new, |host| host.spec.tunnel_address.clone())
     }
 }

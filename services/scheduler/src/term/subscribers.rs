@@ -44,7 +44,7 @@ impl Subscribers {
     }
 
     /// Queues a change for everybody it concerns.
-    pub fn tell(&mut self, change: &Change) {
+    pub fn notify(&mut self, change: &Change) {
         self.all.retain(|subscriber| {
             if subscriber.only.as_ref().is_some_and(|only| *only != change.microvm.id) {
                 return !subscriber.queue.is_closed();
@@ -85,9 +85,9 @@ mod tests {
         let mut subscribers = Subscribers::default();
         let mut slow = subscribers.add(None);
         let mut picky = subscribers.add(Some(change(1).microvm.id.clone()));
-        subscribers.tell(&change(1));
+        subscribers.notify(&change(1));
         for _ in 0..QUEUE_CHANGES {
-            subscribers.tell(&change(2));
+            subscribers.notify(&change(2));
         }
         let mut received = 0;
         while slow.try_recv().is_ok() {

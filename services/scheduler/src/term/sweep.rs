@@ -3,7 +3,7 @@
 //! number of microVMs.
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use model::HostId;
 use model::state::MicrovmState;
@@ -23,8 +23,6 @@ const AGAIN: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(500);
 /// Sweeps between looks at keys, drains that are stuck, and retention.
 const SLOW_SWEEPS: u32 = 20;
-/// Suspends at a time on a draining host.
-const DRAIN_CONCURRENT: usize = 4;
 
 impl Term {
     pub(crate) fn start_sweeps(self: &Arc<Self>) {
@@ -36,7 +34,7 @@ impl Term {
 
     async fn watch_deadlines(self: Arc<Self>) {
         loop {
-            let now = SystemTime::now();
+            let now = self.now();
             let (due, next) = {
                 let mut memory = self.memory();
                 (memory.timers.take_due(now, DUE_MAX), memory.timers.earliest())
@@ -55,10 +53,13 @@ impl Term {
         }
     }
 
+    /// Does what is due for one microVM. The timer was taken out to get here: when
+    /// this fails it is set again, and when the leader dies the next one sets the
+    /// timers of all records anew.
     async fn deadline(self: Arc<Self>, handle: Arc<Handle>) {
-        let now = SystemTime::now();
+        let now = self.now();
         let microvm = handle.current();
-        let done = match timers::next(&microvm, self.settings().retention()) {
+        let done = match timers::next(&microvm, self.config().retention()) {
             // It moved since: whoever changed the record set the timer anew.
             Some((deadline, _)) if deadline > now => {
                 self.memory().timers.set(&handle.id, Some(deadline));
@@ -80,7 +81,9 @@ impl Term {
         let mut count: u32 = 0;
         loop {
             ticks.tick().await;
-            self.give_up_lost_hosts();
+            self.end_on_lost_hosts();
+            let term = Arc::clone(&self);
+            self.spawn(async move { term.remove_deleted_connectors().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
                 self.continue_drains();
                 self.forget_surplus();
@@ -93,11 +96,15 @@ impl Term {
 
     /// What ran on a host that is gone for good has ended; what slept there
     /// stays, it may wake elsewhere or when the host is back.
-    fn give_up_lost_hosts(self: &Arc<Self>) {
-        let (now, grace) = (SystemTime::now(), self.settings().lost_grace());
+    ///
+    /// The grace is longer than the fence: when a host was only cut off, it is back
+    /// within it and goes on with what it ran. When it is back after the grace, it
+    /// reports what it holds, and is told to drop what was ended here meanwhile.
+    fn end_on_lost_hosts(self: &Arc<Self>) {
+        let (now, grace) = (self.now(), self.config().lost_grace());
         let lost: Vec<(HostId, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
-            let gone = memory.fleet.iter().filter(|(_, host)| host.held > 0 && host.gone_for(grace, now));
+            let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(grace, now));
             gone.map(|(id, _)| (id.clone(), memory.on_host(id))).collect()
         };
         for (host, handles) in lost {
@@ -108,7 +115,7 @@ impl Term {
                 );
                 if running {
                     let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
-                    self.spawn(async move { term.give_up(&handle, &reason).await });
+                    self.spawn(async move { term.record_unasked_end(&handle, &reason).await });
                 }
             }
         }
@@ -118,7 +125,7 @@ impl Term {
     fn continue_drains(self: &Arc<Self>) {
         let draining: Vec<HostId> = {
             let memory = self.memory();
-            let hosts = memory.fleet.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
+            let hosts = memory.hosts.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
             hosts.filter(|(_, host)| host.held > 0).map(|(id, _)| id.clone()).collect()
         };
         for host in draining {
@@ -126,30 +133,8 @@ impl Term {
         }
     }
 
-    /// Suspends everything that runs on a host, a few at a time.
-    pub(crate) fn suspend_all(self: &Arc<Self>, host: &HostId) {
-        let (term, host) = (Arc::clone(self), host.clone());
-        self.spawn(async move {
-            let running = term.memory().on_host(&host).into_iter();
-            let running = running.filter(|handle| {
-                handle.current().state == MicrovmState::Running && handle.is_idle()
-            });
-            let suspends = running.map(|handle| {
-                let term = Arc::clone(&term);
-                async move {
-                    if let Err(refusal) = term.suspend(&handle.id).await {
-                        tracing::warn!(microvm = %handle.id, %refusal, "cannot be suspended for the drain yet");
-                    }
-                }
-            });
-            let suspends: Vec<_> = suspends.collect();
-            let mut suspends = futures::StreamExt::buffer_unordered(futures::stream::iter(suspends), DRAIN_CONCURRENT);
-            while futures::StreamExt::next(&mut suspends).await.is_some() {}
-        });
-    }
-
     fn forget_surplus(self: &Arc<Self>) {
-        let surplus = self.memory().surplus(self.settings().retained_max, DUE_MAX);
+        let surplus = self.memory().surplus(self.config().retained_max, DUE_MAX);
         for handle in surplus.iter().filter_map(|id| self.handle(id).ok()) {
             let term = Arc::clone(self);
             self.spawn(async move {
@@ -159,9 +144,9 @@ impl Term {
     }
 
     async fn rotate_keys(&self) {
-        let rotation = Duration::from_secs(self.settings().key_rotation_seconds);
+        let rotation = Duration::from_secs(self.config().key_rotation_seconds);
         let store = &self.context.store;
-        if let Err(error) = self.keys.rotate(store, &self.leadership, rotation, SystemTime::now()).await {
+        if let Err(error) = self.token_keys.rotate(store, &self.leadership, rotation, self.now()).await {
             tracing::warn!(%error, "token keys not rotated yet");
         }
     }
@@ -169,7 +154,7 @@ impl Term {
     fn gauge(&self) {
         // Counting a million records every half second would be a waste.
         let memory = self.memory();
-        let hosts = memory.fleet.iter().map(|(_, host)| host.state());
-        self.context.metrics.fleet(memory.living(), memory.fleet.bakes(), hosts);
+        let hosts = memory.hosts.iter().map(|(_, host)| host.state());
+        self.context.metrics.gauges(memory.living(), memory.hosts.bakes(), hosts);
     }
 }

@@ -6,14 +6,24 @@ use prost::Message as _;
 use rpc::Role;
 use tonic::{Code, Status};
 
-use crate::rig::*;
+use crate::world::*;
 
-async fn led(settings: &[&str]) -> (Rig, Scheduler, Keys) {
-    let rig = Rig::new().await;
-    let scheduler = rig.scheduler(settings);
-    rig.ready(&rig.client(&scheduler, Role::Admin)).await;
-    let keys = rig.keys(&scheduler, Role::Admin);
-    (rig, scheduler, keys)
+async fn led(settings: &[&str]) -> (World, Scheduler, Keys) {
+    let world = World::new().await;
+    let scheduler = world.here(settings);
+    led_by(world, scheduler).await
+}
+
+async fn led_process(settings: &[&str]) -> (World, Scheduler, Keys) {
+    let world = World::new().await;
+    let scheduler = world.scheduler(settings);
+    led_by(world, scheduler).await
+}
+
+async fn led_by(world: World, scheduler: Scheduler) -> (World, Scheduler, Keys) {
+    world.ready(&world.client(&scheduler, Role::Admin)).await;
+    let keys = world.keys(&scheduler, Role::Admin);
+    (world, scheduler, keys)
 }
 
 async fn create(keys: &Keys, request: CreateAccessKeyRequest) -> Result<(AccessKey, String), Status> {
@@ -44,7 +54,7 @@ fn policy() -> Option<Policy> {
 #[tokio::test]
 async fn a_key_is_made_listed_and_deleted() {
     let filter = "telemetry.log_filter='scheduler=trace,records=trace,debug'";
-    let (rig, scheduler, keys) = led(&[filter]).await;
+    let (world, scheduler, keys) = led_process(&[filter]).await;
     let request = CreateAccessKeyRequest {
         description: "builders".into(),
         policy: policy(),
@@ -60,25 +70,30 @@ async fn a_key_is_made_listed_and_deleted() {
     );
     assert!(key.create_time.is_some());
     // What the edges watch.
-    let found = rig.store.get(&format!("access-keys/{id}")).await.unwrap().unwrap();
+    let found = world.store.get(&format!("access-keys/{id}")).await.unwrap().unwrap();
     let stored = StoredAccessKey::decode(found.value.as_slice()).unwrap();
     assert_eq!(stored.access_key.as_ref(), Some(&key));
     assert_eq!(stored.secret_access_key, secret);
     assert_eq!(list(&keys, 0, "").await.unwrap().access_keys, std::slice::from_ref(&key));
 
     delete(&keys, id).await.unwrap();
-    assert!(rig.listed("access-keys/").await.is_empty());
+    assert!(world.listed("access-keys/").await.is_empty());
     let status = delete(&keys, id).await.unwrap_err();
     assert_eq!(status.message(), format!("Access key not found: {id}"));
     refused::<()>(Err(status), Code::NotFound, reason::NOT_FOUND, id);
-    let log = rig.log(&scheduler);
+    let log = world.log(&scheduler);
     assert!(log.contains("access key made") && log.contains(id));
     assert!(!log.contains(&secret), "a secret is in the log");
 }
 
 #[tokio::test]
-async fn what_is_wrong_names_the_field() {
-    let (rig, _scheduler, keys) = led(&[]).await;
+async fn rules_that_share_a_world() {
+    let (world, scheduler, keys) = led(&[]).await;
+    what_is_wrong_names_the_field(&world, &keys).await;
+    only_operators_may_call(&world, &scheduler).await;
+}
+
+async fn what_is_wrong_names_the_field(world: &World, keys: &Keys) {
     let bad = CreateAccessKeyRequest {
         description: "d".repeat(257),
         policy: Some(Policy {
@@ -90,7 +105,7 @@ async fn what_is_wrong_names_the_field() {
         }),
         expire_time: Some(prost_types::Timestamp { seconds: 1, nanos: 0 }),
     };
-    let status = create(&keys, bad).await.unwrap_err();
+    let status = create(keys, bad).await.unwrap_err();
     for field in [
         "description: must be at most 256",
         "policy.statements[0].effect: must be ALLOW or DENY",
@@ -103,32 +118,30 @@ async fn what_is_wrong_names_the_field() {
     refused::<()>(Err(status), Code::InvalidArgument, reason::INVALID_ARGUMENT, "");
     for id in ["", "AKIA", "../keys", "akiaaaaaaaaaaaaaaaaa"] {
         refused(
-            delete(&keys, id).await,
+            delete(keys, id).await,
             Code::InvalidArgument,
             reason::INVALID_ARGUMENT,
             "accessKeyId: must be 20 characters",
         );
     }
-    refused(list(&keys, 0, "x").await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "pageToken");
-    assert!(rig.listed("access-keys/").await.is_empty());
+    refused(list(keys, 0, "x").await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "pageToken");
+    assert!(world.listed("access-keys/").await.is_empty());
 }
 
-#[tokio::test]
-async fn only_operators_may_call() {
-    let (rig, scheduler, _keys) = led(&[]).await;
+async fn only_operators_may_call(world: &World, scheduler: &Scheduler) {
     for role in [Role::EdgeProxy, Role::ImageBuilder, Role::HostAgent, Role::Scheduler] {
-        let keys = rig.keys(&scheduler, role);
+        let keys = world.keys(scheduler, role);
         let denied = (Code::PermissionDenied, reason::PERMISSION_DENIED);
         refused(create(&keys, CreateAccessKeyRequest::default()).await, denied.0, denied.1, role.name());
         refused(list(&keys, 0, "").await, denied.0, denied.1, role.name());
         refused(delete(&keys, "AKIAAAAAAAAAAAAAAAAA").await, denied.0, denied.1, role.name());
     }
-    assert!(rig.listed("access-keys/").await.is_empty());
+    assert!(world.listed("access-keys/").await.is_empty());
 }
 
 #[tokio::test]
 async fn keys_are_paged_and_limited() {
-    let (_rig, _scheduler, keys) = led(&["quotas.access_keys_max=5"]).await;
+    let (_world, _scheduler, keys) = led(&["quotas.access_keys_max=5"]).await;
     let runs = (0..8).map(|_| create(&keys, CreateAccessKeyRequest::default()));
     let made = futures::future::join_all(runs).await;
     let (good, bad): (Vec<_>, Vec<_>) = made.into_iter().partition(Result::is_ok);
@@ -158,10 +171,10 @@ async fn keys_are_paged_and_limited() {
 
 #[tokio::test]
 async fn keys_outlive_their_leader_and_a_deposed_one_makes_none() {
-    let (rig, mut scheduler, keys) = led(&[]).await;
+    let (world, mut scheduler, keys) = led_process(&[]).await;
     let (kept, _) = create(&keys, CreateAccessKeyRequest::default()).await.unwrap();
-    let before = rig.store.list("access-keys/").await.unwrap().0;
-    rig.depose().await;
+    let before = world.store.list("access-keys/").await.unwrap().0;
+    world.depose().await;
     refused(
         create(&keys, CreateAccessKeyRequest::default()).await,
         Code::Unavailable,
@@ -169,11 +182,11 @@ async fn keys_outlive_their_leader_and_a_deposed_one_makes_none() {
         "does not lead",
     );
     refused(delete(&keys, &kept.access_key_id).await, Code::Unavailable, reason::NOT_LEADER, "does not lead");
-    assert_eq!(rig.store.list("access-keys/").await.unwrap().0, before);
+    assert_eq!(world.store.list("access-keys/").await.unwrap().0, before);
     scheduler.kill();
-    rig.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
-    let next = rig.scheduler(&[]);
-    let keys = rig.keys(&next, Role::Admin);
+    world.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
+    let next = world.scheduler(&[]);
+    let keys = world.keys(&next, Role::Admin);
     let listed = eventually("the next leader", || async { list(&keys, 0, "").await.ok() }).await;
     assert_eq!(listed.access_keys, std::slice::from_ref(&kept));
     delete(&keys, &kept.access_key_id).await.unwrap();

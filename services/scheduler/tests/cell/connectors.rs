@@ -10,12 +10,11 @@ use std::collections::HashMap;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::rig::*;
+use crate::world::*;
 use NetworkConnectorState::{Active, Deleting, Pending};
+use scheduler::domain::connector::SETTLE;
 
 pub const ARN: &str = "arn:aws:lambda:us-east-1:000000000000:network-connector:";
-
-const QUICK: &str = "connector_settle_ms=50";
 
 pub fn request(name: &str) -> CreateNetworkConnectorRequest {
     CreateNetworkConnectorRequest {
@@ -96,17 +95,29 @@ pub fn subnets(identifier: &str, subnets: &[&str], token: &str) -> UpdateNetwork
     }
 }
 
-async fn led(settings: &[&str]) -> (Rig, Scheduler, Connectors) {
-    let rig = Rig::new().await;
-    let scheduler = rig.scheduler(settings);
-    rig.ready(&rig.client(&scheduler, Role::Admin)).await;
-    let client = rig.connectors(&scheduler, Role::EdgeProxy);
-    (rig, scheduler, client)
+async fn led(settings: &[&str]) -> (World, Scheduler, Connectors) {
+    let world = World::new().await;
+    let scheduler = world.here(settings);
+    world.led_by(scheduler).await
+}
+
+async fn led_on_manual_clock() -> (World, Scheduler, Connectors) {
+    let world = World::on_manual_clock().await;
+    let scheduler = world.here(&[]);
+    world.led_by(scheduler).await
+}
+
+impl World {
+    async fn led_by(self, scheduler: Scheduler) -> (Self, Scheduler, Connectors) {
+        self.ready(&self.client(&scheduler, Role::Admin)).await;
+        let client = self.connectors(&scheduler, Role::EdgeProxy);
+        (self, scheduler, client)
+    }
 }
 
 #[tokio::test]
 async fn a_connectors_life() {
-    let (rig, _scheduler, client) = led(&["connector_settle_ms=1500"]).await;
+    let (world, _scheduler, client) = led_on_manual_clock().await;
     let made = create(&client, request("net")).await.unwrap();
     assert_eq!((made.state(), made.version), (Pending, 1));
     let uuid = made.id.strip_prefix("nc-").unwrap();
@@ -123,11 +134,9 @@ async fn a_connectors_life() {
         "is PENDING and cannot be changed now.",
     );
 
-    let first = eventually("ACTIVE", || async {
-        let (connector, latest) = read(&client, &made.connector_arn).await.ok()?;
-        (connector.state() == Active && latest == 1).then_some(connector)
-    })
-    .await;
+    world.clock.advance(SETTLE);
+    let (first, latest) = read(&client, &made.connector_arn).await.unwrap();
+    assert_eq!((first.state(), latest), (Active, 1));
     assert_eq!(first.state_reason, "Initial creation");
     assert_eq!(first.last_update_status(), UpdateStatus::Unspecified);
     assert_eq!(read(&client, &made.id).await.unwrap().0, first);
@@ -148,12 +157,9 @@ async fn a_connectors_life() {
         reason::STATE_CONFLICT,
         "is being updated and cannot be changed now.",
     );
-    let changed = eventually("the update", || async {
-        let (connector, latest) = read(&client, "net").await.ok()?;
-        assert_eq!(connector.state(), Active);
-        (latest == 2).then_some(connector)
-    })
-    .await;
+    world.clock.advance(SETTLE);
+    let (changed, latest) = read(&client, "net").await.unwrap();
+    assert_eq!((changed.state(), latest), (Active, 2));
     assert_eq!(changed.last_update_status(), UpdateStatus::Successful);
     assert_eq!((changed.last_update_status_reason.as_str(), changed.state_reason.as_str()), ("", ""));
     let (old, _) = read(&client, &format!("{}:1", made.connector_arn)).await.unwrap();
@@ -168,6 +174,7 @@ async fn a_connectors_life() {
     assert_eq!(deleting.state(), Deleting);
     assert_eq!(read(&client, "net").await.unwrap().0.state(), Deleting);
     assert_eq!(delete(&client, "net").await.unwrap().state(), Deleting, "again is a success");
+    world.clock.advance(SETTLE);
     let status = gone(&client, "net").await;
     refused::<()>(
         Err(status),
@@ -175,13 +182,19 @@ async fn a_connectors_life() {
         reason::NOT_FOUND,
         &format!("Network connector not found for: {ARN}net"),
     );
-    assert_eq!(rig.listed("connectors/").await, [""; 0]);
+    assert_eq!(world.listed("connectors/").await, [""; 0]);
     create(&client, request("net")).await.unwrap();
 }
 
 #[tokio::test]
-async fn what_is_wrong_is_said_in_the_services_words() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
+async fn rules_that_share_a_world() {
+    let (world, scheduler, client) = led(&[]).await;
+    what_is_wrong_is_said_in_the_services_words(&client).await;
+    lists::tags_are_set_and_removed_without_a_version(&client).await;
+    who_may_call(&world, &scheduler, &client).await;
+}
+
+async fn what_is_wrong_is_said_in_the_services_words(client: &Connectors) {
     type Change = fn(&mut CreateNetworkConnectorRequest);
     let cases: [(Change, &str, &str); 5] = [
         (|r| r.client_token.clear(), "clientToken", "ClientToken is a required field"),
@@ -217,24 +230,23 @@ async fn what_is_wrong_is_said_in_the_services_words() {
     for (change, field, sentence) in cases {
         let mut request = request("net");
         change(&mut request);
-        let status = create(&client, request).await.unwrap_err();
+        let status = create(client, request).await.unwrap_err();
         assert_eq!((status.code(), status.message()), (Code::InvalidArgument, sentence));
         let details = status.get_details_bad_request().unwrap();
         assert_eq!(details.field_violations[0].field, field);
     }
     let absent = "nc-does-not-exist";
     let text = format!("Network connector not found for: {ARN}{absent}");
-    let status = read(&client, absent).await.unwrap_err();
+    let status = read(client, absent).await.unwrap_err();
     assert_eq!((status.code(), status.message()), (Code::NotFound, text.as_str()));
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.metadata["resource"], format!("{ARN}{absent}"));
-    for answer in [delete(&client, absent).await, update(&client, subnets(absent, &["subnet-1"], "u")).await]
-    {
+    for answer in [delete(client, absent).await, update(client, subnets(absent, &["subnet-1"], "u")).await] {
         refused(answer, Code::NotFound, reason::NOT_FOUND, &text);
     }
     let foreign = ARN.replace("000000000000", "111111111111") + "nc-1";
     refused(
-        read(&client, &foreign).await,
+        read(client, &foreign).await,
         Code::PermissionDenied,
         reason::PERMISSION_DENIED,
         &format!("{foreign} belongs to another account"),
@@ -243,7 +255,7 @@ async fn what_is_wrong_is_said_in_the_services_words() {
 
 #[tokio::test]
 async fn one_client_token_is_one_connector_and_one_update() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
+    let (_world, _scheduler, client) = led(&[]).await;
     let runs = (0..16).map(|_| create(&client, request("net")));
     let made = futures::future::join_all(runs).await;
     let id = made[0].as_ref().unwrap().id.clone();
@@ -280,8 +292,8 @@ async fn one_client_token_is_one_connector_and_one_update() {
 
 #[tokio::test]
 async fn limits_of_the_account_and_of_a_connector() {
-    let settings = [QUICK, "quotas.connectors_max=2", "quotas.connector_versions_max=2"];
-    let (_rig, _scheduler, client) = led(&settings).await;
+    let settings = ["quotas.connectors_max=2", "quotas.connector_versions_max=2"];
+    let (_world, _scheduler, client) = led(&settings).await;
     active(&client, request("a")).await;
     active(&client, request("b")).await;
     let status = create(&client, request("c")).await.unwrap_err();
@@ -329,18 +341,16 @@ async fn limits_of_the_account_and_of_a_connector() {
     create(&client, request("c")).await.unwrap();
 }
 
-#[tokio::test]
-async fn who_may_call() {
-    let (rig, scheduler, client) = led(&[QUICK]).await;
-    active(&client, request("net")).await;
-    let builder = rig.connectors(&scheduler, Role::ImageBuilder);
-    read(&builder, "net").await.unwrap();
+async fn who_may_call(world: &World, scheduler: &Scheduler, client: &Connectors) {
+    active(client, request("called")).await;
+    let builder = world.connectors(scheduler, Role::ImageBuilder);
+    read(&builder, "called").await.unwrap();
     refused(
-        delete(&builder, "net").await,
+        delete(&builder, "called").await,
         Code::PermissionDenied,
         reason::PERMISSION_DENIED,
         "image-builder",
     );
-    let host = rig.connectors(&scheduler, Role::HostAgent);
-    refused(read(&host, "net").await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
+    let host = world.connectors(scheduler, Role::HostAgent);
+    refused(read(&host, "called").await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
 }

@@ -5,13 +5,14 @@ use api::connector::v1::{
     UpdateNetworkConnectorRequest,
 };
 use api::errors::reason;
-use api::hostagent::v1::EgressPolicy;
+use api::hostagent::v1::egress::Reach;
+use api::hostagent::v1::{EgressPolicy, Internet, MicrovmSpec};
 use api::microvm::v1::{MicrovmState, RunMicrovmRequest};
 use rpc::Role;
 use tonic::Code;
 
 use crate::connectors::{ARN, active, create, delete, read, request, tagged, update};
-use crate::rig::*;
+use crate::world::*;
 
 const INTERNET: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:INTERNET_EGRESS";
 
@@ -22,9 +23,13 @@ fn through(connectors: &[&str]) -> RunMicrovmRequest {
     }
 }
 
-fn policy(allow: &[&str], deny: &[&str]) -> Option<EgressPolicy> {
+fn policy(allow: &[&str], deny: &[&str]) -> Option<Reach> {
     let owned = |list: &[&str]| list.iter().map(|cidr| (*cidr).to_owned()).collect();
-    Some(EgressPolicy { allow_cidrs: owned(allow), deny_cidrs: owned(deny) })
+    Some(Reach::Policy(EgressPolicy { allow_cidrs: owned(allow), deny_cidrs: owned(deny) }))
+}
+
+fn reach(spec: MicrovmSpec) -> Option<Reach> {
+    spec.egress.unwrap().reach
 }
 
 fn with_tags(name: &str, tags: &[(&str, &str)]) -> CreateNetworkConnectorRequest {
@@ -33,21 +38,20 @@ fn with_tags(name: &str, tags: &[(&str, &str)]) -> CreateNetworkConnectorRequest
 
 #[tokio::test]
 async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
-    let (rig, mut scheduler, host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, mut scheduler, host, client) = World::with_process(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let tags = [("torpor:allow-cidrs", "10.0.0.0/8 192.168.0.0/16"), ("torpor:deny-cidrs", "10.9.0.0/16")];
     let arn = active(&connectors, with_tags("net", &tags)).await.connector_arn;
     let plain = running(&client).await;
     assert_eq!(plain.egress_network_connectors, [INTERNET]);
-    assert_eq!(host.launched(&plain.microvm_id).egress_policy, None);
+    assert_eq!(reach(host.launched(&plain.microvm_id)), Some(Reach::Internet(Internet {})));
 
     let request = RunMicrovmRequest { client_token: "once".into(), ..through(&[&arn]) };
     let id = run(&client, request.clone()).await.unwrap().microvm_id;
     let microvm = becomes(&client, &id, MicrovmState::Running).await;
     assert_eq!(microvm.egress_network_connectors, std::slice::from_ref(&arn));
     let expected = policy(&["10.0.0.0/8", "192.168.0.0/16"], &["10.9.0.0/16"]);
-    assert_eq!(host.launched(&id).egress_policy, expected);
-    assert_eq!(host.launched(&id).egress_network_connectors, std::slice::from_ref(&arn));
+    assert_eq!(reach(host.launched(&id)), expected);
 
     for (connectors, expected) in [
         (vec![arn.as_str(), INTERNET], policy(&[], &["10.9.0.0/16"])),
@@ -56,7 +60,7 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
     ] {
         let id = run(&client, through(&connectors)).await.unwrap().microvm_id;
         becomes(&client, &id, MicrovmState::Running).await;
-        assert_eq!(host.launched(&id).egress_policy, expected, "{connectors:?}");
+        assert_eq!(reach(host.launched(&id)), expected, "{connectors:?}");
     }
 
     // Whatever becomes of the connector and of the scheduler, it stays as it was.
@@ -71,22 +75,22 @@ async fn a_policy_is_resolved_at_the_launch_and_stays_for_life() {
         &format!("Network connector not found for: {arn}"),
     );
     scheduler.kill();
-    let again = rig.scheduler_at(&scheduler.address.clone(), &[]);
+    let again = world.scheduler_at(&scheduler.address.clone(), &[]);
     eventually("a wake", || async { resume(&client, &id).await.ok() }).await;
     let spec = host.asked(|inner| inner.resumes.last().unwrap().spec.clone().unwrap());
-    assert_eq!(spec.egress_policy, expected);
+    assert_eq!(reach(spec), expected);
     drop(again);
 }
 
 #[tokio::test]
 async fn tags_and_versions_count_from_the_next_launch_on() {
-    let (rig, scheduler, host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let arn = active(&connectors, request("net")).await.connector_arn;
     let launched = async |connector: &str| {
         let id = run(&client, through(&[connector])).await.unwrap().microvm_id;
         becomes(&client, &id, MicrovmState::Running).await;
-        host.launched(&id).egress_policy
+        reach(host.launched(&id))
     };
     assert_eq!(launched(&arn).await, policy(&[], &["::/0"]));
     let dual = UpdateNetworkConnectorRequest {
@@ -112,8 +116,10 @@ async fn tags_and_versions_count_from_the_next_launch_on() {
 
 #[tokio::test]
 async fn what_cannot_be_attached_says_why() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&["connector_settle_ms=600000"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let world = World::on_manual_clock().await;
+    let scheduler = world.here(&[]);
+    let (world, scheduler, _host, client) = world.and_host(scheduler).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let arn = create(&connectors, request("net")).await.unwrap().connector_arn;
     let text = format!("The network connector {arn} is PENDING; it must be ACTIVE to be used.");
     let status = run(&client, through(&[&arn])).await.unwrap_err();
@@ -151,13 +157,13 @@ async fn what_cannot_be_attached_says_why() {
         assert_eq!(status.message(), text);
         refused::<()>(Err(status), code, reason, &text);
     }
-    assert!(rig.listed("microvms/").await.is_empty(), "nothing is left behind");
+    assert!(world.listed("microvms/").await.is_empty(), "nothing is left behind");
 }
 
 #[tokio::test]
 async fn a_connector_of_web_functions_is_not_for_microvms() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&["connector_settle_ms=50"]).await;
-    let connectors = rig.connectors(&scheduler, Role::Admin);
+    let (world, scheduler, _host, client) = World::with_host(&[]).await;
+    let connectors = world.connectors(&scheduler, Role::Admin);
     let mut web = request("web");
     web.configuration.as_mut().unwrap().associated_compute_resource_types =
         vec![ComputeResourceType::WebFunction.into()];

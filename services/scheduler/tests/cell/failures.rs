@@ -8,12 +8,12 @@ use rpc::Role;
 use tonic::Code;
 
 use crate::host::{FakeHost, Step};
-use crate::rig::*;
+use crate::world::*;
 use MicrovmState::{Pending, Running, Suspended, Terminated};
 
 #[tokio::test]
 async fn a_killed_scheduler_goes_on_where_it_was() {
-    let (rig, mut scheduler, host, client) = Rig::with_host(&[]).await;
+    let (world, mut scheduler, host, client) = World::with_process(&[]).await;
     let asleep = running(&client).await.microvm_id;
     suspend(&client, &asleep).await.unwrap();
     host.script(|inner| inner.on_launch.push_back(Step::Hang));
@@ -23,7 +23,7 @@ async fn a_killed_scheduler_goes_on_where_it_was() {
     scheduler.kill();
     let killed = Instant::now();
     let address = scheduler.address.clone();
-    let _again = rig.scheduler_at(&address, &[]);
+    let _again = world.scheduler_at(&address, &[]);
     let now = becomes(&client, &launching, Running).await;
     assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
     assert_eq!(now.generation, 1);
@@ -36,26 +36,26 @@ async fn a_killed_scheduler_goes_on_where_it_was() {
 
 #[tokio::test]
 async fn an_end_that_was_decided_is_carried_out_by_the_next_leader() {
-    let (rig, mut scheduler, host, client) = Rig::with_host(&[]).await;
+    let (world, mut scheduler, host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
     host.lease.revoke().await.unwrap(); // the host cannot be asked now
-    rig.placeable(&scheduler, 0).await;
+    world.placeable(&scheduler, 0).await;
     terminate(&client, &id).await.unwrap();
     scheduler.kill();
-    let _again = rig.scheduler_at(&scheduler.address.clone(), &[]);
-    let lease = rig.store.lease(std::time::Duration::from_secs(10)).await.unwrap();
+    let _again = world.scheduler_at(&scheduler.address.clone(), &[]);
+    let lease = world.store.lease(std::time::Duration::from_secs(10)).await.unwrap();
     let key = format!("hosts/{}", host.spec.host_id);
-    rig.store.put_leased(&key, prost::Message::encode_to_vec(&host.spec), &lease).await.unwrap();
+    world.store.put_leased(&key, prost::Message::encode_to_vec(&host.spec), &lease).await.unwrap();
     assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
     assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
 }
 
 #[tokio::test]
 async fn a_standby_names_the_leader_and_takes_over() {
-    let (rig, mut scheduler, _host, client) = Rig::with_host(&[]).await;
+    let (world, mut scheduler, _host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
-    let second = rig.scheduler(&[]);
-    let standby = rig.client(&second, Role::Admin);
+    let second = world.scheduler(&[]);
+    let standby = world.client(&second, Role::Admin);
     let status = eventually("the standby to know", || async {
         let status = get(&standby, &id).await.err()?;
         let named = tonic_types::StatusExt::get_details_error_info(&status)?.metadata.get("leader").cloned();
@@ -72,17 +72,17 @@ async fn a_standby_names_the_leader_and_takes_over() {
 
 #[tokio::test]
 async fn etcd_may_be_killed() {
-    let (mut rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (mut world, _scheduler, host, client) = World::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
     for _ in 0..2 {
-        rig.etcd.kill();
+        world.etcd.kill();
         // Long enough for the leader's lease to end by its own clock.
         eventually("leadership to end", || async {
             let error = run(&client, app()).await.err()?;
             (error.code() == Code::Unavailable).then_some(())
         })
         .await;
-        rig.etcd.restart().await;
+        world.etcd.restart().await;
         let back = Instant::now();
         becomes(&client, &id, Running).await;
         eventually("the host to be known", || async { suspend(&client, &id).await.ok() }).await;
@@ -99,7 +99,7 @@ async fn etcd_may_be_killed() {
 
 #[tokio::test]
 async fn a_failed_launch_says_why_and_a_lost_answer_is_asked_again() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let reason = "Run lifecycle hook returned HTTP status 400.";
     let failed = status(Code::FailedPrecondition, reason::HOOK_FAILED, reason, &[]);
     host.script(|inner| inner.on_launch.push_back(Step::Refuse(failed)));
@@ -113,7 +113,7 @@ async fn a_failed_launch_says_why_and_a_lost_answer_is_asked_again() {
 
 #[tokio::test]
 async fn a_failed_suspend_and_a_failed_wake_leave_it_as_it_was() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
     let full = status(Code::FailedPrecondition, reason::DISK_FULL, "no space left on the host", &[]);
     host.script(|inner| inner.on_suspend.push_back(Step::Refuse(full)));
@@ -129,7 +129,7 @@ async fn a_failed_suspend_and_a_failed_wake_leave_it_as_it_was() {
 
 #[tokio::test]
 async fn an_end_goes_before_a_launch_that_hangs() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     host.script(|inner| inner.on_launch.push_back(Step::Hang));
     let id = run(&client, app()).await.unwrap().microvm_id;
     let conflict = suspend(&client, &id).await;
@@ -142,17 +142,17 @@ async fn an_end_goes_before_a_launch_that_hangs() {
 #[tokio::test]
 async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
     let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=2"];
-    let (rig, mut scheduler, host, client) = Rig::with_host(&settings).await;
+    let (world, mut scheduler, host, client) = World::with_process(&settings).await;
     let ran = running(&client).await.microvm_id;
     let later = running(&client).await.microvm_id;
     suspend(&client, &later).await.unwrap();
     let slept = running(&client).await.microvm_id;
     suspend(&client, &slept).await.unwrap();
-    let other = FakeHost::start(&rig, "h2").await;
-    rig.placeable(&scheduler, 2).await;
+    let other = FakeHost::start(&world, "h2").await;
+    world.placeable(&scheduler, 2).await;
     host.lease.revoke().await.unwrap();
     // The host would still answer: first the scheduler has to know.
-    rig.placeable(&scheduler, 1).await;
+    world.placeable(&scheduler, 1).await;
     let woken = eventually("a wake elsewhere", || async { resume(&client, &slept).await.ok() }).await;
     assert_eq!((woken.state(), woken.host_id.as_str(), woken.generation), (Running, "h2", 2));
     let asked = other.asked(|inner| inner.resumes[0].clone());
@@ -160,7 +160,7 @@ async fn a_lost_host_ends_what_ran_and_what_slept_wakes_elsewhere() {
     assert_eq!(becomes(&client, &ran, Terminated).await.state_reason, "Host h1 was lost.");
     // A leader that never saw the host comes to the same conclusion.
     scheduler.kill();
-    let _again = rig.scheduler_at(&scheduler.address.clone(), &settings);
+    let _again = world.scheduler_at(&scheduler.address.clone(), &settings);
     let woken = eventually("a wake elsewhere", || async { resume(&client, &later).await.ok() }).await;
     assert_eq!((woken.state(), woken.host_id.as_str()), (Running, "h2"));
 }

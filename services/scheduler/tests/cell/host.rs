@@ -16,7 +16,7 @@ use rpc::{Role, TlsIdentity};
 use testkit::Script;
 use tonic::{Code, Status};
 
-use crate::rig::Rig;
+use crate::world::World;
 
 /// What the next call of a kind does instead of succeeding.
 #[derive(Debug, Clone)]
@@ -74,13 +74,13 @@ pub struct FakeHost {
 }
 
 impl FakeHost {
-    pub async fn start(rig: &Rig, id: &str) -> Self {
-        Self::start_with(rig, id, 4096).await
+    pub async fn start(world: &World, id: &str) -> Self {
+        Self::start_with(world, id, 4096).await
     }
 
-    pub async fn start_with(rig: &Rig, id: &str, memory_mib: u64) -> Self {
+    pub async fn start_with(world: &World, id: &str, memory_mib: u64) -> Self {
         let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
-        let script = serve(&rig.identity(Role::HostAgent), &inner).await;
+        let script = serve(&world.identity(Role::HostAgent), &inner).await;
         let spec = HostSpec {
             host_id: id.into(),
             grpc_address: script.address.to_string(),
@@ -91,15 +91,15 @@ impl FakeHost {
             slot_capacity: 64,
             ..Default::default()
         };
-        let lease = rig.store.lease(Duration::from_secs(10)).await.unwrap();
+        let lease = world.store.lease(Duration::from_secs(10)).await.unwrap();
         let host = Self { spec, inner, lease, _script: script };
-        host.announce(rig).await;
+        host.announce(world).await;
         host
     }
 
-    pub async fn announce(&self, rig: &Rig) {
+    pub async fn announce(&self, world: &World) {
         let key = format!("hosts/{}", self.spec.host_id);
-        rig.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
+        world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
     /// Usage with these manifests cached.

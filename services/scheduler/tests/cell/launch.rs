@@ -2,6 +2,8 @@
 
 use api::common::v1::IdlePolicy;
 use api::errors::reason;
+use api::hostagent::v1::egress::Reach;
+use api::hostagent::v1::{Egress, Ingress, Internet};
 use api::microvm::v1::{
     CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest, MicrovmState, RunMicrovmRequest,
 };
@@ -9,7 +11,8 @@ use token::{Key, KeySet, Kind};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::rig::*;
+use crate::host::FakeHost;
+use crate::world::*;
 use MicrovmState::{Running, Suspended, Terminated};
 
 const MANAGED: &str = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:";
@@ -39,8 +42,14 @@ async fn shell(client: &Client, id: &str, life: i64) -> Result<(String, i64), St
 }
 
 #[tokio::test]
-async fn shell_tokens_need_the_shells_connector() {
-    let (rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
+async fn rules_that_share_a_world() {
+    let (world, _scheduler, host, client) = World::with_roomy_host().await;
+    shell_tokens_need_the_shells_connector(&world, &client).await;
+    defaults_are_in_the_record(&world, &host, &client).await;
+    images_are_named_by_arn_or_name_of_this_account(&client).await;
+}
+
+async fn shell_tokens_need_the_shells_connector(world: &World, client: &Client) {
     for (ingress, sentence) in [
         (&[][..], SHELL_NEEDED),
         (&["HTTP_INGRESS"], SHELL_NEEDED),
@@ -50,19 +59,19 @@ async fn shell_tokens_need_the_shells_connector() {
         (&["HTTP_INGRESS", "ALL_INGRESS"], ALL_ALONE),
     ] {
         // The launch takes the pair; only the shell says no.
-        let id = run(&client, with_ingress(ingress)).await.unwrap().microvm_id;
-        let status = shell(&client, &id, 60).await.unwrap_err();
+        let id = run(client, with_ingress(ingress)).await.unwrap().microvm_id;
+        let status = shell(client, &id, 60).await.unwrap_err();
         assert_eq!(status.message(), sentence, "{ingress:?}");
         let info = status.get_details_error_info().unwrap();
         assert_eq!(info.metadata["resource"], id);
         refused::<()>(Err(status), Code::FailedPrecondition, reason::SHELL_NOT_ALLOWED, "");
     }
     let request = with_ingress(&["HTTP_INGRESS", "SHELL_INGRESS"]);
-    let id = run(&client, request).await.unwrap().microvm_id;
-    becomes(&client, &id, Running).await;
-    suspend(&client, &id).await.unwrap();
-    let (token, expires) = shell(&client, &id, 120).await.unwrap();
-    let keys = rig.store.list("keys/").await.unwrap().0;
+    let id = run(client, request).await.unwrap().microvm_id;
+    becomes(client, &id, Running).await;
+    suspend(client, &id).await.unwrap();
+    let (token, expires) = shell(client, &id, 120).await.unwrap();
+    let keys = world.store.list("keys/").await.unwrap().0;
     let keys = keys.iter().map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap()).collect();
     let now = u64::try_from(expires).unwrap() - 1;
     let claims = KeySet::new(keys).unwrap().verify(&token, now).unwrap();
@@ -71,29 +80,27 @@ async fn shell_tokens_need_the_shells_connector() {
     assert!(claims.ports.is_empty(), "a shell's token opens no port");
     for life in [0, 59, 90, 3601] {
         refused(
-            shell(&client, &id, life).await,
+            shell(client, &id, life).await,
             Code::InvalidArgument,
             reason::INVALID_ARGUMENT,
             "expirationInMinutes",
         );
     }
-    shell(&client, &id, 3600).await.unwrap();
-    terminate(&client, &id).await.unwrap();
+    shell(client, &id, 3600).await.unwrap();
+    terminate(client, &id).await.unwrap();
     let text = format!("The MicroVM {id} has been terminated and its state cannot be changed.");
-    refused(shell(&client, &id, 60).await, Code::FailedPrecondition, reason::TERMINATED, &text);
+    refused(shell(client, &id, 60).await, Code::FailedPrecondition, reason::TERMINATED, &text);
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     refused(
-        shell(&client, unknown, 60).await,
+        shell(client, unknown, 60).await,
         Code::NotFound,
         reason::NOT_FOUND,
         &format!("MicroVM not found: {unknown}"),
     );
 }
 
-#[tokio::test]
-async fn defaults_are_in_the_record() {
-    let (rig, _scheduler, host, client) = Rig::with_host(&[]).await;
-    let microvm = running(&client).await;
+async fn defaults_are_in_the_record(world: &World, host: &FakeHost, client: &Client) {
+    let microvm = running(client).await;
     assert_eq!(microvm.maximum_duration, seconds(28_800));
     assert_eq!(microvm.ingress_network_connectors, [format!("{MANAGED}HTTP_INGRESS")]);
     assert_eq!(microvm.egress_network_connectors, [format!("{MANAGED}INTERNET_EGRESS")]);
@@ -101,22 +108,20 @@ async fn defaults_are_in_the_record() {
     assert_eq!((microvm.state_reason.as_str(), microvm.execution_role_arn.as_str()), ("", ""));
     assert_eq!(microvm.image_arn, "arn:aws:lambda:us-east-1:000000000000:microvm-image:app");
     let told = host.launched(&microvm.microvm_id);
-    assert_eq!(told.ingress_network_connectors, microvm.ingress_network_connectors);
-    assert_eq!(told.egress_network_connectors, microvm.egress_network_connectors);
+    assert_eq!(told.ingress, Some(Ingress { http: true, shell: false }));
+    assert_eq!(told.egress, Some(Egress { reach: Some(Reach::Internet(Internet {})) }));
     // In the record, not made up when it is read.
     let key = format!("microvms/{}", microvm.microvm_id);
-    let stored = rig.store.get(&key).await.unwrap().unwrap().value;
+    let stored = world.store.get(&key).await.unwrap().unwrap().value;
     for arn in [&microvm.ingress_network_connectors[0], &microvm.egress_network_connectors[0]] {
         assert!(stored.windows(arn.len()).any(|window| window == arn.as_bytes()));
     }
 }
 
-#[tokio::test]
-async fn images_are_named_by_arn_or_name_of_this_account() {
-    let (_rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
+async fn images_are_named_by_arn_or_name_of_this_account(client: &Client) {
     let of = |image: &str| RunMicrovmRequest { image_identifier: image.into(), ..Default::default() };
     let arn = "arn:aws:lambda:us-east-1:000000000000:microvm-image:app";
-    run(&client, of(arn)).await.unwrap();
+    run(client, of(arn)).await.unwrap();
     for (image, code, reason, text) in [
         (
             "arn:aws:lambda:us-east-1:000000000000:microvm-image:nothing",
@@ -138,12 +143,12 @@ async fn images_are_named_by_arn_or_name_of_this_account() {
             "Invalid ARN format: arn:aws:lambda:us-east-1:000000000000:microvm-image/app",
         ),
     ] {
-        let status = run(&client, of(image)).await.unwrap_err();
+        let status = run(client, of(image)).await.unwrap_err();
         assert_eq!(status.message(), text);
         refused::<()>(Err(status), code, reason, text);
     }
     let pinned = RunMicrovmRequest { image_version: "7.0".into(), ..of(arn) };
-    let status = run(&client, pinned).await.unwrap_err();
+    let status = run(client, pinned).await.unwrap_err();
     assert_eq!(status.message(), format!("No active version found for MicroVM image {arn} and version 7.0"));
     let info = status.get_details_error_info().unwrap();
     assert_eq!(info.metadata["resource"], arn);
@@ -162,7 +167,7 @@ async fn images_are_named_by_arn_or_name_of_this_account() {
 #[tokio::test]
 async fn the_memory_quota_counts_all_that_has_not_ended() {
     let settings = ["quotas.memory_mib=1536"];
-    let (rig, mut scheduler, _host, client) = Rig::with_host(&settings).await;
+    let (world, mut scheduler, _host, client) = World::with_process(&settings).await;
     let mut ids = Vec::new();
     for _ in 0..3 {
         ids.push(running(&client).await.microvm_id);
@@ -187,9 +192,9 @@ async fn the_memory_quota_counts_all_that_has_not_ended() {
     assert_eq!(get(&client, &ids[0]).await.unwrap().state(), Suspended);
     // The next leader counts the same.
     scheduler.kill();
-    let again = rig.scheduler_at(&scheduler.address.clone(), &settings);
-    rig.ready(&client).await;
-    rig.placeable(&again, 1).await;
+    let again = world.scheduler_at(&scheduler.address.clone(), &settings);
+    world.ready(&client).await;
+    world.placeable(&again, 1).await;
     full(&client).await;
     terminate(&client, &ids[0]).await.unwrap();
     becomes(&client, &ids[0], Terminated).await;
@@ -200,7 +205,7 @@ async fn the_memory_quota_counts_all_that_has_not_ended() {
 #[tokio::test]
 async fn without_a_quota_memory_is_what_the_hosts_have() {
     // The host has 4096 MiB, a microVM takes 512 of them while it runs.
-    let (_rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, _host, client) = World::with_host(&[]).await;
     for _ in 0..8 {
         let id = running(&client).await.microvm_id;
         suspend(&client, &id).await.unwrap();
@@ -213,7 +218,7 @@ async fn without_a_quota_memory_is_what_the_hosts_have() {
 
 #[tokio::test]
 async fn bounds_of_a_launch() {
-    let (_rig, _scheduler, _host, client) = Rig::with_host(&["run_hook_payload_bytes_max=10"]).await;
+    let (_world, _scheduler, _host, client) = World::with_host(&["run_hook_payload_bytes_max=10"]).await;
     let policy = |idle: Option<i64>, suspended: Option<i64>| {
         Some(IdlePolicy {
             max_idle_duration: idle.and_then(seconds),
@@ -273,7 +278,7 @@ async fn bounds_of_a_launch() {
 
 #[tokio::test]
 async fn a_token_means_the_same_microvm_also_when_it_has_ended() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let request = RunMicrovmRequest { client_token: "once".into(), ..app() };
     let id = run(&client, request.clone()).await.unwrap().microvm_id;
     for state in [Running, Suspended, Terminated] {
@@ -291,7 +296,7 @@ async fn a_token_means_the_same_microvm_also_when_it_has_ended() {
 
 #[tokio::test]
 async fn too_many_callers_of_one_microvm_are_told_to_slow_down() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let id = running(&client).await.microvm_id;
     host.script(|inner| inner.on_suspend.push_back(crate::host::Step::Hang));
     let mut waiting = futures::stream::FuturesUnordered::new();

@@ -7,10 +7,12 @@ use api::microvm::v1::{
     RunMicrovmRequest, port_scope,
 };
 use rpc::Role;
+use std::time::Duration;
 use token::{Key, KeySet};
 use tonic::Code;
 
-use crate::rig::*;
+use crate::host::FakeHost;
+use crate::world::*;
 use MicrovmState::{Pending, Running, Suspended, Terminated, Terminating};
 
 fn seconds(seconds: i64) -> Option<prost_types::Duration> {
@@ -19,7 +21,7 @@ fn seconds(seconds: i64) -> Option<prost_types::Duration> {
 
 #[tokio::test]
 async fn run_suspend_resume_terminate() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let request = RunMicrovmRequest { run_hook_payload: "hi".into(), ..app() };
     let accepted = run(&client, request).await.unwrap();
     assert_eq!(accepted.state(), Pending);
@@ -55,9 +57,9 @@ async fn run_suspend_resume_terminate() {
 
 #[tokio::test]
 async fn what_cannot_be_run_says_why() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&["microvms_max=2"]).await;
-    rig.image("plain", "1.0", api::image::v1::VersionStatus::Active, false).await;
-    rig.image("retired", "1.0", api::image::v1::VersionStatus::Inactive, false).await;
+    let (world, scheduler, _host, client) = World::with_host(&["microvms_max=2"]).await;
+    world.image("plain", "1.0", api::image::v1::VersionStatus::Active, false).await;
+    world.image("retired", "1.0", api::image::v1::VersionStatus::Inactive, false).await;
     let of = |image: &str, version: &str| RunMicrovmRequest {
         image_identifier: image.into(),
         image_version: version.into(),
@@ -91,7 +93,7 @@ async fn what_cannot_be_run_says_why() {
     terminate(&client, &first.microvm_id).await.unwrap();
     becomes(&client, &first.microvm_id, Terminated).await;
     running(&client).await;
-    let stranger = rig.client(&scheduler, Role::HostAgent);
+    let stranger = world.client(&scheduler, Role::HostAgent);
     refused(run(&stranger, app()).await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let text = format!("MicroVM not found: {unknown}");
@@ -101,7 +103,7 @@ async fn what_cannot_be_run_says_why() {
 
 #[tokio::test]
 async fn one_client_token_is_one_microvm() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
     let request = RunMicrovmRequest { client_token: "once".into(), ..app() };
     let runs = (0..24).map(|_| {
         let (client, request) = (client.clone(), request.clone());
@@ -125,8 +127,8 @@ async fn one_client_token_is_one_microvm() {
 
 #[tokio::test]
 async fn lists_are_paged_newest_first_and_filtered() {
-    let (rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
-    rig.image("other", "1.0", api::image::v1::VersionStatus::Active, false).await;
+    let (world, _scheduler, _host, client) = World::with_host(&[]).await;
+    world.image("other", "1.0", api::image::v1::VersionStatus::Active, false).await;
     let mut ids = Vec::new();
     for _ in 0..5 {
         ids.push(running(&client).await.microvm_id);
@@ -162,24 +164,32 @@ async fn lists_are_paged_newest_first_and_filtered() {
 }
 
 #[tokio::test]
-async fn tokens_open_what_they_name() {
-    let (rig, _scheduler, _host, client) = Rig::with_host(&[]).await;
-    let id = running(&client).await.microvm_id;
+async fn rules_that_share_a_world() {
+    let (world, _scheduler, host, client) = World::with_roomy_host().await;
+    tokens_open_what_they_name(&world, &client).await;
+    logs_are_the_hosts(&host, &client).await;
+}
+
+async fn tokens_open_what_they_name(world: &World, client: &Client) {
+    let id = running(client).await.microvm_id;
     let request = CreateMicrovmAuthTokenRequest {
         microvm_id: id.clone(),
         expiration: seconds(60),
         allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::Port(8080)) }],
     };
-    suspend(&client, &id).await.unwrap();
+    suspend(client, &id).await.unwrap();
     let answer = client.clone().create_microvm_auth_token(request.clone()).await.unwrap().into_inner();
     let token = &answer.auth_token["X-aws-proxy-auth"];
-    let keys = rig.store.list("keys/").await.unwrap().0;
+    let keys = world.store.list("keys/").await.unwrap().0;
     let keys = keys.iter().map(|(_, value)| serde_json::from_slice::<Key>(&value.value).unwrap()).collect();
     let now = u64::try_from(answer.expire_time.unwrap().seconds).unwrap() - 1;
-    let claims = KeySet::new(keys).unwrap().verify(token, now).unwrap();
+    let keys = KeySet::new(keys).unwrap();
+    let claims = keys.verify(token, now).unwrap();
+    assert!(keys.verify(token, now + 1).is_err(), "its minute is over");
+    assert_eq!(claims.expires_at - claims.issued_at, 60);
     assert_eq!(claims.microvm_id, id);
     assert!(claims.allows(8080) && !claims.allows(8081));
-    terminate(&client, &id).await.unwrap();
+    terminate(client, &id).await.unwrap();
     let answer = client.clone().create_microvm_auth_token(request.clone()).await;
     refused(answer, Code::FailedPrecondition, reason::TERMINATED, &id);
     let bad = CreateMicrovmAuthTokenRequest { expiration: seconds(3601), allowed_ports: vec![], ..request };
@@ -189,17 +199,20 @@ async fn tokens_open_what_they_name() {
 
 #[tokio::test]
 async fn lives_and_windows_end_by_the_clock() {
-    let settings = ["idle_floor_seconds=1", "retention_seconds=2"];
-    let (rig, _scheduler, _host, client) = Rig::with_host(&settings).await;
+    let world = World::on_manual_clock().await;
+    let scheduler = world.here(&["retention_seconds=1000"]);
+    let (world, _scheduler, _host, client) = world.and_host(scheduler).await;
+    let pass = |seconds| world.clock.advance(Duration::from_secs(seconds));
     let lifetime = "MicroVM exceeded maximum lifetime.";
-    let short = RunMicrovmRequest { maximum_duration: seconds(1), ..app() };
+    let short = RunMicrovmRequest { maximum_duration: seconds(500), ..app() };
     let short = run(&client, short).await.unwrap();
+    becomes(&client, &short.microvm_id, Running).await;
     let policy = |window| IdlePolicy {
         max_idle_duration: seconds(60),
         suspended_duration: seconds(window),
         auto_resume_enabled: true,
     };
-    let windowed = RunMicrovmRequest { idle_policy: Some(policy(1)), ..app() };
+    let windowed = RunMicrovmRequest { idle_policy: Some(policy(100)), ..app() };
     let windowed = run(&client, windowed).await.unwrap().microvm_id;
     let zero = RunMicrovmRequest { idle_policy: Some(policy(0)), ..app() };
     let zero = run(&client, zero).await.unwrap().microvm_id;
@@ -207,21 +220,26 @@ async fn lives_and_windows_end_by_the_clock() {
         becomes(&client, id, Running).await;
         suspend(&client, id).await.unwrap();
     }
-    for id in [&short.microvm_id, &zero, &windowed] {
+    assert_eq!(becomes(&client, &zero, Terminated).await.state_reason, lifetime);
+    for (left, id, state) in [(99, &windowed, Suspended), (399, &short.microvm_id, Running)] {
+        pass(left);
+        assert_eq!(get(&client, id).await.unwrap().state(), state, "a second is left");
+        pass(1);
         assert_eq!(becomes(&client, id, Terminated).await.state_reason, lifetime);
     }
+    pass(999);
+    assert_eq!(get(&client, &short.microvm_id).await.unwrap().state(), Terminated);
+    pass(1);
     // Retention: then the record is gone, here and in etcd.
     eventually("forgotten", || async {
         get(&client, &short.microvm_id).await.err().filter(|status| status.code() == Code::NotFound)
     })
     .await;
-    assert_eq!(rig.store.get(&format!("microvms/{}", short.microvm_id)).await.unwrap(), None);
+    assert_eq!(world.store.get(&format!("microvms/{}", short.microvm_id)).await.unwrap(), None);
 }
 
-#[tokio::test]
-async fn logs_are_the_hosts() {
-    let (_rig, _scheduler, host, client) = Rig::with_host(&[]).await;
-    let id = running(&client).await.microvm_id;
+async fn logs_are_the_hosts(host: &FakeHost, client: &Client) {
+    let id = running(client).await.microvm_id;
     let request = FollowMicrovmLogRequest { microvm_id: id.clone(), from_sequence: 7, follow: false };
     let mut lines = client.clone().follow_microvm_log(request.clone()).await.unwrap().into_inner();
     let line = lines.message().await.unwrap().unwrap().lines.remove(0);

@@ -1,5 +1,5 @@
-//! The scheduler as a process, against a real etcd and scripted host-agents
-//! over real mutual TLS.
+//! The scheduler against a real etcd and scripted host-agents over real mutual
+//! TLS: in the test's process, or as a process of its own that tests kill.
 
 // Helpers outside #[test] functions fail the test the same way.
 #![allow(clippy::unwrap_used)]
@@ -12,5 +12,5 @@ mod host;
 mod launch;
 mod lifecycle;
 mod placing;
-mod rig;
 mod watching;
+mod world;

@@ -10,7 +10,7 @@ use rpc::Role;
 use tonic::Code;
 
 use crate::host::{FakeHost, Step};
-use crate::rig::*;
+use crate::world::*;
 use MicrovmState::{Running, Suspended, Terminated};
 
 fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
@@ -19,8 +19,8 @@ fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
 
 #[tokio::test]
 async fn reports_are_merged_in_order_and_the_stale_are_named() {
-    let (rig, scheduler, host, client) = Rig::with_host(&[]).await;
-    let mut hosts = rig.hosts(&scheduler, Role::HostAgent);
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
     let id = running(&client).await.microvm_id;
     let told = hosts.heartbeat(beat("h1", vec![])).await.unwrap().into_inner();
     assert!(told.register, "it must register first");
@@ -36,7 +36,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     hosts.heartbeat(beat("h1", vec![before, suspending])).await.unwrap();
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended, "older reports change nothing");
     // What says nothing new is not written.
-    let revision = async || rig.store.list("microvms/").await.unwrap().0[0].1.revision;
+    let revision = async || world.store.list("microvms/").await.unwrap().0[0].1.revision;
     let written = revision().await;
     hosts.heartbeat(beat("h1", vec![asleep.clone()])).await.unwrap();
     assert_eq!(revision().await, written);
@@ -47,7 +47,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let strange = ObservedMicrovm { microvm_id: unknown.into(), ..asleep.clone() };
     let told = hosts.heartbeat(beat("h1", vec![older, strange])).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [unknown]);
-    let other = FakeHost::start(&rig, "h2").await;
+    let other = FakeHost::start(&world, "h2").await;
     let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![asleep.clone()] };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id.as_str()]);
@@ -65,16 +65,16 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let alive = host.observes(&id, Running);
     let told = hosts.heartbeat(beat("h1", vec![alive])).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id]);
-    let admin = rig.hosts(&scheduler, Role::Admin).heartbeat(beat("h1", vec![])).await;
+    let admin = world.hosts(&scheduler, Role::Admin).heartbeat(beat("h1", vec![])).await;
     refused(admin, Code::PermissionDenied, reason::PERMISSION_DENIED, "admin");
 }
 
 #[tokio::test]
 async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
-    let (rig, scheduler, host, client) = Rig::with_host(&[]).await;
-    let other = FakeHost::start_with(&rig, "h2", 1024).await;
-    rig.placeable(&scheduler, 2).await;
-    let mut hosts = rig.hosts(&scheduler, Role::HostAgent);
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let other = FakeHost::start_with(&world, "h2", 1024).await;
+    world.placeable(&scheduler, 2).await;
+    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
     let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![] };
     hosts.register_host(register).await.unwrap();
     let usage = Some(FakeHost::usage(&["app/1.0/manifest"]));
@@ -95,9 +95,9 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
 
 #[tokio::test]
 async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
-    let (rig, mut scheduler, _host, client) = Rig::with_host(&[]).await;
+    let (world, mut scheduler, _host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
-    let mut hosts = rig.hosts(&scheduler, Role::Admin);
+    let mut hosts = world.hosts(&scheduler, Role::Admin);
     let request = || DrainHostRequest { host_id: "h1".into() };
     let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into() }).await;
     refused(answer, Code::NotFound, reason::NOT_FOUND, "none");
@@ -109,23 +109,23 @@ async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
     refused(refusal, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "not ready");
     // The mark outlives the leader.
     scheduler.kill();
-    let scheduler = rig.scheduler_at(&scheduler.address.clone(), &[]);
-    rig.ready(&client).await;
+    let scheduler = world.scheduler_at(&scheduler.address.clone(), &[]);
+    world.ready(&client).await;
     let refusal = run(&client, app()).await;
     refused(refusal, Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "not ready");
-    let _other = FakeHost::start(&rig, "h2").await;
-    rig.placeable(&scheduler, 1).await;
+    let _other = FakeHost::start(&world, "h2").await;
+    world.placeable(&scheduler, 1).await;
     let woken = resume(&client, &id).await.unwrap();
     assert_eq!((woken.host_id.as_str(), woken.generation), ("h2", 2));
-    let mut hosts = rig.hosts(&scheduler, Role::Admin);
+    let mut hosts = world.hosts(&scheduler, Role::Admin);
     let host = hosts.undrain_host(UndrainHostRequest { host_id: "h1".into() }).await.unwrap();
     assert_eq!(host.into_inner().host.unwrap().state(), HostState::Ready);
 }
 
 #[tokio::test]
 async fn bakes_reserve_room() {
-    let (rig, scheduler, _host, client) = Rig::with_host(&[]).await;
-    let mut hosts = rig.hosts(&scheduler, Role::ImageBuilder);
+    let (world, scheduler, _host, client) = World::with_host(&[]).await;
+    let mut hosts = world.hosts(&scheduler, Role::ImageBuilder);
     let bake = |build: &str| PlaceBakeRequest {
         build_id: build.into(),
         memory_mib: 4096,

@@ -4,7 +4,7 @@ use api::errors::reason;
 use api::microvm::v1::{MicrovmState, WatchMicrovmsRequest, WatchMicrovmsResponse};
 use tonic::{Code, Streaming};
 
-use crate::rig::*;
+use crate::world::*;
 
 async fn next(stream: &mut Streaming<WatchMicrovmsResponse>) -> WatchMicrovmsResponse {
     let message = tokio::time::timeout(PATIENCE, stream.message()).await.expect("a message in time");
@@ -13,7 +13,7 @@ async fn next(stream: &mut Streaming<WatchMicrovmsResponse>) -> WatchMicrovmsRes
 
 #[tokio::test]
 async fn a_watch_lists_then_follows() {
-    let (_rig, mut scheduler, _host, client) = Rig::with_host(&["retention_seconds=1"]).await;
+    let (_world, mut scheduler, _host, client) = World::with_process(&["retention_seconds=1"]).await;
     let id = running(&client).await.microvm_id;
     let mut all = client.clone().watch_microvms(WatchMicrovmsRequest::default()).await.unwrap().into_inner();
     let listed = next(&mut all).await;

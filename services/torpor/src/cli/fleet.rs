@@ -11,7 +11,8 @@ Examples:
   torpor up                                    in the foreground, Ctrl-C stops it
   torpor up --detach                           in the background
   torpor up --detach --hosts 2                 two host-agents, to see microVMs move
-  torpor up --set scheduler.idle_floor_seconds=5    a setting of one service
+  torpor up --set scheduler.limits.idle_min_seconds=5
+                                               a setting of one service
 
 What it needs: root, Debian's packages (deploy/packages installs them) and the
 guest bundle (deploy/guest-bundle makes it). Everything it keeps is in the data

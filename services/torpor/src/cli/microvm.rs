@@ -1,5 +1,6 @@
 //! Arguments of the microVM commands.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
@@ -120,10 +121,12 @@ Examples:
   torpor curl ID /
   torpor curl ID /items -X POST -H 'content-type: application/json' -d '{\"a\": 1}'
   torpor curl ID /upload -d @file --port 9000 -i
+  torpor curl ID /report.pdf -O report.pdf
 
 It makes a token for the port, connects to the edge whatever DNS says, and checks
-the edge's certificate against the fleet's CA. Like curl it succeeds whatever the
-status is; --fail makes a status of 400 and above an error.")]
+the edge's certificate against the fleet's CA. Like curl it succeeds whatever status
+the app answers with; --fail makes a status of 400 and above an error. What the edge
+answers itself, because nothing reached the app, is an error with its reason.")]
 pub struct Curl {
     /// Id or a unique prefix of it.
     pub id: String,
@@ -139,6 +142,9 @@ pub struct Curl {
     /// Header line, "Name: value"; may be repeated.
     #[arg(short = 'H', long = "header", value_name = "LINE")]
     pub headers: Vec<String>,
+    /// Write the answer to a file instead of standard output.
+    #[arg(short = 'O', long, value_name = "FILE")]
+    pub output_file: Option<PathBuf>,
     /// Show the status line and headers too.
     #[arg(short, long)]
     pub include: bool,

@@ -6,10 +6,10 @@ use api::image::v1::{BaseImage, BuildBaseImageRequest, ListBaseImagesRequest};
 use indicatif::ProgressBar;
 
 use super::Session;
-use super::calls::{QUICK, call, request};
+use super::calls::request;
 use crate::cli::image::Base;
 use crate::durations;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::{self, json};
 
 /// Longest wait for a base: a mirror may be slow.
@@ -18,38 +18,20 @@ const BUILD_TIMEOUT: Duration = Duration::from_secs(20 * 60);
 const TAIL_LINES: usize = 20;
 const TYPE: &str = "torpor.image.v1.BaseImage";
 
-/// Runs the command.
-pub async fn run(session: &Session, command: Base) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: Base) -> Result<(), CliError> {
     match command {
         Base::List => list(session).await,
         Base::Build { name, rebuild, verbose } => build(session, name, rebuild, verbose).await,
     }
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
-    let client = session.context.images()?;
-    let mut bases = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let message = ListBaseImagesRequest { page_size: 0, page_token };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_base_images(request(message, QUICK)).await }
-        })
-        .await?;
-        bases.extend(page.base_images);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if session.json() {
-        return output::value(&json::messages(TYPE, &bases));
-    }
-    show(&bases)
+async fn list(session: &Session) -> Result<(), CliError> {
+    let ask = |page_token| ListBaseImagesRequest { page_size: 0, page_token };
+    let bases = session.all(ask, |page| (page.base_images, page.next_page_token)).await?;
+    session.show_all(TYPE, &bases, show)
 }
 
-fn show(bases: &[BaseImage]) -> Result<(), Failure> {
+fn show(bases: &[BaseImage]) -> Result<(), CliError> {
     let rows = bases
         .iter()
         .map(|base| {
@@ -65,7 +47,7 @@ fn show(bases: &[BaseImage]) -> Result<(), Failure> {
     output::table(&["name", "version", "size", "created"], rows, empty)
 }
 
-async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) -> Result<(), Failure> {
+async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) -> Result<(), CliError> {
     let mut client = session.context.images()?;
     let started = Instant::now();
     let bar = ProgressBar::new_spinner().with_message(format!("building base image {name}"));
@@ -89,7 +71,7 @@ async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) ->
             }
             base = response.base_image.or(base.take());
         }
-        Ok::<_, Failure>(())
+        Ok::<_, CliError>(())
     }
     .await;
     bar.finish_and_clear();
@@ -99,7 +81,7 @@ async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) ->
         }
         return Err(failure.during(format_args!("cannot build base image {name}")));
     }
-    let base = base.ok_or_else(|| Failure::failed("image-builder ended the build without a result"))?;
+    let base = base.ok_or_else(|| CliError::failed("image-builder ended the build without a result"))?;
     if session.json() {
         return output::value(&json::message(TYPE, &base));
     }

@@ -1,28 +1,75 @@
 //! Calling a service: a deadline on every call, a bounded number of further
-//! tries where the service asks for one, and ids from prefixes.
+//! tries where the service asks for one, listings page by page, and ids from prefixes.
 
 use std::future::Future;
 use std::time::{Duration, Instant};
 
 use api::microvm::v1::{ListMicrovmsRequest, Microvm};
+use client::Call;
+use rpc::Role;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use super::Session;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Longest wait for a call that only reads or records.
-pub const QUICK: Duration = Duration::from_secs(15);
+const QUICK: Duration = Duration::from_secs(15);
 /// Longest wait for a call that moves a microVM: hooks take up to a minute each.
-pub const SLOW: Duration = Duration::from_secs(150);
+const SLOW: Duration = Duration::from_secs(150);
 /// How long a service may ask for further tries, for example during an election.
 const RETRY_WINDOW: Duration = Duration::from_secs(10);
 /// Shortest pause between two tries.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Most pages read to resolve a prefix (50 microVMs a page).
-const PREFIX_PAGES_MAX: usize = 200;
+/// Most pages of a listing.
+const PAGES_MAX: usize = 1000;
 
-/// A request with a deadline.
+impl Session {
+    /// Makes a call that only reads or records.
+    pub async fn call<M: Call>(&self, message: M) -> Result<M::Answer, CliError> {
+        self.call_within(QUICK, message).await
+    }
+
+    /// Makes a call that moves a microVM.
+    pub async fn call_slowly<M: Call>(&self, message: M) -> Result<M::Answer, CliError> {
+        self.call_within(SLOW, message).await
+    }
+
+    async fn call_within<M: Call>(&self, timeout: Duration, message: M) -> Result<M::Answer, CliError> {
+        let kept = match M::ROLE {
+            Role::ImageBuilder => &self.image_builder,
+            _ => &self.scheduler,
+        };
+        let channel = match kept.get() {
+            Some(channel) => channel.clone(),
+            None => {
+                let channel = self.context.channel(M::ROLE)?;
+                kept.get_or_init(|| channel).clone()
+            }
+        };
+        retried(|| M::send(channel.clone(), request(message.clone(), timeout))).await
+    }
+
+    /// Every item of a listing. `ask` makes the request for a page from its token,
+    /// `page` takes an answer apart into items and the token of the next page.
+    pub async fn all<M: Call, T>(
+        &self,
+        ask: impl Fn(String) -> M,
+        page: impl Fn(M::Answer) -> (Vec<T>, String),
+    ) -> Result<Vec<T>, CliError> {
+        let (mut all, mut token) = (Vec::new(), String::new());
+        for _ in 0..PAGES_MAX {
+            let (items, next) = page(self.call(ask(token)).await?);
+            all.extend(items);
+            token = next;
+            if token.is_empty() {
+                break;
+            }
+        }
+        Ok(all)
+    }
+}
+
 pub fn request<T>(message: T, timeout: Duration) -> Request<T> {
     let mut request = Request::new(message);
     request.set_timeout(timeout);
@@ -31,7 +78,7 @@ pub fn request<T>(message: T, timeout: Duration) -> Request<T> {
 
 /// Makes a call, again while the service answers UNAVAILABLE and names a delay.
 /// Every call repeated here is idempotent, by its nature or its client token.
-pub async fn call<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, Failure>
+async fn retried<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, CliError>
 where
     F: Future<Output = Result<Response<T>, Status>>,
 {
@@ -56,14 +103,14 @@ fn retry_delay(status: &Status) -> Option<Duration> {
 }
 
 /// The full id for an id or a unique prefix of one, with or without "microvm-".
-pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failure> {
+pub async fn microvm_id(session: &Session, given: &str) -> Result<String, CliError> {
     let wanted = match given.strip_prefix("microvm-") {
         Some(rest) => rest,
         None => given,
     }
     .to_ascii_lowercase();
     if wanted.is_empty() || !wanted.chars().all(|c| c.is_ascii_hexdigit() || c == '-') {
-        return Err(Failure::new(Kind::Usage, format!("'{given}' is not a microVM id"))
+        return Err(CliError::usage(format!("'{given}' is not a microVM id"))
             .next("ids look like microvm-6f1c…; see torpor list --all"));
     }
     if uuid::Uuid::parse_str(&wanted).is_ok() {
@@ -78,12 +125,12 @@ pub async fn microvm_id(session: &Session, given: &str) -> Result<String, Failur
         .collect();
     match matches.as_slice() {
         [id] => Ok(id.clone()),
-        [] => Err(Failure::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
+        [] => Err(CliError::new(Kind::NotFound, format!("no microVM id starts with '{given}'"))
             .next("see torpor list --all")),
-        [first, second, ..] => Err(Failure::new(
-            Kind::Usage,
-            format!("'{given}' is not unique: {} microVMs, {first} and {second} among them", matches.len()),
-        )
+        [first, second, ..] => Err(CliError::usage(format!(
+            "'{given}' is not unique: {} microVMs, {first} and {second} among them",
+            matches.len()
+        ))
         .next("give more characters of the id")),
     }
 }
@@ -93,37 +140,20 @@ pub async fn all_microvms(
     session: &Session,
     image: Option<&str>,
     version: Option<&str>,
-) -> Result<Vec<Microvm>, Failure> {
-    let client = session.context.microvms()?;
-    let mut microvms = Vec::new();
-    let mut page_token = String::new();
-    for _ in 0..PREFIX_PAGES_MAX {
-        let message = ListMicrovmsRequest {
-            page_size: 0,
-            page_token,
-            image_identifier: image.unwrap_or_default().to_owned(),
-            image_version: version.unwrap_or_default().to_owned(),
-        };
-        let page = call(|| {
-            let mut client = client.clone();
-            let message = message.clone();
-            async move { client.list_microvms(request(message, QUICK)).await }
-        })
-        .await?;
-        microvms.extend(page.microvms);
-        if page.next_page_token.is_empty() {
-            return Ok(microvms);
-        }
-        page_token = page.next_page_token;
-    }
-    Ok(microvms)
+) -> Result<Vec<Microvm>, CliError> {
+    let ask = |page_token| ListMicrovmsRequest {
+        page_size: 0,
+        page_token,
+        image_identifier: image.unwrap_or_default().to_owned(),
+        image_version: version.unwrap_or_default().to_owned(),
+    };
+    session.all(ask, |page| (page.microvms, page.next_page_token)).await
 }
 
-/// Splits "KEY=VALUE".
-pub fn pair(text: &str, option: &str) -> Result<(String, String), Failure> {
+pub fn pair(text: &str, option: &str) -> Result<(String, String), CliError> {
     match text.split_once('=') {
         Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
-        _ => Err(Failure::new(Kind::Usage, format!("{option} {text}: must have the form KEY=VALUE"))),
+        _ => Err(CliError::usage(format!("{option} {text}: must have the form KEY=VALUE"))),
     }
 }
 
@@ -148,7 +178,7 @@ mod tests {
     #[tokio::test]
     async fn a_call_is_tried_again_until_it_works() {
         let mut left = 2;
-        let result = call(|| {
+        let result = retried(|| {
             let fail = left > 0;
             left -= 1;
             async move {

@@ -1,7 +1,8 @@
 //! `torpor curl`: one HTTPS request to a microVM's endpoint, without DNS and
 //! without handling tokens by hand.
 
-use std::io::{Read as _, Write as _};
+use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -10,23 +11,21 @@ use http::{HeaderName, HeaderValue, Method, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 
-use super::Session;
 use super::calls::microvm_id;
 use super::microvm::{fetch, mint, single};
+use super::{Session, edge_error, input};
 use crate::cli::microvm::Curl;
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output;
 
 /// Header that names the guest port.
 const PORT_HEADER: &str = "x-aws-proxy-port";
-/// Life of the token made for the one request.
 const TOKEN_TTL: Duration = Duration::from_secs(60);
 /// Largest body read from a file or standard input.
 const BODY_BYTES_MAX: u64 = 256 << 20;
 
-/// Runs the command.
-pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Curl) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
     let mut request = prepare(&arguments)?;
     let token = match &arguments.token {
@@ -36,11 +35,11 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
             .auth_token
             .into_values()
             .next()
-            .ok_or_else(|| Failure::failed("the scheduler made no token"))?,
+            .ok_or_else(|| CliError::failed("the scheduler made no token"))?,
     };
     let headers = request.headers_mut();
     let token = HeaderValue::from_str(&token)
-        .map_err(|_| Failure::new(Kind::Usage, "the token holds characters no header may have"))?;
+        .map_err(|_| CliError::usage("the token holds characters no header may have"))?;
     headers.entry(AUTH_HEADER).or_insert(token).set_sensitive(true);
     headers.entry(PORT_HEADER).or_insert(HeaderValue::from(arguments.port));
     // The endpoint's name is not the microVM's id.
@@ -52,15 +51,14 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
         let mut connection = endpoints.connect(&session.context.edge, &host, version).await?;
         let response = connection.send(request).await?;
         let first_byte = started.elapsed();
-        let status = response.status();
-        show(response, arguments.include).await?;
-        Ok::<_, Failure>((status, first_byte))
+        Ok::<_, CliError>((show(response, &arguments).await?, first_byte))
     };
-    let (status, first_byte) = tokio::time::timeout(arguments.max_time, exchange).await.map_err(|_| {
+    let (shown, first_byte) = tokio::time::timeout(arguments.max_time, exchange).await.map_err(|_| {
         let waited = durations::short(arguments.max_time);
-        Failure::new(Kind::Timeout, format!("no answer within {waited}"))
+        CliError::new(Kind::Timeout, format!("no answer within {waited}"))
             .next(format!("see its state: torpor get {}", arguments.id))
     })??;
+    let status = shown.head.status;
     if arguments.verbose {
         output::remark(format_args!(
             "{status}, answer began after {}, took {}",
@@ -68,21 +66,23 @@ pub async fn run(session: &Session, arguments: Curl) -> Result<(), Failure> {
             durations::short(started.elapsed())
         ));
     }
+    if let Some(error) = edge_error::of(session, &id, arguments.port, &shown).await? {
+        return Err(error);
+    }
     if arguments.fail && status.as_u16() >= 400 {
-        return Err(Failure::failed(format!("the endpoint answered {status}")));
+        return Err(CliError::failed(format!("the endpoint answered {status}")));
     }
     Ok(())
 }
 
-fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, Failure> {
+fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, CliError> {
     let body = match &arguments.data {
         Some(data) => Some(body(data)?),
         None => None,
     };
-    let usage = |message: String| Failure::new(Kind::Usage, message);
     let method = match (&arguments.request, &body) {
         (Some(name), _) => Method::from_bytes(name.as_bytes())
-            .map_err(|_| usage(format!("-X {name}: not an HTTP method")))?,
+            .map_err(|_| CliError::usage(format!("-X {name}: not an HTTP method")))?,
         (None, Some(_)) => Method::POST,
         (None, None) => Method::GET,
     };
@@ -98,57 +98,66 @@ fn prepare(arguments: &Curl) -> Result<Request<Full<Bytes>>, Failure> {
     for line in &arguments.headers {
         let (name, value) = line
             .split_once(':')
-            .ok_or_else(|| usage(format!("-H {line}: must have the form 'Name: value'")))?;
+            .ok_or_else(|| CliError::usage(format!("-H {line}: must have the form 'Name: value'")))?;
         let name: HeaderName =
-            name.trim().parse().map_err(|_| usage(format!("-H {line}: not a header name")))?;
+            name.trim().parse().map_err(|_| CliError::usage(format!("-H {line}: not a header name")))?;
         request = request.header(name, value.trim());
     }
     request
         .body(Full::new(body.unwrap_or_default()))
-        .map_err(|error| usage(format!("cannot make the request for {path}: {error}")))
+        .map_err(|error| CliError::usage(format!("cannot make the request for {path}: {error}")))
 }
 
 fn has_name(line: &str, name: &str) -> bool {
     line.split_once(':').is_some_and(|(found, _)| found.trim().eq_ignore_ascii_case(name))
 }
 
-fn body(data: &str) -> Result<Bytes, Failure> {
-    let Some(source) = data.strip_prefix('@') else {
-        return Ok(Bytes::from(data.to_owned()));
-    };
-    let mut bytes = Vec::new();
-    let read = match source {
-        "-" => std::io::stdin().lock().take(BODY_BYTES_MAX + 1).read_to_end(&mut bytes),
-        path => {
-            std::fs::File::open(path).and_then(|file| file.take(BODY_BYTES_MAX + 1).read_to_end(&mut bytes))
-        }
-    };
-    let count = read.map_err(|error| Failure::new(Kind::Usage, format!("-d {data}: {error}")))?;
-    if count as u64 > BODY_BYTES_MAX {
-        return Err(Failure::new(Kind::Usage, format!("-d {data}: over {}", output::bytes(BODY_BYTES_MAX))));
+fn body(data: &str) -> Result<Bytes, CliError> {
+    match data.strip_prefix('@') {
+        None => Ok(Bytes::from(data.to_owned())),
+        Some(source) => input::read(Path::new(source), BODY_BYTES_MAX)
+            .map(Bytes::from)
+            .map_err(|error| CliError::usage(format!("-d {data}: {error}"))),
     }
-    Ok(Bytes::from(bytes))
 }
 
+/// An answer that was written out.
+pub struct Shown {
+    pub head: http::response::Parts,
+    /// How its body begins, enough for what the edge says itself.
+    pub start: Vec<u8>,
+}
+
+/// Bytes of a body that are kept in [`Shown`].
+const START_BYTES: usize = 256;
+
 /// Writes the answer as it arrives.
-async fn show(response: Response<Incoming>, include: bool) -> Result<(), Failure> {
-    let mut stdout = std::io::stdout();
-    let (parts, mut body) = response.into_parts();
-    if include {
-        writeln!(stdout, "{:?} {}", parts.version, parts.status)?;
-        for (name, value) in &parts.headers {
-            writeln!(stdout, "{name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
+async fn show(response: Response<Incoming>, arguments: &Curl) -> Result<Shown, CliError> {
+    let mut out: Box<dyn Write> = match arguments.output_file.as_deref() {
+        Some(path) if path != Path::new("-") => Box::new(
+            std::fs::File::create(path)
+                .map_err(|error| CliError::usage(format!("--output-file {}: {error}", path.display())))?,
+        ),
+        _ => Box::new(std::io::stdout()),
+    };
+    let (head, mut body) = response.into_parts();
+    if arguments.include {
+        writeln!(out, "{:?} {}", head.version, head.status)?;
+        for (name, value) in &head.headers {
+            writeln!(out, "{name}: {}", String::from_utf8_lossy(value.as_bytes()))?;
         }
-        writeln!(stdout)?;
+        writeln!(out)?;
     }
+    let mut start = Vec::new();
     while let Some(frame) = body.frame().await {
-        let frame = frame.map_err(|error| Failure::failed(format!("the answer broke off: {error}")))?;
+        let frame = frame.map_err(|error| CliError::failed(format!("the answer broke off: {error}")))?;
         if let Ok(data) = frame.into_data() {
-            stdout.write_all(&data)?;
-            stdout.flush()?;
+            start.extend(data.iter().take(START_BYTES - start.len()));
+            out.write_all(&data)?;
+            out.flush()?;
         }
     }
-    Ok(())
+    Ok(Shown { head, start })
 }
 
 #[cfg(test)]

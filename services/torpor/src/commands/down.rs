@@ -9,10 +9,10 @@ use nix::sys::signal::Signal;
 
 use crate::cli::fleet::{Down, Up};
 use crate::cli::{Cli, Command};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::fleet::bringup::{self, Until};
 use crate::fleet::plan::Plan;
-use crate::fleet::record::{FleetRecord, Phase};
+use crate::fleet::record::{FleetRecord, FleetState};
 use crate::fleet::{lock, process, storage};
 use crate::output;
 
@@ -20,8 +20,7 @@ use crate::output;
 const DOWN_TIMEOUT: Duration = Duration::from_secs(240);
 const WATCH_PAUSE: Duration = Duration::from_millis(50);
 
-/// Runs the command.
-pub async fn run(data_dir: &Path, arguments: &Down) -> Result<(), Failure> {
+pub async fn run(data_dir: &Path, arguments: &Down) -> Result<(), CliError> {
     let run_dir = data_dir.join("run");
     if run_dir.is_dir() {
         match FleetRecord::load(&run_dir) {
@@ -32,28 +31,24 @@ pub async fn run(data_dir: &Path, arguments: &Down) -> Result<(), Failure> {
     if arguments.purge { purge(data_dir) } else { Ok(()) }
 }
 
-async fn stop_supervisor(run_dir: &Path, record: &FleetRecord) -> Result<(), Failure> {
+async fn stop_supervisor(run_dir: &Path, record: &FleetRecord) -> Result<(), CliError> {
     let started = Instant::now();
     record.supervisor.signal(Signal::SIGTERM);
     let mut shown = String::new();
     while record.supervisor.alive() {
-        let stopping = FleetRecord::load(run_dir).filter(|now| now.phase == Phase::Stopping);
+        let stopping = FleetRecord::load(run_dir).filter(|now| now.state == FleetState::Stopping);
         if let Some(now) = stopping.filter(|now| now.message != shown) {
             output::remark(format_args!("  {}", now.message));
             shown = now.message;
         }
         if started.elapsed() > DOWN_TIMEOUT {
-            return Err(Failure::new(Kind::Timeout, "the supervisor is still stopping")
+            return Err(CliError::new(Kind::Timeout, "the supervisor is still stopping")
                 .next("look at it: torpor status, and logs/supervisor.log in the data directory"));
         }
         tokio::time::sleep(WATCH_PAUSE).await;
     }
     match FleetRecord::load(run_dir) {
-        Some(last) if last.phase == Phase::Failed => {
-            let mut failure = Failure::failed(last.message);
-            failure.next = Some(last.next).filter(|next| !next.is_empty());
-            Err(failure)
-        }
+        Some(last) if last.state == FleetState::Failed => Err(last.error()),
         _ => {
             output::remark(format_args!("down in {:.1} s", started.elapsed().as_secs_f64()));
             Ok(())
@@ -63,10 +58,10 @@ async fn stop_supervisor(run_dir: &Path, record: &FleetRecord) -> Result<(), Fai
 
 /// After a supervisor that was killed: engines and slots may be left. Only a
 /// host-agent knows how to put them away, so the fleet is started once more.
-async fn clean_up(data_dir: &Path, record: Option<FleetRecord>) -> Result<(), Failure> {
+async fn clean_up(data_dir: &Path, record: Option<FleetRecord>) -> Result<(), CliError> {
     if lock::held(&data_dir.join("run")) {
         return Err(
-            Failure::new(Kind::Conflict, "a supervisor is just starting").next("try again in a moment")
+            CliError::new(Kind::Conflict, "a supervisor is just starting").next("try again in a moment")
         );
     }
     let Some(arguments) = record.as_ref().and_then(|record| arguments_of(data_dir, record)) else {
@@ -94,7 +89,7 @@ fn arguments_of(data_dir: &Path, record: &FleetRecord) -> Option<Up> {
     }
 }
 
-fn stop_leftovers(data_dir: &Path) -> Result<(), Failure> {
+fn stop_leftovers(data_dir: &Path) -> Result<(), CliError> {
     for name in process::stop_stale(&data_dir.join("run"))? {
         output::remark(format_args!("stopped {name}, left over from a supervisor that was killed"));
     }
@@ -103,23 +98,20 @@ fn stop_leftovers(data_dir: &Path) -> Result<(), Failure> {
         output::remark("down");
         return Ok(());
     }
-    Err(Failure::failed(problems.join("; ")).next("look for what holds it: fuser -vm"))
+    Err(CliError::failed(problems.join("; ")).next("look for what holds it: fuser -vm"))
 }
 
-fn purge(data_dir: &Path) -> Result<(), Failure> {
+fn purge(data_dir: &Path) -> Result<(), CliError> {
     if !data_dir.exists() {
         return Ok(());
     }
     // Whatever else the path names, only a fleet's directory is deleted.
     if !data_dir.join("run").is_dir() || !data_dir.join("logs").is_dir() {
-        return Err(Failure::new(
-            Kind::Usage,
-            format!("{} is not a fleet's data directory", data_dir.display()),
-        ));
+        return Err(CliError::usage(format!("{} is not a fleet's data directory", data_dir.display())));
     }
     let mounts = storage::mounts_below(data_dir)?;
     if let Some(mount) = mounts.first() {
-        return Err(Failure::new(Kind::Conflict, format!("{} is still mounted", mount.display()))
+        return Err(CliError::new(Kind::Conflict, format!("{} is still mounted", mount.display()))
             .next("run torpor down first"));
     }
     std::fs::remove_dir_all(data_dir).map_err(|error| crate::fleet::files::named(data_dir, &error))?;

@@ -6,11 +6,11 @@ use std::path::Path;
 use client::ARTIFACT_BUCKET;
 
 use super::Session;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output;
 
 /// Prints the exports (or one JSON object).
-pub fn run(data_dir: &Path, session: &Session) -> Result<(), Failure> {
+pub fn run(data_dir: &Path, session: &Session) -> Result<(), CliError> {
     let variables = variables(data_dir, session);
     if session.json() {
         let members = variables.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();

@@ -10,9 +10,8 @@ use api::image::v1::{BuildState, BuildStep, FollowBuildLogRequest, ImageBuild, L
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::Session;
-use super::calls::{QUICK, call, request};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
 /// Breaks of a stream in a row after which we give up.
@@ -21,7 +20,6 @@ const BREAKS_MAX: u32 = 20;
 const BREAK_PAUSE: Duration = Duration::from_millis(500);
 /// How long a new version may be without a build.
 const BUILD_APPEARS_TIMEOUT: Duration = Duration::from_secs(15);
-/// Pause between two looks for it.
 const BUILD_APPEARS_PAUSE: Duration = Duration::from_millis(100);
 /// Log lines shown when a build fails.
 const TAIL_LINES: usize = 25;
@@ -47,7 +45,7 @@ impl Position {
 
     /// Waits before the stream is opened again, or gives the failure back when
     /// opening it again makes no sense.
-    pub async fn pause_after(&mut self, failure: Failure) -> Result<(), Failure> {
+    pub async fn pause_after(&mut self, failure: CliError) -> Result<(), CliError> {
         if !self.worth_another_try(failure.kind) {
             return Err(failure);
         }
@@ -62,7 +60,7 @@ impl Position {
 }
 
 /// Writes log lines to standard output.
-pub fn print_lines(lines: &[LogLine], timestamps: bool, as_json: bool) -> Result<(), Failure> {
+pub fn print_lines(lines: &[LogLine], timestamps: bool, as_json: bool) -> Result<(), CliError> {
     for line in lines {
         if as_json {
             // One object a line, so that a reader can follow along.
@@ -85,8 +83,7 @@ fn shown(line: &LogLine) -> String {
 }
 
 /// The newest build of a version, waiting for it to appear.
-pub async fn newest_build(session: &Session, image: &str, version: &str) -> Result<ImageBuild, Failure> {
-    let client = session.context.images()?;
+pub async fn newest_build(session: &Session, image: &str, version: &str) -> Result<ImageBuild, CliError> {
     let started = Instant::now();
     loop {
         let message = ListImageBuildsRequest {
@@ -95,31 +92,30 @@ pub async fn newest_build(session: &Session, image: &str, version: &str) -> Resu
             page_size: 1,
             page_token: String::new(),
         };
-        let response = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_image_builds(request(message, QUICK)).await }
-        })
-        .await?;
+        let response = session.call(message).await?;
         if let Some(build) = response.builds.into_iter().next() {
             return Ok(build);
         }
         if started.elapsed() > BUILD_APPEARS_TIMEOUT {
-            return Err(Failure::new(Kind::Timeout, format!("no builder took version {version} of {image}"))
-                .next("is image-builder healthy? see torpor status"));
+            return Err(CliError::new(
+                Kind::Timeout,
+                format!("no builder took version {version} of {image}"),
+            )
+            .next("is image-builder healthy? see torpor status"));
         }
         tokio::time::sleep(BUILD_APPEARS_PAUSE).await;
     }
 }
 
 /// Prints a build's log; with `follow` until it ends.
-pub async fn print_build_log(session: &Session, build_id: &str, follow: bool) -> Result<(), Failure> {
+pub async fn print_build_log(session: &Session, build_id: &str, follow: bool) -> Result<(), CliError> {
     let as_json = session.json();
     each_event(session, build_id, follow, |lines, _| print_lines(lines, false, as_json)).await.map(|_| ())
 }
 
 /// Follows a build to its end with a progress display on standard error. A
 /// failed build is a failure that carries its reason; its last log lines are shown.
-pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<ImageBuild, Failure> {
+pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<ImageBuild, CliError> {
     let display = Display::new();
     let mut tail: VecDeque<String> = VecDeque::with_capacity(TAIL_LINES);
     let result = each_event(session, build_id, true, |lines, build| {
@@ -149,7 +145,7 @@ pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<I
         let step = step_name(build.step());
         let code =
             if build.reason_code.is_empty() { String::new() } else { format!(" ({})", build.reason_code) };
-        return Err(Failure::failed(format!(
+        return Err(CliError::failed(format!(
             "the build failed at step {step}: {}{code}",
             build.state_reason
         ))
@@ -164,8 +160,8 @@ async fn each_event(
     session: &Session,
     build_id: &str,
     follow: bool,
-    mut event: impl FnMut(&[LogLine], Option<&ImageBuild>) -> Result<(), Failure>,
-) -> Result<ImageBuild, Failure> {
+    mut event: impl FnMut(&[LogLine], Option<&ImageBuild>) -> Result<(), CliError>,
+) -> Result<ImageBuild, CliError> {
     let mut client = session.context.images()?;
     let mut position = Position::default();
     let mut last = ImageBuild::default();
@@ -181,21 +177,20 @@ async fn each_event(
                     last = build;
                 }
             }
-            Ok::<_, Failure>(())
+            Ok::<_, CliError>(())
         }
         .await;
         let ended = matches!(last.state(), BuildState::Successful | BuildState::Failed);
         match result {
             Ok(()) if ended || !follow => return Ok(last),
             // A builder that stops ends its streams in good order.
-            Ok(()) => position.pause_after(Failure::new(Kind::Unavailable, "the builder went away")).await?,
+            Ok(()) => position.pause_after(CliError::new(Kind::Unavailable, "the builder went away")).await?,
             Err(failure) if follow => position.pause_after(failure).await?,
             Err(failure) => return Err(failure),
         }
     }
 }
 
-/// A build step for people.
 pub fn step_name(step: BuildStep) -> &'static str {
     match step {
         BuildStep::Unspecified => "waiting for a builder",

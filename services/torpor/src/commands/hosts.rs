@@ -3,74 +3,45 @@
 use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
 
 use super::Session;
-use super::calls::{QUICK, SLOW, call, request};
 use crate::cli::fleet::{HostCommand, Hosts};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output::{self, json};
 
-/// Most hosts a CLI shows (500 a page).
-const HOST_PAGES_MAX: usize = 100;
+/// Full name of the message shown here.
+pub const HOST: &str = "torpor.host.v1.Host";
 
-/// Runs the command.
-pub async fn run(session: &Session, arguments: Hosts) -> Result<(), Failure> {
-    let client = session.context.hosts()?;
-    let host = match arguments.command {
-        None => {
-            let hosts = list(session).await?;
-            if session.json() {
-                return output::value(&json::messages("torpor.host.v1.Host", &hosts));
-            }
-            return output::table(&HEADER, rows(&hosts), "no hosts");
-        }
+pub async fn run(session: &Session, arguments: Hosts) -> Result<(), CliError> {
+    let hosts = match arguments.command {
+        None => list(session).await?,
         Some(HostCommand::Drain { id }) => {
             let host_id = resolve(session, &id).await?;
-            call(|| {
-                let (mut client, host_id) = (client.clone(), host_id.clone());
-                async move { client.drain_host(request(DrainHostRequest { host_id }, SLOW)).await }
-            })
-            .await?
-            .host
+            let host = session.call_slowly(DrainHostRequest { host_id }).await?.host;
+            return one(session, &host.unwrap_or_default());
         }
         Some(HostCommand::Undrain { id }) => {
             let host_id = resolve(session, &id).await?;
-            call(|| {
-                let (mut client, host_id) = (client.clone(), host_id.clone());
-                async move { client.undrain_host(request(UndrainHostRequest { host_id }, QUICK)).await }
-            })
-            .await?
-            .host
+            let host = session.call(UndrainHostRequest { host_id }).await?.host;
+            return one(session, &host.unwrap_or_default());
         }
     };
-    let host = host.unwrap_or_default();
-    if session.json() {
-        output::value(&json::message("torpor.host.v1.Host", &host))
-    } else {
-        output::table(&HEADER, rows(&[host]), "no hosts")
-    }
+    session.show_all(HOST, &hosts, table)
+}
+
+fn one(session: &Session, host: &Host) -> Result<(), CliError> {
+    session.show(HOST, host, |host| table(std::slice::from_ref(host)))
+}
+
+pub fn table(hosts: &[Host]) -> Result<(), CliError> {
+    output::table(&HEADER, rows(hosts), "no hosts")
 }
 
 /// Every host, by id.
-pub async fn list(session: &Session) -> Result<Vec<Host>, Failure> {
-    let client = session.context.hosts()?;
-    let mut hosts = Vec::new();
-    let mut page_token = String::new();
-    for _ in 0..HOST_PAGES_MAX {
-        let message = ListHostsRequest { page_size: 0, page_token };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_hosts(request(message, QUICK)).await }
-        })
-        .await?;
-        hosts.extend(page.hosts);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        page_token = page.next_page_token;
-    }
-    Ok(hosts)
+pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
+    let ask = |page_token| ListHostsRequest { page_size: 0, page_token };
+    session.all(ask, |page| (page.hosts, page.next_page_token)).await
 }
 
-async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
+async fn resolve(session: &Session, given: &str) -> Result<String, CliError> {
     let hosts = list(session).await?;
     let ids: Vec<String> = hosts.into_iter().filter_map(|host| host.spec).map(|spec| spec.host_id).collect();
     if ids.iter().any(|id| id == given) {
@@ -79,18 +50,17 @@ async fn resolve(session: &Session, given: &str) -> Result<String, Failure> {
     let matches: Vec<&String> = ids.iter().filter(|id| id.starts_with(given)).collect();
     match matches.as_slice() {
         [id] => Ok((*id).clone()),
-        [] => Err(Failure::new(Kind::NotFound, format!("host not found: {given}")).next("see torpor hosts")),
-        _ => Err(Failure::new(Kind::Usage, format!("'{given}' is not unique among the hosts"))
-            .next("see torpor hosts")),
+        [] => Err(CliError::new(Kind::NotFound, format!("host not found: {given}")).next("see torpor hosts")),
+        _ => {
+            Err(CliError::usage(format!("'{given}' is not unique among the hosts")).next("see torpor hosts"))
+        }
     }
 }
 
-/// Columns of [`rows`].
-pub const HEADER: [&str; 8] =
+const HEADER: [&str; 8] =
     ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
 
-/// Hosts as table rows.
-pub fn rows(hosts: &[Host]) -> Vec<Vec<String>> {
+fn rows(hosts: &[Host]) -> Vec<Vec<String>> {
     let row = |host: &Host| {
         let spec = host.spec.clone().unwrap_or_default();
         let usage = host.usage.clone().unwrap_or_default();

@@ -7,23 +7,26 @@ use api::image::v1::{
     GetImageVersionRequest, Image as ImageMessage, ImageConfiguration, ImageState, ImageVersion,
     ListImageBuildsRequest, ListImageVersionsRequest, ListImagesRequest, UpdateImageRequest,
 };
-use tonic::Code;
 
 use super::Session;
-use super::calls::{QUICK, call, client_token, pair, request};
+use super::calls::{client_token, pair};
 use super::{follow, image_views as views};
 use crate::artifact;
 use crate::cli::image::{Build, Hooks, Image};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
+use crate::flags;
 use crate::output::{self, json};
 
 /// Longest wait for a deletion: snapshots leave S3 object by object.
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Names that are offered in place of one that does not exist.
+const SIMILAR_MAX: usize = 3;
+/// Likeness of two names, 1 for the same one, above which one may be a slip for the other.
+const SIMILAR_MIN: f64 = 0.85;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
-/// Runs the command.
-pub async fn run(session: &Session, command: Image) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: Image) -> Result<(), CliError> {
     match command {
         Image::Create(arguments) => build(session, arguments, false).await,
         Image::Update(arguments) => build(session, arguments, true).await,
@@ -40,13 +43,12 @@ pub async fn run(session: &Session, command: Image) -> Result<(), Failure> {
     }
 }
 
-async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), Failure> {
+async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), CliError> {
     let started = Instant::now();
     let mut configuration = configuration(&arguments)?;
     let tags = pairs(&arguments.tags, "--tag")?;
     let uri = artifact::place(session, &arguments.name, &arguments.artifact).await?;
     configuration.code_artifact = Some(CodeArtifact { uri });
-    let client = session.context.images()?;
     let token = client_token(arguments.client_token);
     let (image, version) = if update {
         let message = UpdateImageRequest {
@@ -54,11 +56,7 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
             configuration: Some(configuration),
             client_token: token,
         };
-        let response = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.update_image(request(message, QUICK)).await }
-        })
-        .await?;
+        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
         (response.image, response.version)
     } else {
         let message = CreateImageRequest {
@@ -67,11 +65,7 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
             tags,
             client_token: token,
         };
-        let response = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.create_image(request(message, QUICK)).await }
-        })
-        .await?;
+        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
         (response.image, response.version)
     };
     let (image, version) = (image.unwrap_or_default(), version.unwrap_or_default());
@@ -81,7 +75,7 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
     finish_build(session, &image, &version, arguments.verbose, started).await
 }
 
-fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> Result<(), Failure> {
+fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> Result<(), CliError> {
     if session.json() {
         return output::value(&serde_json::json!({
             "image": json::message(views::IMAGE, image),
@@ -99,12 +93,12 @@ async fn finish_build(
     version: &ImageVersion,
     verbose: bool,
     started: Instant,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let build = follow::newest_build(session, &image.name, &version.image_version).await?;
     let build = tokio::select! {
         result = follow::build(session, &build.build_id, verbose) => result?,
         _ = tokio::signal::ctrl_c() => {
-            return Err(Failure::failed("stopped following; the build goes on")
+            return Err(CliError::failed("stopped following; the build goes on")
                 .next(format!("torpor image logs -f {}", image.name)));
         }
     };
@@ -120,7 +114,7 @@ async fn finish_build(
     views::finished_build(&image, &build, started.elapsed())
 }
 
-fn configuration(arguments: &Build) -> Result<ImageConfiguration, Failure> {
+fn configuration(arguments: &Build) -> Result<ImageConfiguration, CliError> {
     let mut environment = match &arguments.env_file {
         Some(path) => environment_file(path)?,
         None => Vec::new(),
@@ -145,13 +139,13 @@ fn configuration(arguments: &Build) -> Result<ImageConfiguration, Failure> {
     })
 }
 
-fn pairs<C: FromIterator<(String, String)>>(texts: &[String], option: &str) -> Result<C, Failure> {
+fn pairs<C: FromIterator<(String, String)>>(texts: &[String], option: &str) -> Result<C, CliError> {
     texts.iter().map(|text| pair(text, option)).collect()
 }
 
-fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, Failure> {
+fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, CliError> {
     let text = std::fs::read_to_string(path)
-        .map_err(|error| Failure::new(Kind::Usage, format!("cannot read {}: {error}", path.display())))?;
+        .map_err(|error| CliError::usage(format!("cannot read {}: {error}", path.display())))?;
     text.lines()
         .map(str::trim)
         .filter(|line| !line.is_empty() && !line.starts_with('#'))
@@ -159,19 +153,19 @@ fn environment_file(path: &std::path::Path) -> Result<Vec<(String, String)>, Fai
         .collect()
 }
 
-fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, Failure> {
+fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, CliError> {
     let hook = |value: &Option<String>, name: &str| match value.as_deref() {
         None => Ok(None),
         Some(timeout) => {
-            let timeout =
-                match timeout {
-                    "" => None,
-                    text => Some(api::duration_proto(durations::parse(text).map_err(|error| {
-                        Failure::new(Kind::Usage, format!("--{name}-hook={text}: {error}"))
-                    })?)),
-                };
+            let timeout = match timeout {
+                "" => None,
+                text => Some(api::duration_proto(
+                    durations::parse(text)
+                        .map_err(|error| CliError::usage(format!("--{name}-hook={text}: {error}")))?,
+                )),
+            };
             let mode = api::common::v1::HookMode::Enabled.into();
-            Ok::<_, Failure>(Some(api::common::v1::Hook { mode, timeout }))
+            Ok::<_, CliError>(Some(api::common::v1::Hook { mode, timeout }))
         }
     };
     let hooks = api::common::v1::Hooks {
@@ -186,148 +180,145 @@ fn hooks(arguments: &Hooks) -> Result<Option<api::common::v1::Hooks>, Failure> {
     Ok((hooks != api::common::v1::Hooks::default()).then_some(hooks))
 }
 
-async fn list(session: &Session, filter: Option<String>) -> Result<(), Failure> {
-    let client = session.context.images()?;
-    let mut images = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let name_filter = filter.clone().unwrap_or_default();
-        let message = ListImagesRequest { page_size: 0, page_token, name_filter };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_images(request(message, QUICK)).await }
-        })
-        .await?;
-        images.extend(page.images);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if session.json() {
-        return output::value(&json::messages(views::IMAGE, &images));
-    }
-    views::images(&images)
+async fn list(session: &Session, filter: Option<String>) -> Result<(), CliError> {
+    let images = all(session, filter.as_deref().unwrap_or_default()).await?;
+    session.show_all(views::IMAGE, &images, views::images)
 }
 
-async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, Failure> {
-    let client = session.context.images()?;
-    let response = call(|| {
-        let mut client = client.clone();
-        let message = GetImageRequest { image_identifier: image.to_owned() };
-        async move { client.get_image(request(message, QUICK)).await }
-    })
-    .await?;
+/// Every image whose name contains a text.
+pub async fn all(session: &Session, name_filter: &str) -> Result<Vec<ImageMessage>, CliError> {
+    let ask =
+        |page_token| ListImagesRequest { page_size: 0, page_token, name_filter: name_filter.to_owned() };
+    session.all(ask, |page| (page.images, page.next_page_token)).await
+}
+
+/// What to say in place of an error about an image: that there is none of its name,
+/// when that is so.
+pub async fn explained(session: &Session, image: &str, error: CliError) -> CliError {
+    match fetch(session, image).await {
+        Err(missing) if missing.kind == Kind::NotFound => {}
+        Ok(_) | Err(_) => return error,
+    }
+    // Without the names of others the advice is shorter.
+    let images = all(session, "").await.unwrap_or_default();
+    unknown(image, images.into_iter().map(|other| other.name))
+}
+
+fn unknown(image: &str, known: impl Iterator<Item = String>) -> CliError {
+    let similar: Vec<String> = known.filter(|name| resembles(name, image)).take(SIMILAR_MAX).collect();
+    let next = match similar.as_slice() {
+        [] => "see which there are: torpor image list".to_owned(),
+        names => format!("did you mean {}? see torpor image list", names.join(" or ")),
+    };
+    CliError::new(Kind::NotFound, format!("there is no image named {image}")).next(next)
+}
+
+/// True for names that a person may have mistaken for each other.
+fn resembles(one: &str, other: &str) -> bool {
+    let (one, other) = (one.to_lowercase(), other.to_lowercase());
+    one.starts_with(&other) || other.starts_with(&one) || strsim::jaro_winkler(&one, &other) > SIMILAR_MIN
+}
+
+async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, CliError> {
+    let response = session.call(GetImageRequest { image_identifier: image.to_owned() }).await?;
     Ok(response.image.unwrap_or_default())
 }
 
-async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<ImageVersion, Failure> {
-    let client = session.context.images()?;
-    let response = call(|| {
-        let mut client = client.clone();
-        let message =
-            GetImageVersionRequest { image_identifier: image.to_owned(), image_version: version.to_owned() };
-        async move { client.get_image_version(request(message, QUICK)).await }
-    })
-    .await?;
+async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<ImageVersion, CliError> {
+    let response = session
+        .call(GetImageVersionRequest {
+            image_identifier: image.to_owned(),
+            image_version: version.to_owned(),
+        })
+        .await?;
     Ok(response.version.unwrap_or_default())
 }
 
-async fn get(session: &Session, image: String) -> Result<(), Failure> {
-    let image = fetch(session, &image).await?;
-    if session.json() {
-        return output::value(&json::message(views::IMAGE, &image));
-    }
-    views::image(&image)
+async fn get(session: &Session, image: String) -> Result<(), CliError> {
+    session.show(views::IMAGE, &fetch(session, &image).await?, views::image)
 }
 
-async fn versions(session: &Session, image: String) -> Result<(), Failure> {
-    let client = session.context.images()?;
-    let mut versions = Vec::new();
-    let mut page_token = String::new();
-    loop {
-        let message = ListImageVersionsRequest { image_identifier: image.clone(), page_size: 0, page_token };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_image_versions(request(message, QUICK)).await }
-        })
-        .await?;
-        versions.extend(page.versions);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    if session.json() {
-        return output::value(&json::messages(views::VERSION, &versions));
-    }
-    views::versions(&versions)
+async fn versions(session: &Session, image: String) -> Result<(), CliError> {
+    let ask =
+        |page_token| ListImageVersionsRequest { image_identifier: image.clone(), page_size: 0, page_token };
+    let versions = session.all(ask, |page| (page.versions, page.next_page_token)).await?;
+    session.show_all(views::VERSION, &versions, views::versions)
 }
 
-async fn builds(session: &Session, image: String, version: Option<String>) -> Result<(), Failure> {
-    let client = session.context.images()?;
+async fn builds(session: &Session, image: String, version: Option<String>) -> Result<(), CliError> {
     let message = ListImageBuildsRequest {
         image_identifier: image,
         image_version: version.unwrap_or_default(),
         page_size: 0,
         page_token: String::new(),
     };
-    let response = call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.list_image_builds(request(message, QUICK)).await }
-    })
-    .await?;
-    if session.json() {
-        return output::value(&json::messages(views::BUILD, &response.builds));
-    }
-    views::builds(&response.builds)
+    let response = session.call(message).await?;
+    session.show_all(views::BUILD, &response.builds, views::builds)
 }
 
-async fn delete_version(session: &Session, image: String, version: String) -> Result<(), Failure> {
-    let client = session.context.images()?;
+async fn delete_version(session: &Session, image: String, version: String) -> Result<(), CliError> {
     let message = DeleteImageVersionRequest { image_identifier: image, image_version: version };
-    let response = call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.delete_image_version(request(message, QUICK)).await }
-    })
-    .await?;
+    let response = session.call(message).await?;
     let version = response.version.unwrap_or_default();
-    if session.json() {
-        return output::value(&json::message(views::VERSION, &version));
-    }
-    views::versions(&[version])
+    session.show(views::VERSION, &version, |version| views::versions(std::slice::from_ref(version)))
 }
 
-async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), Failure> {
-    let client = session.context.images()?;
-    let response = call(|| {
-        let mut client = client.clone();
-        let message = DeleteImageRequest { image_identifier: image.clone() };
-        async move { client.delete_image(request(message, QUICK)).await }
-    })
-    .await?;
+async fn delete(session: &Session, image: String, no_wait: bool) -> Result<(), CliError> {
+    let response = session.call(DeleteImageRequest { image_identifier: image.clone() }).await?;
     let mut last = response.image.unwrap_or_default();
     let started = Instant::now();
     while !no_wait && last.state() != ImageState::Deleted {
         if last.state() == ImageState::DeleteFailed {
-            return Err(Failure::failed(format!("image {image} could not be deleted"))
+            return Err(CliError::failed(format!("image {image} could not be deleted"))
                 .next(format!("delete it again: torpor image delete {image}")));
         }
         if started.elapsed() > DELETE_TIMEOUT {
-            return Err(Failure::new(Kind::Timeout, format!("image {image} is still being deleted"))
+            return Err(CliError::new(Kind::Timeout, format!("image {image} is still being deleted"))
                 .next(format!("look again later: torpor image get {image}")));
         }
         tokio::time::sleep(DELETE_PAUSE).await;
-        let message = GetImageRequest { image_identifier: image.clone() };
-        match client.clone().get_image(request(message, QUICK)).await {
-            Ok(response) => last = response.into_inner().image.unwrap_or_default(),
-            Err(status) if status.code() == Code::NotFound => last.set_state(ImageState::Deleted),
-            Err(status) if status.code() == Code::Unavailable => {}
-            Err(status) => return Err(status.into()),
+        match fetch(session, &image).await {
+            Ok(image) => last = image,
+            Err(error) if error.kind == Kind::NotFound => last.set_state(ImageState::Deleted),
+            Err(error) if error.kind == Kind::Unavailable => {}
+            Err(error) => return Err(error),
         }
     }
-    if session.json() {
-        return output::value(&json::message(views::IMAGE, &last));
+    session.show(views::IMAGE, &last, |last| {
+        output::line(format_args!("{image} {}", json::short_name(last.state().as_str_name(), "ImageState")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unknown_image_is_said_to_be_one() {
+        let names = || ["web", "database", "web-2"].into_iter().map(str::to_owned);
+        for (typed, next) in [
+            ("wbe", "did you mean web"),
+            ("web-3", "did you mean web or web-2? see torpor image list"),
+            ("nosuch", "see which there are: torpor image list"),
+        ] {
+            let error = unknown(typed, names());
+            assert_eq!(
+                (error.kind, error.message),
+                (Kind::NotFound, format!("there is no image named {typed}"))
+            );
+            assert!(error.next.as_deref().is_some_and(|said| said.contains(next)), "{:?}", error.next);
+        }
     }
-    output::line(format_args!("{image} {}", json::short_name(last.state().as_str_name(), "ImageState")))
+
+    #[test]
+    fn slips_resemble_what_was_meant() {
+        for (typed, meant) in
+            [("wbe", "web"), ("Web", "web"), ("web", "web-2"), ("walktrough", "walkthrough")]
+        {
+            assert!(resembles(meant, typed), "{typed} {meant}");
+        }
+        for (typed, other) in [("web", "database"), ("api", "web")] {
+            assert!(!resembles(other, typed), "{typed} {other}");
+        }
+    }
 }

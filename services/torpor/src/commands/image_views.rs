@@ -6,22 +6,19 @@ use api::image::v1::{BuildState, Image, ImageBuild, ImageVersion};
 
 use super::follow::step_name;
 use crate::durations;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::{self, json};
 
 /// Full names of the messages shown here.
 pub const IMAGE: &str = "torpor.image.v1.Image";
-/// See [`IMAGE`].
 pub const VERSION: &str = "torpor.image.v1.ImageVersion";
-/// See [`IMAGE`].
 pub const BUILD: &str = "torpor.image.v1.ImageBuild";
 
 fn image_state(image: &Image) -> String {
     json::short_name(image.state().as_str_name(), "ImageState")
 }
 
-/// One image.
-pub fn image(image: &Image) -> Result<(), Failure> {
+pub fn image(image: &Image) -> Result<(), CliError> {
     let mut tags: Vec<String> = image.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
     tags.sort();
     output::fields(vec![
@@ -37,8 +34,7 @@ pub fn image(image: &Image) -> Result<(), Failure> {
     ])
 }
 
-/// Several images.
-pub fn images(images: &[Image]) -> Result<(), Failure> {
+pub fn images(images: &[Image]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = images
         .iter()
@@ -56,22 +52,19 @@ pub fn images(images: &[Image]) -> Result<(), Failure> {
     output::table(&["name", "state", "active", "newest", "changed"], rows, empty)
 }
 
-/// Several versions.
-pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
+pub fn versions(versions: &[ImageVersion]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = versions
         .iter()
         .map(|version| {
-            let snapshot = version.snapshot.clone().unwrap_or_default();
-            let memory = match snapshot.memory_mib {
-                0 => "-".to_owned(),
-                mib => format!("{mib} MiB"),
-            };
+            let asked = version.configuration.as_ref().and_then(|configuration| configuration.resources);
+            let baseline = asked.map_or(0, |resources| resources.minimum_memory_mib);
+            let peak = version.snapshot.as_ref().map_or(0, |snapshot| snapshot.memory_mib);
             vec![
                 version.image_version.clone(),
                 json::short_name(version.state().as_str_name(), "VersionState"),
                 json::short_name(version.status().as_str_name(), "VersionStatus"),
-                memory,
+                output::memory(baseline, peak),
                 durations::age(version.create_time.as_ref(), now),
                 version.state_reason.clone(),
             ]
@@ -80,8 +73,7 @@ pub fn versions(versions: &[ImageVersion]) -> Result<(), Failure> {
     output::table(&["version", "state", "status", "guest memory", "created", "reason"], rows, "no versions")
 }
 
-/// Several builds.
-pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
+pub fn builds(builds: &[ImageBuild]) -> Result<(), CliError> {
     let rows = builds
         .iter()
         .map(|build| {
@@ -112,7 +104,7 @@ pub fn builds(builds: &[ImageBuild]) -> Result<(), Failure> {
 }
 
 /// What a build that has just ended made.
-pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Result<(), Failure> {
+pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Result<(), CliError> {
     let sizes = build.snapshot_build.unwrap_or_default();
     let steps: Vec<String> = build
         .phases

@@ -1,6 +1,5 @@
 //! `torpor key`.
 
-use std::io::Read as _;
 use std::path::Path;
 use std::time::SystemTime;
 
@@ -11,21 +10,17 @@ use api::access::v1::{
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use super::Session;
-use super::calls::{QUICK, call, request};
+use super::{Session, input};
 use crate::cli::key::{Create, Key};
-use crate::failure::{Failure, Kind};
+use crate::error::CliError;
 use crate::output::{self, json};
-use crate::{durations, policy_file};
+use crate::{durations, flags, policy_file};
 
 const KEY: &str = "torpor.access.v1.AccessKey";
 /// Largest policy file in bytes; a policy that the service takes is smaller.
 const POLICY_BYTES_MAX: u64 = 4 << 20;
-/// Most pages read (100 keys a page).
-const PAGES_MAX: usize = 1000;
 
-/// Runs the command.
-pub async fn run(session: &Session, command: Key) -> Result<(), Failure> {
+pub async fn run(session: &Session, command: Key) -> Result<(), CliError> {
     match command {
         Key::Create(arguments) => create(session, arguments).await,
         Key::List => list(session).await,
@@ -33,24 +28,19 @@ pub async fn run(session: &Session, command: Key) -> Result<(), Failure> {
     }
 }
 
-async fn create(session: &Session, arguments: Create) -> Result<(), Failure> {
+async fn create(session: &Session, arguments: Create) -> Result<(), CliError> {
     let policy = arguments.policy.as_deref().map(policy).transpose()?;
     let expire_time = match &arguments.expires {
         Some(text) => Some(api::timestamp(expiry(text, SystemTime::now())?)),
         None => None,
     };
     let message = CreateAccessKeyRequest { description: arguments.description, policy, expire_time };
-    let client = session.context.access_keys()?;
     // Repeated only when the service says that it did nothing.
-    let response = call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.create_access_key(request(message, QUICK)).await }
-    })
-    .await?;
+    let response = session.call(message).await.map_err(|error| error.in_flags(flags::KEY))?;
     show_new(session, &response)
 }
 
-fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(), Failure> {
+fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(), CliError> {
     if session.json() {
         let name = "torpor.access.v1.CreateAccessKeyResponse";
         return output::value(&json::message(name, response));
@@ -71,7 +61,7 @@ fn show_new(session: &Session, response: &CreateAccessKeyResponse) -> Result<(),
     Ok(())
 }
 
-async fn list(session: &Session) -> Result<(), Failure> {
+async fn list(session: &Session) -> Result<(), CliError> {
     let keys = all(session).await?;
     if session.json() {
         return output::value(&json::messages(KEY, &keys));
@@ -100,40 +90,20 @@ async fn list(session: &Session) -> Result<(), Failure> {
     Ok(())
 }
 
-async fn all(session: &Session) -> Result<Vec<AccessKey>, Failure> {
-    let client = session.context.access_keys()?;
-    let mut keys = Vec::new();
-    let mut page_token = String::new();
-    for _ in 0..PAGES_MAX {
-        let message = ListAccessKeysRequest { page_size: 0, page_token };
-        let page = call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.list_access_keys(request(message, QUICK)).await }
-        })
-        .await?;
-        keys.extend(page.access_keys);
-        if page.next_page_token.is_empty() {
-            break;
-        }
-        page_token = page.next_page_token;
-    }
-    Ok(keys)
+async fn all(session: &Session) -> Result<Vec<AccessKey>, CliError> {
+    let ask = |page_token| ListAccessKeysRequest { page_size: 0, page_token };
+    session.all(ask, |page| (page.access_keys, page.next_page_token)).await
 }
 
-async fn delete(session: &Session, ids: Vec<String>) -> Result<(), Failure> {
+async fn delete(session: &Session, ids: Vec<String>) -> Result<(), CliError> {
     if let Some(root) = ids.iter().find(|id| **id == session.context.s3.access_key_id) {
-        return Err(Failure::new(Kind::Usage, format!("{root} is the fleet's root access key")).next(
+        return Err(CliError::usage(format!("{root} is the fleet's root access key")).next(
             "replace it: torpor down, delete config/access-keys.toml in the data directory, torpor up",
         ));
     }
-    let client = session.context.access_keys()?;
     for id in ids {
         let message = DeleteAccessKeyRequest { access_key_id: id.clone() };
-        call(|| {
-            let (mut client, message) = (client.clone(), message.clone());
-            async move { client.delete_access_key(request(message, QUICK)).await }
-        })
-        .await?;
+        session.call(message).await?;
         if !session.json() {
             output::line(format_args!("{id} deleted"))?;
         }
@@ -144,32 +114,21 @@ async fn delete(session: &Session, ids: Vec<String>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn policy(path: &Path) -> Result<Policy, Failure> {
+fn policy(path: &Path) -> Result<Policy, CliError> {
     let name = path.display();
     let usage = |message: String| {
-        Failure::new(Kind::Usage, format!("policy {name}: {message}"))
+        CliError::usage(format!("policy {name}: {message}"))
             .next("see torpor key create --help for what a policy file looks like")
     };
-    let mut bytes = Vec::new();
-    let read = match path == Path::new("-") {
-        true => std::io::stdin().lock().take(POLICY_BYTES_MAX + 1).read_to_end(&mut bytes),
-        false => {
-            std::fs::File::open(path).and_then(|file| file.take(POLICY_BYTES_MAX + 1).read_to_end(&mut bytes))
-        }
-    };
-    read.map_err(|error| usage(error.to_string()))?;
-    if bytes.len() as u64 > POLICY_BYTES_MAX {
-        return Err(usage(format!("larger than {}", output::bytes(POLICY_BYTES_MAX))));
-    }
+    let bytes = input::read(path, POLICY_BYTES_MAX).map_err(usage)?;
     let text = String::from_utf8(bytes).map_err(|_| usage("is not text".to_owned()))?;
     policy_file::parse(&text).map_err(usage)
 }
 
 /// A time from now, or a point in time, in the future.
-fn expiry(text: &str, now: SystemTime) -> Result<SystemTime, Failure> {
+fn expiry(text: &str, now: SystemTime) -> Result<SystemTime, CliError> {
     let wrong = |message: &str| {
-        Failure::new(Kind::Usage, format!("--expires {text}: {message}"))
-            .next("write 90d, 12h or 2027-01-31T00:00:00Z")
+        CliError::usage(format!("--expires {text}: {message}")).next("write 90d, 12h or 2027-01-31T00:00:00Z")
     };
     let at = match OffsetDateTime::parse(text, &Rfc3339) {
         Ok(at) => SystemTime::from(at),
@@ -218,6 +177,7 @@ mod tests {
     use api::access::v1::Statement;
 
     use super::*;
+    use crate::error::Kind;
 
     #[test]
     fn expiries_are_times_from_now_or_points_in_time() {

@@ -6,10 +6,10 @@ use super::Session;
 use super::calls::microvm_id;
 use super::follow::{Position, print_lines};
 use crate::cli::microvm::Logs;
-use crate::failure::Failure;
+use crate::error::CliError;
 
 /// Prints the log; with `--follow` until the microVM ends.
-pub async fn run(session: &Session, arguments: Logs) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Logs) -> Result<(), CliError> {
     let microvm_id = microvm_id(session, &arguments.id).await?;
     let mut client = session.context.microvms()?;
     let mut position = Position::default();
@@ -25,7 +25,7 @@ pub async fn run(session: &Session, arguments: Logs) -> Result<(), Failure> {
                 position.advance(&response.lines);
                 print_lines(&response.lines, arguments.timestamps, session.json())?;
             }
-            Ok::<_, Failure>(())
+            Ok::<_, CliError>(())
         }
         .await;
         match result {

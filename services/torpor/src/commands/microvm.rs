@@ -10,29 +10,28 @@ use api::microvm::v1::{
 };
 
 use super::Session;
-use super::calls::{QUICK, SLOW, all_microvms, call, client_token, microvm_id, request};
-use super::microvm_views as views;
+use super::calls::{all_microvms, client_token, microvm_id};
+use super::{image, microvm_views as views};
 use crate::cli::microvm::{List, One, Run, Token};
 use crate::durations;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
+use crate::flags;
 use crate::output::{self, json};
 
 /// Longest wait for a microVM to run or to end.
 const STATE_TIMEOUT: Duration = Duration::from_secs(150);
-/// Pause between two looks at it.
 const STATE_PAUSE: Duration = Duration::from_millis(50);
 /// Port a token opens unless told otherwise.
 const DEFAULT_PORT: u16 = 8080;
 
-/// `torpor run`.
-pub async fn run(session: &Session, arguments: Run) -> Result<(), Failure> {
+pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
     let idle_policy = arguments.idle.map(|idle| IdlePolicy {
         max_idle_duration: Some(api::duration_proto(idle)),
         suspended_duration: Some(api::duration_proto(arguments.suspended)),
         auto_resume_enabled: !arguments.no_auto_resume,
     });
     let message = RunMicrovmRequest {
-        image_identifier: arguments.image,
+        image_identifier: arguments.image.clone(),
         image_version: arguments.version.unwrap_or_default(),
         execution_role_arn: arguments.execution_role.unwrap_or_default(),
         idle_policy,
@@ -43,18 +42,21 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), Failure> {
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
     };
-    let client = session.context.microvms()?;
-    let response = call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.run_microvm(request(message, QUICK)).await }
-    })
-    .await?;
+    let response = match session.call(message).await {
+        Err(error) if error.kind == Kind::NotFound => {
+            return Err(image::explained(session, &arguments.image, error).await);
+        }
+        answered => answered.map_err(|error| error.in_flags(flags::RUN))?,
+    };
     let mut microvm = response.microvm.unwrap_or_default();
     if !arguments.no_wait {
         microvm = wait(session, &microvm.microvm_id, MicrovmState::Running).await?;
     }
     let token = match arguments.token_ttl {
-        Some(ttl) => Some(mint(session, &microvm.microvm_id, vec![single(DEFAULT_PORT)], ttl).await?),
+        Some(ttl) => {
+            let minted = mint(session, &microvm.microvm_id, vec![single(DEFAULT_PORT)], ttl).await;
+            Some(minted.map_err(|error| error.in_flags(flags::RUN))?)
+        }
         None => None,
     };
     if session.json() {
@@ -79,7 +81,7 @@ fn short_id(id: &str) -> &str {
 }
 
 /// Waits until a microVM is in a state; one that ended first is a failure.
-async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Microvm, Failure> {
+async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Microvm, CliError> {
     let started = Instant::now();
     loop {
         let microvm = fetch(session, id).await?;
@@ -91,12 +93,12 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
                 "" => "no reason given",
                 reason => reason,
             };
-            return Err(Failure::failed(format!("{id} has ended: {reason}"))
+            return Err(CliError::failed(format!("{id} has ended: {reason}"))
                 .next(format!("read its log: torpor logs {id}")));
         }
         if started.elapsed() > STATE_TIMEOUT {
             let state = views::state(&microvm);
-            return Err(Failure::new(Kind::Timeout, format!("{id} is still {state}"))
+            return Err(CliError::new(Kind::Timeout, format!("{id} is still {state}"))
                 .next(format!("look again: torpor get {id}")));
         }
         tokio::time::sleep(STATE_PAUSE).await;
@@ -104,54 +106,35 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
 }
 
 /// One microVM by its full id.
-pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, Failure> {
-    let client = session.context.microvms()?;
-    let response = call(|| {
-        let mut client = client.clone();
-        let message = GetMicrovmRequest { microvm_id: id.to_owned() };
-        async move { client.get_microvm(request(message, QUICK)).await }
-    })
-    .await?;
+pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, CliError> {
+    let response = session.call(GetMicrovmRequest { microvm_id: id.to_owned() }).await?;
     Ok(response.microvm.unwrap_or_default())
 }
 
-/// `torpor list`.
-pub async fn list(session: &Session, arguments: List) -> Result<(), Failure> {
-    let mut microvms =
-        all_microvms(session, arguments.image.as_deref(), arguments.version.as_deref()).await?;
+pub async fn list(session: &Session, arguments: List) -> Result<(), CliError> {
+    let listed = all_microvms(session, arguments.image.as_deref(), arguments.version.as_deref()).await;
+    let mut microvms = listed.map_err(|error| error.in_flags(flags::LIST))?;
     if !arguments.all {
         microvms.retain(|microvm| microvm.state() != MicrovmState::Terminated);
     }
-    if session.json() {
-        return output::value(&json::messages(views::MICROVM, &microvms));
-    }
-    views::microvms(&microvms)
+    session.show_all(views::MICROVM, &microvms, views::microvms)
 }
 
-/// `torpor get`.
-pub async fn get(session: &Session, arguments: One) -> Result<(), Failure> {
+pub async fn get(session: &Session, arguments: One) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
-    let microvm = fetch(session, &id).await?;
-    if session.json() {
-        return output::value(&json::message(views::MICROVM, &microvm));
-    }
-    views::microvm(&microvm)
+    session.show(views::MICROVM, &fetch(session, &id).await?, views::microvm)
 }
 
-/// What to do with microVMs.
 #[derive(Debug, Clone, Copy)]
 pub enum Change {
-    /// Put them to sleep.
     Suspend,
-    /// Wake them.
     Resume,
-    /// End them.
     Terminate,
 }
 
 /// `torpor suspend`, `resume` and `terminate`. Goes on after a failure, so that
 /// one bad id does not keep the others alive; the first failure is reported last.
-pub async fn change(session: &Session, given: &[String], change: Change) -> Result<(), Failure> {
+pub async fn change(session: &Session, given: &[String], change: Change) -> Result<(), CliError> {
     let mut changed = Vec::new();
     let mut first_failure = None;
     for given in given {
@@ -159,7 +142,7 @@ pub async fn change(session: &Session, given: &[String], change: Change) -> Resu
             let id = microvm_id(session, given).await?;
             let started = Instant::now();
             let microvm = change_one(session, &id, change).await?;
-            Ok::<_, Failure>((microvm, started.elapsed()))
+            Ok::<_, CliError>((microvm, started.elapsed()))
         }
         .await;
         match result {
@@ -180,31 +163,13 @@ pub async fn change(session: &Session, given: &[String], change: Change) -> Resu
     first_failure.map_or(Ok(()), Err)
 }
 
-async fn change_one(session: &Session, id: &str, change: Change) -> Result<Microvm, Failure> {
-    let client = session.context.microvms()?;
+async fn change_one(session: &Session, id: &str, change: Change) -> Result<Microvm, CliError> {
     let microvm_id = id.to_owned();
     let microvm = match change {
-        Change::Suspend => call(|| {
-            let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-            async move { client.suspend_microvm(request(SuspendMicrovmRequest { microvm_id }, SLOW)).await }
-        })
-        .await?
-        .microvm,
-        Change::Resume => {
-            call(|| {
-                let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                async move { client.resume_microvm(request(ResumeMicrovmRequest { microvm_id }, SLOW)).await }
-            })
-            .await?
-            .microvm
-        }
+        Change::Suspend => session.call_slowly(SuspendMicrovmRequest { microvm_id }).await?.microvm,
+        Change::Resume => session.call_slowly(ResumeMicrovmRequest { microvm_id }).await?.microvm,
         Change::Terminate => {
-            call(|| {
-                let (mut client, microvm_id) = (client.clone(), microvm_id.clone());
-                let message = TerminateMicrovmRequest { microvm_id };
-                async move { client.terminate_microvm(request(message, SLOW)).await }
-            })
-            .await?;
+            session.call_slowly(TerminateMicrovmRequest { microvm_id }).await?;
             Some(wait(session, id, MicrovmState::Terminated).await?)
         }
     };
@@ -213,46 +178,34 @@ async fn change_one(session: &Session, id: &str, change: Change) -> Result<Micro
 
 const TOKEN: &str = "torpor.microvm.v1.CreateMicrovmAuthTokenResponse";
 
-/// Makes a token for ports of a microVM.
 pub async fn mint(
     session: &Session,
     id: &str,
     allowed_ports: Vec<PortScope>,
     ttl: Duration,
-) -> Result<CreateMicrovmAuthTokenResponse, Failure> {
-    let client = session.context.microvms()?;
+) -> Result<CreateMicrovmAuthTokenResponse, CliError> {
     let message = CreateMicrovmAuthTokenRequest {
         microvm_id: id.to_owned(),
         expiration: Some(api::duration_proto(ttl)),
         allowed_ports,
     };
-    call(|| {
-        let (mut client, message) = (client.clone(), message.clone());
-        async move { client.create_microvm_auth_token(request(message, QUICK)).await }
-    })
-    .await
+    session.call(message).await
 }
 
-/// The scope of one port.
 pub fn single(port: u16) -> PortScope {
     PortScope { scope: Some(Scope::Port(port.into())) }
 }
 
 /// `torpor token`: the bare token, for use in another command.
-pub async fn token(session: &Session, arguments: Token) -> Result<(), Failure> {
+pub async fn token(session: &Session, arguments: Token) -> Result<(), CliError> {
     let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
     let id = microvm_id(session, &arguments.id).await?;
-    let response = mint(session, &id, scopes, arguments.ttl).await?;
-    if session.json() {
-        return output::value(&json::message(TOKEN, &response));
-    }
-    for value in response.auth_token.values() {
-        output::line(value)?;
-    }
-    Ok(())
+    let response = mint(session, &id, scopes, arguments.ttl).await;
+    let response = response.map_err(|error| error.in_flags(flags::TOKEN))?;
+    session.show(TOKEN, &response, |response| response.auth_token.values().try_for_each(output::line))
 }
 
-fn port_scope(text: &str) -> Result<PortScope, Failure> {
+fn port_scope(text: &str) -> Result<PortScope, CliError> {
     let port = |text: &str| text.trim().parse::<u16>().ok().filter(|port| *port > 0);
     let scope = match text.split_once('-') {
         _ if text == "all" => Some(Scope::AllPorts(AllPorts {})),
@@ -266,9 +219,7 @@ fn port_scope(text: &str) -> Result<PortScope, Failure> {
     };
     match scope {
         Some(scope) => Ok(PortScope { scope: Some(scope) }),
-        None => {
-            Err(Failure::new(Kind::Usage, format!("--port {text}: not a port, a range FIRST-LAST or 'all'")))
-        }
+        None => Err(CliError::usage(format!("--port {text}: not a port, a range FIRST-LAST or 'all'"))),
     }
 }
 

@@ -6,19 +6,17 @@ use api::common::v1::Phase;
 use api::microvm::v1::Microvm;
 
 use crate::durations;
-use crate::failure::Failure;
+use crate::error::CliError;
 use crate::output::{self, json};
 
 /// Full name of the message shown here.
 pub const MICROVM: &str = "torpor.microvm.v1.Microvm";
 
-/// A microVM's state for people.
 pub fn state(microvm: &Microvm) -> String {
     json::short_name(microvm.state().as_str_name(), "MicrovmState")
 }
 
-/// Several microVMs.
-pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
+pub fn microvms(microvms: &[Microvm]) -> Result<(), CliError> {
     let now = SystemTime::now();
     let rows = microvms
         .iter()
@@ -27,6 +25,7 @@ pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
                 microvm.microvm_id.clone(),
                 state(microvm),
                 format!("{}:{}", microvm.image_name, microvm.image_version),
+                output::memory(microvm.baseline_memory_mib, microvm.memory_mib),
                 microvm.host_id.clone(),
                 durations::age(microvm.start_time.as_ref(), now),
                 durations::age(microvm.state_time.as_ref(), now),
@@ -35,11 +34,10 @@ pub fn microvms(microvms: &[Microvm]) -> Result<(), Failure> {
         })
         .collect();
     let empty = "no microVMs; start one: torpor run IMAGE";
-    output::table(&["id", "state", "image", "host", "started", "changed", "reason"], rows, empty)
+    output::table(&["id", "state", "image", "memory", "host", "started", "changed", "reason"], rows, empty)
 }
 
-/// One microVM.
-pub fn microvm(microvm: &Microvm) -> Result<(), Failure> {
+pub fn microvm(microvm: &Microvm) -> Result<(), CliError> {
     let snapshot = microvm.snapshot.clone().unwrap_or_default();
     let copies = match (snapshot.local, snapshot.remote) {
         (false, false) => String::new(),
@@ -59,7 +57,7 @@ pub fn microvm(microvm: &Microvm) -> Result<(), Failure> {
         ("url", microvm.endpoint_url.clone()),
         ("image", format!("{} {}", microvm.image_name, microvm.image_version)),
         ("host", microvm.host_id.clone()),
-        ("memory", format!("{} MiB", microvm.memory_mib)),
+        ("memory", output::memory(microvm.baseline_memory_mib, microvm.memory_mib)),
         ("idle policy", idle_policy(microvm)),
         ("longest life", durations::coarse(durations::of(microvm.maximum_duration.as_ref()))),
         ("started", durations::rfc3339(microvm.start_time.as_ref())),

@@ -4,40 +4,39 @@
 use std::path::Path;
 use std::time::Duration;
 
-use client::Context;
-
 use super::{Session, hosts};
 use crate::durations;
-use crate::failure::{Failure, Kind};
-use crate::fleet::record::{ComponentRecord, FleetRecord, Health, Phase, unix_now};
+use crate::error::{CliError, Kind};
+use crate::fleet::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use crate::output::{self, Format, json};
 
 /// Longest wait for the list of hosts: status must answer when things are broken.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Runs the command.
-pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
+pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
     let record = FleetRecord::load(&data_dir.join("run")).ok_or_else(|| {
-        Failure::new(Kind::Unavailable, format!("no fleet in {}", data_dir.display()))
+        CliError::new(Kind::Unavailable, format!("no fleet in {}", data_dir.display()))
             .next("start one with torpor up, or name its directory with --data-dir")
     })?;
     if !record.supervised() {
-        let (message, next) = match record.phase {
-            Phase::Failed => (format!("the fleet could not run: {}", record.message), record.next.clone()),
-            Phase::Stopped => ("the fleet is down".to_owned(), String::new()),
+        let (message, next) = match record.state {
+            FleetState::Failed => {
+                (format!("the fleet could not run: {}", record.message), record.next.clone())
+            }
+            FleetState::Stopped => ("the fleet is down".to_owned(), String::new()),
             _ => ("the fleet's supervisor was killed".to_owned(), String::new()),
         };
         let next = if next.is_empty() { "start it: torpor up --detach".to_owned() } else { next };
-        return Err(Failure::new(Kind::Unavailable, message).next(next));
+        return Err(CliError::new(Kind::Unavailable, message).next(next));
     }
-    let session = Session { context: Context::load(data_dir)?, format };
+    let session = Session::open(data_dir, format)?;
     let with_hosts = record.components.iter().any(|component| component.name == "scheduler");
     let with_edge = record.components.iter().any(|component| component.name == "edge-proxy");
     let api = Some(session.context.api.as_str()).filter(|api| with_edge && !api.is_empty());
     let hosts = match with_hosts {
         true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list(&session)).await {
             Ok(result) => result,
-            Err(_) => Err(Failure::new(Kind::Timeout, "the scheduler does not answer")),
+            Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
         },
         false => Ok(Vec::new()),
     };
@@ -54,9 +53,9 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), Failure> {
 
 fn show_json(
     record: &FleetRecord,
-    hosts: &Result<Vec<api::host::v1::Host>, Failure>,
+    hosts: &Result<Vec<api::host::v1::Host>, CliError>,
     api: Option<&str>,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let components: Vec<serde_json::Value> = record
         .components
         .iter()
@@ -72,10 +71,9 @@ fn show_json(
             })
         })
         .collect();
-    let hosts =
-        hosts.as_deref().map(|hosts| json::messages("torpor.host.v1.Host", hosts)).unwrap_or_default();
+    let hosts = hosts.as_deref().map(|hosts| json::messages(hosts::HOST, hosts)).unwrap_or_default();
     output::value(&serde_json::json!({
-        "phase": record.phase,
+        "phase": record.state,
         "components": components,
         "hosts": hosts,
         "api": api,
@@ -88,9 +86,9 @@ fn uptime(component: &ComponentRecord) -> Option<u64> {
 
 fn show_tables(
     record: &FleetRecord,
-    hosts: &Result<Vec<api::host::v1::Host>, Failure>,
+    hosts: &Result<Vec<api::host::v1::Host>, CliError>,
     with_hosts: bool,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let rows = record
         .components
         .iter()
@@ -110,30 +108,30 @@ fn show_tables(
     if with_hosts {
         output::line("")?;
         match hosts {
-            Ok(hosts) => output::table(&hosts::HEADER, hosts::rows(hosts), "no hosts")?,
+            Ok(hosts) => hosts::table(hosts)?,
             Err(failure) => output::remark(format_args!("hosts: {failure}")),
         }
     }
     Ok(())
 }
 
-fn verdict(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, Failure>) -> Result<(), Failure> {
+fn verdict(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, CliError>) -> Result<(), CliError> {
     // A fleet that was started without hosts is well without them.
     let with_hosts = record.components.iter().any(|component| component.name.starts_with("host-agent"));
     let sick: Vec<&str> = record
         .components
         .iter()
-        .filter(|component| component.health != Health::Healthy)
+        .filter(|component| component.health != ProcessState::Healthy)
         .map(|component| component.name.as_str())
         .collect();
     if !sick.is_empty() {
-        return Err(Failure::failed(format!("not healthy: {}", sick.join(", ")))
+        return Err(CliError::failed(format!("not healthy: {}", sick.join(", ")))
             .next("read logs/<component>.log in the data directory"));
     }
     match hosts {
-        Err(failure) => Err(Failure::failed(format!("the hosts are unknown: {failure}"))),
+        Err(failure) => Err(CliError::failed(format!("the hosts are unknown: {failure}"))),
         Ok(hosts) if with_hosts && !hosts.iter().any(hosts::ready) => {
-            Err(Failure::failed("no host is ready"))
+            Err(CliError::failed("no host is ready"))
         }
         Ok(_) => Ok(()),
     }

@@ -6,10 +6,10 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::cli::fleet::Up;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::fleet::bringup::{self, Until};
 use crate::fleet::plan::Plan;
-use crate::fleet::record::{FleetRecord, Health, Phase};
+use crate::fleet::record::{FleetRecord, FleetState, ProcessState};
 use crate::fleet::{lock, prerequisites, storage};
 use crate::output;
 
@@ -18,8 +18,7 @@ const WATCH_PAUSE: Duration = Duration::from_millis(40);
 /// Longest wait for a fleet to come up, after which it is stopped.
 const UP_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Runs the command.
-pub async fn run(data_dir: &Path, arguments: &Up) -> Result<(), Failure> {
+pub async fn run(data_dir: &Path, arguments: &Up) -> Result<(), CliError> {
     let plan = Plan::new(data_dir, arguments)?;
     let own_arguments: Vec<String> = std::env::args().skip(1).collect();
     if arguments.detach && !arguments.supervised {
@@ -41,7 +40,7 @@ pub async fn run(data_dir: &Path, arguments: &Up) -> Result<(), Failure> {
     .await
 }
 
-async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), Failure> {
+async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), CliError> {
     prerequisites::check(plan)?;
     storage::directories(plan)?;
     drop(lock::take(&plan.run_dir())?);
@@ -65,28 +64,26 @@ async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), Failure> {
                 greet(plan);
                 return Ok(());
             }
-            if record.phase == Phase::Failed {
+            if record.state == FleetState::Failed {
                 let _ = child.wait();
-                let mut failure = Failure::failed(record.message.clone());
-                failure.next = Some(record.next.clone()).filter(|next| !next.is_empty());
-                return Err(failure);
+                return Err(record.error());
             }
         }
         if let Some(status) = child.try_wait()? {
             let tail = bringup::tail(&log);
-            return Err(Failure::failed(format!("the supervisor ended with {status}\n{tail}")));
+            return Err(CliError::failed(format!("the supervisor ended with {status}\n{tail}")));
         }
         if started.elapsed() > UP_TIMEOUT {
-            return give_up(&mut child, Failure::new(Kind::Timeout, "the fleet did not come up in time"));
+            return give_up(&mut child, CliError::new(Kind::Timeout, "the fleet did not come up in time"));
         }
         tokio::select! {
             () = tokio::time::sleep(WATCH_PAUSE) => {}
-            _ = tokio::signal::ctrl_c() => return give_up(&mut child, Failure::failed("interrupted; stopped again")),
+            _ = tokio::signal::ctrl_c() => return give_up(&mut child, CliError::failed("interrupted; stopped again")),
         }
     }
 }
 
-fn give_up(child: &mut std::process::Child, failure: Failure) -> Result<(), Failure> {
+fn give_up(child: &mut std::process::Child, failure: CliError) -> Result<(), CliError> {
     if let Some(process) = crate::fleet::process::ProcessId::of(child.id()) {
         process.signal(nix::sys::signal::Signal::SIGTERM);
     }
@@ -118,7 +115,7 @@ fn greet(plan: &Plan) {
 /// Prints what changed in a record, a line per event.
 #[derive(Default)]
 struct Progress {
-    shown: Vec<(String, Health, u32)>,
+    shown: Vec<(String, ProcessState, u32)>,
     message: String,
     up: bool,
 }
@@ -139,25 +136,25 @@ impl Progress {
             }
             let name = &component.name;
             match (component.health, component.ready_ms) {
-                (Health::Healthy, Some(took)) if component.restarts == 0 && !self.up => {
+                (ProcessState::Healthy, Some(took)) if component.restarts == 0 && !self.up => {
                     output::remark(format_args!("  {name:<16} healthy after {took} ms"));
                 }
-                (Health::Healthy, _) => output::remark(format_args!("  {name:<16} healthy again")),
-                (Health::Restarting | Health::Unhealthy | Health::Failed, _) => {
+                (ProcessState::Healthy, _) => output::remark(format_args!("  {name:<16} healthy again")),
+                (ProcessState::Restarting | ProcessState::Unhealthy | ProcessState::Failed, _) => {
                     output::remark(format_args!(
                         "  {name:<16} {}: {}",
                         component.health.name(),
                         component.detail
                     ));
                 }
-                (Health::Waiting | Health::Starting | Health::Stopped, _) => {}
+                (ProcessState::Waiting | ProcessState::Starting | ProcessState::Stopped, _) => {}
             }
         }
-        if record.phase == Phase::Stopping && record.message != self.message {
+        if record.state == FleetState::Stopping && record.message != self.message {
             self.message.clone_from(&record.message);
             output::remark(format_args!("  {}", record.message));
         }
-        let came_up = record.phase == Phase::Running && !self.up;
+        let came_up = record.state == FleetState::Running && !self.up;
         self.up |= came_up;
         came_up
     }

@@ -14,21 +14,23 @@ use rcgen::{
     KeyUsagePurpose, PublicKeyData as _,
 };
 use rpc::Role;
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName, TrustAnchor, UnixTime};
 use time::OffsetDateTime;
-use x509_parser::prelude::{FromDer as _, GeneralName, SubjectPublicKeyInfo, X509Certificate};
+use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
 use super::files;
 use super::plan::{Plan, users};
-use crate::failure::Failure;
+use crate::error::CliError;
 
 const DAY: Duration = Duration::from_secs(86_400);
+/// Common name of a CA before the UUID that tells it from earlier ones.
+const CA_NAME: &str = "Torpor fleet ";
 const CA_DAYS: u32 = 3650;
 const LEAF_DAYS: u32 = 397;
 /// A certificate that ends sooner than this is renewed by the next `torpor up`.
 const RENEW_BEFORE_DAYS: u32 = 60;
-/// File name of the endpoints' certificate.
 pub const ENDPOINTS: &str = "endpoints";
-/// File name of the API's certificate.
 pub const API: &str = "api";
 
 struct Leaf {
@@ -39,22 +41,20 @@ struct Leaf {
 }
 
 /// Makes what is missing or ends soon.
-pub fn ensure(plan: &Plan) -> Result<(), Failure> {
+pub fn ensure(plan: &Plan) -> Result<(), CliError> {
     let directory = plan.path("ca");
     files::directory(&directory, 0o711, None)?;
-    let issuer = ensure_ca(&directory)?;
+    let ca = ensure_ca(&directory, OffsetDateTime::now_utc())?;
     for leaf in leaves(&plan.domain) {
-        ensure_leaf(&directory, &leaf, &issuer)?;
+        ensure_leaf(&directory, &leaf, &ca)?;
     }
     Ok(())
 }
 
-/// The CA certificate of a fleet.
 pub fn ca_file(plan: &Plan) -> PathBuf {
     plan.path("ca/ca.pem")
 }
 
-/// Certificate and key files of a name.
 pub fn pair(plan: &Plan, name: &str) -> (PathBuf, PathBuf) {
     (plan.path(&format!("ca/{name}.pem")), plan.path(&format!("ca/{name}.key")))
 }
@@ -91,36 +91,92 @@ fn leaves(domain: &str) -> Vec<Leaf> {
     leaves
 }
 
-fn ensure_ca(directory: &Path) -> Result<Issuer<'static, KeyPair>, Failure> {
+/// The CA, with what signs for it and what it proves.
+struct Ca {
+    issuer: Issuer<'static, KeyPair>,
+    certificate: CertificateDer<'static>,
+}
+
+fn ensure_ca(directory: &Path, now: OffsetDateTime) -> Result<Ca, CliError> {
     let (certificate, key) = (directory.join("ca.pem"), directory.join("ca.key"));
-    if let (Ok(pem), Ok(key_pem)) = (std::fs::read_to_string(&certificate), std::fs::read_to_string(&key)) {
+    if let (Ok(der), Ok(key_pem)) =
+        (CertificateDer::from_pem_file(&certificate), std::fs::read_to_string(&key))
+    {
         let key = KeyPair::from_pem(&key_pem).map_err(unusable)?;
-        if good_for(&pem).is_some_and(|left| left > DAY * RENEW_BEFORE_DAYS) && signed_by(&pem, &key) {
-            return Issuer::from_ca_cert_pem(&pem, key).map_err(unusable);
+        if let Some(name) = ca_name(&der, &key).filter(|_| is_ca_still_in(&der, RENEW_BEFORE_DAYS)) {
+            return Ok(Ca { issuer: Issuer::new(ca_params(&name, now)?, key), certificate: der });
         }
     }
-    let mut params = CertificateParams::new(Vec::<String>::new()).map_err(unusable)?;
-    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.distinguished_name.push(DnType::OrganizationName, "Torpor");
     // A name of its own: certificates of an older CA are told apart by it.
-    params.distinguished_name.push(DnType::CommonName, format!("Torpor fleet {}", uuid::Uuid::new_v4()));
-    (params.not_before, params.not_after) = validity(CA_DAYS);
+    let params = ca_params(&uuid::Uuid::new_v4().to_string(), now)?;
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
     let signed = params.self_signed(&pair).map_err(unusable)?;
     // The key first: a certificate without its key would be taken for a CA.
     files::write_private(&key, pair.serialize_pem().as_bytes(), None)?;
     // Dying here leaves the new key beside an older certificate or none: the
-    // check above finds that it did not sign it, and both are made anew.
+    // check above finds that they do not fit, and both are made anew.
     files::write_public(&certificate, signed.pem().as_bytes())?;
-    Ok(Issuer::new(params, pair))
+    Ok(Ca { issuer: Issuer::new(params, pair), certificate: signed.der().clone() })
 }
 
-fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> Result<(), Failure> {
+fn ca_params(name: &str, now: OffsetDateTime) -> Result<CertificateParams, CliError> {
+    let mut params = CertificateParams::new(Vec::<String>::new()).map_err(unusable)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    params.distinguished_name.push(DnType::OrganizationName, "Torpor");
+    params.distinguished_name.push(DnType::CommonName, format!("{CA_NAME}{name}"));
+    (params.not_before, params.not_after) = validity(now, CA_DAYS);
+    Ok(params)
+}
+
+/// The UUID in the name of a CA of ours; `None` when the certificate is another's or of
+/// another key.
+fn ca_name(certificate: &CertificateDer<'_>, key: &KeyPair) -> Option<String> {
+    let anchor = anchor_from_trusted_cert(certificate).ok()?;
+    // The anchor has the content of the key's DER without the header.
+    if !key.subject_public_key_info().ends_with(&anchor.subject_public_key_info) {
+        return None;
+    }
+    // The common name is the subject's last part, and its text the last of that.
+    let subject = String::from_utf8_lossy(&anchor.subject);
+    let (_, name) = subject.rsplit_once(CA_NAME)?;
+    uuid::Uuid::parse_str(name).ok().map(|_| name.to_owned())
+}
+
+/// True when a certificate is a CA's that is good now and in so many days. The
+/// validity is checked first; then a CA is refused as what it is, not a leaf.
+fn is_ca_still_in(certificate: &CertificateDer<'_>, days: u32) -> bool {
+    let Ok(anchor) = anchor_from_trusted_cert(certificate) else { return false };
+    [0, days]
+        .into_iter()
+        .all(|days| matches!(verify(certificate, &anchor, days), Err(webpki::Error::CaUsedAsEndEntity)))
+}
+
+/// Verifies a server's certificate against a CA, as if it were so many days later.
+fn verify(
+    certificate: &CertificateDer<'_>,
+    anchor: &TrustAnchor<'_>,
+    days: u32,
+) -> Result<(), webpki::Error> {
+    let at = UnixTime::since_unix_epoch(Duration::from_secs(UnixTime::now().as_secs()) + DAY * days);
+    EndEntityCert::try_from(certificate)?
+        .verify_for_usage(
+            &[webpki::aws_lc_rs::ECDSA_P256_SHA256],
+            std::slice::from_ref(anchor),
+            &[],
+            at,
+            KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .map(|_| ())
+}
+
+fn ensure_leaf(directory: &Path, leaf: &Leaf, ca: &Ca) -> Result<(), CliError> {
     let certificate = directory.join(format!("{}.pem", leaf.name));
     let key = directory.join(format!("{}.key", leaf.name));
-    let current = std::fs::read_to_string(&certificate).unwrap_or_default();
-    if key.is_file() && fits(&current, leaf, issuer) {
+    let current = CertificateDer::from_pem_file(&certificate);
+    if key.is_file() && current.is_ok_and(|current| fits(&current, leaf, ca)) {
         return Ok(());
     }
     let mut params = CertificateParams::new(leaf.dns.clone()).map_err(unusable)?;
@@ -131,9 +187,9 @@ fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> R
         params.extended_key_usages.push(ExtendedKeyUsagePurpose::ClientAuth);
     }
     params.use_authority_key_identifier_extension = true;
-    (params.not_before, params.not_after) = validity(LEAF_DAYS);
+    (params.not_before, params.not_after) = validity(OffsetDateTime::now_utc(), LEAF_DAYS);
     let pair = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
-    let signed = params.signed_by(&pair, issuer).map_err(unusable)?;
+    let signed = params.signed_by(&pair, &ca.issuer).map_err(unusable)?;
     // Dying between the two removes leaves no certificate: both are made anew.
     let _ = std::fs::remove_file(&certificate);
     files::write_private(&key, pair.serialize_pem().as_bytes(), leaf.owner)?;
@@ -143,58 +199,30 @@ fn ensure_leaf(directory: &Path, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> R
 
 /// True when a certificate can go on being used: issued by this CA, for these
 /// names, and for long enough.
-fn fits(pem: &str, leaf: &Leaf, issuer: &Issuer<'_, KeyPair>) -> bool {
-    if good_for(pem).is_none_or(|left| left < DAY * RENEW_BEFORE_DAYS) {
-        return false;
-    }
-    let Some(der) = der(pem) else { return false };
-    let Ok((_, parsed)) = X509Certificate::from_der(&der) else {
+fn fits(certificate: &CertificateDer<'_>, leaf: &Leaf, ca: &Ca) -> bool {
+    let (Ok(parsed), Ok(anchor)) =
+        (EndEntityCert::try_from(certificate), anchor_from_trusted_cert(&ca.certificate))
+    else {
         return false;
     };
-    let mut found = 0;
-    if let Ok(Some(names)) = parsed.subject_alternative_name() {
-        for name in &names.value.general_names {
-            match name {
-                GeneralName::DNSName(dns) if leaf.dns.iter().any(|wanted| wanted == dns) => found += 1,
-                GeneralName::IPAddress(_) => found += 1,
-                _ => return false,
-            }
-        }
-    }
-    // By the key we hold now: covers a CA that was made anew.
-    found == leaf.dns.len() && signed_by(pem, issuer.key())
-}
-
-/// True when a key signed a certificate.
-fn signed_by(pem: &str, key: &KeyPair) -> bool {
-    let Some(der) = der(pem) else { return false };
-    let Ok((_, parsed)) = X509Certificate::from_der(&der) else {
-        return false;
+    let (addresses, names): (Vec<&String>, Vec<&String>) =
+        leaf.dns.iter().partition(|name| name.parse::<std::net::IpAddr>().is_ok());
+    let good_for = |address: &String| {
+        ServerName::try_from(address.as_str())
+            .is_ok_and(|name| parsed.verify_is_valid_for_subject_name(&name).is_ok())
     };
-    SubjectPublicKeyInfo::from_der(&key.subject_public_key_info())
-        .is_ok_and(|(_, key)| parsed.verify_signature(Some(&key)).is_ok())
+    parsed.valid_dns_names().eq(names)
+        && addresses.into_iter().all(good_for)
+        && verify(certificate, &anchor, RENEW_BEFORE_DAYS).is_ok()
 }
 
-fn der(pem: &str) -> Option<Vec<u8>> {
-    let (_, block) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).ok()?;
-    Some(block.contents)
-}
-
-/// How long a certificate is still good; `None` when it is unreadable or over.
-fn good_for(pem: &str) -> Option<Duration> {
-    let der = der(pem)?;
-    let (_, parsed) = X509Certificate::from_der(&der).ok()?;
-    parsed.validity().time_to_expiration()?.try_into().ok()
-}
-
-fn validity(days: u32) -> (OffsetDateTime, OffsetDateTime) {
+fn validity(now: OffsetDateTime, days: u32) -> (OffsetDateTime, OffsetDateTime) {
     // A day back, for clocks that are a little behind.
-    let now = OffsetDateTime::now_utc();
     (now - DAY, now + DAY * days)
 }
 
-fn unusable(error: rcgen::Error) -> Failure {
-    Failure::failed(format!("cannot make the fleet's certificates: {error}"))
+fn unusable(error: rcgen::Error) -> CliError {
+    CliError::failed(format!("cannot make the fleet's certificates: {error}"))
         .next("a damaged ca directory can be deleted while the fleet is down; it is made anew")
 }
 
@@ -202,6 +230,12 @@ fn unusable(error: rcgen::Error) -> Failure {
 mod tests {
     use super::*;
     use crate::fleet::plan::tests::plan;
+
+    fn names(certificate: &Path) -> Vec<String> {
+        let der = CertificateDer::from_pem_file(certificate).unwrap();
+        let parsed = EndEntityCert::try_from(&der).unwrap();
+        parsed.valid_dns_names().map(str::to_owned).collect()
+    }
 
     fn plan_in(directory: &Path) -> Plan {
         Plan { data_dir: directory.to_owned(), ..plan(&[]) }
@@ -226,6 +260,31 @@ mod tests {
     }
 
     #[test]
+    fn a_ca_is_kept_by_its_name_and_key_and_made_anew_before_it_ends() {
+        let directory = tempfile::tempdir().unwrap();
+        let read = || std::fs::read_to_string(directory.path().join("ca.pem")).unwrap();
+        let now = OffsetDateTime::now_utc();
+        let days = |days: u32| DAY * days;
+        // One that ends in a month.
+        ensure_ca(directory.path(), now - days(CA_DAYS - 30)).unwrap();
+        let old = read();
+        let ca = ensure_ca(directory.path(), now).unwrap();
+        assert_ne!(read(), old, "made anew");
+        let kept = read();
+        let again = ensure_ca(directory.path(), now).unwrap();
+        assert_eq!(read(), kept);
+        let leaf = &leaves("example.test")[0];
+        ensure_leaf(directory.path(), leaf, &again).unwrap();
+        let der = CertificateDer::from_pem_file(directory.path().join(format!("{}.pem", leaf.name))).unwrap();
+        assert!(fits(&der, leaf, &ca), "a CA that is read signs as the one that was made");
+        // Another key beside the certificate.
+        let stray = KeyPair::generate_for(&rcgen::PKCS_ECDSA_P256_SHA256).unwrap();
+        std::fs::write(directory.path().join("ca.key"), stray.serialize_pem()).unwrap();
+        ensure_ca(directory.path(), now).unwrap();
+        assert_ne!(read(), kept, "made anew");
+    }
+
+    #[test]
     fn a_role_can_be_read_by_the_rpc_library_and_the_endpoints_have_none() {
         let directory = tempfile::tempdir().unwrap();
         let plan = plan_in(directory.path());
@@ -234,11 +293,9 @@ mod tests {
             let (certificate, key) = pair(&plan, role.name());
             rpc::TlsIdentity::load(&ca_file(&plan), &certificate, &key).expect("usable");
         }
-        let text = std::fs::read_to_string(pair(&plan, ENDPOINTS).0).unwrap();
-        let der = der(&text).unwrap();
-        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
-        let names = format!("{:?}", parsed.subject_alternative_name().unwrap().unwrap().value);
-        assert!(names.contains("*.microvms.localhost") && !names.contains("torpor.internal"), "{names}");
+        let names = names(&pair(&plan, ENDPOINTS).0);
+        assert!(names.contains(&"*.microvms.localhost".to_owned()), "{names:?}");
+        assert!(!names.iter().any(|name| name.contains("torpor.internal")), "{names:?}");
     }
 
     #[test]
@@ -248,20 +305,26 @@ mod tests {
         ensure(&plan).unwrap();
         let (certificate, key) = pair(&plan, API);
         let text = std::fs::read_to_string(&certificate).unwrap();
-        let der = der(&text).unwrap();
-        let (_, parsed) = X509Certificate::from_der(&der).unwrap();
-        let names = parsed.subject_alternative_name().unwrap().unwrap().value;
-        let v6: &[u8] = &std::net::Ipv6Addr::LOCALHOST.octets();
-        assert_eq!(
-            names.general_names,
-            [
-                GeneralName::DNSName("localhost"),
-                GeneralName::IPAddress(&[127, 0, 0, 1]),
-                GeneralName::IPAddress(v6),
-            ]
+        assert_eq!(names(&certificate), ["localhost"]);
+        let der = CertificateDer::from_pem_file(&certificate).unwrap();
+        let parsed = EndEntityCert::try_from(&der).unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            let name = ServerName::try_from(address).unwrap();
+            parsed.verify_is_valid_for_subject_name(&name).expect(address);
+        }
+        let ca = CertificateDer::from_pem_file(ca_file(&plan)).unwrap();
+        let anchor = anchor_from_trusted_cert(&ca).unwrap();
+        verify(&der, &anchor, 0).expect("a server's");
+        let as_client = parsed.verify_for_usage(
+            &[webpki::aws_lc_rs::ECDSA_P256_SHA256],
+            std::slice::from_ref(&anchor),
+            &[],
+            UnixTime::now(),
+            KeyUsage::client_auth(),
+            None,
+            None,
         );
-        let usage = parsed.extended_key_usage().unwrap().unwrap().value;
-        assert!(usage.server_auth && !usage.client_auth);
+        assert!(as_client.is_err(), "no client's");
         use std::os::unix::fs::MetadataExt as _;
         let metadata = std::fs::metadata(key).unwrap();
         assert_eq!((metadata.uid(), metadata.mode() & 0o777), (users::EDGE_PROXY, 0o600));

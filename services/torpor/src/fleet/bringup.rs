@@ -11,10 +11,10 @@ use tokio_util::sync::CancellationToken;
 use super::components::{self, Component};
 use super::plan::Plan;
 use super::process::{self, ProcessId};
-use super::record::{ComponentRecord, FleetRecord, Health, Phase, unix_now};
+use super::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use super::supervisor::{Shared, Tender};
 use super::{authority, configuration, drain, lock, prerequisites, storage};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Lines of a failed component's log that are shown.
 const TAIL_LINES: usize = 15;
@@ -34,7 +34,7 @@ pub async fn run(
     arguments: Vec<String>,
     until: Until,
     mut observe: impl FnMut(&FleetRecord) + Send + 'static,
-) -> Result<(), Failure> {
+) -> Result<(), CliError> {
     let asked = stop_signal()?;
     prerequisites::check(&plan)?;
     storage::directories(&plan)?;
@@ -50,15 +50,15 @@ pub async fn run(
             }
         }
     });
-    let mut fleet = Fleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
+    let mut fleet = LocalFleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
     let started = tokio::select! {
         result = fleet.start(components) => result,
-        () = asked.cancelled() => Err(Failure::failed("stopped while starting")),
+        () = asked.cancelled() => Err(CliError::failed("stopped while starting")),
     };
     let up = started.is_ok();
     if up {
         shared.update(|record| {
-            record.phase = Phase::Running;
+            record.state = FleetState::Running;
             record.message.clear();
         });
         if until == Until::Asked {
@@ -69,16 +69,16 @@ pub async fn run(
     let result = match (started, problems.is_empty()) {
         (Err(failure), _) => Err(failure),
         (Ok(()), true) => Ok(()),
-        (Ok(()), false) => Err(Failure::failed(format!("stopped, but: {}", problems.join("; ")))
+        (Ok(()), false) => Err(CliError::failed(format!("stopped, but: {}", problems.join("; ")))
             .next("look for what holds it: fuser -vm, ip netns, pgrep -a qemu")),
     };
     shared.update(|record| match &result {
         Ok(()) => {
-            record.phase = Phase::Stopped;
+            record.state = FleetState::Stopped;
             record.message.clear();
         }
         Err(failure) => {
-            record.phase = Phase::Failed;
+            record.state = FleetState::Failed;
             record.message = failure.message.clone();
             record.next = failure.next.clone().unwrap_or_default();
         }
@@ -95,12 +95,12 @@ fn first_record(components: &[Component], arguments: Vec<String>) -> FleetRecord
         process: None,
         started: 0,
         restarts: 0,
-        health: Health::Waiting,
+        health: ProcessState::Waiting,
         ready_ms: None,
         detail: String::new(),
     };
     FleetRecord {
-        phase: Phase::Starting,
+        state: FleetState::Starting,
         message: "preparing".to_owned(),
         next: String::new(),
         supervisor: ProcessId::own(),
@@ -110,7 +110,7 @@ fn first_record(components: &[Component], arguments: Vec<String>) -> FleetRecord
     }
 }
 
-fn stop_signal() -> Result<CancellationToken, Failure> {
+fn stop_signal() -> Result<CancellationToken, CliError> {
     let asked = CancellationToken::new();
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     // A closed terminal must not end a fleet half-way; it goes on.
@@ -128,7 +128,7 @@ fn stop_signal() -> Result<CancellationToken, Failure> {
     Ok(asked)
 }
 
-struct Fleet {
+struct LocalFleet {
     plan: Plan,
     shared: Arc<Shared>,
     /// What was started, a stage at a time, with the token that stops it.
@@ -136,8 +136,8 @@ struct Fleet {
     tasks: JoinSet<()>,
 }
 
-impl Fleet {
-    async fn start(&mut self, components: Vec<Component>) -> Result<(), Failure> {
+impl LocalFleet {
+    async fn start(&mut self, components: Vec<Component>) -> Result<(), CliError> {
         for name in process::stop_stale(&self.plan.run_dir())? {
             crate::output::remark(format_args!(
                 "stopped {name}, left over from a supervisor that was killed"
@@ -175,14 +175,14 @@ impl Fleet {
         Ok(())
     }
 
-    async fn wait_healthy(&self, names: &[String]) -> Result<(), Failure> {
+    async fn wait_healthy(&self, names: &[String]) -> Result<(), CliError> {
         let mut changes = self.shared.watch();
         loop {
             let record = changes.borrow_and_update().clone();
             let mut stage = record.components.iter().filter(|component| names.contains(&component.name));
-            if let Some(failed) = stage.clone().find(|component| component.health == Health::Failed) {
+            if let Some(failed) = stage.clone().find(|component| component.health == ProcessState::Failed) {
                 let log = self.plan.log(&failed.name);
-                return Err(Failure::new(
+                return Err(CliError::new(
                     Kind::Failed,
                     format!("{} could not be started: {}\n{}", failed.name, failed.detail, tail(&log)),
                 )
@@ -192,7 +192,7 @@ impl Fleet {
             if stage.all(|component| component.ready_ms.is_some()) {
                 return Ok(());
             }
-            changes.changed().await.map_err(|_| Failure::failed("the supervisor's tasks are gone"))?;
+            changes.changed().await.map_err(|_| CliError::failed("the supervisor's tasks are gone"))?;
         }
     }
 
@@ -200,7 +200,7 @@ impl Fleet {
     async fn stop(&mut self, was_up: bool) -> Vec<String> {
         let mut problems = Vec::new();
         self.shared.update(|record| {
-            record.phase = Phase::Stopping;
+            record.state = FleetState::Stopping;
             record.message = "putting microVMs to sleep".to_owned();
         });
         if was_up && self.plan.wants("scheduler") && self.plan.wants("host-agent-1") {
@@ -225,7 +225,7 @@ impl Fleet {
         loop {
             let record = changes.borrow_and_update().clone();
             let stopped = |component: &ComponentRecord| {
-                matches!(component.health, Health::Stopped | Health::Failed)
+                matches!(component.health, ProcessState::Stopped | ProcessState::Failed)
                     || !names.contains(&component.name)
             };
             if record.components.iter().all(stopped) || changes.changed().await.is_err() {
@@ -235,7 +235,6 @@ impl Fleet {
     }
 }
 
-/// The last lines of a log.
 pub fn tail(log: &Path) -> String {
     use std::io::{Read as _, Seek as _, SeekFrom};
     const TAIL_BYTES: u64 = 16 << 10;

@@ -11,7 +11,6 @@ use rpc::Role;
 use super::authority;
 use super::plan::{Plan, users};
 
-/// How a component's health is seen.
 #[derive(Debug, Clone)]
 pub enum Probe {
     /// `GET /health` over TLS with the admin certificate; etcd answers `{"health":"true"}`.
@@ -29,11 +28,9 @@ pub enum Probe {
 pub struct Component {
     /// Name in tables, log and pid files.
     pub name: String,
-    /// Program to run.
     pub program: PathBuf,
     /// Its arguments. Never secrets: everybody can read them.
     pub arguments: Vec<OsString>,
-    /// Variables added to its environment.
     pub environment: Vec<(String, String)>,
     /// True for programs that must not see ours.
     pub clean_environment: bool,
@@ -42,15 +39,12 @@ pub struct Component {
     /// Files of audit records that it opens anew when they are moved, and how many
     /// older ones the supervisor keeps of each.
     pub audit: Vec<(PathBuf, u8)>,
-    /// How its health is seen.
     pub probe: Probe,
     /// Components of a stage start together, after all of the stage before.
     pub stage: u8,
-    /// How long it may take to end when asked to.
     pub stop_timeout: Duration,
 }
 
-/// Time for a component to end when asked to.
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 /// The same for a host-agent, which removes its slots.
 const HOST_STOP_TIMEOUT: Duration = Duration::from_secs(45);

@@ -5,13 +5,14 @@
 
 use std::path::Path;
 
+use rpc::Role;
 use toml::{Table, Value};
 
 use super::authority;
+use super::credentials::{self, S3Credentials};
 use super::files;
-use super::keys::{self, KeyPair};
 use super::plan::{ACCOUNT, Plan, users};
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Share of the machine's memory that hosts hand out, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;
@@ -19,14 +20,14 @@ const MEMORY_SHARE_PERCENT: u64 = 80;
 const MEMORY_MIB_MIN: u64 = 2048;
 
 /// Writes every file and the clients' context.
-pub fn write(plan: &Plan) -> Result<(), Failure> {
+pub fn write(plan: &Plan) -> Result<(), CliError> {
     files::directory(&plan.path("config"), 0o711, None)?;
-    let (services, root) = (keys::services(plan)?, keys::root(plan)?);
+    let (services, root) = (credentials::services(plan)?, credentials::root(plan)?);
     let put = |name: &str, table: Table, owner: Option<u32>| {
         let text = toml::to_string_pretty(&table)
-            .map_err(|error| Failure::failed(format!("cannot write the settings of {name}: {error}")))?;
+            .map_err(|error| CliError::failed(format!("cannot write the settings of {name}: {error}")))?;
         files::write_private(&plan.config(name), text.as_bytes(), owner)?;
-        Ok::<_, Failure>(())
+        Ok::<_, CliError>(())
     };
     put("s3", s3_server(plan, &[&services, &root]), Some(users::S3))?;
     put("scheduler", scheduler(plan), Some(users::SCHEDULER))?;
@@ -40,8 +41,7 @@ pub fn write(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What clients of the fleet read.
-fn context(plan: &Plan, root: &KeyPair) -> client::Context {
+fn context(plan: &Plan, root: &S3Credentials) -> client::Context {
     let (cert, key) = authority::pair(plan, "admin");
     client::Context {
         scheduler: plan.scheduler().to_string(),
@@ -76,15 +76,24 @@ fn tls(plan: &Plan, name: &str) -> Table {
     table! { "ca" = text(&authority::ca_file(plan)), "cert" = text(&cert), "key" = text(&key) }
 }
 
-fn etcd(plan: &Plan, role: &str) -> Table {
-    table! {
+/// The settings of a service: those that each has, and its own.
+fn service(plan: &Plan, role: Role, metrics_port: u16, own: Table) -> Table {
+    let etcd = table! {
         "endpoints" = vec![format!("https://{}", plan.etcd())],
         "root" = "/torpor/",
-        "tls" = tls(plan, role),
-    }
+        "tls" = tls(plan, role.name()),
+    };
+    let mut all = table! {
+        "region" = plan.region.as_str(),
+        "tls" = tls(plan, role.name()),
+        "etcd" = etcd,
+        "telemetry" = table! { "metrics_address" = plan.internal(metrics_port).to_string() },
+    };
+    all.extend(own);
+    all
 }
 
-fn s3(plan: &Plan, keys: &KeyPair) -> Table {
+fn s3(plan: &Plan, keys: &S3Credentials) -> Table {
     table! {
         "endpoint" = format!("http://{}", plan.s3()),
         "region" = plan.region.as_str(),
@@ -94,12 +103,8 @@ fn s3(plan: &Plan, keys: &KeyPair) -> Table {
     }
 }
 
-fn telemetry(plan: &Plan, metrics_port: u16) -> Table {
-    table! { "metrics_address" = plan.internal(metrics_port).to_string() }
-}
-
-fn s3_server(plan: &Plan, keys: &[&KeyPair]) -> Table {
-    let pair = |key: &&KeyPair| {
+fn s3_server(plan: &Plan, keys: &[&S3Credentials]) -> Table {
+    let pair = |key: &&S3Credentials| {
         table! {
             "access_key_id" = key.access_key_id.as_str(),
             "secret_access_key" = key.secret_access_key.as_str(),
@@ -114,30 +119,24 @@ fn s3_server(plan: &Plan, keys: &[&KeyPair]) -> Table {
 }
 
 fn scheduler(plan: &Plan) -> Table {
-    table! {
+    let own = table! {
         "listen" = plan.scheduler().to_string(),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
         "endpoint_port" = i64::from(plan.edge.port()),
-        "tls" = tls(plan, "scheduler"),
-        "etcd" = etcd(plan, "scheduler"),
-        "telemetry" = telemetry(plan, 7501),
-    }
+    };
+    service(plan, Role::Scheduler, 7501, own)
 }
 
-fn image_builder(plan: &Plan, keys: &KeyPair) -> Table {
-    table! {
+fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
+    let own = table! {
         "listen" = plan.image_builder().to_string(),
         "data_dir" = text(&plan.path("builder")),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
-        "tls" = tls(plan, "image-builder"),
-        "etcd" = etcd(plan, "image-builder"),
         "s3" = s3(plan, keys),
-        "telemetry" = telemetry(plan, 7502),
-    }
+    };
+    service(plan, Role::ImageBuilder, 7502, own)
 }
 
 fn edge_proxy(plan: &Plan) -> Table {
@@ -147,60 +146,54 @@ fn edge_proxy(plan: &Plan) -> Table {
         "listen" = plan.api.to_string(),
         "cert" = text(&api_cert),
         "key" = text(&api_key),
-        "key_file" = text(&keys::file(plan)),
+        "key_file" = text(&credentials::file(plan)),
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
     };
-    table! {
+    let own = table! {
         "listen" = plan.edge.to_string(),
         "domain" = plan.domain.as_str(),
-        "region" = plan.region.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
         "image_builders" = vec![plan.image_builder().to_string()],
         "aws" = aws,
         "endpoint_cert" = text(&cert),
         "endpoint_key" = text(&key),
-        "tls" = tls(plan, "edge-proxy"),
-        "etcd" = etcd(plan, "edge-proxy"),
-        "telemetry" = telemetry(plan, 7503),
-    }
+    };
+    service(plan, Role::EdgeProxy, 7503, own)
 }
 
-fn host_agent(plan: &Plan, keys: &KeyPair, number: u16) -> Result<Table, Failure> {
+fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, CliError> {
     let slots = table! {
         "prefix" = plan.slot_prefix(number),
         "outer_subnet" = plan.slot_subnet(number),
     };
     let engine_user = i64::from(users::ENGINE + u32::from(number));
-    Ok(table! {
+    let own = table! {
         "host_id" = format!("host-{number}"),
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
         "scheduler_addresses" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
-        "region" = plan.region.as_str(),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
-        "tls" = tls(plan, "host-agent"),
-        "etcd" = etcd(plan, "host-agent"),
         "s3" = s3(plan, keys),
-        "telemetry" = telemetry(plan, 7510 + number),
-    })
+    };
+    Ok(service(plan, Role::HostAgent, 7510 + number, own))
 }
 
 /// Memory each host hands out, in MiB.
-fn memory_capacity_mib(hosts: u16) -> Result<i64, Failure> {
+fn memory_capacity_mib(hosts: u16) -> Result<i64, CliError> {
     let meminfo = std::fs::read_to_string("/proc/meminfo")?;
     let total_kib: u64 = meminfo
         .lines()
         .find_map(|line| line.strip_prefix("MemTotal:"))
         .and_then(|rest| rest.split_whitespace().next()?.parse().ok())
-        .ok_or_else(|| Failure::new(Kind::Failed, "/proc/meminfo does not say how much memory there is"))?;
+        .ok_or_else(|| CliError::new(Kind::Failed, "/proc/meminfo does not say how much memory there is"))?;
     let share = total_kib / 1024 * MEMORY_SHARE_PERCENT / 100 / u64::from(hosts.max(1));
-    i64::try_from(share.max(MEMORY_MIB_MIN)).map_err(|_| Failure::failed("this machine has too much memory"))
+    i64::try_from(share.max(MEMORY_MIB_MIN)).map_err(|_| CliError::failed("this machine has too much memory"))
 }
 
 #[cfg(test)]
@@ -217,7 +210,7 @@ mod tests {
     #[test]
     fn one_region_and_account_for_all_and_the_edge_knows_its_neighbours() {
         let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
-        let key = KeyPair { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
+        let key = S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
         let edge = edge_proxy(&plan);
         let tables =
             [scheduler(&plan), image_builder(&plan, &key), host_agent(&plan, &key, 1).unwrap(), edge.clone()];

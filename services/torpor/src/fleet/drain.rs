@@ -1,13 +1,13 @@
 //! Putting running microVMs to sleep before the fleet stops, and letting hosts
 //! take placements again after it has started.
 
-use std::future::Future;
 use std::time::{Duration, Instant};
 
 use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
-use client::Context;
+use client::{Call, Context};
+use tonic::Request;
 
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Longest wait for every microVM to sleep: suspend hooks take up to a minute.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(90);
@@ -17,18 +17,15 @@ const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 
-async fn hosts(context: &Context) -> Result<Vec<Host>, Failure> {
-    let mut client = context.hosts()?;
-    let listing = client.list_hosts(ListHostsRequest::default());
-    Ok(bounded(listing).await?.hosts)
+async fn hosts(context: &Context) -> Result<Vec<Host>, CliError> {
+    Ok(call(context, ListHostsRequest::default()).await?.hosts)
 }
 
-async fn bounded<T>(
-    call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
-) -> Result<T, Failure> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
+async fn call<M: Call>(context: &Context, message: M) -> Result<M::Answer, CliError> {
+    let asking = M::send(context.channel(M::ROLE)?, Request::new(message));
+    match tokio::time::timeout(CALL_TIMEOUT, asking).await {
         Ok(result) => Ok(result?.into_inner()),
-        Err(_) => Err(Failure::new(Kind::Timeout, "the scheduler does not answer")),
+        Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
     }
 }
 
@@ -37,7 +34,7 @@ fn id(host: &Host) -> String {
 }
 
 /// Waits until `count` hosts have registered and makes all of them READY.
-pub async fn undrain(context: &Context, count: usize) -> Result<(), Failure> {
+pub async fn undrain(context: &Context, count: usize) -> Result<(), CliError> {
     let started = Instant::now();
     loop {
         let failure = match undrain_once(context, count).await {
@@ -51,19 +48,18 @@ pub async fn undrain(context: &Context, count: usize) -> Result<(), Failure> {
     }
 }
 
-async fn undrain_once(context: &Context, count: usize) -> Result<(), Failure> {
+async fn undrain_once(context: &Context, count: usize) -> Result<(), CliError> {
     let hosts = hosts(context).await?;
     let present: Vec<&Host> = hosts.iter().filter(|host| host.state() != HostState::Lost).collect();
     if present.len() < count {
-        return Err(Failure::new(
+        return Err(CliError::new(
             Kind::Timeout,
             format!("{} of {count} hosts have registered", present.len()),
         ));
     }
     for host in present {
         if host.state() != HostState::Ready {
-            let mut client = context.hosts()?;
-            bounded(client.undrain_host(UndrainHostRequest { host_id: id(host) })).await?;
+            call(context, UndrainHostRequest { host_id: id(host) }).await?;
         }
     }
     Ok(())
@@ -86,13 +82,12 @@ pub async fn drain(context: &Context) -> Option<String> {
     }
 }
 
-async fn drain_once(context: &Context) -> Result<Option<String>, Failure> {
+async fn drain_once(context: &Context) -> Result<Option<String>, CliError> {
     let mut awake = Vec::new();
     for host in hosts(context).await? {
         let state = match host.state() {
             HostState::Ready | HostState::Unspecified => {
-                let mut client = context.hosts()?;
-                let response = bounded(client.drain_host(DrainHostRequest { host_id: id(&host) })).await?;
+                let response = call(context, DrainHostRequest { host_id: id(&host) }).await?;
                 response.host.unwrap_or_default().state()
             }
             state => state,

@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::fs::{FlockOperation, flock};
 
 use super::files::named;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// The lock, held until dropped.
 #[derive(Debug)]
@@ -16,7 +16,7 @@ pub struct Lock {
 }
 
 /// Takes the lock, or says that another supervisor holds it.
-pub fn take(run_dir: &Path) -> Result<Lock, Failure> {
+pub fn take(run_dir: &Path) -> Result<Lock, CliError> {
     let path = run_dir.join("lock");
     let file = OpenOptions::new()
         .create(true)
@@ -27,7 +27,7 @@ pub fn take(run_dir: &Path) -> Result<Lock, Failure> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(Lock { _file: file }),
         Err(rustix::io::Errno::WOULDBLOCK) => {
-            Err(Failure::new(Kind::Conflict, "a fleet is running in this data directory already")
+            Err(CliError::new(Kind::Conflict, "a fleet is running in this data directory already")
                 .next("see torpor status; stop it with torpor down; or name another --data-dir"))
         }
         Err(error) => Err(named(&path, &error.into()).into()),

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::cli::fleet::Up;
-use crate::failure::{Failure, Kind};
+use crate::error::CliError;
 
 /// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients
 /// know its form.
@@ -19,13 +19,9 @@ pub const SERVICES: [&str; 4] = ["scheduler", "image-builder", "host-agent", "ed
 /// Numeric users of the components that need no rights. Nobody logs in as them,
 /// so they need no names.
 pub mod users {
-    /// etcd.
     pub const ETCD: u32 = 61_001;
-    /// The embedded S3.
     pub const S3: u32 = 61_002;
-    /// The scheduler.
     pub const SCHEDULER: u32 = 61_003;
-    /// The edge.
     pub const EDGE_PROXY: u32 = 61_004;
     /// The engines of host N run as this plus N.
     pub const ENGINE: u32 = 61_010;
@@ -36,21 +32,14 @@ pub mod users {
 pub struct Plan {
     /// Data directory, absolute.
     pub data_dir: PathBuf,
-    /// Number of host-agents.
     pub hosts: u16,
-    /// Where the edge listens.
     pub edge: SocketAddr,
-    /// Where the edge serves the AWS-compatible API.
     pub api: SocketAddr,
-    /// Region of ARNs and signatures.
     pub region: String,
     /// Added to every internal port.
     pub port_offset: u16,
-    /// Domain of endpoints.
     pub domain: String,
-    /// Guest bundle.
     pub bundle: PathBuf,
-    /// Where the service binaries are.
     pub binaries: PathBuf,
     /// Largest size of a host's disk, in bytes.
     pub host_disk_bytes: u64,
@@ -62,12 +51,12 @@ pub struct Plan {
 
 impl Plan {
     /// Reads a plan from the command line.
-    pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, Failure> {
+    pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, CliError> {
         let settings = arguments.settings.iter().map(|text| setting(text)).collect::<Result<_, _>>()?;
         let binaries = std::env::current_exe()?
             .parent()
             .map(Path::to_owned)
-            .ok_or_else(|| Failure::failed("the torpor binary has no directory"))?;
+            .ok_or_else(|| CliError::failed("the torpor binary has no directory"))?;
         Ok(Self {
             data_dir: data_dir.to_owned(),
             hosts: arguments.hosts,
@@ -90,7 +79,6 @@ impl Plan {
         })
     }
 
-    /// A path in the data directory.
     pub fn path(&self, relative: &str) -> PathBuf {
         self.data_dir.join(relative)
     }
@@ -100,17 +88,14 @@ impl Plan {
         self.path("run")
     }
 
-    /// A component's log.
     pub fn log(&self, component: &str) -> PathBuf {
         self.data_dir.join("logs").join(format!("{component}.log"))
     }
 
-    /// A service's settings file.
     pub fn config(&self, component: &str) -> PathBuf {
         self.data_dir.join("config").join(format!("{component}.toml"))
     }
 
-    /// The audit records of the AWS-compatible API.
     pub fn audit(&self) -> PathBuf {
         self.path("audit/aws-api.jsonl")
     }
@@ -120,12 +105,10 @@ impl Plan {
         self.path("audit/aws-api-unauthenticated.jsonl")
     }
 
-    /// A host's data directory.
     pub fn host_dir(&self, number: u16) -> PathBuf {
         self.data_dir.join("hosts").join(format!("h{number}"))
     }
 
-    /// True when the component is wanted.
     pub fn wants(&self, component: &str) -> bool {
         if component == "host-agent-1" && self.hosts == 0 {
             return false;
@@ -138,7 +121,6 @@ impl Plan {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.saturating_add(self.port_offset))
     }
 
-    /// Where etcd takes clients.
     pub fn etcd(&self) -> SocketAddr {
         self.internal(7379)
     }
@@ -148,27 +130,22 @@ impl Plan {
         self.internal(7380)
     }
 
-    /// Where the embedded S3 listens.
     pub fn s3(&self) -> SocketAddr {
         self.internal(7390)
     }
 
-    /// Where the scheduler listens.
     pub fn scheduler(&self) -> SocketAddr {
         self.internal(7401)
     }
 
-    /// Where image-builder listens.
     pub fn image_builder(&self) -> SocketAddr {
         self.internal(7402)
     }
 
-    /// Where host `number` (from 1) takes gRPC.
     pub fn host_grpc(&self, number: u16) -> SocketAddr {
         self.internal(7410 + 10 * (number - 1))
     }
 
-    /// Where host `number` (from 1) takes tunnels.
     pub fn host_tunnel(&self, number: u16) -> SocketAddr {
         self.internal(7411 + 10 * (number - 1))
     }
@@ -232,9 +209,9 @@ fn base36(mut value: u16) -> String {
     digits.iter().rev().collect()
 }
 
-fn setting(text: &str) -> Result<(String, String), Failure> {
+fn setting(text: &str) -> Result<(String, String), CliError> {
     let usage = |message: String| {
-        Failure::new(Kind::Usage, format!("--set {text}: {message}"))
+        CliError::usage(format!("--set {text}: {message}"))
             .next(format!("services are {}", SERVICES.join(", ")))
     };
     let (service, rest) =
@@ -251,6 +228,7 @@ fn setting(text: &str) -> Result<(String, String), Failure> {
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use crate::error::Kind;
     use clap::Parser as _;
 
     /// A plan as the command line gives it.

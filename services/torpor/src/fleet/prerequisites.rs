@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::components;
 use super::plan::Plan;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 
 /// Programs of Debian's that the fleet runs: (component, program, package).
 const PROGRAMS: [(&str, &str, &str); 10] = [
@@ -36,22 +36,21 @@ pub fn find(program: &str) -> Option<PathBuf> {
         .find(|file| file.is_file())
 }
 
-/// Checks everything.
-pub fn check(plan: &Plan) -> Result<(), Failure> {
+pub fn check(plan: &Plan) -> Result<(), CliError> {
     if !nix::unistd::geteuid().is_root() {
-        return Err(Failure::failed("torpor up needs root: it makes network namespaces and mounts")
+        return Err(CliError::failed("torpor up needs root: it makes network namespaces and mounts")
             .next("run it with sudo"));
     }
     check_programs(plan)?;
     check_binaries(plan)?;
     if plan.wants("host-agent-1") && !plan.bundle.join(BUNDLE_MANIFEST).is_file() {
-        return Err(Failure::failed(format!("no guest bundle in {}", plan.bundle.display()))
+        return Err(CliError::failed(format!("no guest bundle in {}", plan.bundle.display()))
             .next(format!("make it: deploy/guest-bundle {}", plan.bundle.display())));
     }
     check_reachable(&plan.data_dir)
 }
 
-fn check_programs(plan: &Plan) -> Result<(), Failure> {
+fn check_programs(plan: &Plan) -> Result<(), CliError> {
     let missing: Vec<(&str, &str)> = PROGRAMS
         .into_iter()
         .filter(|(component, program, _)| plan.wants(component) && find(program).is_none())
@@ -63,11 +62,11 @@ fn check_programs(plan: &Plan) -> Result<(), Failure> {
     let programs: Vec<&str> = missing.iter().map(|(program, _)| *program).collect();
     let mut packages: Vec<&str> = missing.iter().map(|(_, package)| *package).collect();
     packages.dedup();
-    Err(Failure::failed(format!("these programs are missing: {}", programs.join(", ")))
+    Err(CliError::failed(format!("these programs are missing: {}", programs.join(", ")))
         .next(format!("deploy/packages, or apt-get install {}", packages.join(" "))))
 }
 
-fn check_binaries(plan: &Plan) -> Result<(), Failure> {
+fn check_binaries(plan: &Plan) -> Result<(), CliError> {
     let missing: Vec<&str> = components::programs(plan)
         .into_iter()
         .filter(|program| !plan.binaries.join(program).is_file())
@@ -77,7 +76,7 @@ fn check_binaries(plan: &Plan) -> Result<(), Failure> {
     }
     let packages: Vec<String> =
         missing.iter().map(|name| format!("-p {}", name.trim_start_matches("torpor-"))).collect();
-    Err(Failure::failed(format!(
+    Err(CliError::failed(format!(
         "not beside {}: {}",
         plan.binaries.join("torpor").display(),
         missing.join(", ")
@@ -86,13 +85,13 @@ fn check_binaries(plan: &Plan) -> Result<(), Failure> {
 }
 
 /// The unprivileged components must be able to reach their own directories.
-fn check_reachable(data_dir: &Path) -> Result<(), Failure> {
+fn check_reachable(data_dir: &Path) -> Result<(), CliError> {
     for ancestor in data_dir.ancestors().skip(1) {
         let Ok(metadata) = std::fs::metadata(ancestor) else {
             continue;
         };
         if metadata.permissions().mode() & 0o001 == 0 {
-            return Err(Failure::failed(format!(
+            return Err(CliError::failed(format!(
                 "{} is closed to other users, but parts of the fleet run unprivileged inside it",
                 ancestor.display()
             ))
@@ -102,11 +101,10 @@ fn check_reachable(data_dir: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks that nothing else listens where the fleet will.
-pub fn check_ports(plan: &Plan) -> Result<(), Failure> {
+pub fn check_ports(plan: &Plan) -> Result<(), CliError> {
     for (component, address) in plan.listeners() {
         if let Err(error) = TcpListener::bind(address) {
-            return Err(Failure::new(
+            return Err(CliError::new(
                 Kind::Conflict,
                 format!("{component} cannot listen on {address}: {error}"),
             )

@@ -15,9 +15,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
 use super::components::Probe;
-use crate::failure::chain;
+use crate::error::chain;
 
-/// Longest wait for an answer.
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 4096;

@@ -10,7 +10,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::files;
-use crate::failure::Failure;
+use crate::error::CliError;
 
 /// How long a killed process may take to go.
 const GONE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -20,7 +20,6 @@ const GONE_PAUSE: Duration = Duration::from_millis(20);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ProcessId {
-    /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
@@ -33,7 +32,6 @@ impl ProcessId {
         Some(Self { pid, start_time: start_time(&stat)? })
     }
 
-    /// This process.
     pub fn own() -> Self {
         let pid = std::process::id();
         Self::of(pid).unwrap_or(Self { pid, start_time: 0 })
@@ -69,8 +67,8 @@ impl ProcessId {
     }
 
     /// Writes the process to `<run_dir>/<name>.pid`.
-    pub fn save(self, run_dir: &Path, name: &str) -> Result<(), Failure> {
-        let text = serde_json::to_vec(&self).map_err(|error| Failure::failed(error.to_string()))?;
+    pub fn save(self, run_dir: &Path, name: &str) -> Result<(), CliError> {
+        let text = serde_json::to_vec(&self).map_err(|error| CliError::failed(error.to_string()))?;
         files::write_public(&run_dir.join(format!("{name}.pid")), &text)?;
         Ok(())
     }
@@ -78,7 +76,7 @@ impl ProcessId {
 
 /// Stops every process that the pid files in `run_dir` still name and removes
 /// the files. Returns the names of those that were alive.
-pub fn stop_stale(run_dir: &Path) -> Result<Vec<String>, Failure> {
+pub fn stop_stale(run_dir: &Path) -> Result<Vec<String>, CliError> {
     let mut stopped = Vec::new();
     for entry in std::fs::read_dir(run_dir)? {
         let path = entry?.path();
@@ -94,7 +92,7 @@ pub fn stop_stale(run_dir: &Path) -> Result<Vec<String>, Failure> {
             // A kill, not a request: a host-agent that is asked to stop may end
             // what should outlive it, and every service recovers from a kill.
             if !process.kill_and_wait() {
-                return Err(Failure::failed(format!("process {} ({name}) cannot be stopped", process.pid)));
+                return Err(CliError::failed(format!("process {} ({name}) cannot be stopped", process.pid)));
             }
             stopped.push(name.to_owned());
         }

@@ -8,45 +8,37 @@ use serde::{Deserialize, Serialize};
 
 use super::files;
 use super::process::ProcessId;
+use crate::error::CliError;
 
-/// Where a fleet is in its life.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
-    /// Components are being started.
+pub enum FleetState {
     Starting,
     /// Everything was healthy once; the supervisor keeps it so.
     Running,
-    /// Components are being stopped.
     Stopping,
-    /// Everything is stopped.
     Stopped,
     /// It could not be started; `message` says why.
     Failed,
 }
 
-/// Health of one component.
+/// How one supervised process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Health {
-    /// Not started yet.
+pub enum ProcessState {
     Waiting,
     /// Started, not yet answering.
     Starting,
-    /// Answers.
     Healthy,
     /// Runs but does not answer.
     Unhealthy,
     /// Ended; will be started again.
     Restarting,
-    /// Stopped on request.
     Stopped,
-    /// Could not be started.
     Failed,
 }
 
-impl Health {
-    /// The word in tables.
+impl ProcessState {
     pub fn name(self) -> &'static str {
         match self {
             Self::Waiting => "waiting",
@@ -60,39 +52,31 @@ impl Health {
     }
 }
 
-/// One component.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ComponentRecord {
     /// Its name, "scheduler", "host-agent-1".
     pub name: String,
-    /// Its process, while it has one.
     pub process: Option<ProcessId>,
     /// When that process was started, Unix seconds.
     pub started: u64,
-    /// Times it was started again.
     pub restarts: u32,
-    /// How it is.
-    pub health: Health,
+    pub health: ProcessState,
     /// Milliseconds from its first start to its first healthy answer.
     pub ready_ms: Option<u64>,
     /// What its last probe or its end said; empty when all is well.
     pub detail: String,
 }
 
-/// The whole fleet.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FleetRecord {
-    /// Where it is in its life.
-    pub phase: Phase,
+    #[serde(rename = "phase")]
+    pub state: FleetState,
     /// What is being done, or why it failed.
     pub message: String,
-    /// What to do about a failure; may be empty.
     pub next: String,
-    /// The supervisor.
     pub supervisor: ProcessId,
-    /// When it started, Unix seconds.
     pub started: u64,
     /// Its components, in starting order.
     pub components: Vec<ComponentRecord>,
@@ -101,7 +85,6 @@ pub struct FleetRecord {
 }
 
 impl FleetRecord {
-    /// The file in a run directory.
     pub fn file(run_dir: &Path) -> PathBuf {
         run_dir.join("fleet.json")
     }
@@ -111,19 +94,23 @@ impl FleetRecord {
         serde_json::from_slice(&std::fs::read(Self::file(run_dir)).ok()?).ok()
     }
 
-    /// Writes the record.
     pub fn save(&self, run_dir: &Path) -> std::io::Result<()> {
         let text = serde_json::to_vec_pretty(self)?;
         files::write_private(&Self::file(run_dir), &text, None)
     }
 
-    /// True while its supervisor runs.
+    /// Why a fleet failed.
+    pub fn error(&self) -> CliError {
+        let mut error = CliError::failed(self.message.clone());
+        error.next = Some(self.next.clone()).filter(|next| !next.is_empty());
+        error
+    }
+
     pub fn supervised(&self) -> bool {
         self.supervisor.alive()
     }
 }
 
-/// Now, as Unix seconds.
 pub fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
 }
@@ -137,7 +124,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         assert_eq!(FleetRecord::load(directory.path()), None);
         let record = FleetRecord {
-            phase: Phase::Running,
+            state: FleetState::Running,
             message: String::new(),
             next: String::new(),
             supervisor: ProcessId::own(),
@@ -147,7 +134,7 @@ mod tests {
                 process: None,
                 started: 1,
                 restarts: 2,
-                health: Health::Restarting,
+                health: ProcessState::Restarting,
                 ready_ms: Some(3),
                 detail: "killed".to_owned(),
             }],

@@ -14,8 +14,8 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::keys::KeyPair;
-use crate::failure::Failure;
+use super::credentials::S3Credentials;
+use crate::error::CliError;
 use crate::output;
 
 /// How long open requests may take to end when we are asked to stop.
@@ -32,21 +32,20 @@ struct Settings {
     root: PathBuf,
     buckets: Vec<String>,
     /// Any of them opens everything.
-    keys: Vec<KeyPair>,
+    keys: Vec<S3Credentials>,
 }
 
-/// Serves until asked to stop.
-pub async fn serve(config: &Path) -> Result<(), Failure> {
+pub async fn serve(config: &Path) -> Result<(), CliError> {
     let text = std::fs::read_to_string(config)
-        .map_err(|error| Failure::failed(format!("cannot read {}: {error}", config.display())))?;
+        .map_err(|error| CliError::failed(format!("cannot read {}: {error}", config.display())))?;
     let settings: Settings =
-        toml::from_str(&text).map_err(|error| Failure::failed(format!("{}: {error}", config.display())))?;
+        toml::from_str(&text).map_err(|error| CliError::failed(format!("{}: {error}", config.display())))?;
     for bucket in &settings.buckets {
         // A bucket is a directory; making it here saves every client the question.
         std::fs::create_dir_all(settings.root.join(bucket))?;
     }
     let files = s3s_fs::FileSystem::new(&settings.root)
-        .map_err(|error| Failure::failed(format!("cannot serve {}: {error:?}", settings.root.display())))?;
+        .map_err(|error| CliError::failed(format!("cannot serve {}: {error:?}", settings.root.display())))?;
     let mut builder = S3ServiceBuilder::new(files);
     let mut keys = SimpleAuth::new();
     for key in settings.keys {
@@ -55,12 +54,12 @@ pub async fn serve(config: &Path) -> Result<(), Failure> {
     builder.set_auth(keys);
     let listener = TcpListener::bind(settings.listen)
         .await
-        .map_err(|error| Failure::failed(format!("cannot listen on {}: {error}", settings.listen)))?;
+        .map_err(|error| CliError::failed(format!("cannot listen on {}: {error}", settings.listen)))?;
     output::remark(format_args!("s3 serves {} on http://{}", settings.root.display(), settings.listen));
     accept(listener, builder.build()).await
 }
 
-async fn accept(listener: TcpListener, service: S3Service) -> Result<(), Failure> {
+async fn accept(listener: TcpListener, service: S3Service) -> Result<(), CliError> {
     let mut server = Builder::new(TokioExecutor::new());
     server.http1().timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT);
     let graceful = GracefulShutdown::new();
@@ -68,7 +67,7 @@ async fn accept(listener: TcpListener, service: S3Service) -> Result<(), Failure
     let mut stop = signal(SignalKind::terminate())?;
     loop {
         let place =
-            places.clone().acquire_owned().await.map_err(|error| Failure::failed(error.to_string()))?;
+            places.clone().acquire_owned().await.map_err(|error| CliError::failed(error.to_string()))?;
         let stream = tokio::select! {
             _ = stop.recv() => break,
             accepted = listener.accept() => match accepted {

@@ -12,10 +12,9 @@ use nix::mount::{MntFlags, umount2};
 use super::files;
 use super::plan::{Plan, users};
 use super::prerequisites::find;
-use crate::failure::{Failure, Kind};
+use crate::error::{CliError, Kind};
 use crate::output;
 
-/// Least size of a host's disk.
 const HOST_DISK_BYTES_MIN: u64 = 2 << 30;
 /// Share of the free space that the hosts' disks may promise, in percent.
 const FREE_SHARE_PERCENT: u64 = 80;
@@ -24,7 +23,7 @@ const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
 
 /// Makes every directory of the fleet, with owner and mode.
-pub fn directories(plan: &Plan) -> Result<(), Failure> {
+pub fn directories(plan: &Plan) -> Result<(), CliError> {
     if let Some(parent) = plan.data_dir.parent() {
         std::fs::create_dir_all(parent).map_err(|error| files::named(parent, &error))?;
     }
@@ -48,7 +47,7 @@ pub fn directories(plan: &Plan) -> Result<(), Failure> {
 /// Copies our programs into the data directory: the unprivileged components
 /// need not be able to read wherever they were built, and building anew does
 /// not change what runs.
-pub fn install_programs(plan: &Plan) -> Result<(), Failure> {
+pub fn install_programs(plan: &Plan) -> Result<(), CliError> {
     for program in super::components::programs(plan) {
         let (from, to) = (plan.binaries.join(program), plan.path("bin").join(program));
         let source = std::fs::metadata(&from).map_err(|error| files::named(&from, &error))?;
@@ -71,7 +70,7 @@ pub fn install_programs(plan: &Plan) -> Result<(), Failure> {
 }
 
 /// Mounts (and on the first time makes) the data directory of every host.
-pub fn mount_hosts(plan: &Plan) -> Result<(), Failure> {
+pub fn mount_hosts(plan: &Plan) -> Result<(), CliError> {
     for number in 1..=plan.hosts {
         let (directory, image) = (plan.host_dir(number), image(plan, number));
         files::directory(&directory, 0o711, None)?;
@@ -109,13 +108,13 @@ fn has_reflinks(directory: &Path) -> bool {
     try_it().is_ok()
 }
 
-fn make_image(plan: &Plan, image: &Path) -> Result<(), Failure> {
+fn make_image(plan: &Plan, image: &Path) -> Result<(), CliError> {
     let stats = rustix::fs::statvfs(&plan.data_dir).map_err(std::io::Error::from)?;
     let free = stats.f_bavail * stats.f_frsize;
     let share = free / 100 * FREE_SHARE_PERCENT / u64::from(plan.hosts);
     let size = plan.host_disk_bytes.min(share);
     if size < HOST_DISK_BYTES_MIN {
-        return Err(Failure::new(
+        return Err(CliError::new(
             Kind::Failed,
             format!("{} has only {} free", plan.data_dir.display(), output::bytes(free)),
         )
@@ -132,15 +131,15 @@ fn make_image(plan: &Plan, image: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-fn run(command: &mut Command) -> Result<(), Failure> {
+fn run(command: &mut Command) -> Result<(), CliError> {
     let program = command.get_program().to_string_lossy().into_owned();
     let output =
-        command.output().map_err(|error| Failure::failed(format!("cannot run {program}: {error}")))?;
+        command.output().map_err(|error| CliError::failed(format!("cannot run {program}: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
     let said = String::from_utf8_lossy(&output.stderr).trim().replace('\n', "; ");
-    Err(Failure::failed(format!("{program} failed: {said}")))
+    Err(CliError::failed(format!("{program} failed: {said}")))
 }
 
 /// Takes every mount below the data directory away, deepest first; its loop
@@ -166,7 +165,7 @@ pub fn unmount_all(data_dir: &Path) -> Vec<String> {
 }
 
 /// Mount points at or below a directory, in the order they were mounted.
-pub fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, Failure> {
+pub fn mounts_below(directory: &Path) -> Result<Vec<PathBuf>, CliError> {
     let table = std::fs::read_to_string("/proc/self/mountinfo")?;
     Ok(mount_points(&table).filter(|point| point.starts_with(directory)).collect())
 }

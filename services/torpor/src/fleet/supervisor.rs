@@ -24,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::components::Component;
 use super::process::ProcessId;
-use super::record::{ComponentRecord, FleetRecord, Health, unix_now};
+use super::record::{ComponentRecord, FleetRecord, ProcessState, unix_now};
 use super::{probe, spawn};
 
 /// Pause before the first restart.
@@ -53,7 +53,6 @@ pub struct Shared {
 }
 
 impl Shared {
-    /// Starts with a record and saves it.
     pub fn new(record: FleetRecord, run_dir: PathBuf) -> Arc<Self> {
         let changed = watch::Sender::new(record.clone());
         let shared = Arc::new(Self { record: Mutex::new(record), run_dir, changed });
@@ -72,7 +71,6 @@ impl Shared {
         self.changed.send_replace(record.clone());
     }
 
-    /// Every state of the record from now on.
     pub fn watch(&self) -> watch::Receiver<FleetRecord> {
         self.changed.subscribe()
     }
@@ -86,7 +84,6 @@ impl Shared {
     }
 }
 
-/// One supervised component.
 pub struct Tender {
     component: Component,
     shared: Arc<Shared>,
@@ -105,7 +102,6 @@ enum End {
 }
 
 impl Tender {
-    /// Prepares to tend a component.
     pub fn new(
         component: Component,
         shared: Arc<Shared>,
@@ -133,7 +129,7 @@ impl Tender {
                 End::Stopped => {
                     return self.shared.component(&self.component.name, |component| {
                         component.process = None;
-                        component.health = Health::Stopped;
+                        component.health = ProcessState::Stopped;
                         component.detail.clear();
                     });
                 }
@@ -151,14 +147,14 @@ impl Tender {
             }
             self.shared.component(&self.component.name, |component| {
                 component.process = None;
-                component.health = Health::Restarting;
+                component.health = ProcessState::Restarting;
                 component.detail = detail;
                 component.restarts += 1;
             });
             tokio::select! {
                 () = tokio::time::sleep(pause) => {}
                 () = self.stop.cancelled() => {
-                    return self.shared.component(&self.component.name, |component| component.health = Health::Stopped);
+                    return self.shared.component(&self.component.name, |component| component.health = ProcessState::Stopped);
                 }
             }
             pause = (pause * 2).min(RESTART_PAUSE_MAX);
@@ -168,7 +164,7 @@ impl Tender {
     fn failed(&self, detail: String) {
         self.shared.component(&self.component.name, |component| {
             component.process = None;
-            component.health = Health::Failed;
+            component.health = ProcessState::Failed;
             component.detail = detail;
         });
     }
@@ -184,7 +180,7 @@ impl Tender {
         self.shared.component(&name, |component| {
             component.process = process;
             component.started = unix_now();
-            component.health = Health::Starting;
+            component.health = ProcessState::Starting;
         });
         let started = Instant::now();
         let mut failures = 0;
@@ -219,7 +215,7 @@ impl Tender {
                     if failures >= PROBE_FAILURES_MAX {
                         healthy = false;
                         self.shared.component(&name, |component| {
-                            component.health = Health::Unhealthy;
+                            component.health = ProcessState::Unhealthy;
                             component.detail = why;
                         });
                     }
@@ -237,7 +233,7 @@ impl Tender {
         let took = u64::try_from(self.first_start.elapsed().as_millis()).unwrap_or(u64::MAX);
         let first = !std::mem::replace(&mut self.ever_healthy, true);
         self.shared.component(&self.component.name, |component| {
-            component.health = Health::Healthy;
+            component.health = ProcessState::Healthy;
             component.detail.clear();
             if first {
                 component.ready_ms = Some(took);

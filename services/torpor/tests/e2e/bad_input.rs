@@ -11,33 +11,32 @@ use client::{AUTH_HEADER, HttpVersion};
 use tonic::Code;
 
 use crate::app::{self, DOCKERFILE, zip_of, zip_with};
-use crate::fleet::{Fleet, hooks};
+use crate::world::{World, hooks};
 
 /// A build that must fail, and what its record says.
-async fn refused(fleet: &Fleet, name: &str, zip: Vec<u8>, code: &str, says: &str) -> crate::fleet::Built {
+async fn refused(fleet: &World, name: &str, zip: Vec<u8>, code: &str, says: &str) -> crate::world::Built {
     let built = fleet.build(name, zip, |_| ()).await;
     check(fleet, name, &built, code, says).await;
     built
 }
 
-async fn check(fleet: &Fleet, name: &str, built: &crate::fleet::Built, code: &str, says: &str) {
+async fn check(fleet: &World, name: &str, built: &crate::world::Built, code: &str, says: &str) {
     let build = &built.build;
     assert_eq!(build.state(), BuildState::Failed, "{name}: {}", built.log);
     assert_eq!(build.reason_code, code, "{name}: {}\n{}", build.state_reason, built.log);
     assert!(build.state_reason.contains(says), "{name}: '{}' lacks '{says}'", build.state_reason);
-    let mut images = fleet.context.images().unwrap();
     let request = GetImageRequest { image_identifier: name.to_owned() };
-    let image = images.get_image(request).await.unwrap().into_inner().image.unwrap();
+    let image = fleet.context.call(request).await.unwrap().image.unwrap();
     assert_eq!(image.state(), ImageState::CreateFailed);
     assert_eq!(image.latest_failed_image_version, "1.0");
     let run = fleet.run_with(name, |_| ()).await.unwrap_err();
     assert!(run.message().starts_with("No active version found for MicroVM image"), "{}", run.message());
     nothing_left(fleet, &image).await;
-    images.delete_image(DeleteImageRequest { image_identifier: name.to_owned() }).await.unwrap();
+    fleet.context.call(DeleteImageRequest { image_identifier: name.to_owned() }).await.unwrap();
 }
 
 /// No bake and no object of a failed build remains.
-async fn nothing_left(fleet: &Fleet, image: &Image) {
+async fn nothing_left(fleet: &World, image: &Image) {
     let store = object_store::Store::connect(&fleet.context.object_store()).unwrap();
     fleet
         .until(&format!("{} to leave nothing", image.name), Duration::from_secs(20), || async {
@@ -51,7 +50,7 @@ async fn nothing_left(fleet: &Fleet, image: &Image) {
         .await;
 }
 
-fn bakes(fleet: &Fleet) -> usize {
+fn bakes(fleet: &World) -> usize {
     ["h1", "h2"]
         .iter()
         .filter_map(|host| std::fs::read_dir(fleet.data_dir.join("hosts").join(host).join("bakes")).ok())
@@ -61,7 +60,7 @@ fn bakes(fleet: &Fleet) -> usize {
 
 #[tokio::test]
 async fn artifacts_that_are_no_app() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let dockerfile = DOCKERFILE.as_bytes();
     let mut bomb = vec![0_u8; 300 << 20];
     bomb[0] = 1;
@@ -101,7 +100,7 @@ async fn artifacts_that_are_no_app() {
 
 #[tokio::test]
 async fn dockerfiles_that_fail_say_where() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let failing =
         "FROM debian-12\nRUN echo before the failure\nRUN echo broken >&2 && false\nCMD [\"true\"]\n";
     let built = refused(&fleet, "e2e-failing", zip_with(failing), "CONTAINER_BUILD_FAILED", "step 3/4").await;
@@ -119,7 +118,7 @@ async fn dockerfiles_that_fail_say_where() {
 
 #[tokio::test]
 async fn apps_that_never_get_ready() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let environment = |key: &str, value: &str| HashMap::from([(key.to_owned(), value.to_owned())]);
     let zip = || app::zip_with(DOCKERFILE);
     let built =
@@ -152,7 +151,7 @@ async fn apps_that_never_get_ready() {
 
 #[tokio::test]
 async fn a_run_hook_that_fails_ends_the_microvm_with_the_reason() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     fleet
         .ensure_image("e2e-run-500", |c| {
             c.environment_variables = HashMap::from([("RUN_STATUS".to_owned(), "500".to_owned())]);
@@ -169,7 +168,7 @@ async fn a_run_hook_that_fails_ends_the_microvm_with_the_reason() {
 
 #[tokio::test]
 async fn requests_that_break_a_rule_name_the_field() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let good = fleet.configuration("s3://torpor-artifacts/none.zip");
     let with = |change: &dyn Fn(&mut ImageConfiguration)| {
         let mut configuration = good.clone();
@@ -225,20 +224,12 @@ async fn requests_that_break_a_rule_name_the_field() {
 
 #[tokio::test]
 async fn tokens_open_what_they_name_and_nothing_else() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let (one, two) = futures::future::join(fleet.run(image), fleet.run(image)).await;
     let port = |port: u32| vec![PortScope { scope: Some(port_scope::Scope::Port(port)) }];
     let narrow = fleet.token_for(&one.id, Duration::from_secs(60), port(8081)).await.unwrap();
     let right = fleet.token_for(&one.id, Duration::from_secs(60), port(8080)).await.unwrap();
-    let short = fleet.token_for(&one.id, Duration::from_secs(2), port(8080)).await.unwrap();
-    fleet
-        .until("the short token to expire", Duration::from_secs(10), || async {
-            let headers = HashMap::from([(AUTH_HEADER, short.as_str())]);
-            let answer = fleet.request(&one.endpoint, "/count", &headers, HttpVersion::Http1).await.ok()?;
-            (answer.status == 403).then(|| assert_eq!(answer.text(), "Token authentication failed"))
-        })
-        .await;
     let stranger = "00000000-0000-4000-8000-000000000000.microvms.localhost";
     let cases: [(&str, &str, &str, u16, &str); 7] = [
         (&one.endpoint, "", "", 403, "Request missing authentication"),

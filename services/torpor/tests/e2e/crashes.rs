@@ -8,13 +8,13 @@ use std::time::{Duration, Instant};
 use api::microvm::v1::*;
 use serde_json::Value;
 
-use crate::fleet::{Fleet, Running};
+use crate::world::{Running, World};
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
 
 #[tokio::test]
 async fn every_process_may_die_at_any_time() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let awake = fleet.run(image).await;
     let asleep = fleet.run_idle(image, Duration::from_secs(600), Duration::from_secs(1800)).await;
@@ -45,15 +45,9 @@ async fn every_process_may_die_at_any_time() {
     }
     let list = fleet
         .context
-        .microvms()
-        .unwrap()
-        .list_microvms(ListMicrovmsRequest {
-            image_identifier: image.to_owned(),
-            ..ListMicrovmsRequest::default()
-        })
+        .call(ListMicrovmsRequest { image_identifier: image.to_owned(), ..ListMicrovmsRequest::default() })
         .await
-        .unwrap()
-        .into_inner();
+        .unwrap();
     for id in [&awake.id, &asleep.id] {
         assert_eq!(list.microvms.iter().filter(|microvm| microvm.microvm_id == **id).count(), 1);
     }
@@ -88,25 +82,13 @@ fn kill(data_dir: &Path, component: &str) {
 
 /// Waits until both hosts are ready again, so that the next kill meets a whole
 /// fleet.
-async fn healthy(fleet: &Fleet, component: &str) {
+async fn healthy(fleet: &World, component: &str) {
     use api::host::v1::{HostState, ListHostsRequest};
     fleet
         .until(&format!("a whole fleet after the end of {component}"), Duration::from_secs(30), || async {
-            let hosts = fleet
-                .context
-                .hosts()
-                .unwrap()
-                .list_hosts(ListHostsRequest::default())
-                .await
-                .ok()?
-                .into_inner();
+            let hosts = fleet.context.call(ListHostsRequest::default()).await.ok()?;
             let ready = hosts.hosts.iter().filter(|host| host.state() == HostState::Ready).count();
-            let images = fleet
-                .context
-                .images()
-                .unwrap()
-                .list_images(api::image::v1::ListImagesRequest::default())
-                .await;
+            let images = fleet.context.call(api::image::v1::ListImagesRequest::default()).await;
             (ready == 2 && images.is_ok()).then_some(())
         })
         .await;

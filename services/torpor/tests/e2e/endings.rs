@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use api::microvm::v1::*;
 
-use crate::fleet::{Fleet, Running};
+use crate::world::{Running, World};
 
 const SOON: Duration = Duration::from_secs(2);
 
@@ -22,7 +22,7 @@ async fn ends_with(microvm: &Running<'_>, reason: &str, within: Duration) {
 
 #[tokio::test]
 async fn the_end_of_the_app_ends_the_microvm() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let microvm = fleet.run(fleet.app_image().await).await;
     microvm.get("/exit").await;
     ends_with(&microvm, "exited with status 3", SOON + Duration::from_millis(200)).await;
@@ -30,7 +30,7 @@ async fn the_end_of_the_app_ends_the_microvm() {
 
 #[tokio::test]
 async fn a_panic_and_a_power_off_of_the_guest_are_told_apart() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.hooked_image().await;
     for (key, reason) in [("c", "panic"), ("o", "powered off")] {
         let microvm = fleet.run(image).await;
@@ -41,7 +41,7 @@ async fn a_panic_and_a_power_off_of_the_guest_are_told_apart() {
 
 #[tokio::test]
 async fn a_killed_engine_ends_its_microvm_only() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let (one, two) = futures::future::join(fleet.run(image), fleet.run(image)).await;
     let pid = one.engine_pid().expect("an engine");
@@ -53,7 +53,7 @@ async fn a_killed_engine_ends_its_microvm_only() {
 
 #[tokio::test]
 async fn terminate_is_final_and_repeatable() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let microvm = fleet.run(fleet.app_image().await).await;
     let ended = microvm.terminate().await;
     assert_eq!(ended.state_reason, "Success.");
@@ -69,7 +69,7 @@ async fn terminate_is_final_and_repeatable() {
 
 #[tokio::test]
 async fn the_maximum_duration_ends_even_a_sleeping_microvm() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let run = |suspend: bool| {
         let fleet = &fleet;
@@ -94,7 +94,7 @@ async fn the_maximum_duration_ends_even_a_sleeping_microvm() {
 
 #[tokio::test]
 async fn the_suspended_window_ends_a_sleeping_microvm() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run_idle(image, Duration::from_secs(2), Duration::from_secs(2)).await;
     let ended = fleet.wait_within(&microvm.id, MicrovmState::Terminated, Duration::from_secs(20)).await;

@@ -2,11 +2,11 @@
 
 use std::net::{IpAddr, TcpListener};
 
-use crate::fleet::Fleet;
+use crate::world::World;
 
 #[tokio::test]
 async fn clones_of_one_image_are_not_the_same_machine() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let (one, two) = futures::future::join(fleet.run(image), fleet.run(image)).await;
     let (a, b) = (one.get("/identity").await, two.get("/identity").await);
@@ -32,7 +32,7 @@ async fn clones_of_one_image_are_not_the_same_machine() {
 
 #[tokio::test]
 async fn a_guest_reaches_neither_the_host_nor_the_fleet_nor_another_guest() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let (one, two) = futures::future::join(fleet.run(image), fleet.run(image)).await;
     // A listener on every address of the host is the easiest thing to reach.
@@ -57,7 +57,7 @@ async fn a_guest_reaches_neither_the_host_nor_the_fleet_nor_another_guest() {
     two.terminate().await;
 }
 
-fn etcd_port(fleet: &Fleet) -> u16 {
+fn etcd_port(fleet: &World) -> u16 {
     let settings = std::fs::read_to_string(fleet.data_dir.join("config/scheduler.toml")).unwrap();
     let table: toml::Table = settings.parse().unwrap();
     let endpoint = table["etcd"]["endpoints"][0].as_str().unwrap().to_owned();
@@ -78,7 +78,7 @@ fn host_addresses() -> Vec<IpAddr> {
 
 #[tokio::test]
 async fn engines_hold_no_privilege_and_secrets_are_in_no_argument() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run(image).await;
     let pid = microvm.engine_pid().expect("an engine");

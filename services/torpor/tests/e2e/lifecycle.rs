@@ -6,13 +6,13 @@ use std::time::Duration;
 use api::microvm::v1::*;
 use client::{AUTH_HEADER, HttpVersion};
 
-use crate::fleet::Fleet;
+use crate::world::World;
 
 const MIB: u64 = 1 << 20;
 
 #[tokio::test]
 async fn a_microvm_sleeps_when_idle_and_wakes_with_the_next_request() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run_idle(image, Duration::from_secs(2), Duration::from_secs(600)).await;
     assert_eq!(microvm.count().await, 1);
@@ -38,7 +38,7 @@ async fn a_microvm_sleeps_when_idle_and_wakes_with_the_next_request() {
 
 #[tokio::test]
 async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run(image).await;
     for round in 1..=3 {
@@ -68,7 +68,7 @@ async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
 
 #[tokio::test]
 async fn many_requests_at_once_wake_a_microvm_once() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run_idle(image, Duration::from_secs(600), Duration::from_secs(600)).await;
     assert_eq!(microvm.count().await, 1);
@@ -85,7 +85,7 @@ async fn many_requests_at_once_wake_a_microvm_once() {
 
 #[tokio::test]
 async fn hooks_are_called_in_their_places_from_guest_loopback() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.hooked_image().await;
     let microvm =
         fleet.run_with(image, |request| request.run_hook_payload = "{\"a\":1}".to_owned()).await.unwrap();
@@ -106,7 +106,7 @@ async fn hooks_are_called_in_their_places_from_guest_loopback() {
 
 #[tokio::test]
 async fn http_1_and_2_reach_the_app_and_the_token_does_not() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run(image).await;
     let headers = HashMap::from([
@@ -127,7 +127,7 @@ async fn http_1_and_2_reach_the_app_and_the_token_does_not() {
 
 #[tokio::test]
 async fn the_app_gets_its_environment_and_its_output_is_logged() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run(image).await;
     let environment = microvm.get("/environment").await["environment"].clone();
@@ -138,7 +138,7 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
     microvm.suspend().await.unwrap();
     microvm.resume().await.unwrap();
     microvm.get("/say?text=hello-again").await;
-    let mut client = fleet.context.microvms().unwrap();
+    let client = fleet.context.microvms().unwrap();
     let lines = fleet
         .until("both lines in the log", Duration::from_secs(20), || {
             let mut client = client.clone();
@@ -157,12 +157,12 @@ async fn the_app_gets_its_environment_and_its_output_is_logged() {
         .await;
     assert!(lines.windows(2).all(|pair| pair[0].sequence < pair[1].sequence), "sequences rise");
     microvm.terminate().await;
-    let _ = client.get_microvm(GetMicrovmRequest { microvm_id: microvm.id.clone() }).await.unwrap();
+    microvm.record().await;
 }
 
 #[tokio::test]
 async fn a_client_token_names_one_microvm() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let token = uuid::Uuid::new_v4().to_string();
     let run = || fleet.run_with(image, |request| request.client_token = token.clone());
@@ -182,7 +182,7 @@ async fn a_client_token_names_one_microvm() {
 
 #[tokio::test]
 async fn a_flood_of_output_harms_nobody() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let image = fleet.app_image().await;
     let microvm = fleet.run(image).await;
     microvm.get("/flood?seconds=3").await;

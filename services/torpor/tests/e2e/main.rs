@@ -9,7 +9,7 @@ mod app;
 mod bad_input;
 mod crashes;
 mod endings;
-mod fleet;
 mod isolation;
 mod lifecycle;
 mod storage;
+mod world;

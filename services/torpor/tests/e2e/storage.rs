@@ -7,69 +7,62 @@ use api::image::v1::GetImageVersionRequest;
 use api::microvm::v1::*;
 
 use crate::app;
-use crate::fleet::Fleet;
+use crate::world::World;
 
 #[tokio::test]
 async fn a_host_that_never_saw_the_image_fetches_it_and_launches() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-elsewhere";
     fleet.ensure_image(name, |_| ()).await;
     let first = fleet.run(name).await;
     let baked_on = first.record().await.host_id;
-    let mut hosts = fleet.context.hosts().unwrap();
-    hosts.drain_host(DrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
+    fleet.context.call(DrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
     fleet.wait(&first.id, MicrovmState::Suspended).await;
     let second = fleet.run(name).await;
     let record = second.record().await;
     assert_ne!(record.host_id, baked_on, "a drained host takes no launches");
     assert_eq!(second.count().await, 1);
     second.terminate().await;
-    hosts.undrain_host(UndrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
+    fleet.context.call(UndrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
     first.resume().await.unwrap();
     assert_eq!(first.count().await, 1);
     first.terminate().await;
-    let listed = hosts.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner().hosts;
+    let listed = fleet.context.call(ListHostsRequest::default()).await.unwrap().hosts;
     assert!(listed.iter().all(|host| host.state() == HostState::Ready), "{listed:?}");
 }
 
 #[tokio::test]
 async fn a_flipped_byte_in_a_chunk_is_data_loss_and_starts_nothing() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-damaged";
     let built = fleet.build(name, app::zip_with(app::DOCKERFILE), |_| ()).await;
     assert!(built.build.state_reason.is_empty(), "{}", built.build.state_reason);
-    let version = fleet
-        .context
-        .images()
-        .unwrap()
-        .get_image_version(GetImageVersionRequest {
-            image_identifier: name.to_owned(),
-            ..GetImageVersionRequest::default()
-        })
-        .await
-        .unwrap()
-        .into_inner()
-        .version
-        .unwrap();
-    let manifest = version.snapshot.unwrap().manifest_key;
+    let manifest = manifest_key(&fleet, name).await;
     let prefix = manifest.rsplit_once('/').unwrap().0.to_owned();
     let damaged = flip_a_byte_below(&fleet.data_dir.join("s3/torpor-snapshots").join(&prefix));
 
     // The host that baked it has its own copy: make the other one fetch.
-    let mut hosts = fleet.context.hosts().unwrap();
-    let listed = hosts.list_hosts(ListHostsRequest::default()).await.unwrap().into_inner().hosts;
+    let listed = fleet.context.call(ListHostsRequest::default()).await.unwrap().hosts;
     let holder = listed
         .iter()
         .find(|host| host.usage.as_ref().is_some_and(|usage| usage.cached_manifest_keys.contains(&manifest)))
         .map(|host| host.spec.as_ref().unwrap().host_id.clone())
         .expect("a host holds the image");
-    hosts.drain_host(DrainHostRequest { host_id: holder.clone() }).await.unwrap();
+    fleet.context.call(DrainHostRequest { host_id: holder.clone() }).await.unwrap();
     let microvm = fleet.run_with(name, |_| ()).await.unwrap();
     let ended =
         fleet.wait_within(&microvm.microvm_id, MicrovmState::Terminated, Duration::from_secs(60)).await;
-    hosts.undrain_host(UndrainHostRequest { host_id: holder }).await.unwrap();
+    fleet.context.call(UndrainHostRequest { host_id: holder }).await.unwrap();
     assert!(ended.state_reason.contains(&damaged), "'{}' names {damaged}", ended.state_reason);
     assert!(ended.state_reason.contains("DATA_LOSS"), "{}", ended.state_reason);
+}
+
+/// Key of the manifest of an image's newest version.
+async fn manifest_key(fleet: &World, image: &str) -> String {
+    let request =
+        GetImageVersionRequest { image_identifier: image.to_owned(), ..GetImageVersionRequest::default() };
+    let version = fleet.context.call(request).await.unwrap().version.unwrap();
+    version.snapshot.unwrap().manifest_key
 }
 
 /// Damages one memory chunk; returns the end of its key.
@@ -99,35 +92,21 @@ fn flip_a_byte_below(directory: &std::path::Path) -> String {
 
 #[tokio::test]
 async fn deleting_an_image_leaves_nothing_of_it() {
-    let fleet = Fleet::open();
+    let fleet = World::open();
     let name = "e2e-deleted";
     fleet.ensure_image(name, |_| ()).await;
     let microvm = fleet.run(name).await;
-    let mut images = fleet.context.images().unwrap();
     let request = api::image::v1::DeleteImageRequest { image_identifier: name.to_owned() };
-    let refused = images.delete_image(request.clone()).await.unwrap_err();
+    let refused = fleet.context.call(request.clone()).await.unwrap_err();
     assert_eq!(refused.message(), "Cannot delete microvm image with running microvms.");
     microvm.terminate().await;
-    let version = images
-        .get_image_version(GetImageVersionRequest {
-            image_identifier: name.to_owned(),
-            ..GetImageVersionRequest::default()
-        })
-        .await
-        .unwrap()
-        .into_inner()
-        .version
-        .unwrap();
-    let prefix = version.snapshot.unwrap().manifest_key.rsplit_once('/').unwrap().0.to_owned();
-    images.delete_image(request).await.unwrap();
+    let prefix = manifest_key(&fleet, name).await.rsplit_once('/').unwrap().0.to_owned();
+    fleet.context.call(request).await.unwrap();
     fleet
-        .until("the image to be gone", Duration::from_secs(60), || {
-            let mut images = images.clone();
-            async move {
-                let request = api::image::v1::GetImageRequest { image_identifier: name.to_owned() };
-                let answer = images.get_image(request).await;
-                answer.err().filter(|status| status.code() == tonic::Code::NotFound)
-            }
+        .until("the image to be gone", Duration::from_secs(60), || async {
+            let request = api::image::v1::GetImageRequest { image_identifier: name.to_owned() };
+            let answer = fleet.context.call(request).await;
+            answer.err().filter(|status| status.code() == tonic::Code::NotFound)
         })
         .await;
     let store = object_store::Store::connect(&fleet.context.object_store()).unwrap();

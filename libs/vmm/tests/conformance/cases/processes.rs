@@ -11,6 +11,7 @@ use vmm::{Engine, Error, ExitReason, NetworkSpec, ProcessHandle, Status};
 
 use super::{MEMORY_MIB, ensure_follows};
 use crate::bench::{Bench, last_turn, wait_past};
+use crate::guest;
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Without a tick of CPU time for so long, a process stands still: a running guest takes one every few turns.
@@ -45,7 +46,6 @@ pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()>
 
     let wrong = ProcessHandle { start_time: process.start_time + 1, ..process };
     ensure!(bench.engine.adopt(&spec, &wrong).await?.is_none());
-    ensure!(bench.engine.adopt_prepared(&spec, &process).await?.is_none());
     let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted")?;
     ensure!(machine.process() == process && machine.status().await? == Status::Running);
     wait_past(&*machine, base.turn + 6).await?;
@@ -102,27 +102,69 @@ pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>)
 pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<()> {
     let bench = Bench::new(engine, MEMORY_MIB)?;
     let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
+    let mut spec = bench.spec("nobody")?;
     let prepared = bench.engine.prepare(&spec, &base.memory).await?;
-    let process = prepared.release();
+    let process = prepared.process();
     bench.note(process);
-    let found = bench.engine.adopt(&spec, &process).await?.context("not found")?;
-    ensure!(found.status().await? == Status::Prepared);
-    drop(found);
-    let prepared = bench.engine.adopt_prepared(&spec, &process).await?.context("not adopted")?;
+    ensure!(prepared.is_alive());
+
+    // Only now is it known whose it will be: another name for disk and run directory, another content.
+    let (disk, run_dir) = (bench.path("late.disk"), bench.path("late.run"));
+    fs::rename(&spec.disk, &disk)?;
+    fs::rename(&spec.run_dir, &run_dir)?;
+    (spec.disk, spec.run_dir) = (disk, run_dir);
+    guest::order(&spec.disk, "alpha")?;
     let restored = prepared.load(&base.device_state, None).await?;
     let phases: Vec<_> = restored.phases.iter().map(|phase| phase.name).collect();
     ensure!(phases == ["state"], "{phases:?}");
-    ensure!(restored.machine.process() == process);
-    restored.machine.resume().await?;
-    ensure_follows(base.turn, &wait_past(&*restored.machine, base.turn + 2).await?)?;
-    restored.machine.stop().await?;
+    let machine = restored.machine;
+    ensure!(machine.process() == process);
+    machine.resume().await?;
+    let console = wait_past(&*machine, base.turn + 2).await?;
+    ensure_follows(base.turn, &console)?;
+    ensure!(console.contains(" word alpha"), "the disk is not the one of the load: {console}");
+    drop(machine);
+    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted where it was moved to")?;
 
-    let unused = bench.engine.prepare(&spec, &base.memory).await?;
-    let process = unused.process();
+    // Its suspend, and a wake in another process made ahead, whose disk is filled with the first one's.
+    machine.pause().await?;
+    let turn = last_turn(&machine.console().await?);
+    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    machine.save_difference(&state, &memory).await?;
+    machine.stop().await?;
+    let second = bench.spec("nobody")?;
+    let prepared = bench.engine.prepare(&second, &base.memory).await?;
+    bench.note(prepared.process());
+    guest::order(&second.disk, "beta")?;
+    let woken = prepared.load(&state, Some(&memory)).await?.machine;
+    woken.resume().await?;
+    let console = wait_past(&*woken, turn + 2).await?;
+    ensure_follows(turn, &console)?;
+    ensure!(console.contains(" word beta") && !console.contains("nobody"), "{console}");
+    woken.stop().await.map_err(Into::into)
+}
+
+pub async fn an_unused_prepared_process_goes(engine: Arc<dyn Engine>) -> Result<()> {
+    let bench = Bench::new(engine, MEMORY_MIB)?;
+    let base = bench.bake().await?;
+    let spec = bench.spec("alpha")?;
+    let stopped = bench.engine.prepare(&spec, &base.memory).await?;
+    let process = stopped.process();
     bench.note(process);
-    drop(unused);
-    poll("an unused process is still there", || is_gone(&process)).await
+    stopped.stop().await?;
+    ensure!(is_gone(&process), "it is still there after stop");
+
+    let dropped = bench.engine.prepare(&spec, &base.memory).await?;
+    let process = dropped.process();
+    bench.note(process);
+    drop(dropped);
+    poll("a dropped process is still there", || is_gone(&process)).await?;
+
+    // What kills it from outside is noticed.
+    let killed = bench.engine.prepare(&bench.spec("alpha")?, &base.memory).await?;
+    bench.note(killed.process());
+    Command::new("kill").args(["-9", &killed.process().pid.to_string()]).status()?;
+    poll("its end goes unnoticed", || !killed.is_alive()).await
 }
 
 pub async fn a_machine_lives_in_its_network_namespace(engine: Arc<dyn Engine>) -> Result<()> {

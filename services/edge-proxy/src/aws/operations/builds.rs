@@ -2,60 +2,53 @@
 
 use api::common::v1::Architecture;
 use api::errors;
-use api::image::v1::{GetImageBuildRequest, ImageBuild, ListImageBuildsRequest, SnapshotBuild};
-use aws_model::Input;
+use api::image::v1::{
+    GetImageBuildRequest, ImageBuild, ListImageBuildsRequest, ListImageBuildsResponse, SnapshotBuild,
+};
+use aws_model::Rejection;
 use serde_json::{Map, Value};
 
-use crate::aws::arn::Kind;
-
-use super::{Answer, Call, configuration, given, members, missing, text, word};
+use super::{Answer, Call, configuration, given, members, text, word};
+use crate::aws::account::Kind;
 
 /// Reason codes whose sentence does not say them itself.
 const CODES: [&str; 4] =
     ["CONTAINER_BUILD_FAILED", "BASE_IMAGE_NOT_FOUND", "DISK_STORAGE_FULL", "INTERNAL_PLATFORM_ERROR"];
 
-/// ListMicrovmImageBuilds. The filters come after the page.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let image_arn = call.image(&input)?;
-    let message = ListImageBuildsRequest {
-        image_identifier: image_arn.clone(),
-        image_version: input.text("imageVersion").unwrap_or_default().to_owned(),
+pub(super) fn list(call: &Call<'_>) -> Result<ListImageBuildsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    Ok(ListImageBuildsRequest {
+        image_identifier: call.image()?,
+        image_version: call.members().string("imageVersion"),
         page_size,
         page_token,
-    };
-    let listed = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.list_image_builds(request).await
-        })
-        .await?;
+    })
+}
+
+/// The filters come after the page.
+pub(super) fn listed(call: &Call<'_>, page: ListImageBuildsResponse) -> Answer {
+    let image_arn = call.image()?;
     let wanted = |item: &Map<String, Value>| {
         ["architecture", "chipset", "chipsetGeneration"]
             .iter()
-            .all(|name| input.get(name).is_none_or(|filter| item.get(*name) == Some(filter)))
+            .all(|name| call.members().get(name).is_none_or(|filter| item.get(*name) == Some(filter)))
     };
-    let builds = listed.builds.into_iter();
-    let items = builds.map(|build| item(call, build, &image_arn)).filter(wanted);
-    Ok(call.items(&input, items, &listed.next_page_token))
+    let items = page.builds.into_iter().map(|build| item(call, build, &image_arn)).filter(wanted);
+    call.items(items, &page.next_page_token)
 }
 
-/// GetMicrovmImageBuild.
-pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let image_arn = call.image(&input)?;
-    let build_id = input.text("buildId").unwrap_or_default();
-    let message = GetImageBuildRequest { build_id: build_id.to_owned() };
-    let found = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.get_image_build(request).await
-        })
-        .await?;
-    let build = found.build.ok_or_else(|| missing("a build"))?;
+pub(super) fn get(call: &Call<'_>) -> Result<GetImageBuildRequest, Rejection> {
+    call.image()?;
+    Ok(GetImageBuildRequest { build_id: call.members().string("buildId") })
+}
+
+pub(super) fn found(call: &Call<'_>, build: ImageBuild) -> Answer {
+    let image_arn = call.image()?;
     // The path names three things that belong together, and a policy was asked about this very ARN.
-    let owner = call.fleet.arn(Kind::Image, &build.image_name);
-    if owner != image_arn || Some(build.image_version.as_str()) != input.text("imageVersion") {
-        return Err(errors::not_found("MicroVM image build", build_id).into());
+    let owner = call.account.arn(Kind::Image, &build.image_name);
+    if owner != image_arn || Some(build.image_version.as_str()) != call.members().text("imageVersion") {
+        let build_id = call.members().string("buildId");
+        return Err(call.refused(&errors::not_found("MicroVM image build", &build_id)));
     }
     let sizes = build.snapshot_build.and_then(sizes);
     let mut answer = item(call, build, &image_arn);
@@ -63,7 +56,7 @@ pub async fn get(call: Call<'_>, input: Input) -> Answer {
     Ok(answer)
 }
 
-fn item(call: Call<'_>, build: ImageBuild, image_arn: &str) -> Map<String, Value> {
+fn item(call: &Call<'_>, build: ImageBuild, image_arn: &str) -> Map<String, Value> {
     let chipset = match build.architecture() {
         Architecture::Unspecified => Value::Null,
         Architecture::Arm64 => "GRAVITON".into(),

@@ -5,11 +5,11 @@ use api::common::v1::{
     Architecture, CpuConfiguration, Hook, HookMode, Hooks, LogGroup, Logging, LoggingDisabled, Resources,
 };
 use api::image::v1::{CodeArtifact, ImageConfiguration};
+use aws_model::Members;
 use prost_types::Duration;
 use serde_json::{Map, Value, json};
 
 use super::{given, map, members, text, texts};
-use crate::aws::members::Members;
 
 /// A hook's name in requests, and the member with its timeout.
 type HookNames = (&'static str, &'static str);
@@ -21,62 +21,57 @@ const SUSPEND: HookNames = ("suspend", "suspendTimeoutInSeconds");
 const TERMINATE: HookNames = ("terminate", "terminateTimeoutInSeconds");
 
 /// The configuration in a request.
-pub fn read(request: &mut Members) -> ImageConfiguration {
+pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
     let cpu =
-        |mut cpu: Members| CpuConfiguration { architecture: architecture(&cpu.text("architecture")).into() };
-    let resources = |mut resources: Members| Resources {
-        minimum_memory_mib: resources.small("minimumMemoryInMiB").unwrap_or(0),
+        |cpu: Members<'_>| CpuConfiguration { architecture: architecture(cpu.text("architecture")).into() };
+    let resources = |resources: Members<'_>| Resources {
+        minimum_memory_mib: resources.number("minimumMemoryInMiB").unwrap_or(0),
     };
+    let artifact = |artifact: Members<'_>| CodeArtifact { uri: artifact.string("uri") };
     ImageConfiguration {
-        code_artifact: request
-            .structure("codeArtifact")
-            .map(|mut artifact| CodeArtifact { uri: artifact.text("uri") }),
-        base_image_arn: request.text("baseImageArn"),
-        base_image_version: request.text("baseImageVersion"),
-        build_role_arn: request.text("buildRoleArn"),
-        description: request.text("description"),
-        resources: request.structures("resources").into_iter().map(resources).next(),
-        cpu_configurations: request.structures("cpuConfigurations").into_iter().map(cpu).collect(),
-        additional_os_capabilities: request.texts("additionalOsCapabilities"),
+        code_artifact: request.structure("codeArtifact").map(artifact),
+        base_image_arn: request.string("baseImageArn"),
+        base_image_version: request.string("baseImageVersion"),
+        build_role_arn: request.string("buildRoleArn"),
+        description: request.string("description"),
+        resources: request.structures("resources").map(resources).next(),
+        cpu_configurations: request.structures("cpuConfigurations").map(cpu).collect(),
+        additional_os_capabilities: request.strings("additionalOsCapabilities"),
         environment_variables: request.map("environmentVariables"),
-        egress_network_connectors: request.texts("egressNetworkConnectors"),
+        egress_network_connectors: request.strings("egressNetworkConnectors"),
         hooks: request.structure("hooks").map(hooks),
         logging: request.structure("logging").map(logging),
         kms_key_identifier: request.text("kmsKeyIdentifier"),
     }
 }
 
-/// Where logs go.
-pub fn logging(mut logging: Members) -> Logging {
-    let group = logging.structure("cloudWatch").map(|mut group| {
+pub(super) fn logging(logging: Members<'_>) -> Logging {
+    let group = logging.structure("cloudWatch").map(|group| {
         Destination::CloudWatch(LogGroup {
-            log_group: group.text("logGroup"),
-            log_stream: group.text("logStream"),
+            log_group: group.string("logGroup"),
+            log_stream: group.string("logStream"),
         })
     });
-    let disabled = || {
-        let disabled = logging.structure("disabled");
-        disabled.map(|_| Destination::Disabled(LoggingDisabled {}))
-    };
-    Logging { destination: group.or_else(disabled) }
+    let disabled = logging.structure("disabled").map(|_| Destination::Disabled(LoggingDisabled {}));
+    Logging { destination: group.or(disabled) }
 }
 
-fn hooks(mut hooks: Members) -> Hooks {
-    let mut build = hooks.structure("microvmImageHooks").unwrap_or_default();
-    let mut runtime = hooks.structure("microvmHooks").unwrap_or_default();
+fn hooks(hooks: Members<'_>) -> Hooks {
+    let build = hooks.structure("microvmImageHooks").unwrap_or_default();
+    let runtime = hooks.structure("microvmHooks").unwrap_or_default();
     Hooks {
-        port: hooks.small("port").unwrap_or(0),
-        ready: hook(&mut build, READY),
-        validate: hook(&mut build, VALIDATE),
-        run: hook(&mut runtime, RUN),
-        resume: hook(&mut runtime, RESUME),
-        suspend: hook(&mut runtime, SUSPEND),
-        terminate: hook(&mut runtime, TERMINATE),
+        port: hooks.number("port").unwrap_or(0),
+        ready: hook(build, READY),
+        validate: hook(build, VALIDATE),
+        run: hook(runtime, RUN),
+        resume: hook(runtime, RESUME),
+        suspend: hook(runtime, SUSPEND),
+        terminate: hook(runtime, TERMINATE),
     }
 }
 
-fn hook(group: &mut Members, (name, timeout): HookNames) -> Option<Hook> {
-    let mode = match group.optional_text(name).as_deref() {
+fn hook(group: Members<'_>, (name, timeout): HookNames) -> Option<Hook> {
+    let mode = match group.text(name) {
         Some("ENABLED") => HookMode::Enabled,
         Some("DISABLED") => HookMode::Disabled,
         _ => HookMode::Unspecified,
@@ -85,16 +80,16 @@ fn hook(group: &mut Members, (name, timeout): HookNames) -> Option<Hook> {
     (mode != HookMode::Unspecified || timeout.is_some()).then_some(Hook { mode: mode.into(), timeout })
 }
 
-fn architecture(name: &str) -> Architecture {
+fn architecture(name: Option<&str>) -> Architecture {
     match name {
-        "ARM_64" => Architecture::Arm64,
-        "X86_64" => Architecture::X8664,
+        Some("ARM_64") => Architecture::Arm64,
+        Some("X86_64") => Architecture::X8664,
         _ => Architecture::Unspecified,
     }
 }
 
 /// An architecture's name on the wire; null when it is not known.
-pub fn architecture_name(architecture: Architecture) -> Value {
+pub(super) fn architecture_name(architecture: Architecture) -> Value {
     match architecture {
         Architecture::Unspecified => Value::Null,
         Architecture::Arm64 => "ARM_64".into(),
@@ -103,7 +98,7 @@ pub fn architecture_name(architecture: Architecture) -> Value {
 }
 
 /// The members of an answer that tell a configuration.
-pub fn write(configuration: ImageConfiguration) -> Map<String, Value> {
+pub(super) fn write(configuration: ImageConfiguration) -> Map<String, Value> {
     let cpu = |cpu: &CpuConfiguration| json!({"architecture": architecture_name(cpu.architecture())});
     let cpus = &configuration.cpu_configurations;
     let environment = configuration.environment_variables;
@@ -205,13 +200,12 @@ mod tests {
             "resources": [{"minimumMemoryInMiB": 512}],
         });
         let Value::Object(request) = all.clone() else { panic!("an object was written above") };
-        let configuration = read(&mut request.into());
-        assert_eq!(Value::Object(write(configuration)), all);
+        assert_eq!(Value::Object(write(read(Members::from(&request)))), all);
     }
 
     #[test]
     fn what_is_not_given_is_null() {
-        let nothing = write(read(&mut Members::default()));
+        let nothing = write(read(Members::default()));
         assert!(nothing.values().all(Value::is_null), "{nothing:?}");
         assert_eq!(nothing.len(), 12);
     }
@@ -221,7 +215,7 @@ mod tests {
         let Value::Object(request) = json!({"logging": {"disabled": {}}, "hooks": {}}) else {
             panic!("an object was written above")
         };
-        let written = write(read(&mut request.into()));
+        let written = write(read(Members::from(&request)));
         assert_eq!(written["logging"], json!({"disabled": {}}));
         assert_eq!(written["hooks"], json!({}));
     }

@@ -2,64 +2,53 @@
 
 use api::connector::v1::{
     ComputeResourceType, CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, ElasticIpType,
-    GetNetworkConnectorRequest, ListNetworkConnectorVersionsRequest, ListNetworkConnectorsRequest,
+    GetNetworkConnectorRequest, GetNetworkConnectorResponse, ListNetworkConnectorVersionsRequest,
+    ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest, ListNetworkConnectorsResponse,
     NetworkConnector, NetworkConnectorConfiguration, NetworkConnectorState, NetworkProtocol,
     UpdateNetworkConnectorRequest, UpdateStatus,
 };
-use aws_model::Input;
+use aws_model::{Members, Rejection};
 use serde_json::{Value, json};
 
-use super::{Answer, Call, Failure, given, members, missing, text, texts, word};
-use crate::aws::members::Members;
+use super::{Answer, Call, given, members, text, texts, word};
 
 /// The one type of connectors.
 const TYPE: &str = "VPC_EGRESS";
 
-/// CreateNetworkConnector.
-pub async fn create(call: Call<'_>, input: Input) -> Answer {
-    let mut request = Members::from(input.into_members());
-    let message = CreateNetworkConnectorRequest {
-        name: request.text("Name"),
-        configuration: configuration(&mut request),
-        operator_role: request.text("OperatorRole"),
-        client_token: request.text("ClientToken"),
+pub(super) fn create(call: &Call<'_>) -> Result<CreateNetworkConnectorRequest, Rejection> {
+    let request = call.members();
+    Ok(CreateNetworkConnectorRequest {
+        name: request.string("Name"),
+        configuration: configuration(request),
+        operator_role: request.string("OperatorRole"),
+        client_token: request.string("ClientToken"),
         tags: request.map("Tags"),
-    };
-    let made = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.create_network_connector(request).await
-        })
-        .await?;
-    changed(made.connector)
+    })
 }
 
-/// GetNetworkConnector.
-pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let (mut connector, latest) = find(call, identifier(&input)).await?;
-    let reasons = members([
-        ("LastModified", call.time(connector.update_time)),
-        ("LastUpdateStatus", update_status(&connector)),
-        ("LastUpdateStatusReason", text(std::mem::take(&mut connector.last_update_status_reason))),
+pub(super) fn get(call: &Call<'_>) -> Result<GetNetworkConnectorRequest, Rejection> {
+    Ok(GetNetworkConnectorRequest { identifier: identifier(call) })
+}
+
+pub(super) fn found(call: &Call<'_>, found: GetNetworkConnectorResponse) -> Answer {
+    let latest = found.latest_version;
+    let mut connector = found.connector.ok_or_else(|| call.lacks("connector"))?;
+    let more = members([
         ("LatestVersion", version(latest)),
         ("LatestVersionArn", version_arn(&connector, latest)),
         ("StateReason", text(std::mem::take(&mut connector.state_reason))),
     ]);
-    let mut answer = changed(Some(connector))?;
-    answer.extend(reasons);
+    let mut answer = updated(call, connector)?;
+    answer.extend(more);
     Ok(answer)
 }
 
-/// ListNetworkConnectors.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let message = ListNetworkConnectorsRequest { page_size, page_token, state: state(&input).into() };
-    let listed = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.list_network_connectors(request).await
-        })
-        .await?;
+pub(super) fn list(call: &Call<'_>) -> Result<ListNetworkConnectorsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    Ok(ListNetworkConnectorsRequest { page_size, page_token, state: state(call).into() })
+}
+
+pub(super) fn listed(call: &Call<'_>, page: ListNetworkConnectorsResponse) -> Answer {
     let item = |connector: NetworkConnector| {
         given([
             ("LastModified", call.time(connector.update_time)),
@@ -73,65 +62,42 @@ pub async fn list(call: Call<'_>, input: Input) -> Answer {
         ])
     };
     Ok(members([
-        ("NetworkConnectors", listed.connectors.into_iter().map(item).collect()),
-        ("NextMarker", call.next(&input, &listed.next_page_token)),
+        ("NetworkConnectors", page.connectors.into_iter().map(item).collect()),
+        ("NextMarker", call.next(&page.next_page_token)),
     ]))
 }
 
-/// UpdateNetworkConnector.
-pub async fn update(call: Call<'_>, input: Input) -> Answer {
-    let identifier = identifier(&input);
-    let mut request = Members::from(input.into_members());
-    let message = UpdateNetworkConnectorRequest {
-        identifier,
-        configuration: configuration(&mut request),
-        operator_role: request.text("OperatorRole"),
-        client_token: request.text("ClientToken"),
-    };
-    let updated = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.update_network_connector(request).await
-        })
-        .await?;
-    let mut connector = updated.connector.ok_or_else(|| missing("a connector"))?;
-    let reasons = members([
+pub(super) fn update(call: &Call<'_>) -> Result<UpdateNetworkConnectorRequest, Rejection> {
+    Ok(UpdateNetworkConnectorRequest {
+        identifier: identifier(call),
+        configuration: configuration(call.members()),
+        operator_role: call.members().string("OperatorRole"),
+        client_token: call.members().string("ClientToken"),
+    })
+}
+
+pub(super) fn updated(call: &Call<'_>, mut connector: NetworkConnector) -> Answer {
+    let more = members([
         ("LastModified", call.time(connector.update_time)),
         ("LastUpdateStatus", update_status(&connector)),
         ("LastUpdateStatusReason", text(std::mem::take(&mut connector.last_update_status_reason))),
     ]);
-    let mut answer = changed(Some(connector))?;
-    answer.extend(reasons);
+    let mut answer = changed(call, connector)?;
+    answer.extend(more);
     Ok(answer)
 }
 
-/// DeleteNetworkConnector.
-pub async fn delete(call: Call<'_>, input: Input) -> Answer {
-    let message = DeleteNetworkConnectorRequest { identifier: identifier(&input) };
-    let deleted = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.delete_network_connector(request).await
-        })
-        .await?;
-    changed(deleted.connector)
+pub(super) fn delete(call: &Call<'_>) -> Result<DeleteNetworkConnectorRequest, Rejection> {
+    Ok(DeleteNetworkConnectorRequest { identifier: identifier(call) })
 }
 
-/// ListNetworkConnectorVersions.
-pub async fn versions(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let message = ListNetworkConnectorVersionsRequest {
-        identifier: identifier(&input),
-        page_size,
-        page_token,
-        state: state(&input).into(),
-    };
-    let listed = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.list_network_connector_versions(request).await
-        })
-        .await?;
+pub(super) fn versions(call: &Call<'_>) -> Result<ListNetworkConnectorVersionsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    let (identifier, state) = (identifier(call), state(call).into());
+    Ok(ListNetworkConnectorVersionsRequest { identifier, page_size, page_token, state })
+}
+
+pub(super) fn listed_versions(call: &Call<'_>, page: ListNetworkConnectorVersionsResponse) -> Answer {
     let item = |connector: NetworkConnector| {
         given([
             ("LastModified", call.time(connector.update_time)),
@@ -145,27 +111,13 @@ pub async fn versions(call: Call<'_>, input: Input) -> Answer {
         ])
     };
     Ok(members([
-        ("NetworkConnectorVersions", listed.versions.into_iter().map(item).collect()),
-        ("NextMarker", call.next(&input, &listed.next_page_token)),
+        ("NetworkConnectorVersions", page.versions.into_iter().map(item).collect()),
+        ("NextMarker", call.next(&page.next_page_token)),
     ]))
 }
 
-/// Reads a connector; also its newest version that may be used.
-pub async fn find(call: Call<'_>, identifier: String) -> Result<(NetworkConnector, u64), Failure> {
-    let message = GetNetworkConnectorRequest { identifier };
-    let found = call
-        .services
-        .connectors(call.request_id, message, |mut client, request| async move {
-            client.get_network_connector(request).await
-        })
-        .await?;
-    let connector = found.connector.ok_or_else(|| missing("a connector"))?;
-    Ok((connector, found.latest_version))
-}
-
 /// What every answer about one connector tells.
-fn changed(connector: Option<NetworkConnector>) -> Answer {
-    let connector = connector.ok_or_else(|| missing("a connector"))?;
+pub(super) fn changed(_: &Call<'_>, connector: NetworkConnector) -> Answer {
     Ok(members([
         ("State", state_name(&connector)),
         ("Version", version(connector.version)),
@@ -178,12 +130,12 @@ fn changed(connector: Option<NetworkConnector>) -> Answer {
     ]))
 }
 
-fn identifier(input: &Input) -> String {
-    input.text("Identifier").unwrap_or_default().to_owned()
+fn identifier(call: &Call<'_>) -> String {
+    call.members().string("Identifier")
 }
 
-fn state(input: &Input) -> NetworkConnectorState {
-    let name = input.text("State").map(|name| format!("NETWORK_CONNECTOR_STATE_{name}"));
+fn state(call: &Call<'_>) -> NetworkConnectorState {
+    let name = call.members().text("State").map(|name| format!("NETWORK_CONNECTOR_STATE_{name}"));
     name.and_then(|name| NetworkConnectorState::from_str_name(&name)).unwrap_or_default()
 }
 
@@ -209,29 +161,27 @@ fn version_arn(connector: &NetworkConnector, version: u64) -> Value {
     if version == 0 { Value::Null } else { format!("{}:{version}", connector.connector_arn).into() }
 }
 
-fn configuration(request: &mut Members) -> Option<NetworkConnectorConfiguration> {
-    let mut vpc = request.structure("Configuration")?.structure("VpcEgressConfiguration")?;
-    let protocol = match vpc.text("NetworkProtocol").as_str() {
-        "IPv4" => NetworkProtocol::Ipv4,
-        "DualStack" => NetworkProtocol::DualStack,
+fn configuration(request: Members<'_>) -> Option<NetworkConnectorConfiguration> {
+    let vpc = request.structure("Configuration")?.structure("VpcEgressConfiguration")?;
+    let protocol = match vpc.text("NetworkProtocol") {
+        Some("IPv4") => NetworkProtocol::Ipv4,
+        Some("DualStack") => NetworkProtocol::DualStack,
         _ => NetworkProtocol::Unspecified,
     };
-    let types = vpc.texts("AssociatedComputeResourceTypes").into_iter();
-    let types = types.map(|name| match name.as_str() {
+    let types = vpc.texts("AssociatedComputeResourceTypes").map(|name| match name {
         "MicroVm" => ComputeResourceType::MicroVm.into(),
         "WebFunction" => ComputeResourceType::WebFunction.into(),
         _ => ComputeResourceType::Unspecified.into(),
     });
-    let elastic = vpc.structure("ElasticIpConfiguration");
-    let elastic =
-        elastic.map_or(ElasticIpType::Unspecified, |mut elastic| match elastic.text("Type").as_str() {
-            "None" => ElasticIpType::None,
-            "ServiceManaged" => ElasticIpType::ServiceManaged,
-            _ => ElasticIpType::Unspecified,
-        });
+    let elastic = vpc.structure("ElasticIpConfiguration").unwrap_or_default();
+    let elastic = match elastic.text("Type") {
+        Some("None") => ElasticIpType::None,
+        Some("ServiceManaged") => ElasticIpType::ServiceManaged,
+        _ => ElasticIpType::Unspecified,
+    };
     Some(NetworkConnectorConfiguration {
-        subnet_ids: vpc.texts("SubnetIds"),
-        security_group_ids: vpc.texts("SecurityGroupIds"),
+        subnet_ids: vpc.strings("SubnetIds"),
+        security_group_ids: vpc.strings("SecurityGroupIds"),
         network_protocol: protocol.into(),
         associated_compute_resource_types: types.collect(),
         elastic_ip_type: elastic.into(),

@@ -1,42 +1,36 @@
 //! Managed images: the fleet's local bases.
 
-use api::image::v1::{ListBaseImageVersionsRequest, ListBaseImagesRequest};
-use aws_model::Input;
+use api::image::v1::{
+    ListBaseImageVersionsRequest, ListBaseImageVersionsResponse, ListBaseImagesRequest,
+    ListBaseImagesResponse,
+};
+use aws_model::Rejection;
 
 use super::{Answer, Call, members, word};
 
-/// ListManagedMicrovmImages.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let message = ListBaseImagesRequest { page_size, page_token };
-    let listed = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.list_base_images(request).await
-        })
-        .await?;
-    let items = listed.base_images.into_iter().map(|base| {
+pub(super) fn list(call: &Call<'_>) -> Result<ListBaseImagesRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    Ok(ListBaseImagesRequest { page_size, page_token })
+}
+
+pub(super) fn listed(call: &Call<'_>, page: ListBaseImagesResponse) -> Answer {
+    let items = page.base_images.into_iter().map(|base| {
         members([
             ("createdAt", call.time(base.create_time)),
             ("imageArn", base.image_arn.into()),
             ("updatedAt", call.time(base.update_time)),
         ])
     });
-    Ok(call.items(&input, items, &listed.next_page_token))
+    call.items(items, &page.next_page_token)
 }
 
-/// ListManagedMicrovmImageVersions.
-pub async fn versions(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let message =
-        ListBaseImageVersionsRequest { base_image_identifier: call.image(&input)?, page_size, page_token };
-    let listed = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.list_base_image_versions(request).await
-        })
-        .await?;
-    let items = listed.versions.into_iter().map(|version| {
+pub(super) fn versions(call: &Call<'_>) -> Result<ListBaseImageVersionsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    Ok(ListBaseImageVersionsRequest { base_image_identifier: call.image()?, page_size, page_token })
+}
+
+pub(super) fn listed_versions(call: &Call<'_>, page: ListBaseImageVersionsResponse) -> Answer {
+    let items = page.versions.into_iter().map(|version| {
         let status = version.status().as_str_name();
         members([
             ("createdAt", call.time(version.create_time)),
@@ -46,5 +40,5 @@ pub async fn versions(call: Call<'_>, input: Input) -> Answer {
             ("updatedAt", call.time(version.update_time)),
         ])
     });
-    Ok(call.items(&input, items, &listed.next_page_token))
+    call.items(items, &page.next_page_token)
 }

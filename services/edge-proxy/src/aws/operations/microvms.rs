@@ -2,135 +2,42 @@
 
 use api::common::v1::IdlePolicy;
 use api::microvm::v1::{
-    GetMicrovmRequest, ListMicrovmsRequest, Microvm, ResumeMicrovmRequest, RunMicrovmRequest,
-    SuspendMicrovmRequest, TerminateMicrovmRequest,
+    GetMicrovmRequest, ListMicrovmsRequest, ListMicrovmsResponse, Microvm, ResumeMicrovmRequest,
+    RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest, TerminateMicrovmResponse,
 };
-use aws_model::Input;
+use aws_model::{Members, Rejection};
 use prost_types::Duration;
 use serde_json::{Map, Value, json};
 use tonic::Status;
 
-use super::{Answer, Call, Failure, client_token, configuration, members, missing, text, word};
-use crate::aws::members::Members;
+use super::{Answer, Call, configuration, members, text, word};
+use crate::aws::services::ask;
 
-/// Longest wait for a suspend or resume to be done: hooks may take a minute, and
-/// clients give up about then. Most are done within milliseconds, and refusals
-/// are known at once.
+/// Longest wait for a suspend or resume to be done: hooks may take a minute, and clients give up about then. Most are done
+/// within milliseconds, and refusals are known at once.
 const TRANSITION_WAIT: std::time::Duration = std::time::Duration::from_secs(10);
 
-/// RunMicrovm.
-pub async fn run(call: Call<'_>, input: Input) -> Answer {
-    let image_identifier = call.image(&input)?;
-    let mut request = Members::from(input.into_members());
-    let message = RunMicrovmRequest {
-        image_identifier,
-        image_version: request.text("imageVersion"),
-        execution_role_arn: request.text("executionRoleArn"),
+pub(super) fn run(call: &Call<'_>) -> Result<RunMicrovmRequest, Rejection> {
+    let request = call.members();
+    Ok(RunMicrovmRequest {
+        image_identifier: image(call)?,
+        image_version: request.string("imageVersion"),
+        execution_role_arn: request.string("executionRoleArn"),
         idle_policy: request.structure("idlePolicy").map(idle_policy),
         maximum_duration: request.integer("maximumDurationInSeconds").map(seconds),
-        run_hook_payload: request.text("runHookPayload"),
+        run_hook_payload: request.string("runHookPayload"),
         logging: request.structure("logging").map(configuration::logging),
-        ingress_network_connectors: request.texts("ingressNetworkConnectors"),
-        egress_network_connectors: request.texts("egressNetworkConnectors"),
-        client_token: client_token(request.optional_text("clientToken")),
-    };
-    let ran =
-        call.services
-            .microvms(call.request_id, message, |mut client, request| async move {
-                client.run_microvm(request).await
-            })
-            .await?;
-    detail(call, ran.microvm)
+        ingress_network_connectors: request.strings("ingressNetworkConnectors"),
+        egress_network_connectors: request.strings("egressNetworkConnectors"),
+        client_token: call.client_token(),
+    })
 }
 
-/// GetMicrovm.
-pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let message = GetMicrovmRequest { microvm_id: id(&input) };
-    let found =
-        call.services
-            .microvms(call.request_id, message, |mut client, request| async move {
-                client.get_microvm(request).await
-            })
-            .await?;
-    detail(call, found.microvm)
+pub(super) fn get(call: &Call<'_>) -> Result<GetMicrovmRequest, Rejection> {
+    Ok(GetMicrovmRequest { microvm_id: id(call) })
 }
 
-/// ListMicrovms.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let image_identifier = match input.text("imageIdentifier") {
-        Some(_) => call.image(&input)?,
-        None => String::new(),
-    };
-    let message = ListMicrovmsRequest {
-        page_size,
-        page_token,
-        image_identifier,
-        image_version: input.text("imageVersion").unwrap_or_default().to_owned(),
-    };
-    let listed = call
-        .services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.list_microvms(request).await
-        })
-        .await?;
-    let items = listed.microvms.into_iter().map(|microvm| {
-        members([
-            ("startedAt", call.time(microvm.start_time)),
-            ("state", state(&microvm)),
-            ("imageArn", microvm.image_arn.into()),
-            ("imageVersion", microvm.image_version.into()),
-            ("microvmId", microvm.microvm_id.into()),
-        ])
-    });
-    Ok(call.items(&input, items, &listed.next_page_token))
-}
-
-/// SuspendMicrovm.
-pub async fn suspend(call: Call<'_>, input: Input) -> Answer {
-    let message = SuspendMicrovmRequest { microvm_id: id(&input) };
-    let asked = call.services.microvms(call.request_id, message, |mut client, request| async move {
-        client.suspend_microvm(request).await
-    });
-    begun(asked).await
-}
-
-/// The answer to a change of state: empty, when it is done or well under way. The
-/// scheduler finishes what it began whether or not somebody still waits.
-async fn begun<T>(asked: impl Future<Output = Result<T, Status>>) -> Answer {
-    match tokio::time::timeout(TRANSITION_WAIT, asked).await {
-        Ok(Err(status)) => Err(status.into()),
-        Ok(Ok(_)) | Err(_) => Ok(Map::new()),
-    }
-}
-
-/// ResumeMicrovm.
-pub async fn resume(call: Call<'_>, input: Input) -> Answer {
-    let message = ResumeMicrovmRequest { microvm_id: id(&input) };
-    let asked = call.services.microvms(call.request_id, message, |mut client, request| async move {
-        client.resume_microvm(request).await
-    });
-    begun(asked).await
-}
-
-/// TerminateMicrovm.
-pub async fn terminate(call: Call<'_>, input: Input) -> Answer {
-    let message = TerminateMicrovmRequest { microvm_id: id(&input) };
-    call.services
-        .microvms(call.request_id, message, |mut client, request| async move {
-            client.terminate_microvm(request).await
-        })
-        .await?;
-    Ok(Map::new())
-}
-
-/// The id that a request names.
-pub fn id(input: &Input) -> String {
-    input.text("microvmIdentifier").unwrap_or_default().to_owned()
-}
-
-fn detail(call: Call<'_>, microvm: Option<Microvm>) -> Result<Map<String, Value>, Failure> {
-    let microvm = microvm.ok_or_else(|| missing("a microVM"))?;
+pub(super) fn detail(call: &Call<'_>, microvm: Microvm) -> Answer {
     let idle_policy = |policy: IdlePolicy| {
         json!({
             "autoResumeEnabled": policy.auto_resume_enabled,
@@ -155,11 +62,71 @@ fn detail(call: Call<'_>, microvm: Option<Microvm>) -> Result<Map<String, Value>
     ]))
 }
 
+pub(super) fn list(call: &Call<'_>) -> Result<ListMicrovmsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    let image_identifier = match call.members().text("imageIdentifier") {
+        Some(_) => image(call)?,
+        None => String::new(),
+    };
+    let image_version = call.members().string("imageVersion");
+    Ok(ListMicrovmsRequest { page_size, page_token, image_identifier, image_version })
+}
+
+pub(super) fn listed(call: &Call<'_>, page: ListMicrovmsResponse) -> Answer {
+    let items = page.microvms.into_iter().map(|microvm| {
+        members([
+            ("startedAt", call.time(microvm.start_time)),
+            ("state", state(&microvm)),
+            ("imageArn", microvm.image_arn.into()),
+            ("imageVersion", microvm.image_version.into()),
+            ("microvmId", microvm.microvm_id.into()),
+        ])
+    });
+    call.items(items, &page.next_page_token)
+}
+
+pub(super) async fn suspend(call: &Call<'_>) -> Answer {
+    let message = SuspendMicrovmRequest { microvm_id: id(call) };
+    begun(call, ask!(call.services, call.request_id, microvms.suspend_microvm, message)).await
+}
+
+pub(super) async fn resume(call: &Call<'_>) -> Answer {
+    let message = ResumeMicrovmRequest { microvm_id: id(call) };
+    begun(call, ask!(call.services, call.request_id, microvms.resume_microvm, message)).await
+}
+
+/// The answer to a change of state: empty, when it is done or well under way. The scheduler finishes what it began whether
+/// or not the edge still waits.
+async fn begun<T>(call: &Call<'_>, asked: impl Future<Output = Result<T, Status>>) -> Answer {
+    match tokio::time::timeout(TRANSITION_WAIT, asked).await {
+        Ok(answer) => call.answered(answer).map(|_| Map::new()),
+        Err(_) => Ok(Map::new()),
+    }
+}
+
+pub(super) fn terminate(call: &Call<'_>) -> Result<TerminateMicrovmRequest, Rejection> {
+    Ok(TerminateMicrovmRequest { microvm_id: id(call) })
+}
+
+pub(super) fn terminated(_: &Call<'_>, _: TerminateMicrovmResponse) -> Answer {
+    Ok(Map::new())
+}
+
+/// The id that a request names.
+pub(super) fn id(call: &Call<'_>) -> String {
+    call.members().string("microvmIdentifier")
+}
+
+/// The image that a request names; these operations have words of their own for what is none.
+fn image(call: &Call<'_>) -> Result<String, Rejection> {
+    call.image_or(|_| "Malformed ARN - doesn't start with 'arn:'".to_owned())
+}
+
 fn state(microvm: &Microvm) -> Value {
     word(microvm.state().as_str_name(), "MICROVM_STATE_")
 }
 
-fn idle_policy(mut policy: Members) -> IdlePolicy {
+fn idle_policy(policy: Members<'_>) -> IdlePolicy {
     IdlePolicy {
         max_idle_duration: policy.integer("maxIdleDurationSeconds").map(seconds),
         suspended_duration: policy.integer("suspendedDurationSeconds").map(seconds),

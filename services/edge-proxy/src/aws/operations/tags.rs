@@ -1,14 +1,14 @@
-//! Tags of images and of connectors.
+//! Tags of images and of connectors: one operation, two services.
 
-use std::collections::HashMap;
-
-use api::connector::v1::{TagNetworkConnectorRequest, UntagNetworkConnectorRequest};
-use api::image::v1::{TagImageRequest, UntagImageRequest};
-use aws_model::{ErrorClass, Input, Rejection};
+use api::connector::v1::{
+    GetNetworkConnectorRequest, TagNetworkConnectorRequest, UntagNetworkConnectorRequest,
+};
+use api::image::v1::{GetImageRequest, TagImageRequest, UntagImageRequest};
+use aws_model::{ErrorClass, Rejection};
 use serde_json::Map;
 
-use super::{Answer, Call, connectors, images, map, members};
-use crate::aws::members::Members;
+use super::{Answer, Call, map, members};
+use crate::aws::services::ask;
 
 /// What a resource's ARN is of.
 enum Tagged {
@@ -16,70 +16,57 @@ enum Tagged {
     Connector(String),
 }
 
-/// ListTags.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let tags: HashMap<String, String> = match tagged(&input)? {
-        Tagged::Image(arn) => images::find(call, arn).await?.tags,
-        Tagged::Connector(arn) => connectors::find(call, arn).await?.0.tags,
+pub(super) async fn list(call: &Call<'_>) -> Answer {
+    let tags = match tagged(call)? {
+        Tagged::Image(image_identifier) => {
+            let message = GetImageRequest { image_identifier };
+            let found = ask!(call.services, call.request_id, images.get_image, message).await;
+            call.answered(found)?.image.ok_or_else(|| call.lacks("image"))?.tags
+        }
+        Tagged::Connector(identifier) => {
+            let message = GetNetworkConnectorRequest { identifier };
+            let found = ask!(call.services, call.request_id, connectors.get_network_connector, message).await;
+            call.answered(found)?.connector.ok_or_else(|| call.lacks("connector"))?.tags
+        }
     };
     Ok(members([("Tags", map(tags))]))
 }
 
-/// TagResource.
-pub async fn tag(call: Call<'_>, input: Input) -> Answer {
-    let tagged = tagged(&input)?;
-    let tags = Members::from(input.into_members()).map("Tags");
-    match tagged {
+pub(super) async fn tag(call: &Call<'_>) -> Answer {
+    let tags = call.members().map("Tags");
+    let done = match tagged(call)? {
         Tagged::Image(image_identifier) => {
             let message = TagImageRequest { image_identifier, tags };
-            call.services
-                .images(call.request_id, message, |mut client, request| async move {
-                    client.tag_image(request).await
-                })
-                .await?;
+            ask!(call.services, call.request_id, images.tag_image, message).await.map(drop)
         }
         Tagged::Connector(identifier) => {
             let message = TagNetworkConnectorRequest { identifier, tags };
-            call.services
-                .connectors(call.request_id, message, |mut client, request| async move {
-                    client.tag_network_connector(request).await
-                })
-                .await?;
+            ask!(call.services, call.request_id, connectors.tag_network_connector, message).await.map(drop)
         }
-    }
-    Ok(Map::new())
+    };
+    call.answered(done).map(|()| Map::new())
 }
 
-/// UntagResource.
-pub async fn untag(call: Call<'_>, input: Input) -> Answer {
-    let tagged = tagged(&input)?;
-    let tag_keys = Members::from(input.into_members()).texts("TagKeys");
-    match tagged {
+pub(super) async fn untag(call: &Call<'_>) -> Answer {
+    let tag_keys = call.members().strings("TagKeys");
+    let done = match tagged(call)? {
         Tagged::Image(image_identifier) => {
             let message = UntagImageRequest { image_identifier, tag_keys };
-            call.services
-                .images(call.request_id, message, |mut client, request| async move {
-                    client.untag_image(request).await
-                })
-                .await?;
+            ask!(call.services, call.request_id, images.untag_image, message).await.map(drop)
         }
         Tagged::Connector(identifier) => {
             let message = UntagNetworkConnectorRequest { identifier, tag_keys };
-            call.services
-                .connectors(call.request_id, message, |mut client, request| async move {
-                    client.untag_network_connector(request).await
-                })
-                .await?;
+            ask!(call.services, call.request_id, connectors.untag_network_connector, message).await.map(drop)
         }
-    }
-    Ok(Map::new())
+    };
+    call.answered(done).map(|()| Map::new())
 }
 
-fn tagged(input: &Input) -> Result<Tagged, Rejection> {
-    let arn = input.text("Resource").unwrap_or_default();
+fn tagged(call: &Call<'_>) -> Result<Tagged, Rejection> {
+    let arn = call.members().string("Resource");
     match arn.split(':').nth(5) {
-        Some("microvm-image") => Ok(Tagged::Image(arn.to_owned())),
-        Some("network-connector") => Ok(Tagged::Connector(arn.to_owned())),
+        Some("microvm-image") => Ok(Tagged::Image(arn)),
+        Some("network-connector") => Ok(Tagged::Connector(arn)),
         // The older tag API knows functions, layers and more; nobody has any here.
         _ => {
             let message = format!("The resource {arn} does not exist.");

@@ -2,81 +2,56 @@
 
 use api::image::v1::{
     DeleteImageVersionRequest, GetImageVersionRequest, ImageVersion, ListImageVersionsRequest,
-    UpdateImageVersionRequest, VersionStatus,
+    ListImageVersionsResponse, UpdateImageVersionRequest, VersionStatus,
 };
-use aws_model::Input;
+use aws_model::Rejection;
 use prost_types::Timestamp;
 use serde_json::{Map, Value};
 use time::OffsetDateTime;
 use time::format_description::BorrowedFormatItem;
 use time::macros::format_description;
 
-use super::{Answer, Call, configuration, members, missing, text, word};
+use super::{Answer, Call, configuration, members, text, word};
 
 /// The hour that follows a version's state: "26112208".
 const HOUR: &[BorrowedFormatItem<'_>] = format_description!("[year repr:last_two][month][day][hour]");
 
-/// GetMicrovmImageVersion.
-pub async fn get(call: Call<'_>, input: Input) -> Answer {
-    let message =
-        GetImageVersionRequest { image_identifier: call.image(&input)?, image_version: version(&input) };
-    let found = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.get_image_version(request).await
-        })
-        .await?;
-    let version = found.version.ok_or_else(|| missing("a version"))?;
+pub(super) fn get(call: &Call<'_>) -> Result<GetImageVersionRequest, Rejection> {
+    Ok(GetImageVersionRequest { image_identifier: call.image()?, image_version: version(call) })
+}
+
+pub(super) fn found(call: &Call<'_>, version: ImageVersion) -> Answer {
     Ok(detail(call, version))
 }
 
-/// ListMicrovmImageVersions.
-pub async fn list(call: Call<'_>, input: Input) -> Answer {
-    let (page_size, page_token) = call.page(&input)?;
-    let message = ListImageVersionsRequest { image_identifier: call.image(&input)?, page_size, page_token };
-    let listed = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.list_image_versions(request).await
-        })
-        .await?;
-    let items = listed.versions.into_iter().map(|version| detail(call, version));
-    Ok(call.items(&input, items, &listed.next_page_token))
+pub(super) fn list(call: &Call<'_>) -> Result<ListImageVersionsRequest, Rejection> {
+    let (page_size, page_token) = call.page()?;
+    Ok(ListImageVersionsRequest { image_identifier: call.image()?, page_size, page_token })
 }
 
-/// UpdateMicrovmImageVersion.
-pub async fn update(call: Call<'_>, input: Input) -> Answer {
-    let status = match input.text("status") {
+pub(super) fn listed(call: &Call<'_>, page: ListImageVersionsResponse) -> Answer {
+    let items = page.versions.into_iter().map(|version| detail(call, version));
+    call.items(items, &page.next_page_token)
+}
+
+pub(super) fn update(call: &Call<'_>) -> Result<UpdateImageVersionRequest, Rejection> {
+    let status = match call.members().text("status") {
         Some("ACTIVE") => VersionStatus::Active,
         Some("INACTIVE") => VersionStatus::Inactive,
         _ => VersionStatus::Unspecified,
     };
-    let message = UpdateImageVersionRequest {
-        image_identifier: call.image(&input)?,
-        image_version: version(&input),
+    Ok(UpdateImageVersionRequest {
+        image_identifier: call.image()?,
+        image_version: version(call),
         status: status.into(),
-    };
-    let updated = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.update_image_version(request).await
-        })
-        .await?;
-    let version = updated.version.ok_or_else(|| missing("a version"))?;
-    Ok(detail(call, version))
+    })
 }
 
-/// DeleteMicrovmImageVersion.
-pub async fn delete(call: Call<'_>, input: Input) -> Answer {
-    let message =
-        DeleteImageVersionRequest { image_identifier: call.image(&input)?, image_version: version(&input) };
-    let deleted = call
-        .services
-        .images(call.request_id, message, |mut client, request| async move {
-            client.delete_image_version(request).await
-        })
-        .await?;
-    let version = deleted.version.ok_or_else(|| missing("a version"))?;
+pub(super) fn delete(call: &Call<'_>) -> Result<DeleteImageVersionRequest, Rejection> {
+    Ok(DeleteImageVersionRequest { image_identifier: call.image()?, image_version: version(call) })
+}
+
+pub(super) fn deleted(_: &Call<'_>, version: ImageVersion) -> Answer {
     Ok(members([
         ("state", state(&version)),
         ("imageIdentifier", version.image_arn.into()),
@@ -84,11 +59,11 @@ pub async fn delete(call: Call<'_>, input: Input) -> Answer {
     ]))
 }
 
-fn version(input: &Input) -> String {
-    input.text("imageVersion").unwrap_or_default().to_owned()
+fn version(call: &Call<'_>) -> String {
+    call.members().string("imageVersion")
 }
 
-fn detail(call: Call<'_>, version: ImageVersion) -> Map<String, Value> {
+fn detail(call: &Call<'_>, version: ImageVersion) -> Map<String, Value> {
     let bucket = format!(
         "{}#{}",
         state(&version).as_str().unwrap_or_default(),

@@ -1,17 +1,15 @@
 //! The connector a build's traffic takes.
 
 use api::image::v1::ImageConfiguration;
-use model::{ConnectorArn, ConnectorName, Violations};
+use model::{ConnectorArn, ManagedConnector, Violations};
 
 use super::Offer;
 
 const PATH: &str = "egressNetworkConnectors";
-const INTERNET: &str = "INTERNET_EGRESS";
 
 /// Checks the connector, and names that to the internet when there is none.
 pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
-    let name: ConnectorName = INTERNET.parse().expect("it has the form of a name");
-    let internet = ConnectorArn::managed(offer.region, name);
+    let internet = ConnectorArn::managed(offer.region, ManagedConnector::InternetEgress);
     let connectors = &mut given.egress_network_connectors;
     violations.check(connectors.len() <= 1, PATH, "must be at most 1");
     let Some(connector) = connectors.first() else {

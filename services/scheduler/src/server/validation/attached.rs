@@ -1,100 +1,62 @@
 //! The connectors a launch names, by ARN.
 
 use model::limits::CONNECTORS_MAX;
-use model::{ConnectorArn, ConnectorName, ConnectorResource};
+use model::{ConnectorArn, ConnectorResource, Direction, ManagedConnector};
 
 use super::{Findings, other_region};
-use crate::config::Settings;
+use crate::config::Config;
 use crate::refusal::Refusal;
-use crate::term::connectors::ConnectorRef;
 
 /// Longest ARN of a connector, characters.
 const ARN_MAX: usize = 2048;
-const NO_INGRESS: &str = "NO_INGRESS";
-
-/// Platform connectors of a direction; the first is the default.
-struct Direction {
-    field: &'static str,
-    word: &'static str,
-    known: &'static [&'static str],
-}
-
-const INGRESS: Direction = Direction {
-    field: "ingressNetworkConnectors",
-    word: "ingress",
-    known: &["HTTP_INGRESS", "ALL_INGRESS", "SHELL_INGRESS", NO_INGRESS],
-};
-const EGRESS: Direction =
-    Direction { field: "egressNetworkConnectors", word: "egress", known: &["INTERNET_EGRESS"] };
-
-/// Egress connectors of a launch.
-#[derive(Debug, Default, PartialEq)]
-pub struct Egress {
-    /// All of them.
-    pub arns: Vec<String>,
-    /// Those of the customer.
-    pub customer: Vec<ConnectorRef>,
-    /// Whether the platform's connector to everywhere is among them.
-    pub internet: bool,
-}
+const INGRESS: &str = "ingressNetworkConnectors";
+const EGRESS: &str = "egressNetworkConnectors";
 
 /// Ingress connectors, the default one when none is named.
-pub fn ingress(given: &[String], settings: &Settings, findings: &mut Findings) -> Vec<String> {
-    let arns = parse(given, &INGRESS, settings, findings);
-    let closed = arns.iter().any(|arn| is(arn, NO_INGRESS));
+pub fn ingress(given: &[String], config: &Config, findings: &mut Findings) -> Vec<ConnectorArn> {
+    let arns = parse(given, Direction::Ingress, config, findings);
+    let closed = arns.iter().any(|arn| arn.managed_connector() == Some(ManagedConnector::NoIngress));
     if closed && arns.len() > 1 {
         findings.refuse(Refusal::sentence(
-            INGRESS.field,
+            INGRESS,
             "NO_INGRESS cannot be combined with other ingress network connectors",
         ));
     }
-    arns.iter().map(ToString::to_string).collect()
+    arns
 }
 
 /// Egress connectors, the default one when none is named.
-pub fn egress(given: &[String], settings: &Settings, findings: &mut Findings) -> Egress {
-    let mut egress = Egress::default();
-    for arn in parse(given, &EGRESS, settings, findings) {
-        egress.arns.push(arn.to_string());
-        match arn.resource {
-            ConnectorResource::Managed(_) => egress.internet = true,
-            ConnectorResource::Customer { key, version, .. } => {
-                egress.customer.push(ConnectorRef { key, version });
-            }
-        }
-    }
-    egress
-}
-
-fn is(arn: &ConnectorArn, name: &str) -> bool {
-    matches!(&arn.resource, ConnectorResource::Managed(found) if found.as_str() == name)
+pub fn egress(given: &[String], config: &Config, findings: &mut Findings) -> Vec<ConnectorArn> {
+    parse(given, Direction::Egress, config, findings)
 }
 
 fn parse(
     given: &[String],
-    direction: &Direction,
-    settings: &Settings,
+    direction: Direction,
+    config: &Config,
     findings: &mut Findings,
 ) -> Vec<ConnectorArn> {
     if given.is_empty() {
-        let default: ConnectorName = direction.known[0].parse().expect("our own names are names");
-        return vec![ConnectorArn::managed(&settings.region, default)];
+        let default = ManagedConnector::of(direction).take(1);
+        return default.map(|connector| ConnectorArn::managed(&config.region, connector)).collect();
     }
-    let violations = &mut findings.violations;
-    violations.check(
+    let list = match direction {
+        Direction::Ingress => INGRESS,
+        Direction::Egress => EGRESS,
+    };
+    findings.violations.check(
         given.len() <= CONNECTORS_MAX,
-        direction.field,
+        list,
         format!("must have at most {CONNECTORS_MAX} entries"),
     );
     let mut arns = Vec::new();
     for (index, text) in given.iter().take(CONNECTORS_MAX).enumerate() {
-        let field = format!("{}[{index}]", direction.field);
+        let field = format!("{list}[{index}]");
         if text.chars().count() > ARN_MAX {
-            let message = format!("must be at most {ARN_MAX} characters");
-            findings.violations.add(field, message);
+            findings.violations.add(field, format!("must be at most {ARN_MAX} characters"));
             continue;
         }
-        match one(text, &field, direction, settings) {
+        match one(text, &field, direction, config) {
             Ok(arn) => arns.push(arn),
             Err(refusal) => findings.refuse(refusal),
         }
@@ -102,23 +64,28 @@ fn parse(
     arns
 }
 
-fn one(text: &str, field: &str, direction: &Direction, settings: &Settings) -> Result<ConnectorArn, Refusal> {
+fn one(text: &str, field: &str, direction: Direction, config: &Config) -> Result<ConnectorArn, Refusal> {
     let arn: ConnectorArn =
         text.parse().map_err(|error: model::IdError| Refusal::sentence(field, error.to_string()))?;
-    match &arn.resource {
-        ConnectorResource::Customer { account, .. } if *account != settings.account => {
+    let fits = match &arn.resource {
+        ConnectorResource::Customer { account, .. } if *account != config.account => {
             return Err(Refusal::ForeignAccount(text.to_owned()));
         }
-        _ if arn.region != settings.region => return Err(other_region(field, text)),
-        ConnectorResource::Managed(name) if direction.known.contains(&name.as_str()) => {}
-        ConnectorResource::Customer { .. } if direction.field == EGRESS.field => {}
-        ConnectorResource::Managed(_) | ConnectorResource::Customer { .. } => {
-            let (word, known) = (direction.word, direction.known.join(", "));
-            return Err(Refusal::sentence(
-                field,
-                format!("{text} is not an {word} network connector; known are {known}"),
-            ));
+        _ if arn.region != config.region => return Err(other_region(field, text)),
+        // An account's own connectors let out only.
+        ConnectorResource::Customer { .. } => direction == Direction::Egress,
+        ConnectorResource::Managed(_) => {
+            arn.managed_connector().is_some_and(|connector| connector.direction() == direction)
         }
+    };
+    if fits {
+        return Ok(arn);
     }
-    Ok(arn)
+    let word = match direction {
+        Direction::Ingress => "ingress",
+        Direction::Egress => "egress",
+    };
+    let known: Vec<&str> = ManagedConnector::of(direction).map(ManagedConnector::name).collect();
+    let known = known.join(", ");
+    Err(Refusal::sentence(field, format!("{text} is not an {word} network connector; known are {known}")))
 }

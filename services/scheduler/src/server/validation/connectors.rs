@@ -17,7 +17,7 @@ use model::{ConnectorArn, ConnectorName, ConnectorResource, Violations};
 use prost::Message as _;
 
 use super::{Findings, other_region};
-use crate::config::Settings;
+use crate::config::Config;
 use crate::domain::connector::{Change, Content};
 use crate::domain::egress;
 use crate::domain::idempotency::TokenUse;
@@ -31,7 +31,7 @@ const IDENTIFIER_MAX: usize = 140;
 const SUBNET: &str = "subnet-";
 
 /// A connector named by name, id or ARN.
-pub fn identifier(text: &str, settings: &Settings) -> Result<ConnectorRef, Refusal> {
+pub fn identifier(text: &str, config: &Config) -> Result<ConnectorRef, Refusal> {
     const FIELD: &str = "identifier";
     let mut findings = Findings::default();
     if text.is_empty() || text.chars().count() > IDENTIFIER_MAX {
@@ -44,9 +44,9 @@ pub fn identifier(text: &str, settings: &Settings) -> Result<ConnectorRef, Refus
     }
     match text.parse::<ConnectorArn>() {
         Err(error) => Err(Refusal::sentence(FIELD, error.to_string())),
-        Ok(arn) if arn.region != settings.region => Err(other_region(FIELD, text)),
+        Ok(arn) if arn.region != config.region => Err(other_region(FIELD, text)),
         Ok(ConnectorArn { resource: ConnectorResource::Customer { account, key, version }, .. })
-            if account == settings.account =>
+            if account == config.account =>
         {
             Ok(ConnectorRef { key, version })
         }
@@ -55,8 +55,8 @@ pub fn identifier(text: &str, settings: &Settings) -> Result<ConnectorRef, Refus
 }
 
 /// A connector that is named as a whole, without a version.
-pub fn unqualified(text: &str, settings: &Settings) -> Result<ConnectorRef, Refusal> {
-    let named = identifier(text, settings)?;
+pub fn unqualified(text: &str, config: &Config) -> Result<ConnectorRef, Refusal> {
+    let named = identifier(text, config)?;
     match named.version {
         None => Ok(named),
         Some(_) => Err(Refusal::sentence(

@@ -1,4 +1,5 @@
 use super::*;
+use crate::config::Limits;
 use api::microvm::v1::{AllPorts, PortRange};
 
 fn seconds(seconds: i64) -> prost_types::Duration {
@@ -23,11 +24,12 @@ fn policy(idle: i64, suspended: i64) -> Option<WireIdlePolicy> {
 #[test]
 fn run_fills_in_defaults() {
     let request = RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() };
-    let run = run(&request, &Settings::default()).unwrap();
+    let run = run(&request, &Config::default()).unwrap();
     assert_eq!(run.maximum_duration.as_secs(), 28_800);
     let prefix = "arn:aws:lambda:us-east-1:aws:network-connector:aws-network-connector:";
-    assert_eq!(run.ingress, [format!("{prefix}HTTP_INGRESS")]);
-    assert_eq!(run.egress, [format!("{prefix}INTERNET_EGRESS")]);
+    assert_eq!(run.ingress.len() + run.egress.len(), 2);
+    assert_eq!(run.ingress[0].to_string(), format!("{prefix}HTTP_INGRESS"));
+    assert_eq!(run.egress[0].to_string(), format!("{prefix}INTERNET_EGRESS"));
     assert!(run.token.is_none() && run.idle_policy.is_none() && run.version.is_none());
 }
 
@@ -90,7 +92,7 @@ fn run_names_every_violated_field() {
     for (number, (change, expected)) in cases.into_iter().enumerate() {
         let mut request = RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() };
         change(&mut request);
-        let violated = run(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
+        let violated = run(&request, &Config::default()).map_or_else(fields, |_| Vec::new());
         assert_eq!(violated, expected, "case {number}");
     }
 }
@@ -162,35 +164,41 @@ fn rules_with_a_sentence_come_after_the_fields() {
             egress_network_connectors: egress,
             ..Default::default()
         };
-        let checked = run(&request, &Settings::default());
+        let checked = run(&request, &Config::default());
         let found = checked.map_or_else(|refusal| refusal.to_string(), |_| String::new());
         assert_eq!(found.is_empty(), text.is_empty(), "{found}, not {text}");
         assert!(found.contains(&text), "{found}, not {text}");
         // A field that breaks a rule is told first.
         let worse = RunMicrovmRequest { image_version: "x".into(), ..request };
-        assert_eq!(fields(run(&worse, &Settings::default()).unwrap_err()), ["imageVersion"]);
+        assert_eq!(fields(run(&worse, &Config::default()).unwrap_err()), ["imageVersion"]);
     }
 }
 
 #[test]
 fn the_payload_limit_is_a_setting() {
-    let settings = Settings { run_hook_payload_bytes_max: 8, ..Settings::default() };
+    let config = Config { run_hook_payload_bytes_max: 8, ..Config::default() };
     for (payload, good) in [("12345678", true), ("123456789", false), ("äääää", false)] {
         let request = RunMicrovmRequest {
             image_identifier: "app".into(),
             run_hook_payload: payload.into(),
             ..Default::default()
         };
-        assert_eq!(run(&request, &settings).is_ok(), good, "{payload}");
+        assert_eq!(run(&request, &config).is_ok(), good, "{payload}");
     }
 }
 
 #[test]
-fn the_idle_floor_is_a_setting() {
+fn the_shortest_idle_window_is_a_setting() {
     let request =
         RunMicrovmRequest { image_identifier: "app".into(), idle_policy: policy(2, 0), ..Default::default() };
-    assert!(run(&request, &Settings::default()).is_err());
-    assert!(run(&request, &Settings { idle_floor_seconds: 1, ..Settings::default() }).is_ok());
+    assert!(run(&request, &Config::default()).is_err());
+    for (idle_min_seconds, good) in [(1, true), (2, true), (3, false)] {
+        let limits = Limits { idle_min_seconds };
+        let found = run(&request, &Config { limits, ..Config::default() });
+        let text = "idlePolicy.maxIdleDurationSeconds: must be whole seconds, 3 to 28800";
+        assert_eq!(found.is_ok(), good, "{idle_min_seconds}");
+        assert!(good || found.unwrap_err().to_string().contains(text));
+    }
 }
 
 #[test]
@@ -201,7 +209,7 @@ fn the_same_request_has_the_same_digest() {
             client_token: token.into(),
             ..Default::default()
         };
-        run(&request, &Settings::default()).unwrap().token.unwrap()
+        run(&request, &Config::default()).unwrap().token.unwrap()
     };
     assert_eq!(request("a", "app"), request("a", "app"));
     assert_eq!(request("a", "app").token, request("a", "other").token);
@@ -232,7 +240,7 @@ fn token_requests() {
             expiration: Some(expiration),
             allowed_ports: ports(scopes),
         };
-        let violated = token(&request, &Settings::default()).map_or_else(fields, |_| Vec::new());
+        let violated = token(&request).map_or_else(fields, |_| Vec::new());
         assert_eq!(violated, expected, "{request:?}");
     }
 }

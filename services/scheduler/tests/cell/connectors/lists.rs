@@ -8,7 +8,7 @@ use super::*;
 
 #[tokio::test]
 async fn lists_are_paged_by_name_and_filtered_by_state() {
-    let (_rig, _scheduler, client) = led(&["connector_settle_ms=2000"]).await;
+    let (world, _scheduler, client) = led_on_manual_clock().await;
     for name in ["c", "a", "e", "b", "d"] {
         create(&client, request(name)).await.unwrap();
     }
@@ -30,11 +30,8 @@ async fn lists_are_paged_by_name_and_filtered_by_state() {
     }
     assert_eq!(names, ["a", "b", "c", "d", "e"]);
     assert!(list(0, "", Active).await.unwrap().connectors.is_empty());
-    eventually("all ACTIVE", || async {
-        let page = list(100, "", Active).await.ok()?;
-        (page.connectors.len() == 5).then_some(())
-    })
-    .await;
+    world.clock.advance(SETTLE);
+    assert_eq!(list(100, "", Active).await.unwrap().connectors.len(), 5);
     delete(&client, "b").await.unwrap();
     let deleting = list(0, "", Deleting).await.unwrap().connectors;
     assert_eq!((deleting.len(), deleting[0].name.as_str()), (1, "b"));
@@ -52,7 +49,7 @@ async fn lists_are_paged_by_name_and_filtered_by_state() {
 
 #[tokio::test]
 async fn versions_are_listed_newest_first() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
+    let (_world, _scheduler, client) = led(&[]).await;
     active(&client, request("net")).await;
     for number in 2..=4u64 {
         update(&client, subnets("net", &[&format!("subnet-{number}")], &format!("u{number}"))).await.unwrap();
@@ -84,11 +81,9 @@ async fn versions_are_listed_newest_first() {
     refused(bad, Code::InvalidArgument, reason::INVALID_ARGUMENT, "pageToken");
 }
 
-#[tokio::test]
-async fn tags_are_set_and_removed_without_a_version() {
-    let (_rig, _scheduler, client) = led(&[QUICK]).await;
+pub async fn tags_are_set_and_removed_without_a_version(client: &Connectors) {
     active(
-        &client,
+        client,
         CreateNetworkConnectorRequest { tags: tagged(&[("team", "a"), ("stage", "test")]), ..request("net") },
     )
     .await;
@@ -129,7 +124,7 @@ async fn tags_are_set_and_removed_without_a_version() {
 
 #[tokio::test]
 async fn the_largest_connectors_fit_into_pages_and_records() {
-    let (_rig, _scheduler, client) = led(&["connector_settle_ms=1"]).await;
+    let (_world, _scheduler, client) = led(&[]).await;
     let id = |prefix: &str| format!("{prefix}{}", "1".repeat(1024 - prefix.len()));
     let largest = |name: &str| CreateNetworkConnectorRequest {
         configuration: Some(NetworkConnectorConfiguration {

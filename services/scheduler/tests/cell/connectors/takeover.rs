@@ -1,36 +1,35 @@
 //! What is left of connectors when their leader dies or is deposed in between.
 
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use api::connector::v1::*;
 use api::errors::reason;
+use clock::Clock;
 use rpc::Role;
 use tonic::Code;
 
 use super::*;
 
-/// Settings under which nothing settles by itself in a test's time.
-const SLOW: &str = "connector_settle_ms=600000";
-
 #[tokio::test]
 async fn a_killed_scheduler_leaves_nothing_half_done() {
-    let (rig, mut scheduler, client) = led(&[QUICK]).await;
+    let (mut world, mut scheduler, client) = led(&[]).await;
     active(&client, request("updated")).await;
     active(&client, request("deleted")).await;
     scheduler.kill();
-    // A leader that dies before it settles anything.
-    let mut scheduler = rig.scheduler(&[SLOW]);
-    let client = rig.connectors(&scheduler, Role::Admin);
+    // A leader that dies before anything settles.
+    world.clock = Clock::manual(SystemTime::now());
+    let mut scheduler = world.here(&[]);
+    let client = world.connectors(&scheduler, Role::Admin);
     eventually("the next leader", || async { read(&client, "updated").await.ok() }).await;
     let created = create(&client, request("created")).await.unwrap();
     update(&client, subnets("updated", &["subnet-2"], "u")).await.unwrap();
     delete(&client, "deleted").await.unwrap();
-    let before = rig.listed("connectors/").await.len();
+    let before = world.listed("connectors/").await.len();
     assert_eq!(before, 2 + 3 + 2, "a key each and one for each version");
     scheduler.kill();
     let killed = Instant::now();
-    let scheduler = rig.scheduler(&[QUICK]);
-    let client = rig.connectors(&scheduler, Role::Admin);
+    let scheduler = world.scheduler(&[]);
+    let client = world.connectors(&scheduler, Role::Admin);
     let settled = eventually("all settled", || async {
         let (created, _) = read(&client, "created").await.ok()?;
         let (updated, latest) = read(&client, "updated").await.ok()?;
@@ -41,7 +40,7 @@ async fn a_killed_scheduler_leaves_nothing_half_done() {
     .await;
     assert!(killed.elapsed().as_secs() < 10, "{:?}", killed.elapsed());
     assert_eq!(settled.id, created.id);
-    assert_eq!(rig.listed("connectors/").await.len(), 2 + 3);
+    assert_eq!(world.listed("connectors/").await.len(), 2 + 3);
     // The token of the request before the crash still means that connector.
     let again = create(&client, request("created")).await.unwrap();
     assert_eq!(again.id, created.id);
@@ -50,17 +49,17 @@ async fn a_killed_scheduler_leaves_nothing_half_done() {
 
 #[tokio::test]
 async fn a_deposed_leader_writes_nothing() {
-    let (rig, _scheduler, client) = led(&[QUICK]).await;
+    let (world, _scheduler, client) = led(&[]).await;
     let made = active(&client, request("net")).await;
-    let before = rig.store.list("connectors/").await.unwrap().0;
-    rig.depose().await;
+    let before = world.store.list("connectors/").await.unwrap().0;
+    world.depose().await;
     let answer = create(&client, request("other")).await;
     refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
     for answer in [update(&client, subnets("net", &["subnet-2"], "u")).await, delete(&client, "net").await] {
         refused(answer, Code::Unavailable, reason::NOT_LEADER, "does not lead");
     }
-    assert_eq!(rig.store.list("connectors/").await.unwrap().0, before);
-    rig.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
+    assert_eq!(world.store.list("connectors/").await.unwrap().0, before);
+    world.store.delete_if("elections/scheduler", records::Expect::Any, None).await.unwrap();
     let back = eventually("to lead again", || async { read(&client, "net").await.ok() }).await;
     assert_eq!(back.0, made);
     create(&client, request("other")).await.unwrap();
@@ -68,11 +67,11 @@ async fn a_deposed_leader_writes_nothing() {
 
 #[tokio::test]
 async fn what_somebody_else_wrote_is_followed() {
-    let (rig, _scheduler, client) = led(&[QUICK]).await;
+    let (world, _scheduler, client) = led(&[]).await;
     let made = active(&client, request("net")).await;
     let key = format!("connectors/{}", made.id);
-    let found = rig.store.get(&key).await.unwrap().unwrap();
-    rig.store.put_if(&key, found.value, records::Expect::Any, None).await.unwrap();
+    let found = world.store.get(&key).await.unwrap().unwrap();
+    world.store.put_if(&key, found.value, records::Expect::Any, None).await.unwrap();
     let answer = update(&client, subnets("net", &["subnet-2"], "u")).await;
     refused(answer, Code::Unavailable, reason::STORE_UNAVAILABLE, "somebody else");
     assert_eq!(read(&client, "net").await.unwrap().0, made);
@@ -82,7 +81,7 @@ async fn what_somebody_else_wrote_is_followed() {
 
 #[tokio::test]
 async fn etcd_may_be_killed_under_a_change() {
-    let (mut rig, _scheduler, client) = led(&[QUICK]).await;
+    let (mut world, _scheduler, client) = led(&[]).await;
     active(&client, request("updated")).await;
     for round in 0..3 {
         let name = format!("n{round}");
@@ -97,8 +96,8 @@ async fn etcd_may_be_killed_under_a_change() {
                 async move { update(&client, change).await }
             }),
         );
-        rig.etcd.kill();
-        rig.etcd.restart().await;
+        world.etcd.kill();
+        world.etcd.restart().await;
         // Whatever became of the first calls, the same calls again mean the same.
         let made = eventually("the connector", || async { create(&client, request(&name)).await.ok() }).await;
         if let Ok(first) = begun.0.await.unwrap() {
@@ -118,7 +117,7 @@ async fn etcd_may_be_killed_under_a_change() {
         .await;
     }
     assert_eq!(
-        rig.listed("connectors/").await.len(),
+        world.listed("connectors/").await.len(),
         (1 + 4) + 3 * 2,
         "one connector with four versions, three with one"
     );

@@ -1,4 +1,4 @@
-"""The boundary dump of `libs/aws-model`: a request on each side of every bound, and what the wrong ones must be told."""
+"""The boundary dump of `libs/aws-cases`: a request on each side of every bound, and what the wrong ones must be told."""
 
 import functools
 import json
@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .fleet import REPOSITORY
 
-BUILD = "cargo build --release -p aws-model --example boundary"
+BUILD = "cargo build --release -p aws-cases --example boundary"
 
 
 @dataclass(frozen=True)

@@ -165,7 +165,7 @@ fn the_same_request_has_the_same_digest_whatever_the_order_of_tags() {
 
 #[test]
 fn identifiers_are_names_ids_or_arns_of_this_account() {
-    let settings = Settings::default();
+    let config = Config::default();
     let named = |key: &str, version| ConnectorRef { key: key.parse().unwrap(), version };
     for (text, expected) in [
         ("net", named("net", None)),
@@ -173,7 +173,7 @@ fn identifiers_are_names_ids_or_arns_of_this_account() {
         (ARN, named("nc-1", None)),
         (&format!("{ARN}:3"), named("nc-1", Some(3))),
     ] {
-        assert_eq!(identifier(text, &settings).unwrap(), expected);
+        assert_eq!(identifier(text, &config).unwrap(), expected);
     }
     for (text, message) in [
         ("", "identifier: must be 1 to 140"),
@@ -187,11 +187,11 @@ fn identifiers_are_names_ids_or_arns_of_this_account() {
             "belongs to another account",
         ),
     ] {
-        let found = identifier(text, &settings).unwrap_err().to_string();
+        let found = identifier(text, &config).unwrap_err().to_string();
         assert!(found.contains(message), "{found}");
     }
-    assert!(unqualified(ARN, &settings).is_ok());
-    let found = unqualified(&format!("{ARN}:3"), &settings).unwrap_err().to_string();
+    assert!(unqualified(ARN, &config).is_ok());
+    let found = unqualified(&format!("{ARN}:3"), &config).unwrap_err().to_string();
     assert!(found.contains("names one version"), "{found}");
 }
 

@@ -1,0 +1,72 @@
+//! The unary calls of a fleet's services, each by its request message. The methods
+//! are compiled here, once, not in every program and test that calls.
+
+use futures::future::BoxFuture;
+use rpc::Role;
+use tonic::transport::Channel;
+use tonic::{Request, Response, Status};
+
+/// A request that a service answers with one message.
+pub trait Call: Clone + Send + 'static {
+    /// The answer.
+    type Answer: Send + 'static;
+    /// The service that answers.
+    const ROLE: Role;
+
+    /// Makes the call.
+    fn send(
+        channel: Channel,
+        request: Request<Self>,
+    ) -> BoxFuture<'static, Result<Response<Self::Answer>, Status>>;
+}
+
+macro_rules! calls {
+    ($($role:ident $package:ident::$module:ident::$client:ident { $($method:ident($request:ident) -> $answer:ident;)* })*) => {
+        $($(
+            impl Call for api::$package::v1::$request {
+                type Answer = api::$package::v1::$answer;
+                const ROLE: Role = Role::$role;
+
+                fn send(channel: Channel, request: Request<Self>) -> BoxFuture<'static, Result<Response<Self::Answer>, Status>> {
+                    Box::pin(async move {
+                        api::$package::v1::$module::$client::new(channel).$method(request).await
+                    })
+                }
+            }
+        )*)*
+    };
+}
+
+calls! {
+    Scheduler microvm::microvm_service_client::MicrovmServiceClient {
+        run_microvm(RunMicrovmRequest) -> RunMicrovmResponse;
+        get_microvm(GetMicrovmRequest) -> GetMicrovmResponse;
+        list_microvms(ListMicrovmsRequest) -> ListMicrovmsResponse;
+        suspend_microvm(SuspendMicrovmRequest) -> SuspendMicrovmResponse;
+        resume_microvm(ResumeMicrovmRequest) -> ResumeMicrovmResponse;
+        terminate_microvm(TerminateMicrovmRequest) -> TerminateMicrovmResponse;
+        create_microvm_auth_token(CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse;
+    }
+    Scheduler host::host_service_client::HostServiceClient {
+        list_hosts(ListHostsRequest) -> ListHostsResponse;
+        drain_host(DrainHostRequest) -> DrainHostResponse;
+        undrain_host(UndrainHostRequest) -> UndrainHostResponse;
+    }
+    Scheduler access::access_key_service_client::AccessKeyServiceClient {
+        create_access_key(CreateAccessKeyRequest) -> CreateAccessKeyResponse;
+        list_access_keys(ListAccessKeysRequest) -> ListAccessKeysResponse;
+        delete_access_key(DeleteAccessKeyRequest) -> DeleteAccessKeyResponse;
+    }
+    ImageBuilder image::image_service_client::ImageServiceClient {
+        create_image(CreateImageRequest) -> CreateImageResponse;
+        update_image(UpdateImageRequest) -> UpdateImageResponse;
+        get_image(GetImageRequest) -> GetImageResponse;
+        list_images(ListImagesRequest) -> ListImagesResponse;
+        delete_image(DeleteImageRequest) -> DeleteImageResponse;
+        get_image_version(GetImageVersionRequest) -> GetImageVersionResponse;
+        list_image_versions(ListImageVersionsRequest) -> ListImageVersionsResponse;
+        delete_image_version(DeleteImageVersionRequest) -> DeleteImageVersionResponse;
+        list_image_builds(ListImageBuildsRequest) -> ListImageBuildsResponse;
+        list_base_images(ListBaseImagesRequest) -> ListBaseImagesResponse;
+    }
+}

@@ -1,0 +1,100 @@
+//! Load tests of a running fleet: programs that measure, never tests that pass or
+//! fail. Open loop: work starts when its time has come, whether or not earlier
+//! work has finished, and a latency counts from the moment the work was due.
+
+mod api;
+mod bare;
+mod hosts;
+mod image;
+mod lifecycle;
+mod report;
+mod target;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand, ValueEnum};
+use tokio::runtime;
+
+/// Load tests for Torpor.
+///
+/// They need root, and a fleet on this machine: start one with
+/// `torpor up --detach`.
+#[derive(Parser)]
+#[command(name = "loadtest", version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+    /// Data directory of the fleet.
+    #[arg(long, global = true, env = "TORPOR_DATA_DIR", default_value = client::DEFAULT_DATA_DIR)]
+    data_dir: PathBuf,
+    /// How to print the result.
+    #[arg(short = 'o', long = "output", global = true, value_enum, default_value_t = Output::Table)]
+    output: Output,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Output {
+    /// For people.
+    Table,
+    /// One JSON object.
+    Json,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Launch, suspend and wake through the fleet, beside the bare engine.
+    ///
+    /// Cycles alternate between the fleet (API, edge, host-agent) and libs/vmm
+    /// driven directly on the same snapshot, in the same run, so that the ratios
+    /// hold on a noisy machine. Without --image, an image of a small web app is
+    /// built first and deleted afterwards.
+    Lifecycle(lifecycle::Options),
+    /// Calls of the AWS-compatible API, in front of simulated hosts.
+    ///
+    /// The fleet's edge, scheduler, image-builder and etcd are real, signatures
+    /// are checked and every request is signed anew; the hosts are simulated by
+    /// this program and answer at once, so that the figures are the front's. They
+    /// share the machine's cores with the fleet and the load.
+    ///
+    /// Calls are due at a fixed rate: GetMicrovm over REST and gRPC in turn, then
+    /// GetMicrovm, ListMicrovms and RunMicrovm at half and at the full rate. An
+    /// image is made for the run; it, what was launched and the hosts are removed
+    /// afterwards, also after Ctrl-C. Use a fleet of its own: while this runs,
+    /// other images' bakes may go to simulated hosts.
+    Api(api::Options),
+}
+
+/// Runs the command line that the process was started with.
+///
+/// # Errors
+/// What kept it from measuring.
+pub fn main() -> anyhow::Result<()> {
+    let cli = Cli::parse();
+    let mut builder = match cli.command {
+        Command::Lifecycle(_) => runtime::Builder::new_multi_thread(),
+        // One thread leaves more of the machine to the fleet that is measured:
+        // nothing of ours wakes another thread.
+        Command::Api(_) => runtime::Builder::new_current_thread(),
+    };
+    builder.enable_all().build()?.block_on(run(cli))
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Lifecycle(options) => {
+            let report = lifecycle::run(&cli.data_dir, &options).await?;
+            match cli.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+                Output::Table => println!("{}", report.table()),
+            }
+        }
+        Command::Api(options) => {
+            let report = api::run(&cli.data_dir, &options).await?;
+            match cli.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+                Output::Table => println!("{}", report.table()),
+            }
+        }
+    }
+    Ok(())
+}

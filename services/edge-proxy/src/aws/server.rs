@@ -1,0 +1,8 @@
+//! The HTTP side of the API: bodies in, signatures, rates, answers and records out.
+
+mod admission;
+mod answer;
+pub(super) mod audit;
+pub(super) mod body;
+pub(super) mod handler;
+pub(super) mod throttle;

@@ -1,0 +1,144 @@
+//! Who sent a request: the claim in its head, the key that it names, its body, and whether the key's holder signed all of it.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use aws_model::{ErrorClass, Operation, Rejection};
+use http::Version;
+use http::header::EXPECT;
+use http::request::Parts;
+use hyper::body::Incoming;
+use sigv4::{Claim, Payload};
+
+use super::body::{BodyError, Held};
+use super::handler::Api;
+use crate::aws::access_keys::{AccessKey, LookupError};
+use crate::aws::account::clip;
+use crate::aws::rejections;
+
+/// When to try again while the edge is short of memory or of keys.
+const AGAIN: Duration = Duration::from_secs(1);
+/// Longest key id in an audit record, in bytes.
+const AUDIT_ID_MAX: usize = 128;
+
+/// What admission saw of a request, let in or not.
+#[derive(Debug, Default)]
+pub(super) struct Admission {
+    /// As the request names it; empty when it names none.
+    pub access_key_id: String,
+    /// The key, once its holder is known to have signed.
+    pub signer: Option<Arc<AccessKey>>,
+}
+
+impl Api {
+    /// Checks who sent a request; its body, or why it is not let in.
+    pub(super) async fn admit(
+        &self,
+        parts: &Parts,
+        body: Incoming,
+        operation: Option<&Operation>,
+        now: SystemTime,
+    ) -> (Admission, Result<Held<'_>, Rejection>) {
+        let mut admission = Admission::default();
+        // The head first: nobody's body is read whose head is wrong or names no key.
+        let named = match read_head(parts) {
+            Ok(claim) => {
+                clip(claim.access_key_id(), AUDIT_ID_MAX).clone_into(&mut admission.access_key_id);
+                self.named_key(&claim, operation, now).await.map(|key| (claim, key))
+            }
+            Err(rejection) => Err(rejection),
+        };
+        let (claim, key) = match named {
+            Ok(named) => named,
+            Err(rejection) => {
+                self.discard(parts, body).await;
+                return (admission, Err(rejection));
+            }
+        };
+        let body = match self.bodies.read(body).await {
+            Ok(body) => body,
+            Err(error) => return (admission, Err(self.unreadable(error, operation))),
+        };
+        if let Err(error) = self.verifier.verify(&claim, &key.secret, Payload::Bytes(&body.bytes), now) {
+            return (admission, Err(unsigned(&error)));
+        }
+        // Only its holder is told that a key has expired.
+        let expired = key.expired(now);
+        admission.signer = Some(key);
+        if expired {
+            let message = "The security token included in the request is expired";
+            return (admission, Err(Rejection::new(ErrorClass::ExpiredToken, message)));
+        }
+        (admission, Ok(body))
+    }
+
+    /// Takes in a body that nothing reads, unless its sender waits to be asked for it.
+    pub(super) async fn discard(&self, parts: &Parts, body: Incoming) {
+        if !parts.headers.contains_key(EXPECT) {
+            self.bodies.discard(body).await;
+        }
+    }
+
+    /// The key that a claim names, when everything is right about the claim that can be told without the body.
+    async fn named_key(
+        &self,
+        claim: &Claim<'_>,
+        operation: Option<&Operation>,
+        now: SystemTime,
+    ) -> Result<Arc<AccessKey>, Rejection> {
+        self.verifier.check(claim, now).map_err(|error| unsigned(&error))?;
+        // There are no temporary credentials here.
+        if claim.security_token().is_some() {
+            return Err(unsigned(&sigv4::Error::UnrecognizedClient));
+        }
+        self.access_keys.find(claim.access_key_id()).await.map_err(|error| match error {
+            LookupError::Unknown => unsigned(&sigv4::Error::UnrecognizedClient),
+            LookupError::NotReady => {
+                let class = operation.map_or(ErrorClass::InternalServer, Operation::internal);
+                let rejection = Rejection::new(class, "The access keys are not known yet.");
+                rejection.retry_after(AGAIN.as_secs())
+            }
+        })
+    }
+
+    fn unreadable(&self, error: BodyError, operation: Option<&Operation>) -> Rejection {
+        let serialization = |message| Rejection::new(ErrorClass::Serialization, message);
+        match error {
+            BodyError::TooLarge => {
+                let limit = self.limits.body_bytes_max;
+                let message = format!("The request body must be at most {limit} bytes");
+                Rejection::new(ErrorClass::RequestTooLarge, message)
+            }
+            BodyError::TooSlow => serialization("The request body did not arrive in time"),
+            BodyError::Broken => serialization("The request body could not be read"),
+            BodyError::TooMany => match operation {
+                Some(operation) => rejections::throttled(operation, AGAIN),
+                None => Rejection::silent(ErrorClass::Throttling).retry_after(AGAIN.as_secs()),
+            },
+        }
+    }
+}
+
+/// The signature that the head of a request claims.
+fn read_head(parts: &Parts) -> Result<Claim<'_>, Rejection> {
+    let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
+    let claim = sigv4::parse(sigv4::Request {
+        method: parts.method.as_str(),
+        authority: authority.map(http::uri::Authority::as_str),
+        raw_path: parts.uri.path(),
+        raw_query: parts.uri.query().unwrap_or_default(),
+        headers: &parts.headers,
+    });
+    claim.map_err(|error| unsigned(&error))
+}
+
+/// A fault of the signature.
+fn unsigned(error: &sigv4::Error) -> Rejection {
+    let class = match error {
+        sigv4::Error::MissingAuthenticationToken => ErrorClass::MissingAuthenticationToken,
+        sigv4::Error::IncompleteSignature(_) => ErrorClass::IncompleteSignature,
+        sigv4::Error::UnrecognizedClient => ErrorClass::UnrecognizedClient,
+        _ => ErrorClass::InvalidSignature,
+    };
+    Rejection::new(class, error.to_string())
+}

@@ -1,0 +1,289 @@
+//! The hosts: what they are, what is placed on them, whether they are there.
+//!
+//! Load is the scheduler's own account, from its records and reservations; a
+//! host's report lags and serves people, not placement.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::time::{Duration, SystemTime};
+
+use api::host::v1::{HostSpec, HostState, HostUsage};
+use model::HostId;
+
+use super::placement::{Candidate, Demand, NoRoom, choose};
+
+/// One host.
+#[derive(Debug, Clone, Default)]
+pub struct Host {
+    /// What it is; default until it says.
+    pub spec: HostSpec,
+    /// What it reported last.
+    pub usage: HostUsage,
+    /// When it last reported.
+    pub heartbeat_time: Option<SystemTime>,
+    /// Whether it registered with this leader.
+    pub registered: bool,
+    /// When its lease was first seen missing; `None` while it is there.
+    pub lease_gone: Option<SystemTime>,
+    /// Whether an operator drains it.
+    pub draining: bool,
+    /// MicroVMs that hold memory on it.
+    pub held: u64,
+    /// Memory they hold, MiB.
+    pub held_mib: u64,
+    cached: HashSet<String>,
+}
+
+impl Host {
+    /// Whether it takes placements, in the API's words.
+    #[must_use]
+    pub fn state(&self) -> HostState {
+        match (self.lease_gone, self.draining, self.held) {
+            (Some(_), _, _) => HostState::Lost,
+            (None, true, 0) => HostState::Drained,
+            (None, true, _) => HostState::Draining,
+            (None, false, _) => HostState::Ready,
+        }
+    }
+
+    /// Whether its lease has been gone for at least `grace`.
+    #[must_use]
+    pub fn gone_for(&self, grace: Duration, now: SystemTime) -> bool {
+        self.lease_gone.is_some_and(|since| since + grace <= now)
+    }
+}
+
+/// A bake's reservation.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Bake {
+    /// Where.
+    pub host: HostId,
+    /// How much, MiB.
+    pub memory_mib: u64,
+    /// Until when.
+    pub expires: SystemTime,
+}
+
+/// Every host that has a lease, a report, or a microVM.
+#[derive(Debug, Default)]
+pub struct Hosts {
+    hosts: BTreeMap<HostId, Host>,
+    bakes: HashMap<String, Bake>,
+}
+
+impl Hosts {
+    /// A host.
+    #[must_use]
+    pub fn get(&self, id: &HostId) -> Option<&Host> {
+        self.hosts.get(id)
+    }
+
+    /// Every host, by id.
+    pub fn iter(&self) -> impl Iterator<Item = (&HostId, &Host)> {
+        self.hosts.iter()
+    }
+
+    /// A host, made up as absent since `now` if it was never heard of: records
+    /// may name a host that did not come back.
+    pub fn entry(&mut self, id: &HostId, now: SystemTime) -> &mut Host {
+        self.hosts.entry(id.clone()).or_insert_with(|| Host { lease_gone: Some(now), ..Host::default() })
+    }
+
+    /// The host's lease is there, with what it says it is. True when its tunnel
+    /// address changed.
+    pub fn lease_seen(&mut self, id: &HostId, spec: HostSpec, now: SystemTime) -> bool {
+        let host = self.entry(id, now);
+        host.lease_gone = None;
+        let moved = host.spec.tunnel_address != spec.tunnel_address;
+        host.spec = spec;
+        moved
+    }
+
+    /// The host's lease is gone.
+    pub fn lease_lost(&mut self, id: &HostId, now: SystemTime) {
+        let host = self.entry(id, now);
+        host.lease_gone.get_or_insert(now);
+    }
+
+    /// The hosts whose lease is there.
+    #[must_use]
+    pub fn leased(&self) -> Vec<HostId> {
+        let leased = self.hosts.iter().filter(|(_, host)| host.lease_gone.is_none());
+        leased.map(|(id, _)| id.clone()).collect()
+    }
+
+    /// Takes in a report. False when the host must register first.
+    pub fn report(&mut self, id: &HostId, usage: Option<HostUsage>, now: SystemTime) -> bool {
+        let Some(host) = self.hosts.get_mut(id).filter(|host| host.registered) else {
+            return false;
+        };
+        host.heartbeat_time = Some(now);
+        if let Some(usage) = usage {
+            host.cached = usage.cached_manifest_keys.iter().cloned().collect();
+            host.usage = usage;
+        }
+        true
+    }
+
+    /// Books memory on a host, or gives it back.
+    pub fn book(&mut self, id: &HostId, memory_mib: u32, taken: bool, now: SystemTime) {
+        let host = self.entry(id, now);
+        let memory_mib = u64::from(memory_mib);
+        if taken {
+            host.held += 1;
+            host.held_mib += memory_mib;
+        } else {
+            assert!(host.held > 0 && host.held_mib >= memory_mib, "gave back more than was booked on {id}");
+            host.held -= 1;
+            host.held_mib -= memory_mib;
+        }
+    }
+
+    /// The best host for a demand; `manifest_key` is the snapshot it would like
+    /// to find in the cache.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn choose(&self, demand: &Demand, manifest_key: &str, now: SystemTime) -> Result<HostId, NoRoom> {
+        let mut baking: HashMap<&HostId, (u64, u64)> = HashMap::new();
+        for bake in self.bakes.values().filter(|bake| bake.expires > now) {
+            let held = baking.entry(&bake.host).or_default();
+            *held = (held.0 + 1, held.1 + bake.memory_mib);
+        }
+        let candidates = self.hosts.iter().map(|(id, host)| {
+            let (bakes, bakes_mib) = baking.get(id).copied().unwrap_or_default();
+            Candidate {
+                id,
+                ready: host.state() == HostState::Ready,
+                architecture: host.spec.architecture(),
+                engines: &host.spec.engines,
+                fingerprint: &host.spec.platform_fingerprint,
+                memory_capacity_mib: host.spec.memory_capacity_mib,
+                memory_held_mib: host.held_mib + bakes_mib,
+                slot_capacity: u64::from(host.spec.slot_capacity),
+                slots_held: host.held + bakes,
+                cached: !manifest_key.is_empty() && host.cached.contains(manifest_key),
+            }
+        });
+        choose(candidates, demand).cloned()
+    }
+
+    /// Reserves room for a bake. Asking again for the same build gives the same
+    /// host, with the time counted anew, as long as that host takes placements.
+    ///
+    /// # Errors
+    /// [`NoRoom`].
+    pub fn place_bake(
+        &mut self,
+        build_id: &str,
+        demand: &Demand,
+        reservation: Duration,
+        now: SystemTime,
+    ) -> Result<HostId, NoRoom> {
+        self.bakes.retain(|_, bake| bake.expires > now);
+        let held = self.bakes.get(build_id).map(|bake| bake.host.clone());
+        let stands = held.filter(|host| self.get(host).is_some_and(|host| host.state() == HostState::Ready));
+        let host = match stands {
+            Some(host) => host,
+            None => {
+                self.bakes.remove(build_id);
+                self.choose(demand, "", now)?
+            }
+        };
+        let bake = Bake { host: host.clone(), memory_mib: demand.memory_mib, expires: now + reservation };
+        self.bakes.insert(build_id.to_owned(), bake);
+        Ok(host)
+    }
+
+    /// Gives a bake's reservation back; nothing happens when there is none.
+    pub fn release_bake(&mut self, build_id: &str) {
+        self.bakes.remove(build_id);
+    }
+
+    /// Bakes that hold a reservation.
+    #[must_use]
+    pub fn bakes(&self) -> usize {
+        self.bakes.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use api::common::v1::Architecture;
+
+    fn at(seconds: u64) -> SystemTime {
+        SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
+    }
+
+    fn spec(id: &str, memory: u64) -> HostSpec {
+        HostSpec {
+            host_id: id.into(),
+            engines: vec!["qemu".into()],
+            memory_capacity_mib: memory,
+            slot_capacity: 4,
+            tunnel_address: "t".into(),
+            ..Default::default()
+        }
+    }
+
+    fn demand(memory_mib: u64) -> Demand {
+        Demand {
+            memory_mib,
+            engine: String::new(),
+            architecture: Architecture::Unspecified,
+            fingerprint: String::new(),
+            exclude: vec![],
+        }
+    }
+
+    #[test]
+    fn a_bake_holds_its_room_until_it_ends_or_expires() {
+        let mut hosts = Hosts::default();
+        let (a, b): (HostId, HostId) = ("a".parse().unwrap(), "b".parse().unwrap());
+        hosts.lease_seen(&a, spec("a", 1024), at(0));
+        hosts.lease_seen(&b, spec("b", 1024), at(0));
+        let minute = Duration::from_secs(60);
+        let place =
+            |hosts: &mut Hosts, build: &str, now| hosts.place_bake(build, &demand(1024), minute, at(now));
+        assert_eq!(place(&mut hosts, "one", 0), Ok(a.clone()));
+        assert_eq!(place(&mut hosts, "one", 1), Ok(a.clone()), "the same reservation");
+        assert_eq!(place(&mut hosts, "two", 1), Ok(b.clone()));
+        assert!(place(&mut hosts, "three", 2).is_err());
+        hosts.release_bake("two");
+        assert_eq!(place(&mut hosts, "three", 2), Ok(b.clone()));
+        assert_eq!(place(&mut hosts, "four", 61), Ok(a.clone()), "the first has expired");
+        hosts.lease_lost(&b, at(61));
+        assert!(place(&mut hosts, "three", 61).is_err(), "a reservation on a lost host is void");
+    }
+
+    #[test]
+    fn a_lease_gone_and_back_counts_from_its_first_absence() {
+        let mut hosts = Hosts::default();
+        let a: HostId = "a".parse().unwrap();
+        assert!(hosts.lease_seen(&a, spec("a", 1024), at(0)));
+        assert!(!hosts.lease_seen(&a, spec("a", 1024), at(0)), "same address");
+        hosts.lease_lost(&a, at(10));
+        hosts.lease_lost(&a, at(20));
+        let grace = Duration::from_secs(15);
+        assert!(!hosts.get(&a).unwrap().gone_for(grace, at(24)));
+        assert!(hosts.get(&a).unwrap().gone_for(grace, at(25)));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Lost);
+        hosts.lease_seen(&a, spec("a", 1024), at(26));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Ready);
+        assert!(!hosts.report(&a, None, at(27)), "must register first");
+    }
+
+    #[test]
+    fn booking_decides_who_is_full_and_when_a_drain_is_done() {
+        let mut hosts = Hosts::default();
+        let a: HostId = "a".parse().unwrap();
+        hosts.lease_seen(&a, spec("a", 1024), at(0));
+        hosts.book(&a, 1024, true, at(0));
+        let refused = hosts.choose(&demand(1), "", at(0));
+        assert_eq!(refused, Err(NoRoom { full: 1, ..NoRoom::default() }));
+        hosts.entry(&a, at(0)).draining = true;
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Draining);
+        hosts.book(&a, 1024, false, at(0));
+        assert_eq!(hosts.get(&a).unwrap().state(), HostState::Drained);
+    }
+}

@@ -1,0 +1,189 @@
+//! Durable changes: compare-and-sets guarded by leadership, of one key or of
+//! several that belong together.
+//!
+//! A write whose fate is unknown is tried again with the same expectation until
+//! etcd says what became of it or the term is over. When etcd says that the key
+//! changed, the stored value is read: ours means that an answer was lost which
+//! was a yes, anything else is the truth and memory follows it.
+//!
+//! When a leader is deposed between its last look at the leadership and its
+//! write, etcd refuses the write: the leadership is one of its conditions. So a
+//! leader that was paused for minutes cannot overwrite what its successor wrote.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use model::state::MicrovmEvent;
+use records::{Error as StoreError, Expect, Versioned, Write};
+
+use super::memory::Handle;
+use super::{BACKOFF_FIRST, Term, pause};
+use crate::adapters::codec;
+use crate::domain::microvm::Microvm;
+use crate::domain::observation::RecordChange;
+use crate::refusal::Refusal;
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub(crate) enum Committed {
+    /// Done, at this revision.
+    At(i64),
+    /// Not done: the first key holds this, not what was expected.
+    Found(Option<Versioned>),
+}
+
+impl Term {
+    /// Changes a record: durable first, then visible. `change` may run more
+    /// than once, on fresh copies. Returns the record and whether it changed.
+    ///
+    /// # Errors
+    /// What `change` says; [`Refusal::NotLeading`] when the term is over.
+    pub(crate) async fn update(
+        self: &Arc<Self>,
+        handle: &Handle,
+        change: impl Fn(&mut Microvm) -> Result<RecordChange, Refusal>,
+    ) -> Result<(Arc<Microvm>, bool), Refusal> {
+        let mut revision = handle.revision.lock().await;
+        loop {
+            let current = handle.current();
+            let mut next = (*current).clone();
+            let changed = change(&mut next)?;
+            let next = Arc::new(next);
+            match changed {
+                RecordChange::None => return Ok((current, false)),
+                RecordChange::Totals => {
+                    self.memory().publish_totals(handle, Arc::clone(&next));
+                    return Ok((next, true));
+                }
+                RecordChange::Passing => {
+                    log_change(&current, &next);
+                    self.memory().publish(handle, Arc::clone(&next), self.now());
+                    return Ok((next, true));
+                }
+                RecordChange::Durable => {}
+            }
+            // When the scheduler dies before this line, nothing has changed. When it
+            // dies after it, watchers have not heard of the change, and the next
+            // leader reads the new record, tells them and goes on from there.
+            match self.commit(vec![put(&next, Expect::Revision(*revision))]).await? {
+                Committed::At(stored) => {
+                    *revision = stored;
+                    log_change(&current, &next);
+                    self.memory().publish(handle, Arc::clone(&next), self.now());
+                    self.timers_changed.notify_one();
+                    return Ok((next, true));
+                }
+                Committed::Found(Some(found)) => {
+                    tracing::warn!(microvm = %handle.id, "the record was changed by somebody else; following it");
+                    let theirs = codec::decode(&found.value);
+                    let theirs = theirs.map_err(|error| Refusal::Internal(error.to_string()))?;
+                    *revision = found.revision;
+                    self.memory().publish(handle, Arc::new(theirs), self.now());
+                }
+                Committed::Found(None) => {
+                    tracing::warn!(microvm = %handle.id, "the record was deleted by somebody else");
+                    self.memory().forget(&handle.id, self.now());
+                    return Err(Refusal::MicrovmNotFound(handle.id.clone()));
+                }
+            }
+        }
+    }
+
+    /// Writes a new record. Its handle's write lock must be held, so that
+    /// nobody acts on it before.
+    pub(crate) async fn create(&self, microvm: &Microvm) -> Result<i64, Refusal> {
+        match self.commit(vec![put(microvm, Expect::Absent)]).await? {
+            Committed::At(revision) => Ok(revision),
+            Committed::Found(_) => Err(Refusal::Internal(format!("the fresh id {} is taken", microvm.id))),
+        }
+    }
+
+    /// Deletes a record for good.
+    pub(crate) async fn erase(self: &Arc<Self>, handle: &Handle) -> Result<(), Refusal> {
+        let revision = handle.revision.lock().await;
+        let expect = Expect::Revision(*revision);
+        // Whether it was deleted or is not ours any more: gone from memory either way.
+        self.commit(vec![Write::Delete { key: codec::key(&handle.id), expect }]).await?;
+        self.memory().forget(&handle.id, self.now());
+        Ok(())
+    }
+
+    /// Does all writes or none, guarded by leadership. The first write's key
+    /// tells whether an attempt went through whose answer was lost.
+    ///
+    /// # Errors
+    /// [`Refusal::NotLeading`] when the term is over.
+    pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Committed, Refusal> {
+        let Some(first) = writes.first().cloned() else {
+            return Err(Refusal::Internal("a transaction without writes".to_owned()));
+        };
+        let (key, wanted) = match first {
+            Write::Put { key, value, .. } => (key, Some(value)),
+            Write::Delete { key, .. } => (key, None),
+        };
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            match self.context.store.txn(writes.clone(), Some(&self.leadership)).await {
+                Ok(revision) => return Ok(Committed::At(revision)),
+                Err(StoreError::Unavailable { detail, .. }) => {
+                    tracing::debug!(key, detail, "transaction not done yet");
+                }
+                Err(StoreError::Conflict { .. }) => match self.context.store.get(&key).await {
+                    Ok(Some(found)) if wanted.as_ref() == Some(&found.value) => {
+                        return Ok(Committed::At(found.revision));
+                    }
+                    Ok(found) => return Ok(Committed::Found(found)),
+                    Err(error) if error.is_unavailable() => {}
+                    Err(error) => return Err(error.into()),
+                },
+                Err(error) => return Err(error.into()),
+            }
+            if self.is_over() {
+                return Err(Refusal::NotLeading);
+            }
+            pause(&mut backoff).await;
+        }
+    }
+}
+
+fn put(microvm: &Microvm, expect: Expect) -> Write {
+    Write::Put { key: codec::key(&microvm.id), value: codec::encode(microvm), expect, lease: None }
+}
+
+/// Applies an event as a change that must be durable.
+pub(crate) fn apply_event(
+    record: &mut Microvm,
+    event: MicrovmEvent,
+    reason: &str,
+    at: SystemTime,
+) -> Result<RecordChange, Refusal> {
+    record.apply_event(event, reason, at).map_err(|illegal| Refusal::Internal(illegal.to_string()))?;
+    Ok(RecordChange::Durable)
+}
+
+/// The one line per state change.
+fn log_change(before: &Microvm, after: &Microvm) {
+    if before.state == after.state && before.placement.generation == after.placement.generation {
+        return;
+    }
+    tracing::info!(
+        microvm = %after.id,
+        host = %after.placement.host,
+        generation = after.placement.generation,
+        from = %before.state,
+        to = %after.state,
+        reason = after.state_reason,
+        "microVM changed"
+    );
+}
+
+/// A store error that is no conflict.
+impl From<StoreError> for Refusal {
+    fn from(error: StoreError) -> Self {
+        match error {
+            StoreError::LeadershipLost => Self::NotLeading,
+            StoreError::TooLarge { .. } => Self::Internal(error.to_string()),
+            other => Self::Store(other.to_string()),
+        }
+    }
+}

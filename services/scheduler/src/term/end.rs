@@ -1,0 +1,177 @@
+//! Ends: decided durably first, then carried out by a task of its own until the
+//! host holds nothing of the microVM any more. An end goes before everything else.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::hostagent::v1::TerminateRequest;
+use model::state::{MicrovmEvent, MicrovmState};
+use model::{HostId, MicrovmId};
+use tonic::Status;
+
+use super::commit::apply_event;
+use super::memory::Handle;
+use super::{BACKOFF_FIRST, Term, pause};
+use crate::adapters::agents::{ErrorClass, bounded, classify};
+use crate::domain::microvm::{Intent, Microvm, REASON_SUCCESS};
+use crate::domain::observation::RecordChange;
+use crate::refusal::Refusal;
+
+/// Longest wait for a host to drop what it should not hold.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
+
+impl Term {
+    /// Ends a microVM; returns when the decision is durable. One that has ended
+    /// is a success.
+    ///
+    /// # Errors
+    /// [`Refusal`].
+    pub async fn terminate(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
+        let (term, handle) = (Arc::clone(self), self.handle(id)?);
+        self.detached(async move {
+            let ended = term.begin_end(&handle, REASON_SUCCESS).await;
+            term.context.metrics.operation("terminate", ended.is_ok());
+            ended
+        })
+        .await
+    }
+
+    /// Decides the end of a microVM durably and starts the task that does it.
+    pub(crate) async fn begin_end(
+        self: &Arc<Self>,
+        handle: &Arc<Handle>,
+        reason: &str,
+    ) -> Result<Arc<Microvm>, Refusal> {
+        let now = self.now();
+        let change = |record: &mut Microvm| {
+            if record.intent == Intent::End || record.state == MicrovmState::Terminated {
+                return Ok(RecordChange::None);
+            }
+            record.intent = Intent::End;
+            apply_event(record, MicrovmEvent::TerminateBegan, reason, now)
+        };
+        let (microvm, began) = self.update(handle, change).await?;
+        // When the scheduler dies here, the host has not been asked: the next leader
+        // finds the intent in the record and asks it.
+        if began {
+            let (term, handle) = (Arc::clone(self), Arc::clone(handle));
+            self.spawn(async move { term.end(handle).await });
+        }
+        Ok(microvm)
+    }
+
+    /// Ends a microVM whose end is decided; returns when it is TERMINATED.
+    ///
+    /// When a launch or wake is under way, it gives way at its next wait: `ending` is
+    /// cancelled before the turn is asked for, or else the end would wait for a hook
+    /// that hangs. The host may still be starting the guest then; it takes the end as
+    /// the next command of the same generation and stops what it has.
+    ///
+    /// When the host stays away, this goes on until its lease has been gone for the
+    /// grace. A host that comes back later reports the microVM, and is told to drop it.
+    #[tracing::instrument(skip_all, fields(microvm = %handle.id))]
+    pub(crate) async fn end(self: Arc<Self>, handle: Arc<Handle>) {
+        handle.ending.cancel();
+        let _turn = handle.operate_end().await;
+        let mut backoff = BACKOFF_FIRST;
+        loop {
+            let microvm = handle.current();
+            if microvm.state == MicrovmState::Terminated {
+                return;
+            }
+            match self.end_on_host(&microvm).await {
+                Ok(()) => match self.record_asked_end(&handle).await {
+                    Ok(()) => return,
+                    Err(refusal) => tracing::debug!(%refusal, "end not recorded yet"),
+                },
+                Err(status) => {
+                    tracing::debug!(host = %microvm.placement.host, %status, "end not answered yet");
+                }
+            }
+            pause(&mut backoff).await;
+        }
+    }
+
+    /// Returns when the host holds nothing of it any more, as far as anybody
+    /// can know.
+    async fn end_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Status> {
+        let host = &microvm.placement.host;
+        if self.is_lost(host) {
+            // Its S3 objects stay: only the host knows their keys' full list.
+            tracing::warn!(%host, "ended without its host; its snapshot objects in S3 may remain");
+            return Ok(());
+        }
+        let Some(address) = self.grpc_address(host) else {
+            return Err(Status::unavailable("the host is away"));
+        };
+        let request = TerminateRequest {
+            microvm_id: microvm.id.to_string(),
+            generation: microvm.placement.generation,
+            reason: microvm.state_reason.clone(),
+            discard: false,
+        };
+        let timeout = Duration::from_secs(self.config().timeouts.terminate_seconds);
+        let mut client = self.context.agents.client(&address)?;
+        match bounded(timeout, client.terminate(rpc::request(request))).await {
+            Ok(answer) => {
+                // For its totals; the end itself is recorded by the caller.
+                let _ = self.observe_answer(host, answer.observed).await;
+                Ok(())
+            }
+            Err(status) if classify(&status) == ErrorClass::NotHere => Ok(()),
+            Err(status) => Err(status),
+        }
+    }
+
+    async fn record_asked_end(self: &Arc<Self>, handle: &Handle) -> Result<(), Refusal> {
+        let now = self.now();
+        let change = |record: &mut Microvm| {
+            if record.state == MicrovmState::Terminated {
+                return Ok(RecordChange::None);
+            }
+            let reason = record.state_reason.clone();
+            apply_event(record, MicrovmEvent::Ended, &reason, now)
+        };
+        self.update(handle, change).await.map(|_| ())
+    }
+
+    /// Records that a microVM ended without anybody asking for it.
+    pub(crate) async fn record_unasked_end(self: &Arc<Self>, handle: &Arc<Handle>, reason: &str) {
+        let now = self.now();
+        let change = |record: &mut Microvm| {
+            // An end in progress has its own task and reason.
+            if record.intent == Intent::End {
+                return Ok(RecordChange::None);
+            }
+            apply_event(record, MicrovmEvent::Ended, reason, now)
+        };
+        let mut backoff = BACKOFF_FIRST;
+        while let Err(refusal) = self.update(handle, change).await {
+            if self.is_over() || matches!(refusal, Refusal::MicrovmNotFound(_)) {
+                return;
+            }
+            tracing::warn!(microvm = %handle.id, %refusal, "cannot record an end yet");
+            pause(&mut backoff).await;
+        }
+    }
+
+    /// Tells a host to drop what it should not hold; once, for tidiness: it is
+    /// told again whenever it reports it.
+    pub(crate) async fn discard(&self, host: &HostId, microvm: &Microvm) {
+        let Some(address) = self.grpc_address(host) else {
+            return;
+        };
+        let Ok(mut client) = self.context.agents.client(&address) else {
+            return;
+        };
+        let request = TerminateRequest {
+            microvm_id: microvm.id.to_string(),
+            generation: microvm.placement.generation,
+            reason: String::new(),
+            discard: true,
+        };
+        if let Err(status) = bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await {
+            tracing::debug!(%host, microvm = %microvm.id, %status, "not discarded yet");
+        }
+    }
+}

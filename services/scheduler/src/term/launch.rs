@@ -1,0 +1,229 @@
+//! Launches: accepted with one durable write, then carried out by a task of its
+//! own that asks the host; the caller does not wait for that.
+//!
+//! ```text
+//! accept: token, version, quotas, place, write PENDING -> answer
+//! launch: ask the host -> RUNNING, or another host, or TERMINATED with a reason
+//! ```
+//!
+//! A host treats launches of one generation as one request, so asking again is
+//! always safe with the same generation and never with another.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::common::v1::Logging;
+use api::hostagent::v1::LaunchRequest;
+use model::state::MicrovmState;
+use model::{ConnectorArn, ImageName, VersionNumber};
+use tokio::sync::OwnedMutexGuard;
+use tonic::Status;
+
+use super::memory::Handle;
+use super::place::{PLACES_MAX, place_new};
+use super::{BACKOFF_FIRST, Term, pause};
+use crate::adapters::agents::{ErrorClass, bounded, classify};
+use crate::adapters::codec;
+use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
+use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload};
+use crate::refusal::Refusal;
+
+/// A launch as asked for, checked field by field.
+#[derive(Debug, Clone)]
+pub struct RunRequest {
+    /// The image.
+    pub image: ImageName,
+    /// Its version; absent means the newest ACTIVE one.
+    pub version: Option<VersionNumber>,
+    /// Role the app acts as; may be empty.
+    pub execution_role_arn: String,
+    /// When it sleeps.
+    pub idle_policy: Option<IdlePolicy>,
+    /// Longest life.
+    pub maximum_duration: Duration,
+    /// For the run hook; may be empty.
+    pub payload: Payload,
+    /// Where its logs go.
+    pub logging: Option<Logging>,
+    /// Ingress connectors.
+    pub ingress: Vec<ConnectorArn>,
+    /// Egress connectors.
+    pub egress: Vec<ConnectorArn>,
+    /// The caller's token and the digest of the request.
+    pub token: Option<TokenUse>,
+}
+
+/// What a launch request turned out to be.
+enum Admitted {
+    /// The same request as before.
+    Replay(Arc<Handle>),
+    /// A new microVM, in memory, and the right to write its record.
+    New(Arc<Handle>, OwnedMutexGuard<i64>),
+}
+
+/// What became of one attempt to launch.
+enum Attempt {
+    Done,
+    Again(Status),
+    Elsewhere(Status),
+    Failed(String),
+}
+
+impl Term {
+    /// Accepts a microVM; it is PENDING and durable when this returns. With a
+    /// token that was used for the same request, returns that microVM.
+    ///
+    /// # Errors
+    /// [`Refusal`]; nothing is left behind.
+    pub async fn run(self: &Arc<Self>, request: RunRequest) -> Result<Arc<Microvm>, Refusal> {
+        let term = Arc::clone(self);
+        self.detached(async move { term.accept(request).await }).await
+    }
+
+    async fn accept(self: Arc<Self>, request: RunRequest) -> Result<Arc<Microvm>, Refusal> {
+        let (handle, mut revision) = match self.admit(request)? {
+            Admitted::Replay(earlier) => return self.replay(&earlier).await,
+            Admitted::New(handle, revision) => (handle, revision),
+        };
+        let microvm = handle.current();
+        match self.create(&microvm).await {
+            Ok(stored) => *revision = stored,
+            Err(refusal) => {
+                self.memory().forget(&handle.id, self.now());
+                return Err(refusal);
+            }
+        }
+        drop(revision);
+        // When the scheduler dies here, the caller has no answer but the record is
+        // PENDING with a placement: the next leader asks the host with the same
+        // generation, and the caller's retry with its client token finds the microVM.
+        self.memory().announce(&handle);
+        self.timers_changed.notify_one();
+        tracing::info!(microvm = %handle.id, host = %microvm.placement.host, to = "PENDING", "microVM accepted");
+        let (term, launched) = (Arc::clone(&self), Arc::clone(&handle));
+        self.spawn(async move { term.launch(launched).await });
+        Ok(microvm)
+    }
+
+    /// Checks the token, chooses a host and reserves room there, in one instant.
+    fn admit(&self, request: RunRequest) -> Result<Admitted, Refusal> {
+        let version = self.catalog().resolve(&request.image, request.version);
+        let policy = self.egress_policy(&request.egress);
+        let now = self.now();
+        let mut memory = self.memory();
+        if let Some(asked) = request.token
+            && let Some((earlier, recorded)) = memory.by_token(&asked.token)
+        {
+            return match decide(Some(&recorded), &asked) {
+                TokenDecision::Replay => Ok(Admitted::Replay(earlier)),
+                TokenDecision::New | TokenDecision::Conflict => Err(Refusal::TokenConflict),
+            };
+        }
+        // After the token: a replay does not ask what became of the connectors.
+        let policy = policy?;
+        let microvm = place_new(&memory, self.config(), request, (version, policy), now)?;
+        let handle = memory.insert(Arc::new(microvm), 0, now);
+        // Taken before anybody else can see it: the first to write it is us.
+        let revision = Arc::clone(&handle.revision).try_lock_owned().expect("nobody has seen the handle yet");
+        Ok(Admitted::New(handle, revision))
+    }
+
+    /// The same request again: its microVM, once its record is durable.
+    async fn replay(&self, handle: &Handle) -> Result<Arc<Microvm>, Refusal> {
+        drop(handle.revision.lock().await);
+        match self.memory().get(&handle.id) {
+            Some(handle) => Ok(handle.current()),
+            None => Err(Refusal::Store("the first attempt was not recorded".to_owned())),
+        }
+    }
+
+    /// Launches a PENDING microVM, or ends it with the reason.
+    #[tracing::instrument(skip_all, fields(microvm = %handle.id))]
+    pub(crate) async fn launch(self: Arc<Self>, handle: Arc<Handle>) {
+        let clock = &self.context.clock;
+        let began = clock.instant();
+        let launched = tokio::select! {
+            launched = self.launch_somewhere(&handle) => launched,
+            // The end takes over and tells the host.
+            () = handle.ending.cancelled() => return,
+        };
+        let microvm = handle.current();
+        match launched {
+            Ok(()) => {
+                self.context.metrics.launch("running", clock.instant() - began);
+                tracing::debug!(host = %microvm.placement.host, "launched");
+            }
+            Err(reason) => {
+                self.context.metrics.launch("failed", clock.instant() - began);
+                self.record_unasked_end(&handle, &reason).await;
+                self.discard(&microvm.placement.host, &microvm).await;
+            }
+        }
+    }
+
+    async fn launch_somewhere(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), String> {
+        let _turn = handle.operate().await.map_err(|refusal| refusal.to_string())?;
+        let mut backoff = BACKOFF_FIRST;
+        let mut tried = Vec::new();
+        loop {
+            let microvm = handle.current();
+            if microvm.state != MicrovmState::Pending || microvm.intent == Intent::End {
+                return Ok(());
+            }
+            let timeout = Duration::from_secs(self.config().timeouts.launch_seconds);
+            let spent = self.now().duration_since(microvm.placement.time).unwrap_or_default();
+            let Some(left) = timeout.checked_sub(spent) else {
+                return Err("The launch did not finish in time.".to_owned());
+            };
+            match self.launch_on_host(&microvm, left).await {
+                Attempt::Done => return Ok(()),
+                Attempt::Failed(reason) => return Err(reason),
+                Attempt::Again(status) => {
+                    tracing::debug!(host = %microvm.placement.host, %status, "launch not answered yet");
+                    pause(&mut backoff).await;
+                }
+                Attempt::Elsewhere(status) => {
+                    tried.push(microvm.placement.host.clone());
+                    if tried.len() >= PLACES_MAX {
+                        return Err(reason_of(&status));
+                    }
+                    self.move_elsewhere(handle, &tried).await.map_err(|refusal| refusal.to_string())?;
+                }
+            }
+        }
+    }
+
+    async fn launch_on_host(self: &Arc<Self>, microvm: &Microvm, timeout: Duration) -> Attempt {
+        let host = &microvm.placement.host;
+        let Some(address) = self.grpc_address(host) else {
+            return Attempt::Again(Status::unavailable(format!("host {host} is away")));
+        };
+        let request =
+            LaunchRequest { generation: microvm.placement.generation, spec: Some(codec::host_spec(microvm)) };
+        let answer = match self.context.agents.client(&address) {
+            Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
+            Err(status) => Err(status),
+        };
+        let status = match answer {
+            Ok(launched) => match self.observe_answer(host, launched.observed).await {
+                Ok(()) => return Attempt::Done,
+                Err(refusal) => return Attempt::Failed(refusal.to_string()),
+            },
+            Err(status) => status,
+        };
+        match classify(&status) {
+            ErrorClass::Again => Attempt::Again(status),
+            ErrorClass::Full => Attempt::Elsewhere(status),
+            ErrorClass::NotHere | ErrorClass::Final => Attempt::Failed(reason_of(&status)),
+        }
+    }
+}
+
+/// What a record says of a host's refusal. Damage is said by its code too: who reads the record has to tell it from a
+/// host that was busy.
+fn reason_of(status: &tonic::Status) -> String {
+    match status.code() {
+        tonic::Code::DataLoss => format!("DATA_LOSS: {}", status.message()),
+        _ => status.message().to_owned(),
+    }
+}

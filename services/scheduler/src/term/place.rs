@@ -1,0 +1,167 @@
+//! Which host a microVM is placed on: a new one, and one that has to move. The
+//! choice itself is [`crate::domain::placement`]; here it meets records, quotas
+//! and the hosts as they are now.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use api::common::v1::{Architecture, HookMode};
+use api::hostagent::v1::EgressPolicy;
+use model::state::MicrovmState;
+use model::{HostId, ImageArn, MicrovmId};
+use uuid::Uuid;
+
+use super::Term;
+use super::launch::RunRequest;
+use super::memory::{Handle, Memory};
+use crate::config::Config;
+use crate::domain::catalog::Launchable;
+use crate::domain::microvm::{Intent, Microvm, Placement, Spec};
+use crate::domain::observation::RecordChange;
+use crate::domain::placement::Demand;
+use crate::refusal::Refusal;
+
+/// Hosts a launch or wake tries before it gives up for lack of room.
+pub(crate) const PLACES_MAX: usize = 3;
+
+impl Term {
+    /// Places a microVM on another host, durably, with the next generation.
+    pub(crate) async fn move_elsewhere(
+        self: &Arc<Self>,
+        handle: &Arc<Handle>,
+        exclude: &[HostId],
+    ) -> Result<Arc<Microvm>, Refusal> {
+        let microvm = handle.current();
+        let now = self.now();
+        // A snapshot of a running app starts only on the platform it was taken on;
+        // a version's own snapshot says what it needs by its engine.
+        let slept = microvm.snapshot.is_some();
+        let demand = Demand {
+            memory_mib: u64::from(microvm.spec.baseline_mib),
+            engine: microvm.spec.snapshot.engine.clone(),
+            architecture: Architecture::Unspecified,
+            fingerprint: if slept { microvm.placement.fingerprint.clone() } else { String::new() },
+            exclude: exclude.to_vec(),
+        };
+        let key = &microvm.spec.snapshot.manifest_key;
+        let (host, fingerprint) = choose(&self.memory(), &demand, key, now)?;
+        let from = microvm.placement.clone();
+        // When the scheduler dies after this write and before it asks the new host,
+        // the record names a host that has never heard of the microVM. The next
+        // launch or wake asks that host with this generation; the old host is told
+        // to drop its copy when it next reports it.
+        let (moved, _) = self
+            .update(handle, |record| {
+                if record.placement != from {
+                    return Ok(RecordChange::None);
+                }
+                record.place(host.clone(), fingerprint.clone(), now);
+                Ok(RecordChange::Durable)
+            })
+            .await?;
+        let term = Arc::clone(self);
+        self.spawn(async move { term.discard(&from.host, &microvm).await });
+        Ok(moved)
+    }
+}
+
+/// Makes the record of a new microVM on the best host.
+pub(crate) fn place_new(
+    memory: &Memory,
+    config: &Config,
+    request: RunRequest,
+    (version, egress_policy): (Option<Arc<Launchable>>, Option<EgressPolicy>),
+    now: SystemTime,
+) -> Result<Microvm, Refusal> {
+    let image = ImageArn {
+        region: config.region.clone(),
+        account: config.account.clone(),
+        name: request.image.clone(),
+    };
+    let Some(version) = version else {
+        return Err(Refusal::NoActiveVersion { image, version: request.version });
+    };
+    check_payload(&request, &version)?;
+    check_quotas(memory, config, u64::from(version.baseline_mib))?;
+    let demand = Demand {
+        memory_mib: u64::from(version.baseline_mib),
+        engine: version.snapshot.engine.clone(),
+        architecture: version.architecture,
+        fingerprint: String::new(),
+        exclude: Vec::new(),
+    };
+    let (host, fingerprint) = choose(memory, &demand, &version.snapshot.manifest_key, now)?;
+    Ok(Microvm {
+        id: MicrovmId::from_uuid(Uuid::new_v4()),
+        spec: Spec {
+            image,
+            version: version.version,
+            snapshot: version.snapshot.clone(),
+            hooks: version.hooks,
+            baseline_mib: version.baseline_mib,
+            // Not the id: who knows an endpoint's name cannot name the microVM.
+            endpoint_label: Uuid::new_v4().hyphenated().to_string(),
+            execution_role_arn: request.execution_role_arn,
+            idle_policy: request.idle_policy,
+            maximum_duration: request.maximum_duration,
+            payload: request.payload,
+            logging: request.logging,
+            ingress: request.ingress,
+            egress: request.egress,
+            egress_policy,
+        },
+        token: request.token,
+        intent: Intent::Live,
+        placement: Placement { host, generation: 1, time: now, fingerprint },
+        state: MicrovmState::Pending,
+        state_reason: String::new(),
+        state_time: now,
+        start_time: now,
+        terminate_time: None,
+        observation: 0,
+        snapshot: None,
+        metering: None,
+        last_transition: None,
+    })
+}
+
+fn check_quotas(memory: &Memory, config: &Config, asked: u64) -> Result<(), Refusal> {
+    let limit = config.microvms_max;
+    if memory.living() >= limit {
+        return Err(Refusal::Quota {
+            quota: "microvms",
+            limit,
+            text: format!("The limit of {limit} MicroVMs is reached."),
+        });
+    }
+    let allocated = memory.allocated_mib();
+    match config.quotas.memory_mib {
+        Some(limit) if allocated + asked > limit => Err(Refusal::MemoryQuota { limit, allocated, asked }),
+        _ => Ok(()),
+    }
+}
+
+/// The best host for a demand, and its platform fingerprint.
+fn choose(
+    memory: &Memory,
+    demand: &Demand,
+    manifest_key: &str,
+    now: SystemTime,
+) -> Result<(HostId, String), Refusal> {
+    let host = memory.hosts.choose(demand, manifest_key, now).map_err(Refusal::NoRoom)?;
+    let found = memory.hosts.get(&host);
+    let fingerprint = found.map(|found| found.spec.platform_fingerprint.clone());
+    Ok((host, fingerprint.unwrap_or_default()))
+}
+
+fn check_payload(request: &RunRequest, version: &Launchable) -> Result<(), Refusal> {
+    let run = version.hooks.and_then(|hooks| hooks.run);
+    let enabled = run.is_some_and(|hook| hook.mode() == HookMode::Enabled);
+    if request.payload.0.is_empty() || enabled {
+        return Ok(());
+    }
+    Err(Refusal::sentence(
+        "runHookPayload",
+        "The run hook must be enabled in the MicroVM image to pass the run hook payload",
+    ))
+}

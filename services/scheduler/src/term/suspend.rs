@@ -1,0 +1,85 @@
+//! Suspends: as a caller asks for one, and all of a host that is drained.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::hostagent::v1::SuspendRequest;
+use futures::StreamExt as _;
+use model::state::MicrovmState;
+use model::{HostId, MicrovmId};
+
+use super::Term;
+use crate::adapters::agents::{bounded, refusal_of};
+use crate::domain::microvm::Microvm;
+use crate::refusal::Refusal;
+
+/// Suspends at a time on a draining host.
+const DRAIN_CONCURRENT: usize = 4;
+
+impl Term {
+    /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps
+    /// already is a success.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the microVM is as its host says.
+    pub async fn suspend(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
+        let (term, handle) = (Arc::clone(self), self.handle(id)?);
+        self.detached(async move {
+            operable(&handle.current(), "suspended")?;
+            let _turn = handle.operate().await?;
+            let microvm = handle.current();
+            operable(&microvm, "suspended")?;
+            if microvm.state == MicrovmState::Suspended {
+                return Ok(microvm);
+            }
+            let suspended = handle.unless_ending(term.suspend_on_host(&microvm)).await;
+            term.context.metrics.operation("suspend", suspended.is_ok());
+            suspended.map(|()| handle.current())
+        })
+        .await
+    }
+
+    async fn suspend_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Refusal> {
+        let host = &microvm.placement.host;
+        let address = self.grpc_address(host).ok_or_else(|| Refusal::away(host, "it cannot be asked"))?;
+        let request =
+            SuspendRequest { microvm_id: microvm.id.to_string(), generation: microvm.placement.generation };
+        let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
+        let mut client = self.context.agents.client(&address).map_err(|status| refusal_of(host, status))?;
+        let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
+        self.observe_answer(host, answer.map_err(|status| refusal_of(host, status))?.observed).await
+    }
+
+    /// Suspends everything that runs on a host, a few at a time.
+    pub(crate) fn suspend_all(self: &Arc<Self>, host: &HostId) {
+        let (term, host) = (Arc::clone(self), host.clone());
+        self.spawn(async move {
+            let running = term.memory().on_host(&host).into_iter();
+            let running = running.filter(|handle| {
+                handle.current().state == MicrovmState::Running && handle.is_idle()
+            });
+            let suspends = running.map(|handle| {
+                let term = Arc::clone(&term);
+                async move {
+                    if let Err(refusal) = term.suspend(&handle.id).await {
+                        tracing::warn!(microvm = %handle.id, %refusal, "cannot be suspended for the drain yet");
+                    }
+                }
+            });
+            let suspends: Vec<_> = suspends.collect();
+            let mut suspends = futures::stream::iter(suspends).buffer_unordered(DRAIN_CONCURRENT);
+            while suspends.next().await.is_some() {}
+        });
+    }
+}
+
+/// Whether a microVM's state lets it be suspended, or resumed; `action` says which.
+pub(crate) fn operable(microvm: &Microvm, action: &'static str) -> Result<(), Refusal> {
+    use MicrovmState as S;
+    let id = microvm.id.clone();
+    match microvm.state {
+        S::Running | S::Suspending | S::Suspended => Ok(()),
+        state @ (S::Pending | S::Terminating) => Err(Refusal::StateConflict { id, state, action }),
+        S::Terminated => Err(Refusal::Terminated(id)),
+    }
+}

@@ -1,0 +1,120 @@
+//! Wakes: where the microVM sleeps, or on another host when that one is gone or
+//! drained and S3 has a copy. A wake that fails leaves it asleep.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::host::v1::HostState;
+use api::hostagent::v1::ResumeRequest;
+use model::MicrovmId;
+use model::state::MicrovmState;
+use tonic::Status;
+
+use super::Term;
+use super::memory::Handle;
+use super::place::PLACES_MAX;
+use super::suspend::operable;
+use crate::adapters::agents::{ErrorClass, bounded, classify, refusal_of};
+use crate::adapters::codec;
+use crate::domain::microvm::Microvm;
+use crate::refusal::Refusal;
+
+impl Term {
+    /// Wakes a microVM; returns when it is RUNNING. One that runs already is a
+    /// success. When its host is gone and S3 has a copy, it wakes elsewhere.
+    ///
+    /// # Errors
+    /// [`Refusal`]; the microVM still sleeps and its snapshot is intact.
+    pub async fn resume(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
+        let (term, handle) = (Arc::clone(self), self.handle(id)?);
+        self.detached(async move {
+            operable(&handle.current(), "resumed")?;
+            let _turn = handle.operate().await?;
+            // Going to sleep by itself: first let it, then wake it.
+            let patience = Duration::from_secs(term.config().timeouts.suspend_seconds);
+            let settled = handle.until(|record| record.state != MicrovmState::Suspending);
+            let _ = tokio::time::timeout(patience, settled).await;
+            let microvm = handle.current();
+            operable(&microvm, "resumed")?;
+            if microvm.state == MicrovmState::Running {
+                return Ok(microvm);
+            }
+            let woken = handle.unless_ending(term.wake(&handle)).await;
+            term.context.metrics.operation("resume", woken.is_ok());
+            woken.map(|()| handle.current())
+        })
+        .await
+    }
+
+    async fn wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), Refusal> {
+        let mut tried = Vec::new();
+        let mut microvm = self.place_to_wake(handle).await?;
+        loop {
+            let host = microvm.placement.host.clone();
+            let status = match self.resume_on_host(&microvm).await? {
+                Ok(()) => return Ok(()),
+                Err(status) => status,
+            };
+            tried.push(host.clone());
+            let elsewhere = classify(&status) == ErrorClass::Full && handle.current().has_remote_copy();
+            if !elsewhere || tried.len() >= PLACES_MAX {
+                return Err(refusal_of(&host, status));
+            }
+            microvm = match self.move_elsewhere(handle, &tried).await {
+                Ok(moved) => moved,
+                // No room anywhere: the first host's answer says it best.
+                Err(Refusal::NoRoom(_)) => return Err(refusal_of(&host, status)),
+                Err(refusal) => return Err(refusal),
+            };
+        }
+    }
+
+    /// Where it wakes: where it sleeps, or elsewhere when that host is gone or
+    /// drained and S3 has a copy.
+    async fn place_to_wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<Arc<Microvm>, Refusal> {
+        let microvm = handle.current();
+        let host = &microvm.placement.host;
+        let now = self.now();
+        let fence = self.config().fence_grace();
+        let (state, fenced) = {
+            let memory = self.memory();
+            let found = memory.hosts.get(host);
+            (found.map(|host| host.state()), found.is_some_and(|host| host.gone_for(fence, now)))
+        };
+        match (state, microvm.has_remote_copy()) {
+            (Some(HostState::Ready), _) => Ok(microvm),
+            (Some(HostState::Draining | HostState::Drained), true) => {
+                self.move_elsewhere(handle, std::slice::from_ref(host)).await
+            }
+            (Some(HostState::Draining | HostState::Drained), false) => {
+                Err(Refusal::away(host, "it is drained and holds the only copy"))
+            }
+            // Fence, then place. When the host is only cut off from etcd, its guests may
+            // still answer; it stops their traffic when its lease ends. A second copy
+            // that woke before that would answer beside the first.
+            (_, true) if fenced => self.move_elsewhere(handle, std::slice::from_ref(host)).await,
+            (_, true) => Err(Refusal::away(host, "the microVM can wake elsewhere soon")),
+            (_, false) => Err(Refusal::away(host, "it holds the only copy")),
+        }
+    }
+
+    /// One attempt: the outer error is ours, the inner one the host's.
+    async fn resume_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<Result<(), Status>, Refusal> {
+        let host = &microvm.placement.host;
+        let address = self.grpc_address(host).ok_or_else(|| Refusal::away(host, "it cannot be asked"))?;
+        let request = ResumeRequest {
+            generation: microvm.placement.generation,
+            spec: Some(codec::host_spec(microvm)),
+            snapshot: microvm.snapshot.clone(),
+        };
+        let timeout = Duration::from_secs(self.config().timeouts.resume_seconds);
+        let mut client = match self.context.agents.client(&address) {
+            Ok(client) => client,
+            Err(status) => return Ok(Err(status)),
+        };
+        match bounded(timeout, client.resume(rpc::request(request))).await {
+            Ok(answer) => self.observe_answer(host, answer.observed).await.map(Ok),
+            Err(status) => Ok(Err(status)),
+        }
+    }
+}
