@@ -276,7 +276,7 @@ async fn requests_wait_for_wakes_and_launches() {
     let before = world.scheduler.look_ups();
     let waiting = world.get(TWO, "/");
     let placed = async {
-        eventually("the edge asks for it", || world.scheduler.look_ups() > before).await;
+        until("the edge asks for it", || async { world.scheduler.look_ups() > before }).await;
         world.microvm(TWO, Pending);
     };
     let (answer, ()) = tokio::join!(waiting, placed);

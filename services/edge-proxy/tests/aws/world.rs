@@ -15,7 +15,7 @@ use records::Expect;
 use rpc::Role;
 use serde_json::Value;
 use testkit::certificates::{self, identity};
-use testkit::{Etcd, Script, eventually};
+use testkit::{Etcd, Script, eventually, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
@@ -122,6 +122,33 @@ impl World {
     pub async fn add_key(&self, (id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) {
         let value = stored_key((id, secret), change);
         self.store.put_if(&format!("access-keys/{id}"), value, Expect::Absent, None).await.unwrap();
+        until(&format!("{id} is known"), || async {
+            let request = Signer::new(id, secret).request("POST", "/2025-09-09/microvms/any", "");
+            self.connection().send(request).await.class() != "UnrecognizedClientException"
+        })
+        .await;
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn connection(&self) -> Connection {
+        Connection::new(self.api, self.directory.path(), false)
+    }
+
+    pub fn http2(&self) -> Connection {
+        Connection::new(self.api, self.directory.path(), true)
+    }
+
+    /// Asks with the key that may do everything.
+    pub async fn ask(&self, method: &str, target: &str, body: &str) -> Answer {
+        let request = signer().request(method, target, body.to_owned());
+        self.connection().send(request).await
+    }
+
+    /// The audit records so far, once there are `count`.
+    pub async fn audited(&self, count: usize) -> Vec<Value> {
         eventually("the audit records are there", || async {
             let text = std::fs::read_to_string(self.file("audit.jsonl")).unwrap();
             let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));

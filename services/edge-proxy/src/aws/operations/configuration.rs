@@ -41,7 +41,7 @@ pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
         egress_network_connectors: request.strings("egressNetworkConnectors"),
         hooks: request.structure("hooks").map(hooks),
         logging: request.structure("logging").map(logging),
-        kms_key_identifier: request.text("kmsKeyIdentifier"),
+        kms_key_identifier: request.string("kmsKeyIdentifier"),
     }
 }
 
