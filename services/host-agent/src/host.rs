@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use clock::Clock;
 use tokio::sync::watch;
 
 use crate::adapters::files::DataDirectory;
@@ -91,6 +92,7 @@ pub struct Host {
     pub ahead: EnginesAhead,
     /// Counters.
     pub metrics: Metrics,
+    pub clock: Clock,
     /// Rises with every change of any microVM.
     pub changes: watch::Sender<u64>,
     /// Zero of [`Host::monotonic_ms`].
@@ -106,7 +108,14 @@ impl Host {
     /// Milliseconds since the agent started, on a clock that only rises.
     #[must_use]
     pub fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let since = self.clock.instant().duration_since(self.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        unix_ms(self.clock.now())
     }
 
     /// Baseline memory accounted for a guest of `memory_mib`, in MiB.
@@ -159,8 +168,8 @@ impl Host {
 
 /// Milliseconds since 1970.
 #[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+pub fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
