@@ -28,6 +28,7 @@ use tokio::sync::Notify;
 use crate::adapters::files::{self, MicrovmFiles};
 use crate::adapters::image_snapshots::{fetch_error, file_name};
 use crate::domain::HostError;
+use crate::domain::capacity::Capacity;
 use crate::host::Host;
 use crate::microvm::{clone_disk, engine_error};
 use crate::resources::{BACKGROUND_DELAY, EngineHeld, Resources, SlotHeld};
@@ -118,6 +119,11 @@ impl EnginesAhead {
             }
             None => false,
         }
+    }
+
+    /// Gives back engines until the microVMs' memory and theirs fit.
+    pub async fn make_room(&self, capacity: &Capacity) {
+        while capacity.is_over() && self.give_one_back().await {}
     }
 
     /// Engines that wait.
@@ -292,12 +298,13 @@ pub async fn keep_filled(host: Arc<Host>) {
             })
             .await;
         while is_memory_short() && ahead.give_one_back().await {}
+        ahead.make_room(&host.capacity).await;
         while let Some((digest, size)) = ahead.next_short(limits.engines_ahead) {
             ahead.quiet().await;
             if ahead.count() >= limits.engines_ahead_total && !ahead.make_room_for(&digest).await {
                 break;
             }
-            if is_memory_short() {
+            if is_memory_short() || host.capacity.is_over() {
                 break;
             }
             match EngineAhead::make(&host, &digest, size).await {

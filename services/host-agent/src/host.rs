@@ -16,6 +16,9 @@ use crate::domain::capacity::{Capacity, Reservation};
 use crate::engines_ahead::EnginesAhead;
 use crate::metrics::Metrics;
 
+/// How often a start that waits for a slot asks waiting engines for theirs.
+const ROOM_POLL: Duration = Duration::from_millis(50);
+
 /// The guest bundle this host boots with.
 #[derive(Debug, Clone)]
 pub struct Bundle {
@@ -124,31 +127,38 @@ impl Host {
         (memory_mib / self.config.memory_peak_factor).max(1)
     }
 
-    /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it.
+    /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it. One that is just being
+    /// made cannot yet: it goes with the next sweep.
     ///
     /// # Errors
     /// [`HostError::Capacity`] when microVMs and bakes have it all.
     pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, HostError> {
-        loop {
-            match self.capacity.reserve(u64::from(self.baseline_mib(memory_mib))) {
-                Ok(reservation) => return Ok(reservation),
-                Err(_) if self.ahead.give_one_back().await => {}
-                Err(free) => {
-                    return Err(HostError::Capacity(format!("the host has {free} MiB of guest memory left")));
-                }
-            }
-        }
+        let reserved = self.capacity.reserve(u64::from(self.baseline_mib(memory_mib)));
+        let reserved = reserved
+            .map_err(|free| HostError::Capacity(format!("the host has {free} MiB of guest memory left")))?;
+        self.ahead.make_room(&self.capacity).await;
+        Ok(reserved)
     }
 
-    /// Takes a slot; an engine that only waits makes room for it.
+    /// Takes a slot; engines that only wait make room for it, also one that is just being made.
     ///
     /// # Errors
     /// [`HostError::Capacity`] when none comes free in time.
     pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, HostError> {
-        if self.pool.is_exhausted() {
-            self.ahead.give_one_back().await;
+        let take = self.pool.take(egress);
+        tokio::pin!(take);
+        loop {
+            if self.pool.is_exhausted() {
+                self.ahead.give_one_back().await;
+            }
+            tokio::select! {
+                biased;
+                taken = &mut take => {
+                    return taken.map_err(|error| HostError::Capacity(HostError::chain(&error).0));
+                }
+                () = tokio::time::sleep(ROOM_POLL) => {}
+            }
         }
-        self.pool.take(egress).await.map_err(|error| HostError::Capacity(HostError::chain(&error).0))
     }
 
     /// Bucket of snapshots.
