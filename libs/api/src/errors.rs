@@ -17,6 +17,9 @@ pub const DOMAIN: &str = "torpor";
 /// there is more.
 pub const MESSAGE_LENGTH_MAX: usize = 2048;
 
+/// Metadata key of the leader's address in [`not_leader`].
+const LEADER: &str = "leader";
+
 /// Longest value of the metadata, in bytes.
 pub const METADATA_LENGTH_MAX: usize = 1024;
 
@@ -146,6 +149,23 @@ pub fn unavailable(reason: &str, message: impl Into<String>, retry_after: Durati
     details.set_retry_info(Some(retry_after));
     let message = clip(&message.into(), MESSAGE_LENGTH_MAX);
     Status::with_error_details(Code::Unavailable, message, details)
+}
+
+/// UNAVAILABLE of a replica that does not lead, with the leader's address as far as
+/// it is known, so that a caller can go there.
+#[must_use]
+pub fn not_leader(leader: &str, retry_after: Duration) -> Status {
+    let metadata = HashMap::from([(LEADER.to_owned(), clip(leader, METADATA_LENGTH_MAX))]);
+    let mut details = ErrorDetails::with_error_info(reason::NOT_LEADER, DOMAIN, metadata);
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::Unavailable, "This scheduler does not lead.", details)
+}
+
+/// The address that a replica named in [`not_leader`].
+#[must_use]
+pub fn leader_of(status: &Status) -> Option<String> {
+    let info = status.get_details_error_info().filter(|info| info.reason == reason::NOT_LEADER)?;
+    info.metadata.get(LEADER).filter(|leader| !leader.is_empty()).cloned()
 }
 
 /// The `ErrorInfo.reason` of an error, if it carries one.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, Response, Uri};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -90,42 +91,45 @@ impl EndpointClient {
     ///
     /// # Errors
     /// When the edge is out of reach or its certificate does not fit.
-    pub async fn connect(
-        &self,
-        address: &str,
-        host: &str,
+    pub fn connect<'a>(
+        &'a self,
+        address: &'a str,
+        host: &'a str,
         version: HttpVersion,
-    ) -> Result<EndpointConnection, EndpointError> {
-        let failed = |source| EndpointError::Connect { address: address.to_owned(), source };
-        let name = ServerName::try_from(host.to_owned()).map_err(|_| EndpointError::Name(host.to_owned()))?;
-        let mut tls = ClientConfig::clone(&self.tls);
-        tls.alpn_protocols = match version {
-            HttpVersion::Http1 => vec![b"http/1.1".to_vec()],
-            HttpVersion::Http2 => vec![b"h2".to_vec()],
-        };
-        let connecting = async {
-            let stream = TcpStream::connect(address).await?;
-            stream.set_nodelay(true)?;
-            TlsConnector::from(Arc::new(tls)).connect(name, stream).await
-        };
-        let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
-            .await
-            .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-            .map_err(failed)?;
-        let sender = match version {
-            HttpVersion::Http1 => {
-                let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-                tokio::spawn(connection);
-                Sender::Http1(sender)
-            }
-            HttpVersion::Http2 => {
-                let (sender, connection) =
-                    http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
-                tokio::spawn(connection);
-                Sender::Http2(sender)
-            }
-        };
-        Ok(EndpointConnection { sender, host: host.to_owned() })
+    ) -> BoxFuture<'a, Result<EndpointConnection, EndpointError>> {
+        Box::pin(async move {
+            let failed = |source| EndpointError::Connect { address: address.to_owned(), source };
+            let name =
+                ServerName::try_from(host.to_owned()).map_err(|_| EndpointError::Name(host.to_owned()))?;
+            let mut tls = ClientConfig::clone(&self.tls);
+            tls.alpn_protocols = match version {
+                HttpVersion::Http1 => vec![b"http/1.1".to_vec()],
+                HttpVersion::Http2 => vec![b"h2".to_vec()],
+            };
+            let connecting = async {
+                let stream = TcpStream::connect(address).await?;
+                stream.set_nodelay(true)?;
+                TlsConnector::from(Arc::new(tls)).connect(name, stream).await
+            };
+            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+                .await
+                .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
+                .map_err(failed)?;
+            let sender = match version {
+                HttpVersion::Http1 => {
+                    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+                    tokio::spawn(connection);
+                    Sender::Http1(sender)
+                }
+                HttpVersion::Http2 => {
+                    let (sender, connection) =
+                        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await?;
+                    tokio::spawn(connection);
+                    Sender::Http2(sender)
+                }
+            };
+            Ok(EndpointConnection { sender, host: host.to_owned() })
+        })
     }
 }
 
@@ -146,27 +150,29 @@ impl EndpointConnection {
     ///
     /// # Errors
     /// When the connection breaks.
-    pub async fn send(
+    pub fn send(
         &mut self,
         mut request: Request<Full<Bytes>>,
-    ) -> Result<Response<Incoming>, EndpointError> {
-        let host =
-            http::HeaderValue::from_str(&self.host).map_err(|_| EndpointError::Name(self.host.clone()))?;
-        match &mut self.sender {
-            Sender::Http1(sender) => {
-                request.headers_mut().insert(http::header::HOST, host);
-                sender.ready().await?;
-                Ok(sender.send_request(request).await?)
+    ) -> BoxFuture<'_, Result<Response<Incoming>, EndpointError>> {
+        Box::pin(async move {
+            let host = http::HeaderValue::from_str(&self.host)
+                .map_err(|_| EndpointError::Name(self.host.clone()))?;
+            match &mut self.sender {
+                Sender::Http1(sender) => {
+                    request.headers_mut().insert(http::header::HOST, host);
+                    sender.ready().await?;
+                    Ok(sender.send_request(request).await?)
+                }
+                Sender::Http2(sender) => {
+                    let mut parts = request.uri().clone().into_parts();
+                    parts.scheme = Some(http::uri::Scheme::HTTPS);
+                    parts.authority = self.host.parse().ok();
+                    *request.uri_mut() =
+                        Uri::from_parts(parts).map_err(|_| EndpointError::Name(self.host.clone()))?;
+                    sender.ready().await?;
+                    Ok(sender.send_request(request).await?)
+                }
             }
-            Sender::Http2(sender) => {
-                let mut parts = request.uri().clone().into_parts();
-                parts.scheme = Some(http::uri::Scheme::HTTPS);
-                parts.authority = self.host.parse().ok();
-                *request.uri_mut() =
-                    Uri::from_parts(parts).map_err(|_| EndpointError::Name(self.host.clone()))?;
-                sender.ready().await?;
-                Ok(sender.send_request(request).await?)
-            }
-        }
+        })
     }
 }

@@ -3,8 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-/// How to reach one S3 endpoint. Plain values: reading them from a file is the
-/// caller's affair.
+/// How to reach one S3 endpoint.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Config {
     /// Base address such as `http://127.0.0.1:7390`; `None` is AWS itself.
@@ -37,6 +36,19 @@ impl Default for Config {
             attempts_max: 4,
             connect_timeout: Duration::from_secs(3),
             attempt_timeout: Duration::from_secs(60),
+        }
+    }
+}
+
+impl From<&settings::S3Settings> for Config {
+    fn from(value: &settings::S3Settings) -> Self {
+        Self {
+            endpoint: value.endpoint.clone(),
+            region: value.region.clone(),
+            access_key_id: value.access_key_id.clone(),
+            secret_access_key: value.secret_access_key.as_ref().map(|secret| secret.expose().to_owned()),
+            path_style: value.path_style,
+            ..Self::default()
         }
     }
 }

@@ -11,6 +11,7 @@ use aws_sdk_s3::config::{BehaviorVersion, Region, RequestChecksumCalculation, Re
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{BucketLocationConstraint, CreateBucketConfiguration};
 use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
 
 use crate::config::Config;
 use crate::error::{Error, Target};
@@ -97,38 +98,40 @@ impl Store {
     /// # Errors
     /// [`Error::AccessDenied`], [`Error::Unavailable`], or [`Error::Other`] for
     /// a name the store refuses.
-    pub async fn ensure_bucket(&self, bucket: &str) -> Result<(), Error> {
-        let target = Target { operation: "create bucket", bucket, key: "" };
-        match self.client.head_bucket().bucket(bucket).send().await {
-            Ok(_) => return Ok(()),
-            Err(error) => match target.classify(error) {
-                error if error.is_not_found() => {}
-                error => return Err(error),
-            },
-        }
-        let placement = self
-            .location_constraint
-            .clone()
-            .map(|region| CreateBucketConfiguration::builder().location_constraint(region).build());
-        let created = self
-            .client
-            .create_bucket()
-            .bucket(bucket)
-            .set_create_bucket_configuration(placement)
-            .send()
-            .await;
-        match created {
-            Ok(_) => Ok(()),
-            // Somebody else was first. If it is not ours, the first put says so.
-            Err(error)
-                if error.as_service_error().is_some_and(|error| {
-                    error.is_bucket_already_exists() || error.is_bucket_already_owned_by_you()
-                }) =>
-            {
-                Ok(())
+    pub fn ensure_bucket<'a>(&'a self, bucket: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "create bucket", bucket, key: "" };
+            match self.client.head_bucket().bucket(bucket).send().await {
+                Ok(_) => return Ok(()),
+                Err(error) => match target.classify(error) {
+                    error if error.is_not_found() => {}
+                    error => return Err(error),
+                },
             }
-            Err(error) => Err(target.classify(error)),
-        }
+            let placement = self
+                .location_constraint
+                .clone()
+                .map(|region| CreateBucketConfiguration::builder().location_constraint(region).build());
+            let created = self
+                .client
+                .create_bucket()
+                .bucket(bucket)
+                .set_create_bucket_configuration(placement)
+                .send()
+                .await;
+            match created {
+                Ok(_) => Ok(()),
+                // Somebody else was first. If it is not ours, the first put says so.
+                Err(error)
+                    if error.as_service_error().is_some_and(|error| {
+                        error.is_bucket_already_exists() || error.is_bucket_already_owned_by_you()
+                    }) =>
+                {
+                    Ok(())
+                }
+                Err(error) => Err(target.classify(error)),
+            }
+        })
     }
 
     /// Stores a body, replacing what was there. Atomic: readers see all of the
@@ -137,8 +140,8 @@ impl Store {
     /// # Errors
     /// [`Error::TooLarge`] over [`BODY_BYTES_MAX`], [`Error::InvalidKey`],
     /// [`Error::NoSuchBucket`], [`Error::AccessDenied`], [`Error::Unavailable`].
-    pub async fn put(&self, bucket: &str, key: &str, body: Bytes) -> Result<(), Error> {
-        self.put_object(Target { operation: "put", bucket, key }, body, None).await
+    pub fn put<'a>(&'a self, bucket: &'a str, key: &'a str, body: Bytes) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.put_object(Target { operation: "put", bucket, key }, body, None))
     }
 
     /// Stores a body only where nothing is stored yet.
@@ -146,8 +149,13 @@ impl Store {
     /// # Errors
     /// As [`Store::put`], and [`Error::PreconditionFailed`] when the key is
     /// taken, perhaps by an earlier attempt of this very call.
-    pub async fn put_if_absent(&self, bucket: &str, key: &str, body: Bytes) -> Result<(), Error> {
-        self.put_object(Target { operation: "put", bucket, key }, body, Some("*")).await
+    pub fn put_if_absent<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        body: Bytes,
+    ) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(self.put_object(Target { operation: "put", bucket, key }, body, Some("*")))
     }
 
     async fn put_object(
@@ -177,8 +185,17 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`], [`Error::TooLarge`] (also over [`BODY_BYTES_MAX`]),
     /// [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
-    pub async fn get(&self, bucket: &str, key: &str, bytes_max: u64) -> Result<Bytes, Error> {
-        self.get_object(Target { operation: "get", bucket, key }, None, bytes_max.min(BODY_BYTES_MAX)).await
+    pub fn get<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        bytes_max: u64,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(self.get_object(
+            Target { operation: "get", bucket, key },
+            None,
+            bytes_max.min(BODY_BYTES_MAX),
+        ))
     }
 
     /// The object's bytes within `range`, fewer where the object ends first.
@@ -186,17 +203,24 @@ impl Store {
     /// # Errors
     /// As [`Store::get`]; [`Error::Other`] for an empty range or one that
     /// starts behind the object's end.
-    pub async fn get_range(&self, bucket: &str, key: &str, range: Range<u64>) -> Result<Bytes, Error> {
-        let target = Target { operation: "get range", bucket, key };
-        if range.is_empty() {
-            return Err(target.other("the range is empty", None));
-        }
-        let length = range.end - range.start;
-        if length > BODY_BYTES_MAX {
-            return Err(target.too_large(BODY_BYTES_MAX));
-        }
-        let header = format!("bytes={}-{}", range.start, range.end - 1);
-        self.get_object(target, Some(header), length).await
+    pub fn get_range<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        range: Range<u64>,
+    ) -> BoxFuture<'a, Result<Bytes, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "get range", bucket, key };
+            if range.is_empty() {
+                return Err(target.other("the range is empty", None));
+            }
+            let length = range.end - range.start;
+            if length > BODY_BYTES_MAX {
+                return Err(target.too_large(BODY_BYTES_MAX));
+            }
+            let header = format!("bytes={}-{}", range.start, range.end - 1);
+            self.get_object(target, Some(header), length).await
+        })
     }
 
     async fn get_object(
@@ -237,22 +261,24 @@ impl Store {
     /// # Errors
     /// [`Error::NotFound`] also for a missing bucket, [`Error::InvalidKey`],
     /// [`Error::AccessDenied`], [`Error::Unavailable`].
-    pub async fn head(&self, bucket: &str, key: &str) -> Result<ObjectHead, Error> {
-        let target = Target { operation: "head", bucket, key };
-        check_key(key)?;
-        let answer = self
-            .client
-            .head_object()
-            .bucket(bucket)
-            .key(key)
-            .send()
-            .await
-            .map_err(|error| target.classify(error))?;
-        let size = answer
-            .content_length()
-            .and_then(|length| u64::try_from(length).ok())
-            .ok_or_else(|| target.other("the answer has no length", None))?;
-        Ok(ObjectHead { size, etag: answer.e_tag().map(str::to_owned) })
+    pub fn head<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<ObjectHead, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "head", bucket, key };
+            check_key(key)?;
+            let answer = self
+                .client
+                .head_object()
+                .bucket(bucket)
+                .key(key)
+                .send()
+                .await
+                .map_err(|error| target.classify(error))?;
+            let size = answer
+                .content_length()
+                .and_then(|length| u64::try_from(length).ok())
+                .ok_or_else(|| target.other("the answer has no length", None))?;
+            Ok(ObjectHead { size, etag: answer.e_tag().map(str::to_owned) })
+        })
     }
 
     /// Deletes an object; one that is not there is fine.
@@ -260,16 +286,18 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
     /// [`Error::Unavailable`].
-    pub async fn delete(&self, bucket: &str, key: &str) -> Result<(), Error> {
-        let target = Target { operation: "delete", bucket, key };
-        check_key(key)?;
-        match self.client.delete_object().bucket(bucket).key(key).send().await {
-            Ok(_) => Ok(()),
-            Err(error) => match target.classify(error) {
-                Error::NotFound { .. } => Ok(()),
-                error => Err(error),
-            },
-        }
+    pub fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(), Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "delete", bucket, key };
+            check_key(key)?;
+            match self.client.delete_object().bucket(bucket).key(key).send().await {
+                Ok(_) => Ok(()),
+                Err(error) => match target.classify(error) {
+                    Error::NotFound { .. } => Ok(()),
+                    error => Err(error),
+                },
+            }
+        })
     }
 }
 

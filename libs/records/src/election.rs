@@ -6,10 +6,11 @@
 use std::time::Duration;
 
 use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::store::bounded;
-use crate::watch::{BACKOFF_FIRST, Event, pause};
+use crate::watch::{Event, backoff};
 use crate::{Error, Expect, Lease, Result, Store};
 
 /// A campaigner asks again after this long even if its watch was silent.
@@ -37,8 +38,8 @@ impl Leadership {
     }
 
     /// Returns once leadership is over, at the local deadline at the latest.
-    pub async fn lost(&self) {
-        self.lease.lost().await;
+    pub fn lost(&self) -> BoxFuture<'_, ()> {
+        self.lease.lost()
     }
 
     /// When the leader must have stopped unless its lease is renewed.
@@ -57,10 +58,12 @@ impl Leadership {
     ///
     /// # Errors
     /// [`Error::Unavailable`]: the lease then runs out by itself.
-    pub async fn resign(&self) -> Result<()> {
-        self.end();
-        let _ = self.store.delete_if(&self.key, Expect::Revision(self.create_revision), None).await;
-        self.lease.revoke().await
+    pub fn resign(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end();
+            let _ = self.store.delete_if(&self.key, Expect::Revision(self.create_revision), None).await;
+            self.lease.revoke().await
+        })
     }
 
     pub(crate) fn key(&self) -> &str {
@@ -80,20 +83,27 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::TooLarge`]: asking again will not help.
-    pub async fn campaign(&self, name: &str, instance: &str, ttl: Duration) -> Result<Leadership> {
-        let key = election_key(name);
-        let mut backoff = BACKOFF_FIRST;
-        loop {
-            match self.campaign_once(&key, instance, ttl).await {
-                Ok(Some(leadership)) => return Ok(leadership),
-                Ok(None) => backoff = BACKOFF_FIRST,
-                Err(error) if error.is_unavailable() || matches!(error, Error::LeaseLost) => {
-                    tracing::debug!(%error, name, "cannot campaign; trying again");
-                    pause(&mut backoff).await;
+    pub fn campaign<'a>(
+        &'a self,
+        name: &'a str,
+        instance: &'a str,
+        ttl: Duration,
+    ) -> BoxFuture<'a, Result<Leadership>> {
+        Box::pin(async move {
+            let key = election_key(name);
+            let mut backoff = backoff();
+            loop {
+                match self.campaign_once(&key, instance, ttl).await {
+                    Ok(Some(leadership)) => return Ok(leadership),
+                    Ok(None) => backoff.reset(),
+                    Err(error) if error.is_unavailable() || matches!(error, Error::LeaseLost) => {
+                        tracing::debug!(%error, name, "cannot campaign; trying again");
+                        backoff.pause().await;
+                    }
+                    Err(error) => return Err(error),
                 }
-                Err(error) => return Err(error),
             }
-        }
+        })
     }
 
     /// One attempt; None when another leader came and went meanwhile.

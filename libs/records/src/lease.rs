@@ -7,12 +7,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::store::bounded;
-use crate::watch::{BACKOFF_FIRST, pause};
+use crate::watch::backoff;
 use crate::{Error, Result, Store};
 
 /// Keepalives per time to live.
@@ -53,15 +54,17 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Refused`].
-    pub async fn lease(&self, ttl: Duration) -> Result<Lease> {
-        let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
-        let mut client = self.client().lease_client();
-        let sent = Instant::now();
-        let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-        let id = bounded("lease", client.grant(seconds, None)).await?.id();
-        let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
-        let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
-        Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
+    pub fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease>> {
+        Box::pin(async move {
+            let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
+            let mut client = self.client().lease_client();
+            let sent = Instant::now();
+            let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
+            let id = bounded("lease", client.grant(seconds, None)).await?.id();
+            let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
+            let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
+            Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
+        })
     }
 }
 
@@ -87,19 +90,21 @@ impl Lease {
 
     /// Returns once the lease is over; at the deadline at the latest. Cancel
     /// safe.
-    pub async fn lost(&self) {
-        let mut states = self.shared.state.subscribe();
-        loop {
-            let state = *states.borrow_and_update();
-            if state.ended || Instant::now() >= state.deadline {
-                self.end();
-                return;
+    pub fn lost(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let mut states = self.shared.state.subscribe();
+            loop {
+                let state = *states.borrow_and_update();
+                if state.ended || Instant::now() >= state.deadline {
+                    self.end();
+                    return;
+                }
+                tokio::select! {
+                    changed = states.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep_until(state.deadline) => {}
+                }
             }
-            tokio::select! {
-                changed = states.changed() => if changed.is_err() { return },
-                () = tokio::time::sleep_until(state.deadline) => {}
-            }
-        }
+        })
     }
 
     /// Gives the lease, and every key tied to it, back now.
@@ -107,14 +112,16 @@ impl Lease {
     /// # Errors
     /// [`Error::Unavailable`]: it then runs out by itself. It is over for the
     /// holder either way.
-    pub async fn revoke(&self) -> Result<()> {
-        self.end();
-        let mut client = self.shared.store.client().lease_client();
-        match bounded("revoke", client.revoke(self.shared.id)).await {
-            Ok(_) => Ok(()),
-            Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
-            Err(error) => Err(error),
-        }
+    pub fn revoke(&self) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            self.end();
+            let mut client = self.shared.store.client().lease_client();
+            match bounded("revoke", client.revoke(self.shared.id)).await {
+                Ok(_) => Ok(()),
+                Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
+                Err(error) => Err(error),
+            }
+        })
     }
 
     /// Ends the lease for its holder.
@@ -124,7 +131,7 @@ impl Lease {
 }
 
 async fn keep_alive(store: Store, id: i64, ttl: Duration, state: watch::Sender<State>) {
-    let mut backoff = BACKOFF_FIRST;
+    let mut backoff = backoff();
     loop {
         let over = {
             let state = state.borrow();
@@ -135,8 +142,7 @@ async fn keep_alive(store: Store, id: i64, ttl: Duration, state: watch::Sender<S
             state.send_modify(|state| state.ended = true);
             return;
         }
-        pause(&mut backoff).await;
-        backoff = backoff.min(ttl / KEEPALIVES_PER_TTL);
+        tokio::time::sleep(backoff.next_pause().min(ttl / KEEPALIVES_PER_TTL)).await;
     }
 }
 

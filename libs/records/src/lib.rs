@@ -4,24 +4,27 @@
 //! Keys are relative: the configured root prefix is put in front on the way
 //! out and taken off on the way in. Every call is bounded in time; etcd may be
 //! killed and restarted at any moment, and a caller sees [`Error::Unavailable`]
-//! until it is back. Nothing here retries a write whose fate is unknown: the
-//! error says whether it was [determinate](Error::is_determinate), and only the
-//! owner of a record can say what to do then.
+//! until it is back. A write whose answer is lost may have happened; a caller that
+//! must know uses [`Store::commit`], which tries until it is known.
 //!
 //! Not here: what the values mean. They are bytes.
 
+mod commit;
 mod election;
 mod error;
 mod lease;
+mod mirror;
 mod options;
 mod store;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod watch;
 
+pub use commit::{Committed, Tenure};
 pub use election::Leadership;
 pub use error::Error;
 pub use lease::Lease;
+pub use mirror::{Entries, Mirror};
 pub use options::{Options, TlsFiles};
 pub use store::{Expect, Listing, Store, Versioned, Write};
 pub use watch::{Event, Watch};

@@ -8,6 +8,7 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions, SortOrder,
     SortTarget, Txn, TxnOp, TxnOpResponse,
 };
+use futures::future::BoxFuture;
 
 use crate::options::{Options, tls_options};
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
@@ -73,7 +74,7 @@ pub enum Write {
 }
 
 impl Write {
-    fn key(&self) -> &str {
+    pub(crate) fn key(&self) -> &str {
         match self {
             Self::Put { key, .. } | Self::Delete { key, .. } => key,
         }
@@ -105,34 +106,41 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::Settings`] for unusable addresses or certificate files.
-    pub async fn connect(options: impl Into<Options>) -> Result<Self> {
-        let options = options.into();
-        if options.endpoints.is_empty() {
-            return Err(Error::Settings { detail: "no endpoints".to_owned() });
-        }
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some(tls) = &options.tls {
-            connect = connect.with_tls(tls_options(tls).await?);
-        }
-        let client = Client::connect(&options.endpoints, Some(connect))
-            .await
-            .map_err(|error| Error::Settings { detail: error.to_string() })?;
-        Ok(Self { client, root: options.root.into() })
+    pub fn connect(options: impl Into<Options>) -> BoxFuture<'static, Result<Self>> {
+        Self::connect_to(options.into())
+    }
+
+    fn connect_to(options: Options) -> BoxFuture<'static, Result<Self>> {
+        Box::pin(async move {
+            if options.endpoints.is_empty() {
+                return Err(Error::Settings { detail: "no endpoints".to_owned() });
+            }
+            let mut connect = ConnectOptions::new()
+                .with_connect_timeout(CONNECT_TIMEOUT)
+                .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+                .with_keep_alive_while_idle(true)
+                .with_require_leader(true);
+            if let Some(tls) = &options.tls {
+                connect = connect.with_tls(tls_options(tls).await?);
+            }
+            let client = Client::connect(&options.endpoints, Some(connect))
+                .await
+                .map_err(|error| Error::Settings { detail: error.to_string() })?;
+            Ok(Self { client, root: options.root.into() })
+        })
     }
 
     /// Reads one key.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Refused`].
-    pub async fn get(&self, key: &str) -> Result<Option<Versioned>> {
-        let mut kv = self.kv();
-        let full = self.full(key)?;
-        let mut response = bounded("get", kv.get(full, None)).await?;
-        Ok(response.take_kvs().into_iter().next().map(versioned))
+    pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
+        Box::pin(async move {
+            let mut kv = self.kv();
+            let full = self.full(key)?;
+            let mut response = bounded("get", kv.get(full, None)).await?;
+            Ok(response.take_kvs().into_iter().next().map(versioned))
+        })
     }
 
     /// Reads every key that starts with `prefix`, all at one revision, in
@@ -140,16 +148,18 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TooLarge`] beyond [`LIST_ENTRIES_MAX`], [`Error::Unavailable`].
-    pub async fn list(&self, prefix: &str) -> Result<Listing> {
-        let mut last = None;
-        for _ in 0..LIST_ATTEMPTS {
-            match self.list_once(prefix).await {
-                // The pages' revision went between two pages; start over.
-                Err(error @ Error::Refused { .. }) => last = Some(error),
-                other => return other,
+    pub fn list<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<Listing>> {
+        Box::pin(async move {
+            let mut last = None;
+            for _ in 0..LIST_ATTEMPTS {
+                match self.list_once(prefix).await {
+                    // The pages' revision went between two pages; start over.
+                    Err(error @ Error::Refused { .. }) => last = Some(error),
+                    other => return other,
+                }
             }
-        }
-        Err(last.unwrap_or_else(|| Error::timeout("list")))
+            Err(last.unwrap_or_else(|| Error::timeout("list")))
+        })
     }
 
     async fn list_once(&self, prefix: &str) -> Result<Listing> {
@@ -190,43 +200,51 @@ impl Store {
     /// # Errors
     /// [`Error::Conflict`], [`Error::LeadershipLost`], [`Error::TooLarge`]: not
     /// written. [`Error::Unavailable`] says itself.
-    pub async fn put_if(
-        &self,
+    pub fn put_if<'a>(
+        &'a self,
         key: &str,
         value: impl Into<Vec<u8>>,
         expect: Expect,
-        guard: Option<&Leadership>,
-    ) -> Result<i64> {
+        guard: Option<&'a Leadership>,
+    ) -> BoxFuture<'a, Result<i64>> {
         let put = Write::Put { key: key.to_owned(), value: value.into(), expect, lease: None };
-        self.txn(vec![put], guard).await
+        self.txn(vec![put], guard)
     }
 
     /// Removes a key if it is as expected. Returns the revision of the removal.
     ///
     /// # Errors
     /// As [`Store::put_if`].
-    pub async fn delete_if(&self, key: &str, expect: Expect, guard: Option<&Leadership>) -> Result<i64> {
-        self.txn(vec![Write::Delete { key: key.to_owned(), expect }], guard).await
+    pub fn delete_if<'a>(
+        &'a self,
+        key: &str,
+        expect: Expect,
+        guard: Option<&'a Leadership>,
+    ) -> BoxFuture<'a, Result<i64>> {
+        self.txn(vec![Write::Delete { key: key.to_owned(), expect }], guard)
     }
 
     /// Sets a key that goes when the lease goes, whatever was there.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when the lease is over, else as [`Store::put_if`].
-    pub async fn put_leased(&self, key: &str, value: impl Into<Vec<u8>>, lease: &Lease) -> Result<i64> {
-        if !lease.is_alive() {
-            return Err(Error::LeaseLost);
-        }
-        let put = Write::Put {
-            key: key.to_owned(),
-            value: value.into(),
-            expect: Expect::Any,
-            lease: Some(lease.id()),
-        };
-        match self.txn(vec![put], None).await {
-            Err(Error::Refused { detail }) if detail.contains("lease not found") => Err(Error::LeaseLost),
-            other => other,
-        }
+    pub fn put_leased<'a>(
+        &'a self,
+        key: &str,
+        value: impl Into<Vec<u8>>,
+        lease: &'a Lease,
+    ) -> BoxFuture<'a, Result<i64>> {
+        let (key, value, expect) = (key.to_owned(), value.into(), Expect::Any);
+        let put = Write::Put { key, value, expect, lease: Some(lease.id()) };
+        Box::pin(async move {
+            if !lease.is_alive() {
+                return Err(Error::LeaseLost);
+            }
+            match self.txn(vec![put], None).await {
+                Err(Error::Refused { detail }) if detail.contains("lease not found") => Err(Error::LeaseLost),
+                other => other,
+            }
+        })
     }
 
     /// Does all writes or none. With a guard, only while that leadership holds:
@@ -235,55 +253,63 @@ impl Store {
     ///
     /// # Errors
     /// As [`Store::put_if`].
-    pub async fn txn(&self, writes: Vec<Write>, guard: Option<&Leadership>) -> Result<i64> {
-        if writes.len() > WRITES_MAX {
-            return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
-        }
-        let mut compares = Vec::new();
-        let mut operations = Vec::new();
-        let mut reads = Vec::new();
-        for write in &writes {
-            let key = self.full(write.key())?;
-            match write.expect() {
-                Expect::Absent => {
-                    compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
-                }
-                Expect::Revision(revision) => {
-                    compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, revision));
-                }
-                Expect::Any => {}
+    pub fn txn<'a>(
+        &'a self,
+        writes: Vec<Write>,
+        guard: Option<&'a Leadership>,
+    ) -> BoxFuture<'a, Result<i64>> {
+        Box::pin(async move {
+            if writes.len() > WRITES_MAX {
+                return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
             }
-            reads.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
-            operations.push(operation(write, key)?);
-        }
-        if let Some(leadership) = guard {
-            if !leadership.is_leader() {
-                return Err(Error::LeadershipLost);
+            let mut compares = Vec::new();
+            let mut operations = Vec::new();
+            let mut reads = Vec::new();
+            for write in &writes {
+                let key = self.full(write.key())?;
+                match write.expect() {
+                    Expect::Absent => {
+                        compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
+                    }
+                    Expect::Revision(revision) => {
+                        compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, revision));
+                    }
+                    Expect::Any => {}
+                }
+                reads.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
+                operations.push(operation(write, key)?);
             }
-            let key = self.full(leadership.key())?;
-            compares.push(Compare::create_revision(
-                key.clone(),
-                CompareOp::Equal,
-                leadership.create_revision(),
-            ));
-            reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
-        }
-        let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
-        let mut kv = self.kv();
-        let response = bounded("transaction", kv.txn(txn)).await?;
-        if response.succeeded() {
-            return Ok(response.header().map_or(0, |header| header.revision()));
-        }
-        Err(why_refused(&writes, guard, &response.op_responses()))
+            if let Some(leadership) = guard {
+                if !leadership.is_leader() {
+                    return Err(Error::LeadershipLost);
+                }
+                let key = self.full(leadership.key())?;
+                compares.push(Compare::create_revision(
+                    key.clone(),
+                    CompareOp::Equal,
+                    leadership.create_revision(),
+                ));
+                reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
+            }
+            let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
+            let mut kv = self.kv();
+            let response = bounded("transaction", kv.txn(txn)).await?;
+            if response.succeeded() {
+                return Ok(response.header().map_or(0, |header| header.revision()));
+            }
+            Err(why_refused(&writes, guard, &response.op_responses()))
+        })
     }
 
     /// The instance that holds an election now, if any.
     ///
     /// # Errors
     /// As [`Store::get`].
-    pub async fn leader(&self, election: &str) -> Result<Option<String>> {
-        let value = self.get(&crate::election::election_key(election)).await?;
-        Ok(value.map(|versioned| String::from_utf8_lossy(&versioned.value).into_owned()))
+    pub fn leader<'a>(&'a self, election: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
+        Box::pin(async move {
+            let value = self.get(&crate::election::election_key(election)).await?;
+            Ok(value.map(|versioned| String::from_utf8_lossy(&versioned.value).into_owned()))
+        })
     }
 
     pub(crate) fn client(&self) -> &Client {

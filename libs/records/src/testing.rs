@@ -7,8 +7,9 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::{Options, Store, TlsFiles};
 
@@ -165,7 +166,7 @@ pub fn free_port() -> u16 {
             continue;
         };
         if TcpListener::bind(("127.0.0.1", port)).is_ok() {
-            KEPT.lock().unwrap_or_else(PoisonError::into_inner).push(reservation);
+            KEPT.lock().push(reservation);
             return port;
         }
     }

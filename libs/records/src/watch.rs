@@ -5,6 +5,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use backoff::Backoff;
 use etcd_client::{EventType, WatchOptions, WatchResponse};
 use futures::Stream;
 use tokio::sync::mpsc;
@@ -86,17 +87,17 @@ enum Ended {
 }
 
 async fn follow(store: Store, prefix: String, sender: mpsc::Sender<Event>) {
-    let mut backoff = BACKOFF.0;
+    let mut backoff = backoff();
     loop {
         let (entries, revision) = match store.list(&prefix).await {
             Ok(listing) => listing,
             Err(error) => {
                 tracing::debug!(%error, prefix, "cannot list; trying again");
-                pause(&mut backoff).await;
+                backoff.pause().await;
                 continue;
             }
         };
-        backoff = BACKOFF.0;
+        backoff.reset();
         if sender.send(Event::Snapshot(entries)).await.is_err() {
             return;
         }
@@ -106,11 +107,11 @@ async fn follow(store: Store, prefix: String, sender: mpsc::Sender<Event>) {
                 Ended::Closed => return,
                 Ended::Relist => break,
                 Ended::Disconnected if position.contact.elapsed() > RELIST_AFTER => break,
-                Ended::Disconnected => pause(&mut backoff).await,
+                Ended::Disconnected => backoff.pause().await,
             }
             // Contact was made since the last pause: start with short pauses again.
             if position.contact.elapsed() < BACKOFF.1 {
-                backoff = BACKOFF.0;
+                backoff.reset();
             }
         }
     }
@@ -183,10 +184,7 @@ fn changes(store: &Store, response: &WatchResponse) -> Vec<Event> {
     response.events().iter().filter_map(change).collect()
 }
 
-pub(crate) async fn pause(backoff: &mut Duration) {
-    tokio::time::sleep(*backoff).await;
-    *backoff = (*backoff * 2).min(BACKOFF.1);
+/// Pauses while etcd is away.
+pub(crate) fn backoff() -> Backoff {
+    Backoff::new(BACKOFF.0, BACKOFF.1)
 }
-
-/// The first pause of a series.
-pub(crate) const BACKOFF_FIRST: Duration = BACKOFF.0;

@@ -12,6 +12,11 @@ use records::testing::{Etcd, ServerTls, free_port};
 use records::{Error, Event, Expect, Options, Store, TlsFiles, Watch, Write};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
+#[path = "conformance/commit.rs"]
+mod commit;
+#[path = "conformance/mirror.rs"]
+mod mirror;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -8,11 +8,13 @@
 mod channel;
 mod identity;
 mod layer;
+mod replicas;
 mod role;
 mod server;
 
 pub use channel::{channel, request};
 pub use identity::{IdentityError, TlsIdentity, install_crypto_provider};
 pub use layer::{REQUEST_ID, RequestId, request_id};
+pub use replicas::{CallBounds, Replicas};
 pub use role::{Role, authorize, peer_role};
 pub use server::{BoundServer, ServeError, ServerBuilder};

@@ -7,7 +7,7 @@ use std::str::FromStr;
 
 use rustls::pki_types::CertificateDer;
 use tonic::{Code, Request, Status};
-use x509_parser::extensions::GeneralName;
+use webpki::EndEntityCert;
 
 use api::errors::{self, reason};
 
@@ -78,12 +78,8 @@ impl FromStr for Role {
 /// The role in a verified peer's certificate chain (its first certificate).
 #[must_use]
 pub fn peer_role(chain: &[CertificateDer<'_>]) -> Option<Role> {
-    let (_, certificate) = x509_parser::parse_x509_certificate(chain.first()?).ok()?;
-    let names = certificate.subject_alternative_name().ok()??;
-    names.value.general_names.iter().find_map(|name| match name {
-        GeneralName::DNSName(dns) => dns.strip_suffix(SUFFIX)?.parse().ok(),
-        _ => None,
-    })
+    let certificate = EndEntityCert::try_from(chain.first()?).ok()?;
+    certificate.valid_dns_names().find_map(|name| name.strip_suffix(SUFFIX)?.parse().ok())
 }
 
 /// [`peer_role`], remembered: a caller shows the same certificate with every call,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::future::BoxFuture;
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -48,11 +49,16 @@ impl ServerBuilder {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(address: &str, identity: &Arc<TlsIdentity>) -> Result<BoundServer, ServeError> {
-        let failed = |source| ServeError::Bind { address: address.to_owned(), source };
-        let listener = TcpListener::bind(address).await.map_err(failed)?;
-        let local_addr = listener.local_addr().map_err(failed)?;
-        Ok(BoundServer { listener, local_addr, identity: Arc::clone(identity) })
+    pub fn bind<'a>(
+        address: &'a str,
+        identity: &'a Arc<TlsIdentity>,
+    ) -> BoxFuture<'a, Result<BoundServer, ServeError>> {
+        Box::pin(async move {
+            let failed = |source| ServeError::Bind { address: address.to_owned(), source };
+            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let local_addr = listener.local_addr().map_err(failed)?;
+            Ok(BoundServer { listener, local_addr, identity: Arc::clone(identity) })
+        })
     }
 }
 
@@ -76,31 +82,37 @@ impl BoundServer {
     ///
     /// # Errors
     /// When TLS cannot be set up or the listener fails.
-    pub async fn serve(self, routes: Routes, shutdown: CancellationToken) -> Result<(), ServeError> {
-        let (_, health) = tonic_health::server::health_reporter();
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(api::FILE_DESCRIPTOR_SET)
-            .build_v1()
-            .map_err(|error| ServeError::Reflection(error.to_string()))?;
-        let stopped = shutdown.clone();
-        // Small answers must not wait for an acknowledgement.
-        let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
-        let serving = Server::builder()
-            .layer(CallLayer)
-            .tls_config(self.identity.tonic_server())?
-            .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
-            .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
-            .add_routes(routes)
-            .add_service(health)
-            .add_service(reflection)
-            .serve_with_incoming_shutdown(incoming, async move {
-                stopped.cancelled().await;
-            });
-        tokio::pin!(serving);
-        tokio::select! {
-            served = &mut serving => Ok(served?),
-            () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => Ok(()),
-        }
+    pub fn serve(
+        self,
+        routes: Routes,
+        shutdown: CancellationToken,
+    ) -> BoxFuture<'static, Result<(), ServeError>> {
+        Box::pin(async move {
+            let (_, health) = tonic_health::server::health_reporter();
+            let reflection = tonic_reflection::server::Builder::configure()
+                .register_encoded_file_descriptor_set(api::FILE_DESCRIPTOR_SET)
+                .build_v1()
+                .map_err(|error| ServeError::Reflection(error.to_string()))?;
+            let stopped = shutdown.clone();
+            // Small answers must not wait for an acknowledgement.
+            let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+            let serving = Server::builder()
+                .layer(CallLayer)
+                .tls_config(self.identity.tonic_server())?
+                .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
+                .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
+                .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+                .add_routes(routes)
+                .add_service(health)
+                .add_service(reflection)
+                .serve_with_incoming_shutdown(incoming, async move {
+                    stopped.cancelled().await;
+                });
+            tokio::pin!(serving);
+            tokio::select! {
+                served = &mut serving => Ok(served?),
+                () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => Ok(()),
+            }
+        })
     }
 }

@@ -14,7 +14,14 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
 
-struct Hosts;
+#[path = "calls/replicas.rs"]
+mod replicas;
+
+type Answer = Result<HeartbeatResponse, Status>;
+
+struct Hosts {
+    heartbeat: Box<dyn Fn() -> Answer + Send + Sync>,
+}
 
 #[tonic::async_trait]
 impl HostService for Hosts {
@@ -25,7 +32,7 @@ impl HostService for Hosts {
         panic!("a bug")
     }
     async fn heartbeat(&self, _: Request<HeartbeatRequest>) -> Result<Response<HeartbeatResponse>, Status> {
-        Err(Status::unimplemented(""))
+        (self.heartbeat)().map(Response::new)
     }
     async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<DrainHostResponse>, Status> {
         Err(Status::unimplemented(""))
@@ -54,11 +61,11 @@ impl HostService for Hosts {
     }
 }
 
-struct Fleet {
+struct World {
     directory: tempfile::TempDir,
 }
 
-impl Fleet {
+impl World {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let key = KeyPair::generate().unwrap();
@@ -84,9 +91,17 @@ impl Fleet {
     }
 
     async fn serve(&self, role: Role) -> String {
+        self.serve_answering(role, || Err(Status::unimplemented(""))).await
+    }
+
+    async fn serve_answering(
+        &self,
+        role: Role,
+        heartbeat: impl Fn() -> Answer + Send + Sync + 'static,
+    ) -> String {
         let server = ServerBuilder::bind("127.0.0.1:0", &self.identity(role)).await.unwrap();
         let address = server.local_addr().to_string();
-        let routes = Routes::new(HostServiceServer::new(Hosts));
+        let routes = Routes::new(HostServiceServer::new(Hosts { heartbeat: Box::new(heartbeat) }));
         tokio::spawn(server.serve(routes, CancellationToken::new()));
         address
     }
@@ -103,10 +118,10 @@ impl Fleet {
 
 #[tokio::test]
 async fn a_role_decides_who_may_call() {
-    let fleet = Fleet::new();
-    let address = fleet.serve(Role::Scheduler).await;
+    let world = World::new();
+    let address = world.serve(Role::Scheduler).await;
     for caller in Role::ALL {
-        let mut client = fleet.client(caller, &address, Role::Scheduler);
+        let mut client = world.client(caller, &address, Role::Scheduler);
         let answer = client.list_hosts(ListHostsRequest::default()).await;
         match caller {
             Role::Admin => assert!(answer.is_ok()),
@@ -121,9 +136,9 @@ async fn a_role_decides_who_may_call() {
 
 #[tokio::test]
 async fn a_server_of_another_role_or_another_fleet_is_refused() {
-    let (fleet, other) = (Fleet::new(), Fleet::new());
-    let address = fleet.serve(Role::Scheduler).await;
-    let mut wrong_role = fleet.client(Role::Admin, &address, Role::ImageBuilder);
+    let (world, other) = (World::new(), World::new());
+    let address = world.serve(Role::Scheduler).await;
+    let mut wrong_role = world.client(Role::Admin, &address, Role::ImageBuilder);
     assert_eq!(
         wrong_role.list_hosts(ListHostsRequest::default()).await.unwrap_err().code(),
         Code::Unavailable
@@ -137,9 +152,9 @@ async fn a_server_of_another_role_or_another_fleet_is_refused() {
 
 #[tokio::test]
 async fn request_ids_are_kept_when_sane_and_echoed_always() {
-    let fleet = Fleet::new();
-    let address = fleet.serve(Role::Scheduler).await;
-    let mut client = fleet.client(Role::Admin, &address, Role::Scheduler);
+    let world = World::new();
+    let address = world.serve(Role::Scheduler).await;
+    let mut client = world.client(Role::Admin, &address, Role::Scheduler);
     for (given, kept) in [("abc-1", true), ("", false), (&*"x".repeat(129), false)] {
         let mut request = Request::new(ListHostsRequest::default());
         request.metadata_mut().insert(rpc::REQUEST_ID, given.parse().unwrap());
@@ -152,9 +167,9 @@ async fn request_ids_are_kept_when_sane_and_echoed_always() {
 
 #[tokio::test]
 async fn a_panic_ends_one_call_and_not_the_server() {
-    let fleet = Fleet::new();
-    let address = fleet.serve(Role::Scheduler).await;
-    let mut client = fleet.client(Role::Admin, &address, Role::Scheduler);
+    let world = World::new();
+    let address = world.serve(Role::Scheduler).await;
+    let mut client = world.client(Role::Admin, &address, Role::Scheduler);
     let status = client.register_host(RegisterHostRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert!(client.list_hosts(ListHostsRequest::default()).await.is_ok());

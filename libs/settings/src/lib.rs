@@ -10,6 +10,6 @@ mod load;
 mod secret;
 mod shared;
 
-pub use load::{Cli, Error, load, load_from};
+pub use load::{Cli, Error, check, load, load_from};
 pub use secret::Secret;
 pub use shared::{EtcdSettings, S3Settings, TelemetrySettings, TlsSettings};

@@ -62,7 +62,7 @@ pub enum Error {
         /// What is wrong.
         message: &'static str,
     },
-    /// A key is unknown or a value has the wrong type.
+    /// A key is unknown, or a value has the wrong type or breaks a rule.
     #[error("settings: {message}")]
     Invalid {
         /// What is wrong, with the key.
@@ -125,6 +125,18 @@ pub fn load_from<T: DeserializeOwned>(
             .map_err(|message| Error::Set { argument: key.clone(), message })?;
     }
     Value::Table(table).try_into().map_err(|e: toml::de::Error| Error::Invalid { message: e.to_string() })
+}
+
+/// Checks rules about settings: what must hold, and a sentence that begins with the
+/// key for when it does not.
+///
+/// # Errors
+/// [`Error::Invalid`] with the sentence of the first rule that is broken.
+pub fn check<T: Into<String>>(rules: impl IntoIterator<Item = (bool, T)>) -> Result<(), Error> {
+    match rules.into_iter().find(|(holds, _)| !holds) {
+        Some((_, sentence)) => Err(Error::Invalid { message: sentence.into() }),
+        None => Ok(()),
+    }
 }
 
 fn parse_value(text: &str) -> Value {
@@ -202,6 +214,13 @@ mod tests {
             let error = load_example(file, &[], &[set]).unwrap_err().to_string();
             assert!(error.contains(expected), "{error}");
         }
+    }
+
+    #[test]
+    fn the_first_broken_rule_is_named() {
+        assert!(check([(true, "port must be set")]).is_ok());
+        let broken = check([(true, "a: at least 1"), (false, "b must be 1 to 60"), (false, "c")]);
+        assert_eq!(broken.unwrap_err().to_string(), "settings: b must be 1 to 60");
     }
 
     #[test]

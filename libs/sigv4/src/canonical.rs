@@ -1,7 +1,7 @@
 //! The canonical request: what the client hashed, built again from what came in.
 
-use crate::claim::Claim;
 use crate::query::RESERVED;
+use crate::unverified::UnverifiedSignature;
 use percent_encoding::{AsciiSet, percent_encode};
 use std::borrow::Cow;
 
@@ -29,10 +29,10 @@ pub fn normal_path(raw: &str) -> Cow<'_, str> {
     Cow::Owned(format!("/{}{end}", segments.join("/")))
 }
 
-/// The canonical request of a claim, with this text for the payload's hash.
+/// The canonical request that was signed, with this text for the payload's hash.
 /// `None` where a signed header did not come.
-pub(crate) fn request(claim: &Claim<'_>, payload_hash: &str) -> Option<Vec<u8>> {
-    let request = &claim.request;
+pub(crate) fn request(unverified: &UnverifiedSignature<'_>, payload_hash: &str) -> Option<Vec<u8>> {
+    let request = &unverified.request;
     let mut out = Vec::with_capacity(1024);
     out.extend_from_slice(request.method.as_bytes());
     out.push(b'\n');
@@ -40,29 +40,29 @@ pub(crate) fn request(claim: &Claim<'_>, payload_hash: &str) -> Option<Vec<u8>> 
         out.extend_from_slice(piece.as_bytes());
     }
     out.push(b'\n');
-    claim.query.canonical(&mut out);
+    unverified.query.canonical(&mut out);
     out.push(b'\n');
-    for name in claim.signed_headers() {
-        header(claim, name, &mut out)?;
+    for name in unverified.signed_headers() {
+        header(unverified, name, &mut out)?;
     }
     out.push(b'\n');
-    out.extend_from_slice(claim.signed_headers.as_bytes());
+    out.extend_from_slice(unverified.signed_headers.as_bytes());
     out.push(b'\n');
     out.extend_from_slice(payload_hash.as_bytes());
     Some(out)
 }
 
 /// `name:value,value\n`, the values in the order sent.
-fn header(claim: &Claim<'_>, name: &str, out: &mut Vec<u8>) -> Option<()> {
+fn header(unverified: &UnverifiedSignature<'_>, name: &str, out: &mut Vec<u8>) -> Option<()> {
     out.extend_from_slice(name.as_bytes());
     let mut separator = b':';
-    for value in claim.request.headers.get_all(name) {
+    for value in unverified.request.headers.get_all(name) {
         out.push(separator);
         trimmed(value.as_bytes(), out);
         separator = b',';
     }
     if separator == b':' {
-        let authority = claim.request.authority.filter(|_| name == "host")?;
+        let authority = unverified.request.authority.filter(|_| name == "host")?;
         out.push(separator);
         trimmed(authority.as_bytes(), out);
     }

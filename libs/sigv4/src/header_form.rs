@@ -1,6 +1,6 @@
 //! The header form: `Authorization: AWS4-HMAC-SHA256 Credential=..., SignedHeaders=..., Signature=...`.
 
-use crate::claim::{Parameters, clip, only, only_text};
+use crate::unverified::{Parameters, clip, only, only_text};
 use crate::{AUTHORIZATION_LENGTH_MAX, Error, Request, Timestamp};
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

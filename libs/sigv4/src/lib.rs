@@ -2,16 +2,16 @@
 //! query form, for services that hash the once-encoded path again (all but S3).
 //!
 //! ```text
-//! parse(request) -> Claim           shape: forms, parameters, dates, signed headers
-//! Verifier::check(claim, now)       currency and scope; no secret needed
-//! (caller looks the secret up by Claim::access_key_id)
-//! Verifier::verify(claim, secret, payload, now)     check again, then the signature
+//! parse(request) -> UnverifiedSignature                shape: forms, parameters, dates, signed headers
+//! Verifier::check(unverified, now)                     currency and scope; no secret needed
+//! (caller looks the secret up by UnverifiedSignature::access_key_id)
+//! Verifier::verify(unverified, secret, payload, now)   check again, then the signature
 //! ```
 //!
 //! The order is AWS's order of refusals: a malformed signature is told before an
 //! expired one, an expired one before an unknown key, an unknown key before a
 //! wrong signature. Nothing before `verify` reads the body, so a request without
-//! a sound claim need not be buffered.
+//! a sound signature need not be buffered.
 //!
 //! The signature covers [`normal_path`], not the path as sent: whoever routes
 //! must route on `normal_path`, or refuse paths that differ from it.
@@ -21,20 +21,20 @@
 //! one is current, whoever saw the request can send it again, as with AWS.
 
 mod canonical;
-mod claim;
 mod date;
 mod error;
 mod header_form;
 mod query;
 mod query_form;
 mod secret;
+mod unverified;
 mod verifier;
 
 pub use canonical::normal_path;
-pub use claim::{Claim, parse};
 pub use date::Timestamp;
 pub use error::Error;
 pub use secret::{SECRET_LENGTH_MAX, Secret, SecretLength};
+pub use unverified::{UnverifiedSignature, parse};
 pub use verifier::{CLOCK_SKEW, Payload, SIGNING_KEYS_MAX, Verifier};
 
 /// The one algorithm.

@@ -1,8 +1,8 @@
 //! The presigned form: the signature and all about it as query parameters.
 
-use crate::claim::{Parameters, clip, only_text};
 use crate::header_form::bad_date;
 use crate::query::Pairs;
+use crate::unverified::{Parameters, clip, only_text};
 use crate::{EXPIRES_SECONDS_MAX, Error, Request, Timestamp};
 use std::borrow::Cow;
 use std::time::Duration;

@@ -1,19 +1,19 @@
 //! The judgement: currency, scope, signature.
 
-use crate::claim::{Claim, Declared};
 use crate::secret::SigningKey;
+use crate::unverified::{Declared, UnverifiedSignature};
 use crate::{ALGORITHM, Error, Secret, TERMINATOR, Timestamp, canonical};
 use lru::LruCache;
+use parking_lot::{Mutex, MutexGuard};
 use sha2::{Digest, Sha256};
 use std::num::NonZeroUsize;
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 use subtle::ConstantTimeEq;
 
-/// How far clocks may be apart, either way, unless set otherwise.
+/// How far clocks may be apart, either way.
 pub const CLOCK_SKEW: Duration = Duration::from_secs(5 * 60);
 
-/// Signing keys kept, unless set otherwise: a few hundred bytes each. A key in
+/// Signing keys kept: a few hundred bytes each. A key in
 /// use needs one a day, and one for each day that its presigned requests are from.
 pub const SIGNING_KEYS_MAX: usize = 4096;
 
@@ -31,7 +31,6 @@ pub enum Payload<'a> {
 pub struct Verifier {
     region: String,
     service: String,
-    clock_skew: Duration,
     keys: Mutex<LruCache<KeyName, SigningKey>>,
 }
 
@@ -39,48 +38,33 @@ pub struct Verifier {
 type KeyName = ([u8; 32], [u8; 8]);
 
 impl Verifier {
-    /// With the default clock skew and cache.
+    /// Verifies what is signed for this region and service.
     pub fn new(region: impl Into<String>, service: impl Into<String>) -> Self {
         Self {
             region: region.into(),
             service: service.into(),
-            clock_skew: CLOCK_SKEW,
             keys: Mutex::new(LruCache::new(
                 NonZeroUsize::new(SIGNING_KEYS_MAX).expect("the constant is not zero"),
             )),
         }
     }
 
-    /// How far clocks may be apart, either way; whole seconds.
-    #[must_use]
-    pub fn with_clock_skew(mut self, clock_skew: Duration) -> Self {
-        self.clock_skew = clock_skew;
-        self
-    }
-
-    /// How many signing keys to keep.
-    #[must_use]
-    pub fn with_signing_keys_max(self, keys: NonZeroUsize) -> Self {
-        self.lock().resize(keys);
-        self
-    }
-
-    /// What can be said without the secret: that the claim is current, and that
+    /// What can be said without the secret: that the signature is current, and that
     /// it is for this region and service. To be asked before the key is looked
     /// up, so that refusals come in AWS's order.
     ///
     /// # Errors
     /// `Expired`, `NotYetCurrent`, `Scope`.
-    pub fn check(&self, claim: &Claim<'_>, now: SystemTime) -> Result<(), Error> {
-        let (signed_at, now) = (claim.signed_at, Timestamp::from(now));
-        if signed_at > now.after(self.clock_skew) {
-            return Err(Error::NotYetCurrent { signed_at, now, skew: self.clock_skew });
+    pub fn check(&self, unverified: &UnverifiedSignature<'_>, now: SystemTime) -> Result<(), Error> {
+        let (signed_at, now) = (unverified.signed_at, Timestamp::from(now));
+        if signed_at > now.after(CLOCK_SKEW) {
+            return Err(Error::NotYetCurrent { signed_at, now, skew: CLOCK_SKEW });
         }
-        let validity = claim.expires.unwrap_or(self.clock_skew);
+        let validity = unverified.expires.unwrap_or(CLOCK_SKEW);
         if signed_at < now.before(validity) {
             return Err(Error::Expired { signed_at, now, validity });
         }
-        self.check_scope(claim)
+        self.check_scope(unverified)
     }
 
     /// All of [`Self::check`], and then whether this secret made the signature
@@ -91,60 +75,60 @@ impl Verifier {
     /// Those of [`Self::check`], and `SignatureDoesNotMatch`.
     pub fn verify(
         &self,
-        claim: &Claim<'_>,
+        unverified: &UnverifiedSignature<'_>,
         secret: &Secret,
         payload: Payload<'_>,
         now: SystemTime,
     ) -> Result<(), Error> {
-        self.check(claim, now)?;
+        self.check(unverified, now)?;
         let hash = match payload {
-            _ if claim.payload_unsigned() => None,
+            _ if unverified.payload_unsigned() => None,
             Payload::Bytes(bytes) => Some(Sha256::digest(bytes).into()),
             Payload::Sha256(hash) => Some(hash),
         };
-        let hash = match (&claim.declared, hash) {
+        let hash = match (&unverified.declared, hash) {
             (Declared::Hash(declared, text), Some(hash)) if *declared == hash => text.to_string(),
             (Declared::Hash(..), _) => return Err(Error::SignatureDoesNotMatch),
             (_, Some(hash)) => hex(&hash),
             (_, None) => "UNSIGNED-PAYLOAD".to_owned(),
         };
-        let request = canonical::request(claim, &hash).ok_or(Error::SignatureDoesNotMatch)?;
+        let request = canonical::request(unverified, &hash).ok_or(Error::SignatureDoesNotMatch)?;
         let string_to_sign = format!(
             "{ALGORITHM}\n{}\n{}/{}/{}/{TERMINATOR}\n{}",
-            claim.signed_at,
-            claim.day,
+            unverified.signed_at,
+            unverified.day,
             self.region,
             self.service,
             hex(&Sha256::digest(&request).into())
         );
-        let expected = self.signing_key(secret, &claim.day).sign(string_to_sign.as_bytes());
-        match claim.signature {
+        let expected = self.signing_key(secret, &unverified.day).sign(string_to_sign.as_bytes());
+        match unverified.signature {
             Some(signature) if bool::from(expected.ct_eq(&signature)) => Ok(()),
             _ => Err(Error::SignatureDoesNotMatch),
         }
     }
 
-    fn check_scope(&self, claim: &Claim<'_>) -> Result<(), Error> {
+    fn check_scope(&self, unverified: &UnverifiedSignature<'_>) -> Result<(), Error> {
         let mut wrong = Vec::new();
-        if claim.region != self.region {
+        if unverified.region != self.region {
             wrong.push("Credential should be scoped to a valid region.".to_owned());
         }
-        if claim.service != self.service {
+        if unverified.service != self.service {
             wrong.push(format!("Credential should be scoped to correct service: '{}'.", self.service));
         }
-        if claim.terminator != TERMINATOR {
+        if unverified.terminator != TERMINATOR {
             wrong.push(format!(
                 "Credential should be scoped with a valid terminator: '{TERMINATOR}', not '{}'.",
-                crate::claim::clip(&claim.terminator)
+                crate::unverified::clip(&unverified.terminator)
             ));
         }
-        let day = claim.signed_at.day();
-        if claim.day != day {
+        let day = unverified.signed_at.day();
+        if unverified.day != day {
             wrong.push(format!(
                 "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '{}' != \
                  '{day}', from '{}'.",
-                crate::claim::clip(&claim.day),
-                claim.signed_at
+                crate::unverified::clip(&unverified.day),
+                unverified.signed_at
             ));
         }
         if wrong.is_empty() { Ok(()) } else { Err(Error::Scope(wrong.join(" "))) }
@@ -164,8 +148,8 @@ impl Verifier {
         key
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, LruCache<KeyName, SigningKey>> {
-        self.keys.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, LruCache<KeyName, SigningKey>> {
+        self.keys.lock()
     }
 }
 
@@ -174,7 +158,6 @@ impl std::fmt::Debug for Verifier {
         f.debug_struct("Verifier")
             .field("region", &self.region)
             .field("service", &self.service)
-            .field("clock_skew", &self.clock_skew)
             .finish_non_exhaustive()
     }
 }

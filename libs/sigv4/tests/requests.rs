@@ -96,12 +96,12 @@ struct Side {
 
 impl Side {
     fn verify(&self, message: &Message) -> Result<(), Error> {
-        let claim = parse(message.request())?;
-        self.verifier.check(&claim, self.now)?;
-        if claim.access_key_id() != self.access_key_id {
+        let unverified = parse(message.request())?;
+        self.verifier.check(&unverified, self.now)?;
+        if unverified.access_key_id() != self.access_key_id {
             return Err(Error::UnrecognizedClient);
         }
-        self.verifier.verify(&claim, &self.secret, Payload::Bytes(&message.body), self.now)
+        self.verifier.verify(&unverified, &self.secret, Payload::Bytes(&message.body), self.now)
     }
 }
 

@@ -11,6 +11,7 @@ mod service;
 use std::io::IsTerminal as _;
 use std::sync::{Arc, Mutex};
 
+use futures::future::BoxFuture;
 use opentelemetry::trace::TracerProvider as _;
 use opentelemetry_otlp::WithExportConfig as _;
 use opentelemetry_sdk::Resource;
@@ -82,32 +83,38 @@ impl Drop for Guard {
 ///
 /// # Errors
 /// [`Error`] names the setting that cannot be used.
-pub async fn init(service: &'static str, settings: &TelemetrySettings) -> Result<Guard, Error> {
-    let filter = || {
-        EnvFilter::try_new(&settings.log_filter)
-            .map_err(|source| Error::Filter { filter: settings.log_filter.clone(), source })
-    };
-    let provider = settings.otlp_endpoint.as_deref().map(|url| tracer_provider(service, url)).transpose()?;
-    opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
-    let lines = tracing_subscriber::fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
-        .with_filter(filter()?);
-    let spans = match &provider {
-        Some(provider) => {
-            Some(tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(filter()?))
+pub fn init<'a>(
+    service: &'static str,
+    settings: &'a TelemetrySettings,
+) -> BoxFuture<'a, Result<Guard, Error>> {
+    Box::pin(async move {
+        let filter = || {
+            EnvFilter::try_new(&settings.log_filter)
+                .map_err(|source| Error::Filter { filter: settings.log_filter.clone(), source })
+        };
+        let provider =
+            settings.otlp_endpoint.as_deref().map(|url| tracer_provider(service, url)).transpose()?;
+        opentelemetry::global::set_text_map_propagator(TraceContextPropagator::new());
+        let lines = tracing_subscriber::fmt::layer()
+            .with_writer(std::io::stderr)
+            .with_ansi(std::io::stderr().is_terminal())
+            .with_filter(filter()?);
+        let spans = match &provider {
+            Some(provider) => Some(
+                tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(filter()?),
+            ),
+            None => None,
+        };
+        // A second subscriber in one process (tests) is not an error worth failing for.
+        let _ = tracing_subscriber::registry().with(lines).with(spans).try_init();
+        let registry = Arc::new(Mutex::new(Registry::with_prefix("torpor")));
+        if let Some(address) = settings.metrics_address {
+            serve_metrics(address, Arc::clone(&registry))
+                .await
+                .map_err(|source| Error::Metrics { address, source })?;
         }
-        None => None,
-    };
-    // A second subscriber in one process (tests) is not an error worth failing for.
-    let _ = tracing_subscriber::registry().with(lines).with(spans).try_init();
-    let registry = Arc::new(Mutex::new(Registry::with_prefix("torpor")));
-    if let Some(address) = settings.metrics_address {
-        serve_metrics(address, Arc::clone(&registry))
-            .await
-            .map_err(|source| Error::Metrics { address, source })?;
-    }
-    Ok(Guard { provider, registry })
+        Ok(Guard { provider, registry })
+    })
 }
 
 fn tracer_provider(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {

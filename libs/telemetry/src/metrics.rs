@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -51,36 +52,38 @@ pub fn register<T>(
 ///
 /// # Errors
 /// When the address cannot be bound.
-pub async fn serve_metrics(
+pub fn serve_metrics(
     address: SocketAddr,
     registry: Arc<Mutex<Registry>>,
-) -> Result<SocketAddr, std::io::Error> {
-    let listener = TcpListener::bind(address).await?;
-    let bound = listener.local_addr()?;
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    tokio::spawn(async move {
-        loop {
-            let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
-                return;
-            };
-            let Ok((stream, _)) = listener.accept().await else {
-                // Out of descriptors: others need the processor more than we do.
-                tokio::time::sleep(Duration::from_millis(100)).await;
-                continue;
-            };
-            let registry = Arc::clone(&registry);
-            tokio::spawn(async move {
-                let service = service_fn(move |request| answer(request, Arc::clone(&registry)));
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEADER_TIMEOUT)
-                    .serve_connection(TokioIo::new(stream), service)
-                    .await;
-                drop(permit);
-            });
-        }
-    });
-    Ok(bound)
+) -> BoxFuture<'static, Result<SocketAddr, std::io::Error>> {
+    Box::pin(async move {
+        let listener = TcpListener::bind(address).await?;
+        let bound = listener.local_addr()?;
+        let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+        tokio::spawn(async move {
+            loop {
+                let Ok(permit) = Arc::clone(&connections).acquire_owned().await else {
+                    return;
+                };
+                let Ok((stream, _)) = listener.accept().await else {
+                    // Out of descriptors: others need the processor more than we do.
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                    continue;
+                };
+                let registry = Arc::clone(&registry);
+                tokio::spawn(async move {
+                    let service = service_fn(move |request| answer(request, Arc::clone(&registry)));
+                    let _ = hyper::server::conn::http1::Builder::new()
+                        .timer(TokioTimer::new())
+                        .header_read_timeout(HEADER_TIMEOUT)
+                        .serve_connection(TokioIo::new(stream), service)
+                        .await;
+                    drop(permit);
+                });
+            }
+        });
+        Ok(bound)
+    })
 }
 
 async fn answer(

@@ -19,6 +19,9 @@ use crate::{Error, Guard};
 /// before there is any other thread. An error becomes one line on standard
 /// error that begins with `torpor-<service>: `, printed as `{:#}`, so that an
 /// `anyhow::Error` shows its sources.
+///
+/// Generic code is compiled where it is called: call this from a plain function
+/// of the service's library, and let `main.rs` call that one.
 pub fn run_service<S, E>(
     service: &'static str,
     about: &'static str,

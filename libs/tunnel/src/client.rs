@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use api::tunnel::v1::{OpenRequest, OpenResponse};
+use futures::future::BoxFuture;
+use parking_lot::Mutex;
 use rpc::{Role, TlsIdentity};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
@@ -85,26 +87,28 @@ impl Client {
     ///
     /// # Errors
     /// See [`OpenError`].
-    pub async fn open(
-        &self,
-        address: &str,
-        request: &OpenRequest,
+    pub fn open<'a>(
+        &'a self,
+        address: &'a str,
+        request: &'a OpenRequest,
         timeout: Duration,
-    ) -> Result<(OpenResponse, ClientStream), OpenError> {
-        let refused = |source| OpenError::Connect { address: address.to_owned(), source };
-        let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address))
-            .await
-            .map_err(|_| refused(io::ErrorKind::TimedOut.into()))?
-            .map_err(refused)?;
-        let asked = async {
-            write_frame(&mut stream, request).await?;
-            read_frame(&mut stream).await
-        };
-        let response = tokio::time::timeout(timeout, asked)
-            .await
-            .map_err(|_| OpenError::TimedOut { address: address.to_owned(), waited: timeout })?
-            .map_err(|source| OpenError::Broken { address: address.to_owned(), source })?;
-        Ok((response, stream))
+    ) -> BoxFuture<'a, Result<(OpenResponse, ClientStream), OpenError>> {
+        Box::pin(async move {
+            let refused = |source| OpenError::Connect { address: address.to_owned(), source };
+            let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address))
+                .await
+                .map_err(|_| refused(io::ErrorKind::TimedOut.into()))?
+                .map_err(refused)?;
+            let asked = async {
+                write_frame(&mut stream, request).await?;
+                read_frame(&mut stream).await
+            };
+            let response = tokio::time::timeout(timeout, asked)
+                .await
+                .map_err(|_| OpenError::TimedOut { address: address.to_owned(), waited: timeout })?
+                .map_err(|source| OpenError::Broken { address: address.to_owned(), source })?;
+            Ok((response, stream))
+        })
     }
 
     async fn connect(&self, address: &str) -> io::Result<ClientStream> {
@@ -116,7 +120,7 @@ impl Client {
     /// All hosts share one server name, by which rustls would keep sessions;
     /// a session of another host only costs a failed resumption.
     fn connector(&self, address: &str) -> TlsConnector {
-        let mut hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut hosts = self.hosts.lock();
         if let Some(connector) = hosts.get(address) {
             return connector.clone();
         }

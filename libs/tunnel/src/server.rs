@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::common::v1::Phase;
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
+use futures::future::BoxFuture;
 use rpc::{Role, TlsIdentity};
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -44,6 +45,8 @@ impl Default for Limits {
     }
 }
 
+type Handler = Arc<dyn Fn(OpenRequest, Responder) -> BoxFuture<'static, ()> + Send + Sync>;
+
 /// Takes tunnels from edge-proxies and admins.
 pub struct Server {
     listener: TcpListener,
@@ -62,14 +65,20 @@ impl Server {
     ///
     /// # Errors
     /// When the address cannot be bound.
-    pub async fn bind(address: SocketAddr, identity: &TlsIdentity, limits: Limits) -> io::Result<Self> {
-        let mut config = ServerConfig::clone(&identity.server_config());
-        // Sessions live in the tickets, so that a busy edge does not push
-        // another's out of a table.
-        config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
-        config.send_tls13_tickets = TICKETS;
-        let listener = TcpListener::bind(address).await?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
+    pub fn bind(
+        address: SocketAddr,
+        identity: &TlsIdentity,
+        limits: Limits,
+    ) -> BoxFuture<'_, io::Result<Self>> {
+        Box::pin(async move {
+            let mut config = ServerConfig::clone(&identity.server_config());
+            // Sessions live in the tickets, so that a busy edge does not push
+            // another's out of a table.
+            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+            config.send_tls13_tickets = TICKETS;
+            let listener = TcpListener::bind(address).await?;
+            Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
+        })
     }
 
     /// Where it listens.
@@ -82,11 +91,16 @@ impl Server {
 
     /// Calls `handler` for every OpenRequest, in a task of its own, until
     /// `shutdown`; then accepts no more and waits for the handlers to end.
-    pub async fn serve<H, F>(self, handler: H, shutdown: CancellationToken)
+    pub fn serve<H, F>(self, handler: H, shutdown: CancellationToken) -> BoxFuture<'static, ()>
     where
-        H: Fn(OpenRequest, Responder) -> F + Clone + Send + 'static,
+        H: Fn(OpenRequest, Responder) -> F + Send + Sync + 'static,
         F: Future<Output = ()> + Send + 'static,
     {
+        let handler: Handler = Arc::new(move |request, responder| Box::pin(handler(request, responder)));
+        Box::pin(self.accept(handler, shutdown))
+    }
+
+    async fn accept(self, handler: Handler, shutdown: CancellationToken) {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let tasks = TaskTracker::new();
         loop {
@@ -106,7 +120,8 @@ impl Server {
                 tracing::warn!(%peer, "too many tunnels");
                 continue;
             };
-            let (acceptor, handler, limit) = (self.acceptor.clone(), handler.clone(), self.limits.opening);
+            let (acceptor, handler, limit) =
+                (self.acceptor.clone(), Arc::clone(&handler), self.limits.opening);
             tasks.spawn(async move {
                 match tokio::time::timeout(limit, opening(acceptor, stream, peer)).await {
                     Ok(Ok((request, responder))) => handler(request, responder).await,
@@ -173,19 +188,22 @@ impl Responder {
     ///
     /// # Errors
     /// When the peer is gone.
-    pub async fn connect(mut self, phases: Vec<Phase>) -> Result<ServerStream, FrameError> {
-        let response = OpenResponse { status: OpenStatus::Connected.into(), phases, ..Default::default() };
-        self.send(&response).await?;
-        Ok(self.stream)
+    pub fn connect(mut self, phases: Vec<Phase>) -> BoxFuture<'static, Result<ServerStream, FrameError>> {
+        Box::pin(async move {
+            let response =
+                OpenResponse { status: OpenStatus::Connected.into(), phases, ..Default::default() };
+            self.send(&response).await?;
+            Ok(self.stream)
+        })
     }
 
     /// Says no and closes. `retry_after` goes with BUSY.
-    pub async fn refuse(
+    pub fn refuse(
         mut self,
         status: OpenStatus,
         message: impl Into<String>,
         retry_after: Option<Duration>,
-    ) {
+    ) -> BoxFuture<'static, ()> {
         let retry_after = retry_after.map(api::duration_proto);
         let response = OpenResponse {
             status: status.into(),
@@ -193,10 +211,12 @@ impl Responder {
             retry_after,
             ..Default::default()
         };
-        if self.send(&response).await.is_ok() {
-            // A peer that does not take the close in time is dropped.
-            let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.stream.shutdown()).await;
-        }
+        Box::pin(async move {
+            if self.send(&response).await.is_ok() {
+                // A peer that does not take the close in time is dropped.
+                let _ = tokio::time::timeout(ANSWER_TIMEOUT, self.stream.shutdown()).await;
+            }
+        })
     }
 
     async fn send(&mut self, response: &OpenResponse) -> Result<(), FrameError> {

@@ -12,6 +12,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use api::common::v1::IdlePolicy;
 use api::microvm::v1::{Microvm, MicrovmState, WatchMicrovmsResponse};
+use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::{Config, Limits};
 use records::Expect;
@@ -76,7 +77,7 @@ impl World {
             ..Config::default()
         };
         let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
-        let app_under_test = App::build(config, &registry).await.unwrap();
+        let app_under_test = App::build(config, Clock::system(), &registry).await.unwrap();
         let (edge, shutdown) = (app_under_test.local_address().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
         Self { edge, host, scheduler, app, keys, store, directory, shutdown, serving, _etcd: etcd }

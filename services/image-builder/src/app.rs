@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use api::image::v1::image_service_server::ImageServiceServer;
+use futures::future::BoxFuture;
 use object_store::{Config as ObjectConfig, Store as Objects};
 use prometheus_client::registry::Registry;
 use rpc::{BoundServer, ServerBuilder, TlsIdentity};
@@ -15,14 +16,15 @@ use tonic::service::Routes;
 
 use crate::adapters::buildah::Buildah;
 use crate::adapters::catalog::Catalog;
-use crate::adapters::hosts::Fleet;
 use crate::adapters::layout::Layout;
 use crate::adapters::network::Networks;
+use crate::adapters::peers::Peers;
 use crate::adapters::sandbox::Sandbox;
-use crate::config::Settings;
+use crate::bases::BaseImages;
+use crate::config::Config;
 use crate::deletion::{self, Requests};
 use crate::images::Images;
-use crate::log::Logs;
+use crate::log::{BuildLogs, Logs};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Context};
 use crate::queue;
@@ -36,83 +38,107 @@ const MESSAGE_BYTES_MAX: usize = 16 << 20;
 /// An image-builder that holds its address and serves nothing yet.
 pub struct App {
     server: BoundServer,
+    service: Service,
     context: Arc<Context>,
-    images: Images,
     requests: Requests,
 }
 
 impl App {
-    /// Builds everything from `settings`.
-    ///
-    /// # Errors
-    /// Names the setting or the part of the machine that cannot be used.
-    pub async fn build(settings: Settings, registry: &Arc<Mutex<Registry>>) -> anyhow::Result<Self> {
-        settings.check()?;
-        let tls = &settings.tls;
+    /// Builds everything from `config`. Boxed, like [`App::run`], so that the
+    /// program and the tests do not compile it again.
+    pub fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> BoxFuture<'_, anyhow::Result<Self>> {
+        Box::pin(Self::assemble(config, registry))
+    }
+
+    async fn assemble(config: Config, registry: &Mutex<Registry>) -> anyhow::Result<Self> {
+        config.check()?;
+        let tls = &config.tls;
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("tls")?;
-        let server = ServerBuilder::bind(&settings.listen.to_string(), &identity).await?;
-        let store = records::Store::connect(&settings.etcd).await.context("etcd")?;
-        let objects = Objects::connect(&object_config(&settings.s3)).context("s3")?;
-        let fleet = Fleet::new(identity, &settings.schedulers)
+        let server = ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
+        let store = records::Store::connect(&config.etcd).await.context("etcd")?;
+        let objects = Objects::connect(&object_config(&config.s3)).context("s3")?;
+        let peers = Peers::new(identity, &config.schedulers)
             .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
-        let layout = Layout::new(settings.data_dir.clone(), settings.build.uid_base);
+        let layout = Layout::new(config.data_dir.clone(), config.build.uid_base);
         let prepared = layout.clone();
         tokio::task::spawn_blocking(move || prepared.prepare()).await?.context("data_dir")?;
-        let networks = Networks::new(layout.networks(), settings.build.denied_networks.clone());
+        let networks = Networks::new(layout.networks(), config.build.denied_networks.clone());
         networks.reconcile().await.context("data_dir")?;
-        let sandbox =
-            Sandbox::new(settings.build.sandbox_program.clone()).context("build.sandbox_program")?;
-        let buildah = Buildah::new(sandbox, layout.clone(), settings.build.clone());
+        let sandbox = Sandbox::new(config.build.sandbox_program.clone()).context("build.sandbox_program")?;
+        let buildah = Buildah::new(sandbox, layout.clone(), config.build.clone());
         buildah.reconcile().await;
-        let instance = match settings.instance.as_str() {
+        let instance = match config.instance.as_str() {
             "" => uuid::Uuid::new_v4().to_string(),
             given => given.to_owned(),
         };
         let (remover, requests) = deletion::channel();
+        let config = Arc::new(config);
         let catalog = Catalog::new(store);
+        let logs = Arc::new(Logs::new(layout.logs(), config.log.bytes_max));
+        let bases = BaseImages {
+            catalog: catalog.clone(),
+            objects: objects.clone(),
+            buildah: buildah.clone(),
+            layout: layout.clone(),
+            config: Arc::clone(&config),
+            instance: instance.clone(),
+        };
         let images = Images {
             catalog: catalog.clone(),
-            fleet: fleet.clone(),
+            peers: peers.clone(),
             remover,
-            settings: settings.clone(),
+            bases: bases.clone(),
+            config: Arc::clone(&config),
             admission: Arc::default(),
         };
+        let followed = BuildLogs {
+            catalog: catalog.clone(),
+            objects: objects.clone(),
+            config: Arc::clone(&config),
+            local: Arc::clone(&logs),
+        };
+        let service = Service { images, bases: bases.clone(), logs: followed };
+        let metrics = Metrics::new(registry);
         let context = Arc::new(Context {
+            config,
             instance,
             catalog,
             objects,
-            fleet,
+            peers,
+            layout,
             networks,
             buildah,
-            logs: Logs::new(layout.logs(), settings.log.bytes_max),
-            metrics: Metrics::new(registry),
-            layout,
-            settings,
+            bases,
+            logs,
+            metrics,
         });
-        Ok(Self { server, context, images, requests })
+        Ok(Self { server, service, context, requests })
     }
 
-    /// The address it listens on.
-    #[must_use]
     pub fn address(&self) -> std::net::SocketAddr {
         self.server.local_addr()
     }
 
     /// Runs until `shutdown`, then stops: builds in progress are given up for
     /// another replica, and nothing of them is left on this machine.
-    ///
-    /// # Errors
-    /// When the server fails.
-    pub async fn run(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let Self { server, context, images, requests } = self;
+    pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
+        Box::pin(self.serve(shutdown))
+    }
+
+    async fn serve(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let Self { server, service, context, requests } = self;
         tracing::info!(address = %server.local_addr(), instance = context.instance, "image-builder listens");
-        let service = ImageServiceServer::new(Service::new(images, Arc::clone(&context)))
+        let service = ImageServiceServer::new(service)
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let work = async {
             // Containers that an earlier process left in the storage.
             pipeline::prune(&context).await;
-            ensure_buckets(&context).await;
+            // A process that is told to stop does not wait for S3.
+            tokio::select! {
+                () = shutdown.cancelled() => return,
+                () = ensure_buckets(&context) => {}
+            }
             tokio::join!(
                 queue::run(Arc::clone(&context), shutdown.clone()),
                 deletion::run(Arc::clone(&context), requests, shutdown.clone()),
@@ -131,7 +157,7 @@ impl App {
 }
 
 async fn ensure_buckets(context: &Context) {
-    for bucket in [&context.settings.snapshot_bucket, &context.settings.log_bucket] {
+    for bucket in [&context.config.snapshot_bucket, &context.config.log_bucket] {
         while let Err(error) = context.objects.ensure_bucket(bucket).await {
             tracing::warn!(bucket, %error, "waiting for S3");
             tokio::time::sleep(BUCKET_RETRY).await;

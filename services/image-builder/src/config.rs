@@ -11,17 +11,14 @@ use settings::{EtcdSettings, S3Settings, TelemetrySettings, TlsSettings};
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
 
-/// Everything an image-builder can be told.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Settings {
-    /// Where the gRPC server listens.
+pub struct Config {
     pub listen: SocketAddr,
     /// Name of this replica in build leases; empty means a fresh one per start.
     pub instance: String,
     /// Directory of this replica: layers, work files, logs of running builds.
     pub data_dir: PathBuf,
-    /// Region in ARNs.
     pub region: String,
     /// Account in ARNs.
     pub account: String,
@@ -35,25 +32,19 @@ pub struct Settings {
     pub snapshot_bucket: String,
     /// Bucket of build logs.
     pub log_bucket: String,
-    /// Certificates for gRPC.
     pub tls: TlsSettings,
-    /// Where etcd is.
     pub etcd: EtcdSettings,
-    /// Where S3 is.
     pub s3: S3Settings,
-    /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
     /// What a build may use and see.
     pub build: BuildSettings,
-    /// Bounds of artifacts.
     pub archive: ArchiveSettings,
     /// How a built disk becomes a snapshot.
     pub bake: BakeSettings,
-    /// Bounds of build logs.
     pub log: LogSettings,
 }
 
-impl Default for Settings {
+impl Default for Config {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7402)),
@@ -174,7 +165,6 @@ const SYSTEM_CA_BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 
 impl BuildSettings {
     /// The CA bundle builds get, if any.
-    #[must_use]
     pub fn effective_ca_bundle(&self) -> Option<PathBuf> {
         let chosen = self.ca_bundle.clone().unwrap_or_else(|| PathBuf::from(SYSTEM_CA_BUNDLE));
         (!chosen.as_os_str().is_empty() && chosen.is_file()).then_some(chosen)
@@ -185,7 +175,6 @@ fn own_architecture() -> &'static str {
     if cfg!(target_arch = "aarch64") { "ARM_64" } else { "X86_64" }
 }
 
-/// Bounds of artifacts.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ArchiveSettings {
@@ -239,7 +228,6 @@ impl Default for BakeSettings {
     }
 }
 
-/// Bounds of build logs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
@@ -253,16 +241,13 @@ impl Default for LogSettings {
     }
 }
 
-/// Settings that cannot work together, as one sentence.
+/// Config that cannot work together, as one sentence.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 #[error("settings: {0}")]
 pub struct Unusable(String);
 
-impl Settings {
+impl Config {
     /// Checks what types cannot say.
-    ///
-    /// # Errors
-    /// Names the first key that cannot be used.
     pub fn check(&self) -> Result<(), Unusable> {
         let rules: [(bool, &str); 11] = [
             (self.data_dir.is_absolute(), "data_dir must be an absolute path"),
@@ -290,7 +275,6 @@ impl Settings {
     }
 
     /// Where one kind of file of this replica lives.
-    #[must_use]
     pub fn directory(&self, name: &str) -> PathBuf {
         Path::new(&self.data_dir).join(name)
     }
@@ -302,18 +286,18 @@ mod tests {
 
     #[test]
     fn defaults_are_usable_and_survive_toml() {
-        let settings = Settings::default();
+        let settings = Config::default();
         settings.check().unwrap();
         let text = toml::to_string(&settings).unwrap();
-        assert_eq!(toml::from_str::<Settings>(&text).unwrap(), settings);
+        assert_eq!(toml::from_str::<Config>(&text).unwrap(), settings);
     }
 
     #[test]
     fn unusable_settings_name_the_key() {
-        let mut settings = Settings::default();
+        let mut settings = Config::default();
         settings.build.concurrent_max = 0;
         assert!(settings.check().unwrap_err().to_string().contains("build.concurrent_max"));
-        settings = Settings::default();
+        settings = Config::default();
         settings.bake.memory_default_mib = 700;
         assert!(settings.check().unwrap_err().to_string().contains("memory_default_mib"));
     }

@@ -1,6 +1,8 @@
 //! Removes images and versions that are DELETING: host caches, S3 objects, then
-//! the records. Everything can be repeated: a process that dies anywhere in
-//! between leaves records that still say DELETING, and the next start goes on.
+//! the records. Everything can be repeated. When the image-builder dies anywhere in
+//! between, the records still say DELETING, and the next sweep of any replica goes
+//! on. Two replicas may remove the same version at the same time: each step is a
+//! deletion of things that may be gone already, and the records are the last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,8 +12,8 @@ use model::state::{ImageEvent, VersionEvent};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::catalog::{Change, Error, Record};
-use crate::domain::lifecycle;
+use crate::adapters::catalog::{Change, Error as CatalogError, Record};
+use crate::domain::{lifecycle, object_keys};
 use crate::pipeline::{self, Context};
 
 /// Requests that may wait; more are found again by the next sweep.
@@ -35,7 +37,6 @@ pub struct Remover {
 pub struct Requests(mpsc::Receiver<String>);
 
 /// A remover and its other end.
-#[must_use]
 pub fn channel() -> (Remover, Requests) {
     let (wake, requests) = mpsc::channel(PENDING_MAX);
     (Remover { wake }, Requests(requests))
@@ -78,61 +79,61 @@ pub async fn run(context: Arc<Context>, mut requests: Requests, shutdown: Cancel
 
 /// Why a deletion did not get on.
 #[derive(Debug, thiserror::Error)]
-enum Stuck {
+enum Error {
     #[error("records")]
-    Records(#[from] Error),
+    Records(#[from] CatalogError),
     #[error("S3")]
     Objects(#[from] object_store::Error),
     #[error("a snapshot")]
     Snapshot(#[from] snapshot::Error),
     #[error("the scheduler: {0}")]
-    Fleet(String),
+    Scheduler(String),
     #[error("microVMs of it are still alive")]
     InUse,
 }
 
-async fn remove(context: &Context, name: &str) -> Result<(), Stuck> {
+async fn remove(context: &Context, name: &str) -> Result<(), Error> {
     let Some(image) = context.catalog.image(name).await? else {
         return Ok(());
     };
     let versions = context.catalog.versions(name).await?;
     if image.value.state() == ImageState::Deleting {
-        for attempt in 1.. {
-            match remove_image(context, &image, &versions).await {
-                Ok(()) => return Ok(()),
-                Err(stuck) if attempt >= ATTEMPTS => return give_up_image(context, image, &stuck).await,
-                Err(stuck) => pause(name, attempt, &stuck).await,
-            }
-        }
+        return match retry(name, || remove_image(context, &image, &versions)).await {
+            Ok(()) => Ok(()),
+            Err(error) => give_up_image(context, image, &error).await,
+        };
     }
     for version in versions.iter().filter(|version| version.value.state() == VersionState::Deleting) {
-        for attempt in 1.. {
-            match remove_version(context, &image.value, &version.value).await {
-                Ok(()) => break,
-                Err(stuck) if attempt >= ATTEMPTS => {
-                    give_up_version(context, version, &stuck).await?;
-                    break;
-                }
-                Err(stuck) => pause(name, attempt, &stuck).await,
-            }
+        if let Err(error) = retry(name, || remove_version(context, &image.value, &version.value)).await {
+            give_up_version(context, version, &error).await?;
         }
     }
     Ok(())
 }
 
-async fn pause(name: &str, attempt: u32, stuck: &Stuck) {
-    tracing::warn!(image = name, attempt, %stuck, "a deletion is tried again");
-    tokio::time::sleep(RETRY_PAUSE * attempt).await;
+async fn retry<F>(name: &str, attempt: impl Fn() -> F) -> Result<(), Error>
+where
+    F: Future<Output = Result<(), Error>>,
+{
+    for number in 1..ATTEMPTS {
+        let Err(error) = attempt().await else {
+            return Ok(());
+        };
+        tracing::warn!(image = name, attempt = number, %error, "a deletion is tried again");
+        tokio::time::sleep(RETRY_PAUSE * number).await;
+    }
+    attempt().await
 }
 
 async fn remove_image(
     context: &Context,
     image: &Record<Image>,
     versions: &[Record<ImageVersion>],
-) -> Result<(), Stuck> {
+) -> Result<(), Error> {
     let Image { name, image_arn, .. } = &image.value;
-    // Launches are refused since the record says DELETING; this sees those that
-    // were on their way.
+    // A launch that read the record before it said DELETING may have come after
+    // the check of the call. It is in the scheduler's records by now, so this sees
+    // it, and the deletion waits until that microVM ends.
     still_unused(context, image_arn, None).await?;
     for version in versions {
         remove_files(context, &image.value, &version.value).await?;
@@ -144,7 +145,7 @@ async fn remove_image(
     Ok(())
 }
 
-async fn remove_version(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Stuck> {
+async fn remove_version(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Error> {
     still_unused(context, &image.image_arn, Some(&version.image_version)).await?;
     remove_files(context, image, version).await?;
     let records = records_of(context, version).await?;
@@ -154,63 +155,70 @@ async fn remove_version(context: &Context, image: &Image, version: &ImageVersion
     Ok(())
 }
 
-/// Writes the end of a version's deletion together with the image, which is not
-/// UPDATING any more unless another of its versions is being deleted too.
-async fn end(context: &Context, version: &ImageVersion, change: Change) -> Result<(), Error> {
+/// Writes the end of a version's deletion, successful or not, together with the
+/// image. The image is not UPDATING any more unless another of its versions is
+/// being deleted too.
+///
+/// When two replicas end the last two versions of an image at the same time, both
+/// would see the other one's version DELETING and leave the image UPDATING for
+/// ever. So every end writes the image at the revision that it read before the
+/// versions: the slower replica conflicts, reads again, and sees that its version
+/// is the last one.
+async fn end(context: &Context, version: &ImageVersion, change: Change) -> Result<(), CatalogError> {
     let (name, number) = (&version.image_name, &version.image_version);
-    for attempt in 1.. {
-        // Read first: whatever ends a deletion writes the image, so that a
-        // version listed after this is still to be ended at this revision.
+    let mut attempts = 1..CONFLICTS_MAX;
+    loop {
+        let attempt = attempts.next();
         let image = context.catalog.image(name).await?;
         let versions = context.catalog.versions(name).await?;
         let is_this = |other: &Record<ImageVersion>| other.value.image_version == *number;
         let mut going = versions.iter().filter(|other| other.value.state() == VersionState::Deleting);
         let Some(Record { mut value, revision }) = image.filter(|_| going.clone().any(is_this)) else {
+            // The image went as a whole, or another replica ended this deletion.
             return Ok(());
         };
         if going.all(is_this) {
-            // In any other state the image stays as it is.
+            // An image that is not UPDATING stays as it is.
             let _ = lifecycle::image(&mut value, ImageEvent::TrimEnded, pipeline::now());
         }
         let change = change.clone().image(&value, Some(revision));
         match context.catalog.apply(change).await {
-            Err(error) if error.is_conflict() && attempt < CONFLICTS_MAX => {}
+            Err(error) if error.is_conflict() && attempt.is_some() => {}
             result => return result.map(|_| ()),
         }
     }
-    Ok(())
 }
 
-async fn still_unused(context: &Context, arn: &str, version: Option<&str>) -> Result<(), Stuck> {
-    match context.fleet.in_use(arn, version).await {
+async fn still_unused(context: &Context, arn: &str, version: Option<&str>) -> Result<(), Error> {
+    match context.peers.in_use(arn, version).await {
         Ok(false) => Ok(()),
-        Ok(true) => Err(Stuck::InUse),
-        Err(status) => Err(Stuck::Fleet(status.message().to_owned())),
+        Ok(true) => Err(Error::InUse),
+        Err(status) => Err(Error::Scheduler(status.message().to_owned())),
     }
 }
 
 /// Removes a version's snapshot from hosts and everything of it from S3.
-async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Stuck> {
-    let settings = &context.settings;
+async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) -> Result<(), Error> {
+    let settings = &context.config;
     if let Some(snapshot) = &version.snapshot {
         let key = &snapshot.manifest_key;
         // Hosts that cannot be asked now drop it when they miss its manifest.
-        if let Err(status) = context.fleet.evict(key).await {
+        if let Err(status) = context.peers.evict(key).await {
             tracing::warn!(key, error = status.message(), "hosts were not asked to drop an image");
         }
         snapshot::delete(&context.objects, &settings.snapshot_bucket, key).await?;
     }
-    for prefix in pipeline::version_prefixes(&image.id, &version.image_version) {
+    for prefix in object_keys::version_prefixes(&image.id, &version.image_version) {
         context.objects.delete_prefix(&settings.snapshot_bucket, &prefix).await?;
     }
     for build in context.catalog.build_ids(&version.image_name, &version.image_version).await? {
-        context.objects.delete(&settings.log_bucket, &format!("builds/{build}.log")).await?;
+        context.objects.delete(&settings.log_bucket, &object_keys::build_log(&build)).await?;
     }
     Ok(())
 }
 
 /// The removal of a version's records.
-async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change, Error> {
+async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change, CatalogError> {
     let (name, number) = (&version.image_name, &version.image_version);
     let builds = context.catalog.build_ids(name, number).await?;
     let change = builds
@@ -219,11 +227,11 @@ async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change,
     Ok(change.remove_version(name, number))
 }
 
-async fn give_up_image(context: &Context, image: Record<Image>, stuck: &Stuck) -> Result<(), Stuck> {
+async fn give_up_image(context: &Context, image: Record<Image>, error: &Error) -> Result<(), Error> {
     let Record { mut value, revision } = image;
     if lifecycle::image(&mut value, ImageEvent::DeleteFailed, pipeline::now()).is_ok() {
         context.catalog.apply(Change::new().image(&value, Some(revision))).await?;
-        tracing::error!(image = value.name, %stuck, "image DELETE_FAILED; deleting it again tries again");
+        tracing::error!(image = value.name, %error, "image DELETE_FAILED; deleting it again tries again");
     }
     Ok(())
 }
@@ -231,14 +239,14 @@ async fn give_up_image(context: &Context, image: Record<Image>, stuck: &Stuck) -
 async fn give_up_version(
     context: &Context,
     version: &Record<ImageVersion>,
-    stuck: &Stuck,
-) -> Result<(), Stuck> {
+    error: &Error,
+) -> Result<(), Error> {
     let mut value = version.value.clone();
     if lifecycle::version(&mut value, VersionEvent::DeleteFailed, pipeline::now()).is_ok() {
-        value.state_reason = format!("The deletion failed: {stuck}.");
+        value.state_reason = format!("The deletion failed: {error}.");
         let failed = Change::new().version(&value, Some(version.revision));
         end(context, &value, failed).await?;
-        tracing::error!(image = value.image_name, version = value.image_version, %stuck, "version DELETE_FAILED");
+        tracing::error!(image = value.image_name, version = value.image_version, %error, "version DELETE_FAILED");
     }
     Ok(())
 }

@@ -4,10 +4,11 @@
 pub mod app;
 pub mod archive;
 pub mod bake;
+pub mod base_images;
+pub mod build_error;
 pub mod configuration;
 pub mod dockerfile;
-pub mod failure;
 pub mod lifecycle;
-pub mod managed;
+pub mod object_keys;
 pub mod reference;
 pub mod transcript;

@@ -17,8 +17,12 @@ use api::common::v1::{LogLine, LogSource};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
+mod follow;
+
+pub use follow::BuildLogs;
+
 use crate::adapters::output::LINE_BYTES_MAX;
-use crate::domain::failure::clipped;
+use crate::domain::build_error::clipped;
 
 /// Lines in one message to a follower.
 pub const LINES_PER_MESSAGE: usize = 1000;
@@ -51,7 +55,6 @@ impl Stored {
 }
 
 /// Reads a stored line; `None` when it is none.
-#[must_use]
 pub fn parse(line: &[u8]) -> Option<LogLine> {
     serde_json::from_slice::<Stored>(line).ok().map(Stored::into_line)
 }
@@ -66,15 +69,11 @@ pub struct Logs {
 
 impl Logs {
     /// Logs in files of `directory`, each of at most `bytes_max` bytes.
-    #[must_use]
     pub fn new(directory: PathBuf, bytes_max: u64) -> Self {
         Self { directory, bytes_max, open: Mutex::default() }
     }
 
     /// Begins a build's log, replacing one of an earlier attempt.
-    ///
-    /// # Errors
-    /// When its file cannot be made.
     pub fn begin(&self, build: &str) -> io::Result<Arc<Log>> {
         let path = self.directory.join(format!("{build}.log"));
         let file = File::options().create(true).write(true).truncate(true).open(&path)?;
@@ -86,7 +85,6 @@ impl Logs {
     }
 
     /// The log of a build that runs here.
-    #[must_use]
     pub fn find(&self, build: &str) -> Option<Arc<Log>> {
         self.lock().get(build).cloned()
     }
@@ -175,22 +173,16 @@ impl Log {
         self.add(LogSource::Platform, text);
     }
 
-    /// Lines so far, and a way to wait for more.
-    #[must_use]
     pub fn lines(&self) -> watch::Receiver<u64> {
         self.lines.subscribe()
     }
 
     /// The file, to be moved to S3.
-    #[must_use]
     pub fn path(&self) -> PathBuf {
         self.path.clone()
     }
 
     /// Opens the log for one follower.
-    ///
-    /// # Errors
-    /// When its file is gone.
     pub fn reader(self: &Arc<Self>) -> io::Result<Reader> {
         Ok(Reader { log: Arc::clone(self), file: File::open(&self.path)? })
     }
@@ -210,9 +202,6 @@ pub struct Reader {
 impl Reader {
     /// The next lines from `sequence` on, at most a message full. Blocking, from
     /// the page cache.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
     pub fn read(&mut self, sequence: u64) -> io::Result<Vec<LogLine>> {
         let (start, end) = {
             let writer = self.log.lock();
@@ -242,13 +231,11 @@ impl Reader {
 pub struct Batch {
     from: u64,
     bytes: usize,
-    /// The lines.
     pub lines: Vec<LogLine>,
 }
 
 impl Batch {
     /// Lines from sequence `from` on.
-    #[must_use]
     pub fn new(from: u64) -> Self {
         Self { from, bytes: 0, lines: Vec::new() }
     }
@@ -262,7 +249,6 @@ impl Batch {
     }
 
     /// True when the message should go out.
-    #[must_use]
     pub fn is_full(&self) -> bool {
         self.lines.len() >= LINES_PER_MESSAGE || self.bytes >= BYTES_PER_MESSAGE
     }

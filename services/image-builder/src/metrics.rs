@@ -15,13 +15,11 @@ struct Outcome {
     outcome: &'static str,
 }
 
-/// A step of a build.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Step {
     step: &'static str,
 }
 
-/// Metrics of one replica.
 #[derive(Debug, Clone)]
 pub struct Metrics {
     ended: Family<Outcome, Counter>,
@@ -30,8 +28,6 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Registers all metrics.
-    #[must_use]
     pub fn new(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, None, |part| Self {
             ended: part.add("builds", "Builds that ended here, by outcome", Family::default()),
@@ -44,18 +40,15 @@ impl Metrics {
         })
     }
 
-    /// A build began here.
     pub fn began(&self) {
         self.running.inc();
     }
 
-    /// A build ended here.
     pub fn ended(&self, outcome: &'static str) {
         self.running.dec();
         self.ended.get_or_create(&Outcome { outcome }).inc();
     }
 
-    /// A step took this long.
     pub fn step(&self, step: &'static str, seconds: f64) {
         self.steps.get_or_create(&Step { step }).observe(seconds);
     }

@@ -5,14 +5,14 @@
 //! ```
 //!
 //! The state is in etcd: the build's record names the step it is in. Nothing
-//! before PUBLISH is kept when a builder dies; whoever takes the build over
+//! before PUBLISH is kept when a builder dies; the builder that takes it over
 //! starts from the front with a higher attempt number, which is part of every
 //! S3 key and of the generation hosts are given, so that nothing an older
 //! attempt still does can be mistaken for the newer one's.
 //!
 //! Every write of a running build names the revision of the build's record it
 //! replaces. Taking a build over writes that record, so that a builder that lost
-//! its lease without noticing fails its next write and stops ([`Stop::Lost`]).
+//! its lease without noticing fails its next write and stops ([`StepError::Lost`]).
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -24,16 +24,16 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::buildah::Buildah;
 use crate::adapters::catalog::{Catalog, QueueEntry, Record};
-use crate::adapters::hosts::Fleet;
 use crate::adapters::layout::{Layout, Work};
 use crate::adapters::network::Networks;
-use crate::config::Settings;
-use crate::domain::failure::Failure;
+use crate::adapters::peers::Peers;
+use crate::bases::BaseImages;
+use crate::config::Config;
+use crate::domain::build_error::BuildError;
 use crate::log::Logs;
 use crate::metrics::Metrics;
 
 mod bake;
-pub mod bases;
 mod container;
 mod finish;
 mod job;
@@ -48,31 +48,23 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 /// Everything a build uses; one per process.
 #[derive(Debug)]
 pub struct Context {
-    /// Settings.
-    pub settings: Settings,
+    pub config: Arc<Config>,
     /// Name of this replica.
     pub instance: String,
-    /// Records.
     pub catalog: Catalog,
-    /// S3.
     pub objects: Objects,
-    /// Scheduler and hosts.
-    pub fleet: Fleet,
-    /// Directories.
+    pub peers: Peers,
     pub layout: Layout,
-    /// Networks of builds.
     pub networks: Networks,
-    /// Container builds.
     pub buildah: Buildah,
-    /// Logs of running builds.
-    pub logs: Logs,
-    /// Metrics.
+    pub bases: BaseImages,
+    pub logs: Arc<Logs>,
     pub metrics: Metrics,
 }
 
 /// A build this replica owns.
 #[derive(Debug)]
-pub struct Claim {
+pub struct BuildLease {
     /// Its place in the queue.
     pub entry: QueueEntry,
     /// Its record, IN_PROGRESS.
@@ -85,36 +77,31 @@ pub struct Claim {
 
 /// Why a build stopped without a version.
 #[derive(Debug)]
-pub enum Stop {
+pub enum StepError {
     /// It failed; the record must say so.
-    Failed(Failure),
+    Failed(BuildError),
     /// It is not ours any more, or we are shutting down; another builder goes on.
     Lost,
 }
 
-impl From<Failure> for Stop {
-    fn from(failure: Failure) -> Self {
+impl From<BuildError> for StepError {
+    fn from(failure: BuildError) -> Self {
         Self::Failed(failure)
     }
 }
 
-/// S3 prefixes of one version's files, all attempts.
-pub fn version_prefixes(image_id: &str, version: &str) -> [String; 2] {
-    [format!("disks/{image_id}/{version}/"), format!("images/{image_id}/{version}/")]
-}
-
 /// Runs a build to its end, or until it is no longer ours.
-pub async fn run(context: Arc<Context>, claim: Claim, shutdown: CancellationToken) {
-    let build_id = claim.entry.build_id.clone();
+pub async fn run(context: Arc<Context>, build: BuildLease, shutdown: CancellationToken) {
+    let build_id = build.entry.build_id.clone();
     context.metrics.began();
-    let lease = claim.lease.clone();
-    let outcome = match Job::begin(Arc::clone(&context), claim).await {
+    let lease = build.lease.clone();
+    let outcome = match Job::begin(Arc::clone(&context), build).await {
         Ok(mut job) => {
             let steps = job.steps();
             let result = tokio::select! {
                 result = steps => result,
-                () = lease.lost() => Err(Stop::Lost),
-                () = shutdown.cancelled() => Err(Stop::Lost),
+                () = lease.lost() => Err(StepError::Lost),
+                () = shutdown.cancelled() => Err(StepError::Lost),
             };
             // Dropping the steps killed their processes and hung up on hosts.
             job.clean_up().await;

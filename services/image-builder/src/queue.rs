@@ -1,6 +1,6 @@
-//! Takes builds that nobody works on, as many at a time as the settings allow.
+//! Claims builds that have no owner, as many at a time as the settings allow.
 //!
-//! A build that is not over has an entry in the queue; one that somebody works
+//! A build that is not over has an entry in the queue; one that a builder works
 //! on has an owner key under that builder's lease. When a builder dies its lease
 //! runs out, the owner key goes, every replica sees it, and one of them takes
 //! the build over by a transaction that makes itself the owner, counts the
@@ -17,9 +17,10 @@ use tokio_util::task::TaskTracker;
 use tracing::Instrument as _;
 
 use crate::adapters::catalog::{Change, Error, OWNERS, QUEUE, QueueEntry, Record};
-use crate::domain::failure::{Failure, Reason};
+use crate::domain::build_error::{BuildError, Reason};
 use crate::domain::lifecycle;
-use crate::pipeline::{self, Claim, Context};
+use crate::domain::object_keys::version_prefixes;
+use crate::pipeline::{self, BuildLease, Context};
 
 /// How often the queue is looked at even if nothing was seen to change.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -28,7 +29,7 @@ pub const STOP_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Works on the queue until `shutdown`, then gives builds up and cleans up.
 pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
-    let permits = Arc::new(Semaphore::new(context.settings.build.concurrent_max));
+    let permits = Arc::new(Semaphore::new(context.config.build.concurrent_max));
     let freed = Arc::new(Notify::new());
     let builds = TaskTracker::new();
     let mut queue = context.catalog.store().watch(QUEUE);
@@ -44,7 +45,7 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
         }
         while let Ok(permit) = Arc::clone(&permits).try_acquire_owned() {
             match claim_next(&context).await {
-                Ok(Some(claim)) => start(&context, claim, permit, &freed, &builds, &shutdown),
+                Ok(Some(build)) => start(&context, build, permit, &freed, &builds, &shutdown),
                 Ok(None) => break,
                 Err(error) => {
                     tracing::warn!(%error, "the build queue cannot be read");
@@ -62,14 +63,14 @@ pub async fn run(context: Arc<Context>, shutdown: CancellationToken) {
 
 fn start(
     context: &Arc<Context>,
-    claim: Claim,
+    build: BuildLease,
     permit: OwnedSemaphorePermit,
     freed: &Arc<Notify>,
     builds: &TaskTracker,
     shutdown: &CancellationToken,
 ) {
     let (context, freed, shutdown) = (Arc::clone(context), Arc::clone(freed), shutdown.clone());
-    let entry = &claim.entry;
+    let entry = &build.entry;
     let span = tracing::info_span!(
         "build",
         build_id = entry.build_id,
@@ -77,16 +78,16 @@ fn start(
         version = entry.image_version,
         attempt = entry.attempt
     );
-    let build = async move {
-        pipeline::run(context, claim, shutdown).await;
+    let work = async move {
+        pipeline::run(context, build, shutdown).await;
         drop(permit);
         freed.notify_one();
     };
-    builds.spawn(build.instrument(span));
+    builds.spawn(work.instrument(span));
 }
 
 /// Claims the oldest build that has no owner.
-async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
+async fn claim_next(context: &Context) -> Result<Option<BuildLease>, Error> {
     let queue = context.catalog.queue().await?;
     if queue.is_empty() {
         return Ok(None);
@@ -94,7 +95,7 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
     let owned = context.catalog.owned().await?;
     for entry in queue.into_iter().filter(|entry| !owned.contains(&entry.value.build_id)) {
         match claim(context, entry).await {
-            Ok(Some(claim)) => return Ok(Some(claim)),
+            Ok(Some(build)) => return Ok(Some(build)),
             Ok(None) => {}
             // Another replica was faster.
             Err(error) if error.is_conflict() => {}
@@ -104,13 +105,23 @@ async fn claim_next(context: &Context) -> Result<Option<Claim>, Error> {
     Ok(None)
 }
 
-async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Claim>, Error> {
+/// Takes one build over.
+///
+/// When two replicas claim the same build, both transactions expect the owner key
+/// to be absent, so one of them conflicts. When an owner's lease runs out while its
+/// process still works (a pause, a cut network), the new owner's transaction also
+/// writes the build's record; the old owner names an older revision in its next
+/// write, conflicts, and stops. When this process dies between the lease and the
+/// transaction, nothing was written and the lease runs out unused; when it dies
+/// after the transaction, the owner key goes with the lease, and the attempt counts
+/// against `attempts_max`, so that a build that kills its builder ends.
+async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<BuildLease>, Error> {
     let catalog = &context.catalog;
     let QueueEntry { build_id, image_name, image_version, .. } = &entry.value;
     let (Some(build), Some(version)) =
         (catalog.build(build_id).await?, catalog.version(image_name, image_version).await?)
     else {
-        // The image went meanwhile.
+        // The image was deleted after the listing.
         catalog.apply(Change::new().dequeue(build_id)).await?;
         return Ok(None);
     };
@@ -118,11 +129,11 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
         catalog.apply(Change::new().dequeue(build_id)).await?;
         return Ok(None);
     }
-    if entry.value.attempt >= context.settings.build.attempts_max {
+    if entry.value.attempt >= context.config.build.attempts_max {
         fail(context, entry).await?;
         return Ok(None);
     }
-    let lease = catalog.store().lease(Duration::from_secs(context.settings.build.lease_seconds)).await?;
+    let lease = catalog.store().lease(Duration::from_secs(context.config.build.lease_seconds)).await?;
     let (mut build, mut version, mut entry) = (build, version, entry);
     entry.value.attempt += 1;
     if let Err(error) = lifecycle::begin(&mut build.value, &mut version.value, pipeline::now()) {
@@ -144,7 +155,7 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Cl
         version = entry.value.image_version,
         "build IN_PROGRESS"
     );
-    Ok(Some(Claim { entry: entry.value, build, version: version.value, lease }))
+    Ok(Some(BuildLease { entry: entry.value, build, version: version.value, lease }))
 }
 
 /// Ends a build whose builders died too often.
@@ -163,7 +174,7 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
         step => step,
     };
     let sentence = format!("The builder stopped in the middle of the build {attempt} times.");
-    let failure = Failure::new(step, Reason::BuilderLost, sentence);
+    let failure = BuildError::new(step, Reason::BuilderLost, sentence);
     let (of_build, of_version, of_image) = (&mut build.value, &mut version.value, &mut image.value);
     if let Err(error) = lifecycle::fail(of_build, of_version, of_image, &failure, pipeline::now()) {
         tracing::error!(build_id, %error, "an abandoned build cannot be failed");
@@ -183,8 +194,8 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
         "build FAILED"
     );
     // Dying before or in the middle of this leaves objects that go with the version.
-    for prefix in pipeline::version_prefixes(image_id, image_version) {
-        if let Err(error) = context.objects.delete_prefix(&context.settings.snapshot_bucket, &prefix).await {
+    for prefix in version_prefixes(image_id, image_version) {
+        if let Err(error) = context.objects.delete_prefix(&context.config.snapshot_bucket, &prefix).await {
             tracing::warn!(prefix, %error, "objects of a build are left over");
         }
     }
@@ -193,11 +204,11 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
 
 /// Keeps the layer cache within its bound, while no build uses it.
 async fn prune_when_idle(context: &Context, permits: &Semaphore) {
-    let all = u32::try_from(context.settings.build.concurrent_max).unwrap_or(u32::MAX);
+    let all = u32::try_from(context.config.build.concurrent_max).unwrap_or(u32::MAX);
     let Ok(_alone) = permits.try_acquire_many(all) else {
         return;
     };
-    let limit = context.settings.build.layer_cache_bytes_max;
+    let limit = context.config.build.layer_cache_bytes_max;
     if context.buildah.cache_may_exceed(limit).await {
         pipeline::prune(context).await;
     }

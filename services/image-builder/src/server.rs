@@ -1,67 +1,60 @@
 //! The gRPC face: decode, one call, encode.
 
-use std::sync::Arc;
+use std::pin::Pin;
 
 use api::image::v1::image_service_server::ImageService;
 use api::image::v1::*;
-use model::VersionNumber;
+use futures::{Stream, StreamExt as _};
 use rpc::{Role, authorize};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
-use crate::images::{Images, Order};
-use crate::pipeline::Context;
+use crate::bases::BaseImages;
+use crate::images::{BuildRequest, Images};
+use crate::log::BuildLogs;
+use crate::refusal::Refusal;
 
-mod base;
-mod follow;
-mod paging;
-mod refusal;
+mod status;
 
-use paging::{falling, page};
-use refusal::status;
+use status::status;
 
-/// Who may read.
+/// Roles that may read.
 const READERS: [Role; 3] = [Role::Admin, Role::EdgeProxy, Role::Scheduler];
-/// Who may change something.
+/// Roles that may change something.
 const WRITERS: [Role; 2] = [Role::Admin, Role::EdgeProxy];
 
-/// The service.
 #[derive(Debug, Clone)]
 pub struct Service {
-    images: Images,
-    context: Arc<Context>,
-}
-
-impl Service {
-    /// The service over images and builds.
-    #[must_use]
-    pub fn new(images: Images, context: Arc<Context>) -> Self {
-        Self { images, context }
-    }
+    pub images: Images,
+    pub bases: BaseImages,
+    pub logs: BuildLogs,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
 
-/// What is to be built: an image's first version, or unless `create` its next one.
-fn order(request: CreateImageRequest, create: bool) -> Order {
-    let CreateImageRequest { name, configuration, tags, client_token } = request;
-    Order { name, configuration, tags, client_token, create }
+type Messages<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn messages<T: Send + 'static>(receiver: mpsc::Receiver<Result<T, Refusal>>) -> Answer<Messages<T>> {
+    Ok(Response::new(Box::pin(ReceiverStream::new(receiver).map(|message| message.map_err(status)))))
 }
 
 #[tonic::async_trait]
 impl ImageService for Service {
     async fn create_image(&self, request: Request<CreateImageRequest>) -> Answer<CreateImageResponse> {
         authorize(&request, &WRITERS)?;
-        let order = order(request.into_inner(), true);
-        let (image, version) = self.images.build(order).await.map_err(status)?;
+        let CreateImageRequest { name, configuration, tags, client_token } = request.into_inner();
+        let request = BuildRequest { name, configuration, tags, client_token, create: true };
+        let (image, version) = self.images.build(request).await.map_err(status)?;
         Ok(Response::new(CreateImageResponse { image: Some(image), version: Some(version) }))
     }
 
     async fn update_image(&self, request: Request<UpdateImageRequest>) -> Answer<UpdateImageResponse> {
         authorize(&request, &WRITERS)?;
         let UpdateImageRequest { image_identifier: name, configuration, client_token } = request.into_inner();
-        let request = CreateImageRequest { name, configuration, client_token, tags: Default::default() };
-        let order = order(request, false);
-        let (image, version) = self.images.build(order).await.map_err(status)?;
+        let tags = Default::default();
+        let request = BuildRequest { name, configuration, tags, client_token, create: false };
+        let (image, version) = self.images.build(request).await.map_err(status)?;
         Ok(Response::new(UpdateImageResponse { image: Some(image), version: Some(version) }))
     }
 
@@ -74,13 +67,9 @@ impl ImageService for Service {
     async fn list_images(&self, request: Request<ListImagesRequest>) -> Answer<ListImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let images = self.images.catalog.images().await.map_err(|error| status(error.into()))?;
-        let wanted = images.into_iter().map(|record| record.value);
-        let wanted = wanted.filter(|image| image.name.contains(&request.name_filter)).collect();
-        let (images, next_page_token) =
-            page("images", wanted, request.page_size, &request.page_token, |image: &Image| {
-                image.name.clone()
-            })?;
+        let page = (request.page_size, request.page_token.as_str());
+        let listed = self.images.list(&request.name_filter, page).await;
+        let (images, next_page_token) = listed.map_err(status)?;
         Ok(Response::new(ListImagesResponse { images, next_page_token }))
     }
 
@@ -106,17 +95,9 @@ impl ImageService for Service {
     ) -> Answer<ListImageVersionsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
-        let versions =
-            self.images.catalog.versions(&image.name).await.map_err(|error| status(error.into()))?;
-        let versions = versions.into_iter().map(|record| record.value).collect();
-        let (versions, next_page_token) = page(
-            &format!("versions/{}", image.id),
-            versions,
-            request.page_size,
-            &request.page_token,
-            version_key,
-        )?;
+        let page = (request.page_size, request.page_token.as_str());
+        let listed = self.images.list_versions(&request.image_identifier, page).await;
+        let (versions, next_page_token) = listed.map_err(status)?;
         Ok(Response::new(ListImageVersionsResponse { versions, next_page_token }))
     }
 
@@ -143,7 +124,7 @@ impl ImageService for Service {
 
     async fn get_image_build(&self, request: Request<GetImageBuildRequest>) -> Answer<GetImageBuildResponse> {
         authorize(&request, &READERS)?;
-        let build = follow::build(&self.context, &request.into_inner().build_id).await?;
+        let build = self.images.get_build(&request.into_inner().build_id).await.map_err(status)?;
         Ok(Response::new(GetImageBuildResponse { build: Some(build) }))
     }
 
@@ -153,19 +134,9 @@ impl ImageService for Service {
     ) -> Answer<ListImageBuildsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let image = self.images.get(&request.image_identifier).await.map_err(status)?.value;
-        let number = match request.image_version.as_str() {
-            "" => image.latest_image_version.as_str(),
-            given => given,
-        };
-        let version = self.images.version_of(&image, number).await.map_err(status)?.value;
-        let number = version.image_version;
-        let builds =
-            self.images.catalog.builds(&image.name, &number).await.map_err(|error| status(error.into()))?;
-        let builds = builds.into_iter().map(|record| record.value).collect();
-        let list = format!("builds/{}/{number}", image.id);
-        let (builds, next_page_token) =
-            page(&list, builds, request.page_size, &request.page_token, build_key)?;
+        let page = (request.page_size, request.page_token.as_str());
+        let listed = self.images.list_builds(&request.image_identifier, &request.image_version, page).await;
+        let (builds, next_page_token) = listed.map_err(status)?;
         Ok(Response::new(ListImageBuildsResponse { builds, next_page_token }))
     }
 
@@ -183,11 +154,16 @@ impl ImageService for Service {
         Ok(Response::new(UntagImageResponse { image: Some(image.map_err(status)?) }))
     }
 
-    type FollowBuildLogStream = follow::LogStream;
+    type FollowBuildLogStream = Messages<FollowBuildLogResponse>;
 
-    async fn follow_build_log(&self, request: Request<FollowBuildLogRequest>) -> Answer<follow::LogStream> {
+    async fn follow_build_log(
+        &self,
+        request: Request<FollowBuildLogRequest>,
+    ) -> Answer<Self::FollowBuildLogStream> {
         authorize(&request, &READERS)?;
-        Ok(Response::new(follow::start(Arc::clone(&self.context), request.into_inner()).await?))
+        let request = request.into_inner();
+        let build = self.images.get_build(&request.build_id).await.map_err(status)?;
+        messages(self.logs.follow(build, &request))
     }
 
     async fn list_base_images(
@@ -196,10 +172,8 @@ impl ImageService for Service {
     ) -> Answer<ListBaseImagesResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let bases = self.images.bases().await.map_err(status)?;
-        let key = |base: &BaseImage| base.name.clone();
-        let (base_images, next_page_token) =
-            page("bases", bases, request.page_size, &request.page_token, key)?;
+        let page = (request.page_size, request.page_token.as_str());
+        let (base_images, next_page_token) = self.bases.list(page).await.map_err(status)?;
         Ok(Response::new(ListBaseImagesResponse { base_images, next_page_token }))
     }
 
@@ -209,33 +183,19 @@ impl ImageService for Service {
     ) -> Answer<ListBaseImageVersionsResponse> {
         authorize(&request, &READERS)?;
         let request = request.into_inner();
-        let versions = self.images.base_versions(&request.base_image_identifier).await.map_err(status)?;
-        let list = versions.first().map(|version| format!("bases/{}", version.name));
-        let key = |version: &BaseImageVersion| falling(version.version.parse().unwrap_or(0));
-        let (versions, next_page_token) =
-            page(&list.unwrap_or_default(), versions, request.page_size, &request.page_token, key)?;
+        let page = (request.page_size, request.page_token.as_str());
+        let listed = self.bases.list_versions(&request.base_image_identifier, page).await;
+        let (versions, next_page_token) = listed.map_err(status)?;
         Ok(Response::new(ListBaseImageVersionsResponse { versions, next_page_token }))
     }
 
-    type BuildBaseImageStream = base::BaseStream;
+    type BuildBaseImageStream = Messages<BuildBaseImageResponse>;
 
-    async fn build_base_image(&self, request: Request<BuildBaseImageRequest>) -> Answer<base::BaseStream> {
+    async fn build_base_image(
+        &self,
+        request: Request<BuildBaseImageRequest>,
+    ) -> Answer<Self::BuildBaseImageStream> {
         authorize(&request, &WRITERS)?;
-        Ok(Response::new(base::start(Arc::clone(&self.context), self.images.clone(), request.into_inner())?))
+        messages(self.bases.make(request.into_inner()).map_err(status)?)
     }
-}
-
-/// Newest first.
-fn version_key(version: &ImageVersion) -> String {
-    let number = version.image_version.parse::<VersionNumber>();
-    let (major, minor) = number.map_or((0, 0), |number| (number.major, number.minor));
-    format!("{}.{}", falling(major.into()), falling(minor.into()))
-}
-
-/// Newest first; those of one moment by their ids, as the catalog has them.
-fn build_key(build: &ImageBuild) -> String {
-    let time = build.create_time.unwrap_or_default();
-    let seconds = falling(u64::try_from(time.seconds).unwrap_or(0));
-    let nanos = falling(u64::try_from(time.nanos).unwrap_or(0));
-    format!("{seconds}.{nanos}/{}", build.build_id)
 }

@@ -5,14 +5,14 @@
 
 #[path = "builds/failing.rs"]
 mod failing;
-#[path = "builds/fleet.rs"]
-mod fleet;
-#[path = "builds/rig.rs"]
-mod rig;
-#[path = "builds/rules.rs"]
-mod rules;
+#[path = "builds/machine.rs"]
+mod machine;
+#[path = "support/peers.rs"]
+mod peers;
 #[path = "builds/updating.rs"]
 mod updating;
+#[path = "support/world.rs"]
+mod world;
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -20,8 +20,9 @@ use std::time::{Duration, Instant};
 use api::errors::reason_of;
 use api::image::v1::*;
 use api::microvm::v1::{Microvm, MicrovmState};
-use rig::{Rig, SNAPSHOTS, build, ended, log, newest, until};
+use machine::{build, ended, log};
 use tonic::Code;
+use world::{SNAPSHOTS, World, newest, until};
 
 const APP: &str = "FROM debian-12\nRUN echo built > /made && env && ls /run/torpor\nCOPY app.sh /app.sh\nENV MODE=test\n\
                    EXPOSE 8080\nUSER nobody\nCMD [\"/app.sh\"]\n";
@@ -29,11 +30,11 @@ const SCRIPT: &str = "#!/bin/sh\nsleep 1\n";
 
 #[tokio::test]
 async fn an_image_is_built_updated_and_deleted() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let builder = rig.builder(rig.settings("builder")).await;
+    let world = World::start().await;
+    world.tiny_base().await;
+    let builder = world.builder(world.settings("builder")).await;
     let mut client = builder.client.clone();
-    let mut order = rig.order("app", &[("Dockerfile", APP), ("app.sh", SCRIPT)]).await;
+    let mut order = world.order("app", &[("Dockerfile", APP), ("app.sh", SCRIPT)]).await;
     order.client_token = "token-1".to_owned();
     order.configuration.as_mut().unwrap().environment_variables =
         HashMap::from([("SECRET".to_owned(), "hunter2".to_owned())]);
@@ -58,7 +59,7 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(finished.log_lines, lines.len() as u64);
 
     // What RUN steps see besides is not in the image.
-    let request = rig.script.lock().unwrap().requests[0].clone();
+    let request = world.script.lock().unwrap().requests[0].clone();
     let app = request.app.unwrap();
     assert_eq!((app.command, app.user.as_str()), (vec!["/app.sh".to_owned()], "nobody"));
     assert_eq!(app.exposed_ports, [8080]);
@@ -77,8 +78,8 @@ async fn an_image_is_built_updated_and_deleted() {
     let version = client.get_image_version(get.clone()).await.unwrap().into_inner().version.unwrap();
     assert_eq!((version.state(), version.status()), (VersionState::Successful, VersionStatus::Active));
     let manifest = version.snapshot.unwrap().manifest_key;
-    until("the uploaded disk is gone", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
-    assert!(rig.keys(SNAPSHOTS, "images/").await.contains(&manifest));
+    until("the uploaded disk is gone", || async { world.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    assert!(world.keys(SNAPSHOTS, "images/").await.contains(&manifest));
 
     // The token replays; with other parameters it is refused.
     let replayed = client.create_image(order.clone()).await.unwrap().into_inner();
@@ -92,7 +93,7 @@ async fn an_image_is_built_updated_and_deleted() {
 
     // A second version fails; the first stays active.
     let broken =
-        rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n")]).await;
+        world.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n")]).await;
     let update = UpdateImageRequest {
         image_identifier: image.image_arn.clone(),
         configuration: broken.configuration,
@@ -132,13 +133,13 @@ async fn an_image_is_built_updated_and_deleted() {
     client.update_image_version(retire(VersionStatus::Active)).await.unwrap();
 
     // Not while microVMs live; then everything goes.
-    rig.set(|script| {
+    world.set(|script| {
         script.microvms = vec![Microvm { state: MicrovmState::Suspended.into(), ..Microvm::default() }];
     });
     let delete = DeleteImageRequest { image_identifier: "app".into() };
     let used = client.delete_image(delete.clone()).await.unwrap_err();
     assert_eq!(used.message(), "Cannot delete microvm image with running microvms.");
-    rig.set(|script| script.microvms.clear());
+    world.set(|script| script.microvms.clear());
     let deleting = client.delete_image(delete).await.unwrap().into_inner().image.unwrap();
     assert_eq!(deleting.state(), ImageState::Deleting);
     until("the image is gone", || {
@@ -147,11 +148,11 @@ async fn an_image_is_built_updated_and_deleted() {
         async move { client.get_image(request).await.is_err_and(|status| status.code() == Code::NotFound) }
     })
     .await;
-    assert_eq!(rig.keys(SNAPSHOTS, "images/").await, Vec::<String>::new());
-    assert_eq!(rig.keys(SNAPSHOTS, "disks/").await, Vec::<String>::new());
-    assert_eq!(rig.keys(rig::LOGS, "builds/").await, Vec::<String>::new());
-    assert_eq!(rig.script.lock().unwrap().evicted, [manifest]);
-    let left = rig.catalog.store().list("").await.unwrap().0;
+    assert_eq!(world.keys(SNAPSHOTS, "images/").await, Vec::<String>::new());
+    assert_eq!(world.keys(SNAPSHOTS, "disks/").await, Vec::<String>::new());
+    assert_eq!(world.keys(world::LOGS, "builds/").await, Vec::<String>::new());
+    assert_eq!(world.script.lock().unwrap().evicted, [manifest]);
+    let left = world.catalog.store().list("").await.unwrap().0;
     let mut left: Vec<String> = left.into_iter().map(|(key, _)| key).collect();
     left.retain(|key| !key.starts_with("image-tokens/"));
     let kept = ["base-images/debian-12/1", "image-admission"];
@@ -161,9 +162,9 @@ async fn an_image_is_built_updated_and_deleted() {
 
 #[tokio::test]
 async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let builder = rig.builder(rig.settings("builder")).await;
+    let world = World::start().await;
+    world.tiny_base().await;
+    let builder = world.builder(world.settings("builder")).await;
     let mut client = builder.client.clone();
     let dockerfile = |text: &'static str| vec![("Dockerfile", text)];
     for (name, files, code, text) in [
@@ -195,33 +196,33 @@ async fn bad_artifacts_fail_with_their_reason_and_leave_nothing() {
             "step 2/2: COPY missing /x",
         ),
     ] {
-        let order = rig.order(name, &files).await;
+        let order = world.order(name, &files).await;
         let ended = build(&mut client, order).await;
         assert_eq!(ended.reason_code, code, "{name}: {}", ended.state_reason);
         assert!(ended.state_reason.contains(text), "{name}: {}", ended.state_reason);
     }
-    let order = rig.store("not-a-zip", b"hello".to_vec()).await;
+    let order = world.store("not-a-zip", b"hello".to_vec()).await;
     let ended = build(&mut client, order).await;
     assert_eq!(ended.reason_code, "ARCHIVE_INVALID");
-    let mut order = rig.store("nowhere", Vec::new()).await;
+    let mut order = world.store("nowhere", Vec::new()).await;
     order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri =
         "s3://torpor-artifacts/none".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_KEY");
-    let mut order = rig.store("nowhere-2", Vec::new()).await;
+    let mut order = world.store("nowhere-2", Vec::new()).await;
     order.configuration.as_mut().unwrap().code_artifact.as_mut().unwrap().uri =
         "s3://no-such-bucket/k".into();
     assert_eq!(build(&mut client, order).await.reason_code, "S3_NO_SUCH_BUCKET");
-    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    until("no disk is left", || async { world.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
     builder.stop().await;
 }
 
 #[tokio::test]
 async fn build_steps_reach_nothing_of_the_machine() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let builder = rig.builder(rig.settings("builder")).await;
+    let world = World::start().await;
+    world.tiny_base().await;
+    let builder = world.builder(world.settings("builder")).await;
     let mut client = builder.client.clone();
-    let etcd = rig.etcd.endpoint();
+    let etcd = world.etcd.endpoint();
     let port = etcd.rsplit(':').next().unwrap();
     let steps = format!(
         "FROM debian-12\n\
@@ -234,7 +235,7 @@ async fn build_steps_reach_nothing_of_the_machine() {
          RUN (timeout 2 bash -c 'echo > /dev/tcp/169.254.169.254/80') 2>&1 || echo no metadata\n\
          CMD [\"/x\"]\n"
     );
-    let order = rig.order("probe", &[("Dockerfile", &steps)]).await;
+    let order = world.order("probe", &[("Dockerfile", &steps)]).await;
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
     assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
@@ -255,8 +256,8 @@ async fn build_steps_reach_nothing_of_the_machine() {
 /// the package registries.
 #[tokio::test]
 async fn the_walkthrough_app_builds_within_a_minute() {
-    let rig = Rig::start().await;
-    let builder = rig.builder(rig.settings("builder")).await;
+    let world = World::start().await;
+    let builder = world.builder(world.settings("builder")).await;
     let mut client = builder.client.clone();
     let request = BuildBaseImageRequest { name: "debian-12".to_owned(), rebuild: false };
     let mut stream = client.build_base_image(request).await.unwrap().into_inner();
@@ -272,7 +273,7 @@ async fn the_walkthrough_app_builds_within_a_minute() {
         RUN pip3 install --break-system-packages flask gunicorn\n\
         WORKDIR /app\nCOPY app.py .\nEXPOSE 8080\nCMD [\"gunicorn\", \"-b\", \"0.0.0.0:8080\", \"app:app\"]\n";
     let app = "from flask import Flask\napp = Flask(__name__)\n";
-    let order = rig.order("flask", &[("Dockerfile", dockerfile), ("app.py", app)]).await;
+    let order = world.order("flask", &[("Dockerfile", dockerfile), ("app.py", app)]).await;
     let started = Instant::now();
     let ended = build(&mut client, order).await;
     let (lines, _) = log(&mut client, &ended.build_id, false).await;

@@ -12,6 +12,7 @@ use aws_sdk_s3::Client;
 use aws_sdk_s3::primitives::ByteStream;
 use aws_sdk_s3::types::{CompletedMultipartUpload, CompletedPart};
 use bytes::Bytes;
+use futures::future::BoxFuture;
 use futures::{StreamExt as _, TryStreamExt as _};
 use tokio::io::{AsyncWriteExt as _, BufWriter};
 
@@ -55,50 +56,52 @@ impl Store {
     /// # Errors
     /// [`Error::File`], [`Error::TooLarge`] over [`FILE_BYTES_MAX`], and those
     /// of [`Store::put`].
-    pub async fn put_file(
-        &self,
-        bucket: &str,
-        key: &str,
-        path: &Path,
-        progress: Progress<'_>,
-    ) -> Result<u64, Error> {
-        let target = Target { operation: "put", bucket, key };
-        check_key(key)?;
-        let file_error = |source| Error::File { path: path.to_owned(), source };
-        let opened = path.to_owned();
-        let (file, size) = blocking(move || {
-            let file = File::open(opened)?;
-            let size = file.metadata()?.len();
-            Ok((file, size))
-        })
-        .await
-        .map_err(file_error)?;
-        if size > FILE_BYTES_MAX {
-            return Err(target.too_large(FILE_BYTES_MAX));
-        }
-        let file = Arc::new(file);
-        progress(0, size);
-        if size <= MULTIPART_THRESHOLD_BYTES {
-            let body = read_part(&file, 0, size).await.map_err(file_error)?;
-            self.put(bucket, key, body).await?;
-            progress(size, size);
-            return Ok(size);
-        }
-        let upload = Upload::start(&self.client, target).await?;
-        let done = AtomicU64::new(0);
-        let sent = |bytes| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, size);
-        let outcome = match upload.send_parts(target, path, &file, size, &sent).await {
-            Ok(parts) => upload.complete(target, parts).await,
-            Err(error) => Err(error),
-        };
-        match outcome {
-            Ok(()) => upload.disarm(),
-            Err(error) => {
-                upload.abort().await;
-                return Err(error);
+    pub fn put_file<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        path: &'a Path,
+        progress: Progress<'a>,
+    ) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "put", bucket, key };
+            check_key(key)?;
+            let file_error = |source| Error::File { path: path.to_owned(), source };
+            let opened = path.to_owned();
+            let (file, size) = blocking(move || {
+                let file = File::open(opened)?;
+                let size = file.metadata()?.len();
+                Ok((file, size))
+            })
+            .await
+            .map_err(file_error)?;
+            if size > FILE_BYTES_MAX {
+                return Err(target.too_large(FILE_BYTES_MAX));
             }
-        }
-        Ok(size)
+            let file = Arc::new(file);
+            progress(0, size);
+            if size <= MULTIPART_THRESHOLD_BYTES {
+                let body = read_part(&file, 0, size).await.map_err(file_error)?;
+                self.put(bucket, key, body).await?;
+                progress(size, size);
+                return Ok(size);
+            }
+            let upload = Upload::start(&self.client, target).await?;
+            let done = AtomicU64::new(0);
+            let sent = |bytes| progress(done.fetch_add(bytes, Ordering::Relaxed) + bytes, size);
+            let outcome = match upload.send_parts(target, path, &file, size, &sent).await {
+                Ok(parts) => upload.complete(target, parts).await,
+                Err(error) => Err(error),
+            };
+            match outcome {
+                Ok(()) => upload.disarm(),
+                Err(error) => {
+                    upload.abort().await;
+                    return Err(error);
+                }
+            }
+            Ok(size)
+        })
     }
 
     /// Writes an object to a file of at most `bytes_max` bytes, which is
@@ -110,32 +113,34 @@ impl Store {
     ///
     /// # Errors
     /// [`Error::TooLarge`], [`Error::File`], and those of [`Store::get`].
-    pub async fn get_file(
-        &self,
-        bucket: &str,
-        key: &str,
-        path: &Path,
+    pub fn get_file<'a>(
+        &'a self,
+        bucket: &'a str,
+        key: &'a str,
+        path: &'a Path,
         bytes_max: u64,
-        progress: Progress<'_>,
-    ) -> Result<u64, Error> {
-        let target = Target { operation: "get", bucket, key };
-        check_key(key)?;
-        let file = tokio::fs::File::create(path)
-            .await
-            .map_err(|source| Error::File { path: path.to_owned(), source })?;
-        let mut download = Download {
-            path,
-            file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
-            written: 0,
-            size: None,
-            etag: None,
-        };
-        let outcome = self.download(target, &mut download, bytes_max.min(FILE_BYTES_MAX), progress).await;
-        if outcome.is_err() {
-            // Best effort: what is left over is a file nobody was told about.
-            let _ = tokio::fs::remove_file(path).await;
-        }
-        outcome
+        progress: Progress<'a>,
+    ) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "get", bucket, key };
+            check_key(key)?;
+            let file = tokio::fs::File::create(path)
+                .await
+                .map_err(|source| Error::File { path: path.to_owned(), source })?;
+            let mut download = Download {
+                path,
+                file: BufWriter::with_capacity(WRITE_BUFFER_BYTES, file),
+                written: 0,
+                size: None,
+                etag: None,
+            };
+            let outcome = self.download(target, &mut download, bytes_max.min(FILE_BYTES_MAX), progress).await;
+            if outcome.is_err() {
+                // Best effort: what is left over is a file nobody was told about.
+                let _ = tokio::fs::remove_file(path).await;
+            }
+            outcome
+        })
     }
 
     async fn download(

@@ -1,6 +1,7 @@
 //! Requests about many objects: lists and deletion below a prefix.
 
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
+use futures::future::BoxFuture;
 
 use crate::error::{Error, Target};
 use crate::key::check_prefix;
@@ -28,28 +29,30 @@ impl Store {
     /// [`Error::TooLarge`] when there are more than `keys_max` (or
     /// [`LIST_KEYS_MAX`]); [`Error::NoSuchBucket`], [`Error::InvalidKey`],
     /// [`Error::AccessDenied`], [`Error::Unavailable`].
-    pub async fn list_prefix(
-        &self,
-        bucket: &str,
-        prefix: &str,
+    pub fn list_prefix<'a>(
+        &'a self,
+        bucket: &'a str,
+        prefix: &'a str,
         keys_max: usize,
-    ) -> Result<Vec<ObjectEntry>, Error> {
-        let target = Target { operation: "list", bucket, key: prefix };
-        let limit = keys_max.min(LIST_KEYS_MAX);
-        check_prefix(prefix)?;
-        let mut entries = Vec::new();
-        let mut after = None;
-        loop {
-            let (page, next) = self.list_page(target, after).await?;
-            if entries.len() + page.len() > limit {
-                return Err(target.too_large(limit as u64));
+    ) -> BoxFuture<'a, Result<Vec<ObjectEntry>, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "list", bucket, key: prefix };
+            let limit = keys_max.min(LIST_KEYS_MAX);
+            check_prefix(prefix)?;
+            let mut entries = Vec::new();
+            let mut after = None;
+            loop {
+                let (page, next) = self.list_page(target, after).await?;
+                if entries.len() + page.len() > limit {
+                    return Err(target.too_large(limit as u64));
+                }
+                entries.extend(page);
+                match next {
+                    Some(token) => after = Some(token),
+                    None => return Ok(entries),
+                }
             }
-            entries.extend(page);
-            match next {
-                Some(token) => after = Some(token),
-                None => return Ok(entries),
-            }
-        }
+        })
     }
 
     /// Deletes every object whose key starts with `prefix`; returns how many.
@@ -60,20 +63,26 @@ impl Store {
     /// # Errors
     /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
     /// [`Error::Unavailable`]; [`Error::TooLarge`] after [`LIST_KEYS_MAX`] keys.
-    pub async fn delete_prefix(&self, bucket: &str, prefix: &str) -> Result<u64, Error> {
-        let target = Target { operation: "delete", bucket, key: prefix };
-        check_prefix(prefix)?;
-        let mut deleted = 0;
-        while deleted <= LIST_KEYS_MAX {
-            // Always the first page: what it named before is gone by now.
-            let (page, _) = self.list_page(target, None).await?;
-            if page.is_empty() {
-                return Ok(deleted as u64);
+    pub fn delete_prefix<'a>(
+        &'a self,
+        bucket: &'a str,
+        prefix: &'a str,
+    ) -> BoxFuture<'a, Result<u64, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "delete", bucket, key: prefix };
+            check_prefix(prefix)?;
+            let mut deleted = 0;
+            while deleted <= LIST_KEYS_MAX {
+                // Always the first page: what it named before is gone by now.
+                let (page, _) = self.list_page(target, None).await?;
+                if page.is_empty() {
+                    return Ok(deleted as u64);
+                }
+                deleted += page.len();
+                self.delete_page(target, page).await?;
             }
-            deleted += page.len();
-            self.delete_page(target, page).await?;
-        }
-        Err(target.too_large(LIST_KEYS_MAX as u64))
+            Err(target.too_large(LIST_KEYS_MAX as u64))
+        })
     }
 
     async fn list_page(

@@ -92,7 +92,7 @@ proptest! {
         let secret = secret("secret");
         for now in [at(now >> 1), at(1_772_409_598)] {
             let answer = parse(message.request())
-                .and_then(|claim| verifier.verify(&claim, &secret, Payload::Bytes(&message.body), now));
+                .and_then(|unverified| verifier.verify(&unverified, &secret, Payload::Bytes(&message.body), now));
             let error = answer.unwrap_err();
             prop_assert_eq!(error.status(), 403);
             prop_assert!(error.to_string().len() < 2048, "{}", error);

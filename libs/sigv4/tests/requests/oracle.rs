@@ -177,17 +177,17 @@ proptest! {
     fn what_the_sdk_signs_is_believed(case in case(), late in 0..300u64) {
         let (message, mut side) = (signed(&case), side(&case));
         prop_assert_eq!(side.verify(&message), Ok(()), "{:?}", message);
-        let claim = parse(message.request()).unwrap();
-        prop_assert_eq!(claim.access_key_id(), &case.key);
-        prop_assert_eq!(claim.security_token(), case.token.as_deref());
-        prop_assert_eq!(claim.presigned(), matches!(case.manner, Manner::Presigned(_)));
+        let unverified = parse(message.request()).unwrap();
+        prop_assert_eq!(unverified.access_key_id(), &case.key);
+        prop_assert_eq!(unverified.security_token(), case.token.as_deref());
+        prop_assert_eq!(unverified.presigned(), matches!(case.manner, Manner::Presigned(_)));
         // Another body, another secret, another time.
         let body = [&message.body[..], b"x"].concat();
-        let answer = side.verifier.verify(&claim, &side.secret, Payload::Bytes(&body), side.now);
+        let answer = side.verifier.verify(&unverified, &side.secret, Payload::Bytes(&body), side.now);
         let unsigned = matches!(case.manner, Manner::Unsigned);
         prop_assert_eq!(answer, if unsigned { Ok(()) } else { Err(Error::SignatureDoesNotMatch) });
         let other = secret(&format!("{}x", case.secret));
-        let answer = side.verifier.verify(&claim, &other, Payload::Bytes(&message.body), side.now);
+        let answer = side.verifier.verify(&unverified, &other, Payload::Bytes(&message.body), side.now);
         prop_assert_eq!(answer, Err(Error::SignatureDoesNotMatch));
         let life = match case.manner { Manner::Presigned(expires) => expires, _ => 300 };
         side.now = at(case.signed_at + late);

@@ -69,9 +69,9 @@ fn a_secret_shows_nothing_and_has_bounds() {
 }
 
 #[test]
-fn claims_and_verifiers_go_between_threads() {
+fn signatures_and_verifiers_go_between_threads() {
     fn goes<T: Send + Sync>() {}
-    goes::<sigv4::Claim<'_>>();
+    goes::<sigv4::UnverifiedSignature<'_>>();
     goes::<Verifier>();
 }
 

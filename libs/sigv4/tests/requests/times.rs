@@ -2,7 +2,7 @@
 
 use super::recorded::one;
 use super::{Side, at};
-use sigv4::{CLOCK_SKEW, Error, Verifier};
+use sigv4::{CLOCK_SKEW, Error};
 use std::time::{Duration, UNIX_EPOCH};
 
 /// 20260301T235958Z
@@ -42,21 +42,6 @@ fn a_signed_request_is_good_for_the_clock_skew_either_way() {
 }
 
 #[test]
-fn the_clock_skew_can_be_set() {
-    let (mut side, message) = one("get_microvm");
-    for (skew, text) in [(0, "0 min."), (90, "90 sec."), (900, "15 min.")] {
-        side.verifier = Verifier::new("us-east-1", "lambda").with_clock_skew(Duration::from_secs(skew));
-        for seconds in [skew as i64, -(skew as i64)] {
-            later(&mut side, seconds);
-            assert_eq!(side.verify(&message), Ok(()), "{skew}, {seconds}");
-            later(&mut side, seconds + if seconds < 0 { -1 } else { 1 });
-            let error = side.verify(&message).unwrap_err().to_string();
-            assert!(error.ends_with(&format!(" {text})")), "{error}");
-        }
-    }
-}
-
-#[test]
 fn a_presigned_request_is_good_for_as_long_as_it_says() {
     for (name, expires) in [
         ("presigned", 300),
@@ -70,7 +55,13 @@ fn a_presigned_request_is_good_for_as_long_as_it_says() {
             assert_eq!(side.verify(&message), Ok(()), "{name}: {seconds}");
         }
         later(&mut side, expires + 1);
-        assert!(matches!(side.verify(&message), Err(Error::Expired { .. })), "{name}");
+        let expired = side.verify(&message).unwrap_err();
+        assert!(matches!(expired, Error::Expired { .. }), "{name}");
+        let validity = match expires {
+            1 => "1 sec.".to_owned(),
+            seconds => format!("{} min.", seconds / 60),
+        };
+        assert!(expired.to_string().ends_with(&format!(" - {validity})")), "{expired}");
         later(&mut side, -301);
         assert!(matches!(side.verify(&message), Err(Error::NotYetCurrent { .. })), "{name}");
     }
@@ -121,7 +112,4 @@ fn clocks_at_the_ends_of_time_are_only_wrong() {
         side.now = now;
         side.verify(&message).unwrap_err();
     }
-    side.verifier = Verifier::new("us-east-1", "lambda").with_clock_skew(Duration::MAX);
-    side.now = UNIX_EPOCH;
-    side.verify(&message).unwrap();
 }

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use clock::Clock;
 use records::Expect;
 
 use crate::client::Signer;
@@ -54,15 +55,18 @@ async fn keys_in_etcd_come_and_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire() {
-    let world = World::start().await;
+    let clock = Clock::manual(SystemTime::now());
+    let world = World::at(clock.clone(), |_| ()).await;
     let id = "AKIASTOREDBRIEF00000";
-    let expires = SystemTime::now() + Duration::from_secs(2);
+    let expires = clock.now() + Duration::from_secs(60);
     let value = stored(id, "brief", Some(expires));
     let key = format!("access-keys/{id}");
     world.store.put_if(&key, value, Expect::Absent, None).await.unwrap();
     becomes(&world, id, "brief", IN).await;
-    becomes(&world, id, "brief", "ExpiredTokenException").await;
-    assert!(SystemTime::now() >= expires);
+    clock.advance(Duration::from_secs(59));
+    assert_eq!(class(&world, id, "brief").await, IN);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(class(&world, id, "brief").await, "ExpiredTokenException");
     // Who cannot sign is not told that it ever worked.
     assert_eq!(class(&world, id, "guess").await, "InvalidSignatureException");
 }

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::access::v1::{AccessKey, StoredAccessKey};
+use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::{AwsSettings, Config, Throttles};
 use prost::Message as _;
@@ -70,6 +71,11 @@ impl World {
 
     /// With other settings. Throttles are off unless the change sets them.
     pub async fn with(change: impl FnOnce(&mut Config)) -> Self {
+        Self::at(Clock::system(), change).await
+    }
+
+    /// With other settings and another clock.
+    pub async fn at(clock: Clock, change: impl FnOnce(&mut Config)) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let file = |name: &str| directory.path().join(name);
         certificates::write(
@@ -109,7 +115,7 @@ impl World {
         };
         change(&mut config);
         let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
-        let app = App::build(config, &registry).await.unwrap();
+        let app = App::build(config, clock, &registry).await.unwrap();
         let (api, shutdown) = (app.api_address().unwrap().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app.run(shutdown.clone()));
         Self { api, scheduler, image_builder, store, directory, shutdown, serving, _etcd: etcd }

@@ -63,10 +63,8 @@ const PRUNE: &str = include_str!("buildah/prune.sh");
 /// Why buildah did not do its part.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine.
     #[error("cannot run buildah")]
     Io(#[from] io::Error),
-    /// It took too long.
     #[error("it did not end within {} s", .0.as_secs())]
     Timeout(Duration),
     /// The file system of the data directory is nearly full.
@@ -94,7 +92,6 @@ pub struct Session {
     resolvers: Vec<String>,
 }
 
-/// A disk that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
     /// The image file, sparse.
@@ -106,14 +103,11 @@ pub struct Disk {
 }
 
 impl Buildah {
-    /// buildah in `layout`'s storage.
-    #[must_use]
     pub fn new(sandbox: Sandbox, layout: Layout, settings: BuildSettings) -> Self {
         Self { sandbox, layout, settings, used: Arc::default() }
     }
 
     /// Variables for RUN steps that the image must not keep.
-    #[must_use]
     pub fn run_variables(&self) -> BTreeMap<String, String> {
         let mut variables = self.settings.environment.clone();
         if self.settings.effective_ca_bundle().is_some() {
@@ -213,9 +207,6 @@ impl Buildah {
     }
 
     /// Makes a base image known to buildah, from a compressed tar, unless it is.
-    ///
-    /// # Errors
-    /// [`Error`]; buildah's words went to `line`.
     pub async fn import(
         &self,
         session: &Session,
@@ -231,9 +222,6 @@ impl Buildah {
 
     /// Builds the Dockerfile `text` in the work directory's context into an
     /// image called `image`.
-    ///
-    /// # Errors
-    /// [`Error`]; buildah's words went to `line`.
     pub async fn build(
         &self,
         session: &Session,
@@ -279,9 +267,6 @@ impl Buildah {
 
     /// Makes an ext4 disk of `size` bytes from an image, and forgets the image
     /// (its layers stay cached).
-    ///
-    /// # Errors
-    /// [`Error`]; the tools' words went to `line`.
     pub async fn disk(
         &self,
         session: &Session,
@@ -312,9 +297,6 @@ impl Buildah {
 
     /// Removes containers that crashes left, and the whole layer cache when it
     /// is over its bound. Only while no build runs.
-    ///
-    /// # Errors
-    /// [`Error`]; nothing depends on it.
     pub async fn prune(&self, session: &Session, work: &Work) -> Result<(), Error> {
         let command = script(PRUNE, &[&(self.settings.layer_cache_bytes_max >> 10).to_string()]);
         let line = |text: String| tracing::debug!(text, "prune");

@@ -24,25 +24,18 @@ use records::{Expect, Store, Write};
 /// A record and the revision a write to it must name.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Record<T> {
-    /// The record.
     pub value: T,
-    /// etcd's revision of it.
     pub revision: i64,
 }
 
-/// A build that is not over.
 #[derive(Clone, PartialEq, Message)]
 pub struct QueueEntry {
-    /// UUID of the build.
     #[prost(string, tag = "1")]
     pub build_id: String,
-    /// Name of the image.
     #[prost(string, tag = "2")]
     pub image_name: String,
-    /// Version it builds.
     #[prost(string, tag = "3")]
     pub image_version: String,
-    /// UUID of the image.
     #[prost(string, tag = "4")]
     pub image_id: String,
     /// When it was queued, in milliseconds since the epoch: the order of the queue.
@@ -59,16 +52,14 @@ pub struct TokenEntry {
     /// BLAKE3 of the request without its token.
     #[prost(string, tag = "1")]
     pub request_digest: String,
-    /// The image as it was answered.
     #[prost(message, optional, tag = "2")]
     pub image: Option<Image>,
     /// The version as it was answered, without its environment variables: they
-    /// are secrets, and whoever repeats the call sends them again.
+    /// are secrets, and a caller that repeats the call sends them again.
     #[prost(message, optional, tag = "3")]
     pub version: Option<ImageVersion>,
 }
 
-/// A base image.
 #[derive(Clone, PartialEq, Message)]
 pub struct BaseEntry {
     /// What callers see.
@@ -85,7 +76,6 @@ pub struct BaseEntry {
 /// Why records could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// etcd.
     #[error(transparent)]
     Store(#[from] records::Error),
     /// A value that is no record: written by something else.
@@ -95,7 +85,6 @@ pub enum Error {
 
 impl Error {
     /// True when a record was not as expected and nothing was written.
-    #[must_use]
     pub fn is_conflict(&self) -> bool {
         matches!(self, Self::Store(records::Error::Conflict { .. }))
     }
@@ -128,21 +117,17 @@ fn index_key(name: &str, version: &str, build: &str) -> String {
     format!("version-builds/{name}/{version}/{build}")
 }
 
-/// Keys and records of one fleet.
 #[derive(Debug, Clone)]
 pub struct Catalog {
     store: Store,
 }
 
 impl Catalog {
-    /// Records in `store`.
-    #[must_use]
     pub fn new(store: Store) -> Self {
         Self { store }
     }
 
     /// The store itself, for watches and leases.
-    #[must_use]
     pub fn store(&self) -> &Store {
         &self.store
     }
@@ -163,17 +148,14 @@ impl Catalog {
         entries.into_iter().map(read).collect()
     }
 
-    /// One image.
     pub async fn image(&self, name: &str) -> Result<Option<Record<Image>>> {
         self.get(&image_key(name)).await
     }
 
-    /// Every image, by name.
     pub async fn images(&self) -> Result<Vec<Record<Image>>> {
         self.list(IMAGES).await
     }
 
-    /// One version.
     pub async fn version(&self, name: &str, version: &str) -> Result<Option<Record<ImageVersion>>> {
         self.get(&version_key(name, version)).await
     }
@@ -187,7 +169,6 @@ impl Catalog {
         Ok(versions)
     }
 
-    /// One build.
     pub async fn build(&self, build: &str) -> Result<Option<Record<ImageBuild>>> {
         // What is no id names no build, and no key either.
         match uuid::Uuid::try_parse(build) {
@@ -262,7 +243,6 @@ pub struct Change {
 }
 
 impl Change {
-    /// Nothing yet.
     pub fn new() -> Self {
         Self::default()
     }
@@ -278,13 +258,11 @@ impl Change {
         self.put(image_key(&image.name), image.encode_to_vec(), revision)
     }
 
-    /// Writes a version.
     pub fn version(self, version: &ImageVersion, revision: Option<i64>) -> Self {
         let key = version_key(&version.image_name, &version.image_version);
         self.put(key, version.encode_to_vec(), revision)
     }
 
-    /// Writes a build.
     pub fn build(self, build: &ImageBuild, revision: Option<i64>) -> Self {
         self.put(build_key(&build.build_id), build.encode_to_vec(), revision)
     }
@@ -295,7 +273,6 @@ impl Change {
         self.build(build, None).put(index, Vec::new(), None).queue(entry, None)
     }
 
-    /// Writes a queue entry.
     pub fn queue(self, entry: &QueueEntry, revision: Option<i64>) -> Self {
         self.put(format!("{QUEUE}{}", entry.build_id), entry.encode_to_vec(), revision)
     }
@@ -338,12 +315,10 @@ impl Change {
         self.put(format!("{BASES}{name}/{version}"), entry.encode_to_vec(), None)
     }
 
-    /// Removes an image.
     pub fn remove_image(self, name: &str, revision: i64) -> Self {
         self.remove(image_key(name), Expect::Revision(revision))
     }
 
-    /// Removes a version.
     pub fn remove_version(self, name: &str, version: &str) -> Self {
         self.remove(version_key(name, version), Expect::Any)
     }

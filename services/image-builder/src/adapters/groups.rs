@@ -66,7 +66,6 @@ impl Groups {
     }
 
     /// Files a process writes its id to, to join.
-    #[must_use]
     pub fn files(&self) -> Vec<PathBuf> {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }

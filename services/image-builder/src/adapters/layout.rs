@@ -14,7 +14,6 @@ use std::io;
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
-/// The data directory.
 #[derive(Debug, Clone)]
 pub struct Layout {
     root: PathBuf,
@@ -23,7 +22,7 @@ pub struct Layout {
 
 /// One build's directory. [`Work::remove`] removes it; what a crash leaves is
 /// removed at the next start.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Work {
     root: PathBuf,
 }
@@ -31,18 +30,14 @@ pub struct Work {
 impl Layout {
     /// The layout below `root`, with `owner` as the sandbox's root on this
     /// machine.
-    #[must_use]
     pub fn new(root: PathBuf, owner: u32) -> Self {
         Self { root, owner }
     }
 
     /// Makes the directories that are missing and removes what an earlier
     /// process left of its builds. Blocking.
-    ///
-    /// # Errors
-    /// When the data directory cannot be used.
     pub fn prepare(&self) -> io::Result<()> {
-        // Layers are other people's files with their modes; nobody else looks.
+        // Layers are users' files with their own modes; no other user looks at them.
         std::fs::create_dir_all(&self.root)?;
         std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))?;
         for name in ["bases", "networks", "logs", "work"] {
@@ -52,48 +47,36 @@ impl Layout {
         for left in std::fs::read_dir(self.root.join("work"))? {
             std::fs::remove_dir_all(left?.path())?;
         }
-        // Whoever takes an interrupted build over writes its log anew.
+        // The builder that takes an interrupted build over writes its log anew.
         for left in std::fs::read_dir(self.logs())? {
             std::fs::remove_file(left?.path())?;
         }
         Ok(())
     }
 
-    /// buildah's storage.
-    #[must_use]
     pub fn storage(&self) -> PathBuf {
         self.root.join("storage")
     }
 
     /// A base image's compressed tar.
-    #[must_use]
     pub fn base(&self, name: &str, version: &str) -> PathBuf {
         self.root.join("bases").join(format!("{name}-{version}.tar.zst"))
     }
 
-    /// Records of networks.
-    #[must_use]
     pub fn networks(&self) -> PathBuf {
         self.root.join("networks")
     }
 
-    /// Logs of builds.
-    #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.root.join("logs")
     }
 
-    /// The data directory itself.
-    #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// Makes an empty work directory called `name`, after removing what was
     /// there. Blocking.
-    ///
-    /// # Errors
-    /// When the data directory cannot be written.
     pub fn work(&self, name: &str) -> io::Result<Work> {
         let work = Work { root: self.root.join("work").join(name) };
         match std::fs::remove_dir_all(&work.root) {
@@ -114,46 +97,30 @@ impl Layout {
 }
 
 impl Work {
-    /// Of a build whose directory is gone.
-    #[must_use]
-    pub fn none() -> Self {
-        Self { root: PathBuf::new() }
-    }
-
-    /// The downloaded zip.
-    #[must_use]
     pub fn artifact(&self) -> PathBuf {
         self.root.join("artifact.zip")
     }
 
-    /// The unpacked artifact.
-    #[must_use]
     pub fn context(&self) -> PathBuf {
         self.root.join("context")
     }
 
     /// What the sandbox writes: the disk, the image's configuration.
-    #[must_use]
     pub fn shared(&self) -> PathBuf {
         self.root.join("shared")
     }
 
     /// For tools that run as the machine's root.
-    #[must_use]
     pub fn scratch(&self) -> PathBuf {
         self.root.join("scratch")
     }
 
     /// An empty directory for the sandbox's root.
-    #[must_use]
     pub fn mount_point(&self) -> PathBuf {
         self.root.join("root")
     }
 
     /// Removes everything. Blocking.
-    ///
-    /// # Errors
-    /// When something in it is still mounted or cannot be removed.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

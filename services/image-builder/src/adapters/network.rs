@@ -55,7 +55,6 @@ impl Network {
     }
 
     /// The namespace, for [`super::sandbox::Spec::network`].
-    #[must_use]
     pub fn path(&self) -> PathBuf {
         Path::new(NAMESPACES).join(self.name())
     }
@@ -67,15 +66,11 @@ impl Network {
 
 impl Networks {
     /// Networks recorded in the directory `records`.
-    #[must_use]
     pub fn new(records: PathBuf, denied: Vec<String>) -> Self {
         Self { records, denied }
     }
 
     /// Removes what an earlier process of this replica left.
-    ///
-    /// # Errors
-    /// When the records cannot be read.
     pub async fn reconcile(&self) -> io::Result<()> {
         tokio::fs::create_dir_all(&self.records).await?;
         let mut records = tokio::fs::read_dir(&self.records).await?;
@@ -88,9 +83,6 @@ impl Networks {
     }
 
     /// Makes a network.
-    ///
-    /// # Errors
-    /// When the kernel refuses; nothing is left then.
     pub async fn create(&self) -> io::Result<Network> {
         for number in 0..NETWORKS_MAX {
             let network = Network { number };

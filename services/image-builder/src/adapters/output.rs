@@ -24,7 +24,6 @@ pub struct Lines<R> {
 }
 
 impl<R: AsyncRead + Unpin> Lines<R> {
-    /// Lines of `reader`.
     pub fn new(reader: R) -> Self {
         Self {
             reader,
@@ -39,9 +38,6 @@ impl<R: AsyncRead + Unpin> Lines<R> {
 
     /// The next line without its end, invalid UTF-8 replaced; `None` at the end
     /// of the stream. Cancel safe.
-    ///
-    /// # Errors
-    /// When reading fails.
     pub async fn next(&mut self) -> io::Result<Option<String>> {
         loop {
             let unread = &self.buffer[self.start..self.end];

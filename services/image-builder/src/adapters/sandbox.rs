@@ -40,7 +40,6 @@ mod inner;
 mod outer;
 mod root;
 
-/// Users and groups in a sandbox.
 pub const IDS: u32 = 65_536;
 /// Longest wait for a killed sandbox to be gone.
 const REAP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -54,7 +53,6 @@ const FIRST: &str = "sandbox-first";
 /// A directory or file of the machine that is visible inside.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
-    /// On the machine.
     pub source: PathBuf,
     /// Inside, absolute.
     pub target: PathBuf,
@@ -63,12 +61,10 @@ pub struct Bind {
 }
 
 impl Bind {
-    /// Visible read-only.
     pub fn read_only(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
         Self { source: source.into(), target: target.into(), writable: false }
     }
 
-    /// Writable.
     pub fn writable(source: impl Into<PathBuf>, target: impl Into<PathBuf>) -> Self {
         Self { source: source.into(), target: target.into(), writable: true }
     }
@@ -86,13 +82,10 @@ pub struct Spec {
     pub uid_base: u32,
     /// What is visible besides the system's programs.
     pub binds: Vec<Bind>,
-    /// Addresses of name servers.
     pub resolvers: Vec<String>,
     /// The command's whole environment.
     pub environment: BTreeMap<String, String>,
-    /// Program and arguments.
     pub command: Vec<String>,
-    /// Most processes.
     pub processes_max: u64,
     /// Control groups to join: their `cgroup.procs` files.
     pub cgroups: Vec<PathBuf>,
@@ -119,7 +112,6 @@ pub fn enter_if_stage() {
 /// Exit code of a sandbox that could not be set up.
 pub const EXIT_BROKEN: i32 = 125;
 
-/// Starts sandboxes.
 #[derive(Debug, Clone)]
 pub struct Sandbox {
     program: PathBuf,
@@ -127,9 +119,6 @@ pub struct Sandbox {
 
 impl Sandbox {
     /// Sandboxes whose stages are run by `program`, this program by default.
-    ///
-    /// # Errors
-    /// When this program's own path is unknown.
     pub fn new(program: Option<PathBuf>) -> io::Result<Self> {
         Ok(Self { program: program.map_or_else(std::env::current_exe, Ok)? })
     }
@@ -137,9 +126,6 @@ impl Sandbox {
     /// Runs a command and gives every line of its output (standard output and
     /// error, in order) to `line`. Dropping the future kills everything in the
     /// sandbox.
-    ///
-    /// # Errors
-    /// When the machine cannot start it or its output cannot be read.
     pub async fn run(&self, spec: &Spec, mut line: impl FnMut(String)) -> io::Result<ExitStatus> {
         let (reader, writer) = io::pipe()?;
         let mut child = Command::new(&self.program)
@@ -166,7 +152,8 @@ impl Sandbox {
                 },
                 status = child.wait() => {
                     let status = status?;
-                    // Its processes are dead or dying; nobody may keep us waiting for output.
+                    // Its processes are dead or dying. One that still holds the pipe must
+                    // not keep the builder waiting for output.
                     let drained = tokio::time::timeout(DRAIN_TIMEOUT, async {
                         while let Ok(Some(text)) = lines.next().await {
                             line(text);

@@ -11,7 +11,7 @@ use zip::ZipArchive;
 use zip::result::ZipError;
 
 use crate::config::ArchiveSettings;
-use crate::domain::archive::{Checker, Error as Refusal, Kind, LINK_BYTES_MAX, check_link, check_unpacked};
+use crate::domain::archive::{Checker, Kind, LINK_BYTES_MAX, Refusal, check_link, check_unpacked};
 
 /// Longest distance of the end record from the end of a zip: its comment may
 /// have 64 KiB.
@@ -22,23 +22,18 @@ const BUFFER_BYTES: usize = 64 * 1024;
 /// Permissions kept; never set-user-id and its like.
 const MODE_MASK: u32 = 0o777;
 
-/// Why an artifact was not unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// It breaks a rule.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The build machine's files.
     #[error("cannot unpack the artifact")]
     Io(#[from] io::Error),
 }
 
-/// What was unpacked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {
     /// Files, directories and links.
     pub entries: usize,
-    /// Bytes of all files.
     pub bytes: u64,
 }
 
@@ -51,10 +46,6 @@ fn broken(error: ZipError) -> Error {
 
 /// Unpacks `archive` into the empty directory `target`; everything in it will
 /// belong to `owner` (user and group id). Blocking.
-///
-/// # Errors
-/// [`Error::Refused`] names what is wrong with it. The directory may then hold
-/// part of it.
 pub fn unpack(
     archive: &Path,
     target: &Path,

@@ -10,11 +10,10 @@ const PORTS_MAX: usize = 100;
 
 /// Why an image cannot be started, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum Refusal {
     /// Not what buildah writes.
     #[error("The image's configuration cannot be read: {0}.")]
     Unreadable(String),
-    /// Nothing to run.
     #[error("The image has neither ENTRYPOINT nor CMD, so there is nothing to run.")]
     NoStartCommand,
 }
@@ -38,11 +37,9 @@ struct Config {
 }
 
 /// Reads the JSON of an OCI image configuration.
-///
-/// # Errors
-/// [`Error`] with a sentence for the caller.
-pub fn read(json: &[u8]) -> Result<AppConfiguration, Error> {
-    let image: Image = serde_json::from_slice(json).map_err(|error| Error::Unreadable(error.to_string()))?;
+pub fn read(json: &[u8]) -> Result<AppConfiguration, Refusal> {
+    let image: Image =
+        serde_json::from_slice(json).map_err(|error| Refusal::Unreadable(error.to_string()))?;
     let config = image.config;
     let mut ports: Vec<u32> = config
         .exposed_ports
@@ -63,7 +60,7 @@ pub fn read(json: &[u8]) -> Result<AppConfiguration, Error> {
         stop_signal: signal(&config.stop_signal),
     };
     if app.entrypoint.is_empty() && app.command.is_empty() {
-        return Err(Error::NoStartCommand);
+        return Err(Refusal::NoStartCommand);
     }
     Ok(app)
 }
@@ -82,7 +79,7 @@ fn tcp_ports(text: &str) -> Vec<u32> {
     }
 }
 
-/// Number of "SIGTERM", "TERM" or "15"; 0 when it is none we know.
+/// Number of "SIGTERM", "TERM" or "15"; 0 for an unknown one.
 fn signal(text: &str) -> u32 {
     let name = text.trim().to_ascii_uppercase();
     if let Ok(number) = name.parse::<u32>() {
@@ -110,9 +107,9 @@ mod tests {
     #[test]
     fn an_image_without_a_command_is_refused() {
         for json in [r#"{"config":{}}"#, r#"{"config":{"Cmd":null,"Entrypoint":[]}}"#, "{}"] {
-            assert_eq!(read(json.as_bytes()), Err(Error::NoStartCommand));
+            assert_eq!(read(json.as_bytes()), Err(Refusal::NoStartCommand));
         }
-        assert!(matches!(read(b"["), Err(Error::Unreadable(_))));
+        assert!(matches!(read(b"["), Err(Refusal::Unreadable(_))));
     }
 
     #[test]

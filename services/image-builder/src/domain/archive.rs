@@ -1,5 +1,5 @@
-//! What may stand in an artifact. Names, kinds and links are judged here,
-//! before anything is written; sizes are judged again while unpacking, by the
+//! What may stand in an artifact. Names, kinds and links are checked here,
+//! before anything is written; sizes are checked again while unpacking, by the
 //! bytes that really come out.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -19,11 +19,10 @@ pub const DOCKERFILE: &str = "Dockerfile";
 
 /// Why an artifact is refused. The text is a sentence for the caller.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum Refusal {
     /// Broken, or with an entry that has no place in an artifact.
     #[error("The artifact is not a usable zip archive: {0}.")]
     Invalid(String),
-    /// Over a bound.
     #[error("The artifact is too large: {0}.")]
     TooLarge(String),
     /// Nothing to build.
@@ -34,11 +33,8 @@ pub enum Error {
 /// What an entry is, from the file type bits of its Unix mode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Kind {
-    /// A regular file.
     File,
-    /// A directory.
     Directory,
-    /// A symbolic link.
     Link,
 }
 
@@ -46,22 +42,19 @@ const TYPE_MASK: u32 = 0o170_000;
 
 impl Kind {
     /// Reads a Unix mode; archives from other systems have none.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for devices, pipes and sockets.
-    pub fn of(path: &str, mode: Option<u32>) -> Result<Self, Error> {
+    pub fn of(path: &str, mode: Option<u32>) -> Result<Self, Refusal> {
         let by_name = if path.ends_with('/') { Self::Directory } else { Self::File };
         match mode.unwrap_or(0) & TYPE_MASK {
             0 => Ok(by_name),
             0o100_000 if by_name == Self::File => Ok(Self::File),
             0o040_000 => Ok(Self::Directory),
             0o120_000 if by_name == Self::File => Ok(Self::Link),
-            _ => Err(Error::Invalid(format!("'{}' is a device or another special file", shown(path)))),
+            _ => Err(Refusal::Invalid(format!("'{}' is a device or another special file", shown(path)))),
         }
     }
 }
 
-/// Judges the entries of one archive, in order.
+/// Checks the entries of one archive, in order.
 #[derive(Debug)]
 pub struct Checker<'a> {
     limits: &'a ArchiveSettings,
@@ -72,84 +65,78 @@ pub struct Checker<'a> {
 
 impl<'a> Checker<'a> {
     /// A checker for an archive of `entries` entries.
-    ///
-    /// # Errors
-    /// [`Error::TooLarge`] when these are too many.
-    pub fn new(limits: &'a ArchiveSettings, entries: usize) -> Result<Self, Error> {
+    pub fn new(limits: &'a ArchiveSettings, entries: usize) -> Result<Self, Refusal> {
         if entries > limits.entries_max {
-            return Err(Error::TooLarge(format!("it has more than {} entries", limits.entries_max)));
+            return Err(Refusal::TooLarge(format!("it has more than {} entries", limits.entries_max)));
         }
         Ok(Self { limits, seen: BTreeMap::new(), parents: BTreeSet::new(), misplaced: None })
     }
 
-    /// Judges one entry's name and kind. Returns its path relative to the root,
+    /// Checks one entry's name and kind. Returns its path relative to the root,
     /// without a trailing slash.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] names the entry.
-    pub fn entry(&mut self, name: &str, mode: Option<u32>) -> Result<(String, Kind), Error> {
+    pub fn entry(&mut self, name: &str, mode: Option<u32>) -> Result<(String, Kind), Refusal> {
         let kind = Kind::of(name, mode)?;
         let path = name.strip_suffix('/').unwrap_or(name);
         check_path(path)?;
         if self.seen.insert(path.to_owned(), kind).is_some() {
-            return Err(Error::Invalid(format!("'{}' is in it twice", shown(path))));
+            return Err(Refusal::Invalid(format!("'{}' is in it twice", shown(path))));
         }
         if path.ends_with("/Dockerfile") && self.misplaced.is_none() {
             self.misplaced = Some(path.to_owned());
         }
         self.parents.extend(ancestors(path).map(str::to_owned));
         if self.seen.len() + self.parents.len() > self.limits.entries_max.saturating_mul(2) {
-            return Err(Error::TooLarge(format!("it has more than {} entries", self.limits.entries_max)));
+            return Err(Refusal::TooLarge(format!("it has more than {} entries", self.limits.entries_max)));
         }
         Ok((path.to_owned(), kind))
     }
 
-    /// Judges the archive as a whole, after its last entry.
-    ///
-    /// # Errors
-    /// [`Error::Invalid`] for entries below a file or a link,
-    /// [`Error::DockerfileNotFound`].
-    pub fn finish(&self) -> Result<(), Error> {
+    /// Checks the archive as a whole, after its last entry.
+    pub fn finish(&self) -> Result<(), Refusal> {
         // Nothing is ever written through a link, so links cannot lead out.
         let covered = self
             .parents
             .iter()
             .find(|parent| self.seen.get(parent.as_str()).is_some_and(|kind| *kind != Kind::Directory));
         if let Some(parent) = covered {
-            return Err(Error::Invalid(format!("'{}' is both a file and a directory", shown(parent))));
+            return Err(Refusal::Invalid(format!("'{}' is both a file and a directory", shown(parent))));
         }
         if self.seen.get(DOCKERFILE) != Some(&Kind::File) {
             let hint = self.misplaced.as_deref().map(|path| {
                 format!(" (it has '{}'; zip the files, not the folder they are in)", shown(path))
             });
-            return Err(Error::DockerfileNotFound(hint.unwrap_or_default()));
+            return Err(Refusal::DockerfileNotFound(hint.unwrap_or_default()));
         }
         Ok(())
     }
 }
 
-/// Judges how much came out of an archive so far.
-///
-/// # Errors
-/// [`Error::TooLarge`].
-pub fn check_unpacked(limits: &ArchiveSettings, packed_bytes: u64, unpacked_bytes: u64) -> Result<(), Error> {
+/// Checks how much came out of an archive so far.
+pub fn check_unpacked(
+    limits: &ArchiveSettings,
+    packed_bytes: u64,
+    unpacked_bytes: u64,
+) -> Result<(), Refusal> {
     if unpacked_bytes > limits.unpacked_bytes_max {
-        return Err(Error::TooLarge(format!("it unpacks to more than {} bytes", limits.unpacked_bytes_max)));
+        return Err(Refusal::TooLarge(format!(
+            "it unpacks to more than {} bytes",
+            limits.unpacked_bytes_max
+        )));
     }
     if unpacked_bytes > RATIO_FREE_BYTES && unpacked_bytes / packed_bytes.max(1) >= limits.ratio_max {
-        return Err(Error::TooLarge(format!("it unpacks to more than {} times its size", limits.ratio_max)));
+        return Err(Refusal::TooLarge(format!(
+            "it unpacks to more than {} times its size",
+            limits.ratio_max
+        )));
     }
     Ok(())
 }
 
-/// Judges where a link at `path` leads. Only targets below the root pass: any
+/// Checks where a link at `path` leads. Only targets below the root pass: any
 /// "..", all of them in front, may climb at most to the root, and what follows
 /// can only meet other links that were judged the same way.
-///
-/// # Errors
-/// [`Error::Invalid`] names the link.
-pub fn check_link(path: &str, target: &str) -> Result<(), Error> {
-    let refuse = |why: &str| Err(Error::Invalid(format!("the link '{}' {why}", shown(path))));
+pub fn check_link(path: &str, target: &str) -> Result<(), Refusal> {
+    let refuse = |why: &str| Err(Refusal::Invalid(format!("the link '{}' {why}", shown(path))));
     if target.is_empty() || target.contains('\0') {
         return refuse("has no usable target");
     }
@@ -172,8 +159,8 @@ pub fn check_link(path: &str, target: &str) -> Result<(), Error> {
     Ok(())
 }
 
-fn check_path(path: &str) -> Result<(), Error> {
-    let refuse = |why: &str| Err(Error::Invalid(format!("the path '{}' {why}", shown(path))));
+fn check_path(path: &str) -> Result<(), Refusal> {
+    let refuse = |why: &str| Err(Refusal::Invalid(format!("the path '{}' {why}", shown(path))));
     if path.len() > PATH_BYTES_MAX {
         return refuse("is too long");
     }
@@ -210,7 +197,7 @@ mod tests {
 
     type Entries<'a> = Vec<(&'a str, Option<u32>)>;
 
-    fn judge(entries: &[(&str, Option<u32>)]) -> Result<(), Error> {
+    fn check(entries: &[(&str, Option<u32>)]) -> Result<(), Refusal> {
         let limits = ArchiveSettings { entries_max: 5, ..ArchiveSettings::default() };
         let mut checker = Checker::new(&limits, entries.len())?;
         for (name, mode) in entries {
@@ -220,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn entries_are_judged_by_name_and_kind() {
+    fn entries_are_checked_by_name_and_kind() {
         let long = format!("{}b", "a/".repeat(600));
         let table: Vec<(Entries<'_>, &str)> = vec![
             (vec![("Dockerfile", FILE), ("app/", Some(0o040_755)), ("app/a.py", FILE)], ""),
@@ -251,7 +238,7 @@ mod tests {
             ),
         ];
         for (entries, expected) in table {
-            match judge(&entries) {
+            match check(&entries) {
                 Ok(()) => assert_eq!(expected, "", "{entries:?} was accepted"),
                 Err(error) => {
                     let text = error.to_string();

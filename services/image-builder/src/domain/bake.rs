@@ -1,4 +1,4 @@
-//! What a host's or the scheduler's refusal means for a build: try again, or
+//! What an error of a host or of the scheduler means for a build: try again, or
 //! fail with a sentence for the caller.
 
 use std::collections::HashMap;
@@ -8,49 +8,44 @@ use api::errors::reason;
 use api::image::v1::BuildStep;
 use tonic::Code;
 
-use crate::domain::failure::{Failure, Reason, iso8601};
+use crate::domain::build_error::{BuildError, Reason, iso8601};
 
-/// A refusal as it came over the wire.
+/// An error as it came over the wire.
 #[derive(Debug, Clone)]
-pub struct Refusal {
-    /// gRPC code.
+pub struct PeerError {
     pub code: Code,
     /// `ErrorInfo.reason`; empty when there is none.
     pub reason: String,
     /// `ErrorInfo.metadata`.
     pub metadata: HashMap<String, String>,
-    /// The sentence for people.
     pub message: String,
 }
 
 /// Windows of the hooks that a bake calls.
 #[derive(Debug, Clone, Copy)]
 pub struct Windows {
-    /// Of the ready hook.
     pub ready: Duration,
-    /// Of the validate hook.
     pub validate: Duration,
 }
 
-/// What to do about a refusal.
+/// What follows from an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Verdict {
+pub enum BakeDecision {
     /// The same bake may work later or elsewhere.
-    Retry(Failure),
+    Retry(BuildError),
     /// It will not.
-    Fail(Failure),
+    Fail(BuildError),
 }
 
-/// Judges a refusal that came while the bake was in `step`.
-#[must_use]
-pub fn judge(step: BuildStep, refusal: &Refusal, windows: Windows) -> Verdict {
-    let message = sentence(&refusal.message);
-    let fail = |kind: Reason, sentence: String| Verdict::Fail(Failure::new(step, kind, sentence));
-    match refusal.reason.as_str() {
-        reason::HOOK_FAILED => hook(refusal, windows, message),
+/// Decides what an error means that came while the bake was in `step`.
+pub fn decide(step: BuildStep, error: &PeerError, windows: Windows) -> BakeDecision {
+    let message = sentence(&error.message);
+    let fail = |kind: Reason, sentence: String| BakeDecision::Fail(BuildError::new(step, kind, sentence));
+    match error.reason.as_str() {
+        reason::HOOK_FAILED => hook(error, windows, message),
         reason::GUEST_FAILED => {
-            let exit_code = refusal.metadata.get("exit_code").filter(|code| !code.is_empty());
-            match (refusal.metadata.get("outcome").map(String::as_str), exit_code) {
+            let exit_code = error.metadata.get("exit_code").filter(|code| !code.is_empty());
+            match (error.metadata.get("outcome").map(String::as_str), exit_code) {
                 (Some("app_exited"), Some(code)) => fail(
                     Reason::AppExited,
                     format!("The application exited with status {code} before it was ready."),
@@ -62,10 +57,10 @@ pub fn judge(step: BuildStep, refusal: &Refusal, windows: Windows) -> Verdict {
         reason::DISK_FULL => fail(Reason::DiskStorageFull, message),
         reason::CORRUPT_OBJECT | reason::INVALID_ARGUMENT => fail(Reason::InternalPlatformError, message),
         reason::INSUFFICIENT_CAPACITY => {
-            Verdict::Retry(Failure::new(step, Reason::InsufficientCapacity, message))
+            BakeDecision::Retry(BuildError::new(step, Reason::InsufficientCapacity, message))
         }
-        reason::ENGINE_FAILED => Verdict::Retry(Failure::new(step, Reason::GuestFailed, message)),
-        _ => match refusal.code {
+        reason::ENGINE_FAILED => BakeDecision::Retry(BuildError::new(step, Reason::GuestFailed, message)),
+        _ => match error.code {
             // The host or the way to it broke; UNKNOWN is what a cut connection gives.
             Code::Unavailable
             | Code::Aborted
@@ -74,24 +69,24 @@ pub fn judge(step: BuildStep, refusal: &Refusal, windows: Windows) -> Verdict {
             | Code::DeadlineExceeded
             | Code::ResourceExhausted => {
                 let message = format!("A host did not finish the bake: {message}");
-                Verdict::Retry(Failure::new(step, Reason::DependencyUnavailable, message))
+                BakeDecision::Retry(BuildError::new(step, Reason::DependencyUnavailable, message))
             }
             _ => fail(Reason::InternalPlatformError, message),
         },
     }
 }
 
-fn hook(refusal: &Refusal, windows: Windows, message: String) -> Verdict {
-    let validate = refusal.metadata.get("hook").is_some_and(|hook| hook == "validate");
+fn hook(error: &PeerError, windows: Windows, message: String) -> BakeDecision {
+    let validate = error.metadata.get("hook").is_some_and(|hook| hook == "validate");
     let (step, name, window) = match validate {
         true => (BuildStep::Validate, "Validate", windows.validate),
         false => (BuildStep::Bake, "Ready", windows.ready),
     };
-    let status: u32 = refusal.metadata.get("http_status").and_then(|text| text.parse().ok()).unwrap_or(0);
-    if refusal.metadata.get("outcome").is_some_and(|outcome| outcome == "timed_out") {
+    let status: u32 = error.metadata.get("http_status").and_then(|text| text.parse().ok()).unwrap_or(0);
+    if error.metadata.get("outcome").is_some_and(|outcome| outcome == "timed_out") {
         let text = format!("{name} hook invocation timed out after {}", iso8601(window));
         let kind = if validate { Reason::HookFailed } else { Reason::ReadyHookTimeout };
-        return Verdict::Fail(Failure::new(step, kind, text));
+        return BakeDecision::Fail(BuildError::new(step, kind, text));
     }
     let text = match status / 100 {
         4 => {
@@ -102,7 +97,7 @@ fn hook(refusal: &Refusal, windows: Windows, message: String) -> Verdict {
         }
         _ => message,
     };
-    Verdict::Fail(Failure::new(step, Reason::HookFailed, text))
+    BakeDecision::Fail(BuildError::new(step, Reason::HookFailed, text))
 }
 
 /// A message as a sentence: capital first, full stop last.
@@ -125,8 +120,8 @@ mod tests {
 
     const WINDOWS: Windows = Windows { ready: Duration::from_secs(300), validate: Duration::from_secs(30) };
 
-    fn refusal(code: Code, reason: &str, metadata: &[(&str, &str)], message: &str) -> Refusal {
-        Refusal {
+    fn error(code: Code, reason: &str, metadata: &[(&str, &str)], message: &str) -> PeerError {
+        PeerError {
             code,
             reason: reason.to_owned(),
             metadata: metadata.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect(),
@@ -166,8 +161,8 @@ mod tests {
             ("DISK_FULL", vec![], Reason::DiskStorageFull, "It broke."),
             ("CORRUPT_OBJECT", vec![], Reason::InternalPlatformError, "It broke."),
         ] {
-            let verdict = judge(BuildStep::Bake, &refusal(code, reason, &metadata, "it broke"), WINDOWS);
-            let Verdict::Fail(failure) = verdict else { panic!("{reason} is retried") };
+            let decision = decide(BuildStep::Bake, &error(code, reason, &metadata, "it broke"), WINDOWS);
+            let BakeDecision::Fail(failure) = decision else { panic!("{reason} is retried") };
             assert_eq!((failure.reason, failure.sentence.as_str()), (kind, text));
         }
     }
@@ -181,10 +176,10 @@ mod tests {
             (Code::ResourceExhausted, "INSUFFICIENT_CAPACITY"),
             (Code::Internal, "ENGINE_FAILED"),
         ] {
-            let verdict = judge(BuildStep::Bake, &refusal(code, reason, &[], "x"), WINDOWS);
-            assert!(matches!(verdict, Verdict::Retry(_)), "{code:?} {reason}");
+            let decision = decide(BuildStep::Bake, &error(code, reason, &[], "x"), WINDOWS);
+            assert!(matches!(decision, BakeDecision::Retry(_)), "{code:?} {reason}");
         }
-        let verdict = judge(BuildStep::Bake, &refusal(Code::Internal, "INTERNAL", &[], "x"), WINDOWS);
-        assert!(matches!(verdict, Verdict::Fail(_)));
+        let decision = decide(BuildStep::Bake, &error(Code::Internal, "INTERNAL", &[], "x"), WINDOWS);
+        assert!(matches!(decision, BakeDecision::Fail(_)));
     }
 }

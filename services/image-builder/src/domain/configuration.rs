@@ -1,20 +1,19 @@
 //! Checks what a caller chose about a version, and fills in what the caller
 //! left to us. Everything that is wrong is collected, with protobuf field paths.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 
 use api::common::v1::{Architecture, Resources, logging::Destination};
 use api::image::v1::ImageConfiguration;
 use model::{KmsKeyIdentifier, MemoryClass, RoleArn, Violations, limits};
 
-use crate::domain::dockerfile::Bases;
+use crate::domain::base_images::{Aliases, Bases};
 
 mod base;
 mod connector;
 mod environment;
 mod hooks;
 
-pub use base::{base_name, base_version, stored_name};
 pub use hooks::enabled;
 
 /// Longest description and names of logs, in characters.
@@ -27,38 +26,26 @@ const CPU_CONFIGURATIONS_MAX: usize = 2;
 const BUCKET_LENGTH: std::ops::RangeInclusive<usize> = 3..=63;
 const KEY_BYTES_MAX: usize = 1024;
 
-/// Other names of bases: what they are called, and which base they stand for.
-pub type Aliases = BTreeMap<String, String>;
-
 /// What the fleet offers.
 #[derive(Debug, Clone)]
 pub struct Offer<'a> {
-    /// Base images.
     pub bases: &'a Bases,
-    /// Other names of bases.
     pub base_aliases: &'a Aliases,
-    /// Region in ARNs.
     pub region: &'a str,
     /// Base of a request that names none.
     pub default_base: &'a str,
-    /// CPU kinds.
     pub architectures: &'a [Architecture],
     /// Memory of a request that names none, in MiB.
     pub memory_default_mib: u32,
 }
 
-/// Where an artifact is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct S3Uri {
-    /// Bucket.
     pub bucket: String,
-    /// Key.
     pub key: String,
 }
 
 impl S3Uri {
-    /// Reads "s3://bucket/key".
-    #[must_use]
     pub fn parse(uri: &str) -> Option<Self> {
         let (bucket, key) = uri.strip_prefix("s3://")?.split_once('/')?;
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '.' || c == '-';
@@ -146,14 +133,12 @@ fn short_name(architecture: Architecture) -> &'static str {
 }
 
 /// CPU kinds a complete configuration is built for.
-#[must_use]
 pub fn architectures(configuration: &ImageConfiguration, offered: &[Architecture]) -> Vec<Architecture> {
     let chosen: Vec<Architecture> =
         configuration.cpu_configurations.iter().map(|cpu| cpu.architecture()).collect();
     if chosen.is_empty() { offered.iter().take(1).copied().collect() } else { chosen }
 }
 
-/// Checks tags.
 pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
     violations.check(tags.len() <= limits::TAGS_MAX, "tags", "must be at most 50");
     for (key, value) in tags {
@@ -168,7 +153,6 @@ pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
     }
 }
 
-/// Checks the key of a tag.
 pub fn check_tag_key(path: &str, key: &str, violations: &mut Violations) {
     let good = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && is_tag_text(key);
     violations.check(good, path, "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@");

@@ -8,12 +8,12 @@
 //! count again by [`Plan::translate`], so that logs speak of the user's steps.
 //!
 //! This is no Dockerfile parser: instructions other than ARG and FROM pass
-//! through byte for byte, and buildah judges them.
+//! through byte for byte, and buildah checks them.
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::domain::managed;
+use crate::domain::base_images::Bases;
 use crate::domain::reference::{Reference, local_name, parse as parse_reference};
 
 /// Largest Dockerfile, in bytes.
@@ -23,19 +23,17 @@ pub const STAGES_MAX: usize = 100;
 
 /// Why a Dockerfile cannot be built, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Error {
+pub enum Refusal {
     /// It is over [`DOCKERFILE_BYTES_MAX`] or [`STAGES_MAX`], or not text.
     #[error("The Dockerfile {0}.")]
     Unreadable(&'static str),
-    /// No FROM line.
     #[error("The Dockerfile has no FROM line.")]
     NoFrom,
-    /// A FROM line without an image, or with a variable nobody set.
+    /// A FROM line without an image, or with a variable that is not set.
     #[error("The Dockerfile's line {line} names no image: {text}")]
     EmptyFrom {
         /// Line number, from 1.
         line: usize,
-        /// The instruction.
         text: String,
     },
     /// A FROM line names one of our bases that does not exist here.
@@ -43,37 +41,9 @@ pub enum Error {
     UnknownBase {
         /// Line number, from 1.
         line: usize,
-        /// What was asked for.
         name: String,
-        /// What there is.
         bases: String,
     },
-}
-
-/// The base images there are, newest version of each last.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Bases(pub BTreeMap<String, Vec<u64>>);
-
-impl Bases {
-    /// The version of `name` that `version` (or the newest) means.
-    #[must_use]
-    pub fn resolve(&self, name: &str, version: Option<&str>) -> Option<u64> {
-        let versions = self.0.get(name)?;
-        match version {
-            None => versions.iter().copied().max(),
-            Some(text) => managed::number(text).filter(|number| versions.contains(number)),
-        }
-    }
-
-    /// A sentence that lists them.
-    #[must_use]
-    pub fn sentence(&self) -> String {
-        if self.0.is_empty() {
-            return "There are no local base images yet; `torpor base build debian-12` makes one.".to_owned();
-        }
-        let names: Vec<&str> = self.0.keys().map(String::as_str).collect();
-        format!("Local base images: {}.", names.join(", "))
-    }
 }
 
 /// A Dockerfile ready for buildah.
@@ -92,19 +62,16 @@ pub struct Plan {
 /// Prepares a Dockerfile: resolves its FROM lines against `bases` (`pinned`
 /// gives the version of a base that the request chose) and declares `variables`
 /// for RUN steps.
-///
-/// # Errors
-/// [`Error`] with the sentence for the caller.
 pub fn prepare(
     source: &[u8],
     bases: &Bases,
     pinned: Option<(&str, u64)>,
     variables: &BTreeMap<String, String>,
-) -> Result<Plan, Error> {
+) -> Result<Plan, Refusal> {
     if source.len() > DOCKERFILE_BYTES_MAX {
-        return Err(Error::Unreadable("is larger than 1 MiB"));
+        return Err(Refusal::Unreadable("is larger than 1 MiB"));
     }
-    let source = std::str::from_utf8(source).map_err(|_| Error::Unreadable("is not UTF-8 text"))?;
+    let source = std::str::from_utf8(source).map_err(|_| Refusal::Unreadable("is not UTF-8 text"))?;
     let argument_line = (!variables.is_empty()).then(|| argument_line(variables));
     let mut plan = Plan {
         text: String::with_capacity(source.len() + 512),
@@ -127,7 +94,7 @@ pub fn prepare(
         }
         stage_count += 1;
         if stage_count > STAGES_MAX {
-            return Err(Error::Unreadable("has more than 100 stages"));
+            return Err(Refusal::Unreadable("has more than 100 stages"));
         }
         let from = From::read(&instruction, &arguments)?;
         let resolved = match stages.contains(&from.image.to_ascii_lowercase()) {
@@ -147,7 +114,7 @@ pub fn prepare(
         }
     }
     if stage_count == 0 {
-        return Err(Error::NoFrom);
+        return Err(Refusal::NoFrom);
     }
     Ok(plan)
 }
@@ -159,7 +126,7 @@ impl Plan {
         instruction: &Instruction<'_>,
         bases: &Bases,
         pinned: Option<(&str, u64)>,
-    ) -> Result<String, Error> {
+    ) -> Result<String, Refusal> {
         match parse_reference(&from.image, |name| bases.0.contains_key(name)) {
             Reference::Scratch => Ok("scratch".to_owned()),
             Reference::Remote(name) => {
@@ -170,7 +137,7 @@ impl Plan {
                 let chosen = pinned.filter(|(base, _)| version.is_none() && *base == name);
                 let found =
                     chosen.map(|(_, number)| number).or_else(|| bases.resolve(&name, version.as_deref()));
-                let number = found.ok_or_else(|| Error::UnknownBase {
+                let number = found.ok_or_else(|| Refusal::UnknownBase {
                     line: instruction.line,
                     name: from.image.clone(),
                     bases: bases.sentence(),
@@ -184,7 +151,6 @@ impl Plan {
 
     /// A line of buildah's output as the user should see it; `None` for one
     /// that is about our own addition.
-    #[must_use]
     pub fn translate<'a>(&self, line: &'a str) -> Option<Cow<'a, str>> {
         let Some(step) = Step::parse(line) else {
             return Some(Cow::Borrowed(line));
@@ -204,17 +170,12 @@ impl Plan {
 pub struct Step<'a> {
     /// "[1/2] " in builds of several stages, else empty.
     pub prefix: &'a str,
-    /// Number of the step, from 1.
     pub number: usize,
-    /// Steps in the stage.
     pub total: usize,
-    /// The instruction.
     pub text: &'a str,
 }
 
 impl<'a> Step<'a> {
-    /// Reads a line of output.
-    #[must_use]
     pub fn parse(line: &'a str) -> Option<Self> {
         let at = line.find("STEP ")?;
         let prefix = &line[..at];
@@ -310,13 +271,13 @@ struct From {
 }
 
 impl From {
-    fn read(instruction: &Instruction<'_>, arguments: &HashMap<String, String>) -> Result<Self, Error> {
+    fn read(instruction: &Instruction<'_>, arguments: &HashMap<String, String>) -> Result<Self, Refusal> {
         let words: Vec<&str> = instruction.rest.split_whitespace().collect();
         let flags: Vec<String> =
             words.iter().take_while(|word| word.starts_with("--")).map(|word| (*word).to_owned()).collect();
         let image = words.get(flags.len()).map(|word| expand(unquoted(word), arguments)).unwrap_or_default();
         if image.is_empty() {
-            return Err(Error::EmptyFrom { line: instruction.line, text: instruction.text() });
+            return Err(Refusal::EmptyFrom { line: instruction.line, text: instruction.text() });
         }
         let stage = match words.get(flags.len() + 1..) {
             Some([keyword, name]) if keyword.eq_ignore_ascii_case("as") => Some((*name).to_owned()),

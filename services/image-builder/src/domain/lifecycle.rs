@@ -11,7 +11,7 @@ use model::VersionNumber;
 use model::state::{self, BuildEvent, IllegalTransition, ImageEvent, VersionEvent};
 use prost_types::Timestamp;
 
-use crate::domain::failure::Failure;
+use crate::domain::build_error::BuildError;
 
 /// The state of the tables that a wire name with this prefix means.
 fn table_state<S: Copy>(
@@ -24,23 +24,17 @@ fn table_state<S: Copy>(
 }
 
 /// Name of an image's state as the API spells it, "CREATING".
-#[must_use]
 pub fn image_state_name(state: ImageState) -> &'static str {
     state.as_str_name().trim_start_matches("IMAGE_STATE_")
 }
 
 /// Name of a version's state as the API spells it, "PENDING".
-#[must_use]
 pub fn version_state_name(state: VersionState) -> &'static str {
     state.as_str_name().trim_start_matches("VERSION_STATE_")
 }
 
 const UNKNOWN: &str = "UNKNOWN";
 
-/// Applies an event to an image.
-///
-/// # Errors
-/// When the table forbids it; the image is unchanged.
 pub fn image(image: &mut Image, event: ImageEvent, now: SystemTime) -> Result<(), IllegalTransition> {
     let wire = image.state().as_str_name();
     let state = table_state(state::ImageState::ALL, state::ImageState::name, wire, "IMAGE_STATE_")
@@ -52,10 +46,6 @@ pub fn image(image: &mut Image, event: ImageEvent, now: SystemTime) -> Result<()
     Ok(())
 }
 
-/// Applies an event to a version.
-///
-/// # Errors
-/// When the table forbids it; the version is unchanged.
 pub fn version(
     version: &mut ImageVersion,
     event: VersionEvent,
@@ -71,10 +61,6 @@ pub fn version(
     Ok(())
 }
 
-/// Applies an event to a build.
-///
-/// # Errors
-/// When the table forbids it; the build is unchanged.
 pub fn build(build: &mut ImageBuild, event: BuildEvent, now: SystemTime) -> Result<(), IllegalTransition> {
     let wire = build.state().as_str_name();
     let state = table_state(state::BuildState::ALL, state::BuildState::name, wire, "BUILD_STATE_")
@@ -88,16 +74,11 @@ pub fn build(build: &mut ImageBuild, event: BuildEvent, now: SystemTime) -> Resu
     Ok(())
 }
 
-/// True when a build has ended.
-#[must_use]
 pub fn is_over(build: &ImageBuild) -> bool {
     matches!(build.state(), BuildState::Successful | BuildState::Failed)
 }
 
 /// Begins (again) a build and its version.
-///
-/// # Errors
-/// When the build is over.
 pub fn begin(
     of_build: &mut ImageBuild,
     of_version: &mut ImageVersion,
@@ -112,9 +93,6 @@ pub fn begin(
 }
 
 /// Ends a build, its version and its image's change: all successful.
-///
-/// # Errors
-/// When one of them is in no state for it.
 pub fn succeed(
     of_build: &mut ImageBuild,
     of_version: &mut ImageVersion,
@@ -131,14 +109,11 @@ pub fn succeed(
 
 /// Ends a build, its version and its image's change: all failed. The reason is
 /// on the build.
-///
-/// # Errors
-/// When one of them is in no state for it.
 pub fn fail(
     of_build: &mut ImageBuild,
     of_version: &mut ImageVersion,
     of_image: &mut Image,
-    failure: &Failure,
+    failure: &BuildError,
     now: SystemTime,
 ) -> Result<(), IllegalTransition> {
     build(of_build, BuildEvent::Failed, now)?;
@@ -171,7 +146,6 @@ pub fn recount(image: &mut Image, versions: &[ImageVersion]) {
 }
 
 /// Whether a version delete is still under way, judged by when it began.
-#[must_use]
 pub fn earlier(one: Option<&Timestamp>, other: Option<&Timestamp>) -> std::cmp::Ordering {
     let key = |time: Option<&Timestamp>| time.map_or((0, 0), |time| (time.seconds, time.nanos));
     key(one).cmp(&key(other))
@@ -180,7 +154,7 @@ pub fn earlier(one: Option<&Timestamp>, other: Option<&Timestamp>) -> std::cmp::
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::failure::Reason;
+    use crate::domain::build_error::Reason;
 
     const NOW: SystemTime = SystemTime::UNIX_EPOCH;
 
@@ -226,7 +200,7 @@ mod tests {
     fn a_build_that_fails_says_why_on_the_build() {
         let (mut image, mut version, mut build) = new();
         begin(&mut build, &mut version, NOW).unwrap();
-        let failure = Failure::new(BuildStep::Fetch, Reason::S3NoSuchKey, "gone");
+        let failure = BuildError::new(BuildStep::Fetch, Reason::S3NoSuchKey, "gone");
         fail(&mut build, &mut version, &mut image, &failure, NOW).unwrap();
         assert_eq!((image.state(), version.state_reason.as_str()), (ImageState::CreateFailed, ""));
         assert_eq!((build.state_reason.as_str(), build.reason_code.as_str()), ("gone", "S3_NO_SUCH_KEY"));

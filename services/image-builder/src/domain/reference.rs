@@ -1,14 +1,12 @@
 //! Names of container images as they stand in FROM lines: which of them are our
 //! own base images, and what the others are called in full.
 
-/// What a FROM line asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Reference {
     /// Nothing: an empty file system.
     Scratch,
     /// One of our base images, if there is one of that name.
     Local {
-        /// Name, "debian-12".
         name: String,
         /// Version; absent means the newest.
         version: Option<String>,
@@ -23,14 +21,12 @@ const DEFAULT_REGISTRY: &str = "docker.io";
 pub const LOCAL_PREFIX: &str = "localhost/torpor/";
 
 /// The name buildah knows a base image by.
-#[must_use]
 pub fn local_name(name: &str, version: &str) -> String {
     format!("{LOCAL_PREFIX}{name}:{version}")
 }
 
 /// Sorts the text of a FROM line. `known` says whether we have a base image of
 /// that name; a name of ours wins over one in the default registry.
-#[must_use]
 pub fn parse(text: &str, known: impl Fn(&str) -> bool) -> Reference {
     if text == "scratch" {
         return Reference::Scratch;

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 
+use crate::domain::build_error::clipped;
 use crate::domain::dockerfile::Step;
-use crate::domain::failure::clipped;
 
 /// Lines looked back at for the cause.
 const TAIL_LINES: usize = 40;
@@ -39,20 +39,17 @@ impl Transcript {
     }
 
     /// True when the cause was a full disk.
-    #[must_use]
     pub fn disk_was_full(&self) -> bool {
         let texts = ["no space left on device", "No space left on device", "Could not allocate block"];
         self.tail.iter().any(|line| texts.iter().any(|text| line.contains(text)))
     }
 
     /// True when the step it stopped at was a FROM.
-    #[must_use]
     pub fn stopped_at_from(&self) -> bool {
         self.instruction.is_empty() || self.instruction.to_ascii_uppercase().starts_with("FROM ")
     }
 
     /// Why it stopped, without what says itself.
-    #[must_use]
     pub fn detail(&self) -> String {
         // building at STEP "RUN false": exit status 1
         let detail = match self.error.strip_prefix("building at STEP \"") {
@@ -63,8 +60,6 @@ impl Transcript {
         clipped(detail.trim().to_owned(), DETAIL_BYTES_MAX)
     }
 
-    /// The whole as a sentence.
-    #[must_use]
     pub fn sentence(&self) -> String {
         let detail = self.detail();
         let cause = if detail.is_empty() { String::new() } else { format!(" ({detail})") };

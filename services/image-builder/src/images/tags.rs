@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use api::image::v1::{Image, ImageState};
 use model::{Violations, limits};
 
-use super::{Attempt, Images, Refusal, already, invalid, over_again};
+use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::configuration::{check_tag_key, check_tags};
 use crate::pipeline::now;
+use crate::refusal::Refusal;
 
 impl Images {
     /// Sets tags, replacing those of the same key.
@@ -19,7 +20,7 @@ impl Images {
         let add = |present: &mut HashMap<String, String>| {
             present.extend(tags.iter().map(|(key, value)| (key.clone(), value.clone())));
         };
-        over_again(|| self.try_change_tags(identifier, &add)).await
+        retry_on_conflict(|| self.try_change_tags(identifier, &add)).await
     }
 
     /// Removes tags; keys that are not there do not matter.
@@ -32,17 +33,17 @@ impl Images {
         let remove = |present: &mut HashMap<String, String>| {
             present.retain(|key, _| !keys.contains(key));
         };
-        over_again(|| self.try_change_tags(identifier, &remove)).await
+        retry_on_conflict(|| self.try_change_tags(identifier, &remove)).await
     }
 
     async fn try_change_tags(
         &self,
         identifier: &str,
         change: &(dyn Fn(&mut HashMap<String, String>) + Sync),
-    ) -> Result<Image, Attempt> {
+    ) -> Result<Image, Refusal> {
         let mut image = self.get(identifier).await?;
         if image.value.state() == ImageState::Deleting {
-            return Err(already(&image.value).into());
+            return Err(already(&image.value));
         }
         let before = image.value.tags.clone();
         change(&mut image.value.tags);
@@ -51,7 +52,7 @@ impl Images {
         }
         if image.value.tags.len() > limits::TAGS_MAX {
             let text = format!("must be at most {}, those of the image included", limits::TAGS_MAX);
-            return Err(invalid("tags", &text).into());
+            return Err(Refusal::invalid("tags", text));
         }
         image.value.update_time = Some(api::timestamp(now()));
         self.catalog.apply(Change::new().image(&image.value, Some(image.revision))).await?;

@@ -12,19 +12,19 @@ use model::{MemoryClass, limits};
 use tonic::Status;
 use tonic_types::StatusExt as _;
 
-use super::Stop;
+use super::StepError;
 use super::container::Prepared;
 use super::job::Job;
-use crate::domain::bake::{Refusal, Verdict, Windows, judge};
+use crate::domain::bake::{BakeDecision, PeerError, Windows, decide};
+use crate::domain::build_error::{BuildError, Reason};
 use crate::domain::configuration::{architectures, enabled};
-use crate::domain::failure::{Failure, Reason};
+use crate::domain::object_keys;
 
 /// First and longest pause between attempts to find a host.
 const PLACEMENT_PAUSE: (Duration, Duration) = (Duration::from_millis(250), Duration::from_secs(5));
 /// Bakes of one attempt of a build never use more generations than this.
 const GENERATIONS_PER_ATTEMPT: u64 = 100;
 
-/// A finished bake.
 pub(super) struct Baked {
     pub(super) result: BakeResult,
     pub(super) app: api::image::v1::AppConfiguration,
@@ -32,27 +32,27 @@ pub(super) struct Baked {
 
 impl Job {
     /// Bakes, on another host if one fails in the middle.
-    pub(super) async fn bake(&mut self, prepared: &Prepared) -> Result<Baked, Stop> {
-        let attempts = self.context.settings.bake.attempts_max;
+    pub(super) async fn bake(&mut self, prepared: &Prepared) -> Result<Baked, StepError> {
+        let attempts = self.context.config.bake.attempts_max;
         let mut attempt = 1;
         loop {
             let placed = self.place().await?;
             self.build.value.chipset.clone_from(&placed.chipset);
             let outcome = self.bake_on(&placed, prepared, attempt).await;
             // The reservation ends by itself if this call does not arrive.
-            self.context.fleet.release_bake(&self.entry.build_id).await;
+            self.context.peers.release_bake(&self.entry.build_id).await;
             match outcome {
                 Ok(result) => {
                     return Ok(Baked { result, app: prepared.app.clone() });
                 }
-                Err(Verdict::Retry(failure)) if attempt < attempts => {
+                Err(BakeDecision::Retry(failure)) if attempt < attempts => {
                     let again =
                         format!("{} Trying again ({attempt} of {attempts} attempts made).", failure.sentence);
                     self.log.note(again);
                     tokio::time::sleep(PLACEMENT_PAUSE.0).await;
                     attempt += 1;
                 }
-                Err(Verdict::Retry(failure) | Verdict::Fail(failure)) => return Err(failure.into()),
+                Err(BakeDecision::Retry(failure) | BakeDecision::Fail(failure)) => return Err(failure.into()),
             }
         }
     }
@@ -62,8 +62,8 @@ impl Job {
     }
 
     /// Finds a host with room, waiting for one if need be.
-    async fn place(&self) -> Result<PlaceBakeResponse, Failure> {
-        let bake = &self.context.settings.bake;
+    async fn place(&self) -> Result<PlaceBakeResponse, BuildError> {
+        let bake = &self.context.config.bake;
         let deadline = tokio::time::Instant::now() + Duration::from_secs(bake.placement_seconds);
         let configuration = self.configuration();
         let memory = configuration.resources.unwrap_or_default().minimum_memory_mib;
@@ -75,22 +75,22 @@ impl Job {
         loop {
             let build_id = &self.entry.build_id;
             let refused =
-                match self.context.fleet.place_bake(build_id, memory, architecture, reservation).await {
+                match self.context.peers.place_bake(build_id, memory, architecture, reservation).await {
                     Ok(placed) => {
                         self.log.note(format!("Baking on host {}.", placed.host_id));
                         return Ok(placed);
                     }
                     Err(status) => status,
                 };
-            let refusal = refusal(&refused);
-            let verdict = judge(BuildStep::Bake, &refusal, self.windows());
-            let capacity = refusal.reason == reason::INSUFFICIENT_CAPACITY;
+            let error = peer_error(&refused);
+            let decision = decide(BuildStep::Bake, &error, self.windows());
+            let capacity = error.reason == reason::INSUFFICIENT_CAPACITY;
             let kind = if capacity { Reason::InsufficientCapacity } else { Reason::DependencyUnavailable };
             let sentence =
-                format!("No host could be found for the bake: {}.", refusal.message.trim_end_matches('.'));
-            let failure = Failure::new(BuildStep::Bake, kind, sentence);
-            match verdict {
-                Verdict::Retry(_) if tokio::time::Instant::now() < deadline => {}
+                format!("No host could be found for the bake: {}.", error.message.trim_end_matches('.'));
+            let failure = BuildError::new(BuildStep::Bake, kind, sentence);
+            match decision {
+                BakeDecision::Retry(_) if tokio::time::Instant::now() < deadline => {}
                 _ => return Err(failure),
             }
             if !std::mem::replace(&mut told, true) {
@@ -106,19 +106,19 @@ impl Job {
         placed: &PlaceBakeResponse,
         prepared: &Prepared,
         attempt: u32,
-    ) -> Result<BakeResult, Verdict> {
+    ) -> Result<BakeResult, BakeDecision> {
         let limit = self.bake_limit();
-        let request = self.bake_request(prepared, attempt).map_err(Verdict::Fail)?;
+        let request = self.bake_request(prepared, attempt).map_err(BakeDecision::Fail)?;
         let address = placed.grpc_address.clone();
         match tokio::time::timeout(limit, self.follow_bake(&address, request)).await {
             Ok(Ok(result)) => Ok(result),
-            Ok(Err(status)) => Err(judge(self.build.value.step(), &refusal(&status), self.windows())),
-            Err(_) => Err(Verdict::Fail(Self::timed_out(self.build.value.step(), limit))),
+            Ok(Err(status)) => Err(decide(self.build.value.step(), &peer_error(&status), self.windows())),
+            Err(_) => Err(BakeDecision::Fail(Self::timed_out(self.build.value.step(), limit))),
         }
     }
 
     async fn follow_bake(&mut self, address: &str, request: BakeRequest) -> Result<BakeResult, Status> {
-        let mut stream = self.context.fleet.bake(address, request).await?;
+        let mut stream = self.context.peers.bake(address, request).await?;
         while let Some(message) = stream.message().await? {
             for line in message.lines {
                 self.log.add(line.source(), line.text);
@@ -136,12 +136,12 @@ impl Job {
         Err(Status::unavailable("the host ended the bake without a result"))
     }
 
-    fn bake_request(&self, prepared: &Prepared, attempt: u32) -> Result<BakeRequest, Failure> {
-        let settings = &self.context.settings.bake;
+    fn bake_request(&self, prepared: &Prepared, attempt: u32) -> Result<BakeRequest, BuildError> {
+        let settings = &self.context.config.bake;
         let configuration = self.configuration();
         let memory = configuration.resources.unwrap_or_default().minimum_memory_mib;
         let class = MemoryClass::of(memory)
-            .ok_or_else(|| Failure::internal(BuildStep::Bake, "the version has no memory class"))?;
+            .ok_or_else(|| BuildError::internal(BuildStep::Bake, "the version has no memory class"))?;
         let generation = u64::from(self.entry.attempt) * GENERATIONS_PER_ATTEMPT + u64::from(attempt);
         Ok(BakeRequest {
             build_id: self.entry.build_id.clone(),
@@ -157,12 +157,12 @@ impl Job {
             hooks: configuration.hooks,
             all_capabilities: configuration.additional_os_capabilities.iter().any(|name| name == "ALL"),
             settle_timeout: Some(api::duration_proto(Duration::from_secs(settings.settle_seconds))),
-            destination_prefix: self.snapshot_prefix(generation),
+            destination_prefix: object_keys::snapshot_prefix(
+                &self.entry.image_id,
+                &self.entry.image_version,
+                generation,
+            ),
         })
-    }
-
-    fn snapshot_prefix(&self, generation: u64) -> String {
-        format!("images/{}/{}/{generation}", self.entry.image_id, self.entry.image_version)
     }
 
     fn windows(&self) -> Windows {
@@ -172,7 +172,7 @@ impl Job {
 
     /// What one bake may take: its own work and the hooks' windows.
     fn bake_limit(&self) -> Duration {
-        let settings = &self.context.settings.bake;
+        let settings = &self.context.config.bake;
         let hooks: Hooks = self.configuration().hooks.unwrap_or_default();
         let mut limit = Duration::from_secs(settings.timeout_seconds + settings.settle_seconds);
         for hook in [&hooks.ready, &hooks.validate] {
@@ -189,9 +189,9 @@ fn window(hook: Option<&Hook>) -> Duration {
     given.unwrap_or(limits::BUILD_HOOK_TIMEOUT_DEFAULT)
 }
 
-fn refusal(status: &Status) -> Refusal {
+fn peer_error(status: &Status) -> PeerError {
     let info = status.get_details_error_info();
-    Refusal {
+    PeerError {
         code: status.code(),
         reason: info.as_ref().map(|info| info.reason.clone()).unwrap_or_default(),
         metadata: info.map(|info| info.metadata).unwrap_or_default(),

@@ -2,7 +2,7 @@
 //! in S3.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use api::common::v1::LogSource;
 use api::hostagent::v1::DiskRef;
@@ -11,13 +11,14 @@ use model::MemoryClass;
 use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
 
 use super::job::Job;
-use super::{Stop, bases, now};
+use super::{StepError, now};
 use crate::adapters::buildah::Error as BuildahError;
 use crate::domain::app;
 use crate::domain::archive::DOCKERFILE;
-use crate::domain::configuration::{base_name, base_version, stored_name};
-use crate::domain::dockerfile::{Bases, DOCKERFILE_BYTES_MAX, Error as DockerfileError, Plan, prepare};
-use crate::domain::failure::{Failure, Reason};
+use crate::domain::base_images::{Bases, base_name, base_version, stored_name};
+use crate::domain::build_error::{BuildError, Reason};
+use crate::domain::dockerfile::{DOCKERFILE_BYTES_MAX, Plan, Refusal as DockerfileRefusal, prepare};
+use crate::domain::object_keys;
 use crate::domain::transcript::Transcript;
 
 /// A disk in S3 and how its app is started.
@@ -28,9 +29,9 @@ pub(super) struct Prepared {
 
 impl Job {
     /// Builds the Dockerfile; returns the image's name.
-    pub(super) async fn container(&mut self) -> Result<String, Stop> {
+    pub(super) async fn container(&mut self) -> Result<String, StepError> {
         let step = BuildStep::Container;
-        let broken = |error: std::io::Error| Failure::io(step, "cannot build", &error);
+        let broken = |error: std::io::Error| BuildError::io(step, "cannot build", &error);
         let plan = self.plan().await?;
         self.open_session().await.map_err(broken)?;
         for (base, version) in &plan.local_bases {
@@ -52,56 +53,57 @@ impl Job {
         Ok(image)
     }
 
-    async fn plan(&self) -> Result<Plan, Stop> {
+    async fn plan(&self) -> Result<Plan, StepError> {
         let step = BuildStep::Container;
         let path = self.work.context().join(DOCKERFILE);
-        let broken = |error: std::io::Error| Failure::io(step, "cannot read the Dockerfile", &error);
+        let broken = |error: std::io::Error| BuildError::io(step, "cannot read the Dockerfile", &error);
         let size = tokio::fs::metadata(&path).await.map_err(broken)?.len();
         if size > DOCKERFILE_BYTES_MAX as u64 {
-            let refusal = DockerfileError::Unreadable("is larger than 1 MiB");
-            return Err(Failure::new(step, Reason::ContainerBuildFailed, refusal.to_string()).into());
+            let refusal = DockerfileRefusal::Unreadable("is larger than 1 MiB");
+            return Err(BuildError::new(step, Reason::ContainerBuildFailed, refusal.to_string()).into());
         }
         let source = tokio::fs::read(&path).await.map_err(broken)?;
         let known = self.bases().await?;
         let configuration = self.version.configuration.as_ref();
         let pinned = configuration.and_then(|configuration| {
-            let aliases = &self.context.settings.build.base_image_aliases;
+            let aliases = &self.context.config.build.base_image_aliases;
             let name = stored_name(base_name(configuration), aliases);
             Some((name, base_version(configuration)?))
         });
         let variables = self.context.buildah.run_variables();
         prepare(&source, &known, pinned, &variables).map_err(|refusal| {
             let reason = match refusal {
-                DockerfileError::UnknownBase { .. } => Reason::BaseImageNotFound,
+                DockerfileRefusal::UnknownBase { .. } => Reason::BaseImageNotFound,
                 _ => Reason::ContainerBuildFailed,
             };
-            Failure::new(step, reason, refusal.to_string()).into()
+            BuildError::new(step, reason, refusal.to_string()).into()
         })
     }
 
-    async fn bases(&self) -> Result<Bases, Stop> {
-        bases::known(&self.context.catalog).await.map_err(|error| {
+    async fn bases(&self) -> Result<Bases, StepError> {
+        self.context.bases.known().await.map_err(|error| {
             let text = format!("The base images cannot be listed: {error}.");
-            Failure::new(BuildStep::Container, Reason::DependencyUnavailable, text).into()
+            BuildError::new(BuildStep::Container, Reason::DependencyUnavailable, text).into()
         })
     }
 
     /// Makes sure that buildah has a base image, from S3 if need be.
-    async fn import(&self, name: &str, version: &str) -> Result<(), Stop> {
+    async fn import(&self, name: &str, version: &str) -> Result<(), StepError> {
         let step = BuildStep::Container;
-        let tar = bases::local_tar(&self.context, name, version)
-            .await
-            .map_err(|error| Failure::internal(step, format!("base image {name} {version}: {error}")))?;
+        let tar =
+            self.context.bases.local_tar(name, version).await.map_err(|error| {
+                BuildError::internal(step, format!("base image {name} {version}: {error}"))
+            })?;
         let session = self.session.as_ref().expect("a container build has a session");
         let log = |text: String| self.log.add(LogSource::Stdout, text);
         let imported = self.context.buildah.import(session, &self.work, &tar, (name, version), log).await;
         Ok(imported.map_err(|error| own_failure(step, error, false))?)
     }
 
-    fn container_failure(&self, error: BuildahError, transcript: &Transcript, plan: &Plan) -> Failure {
+    fn container_failure(&self, error: BuildahError, transcript: &Transcript, plan: &Plan) -> BuildError {
         let step = BuildStep::Container;
         match error {
-            BuildahError::Failed(_) if transcript.disk_was_full() => Failure::disk_full(step),
+            BuildahError::Failed(_) if transcript.disk_was_full() => BuildError::disk_full(step),
             BuildahError::Failed(_) if transcript.stopped_at_from() && !plan.remote_images.is_empty() => {
                 let bases: BTreeMap<String, Vec<u64>> =
                     plan.local_bases.iter().map(|(name, version)| (name.clone(), vec![*version])).collect();
@@ -111,10 +113,10 @@ impl Job {
                     plan.remote_images.join("' or '"),
                     transcript.detail(),
                 );
-                Failure::new(step, Reason::BaseImageNotFound, sentence)
+                BuildError::new(step, Reason::BaseImageNotFound, sentence)
             }
             BuildahError::Failed(_) => {
-                Failure::new(step, Reason::ContainerBuildFailed, transcript.sentence())
+                BuildError::new(step, Reason::ContainerBuildFailed, transcript.sentence())
             }
             BuildahError::Timeout(limit) => Self::timed_out(step, limit),
             other => own_failure(step, other, false),
@@ -130,41 +132,41 @@ impl Job {
     }
 
     /// Makes the disk, reads how the app starts, and uploads the disk.
-    pub(super) async fn disk(&mut self, image: &str) -> Result<Prepared, Stop> {
+    pub(super) async fn disk(&mut self, image: &str) -> Result<Prepared, StepError> {
         let step = BuildStep::Disk;
         let memory = self.version.configuration.as_ref().and_then(|c| c.resources).unwrap_or_default();
         let class = MemoryClass::of(memory.minimum_memory_mib)
-            .ok_or_else(|| Failure::internal(step, "the version has no memory class"))?;
-        let full = Mutex::new(false);
+            .ok_or_else(|| BuildError::internal(step, "the version has no memory class"))?;
+        let mut full = false;
         let line = |text: String| {
             if text.contains("Could not allocate block") {
-                *full.lock().unwrap_or_else(PoisonError::into_inner) = true;
+                full = true;
             }
             self.log.add(LogSource::Stdout, text);
         };
         let session = self.session.as_ref().expect("a container build has a session");
         let made = self.context.buildah.disk(session, &self.work, image, class.disk_bytes, line).await;
         let disk = made.map_err(|error| {
-            if full.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            if full {
                 let gib = class.disk_bytes >> 30;
                 let text = format!("The image needs more than the {gib} GiB disk of its memory class.");
-                return Failure::new(step, Reason::DiskStorageFull, text);
+                return BuildError::new(step, Reason::DiskStorageFull, text);
             }
             own_failure(step, error, true)
         })?;
         let app = app::read(&disk.configuration).map_err(|error| {
             let reason = match error {
-                app::Error::NoStartCommand => Reason::NoStartCommand,
-                app::Error::Unreadable(_) => Reason::InternalPlatformError,
+                app::Refusal::NoStartCommand => Reason::NoStartCommand,
+                app::Refusal::Unreadable(_) => Reason::InternalPlatformError,
             };
-            Failure::new(step, reason, error.to_string())
+            BuildError::new(step, reason, error.to_string())
         })?;
         self.log.note(format!("Uploading the disk ({} bytes of files).", disk.tree_bytes));
         let sizes = SnapshotBuild { code_install_size_bytes: disk.tree_bytes, ..SnapshotBuild::default() };
         self.build.value.snapshot_build = Some(sizes);
         let prefix = self.disk_prefix();
         let sources = [FileSource { kind: FileKind::Disk, path: disk.path }];
-        let bucket = &self.context.settings.snapshot_bucket;
+        let bucket = &self.context.config.snapshot_bucket;
         // Dying in the middle: the next attempt removes the prefix.
         let published = snapshot::upload(
             &self.context.objects,
@@ -185,7 +187,7 @@ impl Job {
     }
 
     pub(super) fn disk_prefix(&self) -> String {
-        format!("disks/{}/{}/{}", self.entry.image_id, self.entry.image_version, self.entry.attempt)
+        object_keys::disk_prefix(&self.entry.image_id, &self.entry.image_version, self.entry.attempt)
     }
 
     fn disk_head(&self, size: u64) -> ManifestHead {
@@ -211,20 +213,20 @@ impl Job {
 }
 
 /// A failure of a step that is ours, not the user's.
-fn own_failure(step: BuildStep, error: BuildahError, in_disk: bool) -> Failure {
+fn own_failure(step: BuildStep, error: BuildahError, in_disk: bool) -> BuildError {
     match error {
-        BuildahError::DiskFull => Failure::disk_full(step),
-        BuildahError::Io(error) => Failure::io(step, "cannot run buildah", &error),
+        BuildahError::DiskFull => BuildError::disk_full(step),
+        BuildahError::Io(error) => BuildError::io(step, "cannot run buildah", &error),
         BuildahError::Timeout(limit) => Job::timed_out(step, limit),
         BuildahError::Failed(status) => {
             let what = if in_disk { "making the disk" } else { "importing the base image" };
-            Failure::internal(step, format!("{what} ended with {status}"))
+            BuildError::internal(step, format!("{what} ended with {status}"))
         }
     }
 }
 
-fn upload_failure(error: &snapshot::Error) -> Failure {
+fn upload_failure(error: &snapshot::Error) -> BuildError {
     let reason =
         if error.retryable() { Reason::DependencyUnavailable } else { Reason::InternalPlatformError };
-    Failure::new(BuildStep::Disk, reason, format!("The disk could not be stored in S3: {error}."))
+    BuildError::new(BuildStep::Disk, reason, format!("The disk could not be stored in S3: {error}."))
 }

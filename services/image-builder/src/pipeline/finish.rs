@@ -7,10 +7,10 @@ use api::image::v1::{BuildState, BuildStep};
 
 use super::bake::Baked;
 use super::job::Job;
-use super::{Stop, Target, now};
+use super::{StepError, Target, now};
 use crate::adapters::catalog::{Change, Error as CatalogError};
-use crate::domain::failure::{Failure, Reason};
-use crate::domain::lifecycle;
+use crate::domain::build_error::{BuildError, Reason};
+use crate::domain::{lifecycle, object_keys};
 
 /// Attempts to move a log to S3; the build's end does not wait for ever.
 const LOG_ATTEMPTS: u32 = 3;
@@ -22,10 +22,11 @@ const LOST: &str = "LOST";
 
 impl Job {
     /// Completes the records with what was baked; [`Job::finish`] writes them.
-    pub(super) async fn publish(&mut self, baked: Baked) -> Result<(), Stop> {
+    pub(super) async fn publish(&mut self, baked: Baked) -> Result<(), StepError> {
         let step = BuildStep::Publish;
         let snapshot = baked.result.snapshot.filter(|snapshot| !snapshot.manifest_key.is_empty());
-        let snapshot = snapshot.ok_or_else(|| Failure::internal(step, "the host's bake has no snapshot"))?;
+        let snapshot =
+            snapshot.ok_or_else(|| BuildError::internal(step, "the host's bake has no snapshot"))?;
         let sizes = self.build.value.snapshot_build.get_or_insert_default();
         sizes.memory_snapshot_size_bytes = baked.result.memory_bytes;
         sizes.disk_snapshot_size_bytes = baked.result.disk_difference_bytes;
@@ -40,11 +41,11 @@ impl Job {
     }
 
     /// Ends the build as `result` says. Returns the outcome for metrics.
-    pub(super) async fn finish(&mut self, result: Result<(), Stop>) -> &'static str {
+    pub(super) async fn finish(&mut self, result: Result<(), StepError>) -> &'static str {
         let failure = match result {
             Ok(()) => None,
-            Err(Stop::Failed(failure)) => Some(failure),
-            Err(Stop::Lost) => return self.give_up(),
+            Err(StepError::Failed(failure)) => Some(failure),
+            Err(StepError::Lost) => return self.give_up(),
         };
         self.end_phase();
         match &failure {
@@ -54,8 +55,8 @@ impl Job {
         self.move_log().await;
         match self.end(failure.as_ref()).await {
             Ok(()) => self.after(failure.as_ref()).await,
-            // The records could not be written while the build was ours; whoever
-            // takes it over starts again.
+            // The records could not be written while the build was ours. The builder
+            // that takes it over starts again.
             Err(_) => self.give_up(),
         }
     }
@@ -67,8 +68,8 @@ impl Job {
 
     /// Stores the log. A build without a stored log is still a build.
     async fn move_log(&mut self) {
-        let key = format!("builds/{}.log", self.entry.build_id);
-        let bucket = &self.context.settings.log_bucket;
+        let key = object_keys::build_log(&self.entry.build_id);
+        let bucket = &self.context.config.log_bucket;
         for attempt in 1..=LOG_ATTEMPTS {
             // Dying after this line leaves a log under a key that the next
             // attempt's log replaces.
@@ -87,13 +88,13 @@ impl Job {
     }
 
     /// Writes build, version and image in one transaction.
-    async fn end(&mut self, failure: Option<&Failure>) -> Result<(), Stop> {
+    async fn end(&mut self, failure: Option<&BuildError>) -> Result<(), StepError> {
         for _ in 0..CONFLICTS_MAX {
             if !self.lease.is_alive() {
-                return Err(Stop::Lost);
+                return Err(StepError::Lost);
             }
             let Some(mut target) = self.target().await? else {
-                return Err(Stop::Lost);
+                return Err(StepError::Lost);
             };
             target.version.value.snapshot.clone_from(&self.version.snapshot);
             target.version.value.app.clone_from(&self.version.app);
@@ -108,7 +109,7 @@ impl Job {
             };
             if let Err(error) = possible {
                 tracing::error!(build_id = self.entry.build_id, %error, "records do not fit together");
-                return Err(Stop::Lost);
+                return Err(StepError::Lost);
             }
             // Dying before this line: the build is taken over or failed by another
             // builder. Dying after it: the build is over; what is left in S3 is
@@ -132,7 +133,7 @@ impl Job {
                             return Ok(());
                         }
                         Ok(Some(found)) if found.revision == self.build.revision => {}
-                        Ok(_) => return Err(Stop::Lost),
+                        Ok(_) => return Err(StepError::Lost),
                         Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
                     }
                 }
@@ -141,15 +142,15 @@ impl Job {
                 }
                 Err(error) => {
                     tracing::error!(build_id = self.entry.build_id, %error, "a build cannot be ended");
-                    return Err(Stop::Lost);
+                    return Err(StepError::Lost);
                 }
             }
         }
-        Err(Stop::Lost)
+        Err(StepError::Lost)
     }
 
     /// The image's records as they are now; `None` when they are gone.
-    async fn target(&self) -> Result<Option<Target>, Stop> {
+    async fn target(&self) -> Result<Option<Target>, StepError> {
         let catalog = &self.context.catalog;
         let (name, version) = (&self.entry.image_name, &self.entry.image_version);
         loop {
@@ -157,20 +158,20 @@ impl Job {
                 (Ok(Some(image)), Ok(Some(version))) => return Ok(Some(Target { image, version })),
                 (Ok(_), Ok(_)) => return Ok(None),
                 _ if self.lease.is_alive() => tokio::time::sleep(RETRY_PAUSE).await,
-                _ => return Err(Stop::Lost),
+                _ => return Err(StepError::Lost),
             }
         }
     }
 
     /// What follows the transaction; nothing depends on it.
-    async fn after(&self, failure: Option<&Failure>) -> &'static str {
+    async fn after(&self, failure: Option<&BuildError>) -> &'static str {
         let (image, version) = (&self.entry.image_name, &self.entry.image_version);
         match failure {
             None => {
                 tracing::info!(image, version, build_id = self.entry.build_id, "build SUCCESSFUL");
                 // The snapshot holds the disk; the upload has served its purpose.
                 let key = snapshot::manifest_key(&self.disk_prefix());
-                let bucket = &self.context.settings.snapshot_bucket;
+                let bucket = &self.context.config.snapshot_bucket;
                 if let Err(error) = snapshot::delete(&self.context.objects, bucket, &key).await {
                     tracing::warn!(key, %error, "a disk is left over until its version is deleted");
                 }

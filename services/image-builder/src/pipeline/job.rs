@@ -9,17 +9,17 @@ use api::image::v1::{BuildStep, ImageBuild, ImageVersion};
 use records::Lease;
 use tokio::task::JoinHandle;
 
-use super::{Claim, Context, Stop, remove_work, version_prefixes};
+use super::{BuildLease, Context, StepError, remove_work};
 use crate::adapters::buildah::Session;
 use crate::adapters::catalog::{Change, Error as CatalogError, QueueEntry, Record};
 use crate::adapters::layout::Work;
-use crate::domain::failure::{Failure, Reason};
+use crate::domain::build_error::{BuildError, Reason};
+use crate::domain::object_keys::version_prefixes;
 use crate::log::Log;
 
 /// Pause before a write to etcd is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
-/// A running build.
 pub(super) struct Job {
     pub(super) context: Arc<Context>,
     pub(super) entry: QueueEntry,
@@ -50,17 +50,18 @@ pub(super) fn step_name(step: BuildStep) -> &'static str {
 
 impl Job {
     /// Opens the log and the work directory of a claimed build.
-    pub(super) async fn begin(context: Arc<Context>, claim: Claim) -> Result<Self, Stop> {
-        let build_id = claim.entry.build_id.clone();
-        let broken = |error: std::io::Error| Failure::io(BuildStep::Fetch, "cannot begin the build", &error);
+    pub(super) async fn begin(context: Arc<Context>, build: BuildLease) -> Result<Self, StepError> {
+        let build_id = build.entry.build_id.clone();
+        let broken =
+            |error: std::io::Error| BuildError::io(BuildStep::Fetch, "cannot begin the build", &error);
         let log = context.logs.begin(&build_id).map_err(broken)?;
         let layout = context.layout.clone();
         let work = tokio::task::spawn_blocking(move || layout.work(&build_id))
             .await
-            .map_err(|error| Failure::internal(BuildStep::Fetch, error))?
+            .map_err(|error| BuildError::internal(BuildStep::Fetch, error))?
             .map_err(broken)?;
         let now = Instant::now();
-        let Claim { entry, build, version, lease } = claim;
+        let BuildLease { entry, build, version, lease } = build;
         log.note(format!(
             "Building {} {} (attempt {}).",
             entry.image_name, entry.image_version, entry.attempt
@@ -80,8 +81,7 @@ impl Job {
         })
     }
 
-    /// All steps in order.
-    pub(super) async fn steps(&mut self) -> Result<(), Stop> {
+    pub(super) async fn steps(&mut self) -> Result<(), StepError> {
         if self.entry.attempt > 1 {
             // What an attempt before this one may have left. Its builder is gone;
             // a host that still works for it writes under that attempt's keys,
@@ -103,7 +103,7 @@ impl Job {
     }
 
     /// Writes the step the build is in now, and how long the one before took.
-    pub(super) async fn enter(&mut self, step: BuildStep) -> Result<(), Stop> {
+    pub(super) async fn enter(&mut self, step: BuildStep) -> Result<(), StepError> {
         self.end_phase();
         self.build.value.set_step(step);
         self.build.value.log_lines = *self.log.lines().borrow();
@@ -128,7 +128,7 @@ impl Job {
     }
 
     /// Writes the build's record while it is ours.
-    pub(super) async fn save(&mut self) -> Result<(), Stop> {
+    pub(super) async fn save(&mut self) -> Result<(), StepError> {
         let (value, revision) = (self.build.value.clone(), self.build.revision);
         let change = move || Change::new().build(&value, Some(revision));
         self.build.revision = self.apply(change).await?;
@@ -138,10 +138,10 @@ impl Job {
     /// Applies a change that includes the build's record, for as long as the
     /// lease lives. The build's record decides whether an attempt whose answer
     /// was lost took place.
-    pub(super) async fn apply(&self, change: impl Fn() -> Change) -> Result<i64, Stop> {
+    pub(super) async fn apply(&self, change: impl Fn() -> Change) -> Result<i64, StepError> {
         loop {
             if !self.lease.is_alive() {
-                return Err(Stop::Lost);
+                return Err(StepError::Lost);
             }
             match self.context.catalog.apply(change()).await {
                 Ok(revision) => return Ok(revision),
@@ -151,7 +151,7 @@ impl Job {
                 }
                 Err(error) => {
                     let step = self.build.value.step();
-                    return Err(Failure::internal(step, error).into());
+                    return Err(BuildError::internal(step, error).into());
                 }
             }
         }
@@ -159,23 +159,23 @@ impl Job {
 
     /// After a conflict: our own earlier attempt, if the record is as we wanted
     /// it, else somebody else's.
-    async fn judge_conflict(&self) -> Result<i64, Stop> {
+    async fn judge_conflict(&self) -> Result<i64, StepError> {
         match self.context.catalog.build(&self.entry.build_id).await {
             Ok(Some(found)) if found.value == self.build.value => Ok(found.revision),
-            _ => Err(Stop::Lost),
+            _ => Err(StepError::Lost),
         }
     }
 
     /// A bound on what a step's own waiting may take.
-    pub(super) fn timed_out(step: BuildStep, limit: Duration) -> Failure {
+    pub(super) fn timed_out(step: BuildStep, limit: Duration) -> BuildError {
         let sentence = format!("The build did not end within {} seconds.", limit.as_secs());
-        Failure::new(step, Reason::BuildTimeout, sentence)
+        BuildError::new(step, Reason::BuildTimeout, sentence)
     }
 
     /// Removes everything of this build that is not a published version from S3.
     pub(super) async fn remove_objects(&self) {
         for prefix in version_prefixes(&self.entry.image_id, &self.entry.image_version) {
-            let bucket = &self.context.settings.snapshot_bucket;
+            let bucket = &self.context.config.snapshot_bucket;
             if let Err(error) = self.context.objects.delete_prefix(bucket, &prefix).await {
                 // Goes with the image at the latest, whose deletion removes prefixes.
                 tracing::warn!(prefix, %error, "objects of a build are left over");
@@ -209,7 +209,6 @@ impl Job {
         {
             self.context.networks.remove(network).await;
         }
-        let work = std::mem::replace(&mut self.work, Work::none());
-        remove_work(work, &self.entry.build_id).await;
+        remove_work(self.work.clone(), &self.entry.build_id).await;
     }
 }

@@ -3,21 +3,21 @@
 use api::image::v1::BuildStep;
 use object_store::Error as ObjectError;
 
-use super::Stop;
+use super::StepError;
 use super::job::Job;
 use crate::adapters::unpack::{Error as UnpackError, unpack};
-use crate::domain::archive::Error as Refusal;
+use crate::domain::archive::Refusal;
+use crate::domain::build_error::{BuildError, Reason};
 use crate::domain::configuration::S3Uri;
-use crate::domain::failure::{Failure, Reason};
 
 impl Job {
-    pub(super) async fn fetch(&mut self) -> Result<(), Stop> {
+    pub(super) async fn fetch(&mut self) -> Result<(), StepError> {
         let step = BuildStep::Fetch;
         let configuration = self.version.configuration.as_ref();
         let uri = configuration.and_then(|c| c.code_artifact.as_ref()).map_or("", |artifact| &artifact.uri);
         let place =
-            S3Uri::parse(uri).ok_or_else(|| Failure::internal(step, "the artifact has no address"))?;
-        let limit = self.context.settings.archive.bytes_max;
+            S3Uri::parse(uri).ok_or_else(|| BuildError::internal(step, "the artifact has no address"))?;
+        let limit = self.context.config.archive.bytes_max;
         self.log.note(format!("Fetching {uri}."));
         let objects = &self.context.objects;
         let fetched =
@@ -40,21 +40,21 @@ impl Job {
         Ok(())
     }
 
-    pub(super) async fn unpack(&mut self) -> Result<(), Stop> {
+    pub(super) async fn unpack(&mut self) -> Result<(), StepError> {
         let step = BuildStep::Unpack;
         let (archive, target) = (self.work.artifact(), self.work.context());
-        let limits = self.context.settings.archive.clone();
-        let owner = self.context.settings.build.uid_base;
+        let limits = self.context.config.archive.clone();
+        let owner = self.context.config.build.uid_base;
         let unpacked = tokio::task::spawn_blocking(move || unpack(&archive, &target, &limits, owner))
             .await
-            .map_err(|error| Failure::internal(step, error))?;
+            .map_err(|error| BuildError::internal(step, error))?;
         match unpacked {
             Ok(unpacked) => {
                 self.log.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
                 Ok(())
             }
             Err(UnpackError::Io(error)) => {
-                Err(Failure::io(step, "cannot unpack the artifact", &error).into())
+                Err(BuildError::io(step, "cannot unpack the artifact", &error).into())
             }
             Err(UnpackError::Refused(refusal)) => {
                 let reason = match &refusal {
@@ -62,13 +62,13 @@ impl Job {
                     Refusal::TooLarge(_) => Reason::ArchiveTooLarge,
                     Refusal::DockerfileNotFound(_) => Reason::ArchiveDockerfileNotFound,
                 };
-                Err(Failure::new(step, reason, refusal.to_string()).into())
+                Err(BuildError::new(step, reason, refusal.to_string()).into())
             }
         }
     }
 }
 
-fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
+fn refused(error: ObjectError, uri: &str, limit: u64) -> BuildError {
     let (reason, sentence) = match &error {
         ObjectError::NotFound { .. } => (Reason::S3NoSuchKey, format!("The artifact {uri} does not exist.")),
         ObjectError::NoSuchBucket { bucket } => {
@@ -84,11 +84,11 @@ fn refused(error: ObjectError, uri: &str, limit: u64) -> Failure {
             (Reason::DependencyUnavailable, format!("S3 did not give out the artifact {uri}: {error}."))
         }
         ObjectError::File { source, .. } => {
-            return Failure::io(BuildStep::Fetch, "cannot store the artifact", source);
+            return BuildError::io(BuildStep::Fetch, "cannot store the artifact", source);
         }
         other => (Reason::InternalPlatformError, format!("The artifact {uri} cannot be fetched: {other}.")),
     };
-    Failure::new(BuildStep::Fetch, reason, sentence)
+    BuildError::new(BuildStep::Fetch, reason, sentence)
 }
 
 #[cfg(test)]

@@ -1,22 +1,22 @@
-//! Hosts, apps, builders and build steps that fail, and requests that are wrong.
+//! Hosts, apps, builders and build steps that fail.
 
 use std::time::{Duration, Instant};
 
-use api::errors::reason_of;
 use api::image::v1::*;
 use tonic::Code;
 
-use crate::fleet::Step;
-use crate::rig::{self, Rig, SNAPSHOTS, build, ended, log, until};
+use crate::machine::{self, build, ended, log};
+use crate::peers::BakeEnd;
+use crate::world::{SNAPSHOTS, World, until};
 
 #[tokio::test]
 async fn hosts_and_apps_that_fail_are_told_apart() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let builder = rig.builder(rig.settings("builder")).await;
+    let world = World::start().await;
+    world.tiny_base().await;
+    let builder = world.builder(world.settings("builder")).await;
     let mut client = builder.client.clone();
     let files = [("Dockerfile", "FROM debian-12\nCMD [\"/x\"]\n")];
-    let refuse = |reason, metadata| Step::Refuse(Code::FailedPrecondition, reason, metadata);
+    let refuse = |reason, metadata| BakeEnd::Refuse(Code::FailedPrecondition, reason, metadata);
     for (name, step, code, text) in [
         (
             "never-ready",
@@ -37,8 +37,8 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
             "The application exited with status 3 before it was ready.",
         ),
     ] {
-        rig.set(|script| script.bakes = vec![step]);
-        let order = rig.order(name, &files).await;
+        world.set(|script| script.bakes = vec![step]);
+        let order = world.order(name, &files).await;
         let ended = build(&mut client, order).await;
         assert_eq!((ended.reason_code.as_str(), ended.state_reason.as_str()), (code, text), "{name}");
         let sizes = ended.snapshot_build.unwrap();
@@ -51,15 +51,15 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
     }
     // A host that breaks is not the app's fault: the bake is done again, under a
     // higher generation.
-    rig.set(|script| {
-        script.bakes = vec![Step::Break];
+    world.set(|script| {
+        script.bakes = vec![BakeEnd::Break];
         script.requests.clear();
         script.released = 0;
     });
-    let order = rig.order("again", &files).await;
+    let order = world.order("again", &files).await;
     assert_eq!(build(&mut client, order).await.state(), BuildState::Successful);
     let (generations, released): (Vec<u64>, usize) = {
-        let script = rig.script.lock().unwrap();
+        let script = world.script.lock().unwrap();
         (script.requests.iter().map(|request| request.generation).collect(), script.released)
     };
     assert_eq!((generations, released), (vec![101, 102], 2));
@@ -68,42 +68,42 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
 
 #[tokio::test]
 async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let first = rig.settings("first");
-    let mut process = rig.process(&first).await;
-    rig.set(|script| script.bakes = vec![Step::Hang]);
-    let order = rig.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")]).await;
+    let world = World::start().await;
+    world.tiny_base().await;
+    let first = world.settings("first");
+    let mut process = world.process(&first).await;
+    world.set(|script| script.bakes = vec![BakeEnd::Hang]);
+    let order = world.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nCMD [\"/x\"]\n")]).await;
     process.client.create_image(order).await.unwrap();
-    until("the bake hangs", || async { rig.script.lock().unwrap().requests.len() == 1 }).await;
+    until("the bake hangs", || async { world.script.lock().unwrap().requests.len() == 1 }).await;
     process.kill();
-    let builder = rig.builder(rig.settings("second")).await;
+    let builder = world.builder(world.settings("second")).await;
     let mut client = builder.client.clone();
     let finished = ended(&mut client, "app").await;
     assert_eq!(finished.state(), BuildState::Successful, "{}", finished.state_reason);
-    assert_eq!(rig.script.lock().unwrap().requests.last().unwrap().generation, 201);
+    assert_eq!(world.script.lock().unwrap().requests.last().unwrap().generation, 201);
     builder.stop().await;
 
     // What the first left on the machine goes when it starts again.
-    let mut process = rig.process(&first).await;
-    until("the first builder has cleaned up", || async { rig::is_clean(&first.data_dir) }).await;
+    let mut process = world.process(&first).await;
+    until("the first builder has cleaned up", || async { machine::is_clean(&first.data_dir) }).await;
 
     // Twice is enough. Here it dies in the middle of a RUN step, whose processes
     // must not outlive it.
     let steps = "FROM debian-12\nRUN sleep 31337\nCMD [\"/x\"]\n";
-    let order = rig.order("doomed", &[("Dockerfile", steps)]).await;
+    let order = world.order("doomed", &[("Dockerfile", steps)]).await;
     process.client.create_image(order).await.unwrap();
     for _ in 1..=2 {
         until("the step runs", || async { sleepers() > 0 }).await;
         process.kill();
         until("the step is gone", || async { sleepers() == 0 }).await;
-        process = rig.process(&first).await;
+        process = world.process(&first).await;
     }
     let mut client = process.client.clone();
     let failed = ended(&mut client, "doomed").await;
     assert_eq!(failed.reason_code, "BUILDER_LOST");
     assert_eq!(failed.state_reason, "The builder stopped in the middle of the build 2 times.");
-    until("no disk is left", || async { rig.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
+    until("no disk is left", || async { world.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
 }
 
 /// Processes of this machine that run the test's `sleep`.
@@ -119,21 +119,21 @@ fn sleepers() -> usize {
 
 #[tokio::test]
 async fn a_flood_of_output_is_bounded_and_a_hanging_step_is_ended() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let mut settings = rig.settings("builder");
+    let world = World::start().await;
+    world.tiny_base().await;
+    let mut settings = world.settings("builder");
     settings.log.bytes_max = 1 << 20;
     settings.build.timeout_seconds = 8;
-    let builder = rig.builder(settings).await;
+    let builder = world.builder(settings).await;
     let mut client = builder.client.clone();
     // 330 MiB of output and then the end of the step.
     let flood = "FROM debian-12\nRUN timeout 5 cat /dev/zero | head -c 330000000; echo; echo flood is over\nCMD [\"/x\"]\n";
     let started = Instant::now();
-    let order = rig.order("flood", &[("Dockerfile", flood)]).await;
+    let order = world.order("flood", &[("Dockerfile", flood)]).await;
     let ended = build(&mut client, order).await;
     assert_eq!(ended.state(), BuildState::Successful, "{}", ended.state_reason);
     let lines = "FROM debian-12\nRUN while :; do echo xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx; done\nCMD [\"/x\"]\n";
-    let order = rig.order("hangs", &[("Dockerfile", lines)]).await;
+    let order = world.order("hangs", &[("Dockerfile", lines)]).await;
     let ended = build(&mut client, order).await;
     assert_eq!(ended.reason_code, "BUILD_TIMEOUT", "{}", ended.state_reason);
     let (lines, _) = log(&mut client, &ended.build_id, false).await;
@@ -141,36 +141,5 @@ async fn a_flood_of_output_is_bounded_and_a_hanging_step_is_ended() {
     assert!(size < 2 << 20, "{size}");
     assert!(lines.iter().any(|line| line.contains("the rest is not kept")));
     assert!(started.elapsed() < Duration::from_secs(60));
-    builder.stop().await;
-}
-
-#[tokio::test]
-async fn requests_are_checked_before_anything_is_made() {
-    let rig = Rig::start().await;
-    rig.tiny_base().await;
-    let mut settings = rig.settings("builder");
-    settings.build.unfinished_max = 0;
-    let builder = rig.builder(settings).await;
-    let mut client = builder.client.clone();
-    let mut order = rig.store("bad name!", Vec::new()).await;
-    let configuration = order.configuration.as_mut().unwrap();
-    configuration.resources = Some(api::common::v1::Resources { minimum_memory_mib: 700 });
-    configuration.base_image_version = "9".to_owned();
-    let refused = client.create_image(order).await.unwrap_err();
-    assert_eq!(refused.code(), Code::InvalidArgument);
-    for path in [
-        "name:",
-        "No managed MicroVM Image with arn debian-12 and version 9 is available",
-        "resources[0].minimumMemoryInMiB:",
-    ] {
-        assert!(refused.message().contains(path), "{}", refused.message());
-    }
-    let order = rig.store("good", Vec::new()).await;
-    let refused = client.create_image(order).await.unwrap_err();
-    assert_eq!(reason_of(&refused).as_deref(), Some("QUOTA_EXCEEDED"));
-    let request = GetImageRequest { image_identifier: "none".to_owned() };
-    assert_eq!(client.get_image(request).await.unwrap_err().code(), Code::NotFound);
-    let request = GetImageBuildRequest { build_id: "none".to_owned() };
-    assert_eq!(client.get_image_build(request).await.unwrap_err().code(), Code::NotFound);
     builder.stop().await;
 }

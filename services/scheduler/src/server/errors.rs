@@ -88,13 +88,7 @@ fn throttled(text: String) -> Status {
 
 /// UNAVAILABLE that names the leader, so that a caller can go there.
 pub fn not_leader(leader: &str) -> Status {
-    let mut details = ErrorDetails::with_error_info(
-        reason::NOT_LEADER,
-        errors::DOMAIN,
-        [("leader".to_owned(), leader.to_owned())],
-    );
-    details.set_retry_info(Some(RETRY_AFTER));
-    Status::with_error_details(Code::Unavailable, "This scheduler does not lead.", details)
+    errors::not_leader(leader, RETRY_AFTER)
 }
 
 /// A host's answer without its transport metadata.

@@ -8,7 +8,7 @@ use http::Version;
 use http::header::EXPECT;
 use http::request::Parts;
 use hyper::body::Incoming;
-use sigv4::{Claim, Payload};
+use sigv4::{Payload, UnverifiedSignature};
 
 use super::body::{BodyError, Held};
 use super::handler::Api;
@@ -82,7 +82,7 @@ impl Api {
     /// The key that a claim names, when everything is right about the claim that can be told without the body.
     async fn named_key(
         &self,
-        claim: &Claim<'_>,
+        claim: &UnverifiedSignature<'_>,
         operation: Option<&Operation>,
         now: SystemTime,
     ) -> Result<Arc<AccessKey>, Rejection> {
@@ -120,7 +120,7 @@ impl Api {
 }
 
 /// The signature that the head of a request claims.
-fn read_head(parts: &Parts) -> Result<Claim<'_>, Rejection> {
+fn read_head(parts: &Parts) -> Result<UnverifiedSignature<'_>, Rejection> {
     let authority = parts.uri.authority().filter(|_| parts.version == Version::HTTP_2);
     let claim = sigv4::parse(sigv4::Request {
         method: parts.method.as_str(),

@@ -4,7 +4,7 @@ use api::image::v1::ImageConfiguration;
 use model::Violations;
 
 use super::Offer;
-use crate::domain::managed;
+use crate::domain::base_images::{self, stored_name};
 
 /// Checks the base and writes it in full: its ARN, its version as "1.0".
 pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Violations) {
@@ -13,13 +13,13 @@ pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violat
     }
     let asked = given.base_image_version.as_str();
     let version = Some(asked).filter(|version| !version.is_empty());
-    let found = managed::name(&given.base_image_arn, offer.region).ok().and_then(|name| {
+    let found = base_images::name(&given.base_image_arn, offer.region).ok().and_then(|name| {
         let stored = stored_name(name.as_str(), offer.base_aliases);
         Some((offer.bases.resolve(stored, version)?, name))
     });
     match found {
         Some((number, name)) => {
-            given.base_image_arn = managed::arn(offer.region, &name);
+            given.base_image_arn = base_images::arn(offer.region, &name);
             given.base_image_version = format!("{number}.0");
         }
         None => {
@@ -32,23 +32,4 @@ pub(super) fn complete(given: &mut ImageConfiguration, offer: &Offer<'_>, violat
             violations.add("baseImageArn", message);
         }
     }
-}
-
-/// The base that `name` stands for.
-#[must_use]
-pub fn stored_name<'a>(name: &'a str, aliases: &'a super::Aliases) -> &'a str {
-    aliases.get(name).map_or(name, String::as_str)
-}
-
-/// Name of the base that a complete configuration names.
-#[must_use]
-pub fn base_name(configuration: &ImageConfiguration) -> &str {
-    let arn = &configuration.base_image_arn;
-    arn.rsplit_once(':').map_or(arn, |(_, name)| name)
-}
-
-/// Version of the base that a complete configuration names.
-#[must_use]
-pub fn base_version(configuration: &ImageConfiguration) -> Option<u64> {
-    managed::number(&configuration.base_image_version)
 }

@@ -10,7 +10,6 @@ const READY_REQUIRED: &str = "The ready (/ready) MicroVM image hook must be enab
 const PORT_REQUIRED: &str = "The port of the MicroVM image hooks is required when hooks are given.";
 
 /// True when a hook is to be called.
-#[must_use]
 pub fn enabled(hook: Option<&Hook>) -> bool {
     hook.is_some_and(|hook| hook.mode() == HookMode::Enabled)
 }

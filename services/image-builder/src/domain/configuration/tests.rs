@@ -1,4 +1,5 @@
 use super::*;
+use crate::domain::base_images::{base_name, base_version};
 use api::common::v1::{CpuConfiguration, Hook, HookMode, Hooks, LogGroup, Logging};
 use api::image::v1::CodeArtifact;
 use std::collections::BTreeMap;
@@ -11,7 +12,7 @@ fn good() -> ImageConfiguration {
     }
 }
 
-fn judge(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(String, String)>) {
+fn completed(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(String, String)>) {
     let bases = Bases(BTreeMap::from([("debian-12".to_owned(), vec![1, 2])]));
     let aliases = Aliases::from([("al2023-1".to_owned(), "debian-12".to_owned())]);
     let offer = Offer {
@@ -36,7 +37,7 @@ fn hook(seconds: i64) -> Option<Hook> {
 fn check(change: impl FnOnce(&mut ImageConfiguration), expected: &[(&str, &str)]) {
     let mut configuration = good();
     change(&mut configuration);
-    let (_, violations) = judge(configuration);
+    let (_, violations) = completed(configuration);
     assert_eq!(violations.len(), expected.len(), "{violations:?}");
     for ((path, message), (wanted_path, wanted)) in violations.iter().zip(expected) {
         assert!(
@@ -48,7 +49,7 @@ fn check(change: impl FnOnce(&mut ImageConfiguration), expected: &[(&str, &str)]
 
 #[test]
 fn what_is_left_out_is_filled_in() {
-    let (complete, violations) = judge(ImageConfiguration { base_image_arn: String::new(), ..good() });
+    let (complete, violations) = completed(ImageConfiguration { base_image_arn: String::new(), ..good() });
     assert_eq!(violations, []);
     assert_eq!(
         (complete.base_image_arn.as_str(), complete.base_image_version.as_str()),
@@ -67,7 +68,7 @@ fn what_is_left_out_is_filled_in() {
         (&format!("{prefix}al2023-1"), "", "2.0", "al2023-1"),
         ("al2023-1", "1", "1.0", "al2023-1"),
     ] {
-        let (complete, violations) = judge(ImageConfiguration {
+        let (complete, violations) = completed(ImageConfiguration {
             base_image_arn: base.to_owned(),
             base_image_version: version.to_owned(),
             ..good()
@@ -167,7 +168,7 @@ fn environment_rules_never_show_values() {
     let secret = "s3cret".repeat(700);
     let mut configuration = good();
     configuration.environment_variables = variables(&[("KEY", &secret), ("A=B", "x"), (" ", "y")]);
-    let (_, violations) = judge(configuration);
+    let (_, violations) = completed(configuration);
     assert_eq!(violations.len(), 3);
     assert!(!format!("{violations:?}").contains("s3cret"));
     check(
@@ -227,7 +228,7 @@ fn hooks_need_a_port_and_ready() {
 
 #[test]
 fn everything_wrong_is_said_at_once() {
-    let (_, violations) = judge(ImageConfiguration {
+    let (_, violations) = completed(ImageConfiguration {
         resources: Some(Resources { minimum_memory_mib: 1 }),
         base_image_arn: "nope".to_owned(),
         ..ImageConfiguration::default()
@@ -237,7 +238,7 @@ fn everything_wrong_is_said_at_once() {
 
 #[test]
 fn tags_are_bounded() {
-    let judge = |key: &str, value: &str| {
+    let violations = |key: &str, value: &str| {
         let mut violations = Violations::default();
         check_tags(&HashMap::from([(key.to_owned(), value.to_owned())]), &mut violations);
         violations.into_vec().len()
@@ -250,10 +251,10 @@ fn tags_are_bounded() {
         ("k", "a\u{a0}b\u{2028}c", 0),
         ("k", "a\tb", 1),
     ] {
-        assert_eq!(judge(key, value), wrong, "{key}={value}");
+        assert_eq!(violations(key, value), wrong, "{key}={value}");
     }
     assert_eq!(
-        (judge(&"k".repeat(128), &"v".repeat(256)), judge(&"k".repeat(129), &"v".repeat(257))),
+        (violations(&"k".repeat(128), &"v".repeat(256)), violations(&"k".repeat(129), &"v".repeat(257))),
         (0, 2)
     );
 }
