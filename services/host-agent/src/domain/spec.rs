@@ -24,7 +24,6 @@ pub struct Spec {
     pub hooks: Hooks,
     /// Time without activity after which it sleeps; `None` never.
     pub idle_limit: Option<Duration>,
-    /// Sensitive: never logged.
     pub run_hook_payload: String,
     pub ingress: Ingress,
     pub egress: slot::Egress,
@@ -42,7 +41,6 @@ pub struct Ingress {
 
 impl Ingress {
     /// True when no tunnel may be opened: requests and shells both come through one.
-    #[must_use]
     pub fn is_closed(self) -> bool {
         !self.http && !self.shell
     }
@@ -62,7 +60,6 @@ pub struct ImageSnapshot {
 
 impl ImageSnapshot {
     /// Virtual CPUs, and guest memory in MiB.
-    #[must_use]
     pub fn size(&self) -> (u32, u32) {
         (self.vcpu_count, self.memory_mib)
     }
@@ -112,7 +109,6 @@ impl Spec {
     }
 
     /// The wire's form, which the journal keeps.
-    #[must_use]
     pub fn encoded(&self) -> &[u8] {
         &self.encoded
     }
