@@ -34,7 +34,6 @@ pub enum ErrorClass {
     Final,
 }
 
-/// Sorts a host's answer.
 pub fn classify(status: &Status) -> ErrorClass {
     use api::errors::reason;
     let named = api::errors::reason_of(status);
@@ -64,7 +63,6 @@ pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
     }
 }
 
-/// Channels to hosts by address.
 #[derive(Debug)]
 pub struct Agents {
     identity: Arc<TlsIdentity>,
@@ -78,9 +76,6 @@ impl Agents {
     }
 
     /// A client for the host at `address`.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT when the address is malformed.
     pub fn client(&self, address: &str) -> Result<HostAgentServiceClient<Channel>, Status> {
         Ok(HostAgentServiceClient::new(self.channel(address)?))
     }
@@ -110,9 +105,6 @@ impl Agents {
 }
 
 /// Waits for a host's answer at most `timeout`.
-///
-/// # Errors
-/// The host's status, or DEADLINE_EXCEEDED.
 pub async fn bounded<T>(
     timeout: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,

@@ -18,11 +18,9 @@ use prost_types::{Duration as WireDuration, Timestamp};
 use crate::domain::idempotency::TokenUse;
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload, Placement, Spec};
 
-/// Prefix of every microVM's key.
 pub const PREFIX: &str = "microvms/";
 const FORMAT: u32 = 1;
 
-/// The key of a record.
 pub fn key(id: &MicrovmId) -> String {
     format!("{PREFIX}{id}")
 }
@@ -157,9 +155,6 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
 }
 
 /// A record from bytes.
-///
-/// # Errors
-/// [`CodecError`] when they are not one.
 pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
     let stored = Stored::decode(bytes).map_err(|error| CodecError::Malformed(error.to_string()))?;
     if stored.format != FORMAT {

@@ -24,7 +24,6 @@ pub enum TokenKeysError {
     Key(String),
 }
 
-/// The keys of this fleet.
 #[derive(Debug, Default)]
 pub struct TokenKeys {
     keys: Mutex<BTreeMap<String, Key>>,
@@ -54,9 +53,6 @@ impl TokenKeys {
 
     /// Makes a successor when the newest key is older than `rotation`, and drops
     /// keys that no living token can name.
-    ///
-    /// # Errors
-    /// [`TokenKeysError`]; asking again later is fine.
     pub async fn rotate(
         &self,
         store: &Store,
@@ -75,10 +71,6 @@ impl TokenKeys {
         Ok(())
     }
 
-    /// Seals a token.
-    ///
-    /// # Errors
-    /// [`TokenKeysError::Key`] when there is no key, or the claims are too large.
     pub fn mint(&self, claims: &Claims, now: SystemTime) -> Result<String, TokenKeysError> {
         let settled = seconds(now).saturating_sub(SETTLE.as_secs());
         let all: Vec<Key> = self.lock().values().cloned().collect();

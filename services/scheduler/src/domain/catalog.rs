@@ -30,7 +30,6 @@ pub struct Launchable {
 #[derive(Debug, thiserror::Error)]
 #[error("{key} is not a record of image-builder")]
 pub struct Unreadable {
-    /// The key.
     pub key: String,
 }
 
@@ -53,10 +52,6 @@ impl Catalog {
         self.versions.clear();
     }
 
-    /// Takes in a record.
-    ///
-    /// # Errors
-    /// [`Unreadable`] when it is none.
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Unreadable> {
         let unreadable = || Unreadable { key: key.to_owned() };
         // Whatever the key said before, it does not say now.
@@ -76,7 +71,6 @@ impl Catalog {
         Ok(())
     }
 
-    /// Takes a record out.
     pub fn delete(&mut self, key: &str) {
         if let Some(name) = key.strip_prefix("images/") {
             if let Ok(name) = name.parse::<ImageName>() {

@@ -11,12 +11,10 @@ use model::HostId;
 
 use super::placement::{Candidate, Demand, NoRoom, choose};
 
-/// One host.
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     /// What it is; default until it says.
     pub spec: HostSpec,
-    /// What it reported last.
     pub usage: HostUsage,
     /// When it last reported.
     pub heartbeat_time: Option<SystemTime>,
@@ -24,7 +22,6 @@ pub struct Host {
     pub registered: bool,
     /// When its lease was first seen missing; `None` while it is there.
     pub lease_gone: Option<SystemTime>,
-    /// Whether an operator drains it.
     pub draining: bool,
     /// MicroVMs that hold memory on it.
     pub held: u64,
@@ -50,7 +47,6 @@ impl Host {
     }
 }
 
-/// A bake's reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bake {
     pub host: HostId,
@@ -92,7 +88,6 @@ impl Hosts {
         moved
     }
 
-    /// The host's lease is gone.
     pub fn lease_lost(&mut self, id: &HostId, now: SystemTime) {
         let host = self.entry(id, now);
         host.lease_gone.get_or_insert(now);

@@ -21,7 +21,6 @@ use model::{ConnectorArn, HostId, ImageArn, ManagedConnector, MicrovmId, Version
 
 use super::idempotency::TokenUse;
 
-/// Reason of a clean end.
 pub const REASON_SUCCESS: &str = "Success.";
 /// Reason of an end by the maximum duration or the suspended window.
 pub const REASON_LIFETIME: &str = "MicroVM exceeded maximum lifetime.";
@@ -31,9 +30,7 @@ pub const REASON_LIFETIME: &str = "MicroVM exceeded maximum lifetime.";
 pub struct IdlePolicy {
     /// Time without traffic after which it is suspended.
     pub max_idle: Duration,
-    /// Time it may stay suspended.
     pub suspended: Duration,
-    /// Whether a request wakes it.
     pub auto_resume: bool,
 }
 
@@ -103,16 +100,13 @@ fn names(connectors: &[ConnectorArn], wanted: ManagedConnector) -> bool {
     connectors.iter().any(|arn| arn.managed_connector() == Some(wanted))
 }
 
-/// What should become of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intent {
-    /// Live: run, sleep, wake.
     Live,
     /// End; the state reason says why.
     End,
 }
 
-/// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     pub host: HostId,
@@ -124,16 +118,13 @@ pub struct Placement {
     pub fingerprint: String,
 }
 
-/// A microVM's record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Microvm {
     pub id: MicrovmId,
     pub spec: Spec,
     /// The client token it was launched with, if the caller gave one.
     pub token: Option<TokenUse>,
-    /// What should become of it.
     pub intent: Intent,
-    /// Where it is.
     pub placement: Placement,
     pub state: MicrovmState,
     /// Why; empty when there is nothing to say.
@@ -145,7 +136,6 @@ pub struct Microvm {
     pub terminate_time: Option<SystemTime>,
     /// Last observation of this generation that was taken in.
     pub observation: u64,
-    /// Copies of its latest snapshot.
     pub snapshot: Option<SnapshotCopies>,
     /// What it used so far; written with the next change only.
     pub metering: Option<Metering>,
@@ -155,9 +145,6 @@ pub struct Microvm {
 
 impl Microvm {
     /// Applies an event: state, reason and, when the state changed, its time.
-    ///
-    /// # Errors
-    /// When the state does not allow the event; nothing is changed then.
     pub fn apply_event(
         &mut self,
         event: MicrovmEvent,

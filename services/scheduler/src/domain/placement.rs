@@ -11,7 +11,6 @@ use std::cmp::Reverse;
 use api::common::v1::Architecture;
 use model::HostId;
 
-/// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
     /// Baseline memory, MiB.
@@ -22,7 +21,6 @@ pub struct Demand {
     pub architecture: Architecture,
     /// Platform fingerprint its snapshot needs; empty means any.
     pub fingerprint: String,
-    /// Hosts that were tried already.
     pub exclude: Vec<HostId>,
 }
 
@@ -30,21 +28,15 @@ pub struct Demand {
 #[derive(Debug, Clone)]
 pub struct Candidate<'a> {
     pub id: &'a HostId,
-    /// Whether it takes placements.
     pub ready: bool,
-    /// CPU it has.
     pub architecture: Architecture,
-    /// Engines it runs.
     pub engines: &'a [String],
-    /// Its platform fingerprint.
     pub fingerprint: &'a str,
     /// Memory it may hand out, MiB.
     pub memory_capacity_mib: u64,
     /// Memory handed out and reserved, MiB.
     pub memory_held_mib: u64,
-    /// Most microVMs at once.
     pub slot_capacity: u64,
-    /// Slots handed out and reserved.
     pub slots_held: u64,
     /// Whether its cache has the snapshot.
     pub cached: bool,
@@ -66,7 +58,6 @@ pub struct Score<'a> {
 pub struct NoRoom {
     /// Hosts that take no placements.
     pub not_ready: usize,
-    /// Hosts that cannot run it.
     pub unsuitable: usize,
     /// Hosts without room.
     pub full: usize,
@@ -83,9 +74,6 @@ impl std::fmt::Display for NoRoom {
 }
 
 /// The best host for a demand.
-///
-/// # Errors
-/// [`NoRoom`] when none qualifies.
 pub fn choose<'a>(
     candidates: impl Iterator<Item = Candidate<'a>>,
     demand: &Demand,

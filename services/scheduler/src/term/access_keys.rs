@@ -14,7 +14,6 @@ use crate::refusal::Refusal;
 /// An access key as asked for, checked field by field.
 #[derive(Debug, Clone, Default)]
 pub struct NewAccessKey {
-    /// Free text.
     pub description: String,
     /// What it may do; absent means everything.
     pub policy: Option<Policy>,
@@ -25,9 +24,6 @@ pub struct NewAccessKey {
 impl Term {
     /// Makes a key; it is durable when this returns. The secret is in the answer
     /// and in etcd, nowhere else.
-    ///
-    /// # Errors
-    /// [`Refusal`]; when the answer is lost the key may exist, listed without a use.
     pub async fn create_access_key(
         self: &Arc<Self>,
         asked: NewAccessKey,
@@ -88,10 +84,6 @@ impl Term {
         Ok(keys.collect())
     }
 
-    /// Deletes a key for good.
-    ///
-    /// # Errors
-    /// [`Refusal::AccessKeyNotFound`] when there is none with this id.
     pub async fn delete_access_key(self: &Arc<Self>, id: String) -> Result<(), Refusal> {
         let term = Arc::clone(self);
         self.detached(async move {

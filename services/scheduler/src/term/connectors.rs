@@ -25,9 +25,7 @@ const WAITING_MAX: usize = 64;
 /// A connector as a caller names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectorRef {
-    /// Its id or name.
     pub key: ConnectorName,
-    /// One version of it.
     pub version: Option<u64>,
 }
 
@@ -52,7 +50,6 @@ pub struct NewConnector {
     pub token: TokenUse,
 }
 
-/// The connectors of a term.
 #[derive(Debug, Default)]
 pub struct ConnectorStore {
     all: Mutex<Connectors>,
@@ -62,7 +59,6 @@ pub struct ConnectorStore {
 }
 
 impl ConnectorStore {
-    /// What etcd listed.
     pub fn load(entries: &[(String, records::Versioned)]) -> Self {
         let mut all = Connectors::default();
         for (connector, revision) in codec::decode(entries) {
@@ -89,7 +85,6 @@ impl ConnectorStore {
 }
 
 impl Term {
-    /// A connector.
     pub fn connector(&self, named: &ConnectorRef) -> Result<Arc<Entry>, Refusal> {
         let found = self.connectors.all().find(&named.key);
         let has = |entry: &Arc<Entry>| {
@@ -260,9 +255,6 @@ impl Term {
 
     /// What the customer's connectors among these let out together; absent when
     /// none is among them.
-    ///
-    /// # Errors
-    /// [`Refusal`] for the first that cannot be used.
     pub(crate) fn egress_policy(&self, connectors: &[ConnectorArn]) -> Result<Option<EgressPolicy>, Refusal> {
         let attached: Vec<ConnectorRef> = connectors.iter().filter_map(ConnectorRef::of).collect();
         if attached.is_empty() {

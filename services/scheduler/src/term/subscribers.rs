@@ -28,7 +28,6 @@ struct Subscriber {
     queue: mpsc::Sender<Change>,
 }
 
-/// Everybody who watches.
 #[derive(Debug, Default)]
 pub struct Subscribers {
     all: Vec<Subscriber>,
@@ -59,7 +58,6 @@ impl Subscribers {
         });
     }
 
-    /// Cuts everybody.
     pub fn close(&mut self) {
         self.all.clear();
     }

@@ -12,7 +12,6 @@ use crate::adapters::access_keys::is_id;
 use crate::refusal::Refusal;
 use crate::term::access_keys::NewAccessKey;
 
-/// Longest description, characters.
 const DESCRIPTION_MAX: usize = 256;
 /// Largest policy, encoded bytes: a key is one record.
 const POLICY_BYTES_MAX: usize = 64 * 1024;
@@ -21,7 +20,6 @@ const TIME_MAX: i64 = 253_402_300_799;
 /// Services whose actions are ever asked for.
 const SERVICES: [&str; 2] = ["lambda", "iam"];
 
-/// A new access key.
 pub fn create(request: &CreateAccessKeyRequest, now: SystemTime) -> Result<NewAccessKey, Refusal> {
     let mut findings = Findings::default();
     let found = &mut findings.violations;
