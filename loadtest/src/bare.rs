@@ -22,7 +22,6 @@ const SLOTS: u32 = 4;
 const OUTER_SUBNET: Subnet = Subnet::new(std::net::Ipv4Addr::new(10, 211, 0, 0), 24);
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// A cycle's latencies.
 pub struct Cycle {
     pub launch: Duration,
     pub suspend: Duration,
@@ -115,7 +114,6 @@ impl Bare {
         })
     }
 
-    /// Removes slots and files.
     pub async fn clean_up(&self) -> anyhow::Result<()> {
         self.pool.shutdown(false).await?;
         std::fs::remove_dir_all(&self.directory).context("remove the benchmark's files")

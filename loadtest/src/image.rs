@@ -11,13 +11,11 @@ use indicatif::ProgressBar;
 use tonic::Code;
 
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
-/// Longest wait for an image to be gone.
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(90);
 const POLL: Duration = Duration::from_millis(250);
 const DOCKERFILE: &str = include_str!("../../deploy/walkthrough/Dockerfile");
 const APP: &str = include_str!("../../deploy/walkthrough/app.py");
 
-/// A built image.
 pub struct Image {
     pub name: String,
     pub snapshot: SnapshotRef,
@@ -36,7 +34,6 @@ impl Image {
         Ok(Self { name: name.to_owned(), snapshot, ours: false })
     }
 
-    /// Builds the walkthrough's app.
     pub async fn build(context: &Context, memory_mib: u32) -> anyhow::Result<Self> {
         let files = [("Dockerfile", DOCKERFILE), ("app.py", APP)];
         let draft = Draft::create(context, "debian-12", memory_mib, &files).await?;
@@ -101,7 +98,6 @@ impl Draft {
         Ok(draft)
     }
 
-    /// Waits for the build.
     pub async fn built(&self, context: &Context) -> anyhow::Result<Image> {
         let bar = ProgressBar::new_spinner();
         bar.set_message(format!("building {}", self.name));

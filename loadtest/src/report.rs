@@ -78,7 +78,6 @@ impl Pair {
     }
 }
 
-/// To three decimals.
 pub fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
@@ -95,7 +94,6 @@ fn median_of(values: &[f64]) -> Option<f64> {
     sorted.get(sorted.len() / 2).copied()
 }
 
-/// One row of the result.
 #[derive(Serialize)]
 pub struct Summary {
     count: u64,
@@ -112,7 +110,6 @@ pub struct Summary {
     phases_p50_ms: BTreeMap<String, f64>,
 }
 
-/// The result of a run.
 #[derive(Serialize)]
 pub struct Report {
     pub image: String,
@@ -136,7 +133,6 @@ pub struct Report {
 /// answer.
 #[derive(Serialize)]
 pub struct Burst {
-    /// Launches at once.
     launches: u32,
     rounds: u32,
     failed: u32,
@@ -153,7 +149,6 @@ impl Burst {
 }
 
 impl Report {
-    /// A report of nothing yet.
     pub fn new(image: String, memory_mib: u32, cycles: u32) -> Self {
         Self {
             image,

@@ -10,7 +10,6 @@ use client::{AUTH_HEADER, Context, EndpointClient, EndpointConnection, HttpVersi
 use http_body_util::{BodyExt as _, Full};
 use tonic::transport::Channel;
 
-/// A cycle's latencies.
 pub struct Cycle {
     pub launch: Duration,
     pub suspend: Duration,
@@ -19,7 +18,6 @@ pub struct Cycle {
     pub phases: [Vec<Phase>; 3],
 }
 
-/// A fleet under test.
 #[derive(Clone)]
 pub struct Target {
     microvms: MicrovmServiceClient<Channel>,

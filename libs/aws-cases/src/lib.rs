@@ -17,13 +17,11 @@ use samples::{Expected, Sample, minimal};
 use words::NOT_NULL;
 
 /// Every case of every operation under these limits.
-#[must_use]
 pub fn cases(limits: &Limits) -> Vec<Case> {
     operations().iter().flat_map(|operation| of(operation, limits)).collect()
 }
 
 /// A request that passes, with the members that the operation cannot do without.
-#[must_use]
 pub fn minimal_case(operation: &'static Operation) -> Case {
     Case::new(operation, "the least".to_owned(), &least(operation), None)
 }

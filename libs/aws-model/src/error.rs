@@ -100,13 +100,11 @@ impl ErrorClass {
     }
 
     /// The value of `X-Amzn-Errortype`, "ValidationException".
-    #[must_use]
     pub fn name(self) -> &'static str {
         self.row().2
     }
 
     /// The HTTP status.
-    #[must_use]
     pub fn status(self) -> u16 {
         self.row().3
     }
@@ -169,33 +167,28 @@ pub struct Rejection {
 
 impl Rejection {
     /// A rejection with a message.
-    #[must_use]
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
         Self { class, message: Some(message.into()), details: Vec::new(), retry_after_seconds: None }
     }
 
     /// A rejection whose message is null on the wire.
-    #[must_use]
     pub fn silent(class: ErrorClass) -> Self {
         Self { class, message: None, details: Vec::new(), retry_after_seconds: None }
     }
 
     /// Adds a member to the body.
-    #[must_use]
     pub fn with(mut self, name: &'static str, value: impl Into<Value>) -> Self {
         self.details.push((name, value.into()));
         self
     }
 
     /// Sets `Retry-After`.
-    #[must_use]
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
     }
 
     /// The answer in the service's manner.
-    #[must_use]
     pub fn reply(&self, service: Service) -> ErrorReply {
         let mut body = Map::new();
         for (name, value) in self.class.details(service) {
@@ -244,7 +237,6 @@ pub struct ErrorReply {
 }
 
 /// The answer to a path that no operation has. The service's gateway gives it, so it is a page and not JSON.
-#[must_use]
 pub fn no_such_path() -> ErrorReply {
     ErrorReply {
         status: 404,
@@ -255,7 +247,6 @@ pub fn no_such_path() -> ErrorReply {
 }
 
 /// The answer to a known path with a method that it does not have.
-#[must_use]
 pub fn no_such_method(service: Service) -> ErrorReply {
     Rejection::silent(ErrorClass::UnknownOperation).reply(service)
 }

@@ -38,19 +38,16 @@ pub struct Input {
 
 impl Input {
     /// The operation that the members belong to.
-    #[must_use]
     pub fn operation(&self) -> &'static Operation {
         self.operation
     }
 
     /// The members.
-    #[must_use]
     pub fn members(&self) -> Members<'_> {
         Members::from(&self.members)
     }
 
     /// The members with every sensitive value replaced, for logs and audit records.
-    #[must_use]
     pub fn redacted(&self) -> Value {
         redact_members(&self.operation.input, &self.members)
     }
@@ -96,7 +93,6 @@ pub struct Draft(Input);
 
 impl Draft {
     /// The members, each with the type of its shape. Any may be missing, none need keep its constraints.
-    #[must_use]
     pub fn members(&self) -> Members<'_> {
         self.0.members()
     }

@@ -8,7 +8,6 @@
 //! Two files under `model/` describe `lambda-microvms` and the connector operations of `lambda-core`; everything here follows
 //! from them. Pure: no I/O and no clock. It knows no rule of the services beyond the constraints of the shapes.
 
-pub mod arn;
 mod check;
 mod description;
 mod error;

@@ -16,7 +16,6 @@ impl<'a> From<&'a Map<String, Value>> for Members<'a> {
 
 impl<'a> Members<'a> {
     /// A member, if it was given.
-    #[must_use]
     pub fn get(self, name: &str) -> Option<&'a Value> {
         self.0?.get(name)
     }
@@ -27,37 +26,31 @@ impl<'a> Members<'a> {
     }
 
     /// A text.
-    #[must_use]
     pub fn text(self, name: &str) -> Option<&'a str> {
         self.get(name)?.as_str()
     }
 
     /// A text of one's own; empty when absent.
-    #[must_use]
     pub fn string(self, name: &str) -> String {
         self.text(name).unwrap_or_default().to_owned()
     }
 
     /// An integer. One of a request fits 32 bits.
-    #[must_use]
     pub fn integer(self, name: &str) -> Option<i64> {
         self.get(name)?.as_i64()
     }
 
     /// An integer as a number that is never negative: one that does not fit becomes the largest, which no rule takes.
-    #[must_use]
     pub fn number(self, name: &str) -> Option<u32> {
         Some(u32::try_from(self.integer(name)?).unwrap_or(u32::MAX))
     }
 
     /// A flag; false when absent.
-    #[must_use]
     pub fn flag(self, name: &str) -> bool {
         self.get(name).and_then(Value::as_bool).unwrap_or_default()
     }
 
     /// A structure or a union.
-    #[must_use]
     pub fn structure(self, name: &str) -> Option<Self> {
         self.get(name)?.as_object().map(Self::from)
     }
@@ -68,7 +61,6 @@ impl<'a> Members<'a> {
     }
 
     /// The texts of a list, as one's own.
-    #[must_use]
     pub fn strings(self, name: &str) -> Vec<String> {
         self.texts(name).map(str::to_owned).collect()
     }
@@ -79,7 +71,6 @@ impl<'a> Members<'a> {
     }
 
     /// Texts by name.
-    #[must_use]
     pub fn map(self, name: &str) -> HashMap<String, String> {
         let entries = self.structure(name).unwrap_or_default().iter();
         entries.filter_map(|(key, value)| Some((key.clone(), value.as_str()?.to_owned()))).collect()

@@ -15,7 +15,6 @@ pub enum Service {
 
 impl Service {
     /// The service's name as clients know it, "lambda-microvms" or "lambda-core".
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Microvms => "lambda-microvms",
@@ -36,7 +35,6 @@ macro_rules! names {
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// "RunMicrovm".
-            #[must_use]
             pub fn as_str(self) -> &'static str {
                 match self { $(Self::$name => stringify!($name)),* }
             }
@@ -123,7 +121,6 @@ pub(crate) struct ReplyMember {
 }
 
 /// Every operation, those of `lambda-microvms` first.
-#[must_use]
 pub fn operations() -> &'static [Operation] {
     description::table()
 }
@@ -132,38 +129,32 @@ pub fn operations() -> &'static [Operation] {
 ///
 /// # Panics
 /// Never: a test asks for every name.
-#[must_use]
 pub fn operation(name: OperationName) -> &'static Operation {
     operations().iter().find(|operation| operation.name == name).expect("every name is described")
 }
 
 impl Operation {
     /// True when the operation's model knows the class.
-    #[must_use]
     pub fn models(&self, class: ErrorClass) -> bool {
         self.errors.contains(&class)
     }
 
     /// The class that says "too fast" in this operation's model.
-    #[must_use]
     pub fn throttled(&self) -> ErrorClass {
         self.first_of(&[ErrorClass::Throttling, ErrorClass::TooManyRequests])
     }
 
     /// The class that says "our fault" in this operation's model.
-    #[must_use]
     pub fn internal(&self) -> ErrorClass {
         self.first_of(&[ErrorClass::InternalServer, ErrorClass::Service])
     }
 
     /// The class that says "not in this state" in this operation's model.
-    #[must_use]
     pub fn conflict(&self) -> ErrorClass {
         self.first_of(&[ErrorClass::Conflict, ErrorClass::ResourceConflict])
     }
 
     /// The class for a rule of the service that the request breaks.
-    #[must_use]
     pub fn invalid(&self) -> ErrorClass {
         self.first_of(&[ErrorClass::Validation, ErrorClass::InvalidParameterValue])
     }

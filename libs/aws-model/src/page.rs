@@ -34,13 +34,11 @@ impl std::fmt::Debug for PageTokens {
 
 impl PageTokens {
     /// Tokens under a key that all edges of a fleet share. Any secret will do; a context of its own keeps this use apart.
-    #[must_use]
     pub fn new(secret: &[u8]) -> Self {
         Self { key: blake3::derive_key("torpor 2026 aws-model page tokens", secret) }
     }
 
     /// The token for the next page of `input`'s listing; the backend calls that page `inner`.
-    #[must_use]
     pub fn seal(&self, input: &Input, inner: &str) -> String {
         let mut bytes = vec![VERSION];
         bytes.extend(&self.digest(input, inner.as_bytes()).as_bytes()[..DIGEST_BYTES]);

@@ -22,8 +22,7 @@ const NO_CONTENT: u16 = 204;
 
 impl Operation {
     /// The answer with these members. `lambda-microvms` sends the members of the operation's answer that are absent here as null,
-    /// also in the items of a page; `lambda-core` leaves out what is null.
-    #[must_use]
+    /// but for a few, also in the items of a page; `lambda-core` leaves out what is null.
     pub fn reply(&self, mut members: Map<String, Value>) -> Reply {
         if self.success == NO_CONTENT {
             return Reply { status: self.success, content_type: None, body: Vec::new() };
@@ -48,8 +47,10 @@ fn complete(service: Service, form: &[ReplyMember], members: &mut Map<String, Va
         Service::Core => members.retain(|_, value| !value.is_null()),
         Service::Microvms => {
             for member in form {
-                if member.always && !members.contains_key(member.name) {
-                    members.insert(member.name.to_owned(), Value::Null);
+                match members.get(member.name) {
+                    None if member.always => drop(members.insert(member.name.to_owned(), Value::Null)),
+                    Some(Value::Null) if !member.always => drop(members.remove(member.name)),
+                    _ => {}
                 }
             }
         }
@@ -62,7 +63,6 @@ const ISO_8601: &[BorrowedFormatItem<'_>] =
 impl Service {
     /// A point in time, given in seconds since 1970 and nanoseconds, in the form of the service's answers: seconds with a
     /// fraction in `lambda-microvms`, ISO-8601 in `lambda-core`, both to the millisecond. Null when it is out of range.
-    #[must_use]
     pub fn timestamp(self, seconds: i64, nanos: u32) -> Value {
         let millis = nanos.min(999_999_999) / 1_000_000;
         match self {

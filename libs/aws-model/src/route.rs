@@ -27,7 +27,6 @@ pub struct PathParameters(Vec<(&'static str, String)>);
 
 impl PathParameters {
     /// The parameter's value.
-    #[must_use]
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }
@@ -72,7 +71,6 @@ fn routes() -> &'static [Route] {
 const SEGMENTS_MAX: usize = 7;
 
 /// Finds the operation of a request. `raw_path` is the path as it was sent, without the query.
-#[must_use]
 pub fn route(method: &str, raw_path: &str) -> Routed {
     let Some(rest) = raw_path.strip_prefix('/') else {
         return Routed::NoSuchPath;
@@ -140,7 +138,6 @@ fn hex(digit: u8) -> Option<u8> {
 }
 
 /// Encodes a text as one segment of a path or one part of a query.
-#[must_use]
 pub fn encode(text: &str) -> String {
     use std::fmt::Write;
     let mut encoded = String::with_capacity(text.len() * 2);

@@ -69,7 +69,6 @@ impl Movable {
 
 impl Text {
     /// The bounds of the length under the caller's limits.
-    #[must_use]
     pub fn bounds_under(&self, limits: &Limits) -> Bounds {
         match self.movable {
             None => self.bounds,
@@ -137,7 +136,6 @@ pub enum Located {
 
 impl Structure {
     /// The member of that name.
-    #[must_use]
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
     }
@@ -145,7 +143,6 @@ impl Structure {
 
 impl Shape {
     /// True when a value of this shape holds something that must not be repeated.
-    #[must_use]
     pub fn is_sensitive(&self) -> bool {
         match self {
             Self::Text(text) => text.sensitive,
@@ -159,7 +156,6 @@ impl Shape {
     }
 
     /// True for what is one JSON scalar.
-    #[must_use]
     pub fn is_scalar(&self) -> bool {
         matches!(self, Self::Text(_) | Self::Integer(_) | Self::Flag)
     }
@@ -181,7 +177,6 @@ impl Pattern {
     }
 
     /// True when the whole text matches.
-    #[must_use]
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }

@@ -2,35 +2,40 @@
 //! are compiled here, once, not in every program and test that calls.
 
 use futures::future::BoxFuture;
-use rpc::Role;
-use tonic::transport::Channel;
-use tonic::{Request, Response, Status};
+use rpc::{CallBounds, Replicas, Role};
+use tonic::Status;
 
 /// A request that a service answers with one message.
-pub trait Call: Clone + Send + 'static {
+pub trait Call: Clone + Send + Sized + 'static {
     /// The answer.
     type Answer: Send + 'static;
     /// The service that answers.
     const ROLE: Role;
 
     /// Makes the call.
-    fn send(
-        channel: Channel,
-        request: Request<Self>,
-    ) -> BoxFuture<'static, Result<Response<Self::Answer>, Status>>;
+    ///
+    /// # Errors
+    /// As [`Replicas::call`].
+    fn send(self, replicas: &Replicas, bounds: CallBounds) -> BoxFuture<'_, Result<Self::Answer, Status>>;
 }
 
 macro_rules! calls {
-    ($($role:ident $package:ident::$module:ident::$client:ident { $($method:ident($request:ident) -> $answer:ident;)* })*) => {
+    ($($role:ident $package:ident::$module:ident::$client:ident {
+        $($method:ident($request:ident) -> $answer:ident;)*
+    })*) => {
         $($(
             impl Call for api::$package::v1::$request {
                 type Answer = api::$package::v1::$answer;
                 const ROLE: Role = Role::$role;
 
-                fn send(channel: Channel, request: Request<Self>) -> BoxFuture<'static, Result<Response<Self::Answer>, Status>> {
-                    Box::pin(async move {
+                fn send(
+                    self,
+                    replicas: &Replicas,
+                    bounds: CallBounds,
+                ) -> BoxFuture<'_, Result<Self::Answer, Status>> {
+                    Box::pin(replicas.call(bounds, self, |channel, request| async move {
                         api::$package::v1::$module::$client::new(channel).$method(request).await
-                    })
+                    }))
                 }
             }
         )*)*

@@ -8,14 +8,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use futures::future::BoxFuture;
-use rpc::{IdentityError, Role, TlsIdentity};
+use rpc::{CallBounds, IdentityError, Replicas, Role, TlsIdentity};
 use serde::{Deserialize, Serialize};
+use tonic::Status;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
 
 use crate::Call;
 
@@ -23,6 +24,9 @@ use crate::Call;
 pub const DEFAULT_DATA_DIR: &str = "/var/lib/torpor";
 /// Bucket for artifacts that clients upload.
 pub const ARTIFACT_BUCKET: &str = "torpor-artifacts";
+
+/// Longest wait for a call: one that moves a microVM may run two hooks of a minute.
+const CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// A fleet as its clients see it.
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
@@ -161,34 +165,42 @@ impl Context {
         Ok(TlsIdentity::load(&self.ca, &self.cert, &self.key)?)
     }
 
-    /// A channel to the scheduler or to image-builder, for [`Call`]s.
+    /// The scheduler's or image-builder's replicas, for [`Call`]s.
     ///
     /// # Errors
-    /// When the identity or the address cannot be used; it connects later.
-    pub fn channel(&self, role: Role) -> Result<Channel, ContextError> {
-        let address = match role {
-            Role::ImageBuilder => &self.image_builder,
-            _ => &self.scheduler,
-        };
-        rpc::channel(&*self.identity()?, address, role).map_err(ContextError::Address)
+    /// When the identity or the address cannot be used; they connect later.
+    pub fn replicas(&self, role: Role) -> Result<Replicas, ContextError> {
+        let addresses = [self.address(role).to_owned()];
+        Replicas::new(&self.identity()?, &addresses, role).map_err(ContextError::Address)
     }
 
-    /// Makes a call on a connection of its own. The caller bounds the wait.
+    fn channel(&self, role: Role) -> Result<Channel, ContextError> {
+        rpc::channel(&*self.identity()?, self.address(role), role).map_err(ContextError::Address)
+    }
+
+    fn address(&self, role: Role) -> &str {
+        match role {
+            Role::ImageBuilder => &self.image_builder,
+            _ => &self.scheduler,
+        }
+    }
+
+    /// Makes a call on a connection of its own.
     ///
     /// # Errors
-    /// What the service answers; FAILED_PRECONDITION as [`Context::channel`].
+    /// What the service answers; FAILED_PRECONDITION as [`Context::replicas`].
     pub fn call<M: Call>(&self, message: M) -> BoxFuture<'static, Result<M::Answer, Status>> {
-        let channel = self.channel(M::ROLE);
+        let replicas = self.replicas(M::ROLE);
         Box::pin(async move {
-            let channel = channel.map_err(|error| Status::failed_precondition(error.to_string()))?;
-            Ok(M::send(channel, Request::new(message)).await?.into_inner())
+            let replicas = replicas.map_err(|error| Status::failed_precondition(error.to_string()))?;
+            message.send(&replicas, CallBounds::once(CALL_TIMEOUT)).await
         })
     }
 
     /// Client of the scheduler's microVM service, for its streams.
     ///
     /// # Errors
-    /// As [`Context::channel`].
+    /// As [`Context::replicas`].
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
         Ok(MicrovmServiceClient::new(self.channel(Role::Scheduler)?))
     }
@@ -196,7 +208,7 @@ impl Context {
     /// Client of image-builder, for its streams.
     ///
     /// # Errors
-    /// As [`Context::channel`].
+    /// As [`Context::replicas`].
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
         Ok(ImageServiceClient::new(self.channel(Role::ImageBuilder)?))
     }

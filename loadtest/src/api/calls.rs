@@ -35,7 +35,6 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b
 pub struct Throttled;
 
 impl Throttled {
-    /// What to do about it.
     pub fn advice(&self) -> String {
         format!(
             "{self}; start the fleet with: --set edge-proxy.aws.throttles.run_microvm=0 --set \
@@ -90,7 +89,6 @@ impl Caller {
         Arc::new(Self { population, ..self })
     }
 
-    /// Opens the connections that calls go through.
     pub async fn open(&self) -> anyhow::Result<()> {
         self.connections.open().await
     }

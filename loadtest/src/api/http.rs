@@ -19,14 +19,12 @@ use tokio::sync::Semaphore;
 use tokio_rustls::TlsConnector;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest wait for a whole answer.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// A bounded number of connections to one address.
 pub struct Connections {
     tls: TlsConnector,
     server_name: ServerName<'static>,
-    /// "name:port", as in the Host header.
     authority: String,
     permits: Semaphore,
     idle: Mutex<Vec<SendRequest<Full<Bytes>>>>,
@@ -55,7 +53,6 @@ impl Connections {
         })
     }
 
-    /// "name:port", as in the Host header.
     pub fn authority(&self) -> &str {
         &self.authority
     }

@@ -24,14 +24,10 @@ const LEAD: Duration = Duration::from_millis(100);
 const FAILURES_PRINTED_MAX: u64 = 5;
 const PROGRESS_EVERY: u64 = 64;
 
-/// Calls at a fixed rate.
 #[derive(Clone)]
 pub struct Plan {
-    /// What is called, for the progress bar.
     pub name: String,
-    /// Calls per second.
     pub rate: u32,
-    /// For how long.
     pub duration: Duration,
 }
 
@@ -44,7 +40,6 @@ pub struct Tally {
 
 /// What became of a run.
 pub struct Outcome {
-    /// A tally for each kind of call.
     pub tallies: Vec<Tally>,
     /// Calls that never began because too many were under way.
     pub shed: u64,
@@ -131,7 +126,6 @@ where
     Ok(Outcome { tallies: tallies.iter().map(taken).collect(), shed, elapsed, own_cpu })
 }
 
-/// Calls of a plan.
 fn total(plan: &Plan) -> u64 {
     (f64::from(plan.rate) * plan.duration.as_secs_f64()).round() as u64
 }
@@ -160,7 +154,6 @@ fn clock(rate: u32, total: u64, start: Instant) -> mpsc::Receiver<Instant> {
     receiver
 }
 
-/// Processor time of this process so far.
 fn own_cpu() -> anyhow::Result<Duration> {
     let usage = getrusage(UsageWho::RUSAGE_SELF)?;
     let microseconds = usage.user_time().num_microseconds() + usage.system_time().num_microseconds();

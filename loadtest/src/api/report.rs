@@ -8,7 +8,6 @@ use super::calls::PAGE_SIZE;
 use super::pace::{Outcome, Plan, Tally};
 use crate::report::round;
 
-/// The result.
 #[derive(Serialize)]
 pub struct Report {
     /// Always true: nothing ran on the hosts.
@@ -16,11 +15,9 @@ pub struct Report {
     pub hosts: u16,
     /// Processors of the machine, shared by fleet, load and simulated hosts.
     pub processors: usize,
-    /// Connections to the API.
     pub connections: u16,
     /// MicroVMs that ran before the first call.
     pub microvms: u32,
-    /// MicroVMs on a listed page.
     pub page_size: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub get_microvm_rest_and_grpc: Option<Pair>,
@@ -42,7 +39,6 @@ pub struct Pair {
     pub difference_p99_ms: f64,
 }
 
-/// One kind of call in one run.
 #[derive(Serialize)]
 pub struct Run {
     /// Calls that were due per second.

@@ -13,7 +13,6 @@ const TERMINATOR: &str = "aws4_request";
 pub const INVOCATION_ID: &str = "amz-sdk-invocation-id";
 pub const DATE: &str = "x-amz-date";
 
-/// Signs for one access key, region and host.
 pub struct Signer {
     access_key_id: String,
     secret: String,
@@ -23,7 +22,6 @@ pub struct Signer {
     key: (String, hmac::Key),
 }
 
-/// What is signed.
 pub struct Unsigned<'a> {
     pub method: &'a str,
     /// Path of characters that need no encoding.
@@ -33,11 +31,9 @@ pub struct Unsigned<'a> {
     /// Type of the body; requests without one have none.
     pub content_type: Option<&'a str>,
     pub body: &'a [u8],
-    /// Unique to the request.
     pub invocation_id: &'a str,
 }
 
-/// Headers that a signature adds.
 #[derive(Debug)]
 pub struct Signed {
     pub date: String,

@@ -12,7 +12,6 @@ use tonic::transport::Channel;
 
 use super::table::Table;
 
-/// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Changes within this time of the last heartbeat wait and go in one.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -20,10 +19,8 @@ const COALESCE: Duration = Duration::from_millis(10);
 const COMPLETE_INTERVAL: Duration = Duration::from_secs(30);
 /// Interval when the scheduler names none.
 const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
-/// Pause after a report that was not taken.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// The reporting task of one host.
 pub struct Reporter {
     client: HostServiceClient<Channel>,
     spec: HostSpec,
@@ -31,8 +28,6 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// # Errors
-    /// INVALID_ARGUMENT when the address is malformed.
     pub fn new(
         identity: &TlsIdentity,
         scheduler: &str,
@@ -46,7 +41,6 @@ impl Reporter {
         })
     }
 
-    /// Reports until it is dropped.
     pub async fn run(mut self) {
         loop {
             // After a report that was lost the next session registers with everything.

@@ -23,7 +23,6 @@ const STORED_BYTES: u64 = 1 << 20;
 type Answer<T> = Result<Response<T>, Status>;
 type Messages<T> = BoxStream<'static, Result<T, Status>>;
 
-/// The service.
 pub struct HostAgent {
     table: Arc<Table>,
 }

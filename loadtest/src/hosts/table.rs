@@ -15,14 +15,10 @@ use tonic::{Code, Status};
 
 use super::{Cache, SLOTS};
 
-/// Free space that a simulated host reports, in bytes.
 const DISK_FREE_BYTES: u64 = 1 << 40;
-/// Size of a simulated difference, in bytes.
 const DIFFERENCE_BYTES: u64 = 8 << 20;
-/// Most manifest keys in a report.
 const CACHED_KEYS_MAX: usize = 1000;
 
-/// One host's microVMs.
 pub struct Table {
     held: Mutex<Held>,
     cache: Cache,
@@ -50,7 +46,6 @@ impl Table {
         self.launched.load(Ordering::Relaxed)
     }
 
-    /// Tells when something changed.
     pub fn changes(&self) -> watch::Receiver<()> {
         self.changes.subscribe()
     }
@@ -68,10 +63,6 @@ impl Table {
     }
 
     /// Starts a microVM. The same launch again is answered as the first was.
-    ///
-    /// # Errors
-    /// RESOURCE_EXHAUSTED when every slot is taken, FAILED_PRECONDITION when a
-    /// newer generation is held.
     pub fn launch(&self, id: &str, generation: u64, guest_mib: u32) -> Result<ObservedMicrovm, Status> {
         let mut held = self.lock();
         if let Some(entry) = held.microvms.get(id) {
@@ -96,28 +87,16 @@ impl Table {
         self.change(held, id, MicrovmState::Running, "launch")
     }
 
-    /// Puts a microVM to sleep.
-    ///
-    /// # Errors
-    /// NOT_FOUND when it is not here, FAILED_PRECONDITION as in [`Table::launch`].
     pub fn suspend(&self, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
         let held = self.here(id, generation)?;
         self.change(held, id, MicrovmState::Suspended, "suspend")
     }
 
-    /// Wakes a microVM.
-    ///
-    /// # Errors
-    /// As [`Table::suspend`].
     pub fn resume(&self, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
         let held = self.here(id, generation)?;
         self.change(held, id, MicrovmState::Running, "wake")
     }
 
-    /// Ends a microVM and forgets it.
-    ///
-    /// # Errors
-    /// As [`Table::suspend`].
     pub fn terminate(&self, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
         let held = self.here(id, generation)?;
         let observed = self.change(held, id, MicrovmState::Terminated, "")?;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use anyhow::Context as _;
+use clock::Clock;
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
@@ -30,6 +31,7 @@ const SWEEP_EVERY: Duration = Duration::from_secs(1);
 /// An edge, bound and not yet serving.
 pub struct App {
     config: Config,
+    clock: Clock,
     listener: Listener,
     #[cfg(feature = "aws")]
     api: Option<ApiServer>,
@@ -42,7 +44,11 @@ pub struct App {
 // Both futures are boxed here, so that they are compiled once and not in every program and test that polls them.
 impl App {
     /// Checks the settings, loads certificates, binds the sockets.
-    pub fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> BoxFuture<'_, anyhow::Result<Self>> {
+    pub fn build(
+        config: Config,
+        clock: Clock,
+        registry: &Arc<Mutex<Registry>>,
+    ) -> BoxFuture<'_, anyhow::Result<Self>> {
         Box::pin(async move {
             config.check()?;
             let identity =
@@ -53,12 +59,13 @@ impl App {
             Ok(Self {
                 listener,
                 #[cfg(feature = "aws")]
-                api: ApiServer::build(&config, &identity, registry).await?,
+                api: ApiServer::build(&config, &identity, &store, &clock, registry).await?,
                 store,
                 scheduler: Arc::new(scheduler),
                 client: tunnel::Client::new(&identity),
                 metrics: Arc::new(Metrics::register(registry)),
                 config,
+                clock,
             })
         })
     }
@@ -82,7 +89,7 @@ impl App {
             let _stop_following = following.clone().drop_guard();
             let limits = self.config.limits;
             let table = Arc::new(Table::new(limits.requests_per_microvm));
-            let keys = TokenKeys::follow(&self.store, following.clone());
+            let keys = TokenKeys::follow(&self.store);
             routes::follow(self.scheduler.clone(), table.clone(), following.clone());
             let tunnels = Arc::new(Tunnels::new(
                 limits.idle_tunnel(),
@@ -101,6 +108,7 @@ impl App {
                 Sender { dialer, response_wait, tunnels: tunnels.clone(), metrics: self.metrics.clone() };
             let endpoints = Arc::new(Endpoints {
                 domain: self.config.domain,
+                clock: self.clock,
                 keys,
                 table,
                 scheduler: self.scheduler,
@@ -110,7 +118,7 @@ impl App {
             let serving = self.listener.serve(endpoints, shutdown.clone());
             #[cfg(feature = "aws")]
             let serving = async {
-                let api = self.api.map(|api| api.serve(&self.store, shutdown));
+                let api = self.api.map(|api| api.serve(shutdown));
                 tokio::join!(serving, futures::future::OptionFuture::from(api))
             };
             serving.await;

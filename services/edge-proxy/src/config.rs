@@ -157,14 +157,9 @@ impl Default for Limits {
     }
 }
 
-/// A setting that cannot be used.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("settings: {0}")]
-pub struct ConfigError(&'static str);
-
 impl Config {
     /// Checks what types cannot say.
-    pub fn check(&self) -> Result<(), ConfigError> {
+    pub fn check(&self) -> Result<(), settings::Error> {
         let domain_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         let region_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         let limits = &self.limits;
@@ -208,7 +203,7 @@ impl Config {
         let rules = rules.into_iter();
         #[cfg(feature = "aws")]
         let rules = rules.chain(self.aws.rules());
-        rules.filter(|(holds, _)| !holds).map(|(_, text)| ConfigError(text)).next().map_or(Ok(()), Err)
+        settings::check(rules)
     }
 
     /// Where the endpoints are served.
@@ -261,7 +256,7 @@ mod tests {
     #[test]
     fn settings_are_checked() {
         let ok = Config { endpoint_cert: "a".into(), endpoint_key: "b".into(), ..Config::default() };
-        assert_eq!(ok.check(), Ok(()));
+        ok.check().unwrap();
         type Change = fn(&mut Config);
         let broken: &[(&str, Change)] = &[
             ("domain", |config| config.domain = "Example.com".into()),
@@ -278,7 +273,8 @@ mod tests {
         for (field, break_it) in broken {
             let mut config = ok.clone();
             break_it(&mut config);
-            assert!(config.check().unwrap_err().0.starts_with(field), "{field}");
+            let broken = config.check().unwrap_err().to_string();
+            assert!(broken.starts_with(&format!("settings: {field}")), "{field}: {broken}");
         }
     }
 }

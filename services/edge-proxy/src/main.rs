@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::Config;
 
@@ -16,7 +17,7 @@ fn main() -> ExitCode {
 
 async fn run(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<()> {
     let shutdown = telemetry::shutdown_on_signal()?;
-    let app = App::build(config, &telemetry.registry()).await?;
+    let app = App::build(config, Clock::system(), &telemetry.registry()).await?;
     tracing::info!(address = %app.local_address()?, "serving endpoints");
     #[cfg(feature = "aws")]
     if let Some(address) = app.api_address()? {

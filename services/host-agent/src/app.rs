@@ -10,24 +10,25 @@ use anyhow::Context as _;
 use api::common::v1::Architecture;
 use api::host::v1::HostSpec;
 use api::hostagent::v1::host_agent_service_server::HostAgentServiceServer;
+use clock::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::adapters::bases::Bases;
 use crate::adapters::files::DataDirectory;
+use crate::adapters::image_snapshots::ImageSnapshots;
 use crate::adapters::lease::{self, Fenced};
 use crate::adapters::leftovers;
-use crate::adapters::scheduler::Reporter;
 use crate::bake::{self, Bakes};
 use crate::config::Config;
 use crate::domain::capacity::Capacity;
 use crate::engines_ahead::{self, EnginesAhead};
-use crate::fleet::Fleet;
 use crate::host::{Bundle, Host, Template};
 use crate::metrics::Metrics;
 use crate::microvm::{self, First, Found, Recovered};
+use crate::microvms::Microvms;
+use crate::reporter::Reporter;
 use crate::server::host_agent::HostAgent;
 use crate::server::tunnel::Tunnels;
 
@@ -40,7 +41,7 @@ const SETTLE_POLL: Duration = Duration::from_millis(20);
 /// A host-agent with its sockets bound.
 pub struct App {
     host: Arc<Host>,
-    fleet: Arc<Fleet>,
+    microvms: Arc<Microvms>,
     bakes: Arc<Bakes>,
     records: records::Store,
     identity: Arc<rpc::TlsIdentity>,
@@ -49,7 +50,7 @@ pub struct App {
 }
 
 impl App {
-    /// Binds, opens, surveys and recovers; serves nothing yet.
+    /// Binds, opens, loads the journals and recovers; serves nothing yet.
     ///
     /// # Errors
     /// One clear line about the setting or the machine.
@@ -70,30 +71,37 @@ impl App {
         let settings =
             vmm::qemu::QemuSettings { binary: (&config.engine.binary).into(), ..Default::default() };
         let engine: Arc<dyn vmm::Engine> = Arc::new(vmm::qemu::Qemu::new(settings).await?);
-        let found = survey(&config, &data, engine.as_ref(), &template).await?;
+        let found = load_journals(&config, &data, engine.as_ref(), &template).await?;
         let in_use: Vec<String> = found.iter().filter_map(|found| found.slot(&config.slots)).collect();
         let pool = slot::Pool::start(config.slots.clone(), &in_use).await.context("slots")?;
-        let bases =
-            Bases::open(&data, store.clone(), &config.snapshot_bucket, config.limits.image_cache_bytes)?;
+        let clock = Clock::system();
+        let image_snapshots = ImageSnapshots::open(
+            &data,
+            store.clone(),
+            &config.snapshot_bucket,
+            config.limits.image_cache_bytes,
+            clock.clone(),
+        )?;
         let host = Arc::new(Host {
             capacity: Capacity::new(config.memory_capacity_mib),
-            ahead: EnginesAhead::default(),
+            ahead: EnginesAhead::new(clock.clone()),
             engine_description: engine.describe(),
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),
-            started: Instant::now(),
+            started: clock.instant(),
+            clock,
             config,
             data,
             engine,
             template,
             pool,
             store,
-            bases,
+            image_snapshots,
         });
-        let fleet = Fleet::open(Arc::clone(&host));
-        recover(&host, &fleet, found).await?;
+        let microvms = Microvms::open(Arc::clone(&host));
+        recover(&host, &microvms, found).await?;
         let bakes = Bakes::new(Arc::clone(&host));
-        Ok(Self { host, fleet, bakes, records, identity, grpc, tunnels })
+        Ok(Self { host, microvms, bakes, records, identity, grpc, tunnels })
     }
 
     /// Serves until SIGTERM or SIGINT.
@@ -115,18 +123,18 @@ impl App {
         let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
         let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, fenced_out, regained_out));
         let reporter =
-            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.fleet), spec, &self.identity, regained)
-                .map_err(|status| anyhow::anyhow!("scheduler_addresses: {}", status.message()))?;
+            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.microvms), spec, &self.identity, regained)
+                .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let reporter = tokio::spawn(reporter.run());
-        let janitor = tokio::spawn(Arc::clone(&self.fleet).keep_tidy());
+        let janitor = tokio::spawn(Arc::clone(&self.microvms).keep_tidy());
         let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
-        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.fleet), fenced);
+        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms), fenced);
         let tunnels = tokio::spawn(
             self.tunnels
                 .serve(move |request, responder| tunnels.clone().serve(request, responder), shutdown.clone()),
         );
-        let service = HostAgent::new(Arc::clone(&self.host), Arc::clone(&self.fleet), self.bakes);
+        let service = HostAgent::new(Arc::clone(&self.host), Arc::clone(&self.microvms), self.bakes);
         let routes = Routes::new(HostAgentServiceServer::new(service));
         let grpc = self.grpc.serve(routes, shutdown.clone());
         let stopping = async {
@@ -138,7 +146,7 @@ impl App {
         let (served, stopped) = tokio::join!(grpc, stopping);
         // Tunnels may be open for hours; the next agent's edges open new ones.
         tunnels.abort();
-        settle(&self.fleet).await;
+        settle(&self.microvms).await;
         for task in [lease, reporter, janitor, filler] {
             task.abort();
         }
@@ -149,26 +157,26 @@ impl App {
     }
 }
 
-async fn survey(
+async fn load_journals(
     config: &Config,
     data: &DataDirectory,
     engine: &dyn vmm::Engine,
     template: &Template,
 ) -> anyhow::Result<Vec<Found>> {
-    let found = microvm::survey(data, engine, template, &config.slots).await?;
+    let found = microvm::load_journals(data, engine, template, &config.slots).await?;
     let keep: Vec<u32> = found.iter().filter_map(Found::pid).collect();
     let reaped = leftovers::reap(data.root(), &engine.describe().name, &keep).await;
-    tracing::info!(microvms = found.len(), kept = keep.len(), reaped, "surveyed");
+    tracing::info!(microvms = found.len(), kept = keep.len(), reaped, "journals loaded");
     Ok(found)
 }
 
-async fn recover(host: &Arc<Host>, fleet: &Arc<Fleet>, found: Vec<Found>) -> anyhow::Result<()> {
+async fn recover(host: &Arc<Host>, microvms: &Arc<Microvms>, found: Vec<Found>) -> anyhow::Result<()> {
     let remover = Arc::clone(host);
     tokio::spawn(async move { bake::remove_leftovers(&remover).await });
     for one in found {
         match microvm::recover(host, one).await {
-            Ok(Recovered::Driver(driver, handle)) => fleet.adopt(*driver, handle, First::Settled),
-            Ok(Recovered::Ended(id, tombstone)) => fleet.bury(id.to_string(), tombstone),
+            Ok(Recovered::Driver(driver, handle)) => microvms.adopt(*driver, handle, First::Settled),
+            Ok(Recovered::Ended(id, tombstone)) => microvms.remember_end(id.to_string(), tombstone),
             Ok(Recovered::Nothing) => {}
             Err(error) => tracing::error!(%error, "a microVM could not be recovered"),
         }
@@ -186,9 +194,9 @@ async fn wait_for_signal() -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn settle(fleet: &Arc<Fleet>) {
+async fn settle(microvms: &Arc<Microvms>) {
     let deadline = Instant::now() + SETTLE_TIMEOUT;
-    while !fleet.is_settled() && Instant::now() < deadline {
+    while !microvms.is_settled() && Instant::now() < deadline {
         tokio::time::sleep(SETTLE_POLL).await;
     }
 }
@@ -217,8 +225,8 @@ fn host_spec(host: &Host, grpc: std::net::SocketAddr, tunnel: std::net::SocketAd
     };
     HostSpec {
         host_id: config.host_id.clone(),
-        grpc_address: or(&config.advertised_address, grpc),
-        tunnel_address: or(&config.advertised_tunnel_address, tunnel),
+        grpc_address: or(&config.advertise, grpc),
+        tunnel_address: or(&config.advertise_tunnel, tunnel),
         architecture: architecture.into(),
         chipset: chipset(),
         engines: vec![host.engine_description.name.clone()],

@@ -15,17 +15,16 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::common::v1::{LogLine, LogSource};
 use api::hostagent::v1::{BakeRequest, BakeResponse};
+use clock::Clock;
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 
 use crate::adapters::files;
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::fence::{Fence, fence};
-use crate::host::{Host, now_ms, timestamp};
-use crate::server::status::status;
+use crate::host::{Host, timestamp, unix_ms};
 
 /// Messages that may wait for a slow caller.
 const PROGRESS_MAX: usize = 64;
@@ -46,7 +45,8 @@ struct Running {
 /// What a bake tells its caller while it runs.
 #[derive(Clone)]
 pub struct Progress {
-    sender: mpsc::Sender<Result<BakeResponse, Status>>,
+    sender: mpsc::Sender<Result<BakeResponse, HostError>>,
+    clock: Clock,
 }
 
 impl Progress {
@@ -63,7 +63,7 @@ impl Progress {
     /// A line of the platform.
     pub async fn say(&self, text: impl Into<String>) {
         let line = LogLine {
-            time: Some(timestamp(now_ms())),
+            time: Some(timestamp(unix_ms(self.clock.now()))),
             source: LogSource::Platform.into(),
             text: text.into(),
             sequence: 0,
@@ -91,7 +91,7 @@ impl Bakes {
     pub fn start(
         self: &Arc<Self>,
         request: BakeRequest,
-    ) -> Result<impl Stream<Item = Result<BakeResponse, Status>> + Send + use<>, Failure> {
+    ) -> Result<impl Stream<Item = Result<BakeResponse, HostError>> + Send + use<>, HostError> {
         check(&request)?;
         let cancel = CancellationToken::new();
         self.admit(&request, &cancel)?;
@@ -100,14 +100,14 @@ impl Bakes {
         tokio::spawn(async move {
             let (id, generation) = (request.build_id.clone(), request.generation);
             tracing::info!(build = id, generation, image = request.image_name, "bake began");
-            let progress = Progress { sender: sender.clone() };
+            let progress = Progress { sender: sender.clone(), clock: bakes.host.clock.clone() };
             let result = run::bake(&bakes.host, request, &progress, &cancel).await;
             match result {
                 Ok(()) => tracing::info!(build = id, "bake done"),
                 Err(failure) => {
                     tracing::warn!(build = id, error = %failure, "bake failed");
                     bakes.host.metrics.failed("bake");
-                    let _ = sender.send(Err(status(&failure))).await;
+                    let _ = sender.send(Err(failure)).await;
                 }
             }
             bakes.leave(&id, generation);
@@ -116,23 +116,23 @@ impl Bakes {
         Ok(ReceiverStream::new(receiver))
     }
 
-    fn admit(&self, request: &BakeRequest, cancel: &CancellationToken) -> Result<(), Failure> {
+    fn admit(&self, request: &BakeRequest, cancel: &CancellationToken) -> Result<(), HostError> {
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(held) = running.get(&request.build_id) {
             match fence(held.generation, request.generation) {
                 Fence::Stale => {
-                    return Err(Failure::StaleGeneration {
+                    return Err(HostError::StaleGeneration {
                         held: held.generation,
                         offered: request.generation,
                     });
                 }
                 Fence::Same => {
-                    return Err(Failure::Conflict("this attempt is being baked already".to_owned()));
+                    return Err(HostError::Conflict("this attempt is being baked already".to_owned()));
                 }
                 Fence::Newer => held.cancel.cancel(),
             }
         } else if running.len() >= self.host.config.limits.bakes {
-            return Err(Failure::Capacity(format!("{} bakes run on this host already", running.len())));
+            return Err(HostError::Capacity(format!("{} bakes run on this host already", running.len())));
         }
         let entry = Running { generation: request.generation, cancel: cancel.clone() };
         running.insert(request.build_id.clone(), entry);
@@ -166,7 +166,7 @@ pub async fn remove_leftovers(host: &Arc<Host>) {
     }
 }
 
-fn check(request: &BakeRequest) -> Result<(), Failure> {
+fn check(request: &BakeRequest) -> Result<(), HostError> {
     let mut violations = Vec::new();
     let mut rule = |holds: bool, field: &str, why: &str| {
         if !holds {
@@ -182,5 +182,5 @@ fn check(request: &BakeRequest) -> Result<(), Failure> {
     let app = request.app.as_ref();
     let starts = app.is_some_and(|app| !app.entrypoint.is_empty() || !app.command.is_empty());
     rule(starts, "app", "needs an ENTRYPOINT or a CMD");
-    if violations.is_empty() { Ok(()) } else { Err(Failure::Invalid(violations)) }
+    if violations.is_empty() { Ok(()) } else { Err(HostError::Invalid(violations)) }
 }

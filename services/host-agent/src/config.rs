@@ -17,9 +17,9 @@ pub struct Config {
     /// Where tunnels arrive.
     pub tunnel_listen: SocketAddr,
     /// What others dial for gRPC, "address:port"; empty means `listen`.
-    pub advertised_address: String,
+    pub advertise: String,
     /// What edges dial for tunnels, "address:port"; empty means `tunnel_listen`.
-    pub advertised_tunnel_address: String,
+    pub advertise_tunnel: String,
     /// Certificates.
     pub tls: TlsSettings,
     /// Where the host's record goes.
@@ -31,7 +31,7 @@ pub struct Config {
     /// Everything the host keeps; on XFS with reflinks.
     pub data_dir: PathBuf,
     /// Schedulers, "address:port"; the leader is found among them.
-    pub scheduler_addresses: Vec<String>,
+    pub schedulers: Vec<String>,
     /// Kernel, initramfs and their manifest.
     pub guest_bundle: PathBuf,
     /// Region the guests see as AWS_REGION.
@@ -130,14 +130,14 @@ impl Default for Config {
             host_id: "host-1".to_owned(),
             listen: SocketAddr::from(([127, 0, 0, 1], 7410)),
             tunnel_listen: SocketAddr::from(([127, 0, 0, 1], 7411)),
-            advertised_address: String::new(),
-            advertised_tunnel_address: String::new(),
+            advertise: String::new(),
+            advertise_tunnel: String::new(),
             tls: TlsSettings::default(),
             etcd: EtcdSettings::default(),
             s3: S3Settings::default(),
             snapshot_bucket: "torpor-snapshots".to_owned(),
             data_dir: PathBuf::from("/var/lib/torpor/hosts/h1"),
-            scheduler_addresses: vec!["127.0.0.1:7401".to_owned()],
+            schedulers: vec!["127.0.0.1:7401".to_owned()],
             guest_bundle: PathBuf::from("/var/lib/torpor/bundle"),
             region: "us-east-1".to_owned(),
             memory_capacity_mib: 8192,
@@ -199,8 +199,8 @@ impl Config {
     pub fn check(&self) -> Result<(), String> {
         self.host_id.parse::<model::ids::HostId>().map_err(|error| format!("host_id: {error}"))?;
         self.slots.check().map_err(|error| error.to_string())?;
-        if self.scheduler_addresses.is_empty() {
-            return Err("scheduler_addresses: at least one is needed".to_owned());
+        if self.schedulers.is_empty() {
+            return Err("schedulers: at least one is needed".to_owned());
         }
         if self.memory_peak_factor == 0 {
             return Err("memory_peak_factor: at least 1".to_owned());
@@ -233,7 +233,7 @@ mod tests {
         type Break = fn(&mut Config);
         let broken: &[(&str, Break)] = &[
             ("host_id", |c| c.host_id = "A".into()),
-            ("scheduler_addresses", |c| c.scheduler_addresses.clear()),
+            ("schedulers", |c| c.schedulers.clear()),
             ("memory_peak_factor", |c| c.memory_peak_factor = 0),
             ("limits.bakes", |c| c.limits.bakes = 0),
             ("timeouts.lease_ttl_ms", |c| c.timeouts.lease_ttl_ms = 1),

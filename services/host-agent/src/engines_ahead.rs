@@ -21,21 +21,23 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use clock::Clock;
 use snapshot::FileKind;
 use tokio::sync::Notify;
 
-use crate::adapters::bases::{fetch_failure, file_name};
 use crate::adapters::files::{self, MicrovmFiles};
-use crate::domain::Failure;
+use crate::adapters::image_snapshots::{fetch_error, file_name};
+use crate::domain::HostError;
+use crate::domain::capacity::Capacity;
 use crate::host::Host;
-use crate::microvm::{clone_disk, engine_failure};
+use crate::microvm::{clone_disk, engine_error};
 use crate::resources::{BACKGROUND_DELAY, EngineHeld, Resources, SlotHeld};
 
 const DISK: &str = "disk";
 const RUN: &str = "run";
 /// Host memory accounted for one waiting engine: the process itself. Guest memory is the image's page cache until the
 /// guest writes.
-const ENGINE_MIB: u64 = 64;
+const ENGINE_MIB: u64 = 32;
 /// How often images that are not used any more are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Longest wait for launches and wakes under way to end before an engine is made all the same.
@@ -44,8 +46,8 @@ const PATIENCE_POLL: Duration = Duration::from_millis(20);
 /// Below this part of the machine's memory, engines are given back and none is made.
 const AVAILABLE_PART_MIN: u64 = 16;
 
-#[derive(Default)]
 pub struct EnginesAhead {
+    clock: Clock,
     state: Mutex<State>,
     /// A launch or a wake has ended.
     wanted: Notify,
@@ -83,6 +85,11 @@ impl Drop for Start<'_> {
 }
 
 impl EnginesAhead {
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, state: Mutex::default(), wanted: Notify::new(), starts: AtomicUsize::new(0) }
+    }
+
     /// Notes that a launch or a wake began; it ends with what is returned.
     #[must_use]
     pub fn starting(&self) -> Start<'_> {
@@ -94,16 +101,17 @@ impl EnginesAhead {
     #[must_use]
     pub fn take(&self, digest: &str, size: (u32, u32)) -> Option<EngineAhead> {
         let mut state = self.state();
-        let new = || Image { size, ready: VecDeque::new(), used: Instant::now() };
+        let now = self.clock.instant();
+        let new = || Image { size, ready: VecDeque::new(), used: now };
         let image = state.images.entry(digest.to_owned()).or_insert_with(new);
-        image.used = Instant::now();
+        image.used = now;
         // One that something outside has killed is dropped, which gives back what it held.
         std::iter::from_fn(|| image.ready.pop_front()).find(EngineAhead::is_alive)
     }
 
     /// Gives back one engine of the image used longest ago; false when none waits.
     pub async fn give_one_back(&self) -> bool {
-        let engine = self.state().pop_oldest(Instant::now());
+        let engine = self.state().pop_oldest(None);
         match engine {
             Some(engine) => {
                 engine.resources.release().await;
@@ -111,6 +119,11 @@ impl EnginesAhead {
             }
             None => false,
         }
+    }
+
+    /// Gives back engines until the microVMs' memory and theirs fit.
+    pub async fn make_room(&self, capacity: &Capacity) {
+        while capacity.is_over() && self.give_one_back().await {}
     }
 
     /// Engines that wait.
@@ -127,7 +140,7 @@ impl EnginesAhead {
 
     /// Gives back the engines of images that are not in the cache any more.
     pub async fn forget_evicted(&self, host: &Host) {
-        self.forget(|digest, _| !host.bases.holds(digest)).await;
+        self.forget(|digest, _| !host.image_snapshots.holds(digest)).await;
     }
 
     async fn forget(&self, unwanted: impl Fn(&str, &Image) -> bool) {
@@ -182,19 +195,22 @@ impl State {
     }
 
     /// An engine of the image used longest ago, and before `than`.
-    fn pop_oldest(&mut self, than: Instant) -> Option<EngineAhead> {
-        let waiting = self.images.values_mut().filter(|image| !image.ready.is_empty() && image.used < than);
+    fn pop_oldest(&mut self, than: Option<Instant>) -> Option<EngineAhead> {
+        let waiting = self
+            .images
+            .values_mut()
+            .filter(|image| !image.ready.is_empty() && than.is_none_or(|than| image.used < than));
         waiting.min_by_key(|image| image.used)?.ready.pop_front()
     }
 }
 
 impl EngineAhead {
-    async fn make(host: &Host, digest: &str, size: (u32, u32)) -> Result<Self, Failure> {
+    async fn make(host: &Host, digest: &str, size: (u32, u32)) -> Result<Self, HostError> {
         let mut resources = Resources::new(&host.pool);
         let memory = host.capacity.reserve_idle(ENGINE_MIB);
-        resources.memory = Some(memory.map_err(|_| Failure::Capacity("no memory is to spare".to_owned()))?);
+        resources.memory = Some(memory.map_err(|_| HostError::Capacity("no memory is to spare".to_owned()))?);
         let slot = host.pool.reserve();
-        let slot = slot.ok_or_else(|| Failure::Capacity("no slot is to spare".to_owned()))?;
+        let slot = slot.ok_or_else(|| HostError::Capacity("no slot is to spare".to_owned()))?;
         let netns = slot.name().to_owned();
         resources.slot = SlotHeld::Reserved(slot);
         let directory = host.data.ahead().join(&netns);
@@ -219,11 +235,11 @@ impl EngineAhead {
         digest: &str,
         size: (u32, u32),
         netns: &str,
-    ) -> Result<Box<dyn vmm::Prepared>, Failure> {
+    ) -> Result<Box<dyn vmm::Prepared>, HostError> {
         let (disk, run) = (self.directory.join(DISK), self.directory.join(RUN));
         // No lease: nothing of the cache waits for an engine that nobody uses. An eviction meanwhile fails this, or
         // leaves a process on deleted files, which the next sweep ends.
-        let image = host.data.base(digest);
+        let image = host.data.image_snapshot(digest);
         let (from, to, run_directory) = (image.join(file_name(FileKind::Disk)), disk.clone(), run.clone());
         files::blocking(move || {
             files::remove(&run_directory)?;
@@ -233,7 +249,7 @@ impl EngineAhead {
         .await?;
         let spec = host.template.machine(&format!("ahead-{netns}"), size, netns, disk, run);
         let memory = image.join(file_name(FileKind::Memory));
-        host.engine.prepare(&spec, &memory).await.map_err(|error| engine_failure(&error))
+        host.engine.prepare(&spec, &memory).await.map_err(|error| engine_error(&error))
     }
 
     fn is_alive(&self) -> bool {
@@ -252,14 +268,14 @@ impl EngineAhead {
 ///
 /// # Errors
 /// Names the file.
-pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), Failure> {
+pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), HostError> {
     for (from, to) in [(RUN, to.run()), (DISK, to.live_disk())] {
         files::remove(&to)?;
-        std::fs::rename(directory.join(from), &to).map_err(|error| Failure::io(&to, &error))?;
+        std::fs::rename(directory.join(from), &to).map_err(|error| HostError::io(&to, &error))?;
     }
     if let Some(content) = content {
         let disk = to.live_disk();
-        snapshot::disk::refill(content, &disk).map_err(|error| fetch_failure(&error, &disk))?;
+        snapshot::disk::refill(content, &disk).map_err(|error| fetch_error(&error, &disk))?;
     }
     files::remove(directory)
 }
@@ -275,14 +291,20 @@ pub async fn keep_filled(host: Arc<Host>) {
             () = ahead.wanted.notified() => {}
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
-        ahead.forget(|digest, image| image.used.elapsed() > idle || !host.bases.holds(digest)).await;
+        let now = ahead.clock.instant();
+        ahead
+            .forget(|digest, image| {
+                now.duration_since(image.used) > idle || !host.image_snapshots.holds(digest)
+            })
+            .await;
         while is_memory_short() && ahead.give_one_back().await {}
+        ahead.make_room(&host.capacity).await;
         while let Some((digest, size)) = ahead.next_short(limits.engines_ahead) {
             ahead.quiet().await;
             if ahead.count() >= limits.engines_ahead_total && !ahead.make_room_for(&digest).await {
                 break;
             }
-            if is_memory_short() {
+            if is_memory_short() || host.capacity.is_over() {
                 break;
             }
             match EngineAhead::make(&host, &digest, size).await {
@@ -307,7 +329,7 @@ impl EnginesAhead {
         let engine = {
             let mut state = self.state();
             let used = state.images.get(digest).map(|image| image.used);
-            used.and_then(|used| state.pop_oldest(used))
+            used.and_then(|used| state.pop_oldest(Some(used)))
         };
         match engine {
             Some(engine) => {

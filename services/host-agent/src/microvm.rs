@@ -9,13 +9,24 @@
 //! under way it still reads its mailbox and sorts what comes by the admission
 //! table: callers of the same transition share its outcome, others queue, the
 //! end interrupts.
+//!
+//! News of a microVM reach the scheduler by two ways. A command's *answer* is first and goes to the caller who waits for
+//! it; but the connection may break after the work is done, the caller may have given up, and a microVM that falls asleep by
+//! itself or whose app exits has no caller at all. The *report* (`reporter`) carries whatever the scheduler has not
+//! answered for yet, again and again, so that nothing is lost; but it may be late, and an older one may overtake a newer
+//! answer. Both carry the same observation, numbered by the driver and rising within a generation: the higher number
+//! wins, whichever way it came, and the scheduler takes each only once.
 
 mod core;
+mod create;
 mod driver;
 mod end;
 mod gate;
 mod guest;
 mod inbox;
+mod launch;
+mod link_pump;
+mod observed;
 mod recover;
 mod start;
 mod suspend;
@@ -28,23 +39,24 @@ use api::host::v1::ObservedMicrovm;
 use api::microvm::v1::SnapshotCopies;
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::core::{metering, phases};
+pub use self::create::create;
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
 pub use self::end::remote_prefix;
 pub use self::gate::{Activity, Gate, GateError, GuestStream};
-pub use self::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
-pub use self::recover::{Found, Recovered, create, recover, survey};
-pub use self::start::{clone_disk, engine_failure};
+pub use self::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
+pub use self::observed::{metering, phases};
+pub use self::recover::{Found, Recovered, load_journals, recover};
+pub use self::start::{clone_disk, engine_error};
 
 use crate::adapters::logs::Log;
-use crate::domain::{Failure, Phase, Spec};
+use crate::domain::{HostError, LocalState, Spec};
 
 /// What others see of a microVM.
 #[derive(Clone)]
 pub struct View {
     /// Where it is in its life.
-    pub phase: Phase,
+    pub state: LocalState,
     /// Fencing number.
     pub generation: u64,
     /// What is reported of it.
@@ -82,8 +94,22 @@ pub struct EndOrder {
     pub discard: bool,
 }
 
+impl EndOrder {
+    /// An end that is reported, with its reason, until the scheduler knows it.
+    #[must_use]
+    pub fn because(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), discard: false }
+    }
+
+    /// An end that nobody hears of: the microVM goes on elsewhere, or its launch will be repeated.
+    #[must_use]
+    pub fn discarding(reason: impl Into<String>) -> Self {
+        Self { reason: reason.into(), discard: true }
+    }
+}
+
 /// The answer to a command: what is observed afterwards.
-pub type Outcome = Result<ObservedMicrovm, Failure>;
+pub type Outcome = Result<ObservedMicrovm, HostError>;
 
 /// A command on its way.
 pub struct Message {
@@ -116,21 +142,21 @@ impl Handle {
     /// takes; every step of it is bounded.
     ///
     /// # Errors
-    /// The command's failure; [`Failure::Capacity`] when the mailbox is full,
-    /// [`Failure::Ended`] when the driver is gone.
+    /// The command's failure; [`HostError::Capacity`] when the mailbox is full,
+    /// [`HostError::Ended`] when the driver is gone.
     pub async fn command(&self, command: Command, generation: Option<u64>) -> Outcome {
         let (reply, answer) = oneshot::channel();
         self.mailbox.try_send(Message { command, generation, reply }).map_err(|error| match error {
             mpsc::error::TrySendError::Full(_) => {
-                Failure::Capacity(format!("too many commands wait for {}", self.id))
+                HostError::Capacity(format!("too many commands wait for {}", self.id))
             }
             mpsc::error::TrySendError::Closed(_) => self.ended(),
         })?;
         answer.await.unwrap_or_else(|_| Err(self.ended()))
     }
 
-    fn ended(&self) -> Failure {
-        Failure::Ended { reason: self.view.borrow().observed.state_reason.clone() }
+    fn ended(&self) -> HostError {
+        HostError::Ended { reason: self.view.borrow().observed.state_reason.clone() }
     }
 
     /// What is observed now, activity included.

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::adapters::bases::BaseLease;
 use crate::adapters::files;
-use crate::domain::Failure;
+use crate::adapters::image_snapshots::ImageSnapshotLease;
+use crate::domain::HostError;
 use crate::domain::capacity::Reservation;
 
 /// How long work waits that nobody waits for and that would slow down the answer to whoever does.
@@ -28,7 +28,7 @@ pub struct Resources {
     pub paths: Vec<PathBuf>,
     pub memory: Option<Reservation>,
     /// Keeps the image snapshot in the cache.
-    pub image: Option<BaseLease>,
+    pub image: Option<ImageSnapshotLease>,
     outlives: bool,
 }
 
@@ -72,22 +72,22 @@ impl Resources {
     /// The slot of an engine made ahead.
     ///
     /// # Errors
-    /// [`Failure::Internal`] when it has none: a bug.
-    pub fn take_reserved(&mut self) -> Result<slot::Reserved, Failure> {
+    /// [`HostError::Internal`] when it has none: a bug.
+    pub fn take_reserved(&mut self) -> Result<slot::Reserved, HostError> {
         match std::mem::take(&mut self.slot) {
             SlotHeld::Reserved(slot) => Ok(slot),
-            _ => Err(Failure::Internal("an engine made ahead has no slot".to_owned())),
+            _ => Err(HostError::Internal("an engine made ahead has no slot".to_owned())),
         }
     }
 
     /// The process of an engine made ahead.
     ///
     /// # Errors
-    /// [`Failure::Internal`] when it has none: a bug.
-    pub fn take_prepared(&mut self) -> Result<Box<dyn vmm::Prepared>, Failure> {
+    /// [`HostError::Internal`] when it has none: a bug.
+    pub fn take_prepared(&mut self) -> Result<Box<dyn vmm::Prepared>, HostError> {
         match std::mem::take(&mut self.engine) {
             EngineHeld::Prepared(prepared) => Ok(prepared),
-            _ => Err(Failure::Internal("an engine made ahead has no process".to_owned())),
+            _ => Err(HostError::Internal("an engine made ahead has no process".to_owned())),
         }
     }
 

@@ -19,7 +19,7 @@ mod ends;
 mod engines_ahead;
 #[path = "agent/lifecycle.rs"]
 mod lifecycle;
-#[path = "agent/rig.rs"]
-mod rig;
 #[path = "agent/scheduler.rs"]
 mod scheduler;
+#[path = "agent/world.rs"]
+mod world;

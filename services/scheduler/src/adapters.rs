@@ -2,6 +2,6 @@
 
 pub mod access_keys;
 pub mod agents;
-pub mod codec;
 pub mod connectors;
+pub mod microvms;
 pub mod token_keys;

@@ -20,7 +20,6 @@ use crate::server;
 use crate::term::Context;
 
 /// The whole program.
-#[must_use]
 pub fn main() -> ExitCode {
     telemetry::run_service(
         "scheduler",
@@ -77,7 +76,6 @@ impl App {
     }
 
     /// The address it listens on.
-    #[must_use]
     pub fn local_addr(&self) -> std::net::SocketAddr {
         self.server.local_addr()
     }

@@ -20,9 +20,7 @@ pub struct Config {
     /// Address others reach it at; also its name in the election, so it must
     /// belong to one process. Empty means the address it listens on.
     pub advertise: String,
-    /// Region in ARNs.
     pub region: String,
-    /// Account in ARNs.
     pub account: String,
     /// Domain of endpoints; a microVM's is "<uuid>.<domain>".
     pub endpoint_domain: String,
@@ -53,11 +51,8 @@ pub struct Config {
     pub quotas: Quotas,
     /// Longest waits for hosts.
     pub timeouts: Timeouts,
-    /// Certificates for gRPC.
     pub tls: TlsSettings,
-    /// Where etcd is.
     pub etcd: EtcdSettings,
-    /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
 }
 
@@ -96,11 +91,8 @@ pub struct Quotas {
     /// Baseline memory of all microVMs that have not ended, suspended ones
     /// included, MiB; absent means as much as the hosts have.
     pub memory_mib: Option<u64>,
-    /// Network connectors.
     pub connectors_max: usize,
-    /// Versions of one network connector.
     pub connector_versions_max: usize,
-    /// Access keys.
     pub access_keys_max: usize,
 }
 
@@ -144,65 +136,46 @@ impl Default for Config {
     }
 }
 
-/// A setting that does not make sense.
-#[derive(Debug, thiserror::Error)]
-#[error("settings: {key} {message}")]
-pub struct SettingsError {
-    key: &'static str,
-    message: &'static str,
-}
-
 impl Config {
     /// Checks what types cannot.
     ///
     /// # Errors
     /// The first setting that does not make sense.
-    pub fn check(&self) -> Result<(), SettingsError> {
-        let rules = [
-            (!self.listen.is_empty(), "listen", "must be an address with a port"),
+    pub fn check(&self) -> Result<(), settings::Error> {
+        let quotas = &self.quotas;
+        let idle = 1..=limits::IDLE_DURATION_MAX.as_secs();
+        settings::check([
+            (!self.listen.is_empty(), "listen must be an address with a port"),
             (
                 !self.advertise.is_empty() || !self.listens_everywhere(),
-                "advertise",
-                "must be set when listen is not one address",
+                "advertise must be set when listen is not one address",
             ),
-            (!self.region.is_empty(), "region", "must not be empty"),
-            (!self.account.is_empty(), "account", "must not be empty"),
-            (!self.endpoint_domain.is_empty(), "endpoint_domain", "must not be empty"),
-            ((1..=60).contains(&self.lease_seconds), "lease_seconds", "must be 1 to 60"),
+            (!self.region.is_empty(), "region must not be empty"),
+            (!self.account.is_empty(), "account must not be empty"),
+            (!self.endpoint_domain.is_empty(), "endpoint_domain must not be empty"),
+            ((1..=60).contains(&self.lease_seconds), "lease_seconds must be 1 to 60"),
             (
                 self.host_lost_grace_seconds >= self.fence_grace_seconds,
-                "host_lost_grace_seconds",
-                "must not be shorter than fence_grace_seconds",
+                "host_lost_grace_seconds must not be shorter than fence_grace_seconds",
             ),
             (
                 (50..=60_000).contains(&self.heartbeat_interval_ms),
-                "heartbeat_interval_ms",
-                "must be 50 to 60000",
+                "heartbeat_interval_ms must be 50 to 60000",
             ),
-            (self.key_rotation_seconds >= 3600, "key_rotation_seconds", "must be at least 3600"),
-            (self.microvms_max > 0, "microvms_max", "must be at least 1"),
+            (self.key_rotation_seconds >= 3600, "key_rotation_seconds must be at least 3600"),
+            (self.microvms_max > 0, "microvms_max must be at least 1"),
             (
                 self.run_hook_payload_bytes_max <= PAYLOAD_BYTES_MAX,
-                "run_hook_payload_bytes_max",
-                "must be at most 65536",
+                "run_hook_payload_bytes_max must be at most 65536",
             ),
+            (idle.contains(&self.limits.idle_min_seconds), "limits.idle_min_seconds must be 1 to 28800"),
             (
-                (1..=limits::IDLE_DURATION_MAX.as_secs()).contains(&self.limits.idle_min_seconds),
-                "limits.idle_min_seconds",
-                "must be 1 to 28800",
+                (1..=CONNECTOR_VERSIONS_MAX).contains(&quotas.connector_versions_max),
+                "quotas.connector_versions_max must be 1 to 90",
             ),
-            (
-                (1..=CONNECTOR_VERSIONS_MAX).contains(&self.quotas.connector_versions_max),
-                "quotas.connector_versions_max",
-                "must be 1 to 90",
-            ),
-            (self.quotas.connectors_max <= 10_000, "quotas.connectors_max", "must be at most 10000"),
-            (self.quotas.access_keys_max <= 10_000, "quotas.access_keys_max", "must be at most 10000"),
-        ];
-        match rules.into_iter().find(|(holds, _, _)| !holds) {
-            Some((_, key, message)) => Err(SettingsError { key, message }),
-            None => Ok(()),
-        }
+            (quotas.connectors_max <= 10_000, "quotas.connectors_max must be at most 10000"),
+            (quotas.access_keys_max <= 10_000, "quotas.access_keys_max must be at most 10000"),
+        ])
     }
 
     /// Two replicas must not have the same name in the election.

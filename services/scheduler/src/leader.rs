@@ -24,14 +24,12 @@ pub struct Leader {
 
 impl Leader {
     /// The running term.
-    #[must_use]
     pub fn term(&self) -> Option<Arc<Term>> {
         let term = self.term.read().unwrap_or_else(PoisonError::into_inner).clone();
         term.filter(|term| !term.is_over())
     }
 
     /// Address of the leader as far as known; empty when it is not.
-    #[must_use]
     pub fn address(&self) -> String {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

@@ -37,7 +37,6 @@ pub struct Metrics {
 
 impl Metrics {
     /// Metrics that show up in `registry`.
-    #[must_use]
     pub fn register(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, Some("scheduler"), |part| Self {
             operations: part.add("operations", "Operations on microVMs by outcome", Family::default()),

@@ -11,94 +11,60 @@ use crate::domain::placement::NoRoom;
 /// Why a call cannot be answered as asked; the text is for the caller.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Fields break rules.
     #[error("{0}")]
     Invalid(Violations),
     /// A rule with a sentence of its own; the sentence is the whole message.
     #[error("{sentence}")]
-    Sentence {
-        /// The field that breaks it.
-        field: String,
-        /// The sentence.
-        sentence: String,
-    },
-    /// An ARN of another account.
+    Sentence { field: String, sentence: String },
     #[error("{0} belongs to another account")]
     ForeignAccount(String),
-    /// No such microVM.
     #[error("MicroVM not found: {0}")]
     MicrovmNotFound(MicrovmId),
-    /// No such host.
     #[error("host not found: {0}")]
     HostNotFound(HostId),
-    /// Nothing of the image can be launched.
     #[error("No active version found for MicroVM image {image}{}", pinned(*.version))]
-    NoActiveVersion {
-        /// The image.
-        image: ImageArn,
-        /// The version, if the caller named one.
-        version: Option<VersionNumber>,
-    },
-    /// No such network connector, or no such version of it.
+    NoActiveVersion { image: ImageArn, version: Option<VersionNumber> },
     #[error("Network connector not found for: {0}")]
     ConnectorNotFound(String),
-    /// The name is taken.
     #[error("A network connector with the name '{0}' already exists in this account")]
     ConnectorExists(ConnectorName),
-    /// The state of a network connector forbids the call.
     #[error("{text}")]
     ConnectorState {
-        /// The connector.
         arn: String,
         /// Its state, or its version's.
         state: &'static str,
-        /// A sentence.
         text: String,
     },
-    /// No such access key.
     #[error("Access key not found: {0}")]
     AccessKeyNotFound(String),
-    /// The microVM's connectors let no shell in.
     #[error("{}", shell(*.mixed))]
     ShellNotAllowed {
-        /// The microVM.
         id: MicrovmId,
         /// ALL_INGRESS is combined with others.
         mixed: bool,
     },
-    /// The client token belongs to another request.
     #[error("The client token was used before with other parameters.")]
     TokenConflict,
-    /// The microVM has ended.
     #[error("The MicroVM {0} has been terminated and its state cannot be changed.")]
     Terminated(MicrovmId),
-    /// The state forbids the call.
     #[error("The MicroVM {id} is {state}; it cannot be {action} now.")]
     StateConflict {
-        /// The microVM.
         id: MicrovmId,
-        /// Its state.
         state: MicrovmState,
         /// "suspended", "resumed".
         action: &'static str,
     },
-    /// Too many calls wait for the same thing.
     #[error("Too many calls wait for {0}.")]
     Busy(String),
-    /// No host has room.
     #[error("{0}.")]
     NoRoom(NoRoom),
-    /// There are as many of something as there may be.
     #[error("{text}")]
     Quota {
         /// Of what: "microvms", "connectors".
         quota: &'static str,
-        /// The limit.
         limit: usize,
-        /// A sentence.
         text: String,
     },
-    /// The account's microVMs hold as much memory as they may.
     #[error("The base maximum allocated memory limit has been reached for this account.")]
     MemoryQuota {
         /// The limit, MiB.
@@ -108,16 +74,8 @@ pub enum Refusal {
         /// What this one asked for, MiB.
         asked: u64,
     },
-    /// The host that is needed is away for now.
     #[error("The host {host} is away; {why}.")]
-    HostAway {
-        /// The host.
-        host: HostId,
-        /// What that means for the call.
-        why: &'static str,
-        /// When asking again makes sense.
-        retry_after: Duration,
-    },
+    HostAway { host: HostId, why: &'static str, retry_after: Duration },
     /// The app's output is not kept any more.
     #[error("The log of the MicroVM {0} is no longer available.")]
     LogGone(MicrovmId),
@@ -127,7 +85,6 @@ pub enum Refusal {
     /// This replica does not lead, or stopped leading during the call.
     #[error("This scheduler does not lead; try again.")]
     NotLeading,
-    /// The store refused or is out of reach.
     #[error("The record store is out of reach: {0}")]
     Store(String),
     /// A bug.
@@ -140,13 +97,11 @@ const HOST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Refusal {
     /// The host is away for now.
-    #[must_use]
     pub fn away(host: &HostId, why: &'static str) -> Self {
         Self::HostAway { host: host.clone(), why, retry_after: HOST_RETRY_AFTER }
     }
 
     /// A rule with a sentence of its own.
-    #[must_use]
     pub fn sentence(field: impl Into<String>, sentence: impl Into<String>) -> Self {
         Self::Sentence { field: field.into(), sentence: sentence.into() }
     }

@@ -25,6 +25,7 @@ use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use backoff::Backoff;
 use clock::Clock;
 use model::MicrovmId;
 use records::{Event, Leadership, Store};
@@ -33,7 +34,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::adapters::agents::Agents;
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::adapters::token_keys::{TokenKeys, TokenKeysError};
 use crate::config::Config;
 use crate::domain::catalog::Catalog;
@@ -44,19 +45,16 @@ use connectors::ConnectorStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
 
-/// First and longest pause between attempts to reach a host.
-const BACKOFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// Pauses between attempts to reach a host.
+pub(crate) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 /// What a term needs from the process around it.
 #[derive(Debug, Clone)]
 pub struct Context {
     pub config: Arc<Config>,
     pub clock: Clock,
-    /// The records.
     pub store: Store,
-    /// Channels to hosts.
     pub agents: Arc<Agents>,
-    /// Counters.
     pub metrics: Metrics,
 }
 
@@ -79,13 +77,10 @@ pub struct Term {
 /// Why a term could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
-    /// The records could not be read.
     #[error("cannot read the records")]
     Store(#[from] records::Error),
-    /// The token keys could not be read or made.
     #[error("cannot set up token keys")]
     Keys(#[from] TokenKeysError),
-    /// Leadership was lost meanwhile.
     #[error("leadership was lost while loading")]
     Lost,
 }
@@ -158,8 +153,6 @@ impl Term {
         self.over.cancelled().await;
     }
 
-    /// Whether the term is over.
-    #[must_use]
     pub fn is_over(&self) -> bool {
         self.over.is_cancelled() || !self.leadership.is_leader()
     }
@@ -169,7 +162,6 @@ impl Term {
     }
 
     /// The time of day.
-    #[must_use]
     pub fn now(&self) -> SystemTime {
         self.context.clock.now()
     }
@@ -269,11 +261,3 @@ fn is_unfinished(microvm: &Microvm) -> bool {
     let ending = microvm.intent == Intent::End && microvm.state != MicrovmState::Terminated;
     ending || microvm.state == MicrovmState::Pending
 }
-
-/// Waits, twice as long each time.
-pub(crate) async fn pause(backoff: &mut Duration) {
-    tokio::time::sleep(*backoff).await;
-    *backoff = (*backoff * 2).min(BACKOFF.1);
-}
-
-pub(crate) const BACKOFF_FIRST: Duration = BACKOFF.0;

@@ -23,7 +23,7 @@ use std::path::Path;
 
 use client::Context;
 use prost::Message;
-use tonic::transport::Channel;
+use rpc::Replicas;
 
 use crate::cli::{Cli, Command};
 use crate::error::CliError;
@@ -34,8 +34,8 @@ pub struct Session {
     pub context: Context,
     /// How results are written.
     pub format: Format,
-    scheduler: OnceCell<Channel>,
-    image_builder: OnceCell<Channel>,
+    scheduler: OnceCell<Replicas>,
+    image_builder: OnceCell<Replicas>,
 }
 
 impl Session {

@@ -18,12 +18,10 @@ pub const RUN: Flags = &[
     ("expirationInMinutes", "--token-ttl"),
 ];
 
-/// `torpor token`.
 pub const TOKEN: Flags = &[("expirationInMinutes", "--ttl"), ("allowedPorts", "--port")];
 
 pub const LIST: Flags = &[("imageIdentifier", "--image"), ("imageVersion", "--version")];
 
-/// `torpor image create` and `torpor image update`.
 pub const IMAGE: Flags = &[
     ("name", "NAME"),
     ("imageIdentifier", "NAME"),
@@ -44,7 +42,6 @@ pub const IMAGE: Flags = &[
     ("clientToken", "--client-token"),
 ];
 
-/// `torpor key create`.
 pub const KEY: Flags =
     &[("description", "--description"), ("policy", "--policy"), ("expireTime", "--expires")];
 

@@ -70,10 +70,7 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for OneOrMany<T> {
     }
 }
 
-/// Reads a policy.
-///
-/// # Errors
-/// Says what is wrong and where, for the person who wrote it.
+/// Reads a policy; an error is for the person who wrote it.
 pub fn parse(text: &str) -> Result<Policy, String> {
     let document: Document = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let statements: Vec<Statement> = document.statement.0.into_iter().map(Rule::statement).collect();

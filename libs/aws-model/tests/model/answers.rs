@@ -134,6 +134,8 @@ fn absent_members_are_null_or_not_there() {
     assert_eq!(connectors, json!({"NetworkConnectors": [{"Id": "nc-1"}]}));
     let build = answer(GetMicrovmImageBuild, json!({"buildId": "b"}));
     assert_eq!((build.get("snapshotBuild"), build.get("stateReason")), (None, Some(&Value::Null)));
+    let version = answer(GetMicrovmImageVersion, json!({"kmsKeyIdentifier": null}));
+    assert_eq!((version.get("kmsKeyIdentifier"), version.get("hooks")), (None, Some(&Value::Null)));
     assert_eq!(answer(GetMicrovmImage, json!({"tags": {}}))["tags"], json!({}));
     assert_eq!(answer(UpdateMicrovmImage, json!({})).get("tags"), None);
     assert_eq!(answer(CreateMicrovmImage, json!({})).get("tags"), Some(&Value::Null));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
 use crate::adapters::scheduler::{Scheduler, label, route};
 use crate::domain::route::Table;
@@ -60,11 +61,11 @@ async fn follow_once(scheduler: &Scheduler, table: &Table, listing: u64) -> bool
                 Some((label, route)) => table.put(label, route, listing),
                 None => tracing::error!("a microVM without an endpoint or a state; left out"),
             },
-            Ok(None) | Err(_) => {
+            ended => {
                 if complete {
                     tracing::warn!("lost the scheduler; serving with the routes of before");
                 }
-                scheduler.next_replica();
+                scheduler.leave(&ended.err().unwrap_or_else(|| Status::unavailable("the stream ended")));
                 return complete;
             }
         }

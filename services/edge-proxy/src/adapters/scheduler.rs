@@ -1,7 +1,6 @@
 //! The scheduler, through whichever of its replicas leads.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,8 +10,7 @@ use api::microvm::v1::{
 };
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
-use rpc::{Role, TlsIdentity};
-use tonic::transport::Channel;
+use rpc::{CallBounds, Replicas, Role, TlsIdentity};
 use tonic::{Code, Status, Streaming};
 use uuid::Uuid;
 
@@ -20,6 +18,8 @@ use crate::domain::route::{Route, RouteState};
 
 /// Longest search for one microVM that the follower has not brought yet.
 const LOOK_UP: Duration = Duration::from_secs(2);
+/// Streams that are opened for it: one may break.
+const LOOK_UPS_MAX: usize = 2;
 /// Longest wait for a stream to be opened.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
 
@@ -27,59 +27,47 @@ type Resume = Shared<BoxFuture<'static, Result<(), Code>>>;
 
 #[derive(Debug)]
 pub struct Scheduler {
-    replicas: Vec<MicrovmServiceClient<Channel>>,
-    /// The replica that answered last.
-    current: AtomicUsize,
+    replicas: Replicas,
     /// Wakes under way, one per microVM however many requests wait for it.
     resumes: Mutex<HashMap<Arc<str>, Resume>>,
 }
 
 impl Scheduler {
     /// Prepares connections; none is made before it is used.
-    pub fn new(identity: &TlsIdentity, addresses: &[String]) -> Result<Self, Status> {
-        let replica = |address: &String| {
-            rpc::channel(identity, address, Role::Scheduler).map(MicrovmServiceClient::new)
-        };
-        let replicas = addresses.iter().map(replica).collect::<Result<_, _>>()?;
-        Ok(Self { replicas, current: AtomicUsize::new(0), resumes: Mutex::default() })
+    pub fn new(identity: &Arc<TlsIdentity>, addresses: &[String]) -> Result<Self, Status> {
+        let replicas = Replicas::new(identity, addresses, Role::Scheduler)?;
+        Ok(Self { replicas, resumes: Mutex::default() })
     }
 
-    /// Streams every microVM and then every change, from the replica that
-    /// answered last. An error moves on to the next replica for the next call.
+    /// Streams every microVM and then every change.
     pub async fn watch(&self) -> Result<Streaming<WatchMicrovmsResponse>, Status> {
-        let opened = self.watch_one(String::new());
-        let opened = tokio::time::timeout(OPEN_STREAM, opened).await;
-        let opened = opened.unwrap_or_else(|_| Err(Status::deadline_exceeded("no stream in time")));
-        if opened.is_err() {
-            self.next_replica();
-        }
-        opened
+        self.open(String::new(), OPEN_STREAM).await
     }
 
-    /// Moves on to the next replica.
-    pub fn next_replica(&self) {
-        self.current.fetch_add(1, Ordering::Relaxed);
+    /// To be called with what ended a stream: the next one is opened elsewhere.
+    pub fn leave(&self, status: &Status) {
+        self.replicas.leave(status);
     }
 
     /// Asks for one microVM by id; bounded.
     pub async fn look_up(&self, microvm_id: &str) -> Option<(Uuid, Route)> {
         let search = async {
-            for _ in 0..self.replicas.len() {
-                match self.watch_one(microvm_id.to_owned()).await {
-                    Ok(mut stream) => {
-                        while let Ok(Some(message)) = stream.message().await {
-                            if message.synced {
-                                return None;
-                            }
+            for _ in 0..LOOK_UPS_MAX {
+                let mut stream = self.open(microvm_id.to_owned(), LOOK_UP).await.ok()?;
+                loop {
+                    match stream.message().await {
+                        Ok(Some(message)) if !message.synced => {
                             if let Some(found) = route(&message) {
                                 return Some(found);
                             }
                         }
+                        Ok(_) => return None,
+                        Err(status) => {
+                            self.leave(&status);
+                            break;
+                        }
                     }
-                    Err(status) if status.code() == Code::Unavailable => {}
-                    Err(_) => return None,
                 }
-                self.next_replica();
             }
             None
         };
@@ -98,9 +86,9 @@ impl Scheduler {
                     // A task of its own: the wake goes on when the first request
                     // for it hangs up.
                     let task = tokio::spawn(async move {
-                        let result = tokio::time::timeout(wait, this.resume_once(&id)).await;
+                        let result = this.resume_once(&id, wait).await;
                         this.resumes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
-                        result.unwrap_or(Err(Code::DeadlineExceeded))
+                        result
                     });
                     let shared = task.map(|result| result.unwrap_or(Err(Code::Internal))).boxed().shared();
                     resumes.insert(microvm_id.clone(), shared.clone());
@@ -111,30 +99,26 @@ impl Scheduler {
         tokio::time::timeout(wait, shared).await.unwrap_or(Err(Code::DeadlineExceeded))
     }
 
-    async fn resume_once(&self, microvm_id: &str) -> Result<(), Code> {
-        let mut code = Code::Unavailable;
-        for _ in 0..self.replicas.len() {
-            let request = rpc::request(ResumeMicrovmRequest { microvm_id: microvm_id.to_owned() });
-            match self.replica().resume_microvm(request).await {
-                Ok(_) => return Ok(()),
-                Err(status) => code = status.code(),
-            }
-            if code != Code::Unavailable {
-                break;
-            }
-            self.next_replica();
-        }
-        Err(code)
+    async fn resume_once(&self, microvm_id: &str, wait: Duration) -> Result<(), Code> {
+        let message = ResumeMicrovmRequest { microvm_id: microvm_id.to_owned() };
+        let resumed = self.replicas.call(CallBounds::once(wait), message, |channel, request| {
+            let mut client = MicrovmServiceClient::new(channel);
+            async move { client.resume_microvm(request).await }
+        });
+        resumed.await.map(drop).map_err(|status| status.code())
     }
 
-    async fn watch_one(&self, microvm_id: String) -> Result<Streaming<WatchMicrovmsResponse>, Status> {
-        let request = rpc::request(WatchMicrovmsRequest { microvm_id });
-        Ok(self.replica().watch_microvms(request).await?.into_inner())
-    }
-
-    fn replica(&self) -> MicrovmServiceClient<Channel> {
-        let index = self.current.load(Ordering::Relaxed) % self.replicas.len();
-        self.replicas[index].clone()
+    async fn open(
+        &self,
+        microvm_id: String,
+        wait: Duration,
+    ) -> Result<Streaming<WatchMicrovmsResponse>, Status> {
+        let message = WatchMicrovmsRequest { microvm_id };
+        let opened = self.replicas.call(CallBounds::once(wait), message, |channel, request| {
+            let mut client = MicrovmServiceClient::new(channel);
+            async move { client.watch_microvms(request).await }
+        });
+        opened.await
     }
 }
 

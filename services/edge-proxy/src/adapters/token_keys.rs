@@ -1,31 +1,23 @@
 //! Token keys, followed in etcd.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
-use records::{Event, Store};
+use records::{Entries, Mirror, Store};
 use serde::Deserialize;
 use token::{Claims, Key, KeySet, VerifyError};
-use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 /// Prefix of the keys in etcd.
 const PREFIX: &str = "keys/";
-/// Longest wait for the first keys after a start.
-const FIRST_KEYS: Duration = Duration::from_secs(5);
+/// Most entries; a set of keys takes fewer.
+const ENTRIES_MAX: usize = 64;
 /// Longest wait for a key that a token names and that is not here: a token may
 /// overtake the news of the key that sealed it.
 const NEW_KEY: Duration = Duration::from_millis(500);
-/// Requests that may wait for a key at one time; anybody can name a key.
-const WAITING_MAX: usize = 256;
 
 /// The token keys as they are now.
-#[derive(Debug, Clone)]
-pub struct TokenKeys {
-    current: watch::Receiver<Option<Arc<KeySet>>>,
-    waiting: Arc<Semaphore>,
-}
+#[derive(Debug)]
+pub struct TokenKeys(Mirror<KeySet>);
 
 /// Why a token was not verified.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -45,81 +37,45 @@ enum Stored {
 }
 
 impl TokenKeys {
-    /// Follows the keys until `stop`.
-    pub fn follow(store: &Store, stop: CancellationToken) -> Self {
-        let (sender, current) = watch::channel(None);
-        let mut events = store.watch(PREFIX);
-        tokio::spawn(async move {
-            let mut stored = BTreeMap::new();
-            loop {
-                let event = tokio::select! {
-                    event = events.next() => event,
-                    () = stop.cancelled() => return,
-                };
-                apply(&mut stored, event);
-                match KeySet::new(stored.values().flatten().cloned().collect()) {
-                    Ok(set) => {
-                        tracing::info!(keys = set.keys().len(), "token keys changed");
-                        sender.send_replace(Some(Arc::new(set)));
-                    }
-                    Err(error) => tracing::error!(%error, "keeping the token keys of before"),
+    pub fn follow(store: &Store) -> Self {
+        let entries = Entries::new(ENTRIES_MAX, parse);
+        Self(Mirror::follow(store, PREFIX, entries, |keys: &BTreeMap<String, Vec<Key>>| {
+            match KeySet::new(keys.values().flatten().cloned().collect()) {
+                Ok(set) => {
+                    tracing::info!(keys = set.keys().len(), "token keys changed");
+                    Some(set)
+                }
+                Err(error) => {
+                    tracing::error!(%error, "keeping the token keys of before");
+                    None
                 }
             }
-        });
-        Self { current, waiting: Arc::new(Semaphore::new(WAITING_MAX)) }
+        }))
     }
 
     /// Opens a token. Waits for keys, bounded, when they may be on their way.
     pub async fn verify(&self, token: &str, now: u64) -> Result<Claims, KeyError> {
-        let known = self.current.borrow().clone();
-        let known = match known {
-            Some(known) => known,
-            None => self.when(FIRST_KEYS, |_| true).await.ok_or(KeyError::NotReady)?,
-        };
+        let known = self.0.get().await.ok_or(KeyError::NotReady)?;
         match known.verify(token, now) {
             Err(VerifyError::UnknownKey) => {
-                let known =
-                    self.when(NEW_KEY, |set| set.verify(token, now) != Err(VerifyError::UnknownKey)).await;
+                let is_known = |set: &KeySet| set.verify(token, now) != Err(VerifyError::UnknownKey);
+                let known = self.0.when(NEW_KEY, is_known).await;
                 known.map_or(Err(VerifyError::UnknownKey), |set| set.verify(token, now))
             }
             result => result,
         }
         .map_err(KeyError::Token)
     }
-
-    /// The keys once they are as wanted, if that happens soon.
-    async fn when(&self, wait: Duration, wanted: impl Fn(&KeySet) -> bool) -> Option<Arc<KeySet>> {
-        let _permit = self.waiting.try_acquire().ok()?;
-        let mut current = self.current.clone();
-        let arrived = current.wait_for(|set| set.as_deref().is_some_and(&wanted));
-        let arrived = tokio::time::timeout(wait, arrived).await.ok()?.ok()?;
-        arrived.clone()
-    }
 }
 
-fn apply(stored: &mut BTreeMap<String, Vec<Key>>, event: Event) {
-    match event {
-        Event::Snapshot(all) => {
-            *stored = all.into_iter().map(|(key, value)| (key.clone(), parse(&key, &value.value))).collect();
-        }
-        Event::Put(key, value) => {
-            let keys = parse(&key, &value.value);
-            stored.insert(key, keys);
-        }
-        Event::Delete(key) => {
-            stored.remove(&key);
-        }
-    }
-}
-
-fn parse(key: &str, value: &[u8]) -> Vec<Key> {
+fn parse(key: &str, value: &[u8]) -> Option<Vec<Key>> {
     match serde_json::from_slice(value) {
-        Ok(Stored::One(key)) => vec![key],
-        Ok(Stored::Several(set)) => set.keys().to_vec(),
+        Ok(Stored::One(key)) => Some(vec![key]),
+        Ok(Stored::Several(set)) => Some(set.keys().to_vec()),
         Err(_) => {
             // Without the parser's words: they may quote the secret.
             tracing::error!(key, "not a token key; left out");
-            Vec::new()
+            None
         }
     }
 }

@@ -1,24 +1,19 @@
 //! The access keys in etcd, by id, as they are now.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use api::access::v1::StoredAccessKey;
 use prost::Message as _;
-use records::{Event, Store};
+use records::{Entries, Mirror, Store};
 use sigv4::Secret;
-use tokio::sync::{Semaphore, watch};
-use tokio_util::sync::CancellationToken;
 
 use crate::aws::rights::policy::{Policy, PolicyError};
 
 /// Prefix of the keys in etcd; the id follows.
 const PREFIX: &str = "access-keys/";
-/// Longest wait for the first listing after a start.
-const FIRST_KEYS: Duration = Duration::from_secs(5);
-/// Requests that may wait for the first listing at one time.
-const WAITING_MAX: usize = 256;
+/// Most keys.
 const KEYS_MAX: usize = 100_000;
 /// Bounds of an id's length; those of AWS have 20 characters.
 const ID_LENGTH: std::ops::RangeInclusive<usize> = 4..=128;
@@ -104,103 +99,49 @@ pub(crate) enum LookupError {
 
 /// All keys, as they are now.
 #[derive(Debug)]
-pub(crate) struct AccessKeys {
-    stored: watch::Sender<Option<Arc<KeyMap>>>,
-    waiting: Semaphore,
-}
-
-impl Default for AccessKeys {
-    fn default() -> Self {
-        Self { stored: watch::Sender::new(None), waiting: Semaphore::new(WAITING_MAX) }
-    }
-}
+pub(crate) struct AccessKeys(Mirror<KeyMap>);
 
 impl AccessKeys {
-    /// Takes the keys of etcd.
-    fn set_stored(&self, keys: KeyMap) {
-        self.stored.send_replace(Some(Arc::new(keys)));
+    /// Follows the keys in etcd. `account` is the fleet's.
+    pub fn follow(store: &Store, account: String) -> Self {
+        Self(Mirror::follow(store, PREFIX, entries(account), |keys| {
+            tracing::info!(keys = keys.len(), "access keys changed");
+            Some(keys.values().map(|key| (key.id.clone(), key.clone())).collect())
+        }))
     }
 
-    /// Finds a key. While etcd's keys have never been read it waits for them, a
-    /// bounded time.
+    /// Finds a key. While etcd's keys have never been read it waits for them, a bounded time.
     pub async fn find(&self, id: &str) -> Result<Arc<AccessKey>, LookupError> {
-        let known = self.stored.borrow().clone();
-        let known = match known {
-            Some(known) => known,
-            None => self.first().await.ok_or(LookupError::NotReady)?,
-        };
-        known.get(id).cloned().ok_or(LookupError::Unknown)
-    }
-
-    async fn first(&self) -> Option<Arc<KeyMap>> {
-        let _permit = self.waiting.try_acquire().ok()?;
-        let mut stored = self.stored.subscribe();
-        let arrived = stored.wait_for(Option::is_some);
-        let arrived = tokio::time::timeout(FIRST_KEYS, arrived).await.ok()?.ok()?;
-        arrived.clone()
-    }
-
-    /// Follows the keys in etcd until `stop`. `account` is the fleet's.
-    pub fn follow(self: &Arc<Self>, store: &Store, account: String, stop: CancellationToken) {
-        let (this, mut events) = (self.clone(), store.watch(PREFIX));
-        tokio::spawn(async move {
-            let mut keys = BTreeMap::new();
-            loop {
-                let event = tokio::select! {
-                    event = events.next() => event,
-                    () = stop.cancelled() => return,
-                };
-                apply(&mut keys, event, &account);
-                tracing::info!(keys = keys.len(), "access keys changed");
-                this.set_stored(
-                    keys.values().map(|key: &Arc<AccessKey>| (key.id.clone(), key.clone())).collect(),
-                );
-            }
-        });
+        let keys = self.0.get().await.ok_or(LookupError::NotReady)?;
+        keys.get(id).cloned().ok_or(LookupError::Unknown)
     }
 }
 
-fn apply(keys: &mut BTreeMap<String, Arc<AccessKey>>, event: Event, account: &str) {
-    match event {
-        Event::Snapshot(all) => {
-            keys.clear();
-            for (name, value) in all {
-                put(keys, name, &value.value, account);
-            }
-        }
-        Event::Put(name, value) => put(keys, name, &value.value, account),
-        Event::Delete(name) => {
-            keys.remove(&name);
-        }
-    }
+fn entries(account: String) -> Entries<Arc<AccessKey>> {
+    Entries::new(KEYS_MAX, move |name, value| {
+        let key = read(name, value, &account);
+        key.inspect_err(|fault| tracing::error!(name, fault, "an access key is left out")).ok().map(Arc::new)
+    })
 }
 
-/// A key that cannot be used is left out: it opens nothing, and neither does what
-/// was under its name before.
-fn put(keys: &mut BTreeMap<String, Arc<AccessKey>>, name: String, value: &[u8], account: &str) {
-    keys.remove(&name);
-    let why = match StoredAccessKey::decode(value) {
-        // Without the decoder's words: they may quote the secret.
-        Err(_) => "not an access key".to_owned(),
-        Ok(stored) => match AccessKey::new(stored, account) {
-            Err(error) => error.to_string(),
-            Ok(key) if name.strip_prefix(PREFIX) != Some(key.id.as_str()) => {
-                "stored under another id".to_owned()
-            }
-            Ok(_) if keys.len() >= KEYS_MAX => format!("beyond the limit of {KEYS_MAX} keys"),
-            Ok(key) => {
-                keys.insert(name, Arc::new(key));
-                return;
-            }
-        },
-    };
-    tracing::error!(name, fault = why, "an access key is left out");
+/// The key of an entry, or why it opens nothing.
+fn read(name: &str, value: &[u8], account: &str) -> Result<AccessKey, String> {
+    // Without the decoder's words: they may quote the secret.
+    let stored = StoredAccessKey::decode(value).map_err(|_| "not an access key")?;
+    let key = AccessKey::new(stored, account).map_err(|error| error.to_string())?;
+    if name.strip_prefix(PREFIX) != Some(key.id.as_str()) {
+        return Err("stored under another id".to_owned());
+    }
+    Ok(key)
 }
 
 #[cfg(test)]
 mod tests {
     use api::access::v1 as wire;
-    use records::Versioned;
+    use std::time::Duration;
+
+    use records::{Event, Versioned};
+    use tokio::sync::watch;
 
     use super::*;
 
@@ -271,28 +212,29 @@ mod tests {
     fn changes_in_etcd_are_followed() {
         let value = |stored: &StoredAccessKey| Versioned { value: stored.encode_to_vec(), revision: 1 };
         let name = |id: &str| format!("{PREFIX}{id}");
-        let mut keys = BTreeMap::new();
+        let mut keys = entries(ACCOUNT.to_owned());
         let other = "AKIAIOSFODNN7EXAMPL2";
-        apply(&mut keys, Event::Snapshot(vec![(name(ID), value(&stored(ID)))]), ACCOUNT);
-        apply(&mut keys, Event::Put(name(other), value(&stored(other))), ACCOUNT);
-        assert_eq!(keys.len(), 2);
+        keys.apply(Event::Snapshot(vec![(name(ID), value(&stored(ID)))]));
+        keys.apply(Event::Put(name(other), value(&stored(other))));
+        assert_eq!(keys.all().len(), 2);
         // One that turns bad opens nothing any more.
         let bad = Versioned { value: vec![0xff], revision: 2 };
-        apply(&mut keys, Event::Put(name(other), bad), ACCOUNT);
-        assert_eq!(keys.keys().collect::<Vec<_>>(), [&name(ID)]);
+        keys.apply(Event::Put(name(other), bad));
+        assert_eq!(keys.all().keys().collect::<Vec<_>>(), [&name(ID)]);
         // Nor does one under another's name.
-        apply(&mut keys, Event::Put(name(other), value(&stored(ID))), ACCOUNT);
-        assert_eq!(keys.len(), 1);
-        apply(&mut keys, Event::Delete(name(ID)), ACCOUNT);
-        assert!(keys.is_empty());
+        keys.apply(Event::Put(name(other), value(&stored(ID))));
+        assert_eq!(keys.all().len(), 1);
+        keys.apply(Event::Delete(name(ID)));
+        assert!(keys.all().is_empty());
     }
 
     #[tokio::test(start_paused = true)]
     async fn until_etcd_answers_there_is_no_saying() {
-        let keys = AccessKeys::default();
+        let (sender, current) = watch::channel(None);
+        let keys = AccessKeys(Mirror::of(current));
         assert_eq!(keys.find(ID).await.unwrap_err(), LookupError::NotReady);
         let key = Arc::new(AccessKey::new(stored(ID), ACCOUNT).unwrap());
-        keys.set_stored(KeyMap::from([(ID.to_owned(), key)]));
+        sender.send_replace(Some(Arc::new(KeyMap::from([(ID.to_owned(), key)]))));
         assert_eq!(keys.find(ID).await.unwrap().id, ID);
         assert_eq!(keys.find("AKIANOBODY").await.unwrap_err(), LookupError::Unknown);
     }

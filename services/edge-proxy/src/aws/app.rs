@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use aws_model::{Limits, PageTokens};
+use clock::Clock;
 use prometheus_client::registry::Registry;
+use records::Store;
 use rpc::TlsIdentity;
 use sigv4::Verifier;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+use crate::aws::access_keys::AccessKeys;
 use crate::aws::account::Account;
 use crate::aws::metrics::Metrics;
 use crate::aws::operations::row;
@@ -39,7 +42,9 @@ impl ApiServer {
     /// Loads the certificate, binds the socket; `None` when the API is not served.
     pub async fn build(
         config: &Config,
-        identity: &TlsIdentity,
+        identity: &Arc<TlsIdentity>,
+        store: &Store,
+        clock: &Clock,
         registry: &Mutex<Registry>,
     ) -> anyhow::Result<Option<Self>> {
         let Config { aws, region, account, .. } = config;
@@ -55,13 +60,14 @@ impl ApiServer {
         // taken for another's by accident. All edges of a fleet share it.
         let seal = std::fs::read(&config.tls.ca).context("tls.ca")?;
         let api = Api {
+            clock: clock.clone(),
             account: Account { region: region.clone(), account: account.clone() },
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
-            access_keys: Arc::default(),
+            access_keys: AccessKeys::follow(store, account.clone()),
             bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
-            buckets: Buckets::new(|name| (row(name).rate)(&aws.throttles)),
+            buckets: Buckets::new(clock.instant(), |name| (row(name).rate)(&aws.throttles)),
             audit,
             in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
             limits: Limits {
@@ -79,11 +85,8 @@ impl ApiServer {
     }
 
     /// Serves until `shutdown`, drains, returns.
-    pub async fn serve(self, store: &records::Store, shutdown: CancellationToken) {
+    pub async fn serve(self, shutdown: CancellationToken) {
         let Self { listener, api, records } = self;
-        let following = CancellationToken::new();
-        let _stop_following = following.clone().drop_guard();
-        api.access_keys.follow(store, api.account.account.clone(), following);
         listener.serve(Arc::new(api), shutdown).await;
         records.ended(AUDIT_DRAIN).await;
     }

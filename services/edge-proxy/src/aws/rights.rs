@@ -4,8 +4,8 @@
 pub(crate) mod aliases;
 pub(crate) mod policy;
 
-use aws_model::arn::ManagedConnector;
 use aws_model::{ErrorClass, Members, Operation, Rejection};
+use model::{ConnectorArn, ManagedConnector};
 
 use self::aliases::Aliases;
 use crate::aws::access_keys::AccessKey;
@@ -106,7 +106,8 @@ impl Pass {
                 let Some((name, default)) = self.connectors() else { return Ok(()) };
                 let given: Vec<&str> = members.texts(name).collect();
                 if given.is_empty() {
-                    ask(PASS_CONNECTOR, &default.arn(&account.region))?;
+                    let default = ConnectorArn::managed(&account.region, default);
+                    ask(PASS_CONNECTOR, &default.to_string())?;
                 }
                 given.iter().take(CONNECTORS_MAX).try_for_each(|connector| ask(PASS_CONNECTOR, connector))?;
                 if given.len() > CONNECTORS_MAX { Err(Missing::new(PASS_CONNECTOR, "*")) } else { Ok(()) }

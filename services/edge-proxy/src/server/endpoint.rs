@@ -6,8 +6,9 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Instant, UNIX_EPOCH};
 
+use clock::Clock;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
@@ -33,6 +34,7 @@ const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 pub struct Endpoints {
     pub domain: String,
+    pub clock: Clock,
     pub keys: TokenKeys,
     /// What is known of every microVM.
     pub table: Arc<Table>,
@@ -113,7 +115,7 @@ impl Endpoints {
         let (first, more) = (values.next(), values.next());
         let token = first.filter(|_| more.is_none()).and_then(|value| value.to_str().ok());
         let token = token.ok_or(Refusal::NoAuthentication)?;
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
+        let now = self.clock.now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
         match self.keys.verify(token, now).await {
             Ok(claims) if claims.kind == Kind::Endpoint => Ok(claims),
             Ok(_) => Err(Refusal::AuthenticationFailed),

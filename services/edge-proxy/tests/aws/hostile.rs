@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use api::microvm::v1::GetMicrovmResponse;
+use clock::Clock;
 use http_body_util::Full;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
@@ -144,7 +145,8 @@ async fn bodies_share_a_bounded_memory() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_signature_does_not_outlive_its_time() {
-    let world = World::start().await;
+    let clock = Clock::manual(SystemTime::now());
+    let world = World::at(clock.clone(), |_| ()).await;
     let microvm = Some(samples::microvm());
     world.scheduler.answer("GetMicrovm", Ok(GetMicrovmResponse { microvm }));
     let mut signer = signer();
@@ -153,7 +155,7 @@ async fn a_signature_does_not_outlive_its_time() {
     let request = signer.request("GET", &format!("{MICROVMS}/{MICROVM}"), "");
     let mut connection = world.connection();
     assert_eq!(connection.send(request.clone()).await.status, 200);
-    tokio::time::sleep(Duration::from_millis(3100)).await;
+    clock.advance(Duration::from_secs(4));
     let replayed = connection.send(request).await;
     assert_eq!((replayed.status, replayed.class()), (403, "InvalidSignatureException"));
     assert_eq!(world.scheduler.take().len(), 1);

@@ -2,10 +2,12 @@
 
 use std::time::{Duration, SystemTime};
 
+use clock::Clock;
 use records::Expect;
+use testkit::until;
 
 use crate::client::Signer;
-use crate::world::{KEY, WAIT, World, stored_key};
+use crate::world::{KEY, World, stored_key};
 
 fn stored(id: &str, secret: &str, expires: Option<SystemTime>) -> Vec<u8> {
     stored_key((id, secret), |key| key.expire_time = expires.map(api::timestamp))
@@ -22,11 +24,7 @@ const IN: &str = "InternalServerException";
 const UNKNOWN: &str = "UnrecognizedClientException";
 
 async fn becomes(world: &World, id: &str, secret: &str, expected: &str) {
-    let deadline = tokio::time::Instant::now() + WAIT;
-    while class(world, id, secret).await != expected {
-        assert!(tokio::time::Instant::now() < deadline, "{id} never is {expected}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(&format!("{id} is {expected}"), || async { class(world, id, secret).await == expected }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -54,15 +52,18 @@ async fn keys_in_etcd_come_and_go() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn keys_expire() {
-    let world = World::start().await;
+    let clock = Clock::manual(SystemTime::now());
+    let world = World::at(clock.clone(), |_| ()).await;
     let id = "AKIASTOREDBRIEF00000";
-    let expires = SystemTime::now() + Duration::from_secs(2);
+    let expires = clock.now() + Duration::from_secs(60);
     let value = stored(id, "brief", Some(expires));
     let key = format!("access-keys/{id}");
     world.store.put_if(&key, value, Expect::Absent, None).await.unwrap();
     becomes(&world, id, "brief", IN).await;
-    becomes(&world, id, "brief", "ExpiredTokenException").await;
-    assert!(SystemTime::now() >= expires);
+    clock.advance(Duration::from_secs(59));
+    assert_eq!(class(&world, id, "brief").await, IN);
+    clock.advance(Duration::from_secs(1));
+    assert_eq!(class(&world, id, "brief").await, "ExpiredTokenException");
     // Who cannot sign is not told that it ever worked.
     assert_eq!(class(&world, id, "guess").await, "InvalidSignatureException");
 }

@@ -52,6 +52,7 @@ fn everything() -> (Value, ImageConfiguration) {
             "microvmHooks": {"run": "ENABLED", "runTimeoutInSeconds": 10, "resume": "DISABLED"},
             "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 3600},
         },
+        "kmsKeyIdentifier": "alias/images",
         "logging": {"cloudWatch": {"logGroup": "group", "logStream": "stream"}},
         "resources": [{"minimumMemoryInMiB": 512}],
     });
@@ -81,7 +82,7 @@ fn everything() -> (Value, ImageConfiguration) {
                 log_stream: "stream".into(),
             })),
         }),
-        kms_key_identifier: String::new(),
+        kms_key_identifier: "alias/images".into(),
     };
     (json, configuration)
 }
@@ -246,6 +247,7 @@ async fn microvms_are_run_with_everything() {
             auto_resume_enabled: true,
         }),
         execution_role_arn: "arn:aws:iam::000000000000:role/app".into(),
+        kms_key_identifier: "alias/microvms".into(),
         ..samples::microvm()
     };
     let microvm = Some(ran);
@@ -262,12 +264,15 @@ async fn microvms_are_run_with_everything() {
         "logging": {"disabled": {}},
         "ingressNetworkConnectors": [managed_connector("HTTP_INGRESS"), managed_connector("SHELL_INGRESS")],
         "egressNetworkConnectors": [managed_connector("INTERNET_EGRESS")],
+        "kmsKeyIdentifier": "alias/microvms",
         "clientToken": "token",
     });
     let answer = ok(&world.ask("POST", MICROVMS, &body.to_string()).await, 200);
+    assert_eq!(answer["kmsKeyIdentifier"], "alias/microvms");
     let asked: RunMicrovmRequest = world.scheduler.only("RunMicrovm");
     let expected = RunMicrovmRequest {
         image_identifier: image("app"),
+        kms_key_identifier: "alias/microvms".into(),
         image_version: "1.0".into(),
         execution_role_arn: "arn:aws:iam::000000000000:role/app".into(),
         idle_policy: Some(IdlePolicy {

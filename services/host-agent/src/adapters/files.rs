@@ -2,7 +2,7 @@
 //! whose order matters.
 //!
 //! ```text
-//! <data>/bases/<manifest digest>/   image snapshots: memory, disk, device.state, manifest.json
+//! <data>/image-snapshots/<digest>/   image snapshots: memory, disk, device.state, manifest.json
 //! <data>/microvms/<id>/             journal.json, disk.live, snap-<sequence>/, logs/, run/
 //! <data>/ended/<id>/                tombstone.json, logs/
 //! <data>/ahead/<slot>/              an engine that waits for its microVM: disk, run/; emptied at start
@@ -14,7 +14,7 @@ use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
-use crate::domain::Failure;
+use crate::domain::HostError;
 
 /// Mode of files that hold secrets.
 const SECRET_MODE: u32 = 0o600;
@@ -34,11 +34,11 @@ impl DataDirectory {
     /// # Errors
     /// When it cannot be made, or its file system cannot share extents between
     /// files (reflink), without which every launch would copy a whole disk.
-    pub fn open(root: &Path) -> Result<Self, Failure> {
+    pub fn open(root: &Path) -> Result<Self, HostError> {
         let this = Self { root: root.to_owned() };
         for directory in [
             root.to_owned(),
-            this.bases(),
+            this.image_snapshots(),
             this.microvms(),
             this.ended(),
             this.ahead(),
@@ -53,13 +53,13 @@ impl DataDirectory {
         Ok(this)
     }
 
-    fn check_reflink(&self) -> Result<(), Failure> {
+    fn check_reflink(&self) -> Result<(), HostError> {
         let why = match snapshot::disk::is_reflink_filesystem(&self.tmp()) {
             Ok(true) => return Ok(()),
             Ok(false) => "it cannot share extents between files".to_owned(),
-            Err(error) => Failure::chain(&error).0,
+            Err(error) => HostError::chain(&error).0,
         };
-        Err(Failure::Internal(format!(
+        Err(HostError::Internal(format!(
             "data_dir {} is not on a file system with reflinks ({why}); use XFS (mkfs.xfs -m reflink=1), for example \
              in a loop-mounted file",
             self.root.display()
@@ -74,14 +74,14 @@ impl DataDirectory {
 
     /// Image snapshots.
     #[must_use]
-    pub fn bases(&self) -> PathBuf {
-        self.root.join("bases")
+    pub fn image_snapshots(&self) -> PathBuf {
+        self.root.join("image-snapshots")
     }
 
     /// One image snapshot.
     #[must_use]
-    pub fn base(&self, manifest_digest: &str) -> PathBuf {
-        self.bases().join(manifest_digest)
+    pub fn image_snapshot(&self, manifest_digest: &str) -> PathBuf {
+        self.image_snapshots().join(manifest_digest)
     }
 
     /// MicroVMs.
@@ -240,13 +240,13 @@ impl SnapshotFiles {
 ///
 /// # Errors
 /// Names the directory.
-pub fn make_directory(path: &Path) -> Result<(), Failure> {
+pub fn make_directory(path: &Path) -> Result<(), HostError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(DIRECTORY_MODE)
         .create(path)
-        .map_err(|error| Failure::io(path, &error))
+        .map_err(|error| HostError::io(path, &error))
 }
 
 /// Replaces `path` with `bytes`: a reader sees the old or the new file, never
@@ -255,7 +255,7 @@ pub fn make_directory(path: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// Names the file.
-pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Failure> {
+pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HostError> {
     let temporary = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
         let mut file = std::fs::OpenOptions::new()
@@ -277,7 +277,7 @@ pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Failure> 
     };
     write().map_err(|error| {
         let _ = std::fs::remove_file(&temporary);
-        Failure::io(path, &error)
+        HostError::io(path, &error)
     })
 }
 
@@ -285,22 +285,22 @@ pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), Failure> 
 ///
 /// # Errors
 /// Names the file.
-pub fn sync(path: &Path) -> Result<(), Failure> {
-    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| Failure::io(path, &error))
+pub fn sync(path: &Path) -> Result<(), HostError> {
+    std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| HostError::io(path, &error))
 }
 
 /// Removes a file or a whole directory; what is not there is no error.
 ///
 /// # Errors
 /// Names the path.
-pub fn remove(path: &Path) -> Result<(), Failure> {
+pub fn remove(path: &Path) -> Result<(), HostError> {
     let result = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
         Ok(_) => std::fs::remove_file(path),
         Err(error) => Err(error),
     };
     match result {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(Failure::io(path, &error)),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(HostError::io(path, &error)),
         _ => Ok(()),
     }
 }
@@ -316,10 +316,10 @@ pub fn discard(path: &Path) {
 ///
 /// # Errors
 /// Names the path.
-pub fn empty(directory: &Path) -> Result<(), Failure> {
-    let entries = std::fs::read_dir(directory).map_err(|error| Failure::io(directory, &error))?;
+pub fn empty(directory: &Path) -> Result<(), HostError> {
+    let entries = std::fs::read_dir(directory).map_err(|error| HostError::io(directory, &error))?;
     for entry in entries {
-        remove(&entry.map_err(|error| Failure::io(directory, &error))?.path())?;
+        remove(&entry.map_err(|error| HostError::io(directory, &error))?.path())?;
     }
     Ok(())
 }
@@ -342,11 +342,11 @@ pub fn occupied_bytes(path: &Path) -> u64 {
 /// # Errors
 /// What the work returns.
 pub async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, Failure> + Send + 'static,
-) -> Result<T, Failure> {
+    work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
+) -> Result<T, HostError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(result) => result,
-        Err(error) => Err(Failure::Internal(format!("file work died: {error}"))),
+        Err(error) => Err(HostError::Internal(format!("file work died: {error}"))),
     }
 }
 

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::files;
 use crate::domain::metering::Meter;
 use crate::domain::transition::Transition;
-use crate::domain::{Failure, Phase, Spec};
+use crate::domain::{HostError, LocalState, Spec};
 
 /// Version of the layout below.
 const FORMAT: u32 = 3;
@@ -34,11 +34,11 @@ pub struct Journal {
     /// Fencing number.
     pub generation: u64,
     /// Where it is in its life.
-    pub phase: Phase,
+    pub state: LocalState,
     /// Why it ended or is ending; otherwise what its last failure was.
     pub reason: String,
-    /// When the phase began, in milliseconds since 1970.
-    pub phase_since_ms: u64,
+    /// When the state began, in milliseconds since 1970.
+    pub state_since_ms: u64,
     /// The engine, while there is one.
     pub process: Option<Process>,
     /// Its slot, while it has one.
@@ -88,15 +88,15 @@ pub struct RemoteCopy {
 impl Journal {
     /// The first record of a microVM.
     #[must_use]
-    pub fn new(spec: &Spec, generation: u64, phase: Phase, now_ms: u64) -> Self {
+    pub fn new(spec: &Spec, generation: u64, state: LocalState, now_ms: u64) -> Self {
         Self {
             format: FORMAT,
             revision: 0,
             spec: encode_spec(spec),
             generation,
-            phase,
+            state,
             reason: String::new(),
-            phase_since_ms: now_ms,
+            state_since_ms: now_ms,
             process: None,
             slot: None,
             sequence: 0,
@@ -115,10 +115,10 @@ impl Journal {
     ///
     /// # Errors
     /// When the file was damaged, or an agent wrote it whose specs said less.
-    pub fn spec(&self) -> Result<Spec, Failure> {
+    pub fn spec(&self) -> Result<Spec, HostError> {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&self.spec)
-            .map_err(|error| Failure::Internal(format!("the spec in the journal is damaged: {error}")))?;
+            .map_err(|error| HostError::Internal(format!("the spec in the journal is damaged: {error}")))?;
         Spec::decode(&bytes)
     }
 
@@ -138,10 +138,10 @@ impl Journal {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&mut self, path: &Path) -> Result<(), Failure> {
+    pub fn write(&mut self, path: &Path) -> Result<(), HostError> {
         self.revision += 1;
         let text =
-            serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("journal: {error}")))?;
+            serde_json::to_vec(self).map_err(|error| HostError::Internal(format!("journal: {error}")))?;
         files::replace(path, &text, false)
     }
 
@@ -149,16 +149,16 @@ impl Journal {
     ///
     /// # Errors
     /// When it cannot be read or understood.
-    pub fn read(path: &Path) -> Result<Option<Self>, Failure> {
+    pub fn read(path: &Path) -> Result<Option<Self>, HostError> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(Failure::io(path, &error)),
+            Err(error) => return Err(HostError::io(path, &error)),
         };
         let journal: Self = serde_json::from_slice(&text)
-            .map_err(|error| Failure::Internal(format!("{}: {error}", path.display())))?;
+            .map_err(|error| HostError::Internal(format!("{}: {error}", path.display())))?;
         if journal.format != FORMAT {
-            return Err(Failure::Internal(format!(
+            return Err(HostError::Internal(format!(
                 "{}: format {} is not known",
                 path.display(),
                 journal.format
@@ -196,9 +196,9 @@ impl Tombstone {
     ///
     /// # Errors
     /// When the file cannot be written.
-    pub fn write(&self, directory: &Path) -> Result<(), Failure> {
+    pub fn write(&self, directory: &Path) -> Result<(), HostError> {
         let text =
-            serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("tombstone: {error}")))?;
+            serde_json::to_vec(self).map_err(|error| HostError::Internal(format!("tombstone: {error}")))?;
         files::replace(&directory.join("tombstone.json"), &text, true)
     }
 
@@ -223,12 +223,12 @@ mod tests {
             ..crate::domain::spec::tests::wire_spec()
         };
         let spec = Spec::from_wire(Some(spec)).ok().unwrap();
-        let mut journal = Journal::new(&spec, 7, Phase::Launching, 1);
+        let mut journal = Journal::new(&spec, 7, LocalState::Launching, 1);
         journal.process = Some(Process { pid: 12, start_time: 99 });
         journal.meter.cpu_before_seconds = 0.1;
         journal.write(&path).unwrap();
         let back = Journal::read(&path).unwrap().unwrap();
-        assert_eq!((back.generation, back.phase, back.process), (7, Phase::Launching, journal.process));
+        assert_eq!((back.generation, back.state, back.process), (7, LocalState::Launching, journal.process));
         assert_eq!(back.spec().unwrap().run_hook_payload, "hunter2");
         assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
     }

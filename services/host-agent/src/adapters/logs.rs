@@ -13,7 +13,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::files;
-use crate::domain::Failure;
+use crate::domain::HostError;
 
 /// Longest text of one line, in bytes.
 pub const LINE_BYTES_MAX: usize = 16 * 1024;
@@ -84,7 +84,7 @@ impl Log {
         file_bytes_max: u64,
         bytes_per_second: u64,
         guest_start: u64,
-    ) -> Result<Self, Failure> {
+    ) -> Result<Self, HostError> {
         files::make_directory(directory)?;
         let mut next = 0;
         let mut next_guest = guest_start;

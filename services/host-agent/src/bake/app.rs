@@ -9,10 +9,10 @@ use guest_link::Link;
 use tokio::sync::watch;
 
 use super::Progress;
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::app_end::AppEnd;
 use crate::domain::hooks::{HookName, Hooks};
-use crate::microvm::link_failure;
+use crate::microvm::link_error;
 
 /// Longest wait for a port to listen when the request names none.
 const SETTLE_TIMEOUT_DEFAULT: Duration = Duration::from_secs(60);
@@ -24,8 +24,8 @@ const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 /// Starts the app.
 ///
 /// # Errors
-/// [`Failure::Guest`] with the guest's own sentence when it cannot be started.
-pub async fn start(link: &Link, request: &BakeRequest, region: &str) -> Result<(), Failure> {
+/// [`HostError::Guest`] with the guest's own sentence when it cannot be started.
+pub async fn start(link: &Link, request: &BakeRequest, region: &str) -> Result<(), HostError> {
     let app = request.app.clone().unwrap_or_default();
     let start = StartAppRequest {
         argv: app.entrypoint.iter().chain(&app.command).cloned().collect(),
@@ -37,12 +37,12 @@ pub async fn start(link: &Link, request: &BakeRequest, region: &str) -> Result<(
     };
     match link.start_app(start).await {
         Ok(_) => Ok(()),
-        Err(guest_link::Error::Failed { message, .. }) => Err(Failure::Guest {
+        Err(guest_link::Error::Failed { message, .. }) => Err(HostError::Guest {
             message: format!("the application could not be started: {message}"),
             outcome: "start_failed",
             exit_code: None,
         }),
-        Err(error) => Err(link_failure(&error)),
+        Err(error) => Err(link_error(&error)),
     }
 }
 
@@ -76,14 +76,14 @@ fn environment(request: &BakeRequest, region: &str) -> Vec<String> {
 /// hook the wait running out is no failure.
 ///
 /// # Errors
-/// [`Failure::Hook`] when the hook refused or never answered 200 in time,
-/// [`Failure::Guest`] when the app ended first.
+/// [`HostError::Hook`] when the hook refused or never answered 200 in time,
+/// [`HostError::Guest`] when the app ended first.
 pub async fn await_ready(
     link: &Link,
     request: &BakeRequest,
     progress: &Progress,
     ended: &mut watch::Receiver<Option<AppEnd>>,
-) -> Result<(), Failure> {
+) -> Result<(), HostError> {
     let hook = Hooks::from_wire(request.hooks.as_ref()).enabled(HookName::Ready);
     let settle = request.settle_timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
     let timeout = hook.map_or(settle.unwrap_or(SETTLE_TIMEOUT_DEFAULT), |hook| hook.timeout);
@@ -94,7 +94,7 @@ pub async fn await_ready(
         timeout: Some(api::duration_proto(timeout)),
         listen_ports: if hook.is_some() { Vec::new() } else { ports.clone() },
     };
-    let answer = link.await_ready(wait).await.map_err(|error| link_failure(&error))?;
+    let answer = link.await_ready(wait).await.map_err(|error| link_error(&error))?;
     let seconds = timeout.as_secs();
     match (answer.outcome(), hook) {
         (ReadyOutcome::Ready, _) => {
@@ -110,13 +110,13 @@ pub async fn await_ready(
             Ok(())
         }
         (ReadyOutcome::AppExited, _) => Err(exited(ended, request.memory_mib).await),
-        (ReadyOutcome::TimedOut, Some(_)) => Err(Failure::Hook {
+        (ReadyOutcome::TimedOut, Some(_)) => Err(HostError::Hook {
             hook: "ready",
             message: format!("Ready lifecycle hook did not answer 200 within {seconds} seconds."),
             http_status: answer.http_status,
             timed_out: true,
         }),
-        (_, _) => Err(Failure::Hook {
+        (_, _) => Err(HostError::Hook {
             hook: "ready",
             message: format!("Ready lifecycle hook returned HTTP status {}.", answer.http_status),
             http_status: answer.http_status,
@@ -126,7 +126,7 @@ pub async fn await_ready(
 }
 
 /// The app ended before it was ready.
-pub async fn exited(ended: &mut watch::Receiver<Option<AppEnd>>, memory_mib: u32) -> Failure {
+pub async fn exited(ended: &mut watch::Receiver<Option<AppEnd>>, memory_mib: u32) -> HostError {
     let known = tokio::time::timeout(EXIT_STATUS_TIMEOUT, ended.wait_for(Option::is_some)).await;
     let end = match known {
         Ok(Ok(end)) => *end,
@@ -136,7 +136,7 @@ pub async fn exited(ended: &mut watch::Receiver<Option<AppEnd>>, memory_mib: u32
         Some(end) => end.sentence(memory_mib),
         None => "The application exited.".to_owned(),
     };
-    Failure::Guest { message, outcome: "app_exited", exit_code: end.map(|end| end.exit_code) }
+    HostError::Guest { message, outcome: "app_exited", exit_code: end.map(|end| end.exit_code) }
 }
 
 #[cfg(test)]

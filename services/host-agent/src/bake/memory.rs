@@ -8,7 +8,7 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom, fallocate, seek};
 use rustix::io::Errno;
 
-use crate::domain::Failure;
+use crate::domain::HostError;
 
 /// Page of guest memory, in bytes.
 const PAGE: usize = 4096;
@@ -21,7 +21,7 @@ const WINDOW: usize = 1 << 20;
 ///
 /// # Errors
 /// Names the file.
-pub fn punch_zero_pages(path: &Path) -> Result<u64, Failure> {
+pub fn punch_zero_pages(path: &Path) -> Result<u64, HostError> {
     let work = || -> std::io::Result<u64> {
         let file = File::options().read(true).write(true).open(path)?;
         let length = file.metadata()?.len();
@@ -43,7 +43,7 @@ pub fn punch_zero_pages(path: &Path) -> Result<u64, Failure> {
         }
         Ok(data_bytes)
     };
-    work().map_err(|error| Failure::io(path, &error))
+    work().map_err(|error| HostError::io(path, &error))
 }
 
 fn next_data(file: &File, offset: u64) -> std::io::Result<Option<u64>> {

@@ -1,5 +1,5 @@
 //! One bake from disk to published snapshot, step by step. Whatever ends it
-//! early, [`Workshop::clean`] gives everything back.
+//! early, [`BakeJob::clean`] gives everything back.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,18 +15,18 @@ use tokio_util::sync::CancellationToken;
 
 use super::app;
 use super::{MARKER, Progress, memory, validate};
-use crate::adapters::bases::{LOG_LABEL, Origin, fetch_failure, file_name};
 use crate::adapters::files;
-use crate::domain::Failure;
+use crate::adapters::image_snapshots::{LOG_LABEL, Origin, fetch_error, file_name};
+use crate::domain::HostError;
 use crate::domain::app_end::AppEnd;
-use crate::domain::transition::Stopwatch;
 use crate::failpoint;
-use crate::host::{Host, now_ms};
-use crate::microvm::{self, GuestConnection, connect_guest, engine_failure, exit_sentence, link_failure};
+use crate::host::Host;
+use crate::microvm::{self, GuestConnection, connect_guest, engine_error, exit_sentence, link_error};
 use crate::resources::{EngineHeld, Resources, SlotHeld};
+use crate::stopwatch::Stopwatch;
 
 /// What a bake holds while it runs.
-pub struct Workshop {
+pub struct BakeJob {
     /// Shared services.
     pub host: Arc<Host>,
     /// What was asked for.
@@ -52,14 +52,14 @@ pub async fn bake(
     request: BakeRequest,
     progress: &Progress,
     cancel: &CancellationToken,
-) -> Result<(), Failure> {
+) -> Result<(), HostError> {
     let mut resources = Resources::new(&host.pool);
     resources.memory = Some(host.reserve_memory(request.memory_mib).await?);
     let directory = host.data.bakes().join(format!("{}-{}", request.build_id, request.generation));
     files::remove(&directory)?;
     resources.paths.push(directory.clone());
     files::make_directory(&directory)?;
-    let mut workshop = Workshop {
+    let mut job = BakeJob {
         host: Arc::clone(host),
         request,
         progress: progress.clone(),
@@ -71,26 +71,26 @@ pub async fn bake(
     };
     let outcome = tokio::select! {
         biased;
-        () = cancel.cancelled() => Err(Failure::Interrupted("a newer attempt replaced this bake".to_owned())),
-        () = progress.sender.closed() => Err(Failure::Interrupted("the caller hung up".to_owned())),
-        outcome = workshop.work() => outcome,
+        () = cancel.cancelled() => Err(HostError::Interrupted("a newer attempt replaced this bake".to_owned())),
+        () = progress.sender.closed() => Err(HostError::Interrupted("the caller hung up".to_owned())),
+        outcome = job.work() => outcome,
     };
     let told = match &outcome {
         Ok(result) => {
             // From here on the caller owns the snapshot: a restart must not remove it.
-            files::discard(&workshop.directory.join(MARKER));
+            files::discard(&job.directory.join(MARKER));
             failpoint::hit("bake-published");
             let response = BakeResponse { result: Some(result.clone()), ..Default::default() };
             progress.sender.send(Ok(response)).await.is_ok()
         }
         Err(_) => false,
     };
-    workshop.clean(told).await;
+    job.clean(told).await;
     outcome.map(|_| ())
 }
 
-impl Workshop {
-    async fn work(&mut self) -> Result<BakeResult, Failure> {
+impl BakeJob {
+    async fn work(&mut self) -> Result<BakeResult, HostError> {
         self.fetch_disk().await?;
         failpoint::hit("bake-fetched");
         let log_next = self.boot_and_snapshot().await?;
@@ -131,7 +131,7 @@ impl Workshop {
 
     /// The root disk, and a copy of it that shares its blocks, to tell later
     /// what the boot has written.
-    async fn fetch_disk(&self) -> Result<(), Failure> {
+    async fn fetch_disk(&self) -> Result<(), HostError> {
         self.progress.step("fetch").await;
         let disk = self.request.disk.clone().unwrap_or_default();
         let into = self.directory.join("fetched");
@@ -139,16 +139,16 @@ impl Workshop {
         let digest = Some(disk.manifest_digest.as_str()).filter(|digest| !digest.is_empty());
         let (store, bucket) = (&self.host.store, self.host.bucket());
         let fetch = snapshot::fetch(store, bucket, &disk.manifest_key, digest, &into, &|_, _| ());
-        let fetched = self.watch.step("fetch", fetch).await.map_err(|error| fetch_failure(&error, &into))?;
+        let fetched = self.watch.phase("fetch", fetch).await.map_err(|error| fetch_error(&error, &into))?;
         let from = fetched
             .paths
             .get(&FileKind::Disk)
             .cloned()
-            .ok_or_else(|| Failure::Corrupt { object: disk.manifest_key.clone() })?;
+            .ok_or_else(|| HostError::Corrupt { object: disk.manifest_key.clone() })?;
         let (original, work) = (self.original_disk(), self.file(FileKind::Disk));
         files::blocking(move || {
-            std::fs::rename(&from, &original).map_err(|error| Failure::io(&original, &error))?;
-            snapshot::disk::reflink(&original, &work).map_err(|error| fetch_failure(&error, &work))?;
+            std::fs::rename(&from, &original).map_err(|error| HostError::io(&original, &error))?;
+            snapshot::disk::reflink(&original, &work).map_err(|error| fetch_error(&error, &work))?;
             files::remove(&into)
         })
         .await
@@ -156,37 +156,37 @@ impl Workshop {
 
     /// Boots, starts the app, waits for it, freezes it. Returns the guest's next
     /// log line.
-    async fn boot_and_snapshot(&mut self) -> Result<u64, Failure> {
+    async fn boot_and_snapshot(&mut self) -> Result<u64, HostError> {
         self.progress.step("boot").await;
-        let slot = self.watch.step("slot", self.host.take_slot(slot::Egress::Internet)).await?;
+        let slot = self.watch.phase("slot", self.host.take_slot(slot::Egress::Internet)).await?;
         let dialer = slot.dialer();
         let spec = self.machine_spec(slot.name(), self.file(FileKind::Disk), "run");
         self.resources.slot = SlotHeld::Taken(slot);
         let memory_file = self.file(FileKind::Memory);
         let boot = self.host.engine.boot(&spec, &memory_file);
-        let machine = self.watch.step("engine", boot).await.map_err(|error| engine_failure(&error))?;
+        let machine = self.watch.phase("engine", boot).await.map_err(|error| engine_error(&error))?;
         self.resources.engine = EngineHeld::Machine(Arc::clone(&machine));
         failpoint::hit("bake-booted");
         let timeout = Duration::from_millis(self.host.config.timeouts.guest_boot_ms);
         let mut connection = None;
-        let boot = alive(&machine, self.watch.step("boot", connect_guest(&dialer, timeout))).await?;
+        let boot = alive(&machine, self.watch.phase("boot", connect_guest(&dialer, timeout))).await?;
         let (ended_out, mut ended) = watch::channel(None);
         let (next_out, next) = watch::channel(0);
         let GuestConnection { link, events } = boot;
         connection.replace(link.clone());
         self.pump =
             Some(tokio::spawn(pump(events, self.progress.clone(), ended_out, next_out)).abort_handle());
-        link.stream_logs(0).await.map_err(|error| link_failure(&error))?;
+        link.stream_logs(0).await.map_err(|error| link_error(&error))?;
         self.progress.step("ready").await;
         let region = self.host.config.region.clone();
         let start = app::start(&link, &self.request, &region);
-        alive(&machine, self.watch.step("start", start)).await?;
+        alive(&machine, self.watch.phase("start", start)).await?;
         let ready = app::await_ready(&link, &self.request, &self.progress, &mut ended);
-        alive(&machine, self.watch.step("ready", ready)).await?;
+        alive(&machine, self.watch.phase("ready", ready)).await?;
         failpoint::hit("bake-ready");
 
         self.progress.step("snapshot").await;
-        alive(&machine, async { link.prepare_snapshot(true).await.map_err(|error| link_failure(&error)) })
+        alive(&machine, async { link.prepare_snapshot(true).await.map_err(|error| link_error(&error)) })
             .await?;
         if ended.borrow().is_some() {
             return Err(app::exited(&mut ended, self.request.memory_mib).await);
@@ -196,7 +196,7 @@ impl Workshop {
             machine.pause().await?;
             machine.save_device_state(&device_state).await
         };
-        self.watch.step("freeze", freeze).await.map_err(|error| engine_failure(&error))?;
+        self.watch.phase("freeze", freeze).await.map_err(|error| engine_error(&error))?;
         let log_next = *next.borrow();
         self.down().await;
         Ok(log_next)
@@ -219,7 +219,7 @@ impl Workshop {
     }
 
     /// Sizes for the report; also makes the files sparse and durable.
-    async fn measure(&self) -> Result<(u64, u64), Failure> {
+    async fn measure(&self) -> Result<(u64, u64), HostError> {
         let memory = self.file(FileKind::Memory);
         let (disk, original) = (self.file(FileKind::Disk), self.original_disk());
         let difference = self.directory.join("disk.diff");
@@ -228,15 +228,15 @@ impl Workshop {
             files::sync(&memory)?;
             files::sync(&disk)?;
             let stats = snapshot::disk::difference(&disk, &original, &difference)
-                .map_err(|error| fetch_failure(&error, &difference))?;
+                .map_err(|error| fetch_error(&error, &difference))?;
             files::remove(&difference)?;
             files::remove(&original)?;
             Ok((memory_bytes, stats.data_bytes))
         });
-        self.watch.step("measure", work).await
+        self.watch.phase("measure", work).await
     }
 
-    async fn upload(&mut self, log_next: u64) -> Result<snapshot::Published, Failure> {
+    async fn upload(&mut self, log_next: u64) -> Result<snapshot::Published, HostError> {
         self.progress.step("upload").await;
         let prefix = self.request.destination_prefix.trim_end_matches('/').to_owned();
         files::replace(&self.directory.join(MARKER), prefix.as_bytes(), true)?;
@@ -254,7 +254,7 @@ impl Workshop {
             generation: Some(self.request.generation),
             sequence: None,
             parent: None,
-            created_unix_ms: now_ms(),
+            created_unix_ms: self.host.now_ms(),
             labels: [(LOG_LABEL.to_owned(), log_next.to_string())].into(),
         };
         let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device]
@@ -263,27 +263,27 @@ impl Workshop {
         failpoint::hit("bake-upload-begun");
         let (store, bucket) = (&self.host.store, self.host.bucket());
         let upload = snapshot::upload(store, bucket, &prefix, &head, &sources, &|_, _| ());
-        let published = self.watch.step("upload", upload).await;
+        let published = self.watch.phase("upload", upload).await;
         published.map_err(|error| match error {
-            snapshot::Error::Store(_) => Failure::StoreUnavailable(Failure::chain(&error).0),
-            _ => fetch_failure(&error, &self.directory),
+            snapshot::Error::Store(_) => HostError::StoreUnavailable(HostError::chain(&error).0),
+            _ => fetch_error(&error, &self.directory),
         })
     }
 
     /// The host keeps what it has made: the first launch is likely to come here.
-    async fn keep(&self, published: &snapshot::Published, log_next: u64) -> Result<(), Failure> {
+    async fn keep(&self, published: &snapshot::Published, log_next: u64) -> Result<(), HostError> {
         let kept = self.directory.join("base");
         files::make_directory(&kept)?;
         for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
             let to = kept.join(file_name(kind));
-            std::fs::rename(self.file(kind), &to).map_err(|error| Failure::io(&to, &error))?;
+            std::fs::rename(self.file(kind), &to).map_err(|error| HostError::io(&to, &error))?;
         }
         let origin = Origin {
             manifest_key: published.manifest_key.clone(),
             guest_bundle_version: self.host.template.bundle.version.clone(),
             log_start: log_next,
         };
-        self.host.bases.adopt(&kept, &published.manifest_digest, origin).await.map(drop)
+        self.host.image_snapshots.adopt(&kept, &published.manifest_digest, origin).await.map(drop)
     }
 
     /// Gives everything back. Unless the caller was told of the snapshot, what
@@ -291,7 +291,7 @@ impl Workshop {
     async fn clean(mut self, told: bool) {
         self.down().await;
         if !told && let Some(key) = &self.published {
-            let _ = self.host.bases.evict(key);
+            let _ = self.host.image_snapshots.evict(key);
             if let Err(error) = snapshot::delete(&self.host.store, self.host.bucket(), key).await {
                 tracing::warn!(key, %error, "chunks of a failed bake stay in S3 for now");
             }
@@ -306,12 +306,12 @@ impl Workshop {
 /// What `work` returns, or how the guest ended.
 pub async fn alive<T>(
     machine: &Arc<dyn vmm::Machine>,
-    work: impl Future<Output = Result<T, Failure>>,
-) -> Result<T, Failure> {
+    work: impl Future<Output = Result<T, HostError>>,
+) -> Result<T, HostError> {
     tokio::select! {
         biased;
         result = work => result,
-        reason = machine.exited() => Err(Failure::Guest {
+        reason = machine.exited() => Err(HostError::Guest {
             message: exit_sentence(&reason),
             outcome: "guest_ended",
             exit_code: None,

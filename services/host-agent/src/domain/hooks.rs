@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use api::common::v1 as common;
 
-use super::failure::Failure;
+use super::error::HostError;
 
 /// Timeout of a build hook that gives none.
 const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
@@ -118,8 +118,8 @@ pub struct Answer {
 /// Judges the answer of a runtime hook: only 200 is success.
 ///
 /// # Errors
-/// [`Failure::Hook`] with the sentence the caller reads.
-pub fn judge(hook: Hook, answer: &Answer) -> Result<(), Failure> {
+/// [`HostError::Hook`] with the sentence the caller reads.
+pub fn decide(hook: Hook, answer: &Answer) -> Result<(), HostError> {
     if answer.http_status == 200 && !answer.timed_out {
         return Ok(());
     }
@@ -140,7 +140,7 @@ pub fn judge(hook: Hook, answer: &Answer) -> Result<(), Failure> {
             answer.http_status
         )
     };
-    Err(Failure::Hook {
+    Err(HostError::Hook {
         hook: hook.name.as_str(),
         message,
         http_status: answer.http_status,
@@ -196,7 +196,7 @@ mod tests {
         let hook = Hook { name: HookName::Run, port: 1, timeout: Duration::from_secs(3) };
         let answer =
             |http_status, timed_out, error: &str| Answer { http_status, timed_out, error: error.to_owned() };
-        assert_eq!(judge(hook, &answer(200, false, "")), Ok(()));
+        assert_eq!(decide(hook, &answer(200, false, "")), Ok(()));
         for (answer, sentence) in [
             (
                 answer(500, false, ""),
@@ -211,7 +211,7 @@ mod tests {
                 "Run lifecycle hook could not be called: connection refused. Please check your hook endpoint and application logs for more details.",
             ),
         ] {
-            assert_eq!(judge(hook, &answer).unwrap_err().to_string(), sentence);
+            assert_eq!(decide(hook, &answer).unwrap_err().to_string(), sentence);
         }
     }
 }

@@ -15,7 +15,7 @@ pub struct Idleness {
 
 /// What the idle timer has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
+pub enum IdleDecision {
     /// Suspend now.
     Sleep,
     /// Look again after this long.
@@ -27,14 +27,14 @@ pub enum Verdict {
 /// Decides at `now_ms`. A clock that stands before the last activity (another
 /// thread has just stamped it) counts as no idle time at all.
 #[must_use]
-pub fn judge(idleness: Idleness, now_ms: u64) -> Verdict {
+pub fn decide(idleness: Idleness, now_ms: u64) -> IdleDecision {
     let Some(limit) = idleness.limit else {
-        return Verdict::Never;
+        return IdleDecision::Never;
     };
     let idle = Duration::from_millis(now_ms.saturating_sub(idleness.last_activity_ms));
     match limit.checked_sub(idle) {
-        Some(rest) if !rest.is_zero() => Verdict::Wait(rest),
-        _ => Verdict::Sleep,
+        Some(rest) if !rest.is_zero() => IdleDecision::Wait(rest),
+        _ => IdleDecision::Sleep,
     }
 }
 
@@ -46,14 +46,14 @@ mod tests {
     #[test]
     fn verdicts() {
         let at = |last_activity_ms, limit_s: Option<u64>, now_ms| {
-            judge(Idleness { last_activity_ms, limit: limit_s.map(Duration::from_secs) }, now_ms)
+            decide(Idleness { last_activity_ms, limit: limit_s.map(Duration::from_secs) }, now_ms)
         };
-        assert_eq!(at(0, None, 1 << 40), Verdict::Never);
-        assert_eq!(at(1_000, Some(60), 1_000), Verdict::Wait(Duration::from_secs(60)));
-        assert_eq!(at(1_000, Some(60), 60_999), Verdict::Wait(Duration::from_millis(1)));
-        assert_eq!(at(1_000, Some(60), 61_000), Verdict::Sleep);
-        assert_eq!(at(5_000, Some(60), 1_000), Verdict::Wait(Duration::from_secs(60)));
-        assert_eq!(at(0, Some(0), 0), Verdict::Sleep);
+        assert_eq!(at(0, None, 1 << 40), IdleDecision::Never);
+        assert_eq!(at(1_000, Some(60), 1_000), IdleDecision::Wait(Duration::from_secs(60)));
+        assert_eq!(at(1_000, Some(60), 60_999), IdleDecision::Wait(Duration::from_millis(1)));
+        assert_eq!(at(1_000, Some(60), 61_000), IdleDecision::Sleep);
+        assert_eq!(at(5_000, Some(60), 1_000), IdleDecision::Wait(Duration::from_secs(60)));
+        assert_eq!(at(0, Some(0), 0), IdleDecision::Sleep);
     }
 
     proptest! {
@@ -61,9 +61,9 @@ mod tests {
         #[test]
         fn a_wait_is_never_too_long(last in 0u64..1 << 40, limit in 1u64..30_000, now in 0u64..1 << 41) {
             let idleness = Idleness { last_activity_ms: last, limit: Some(Duration::from_secs(limit)) };
-            if let Verdict::Wait(rest) = judge(idleness, now) {
+            if let IdleDecision::Wait(rest) = decide(idleness, now) {
                 let later = now.max(last) + u64::try_from(rest.as_millis()).unwrap();
-                prop_assert_eq!(judge(idleness, later), Verdict::Sleep);
+                prop_assert_eq!(decide(idleness, later), IdleDecision::Sleep);
             }
         }
     }

@@ -2,7 +2,7 @@
 //! death leaves engines untouched, so the truth is what the journal said last (a
 //! snapshot's manifest has one in it) and whether the engine lives and runs.
 
-use super::phase::Phase;
+use super::local_state::LocalState;
 
 /// The engine as found after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,25 +67,27 @@ pub enum Cause {
 
 /// Decides for one microVM.
 #[must_use]
-pub fn decide(phase: Phase, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
+pub fn decide(phase: LocalState, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
     use Decision::{Adopt, BackToSuspended, Remove, ReportTerminated, ResumeInPlace};
     match (phase, engine) {
         // Nobody was told that it runs, and its endpoint was never open.
-        (Phase::Launching, _) => Remove,
+        (LocalState::Launching, _) => Remove,
 
         // The manifest of the snapshot that a suspend was making would say Suspended: there is none.
-        (Phase::Running | Phase::Suspending, EngineFound::Running) => Adopt,
-        (Phase::Running | Phase::Suspending, EngineFound::Paused) => ResumeInPlace,
-        (Phase::Running | Phase::Suspending, EngineFound::Dead) => ReportTerminated(Cause::EngineLost),
+        (LocalState::Running | LocalState::Suspending, EngineFound::Running) => Adopt,
+        (LocalState::Running | LocalState::Suspending, EngineFound::Paused) => ResumeInPlace,
+        (LocalState::Running | LocalState::Suspending, EngineFound::Dead) => {
+            ReportTerminated(Cause::EngineLost)
+        }
 
         // The endpoint opens only after the journal says Running: what a half-done wake ran is nobody's loss.
-        (Phase::Suspended | Phase::Waking, _) => match snapshot {
+        (LocalState::Suspended | LocalState::Waking, _) => match snapshot {
             SnapshotFound::Local => BackToSuspended,
             SnapshotFound::Remote => Remove,
             SnapshotFound::Missing => ReportTerminated(Cause::SnapshotLost),
         },
 
-        (Phase::Terminating | Phase::Gone, _) => ReportTerminated(Cause::EndHadBegun),
+        (LocalState::Terminating | LocalState::Gone, _) => ReportTerminated(Cause::EndHadBegun),
     }
 }
 
@@ -97,7 +99,7 @@ mod tests {
     #[test]
     fn decision_table() {
         let mut table = String::new();
-        for phase in Phase::ALL {
+        for phase in LocalState::ALL {
             for engine in EngineFound::ALL {
                 for snapshot in SnapshotFound::ALL {
                     let decision = decide(phase, engine, snapshot);
@@ -116,14 +118,14 @@ mod tests {
 
     #[test]
     fn a_session_that_exists_is_never_given_up() {
-        for phase in [Phase::Running, Phase::Suspending] {
+        for phase in [LocalState::Running, LocalState::Suspending] {
             for engine in EngineFound::ALL {
                 let decision = decide(phase, engine, SnapshotFound::Missing);
                 let given_up = matches!(decision, Decision::ReportTerminated(_) | Decision::Remove);
                 assert_eq!(given_up, engine == EngineFound::Dead, "{phase:?} {engine:?}");
             }
         }
-        for phase in [Phase::Suspended, Phase::Waking] {
+        for phase in [LocalState::Suspended, LocalState::Waking] {
             for engine in EngineFound::ALL {
                 let decision = decide(phase, engine, SnapshotFound::Local);
                 assert_eq!(decision, Decision::BackToSuspended);

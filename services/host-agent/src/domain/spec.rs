@@ -9,7 +9,7 @@ use api::hostagent::v1 as wire;
 use model::ids::MicrovmId;
 use prost::Message as _;
 
-use super::failure::Failure;
+use super::error::HostError;
 use super::hooks::Hooks;
 
 /// A field that breaks a rule, and the rule.
@@ -120,12 +120,15 @@ impl Spec {
     /// Reads what a journal kept.
     ///
     /// # Errors
-    /// [`Failure::Internal`] when it is damaged, or was written by an agent whose specs said less.
-    pub fn decode(bytes: &[u8]) -> Result<Self, Failure> {
+    /// [`HostError::Internal`] when it is damaged, or was written by an agent whose specs said less.
+    pub fn decode(bytes: &[u8]) -> Result<Self, HostError> {
         let spec = wire::MicrovmSpec::decode(bytes)
-            .map_err(|error| Failure::Internal(format!("the spec in the journal is damaged: {error}")))?;
+            .map_err(|error| HostError::Internal(format!("the spec in the journal is damaged: {error}")))?;
         Self::from_wire(Some(spec)).map_err(|found| {
-            Failure::Internal(format!("the spec in the journal cannot be used: {}", Failure::Invalid(found)))
+            HostError::Internal(format!(
+                "the spec in the journal cannot be used: {}",
+                HostError::Invalid(found)
+            ))
         })
     }
 }

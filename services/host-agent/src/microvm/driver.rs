@@ -2,6 +2,7 @@
 //! and timers one after the other, and decides nothing that a table in `domain`
 //! can decide.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,13 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Notice};
 use super::end::exit_sentence;
-use super::inbox::{Inbox, answer, ask, attend};
+use super::inbox::{Inbox, answer, ask, run_transition};
 use super::{Command, EndOrder, Handle, Message, Outcome};
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
-use crate::domain::idle::{Idleness, Verdict, judge};
-use crate::domain::phase::{Admission, admit};
-use crate::domain::{Failure, Phase};
+use crate::domain::idle::{IdleDecision, Idleness, decide};
+use crate::domain::local_state::{Admission, admit};
+use crate::domain::{HostError, LocalState};
 
 /// Notices that may wait.
 pub const NOTICES_MAX: usize = 16;
@@ -31,6 +32,11 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 pub struct Driver {
     core: Core,
     inbox: Inbox,
+}
+
+/// A microVM that is gone from this host, and what is to be reported of its end; `None` when nothing is.
+struct Ended {
+    report: Option<Tombstone>,
 }
 
 /// What a driver begins with.
@@ -72,38 +78,35 @@ impl Driver {
     /// Drives it until it is gone or nobody holds a handle any more. Returns
     /// what is to be reported of its end; `None` when nothing is.
     pub async fn drive(mut self, first: First) -> Option<Tombstone> {
-        match first {
-            First::Launch(reply) => {
-                if let Some(gone) = self.launch(reply).await {
-                    self.turn_away();
-                    return gone;
-                }
+        let mut flow = match first {
+            First::Launch(reply) => self.launch(reply).await,
+            First::Settled => {
+                self.core.start_upload();
+                ControlFlow::Continue(())
             }
-            First::Settled => self.core.start_upload(),
-        }
+        };
         loop {
-            let gone = match self.input().await {
-                Input::Message(message) => self.obey(message).await,
+            if let ControlFlow::Break(Ended { report }) = flow {
+                self.drain_mailbox();
+                return report;
+            }
+            flow = match self.input().await {
+                Input::Message(message) => self.handle_command(message).await,
                 Input::Notice(notice) => self.notice(notice).await,
                 Input::EngineEnded(reason) => self.engine_ended(&reason).await,
                 Input::Idle => {
                     self.suspend(None).await;
-                    None
+                    ControlFlow::Continue(())
                 }
                 Input::Sample => {
                     self.core.sample();
-                    None
+                    ControlFlow::Continue(())
                 }
                 Input::Deadline => {
-                    let reason = "MicroVM exceeded maximum lifetime.".to_owned();
-                    Some(self.end(&EndOrder { reason, discard: false }, true, None).await)
+                    self.end(&EndOrder::because("MicroVM exceeded maximum lifetime."), true, None).await
                 }
                 Input::Nobody => return None,
             };
-            if let Some(gone) = gone {
-                self.turn_away();
-                return gone;
-            }
         }
     }
 
@@ -113,7 +116,7 @@ impl Driver {
             return Input::Message(message);
         }
         let core = &self.core;
-        let running = core.journal.phase == Phase::Running;
+        let running = core.journal.state == LocalState::Running;
         let ended = async {
             match &core.live {
                 Some(live) => live.machine.exited().await,
@@ -121,10 +124,10 @@ impl Driver {
             }
         };
         let idle = async {
-            match core.idle_verdict() {
-                Verdict::Sleep => (),
-                Verdict::Wait(rest) => tokio::time::sleep(rest).await,
-                Verdict::Never => std::future::pending().await,
+            match core.idle_decision() {
+                IdleDecision::Sleep => (),
+                IdleDecision::Wait(rest) => tokio::time::sleep(rest).await,
+                IdleDecision::Never => std::future::pending().await,
             }
         };
         let interval = Duration::from_millis(core.host.config.timeouts.metering_interval_ms);
@@ -135,9 +138,9 @@ impl Driver {
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
             () = idle, if running => {
                 // Bytes may have moved while we slept.
-                match core.idle_verdict() {
-                    Verdict::Sleep => Input::Idle,
-                    Verdict::Wait(_) | Verdict::Never => Input::Sample,
+                match core.idle_decision() {
+                    IdleDecision::Sleep => Input::Idle,
+                    IdleDecision::Wait(_) | IdleDecision::Never => Input::Sample,
                 }
             }
             () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
@@ -145,54 +148,54 @@ impl Driver {
         }
     }
 
-    /// Answers one command. `Some` when the microVM is gone afterwards.
-    async fn obey(&mut self, message: Message) -> Option<Option<Tombstone>> {
+    /// Answers one command.
+    async fn handle_command(&mut self, message: Message) -> ControlFlow<Ended> {
         let Message { mut command, generation, reply } = message;
         if let Err(failure) = self.fence(generation, &command) {
             let _ = reply.send(Err(failure));
-            return None;
+            return ControlFlow::Continue(());
         }
-        let phase = self.core.journal.phase;
-        match admit(phase, ask(&command)) {
+        let state = self.core.journal.state;
+        match admit(state, ask(&command)) {
             Admission::Already => {
                 let _ = reply.send(Ok(self.core.observed()));
-                None
+                ControlFlow::Continue(())
             }
             Admission::Asleep => {
-                let _ = reply.send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
-                None
+                let _ = reply.send(Err(HostError::Conflict("the microVM is suspended".to_owned())));
+                ControlFlow::Continue(())
             }
             Admission::Ended => {
-                let _ = reply.send(Err(Failure::Ended { reason: self.core.journal.reason.clone() }));
-                None
+                let _ = reply.send(Err(HostError::Ended { reason: self.core.journal.reason.clone() }));
+                ControlFlow::Continue(())
             }
             Admission::Begin => match &mut command {
                 Command::Launch => {
                     let _ = reply.send(Ok(self.core.observed()));
-                    None
+                    ControlFlow::Continue(())
                 }
                 Command::Suspend => {
                     self.suspend(Some(reply)).await;
-                    None
+                    ControlFlow::Continue(())
                 }
                 Command::Resume(order) => self.wake(order.take(), reply).await,
-                Command::End(order) => Some(self.end(order, true, Some(reply)).await),
+                Command::End(order) => self.end(order, true, Some(reply)).await,
             },
-            // Nothing is under way between two inputs, so a settled phase never answers these.
+            // Nothing is under way between two inputs, so a settled state never answers these.
             Admission::Join | Admission::After | Admission::Interrupt => {
-                let _ = reply.send(Err(Failure::Internal(format!("{phase:?} is not settled"))));
-                None
+                let _ = reply.send(Err(HostError::Internal(format!("{state:?} is not settled"))));
+                ControlFlow::Continue(())
             }
         }
     }
 
     /// Refuses what is older than the placement held; a newer one is taken
     /// over, since the scheduler has placed the microVM here again.
-    fn fence(&mut self, offered: Option<u64>, command: &Command) -> Result<(), Failure> {
+    fn fence(&mut self, offered: Option<u64>, command: &Command) -> Result<(), HostError> {
         let Some(offered) = offered else { return Ok(()) };
         let held = self.core.journal.generation;
         match fence(held, offered) {
-            Fence::Stale => Err(Failure::StaleGeneration { held, offered }),
+            Fence::Stale => Err(HostError::StaleGeneration { held, offered }),
             Fence::Same => Ok(()),
             Fence::Newer => {
                 self.core.journal.generation = offered;
@@ -205,38 +208,42 @@ impl Driver {
         }
     }
 
-    /// `Some` when the launch failed: nothing of the microVM is left then. A
+    /// When the launch fails, nothing of the microVM is left. A
     /// failed hook is the app's own verdict and is reported as the microVM's end;
     /// after any other failure the launch can be repeated here or elsewhere.
-    async fn launch(&mut self, reply: oneshot::Sender<Outcome>) -> Option<Option<Tombstone>> {
+    async fn launch(&mut self, reply: oneshot::Sender<Outcome>) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         self.core.publish_quietly();
         let view = self.core.view.subscribe();
-        let (result, joined) = attend(&mut self.inbox, &view, &cancel, self.core.launch(&cancel)).await;
+        let (result, joined) =
+            run_transition(&mut self.inbox, &view, &cancel, self.core.launch(&cancel)).await;
         let replies = std::iter::once(reply).chain(joined);
         let Err(failure) = result else {
             answer(Ok(self.core.observed()), replies);
-            return None;
+            return ControlFlow::Continue(());
         };
         tracing::warn!(microvm = %self.core.id, error = %failure, "launch failed");
         self.core.host.metrics.failed("launch");
+        // When somebody ended the microVM while it was being launched, the launch was interrupted for that: the end that
+        // was asked for is the one to record, not the interruption. It waits at the front of the backlog, and is answered
+        // there once the microVM is gone.
         let asked = self.inbox.backlog.iter().find_map(|message| match &message.command {
             Command::End(order) => Some(order.clone()),
             _ => None,
         });
-        let order = asked.unwrap_or_else(|| EndOrder {
-            reason: failure.to_string(),
-            discard: !matches!(failure, Failure::Hook { .. }),
+        let order = asked.unwrap_or_else(|| match failure {
+            HostError::Hook { .. } => EndOrder::because(failure.to_string()),
+            _ => EndOrder::discarding(failure.to_string()),
         });
-        let tombstone = self.core.end(&order, false).await;
+        let report = self.core.end(&order, false).await;
         answer(Err(failure), replies);
-        Some(tombstone)
+        ControlFlow::Break(Ended { report })
     }
 
     async fn suspend(&mut self, reply: Option<oneshot::Sender<Outcome>>) {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let (result, joined) = attend(&mut self.inbox, &view, &cancel, self.core.suspend()).await;
+        let (result, joined) = run_transition(&mut self.inbox, &view, &cancel, self.core.suspend()).await;
         if result.is_err() {
             self.core.host.metrics.failed("suspend");
         }
@@ -250,28 +257,31 @@ impl Driver {
         }
     }
 
-    /// `Some` when it failed and this host never had the snapshot: then it holds
-    /// nothing and says so.
+    /// A microVM whose wake fails sleeps on here, and the next request tries again. Only when this host never had its
+    /// snapshot (the scheduler placed it here anew, and the copy in S3 could not be fetched) nothing is here that could
+    /// sleep: the host forgets it, so that the scheduler may place it elsewhere.
     async fn wake(
         &mut self,
         order: Option<Box<super::ResumeOrder>>,
         reply: oneshot::Sender<Outcome>,
-    ) -> Option<Option<Tombstone>> {
+    ) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let (result, joined) = attend(&mut self.inbox, &view, &cancel, self.core.wake(order, &cancel)).await;
+        let (result, joined) =
+            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(order, &cancel)).await;
         if result.is_err() {
             self.core.host.metrics.failed("wake");
         }
-        let mut gone = None;
+        let mut flow = ControlFlow::Continue(());
         if let Err(failure) = &result
             && self.core.journal.sequence == 0
         {
-            gone = Some(self.core.end(&EndOrder { reason: failure.to_string(), discard: true }, false).await);
+            let report = self.core.end(&EndOrder::discarding(failure.to_string()), false).await;
+            flow = ControlFlow::Break(Ended { report });
         }
         let outcome = result.map(|()| self.core.observed());
         answer(outcome, std::iter::once(reply).chain(joined));
-        gone
+        flow
     }
 
     async fn end(
@@ -279,31 +289,33 @@ impl Driver {
         order: &EndOrder,
         call_hook: bool,
         reply: Option<oneshot::Sender<Outcome>>,
-    ) -> Option<Tombstone> {
+    ) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let (tombstone, joined) =
-            attend(&mut self.inbox, &view, &cancel, self.core.end(order, call_hook)).await;
+        let (report, joined) =
+            run_transition(&mut self.inbox, &view, &cancel, self.core.end(order, call_hook)).await;
         answer(Ok(self.core.observed()), reply.into_iter().chain(joined));
-        tombstone
+        ControlFlow::Break(Ended { report })
     }
 
-    async fn notice(&mut self, notice: Notice) -> Option<Option<Tombstone>> {
+    async fn notice(&mut self, notice: Notice) -> ControlFlow<Ended> {
         match notice {
             Notice::Uploaded { copy, difference_bytes } => {
                 self.core.uploaded(copy, difference_bytes);
-                None
+                ControlFlow::Continue(())
             }
             // Of a guest that has been put to sleep or has ended since: no news.
-            Notice::AppExited(_) if self.core.live.is_none() => None,
+            Notice::AppExited(_) if self.core.live.is_none() => ControlFlow::Continue(()),
             Notice::AppExited(end) => {
                 let reason = end.sentence(self.core.spec.snapshot.memory_mib);
-                Some(self.end(&EndOrder { reason, discard: false }, false, None).await)
+                self.end(&EndOrder::because(reason), false, None).await
             }
         }
     }
 
-    async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> Option<Option<Tombstone>> {
+    /// The engine and the guest-agent tell of the same end by two ways, and the guest-agent knows more: an app that exits
+    /// takes its guest down. When the engine's word comes first, the guest-agent's gets a moment to arrive.
+    async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> ControlFlow<Ended> {
         let mut sentence = exit_sentence(reason);
         if matches!(reason, vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset)
             && let Ok(Some(Notice::AppExited(app))) =
@@ -311,13 +323,13 @@ impl Driver {
         {
             sentence = app.sentence(self.core.spec.snapshot.memory_mib);
         }
-        Some(self.end(&EndOrder { reason: sentence, discard: false }, false, None).await)
+        self.end(&EndOrder::because(sentence), false, None).await
     }
 
     /// Answers everyone who still waits for a microVM that is gone.
-    fn turn_away(&mut self) {
+    fn drain_mailbox(&mut self) {
         self.inbox.mailbox.close();
-        let failure = Failure::Ended { reason: self.core.journal.reason.clone() };
+        let failure = HostError::Ended { reason: self.core.journal.reason.clone() };
         let observed = self.core.observed();
         while let Some(message) =
             self.inbox.backlog.pop_front().or_else(|| self.inbox.mailbox.try_recv().ok())
@@ -333,13 +345,13 @@ impl Core {
     /// the host only when nobody else did.
     fn until_deadline(&self) -> Duration {
         self.spec.deadline.map_or(Duration::MAX / 4, |deadline| {
-            (deadline + DEADLINE_GRACE).duration_since(std::time::SystemTime::now()).unwrap_or_default()
+            (deadline + DEADLINE_GRACE).duration_since(self.host.clock.now()).unwrap_or_default()
         })
     }
 
-    fn idle_verdict(&self) -> Verdict {
+    fn idle_decision(&self) -> IdleDecision {
         let limit = self.spec.idle_limit;
         let last_activity_ms = self.activity.last_ms().max(self.idle_floor_ms);
-        judge(Idleness { last_activity_ms, limit }, self.host.monotonic_ms())
+        decide(Idleness { last_activity_ms, limit }, self.host.monotonic_ms())
     }
 }

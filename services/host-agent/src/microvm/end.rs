@@ -7,9 +7,8 @@ use super::guest::call_hook;
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
 use crate::domain::hooks::HookName;
-use crate::domain::phase::Event;
+use crate::domain::local_state::Event;
 use crate::failpoint;
-use crate::host::now_ms;
 
 /// Longest panic message reported.
 const PANIC_CHARACTERS_MAX: usize = 200;
@@ -35,7 +34,7 @@ impl Core {
         }
         self.log.append(format!("terminated: {}", order.reason));
         failpoint::hit("end-released");
-        let tombstone = self.bury(order);
+        let tombstone = self.record_end(order);
         self.enter(Event::IsGone, &order.reason);
         self.publish();
         self.host.metrics.ended();
@@ -58,13 +57,13 @@ impl Core {
 
     /// Tombstone first, then the directory: dying in between leaves both, and
     /// the next start, which finds the journal TERMINATING, comes here again.
-    pub fn bury(&self, order: &EndOrder) -> Option<Tombstone> {
+    pub fn record_end(&self, order: &EndOrder) -> Option<Tombstone> {
         let mut kept = None;
         if !order.discard {
             let tombstone = Tombstone {
                 generation: self.journal.generation,
                 reason: order.reason.clone(),
-                ended_ms: now_ms(),
+                ended_ms: self.host.now_ms(),
                 observation: self.journal.observation + 1,
                 meter: self.journal.meter,
                 remote_prefix: remote_prefix(self.id.as_str()),

@@ -10,7 +10,7 @@ use rand::TryRng as _;
 use tokio::sync::mpsc;
 
 use super::gate::control_address;
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::hooks::{self, Answer, Hook, HookName};
 
 /// Entropy given to each restored guest, in bytes: 256 from the system.
@@ -33,14 +33,14 @@ pub struct GuestConnection {
 /// Connects to the guest-agent, trying at once and again until `deadline`.
 ///
 /// # Errors
-/// [`Failure::Guest`] when it did not answer.
-pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<GuestConnection, Failure> {
+/// [`HostError::Guest`] when it did not answer.
+pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<GuestConnection, HostError> {
     let deadline = Instant::now() + timeout;
     let mut attempt = ATTEMPT_MIN;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Failure::Guest {
+            return Err(HostError::Guest {
                 message: format!("the guest-agent did not answer within {} seconds", timeout.as_secs()),
                 outcome: "no_answer",
                 exit_code: None,
@@ -68,11 +68,11 @@ pub fn repair_request(
     id: &MicrovmId,
     restore_count: u64,
     first: bool,
-) -> Result<RepairIdentityRequest, Failure> {
+) -> Result<RepairIdentityRequest, HostError> {
     let mut entropy = vec![0u8; ENTROPY_BYTES];
     rand::rngs::SysRng
         .try_fill_bytes(&mut entropy)
-        .map_err(|error| Failure::Internal(format!("no entropy from the system: {error}")))?;
+        .map_err(|error| HostError::Internal(format!("no entropy from the system: {error}")))?;
     Ok(RepairIdentityRequest {
         entropy,
         wall_clock: Some(api::timestamp(SystemTime::now())),
@@ -93,15 +93,15 @@ pub fn host_name(id: &MicrovmId) -> String {
 
 /// Turns a link's error into what the caller is told.
 #[must_use]
-pub fn link_failure(error: &guest_link::Error) -> Failure {
-    Failure::Guest { message: error.to_string(), outcome: "no_answer", exit_code: None }
+pub fn link_error(error: &guest_link::Error) -> HostError {
+    HostError::Guest { message: error.to_string(), outcome: "no_answer", exit_code: None }
 }
 
 /// Calls a runtime hook and judges its answer.
 ///
 /// # Errors
-/// [`Failure::Hook`] or [`Failure::Guest`].
-pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), Failure> {
+/// [`HostError::Hook`] or [`HostError::Guest`].
+pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), HostError> {
     let kind = match hook.name {
         HookName::Ready => HookKind::Ready,
         HookName::Validate => HookKind::Validate,
@@ -116,9 +116,9 @@ pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), Fail
         timeout: Some(api::duration_proto(hook.timeout)),
         body,
     };
-    let answer = link.call_hook(request).await.map_err(|error| link_failure(&error))?;
+    let answer = link.call_hook(request).await.map_err(|error| link_error(&error))?;
     let answer = Answer { http_status: answer.http_status, timed_out: answer.timed_out, error: answer.error };
-    hooks::judge(hook, &answer)
+    hooks::decide(hook, &answer)
 }
 
 #[cfg(test)]

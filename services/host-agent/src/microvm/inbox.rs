@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use super::core::Notice;
 use super::{Command, Message, Outcome, View};
 use crate::domain::fence::{Fence, fence};
-use crate::domain::phase::{Admission, Ask, admit};
-use crate::domain::{Failure, Phase};
+use crate::domain::local_state::{Admission, Ask, admit};
+use crate::domain::{HostError, LocalState};
 
 /// A driver's incoming messages.
 pub struct Inbox {
@@ -36,9 +36,9 @@ impl Inbox {
     }
 }
 
-/// Runs a transition while sorting what arrives meanwhile. Returns its result
+/// Runs a transition while admitting what arrives meanwhile. Returns its result
 /// and those who share its outcome.
-pub async fn attend<T>(
+pub async fn run_transition<T>(
     inbox: &mut Inbox,
     view: &watch::Receiver<View>,
     cancel: &CancellationToken,
@@ -51,39 +51,39 @@ pub async fn attend<T>(
             biased;
             result = &mut transition => return (result, joined),
             Some(message) = inbox.mailbox.recv(), if inbox.backlog.len() < inbox.backlog_max => {
-                sort(inbox, view, cancel, &mut joined, message);
+                admit_message(inbox, view, cancel, &mut joined, message);
             }
         }
     }
 }
 
-fn sort(
+fn admit_message(
     inbox: &mut Inbox,
     view: &watch::Receiver<View>,
     cancel: &CancellationToken,
     joined: &mut Vec<oneshot::Sender<Outcome>>,
     message: Message,
 ) {
-    let (phase, held, observed): (Phase, u64, ObservedMicrovm) = {
+    let (state, held, observed): (LocalState, u64, ObservedMicrovm) = {
         let view = view.borrow();
-        (view.phase, view.generation, view.observed.clone())
+        (view.state, view.generation, view.observed.clone())
     };
     let offered = message.generation.unwrap_or(held);
     if fence(held, offered) == Fence::Stale {
-        let _ = message.reply.send(Err(Failure::StaleGeneration { held, offered }));
+        let _ = message.reply.send(Err(HostError::StaleGeneration { held, offered }));
         return;
     }
-    match admit(phase, ask(&message.command)) {
+    match admit(state, ask(&message.command)) {
         // A newer placement's command is not the one under way.
         Admission::Join if offered == held => joined.push(message.reply),
         Admission::Already => {
             let _ = message.reply.send(Ok(observed));
         }
         Admission::Ended => {
-            let _ = message.reply.send(Err(Failure::Ended { reason: observed.state_reason }));
+            let _ = message.reply.send(Err(HostError::Ended { reason: observed.state_reason }));
         }
         Admission::Asleep => {
-            let _ = message.reply.send(Err(Failure::Conflict("the microVM is suspended".to_owned())));
+            let _ = message.reply.send(Err(HostError::Conflict("the microVM is suspended".to_owned())));
         }
         Admission::Interrupt => {
             cancel.cancel();

@@ -2,31 +2,30 @@
 //! into a true state.
 //!
 //! Two steps, because slots of engines that go must not be handed out and those
-//! of engines that stay must not be removed: [`survey`] looks at everything and
+//! of engines that stay must not be removed: [`load_journals`] looks at everything and
 //! ends what must not live, then the slot pool starts, then [`recover`] builds
 //! the drivers.
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use model::ids::MicrovmId;
-use tokio::sync::{mpsc, watch};
 
-use super::core::{self, Core, Live, stop};
-use super::driver::{Driver, NOTICES_MAX};
+use super::core::{Core, Live};
+use super::create::build;
+use super::driver::Driver;
 use super::end::exit_sentence;
-use super::gate::{Activity, Gate};
+use super::gate::Gate;
 use super::guest::{GuestConnection, connect_guest, repair_request};
-use super::suspend::LocalManifest;
-use super::{EndOrder, Handle, View};
+use super::{EndOrder, Handle};
 use crate::adapters::files::{self, DataDirectory, MicrovmFiles};
 use crate::adapters::journal::{Journal, Tombstone};
-use crate::adapters::logs::Log;
-use crate::domain::phase::Event;
+use crate::adapters::local_snapshot::LocalManifest;
+use crate::domain::local_state::Event;
 use crate::domain::recovery::{Cause, Decision, EngineFound, SnapshotFound, decide};
-use crate::domain::{Failure, Phase, Spec};
-use crate::host::{Host, Template, now_ms};
+use crate::domain::{HostError, LocalState, Spec};
+use crate::host::{Host, Template};
 use crate::resources::{EngineHeld, Resources, SlotHeld};
 
 /// More observations than are ever published between two writes of the journal,
@@ -73,23 +72,27 @@ impl Found {
 
 /// Looks at every journal, decides, and ends the engines that must not live.
 ///
+/// A journal that cannot be read is of no microVM that could go on: without it neither the slot nor the generation is known.
+/// Its directory goes, its engine is among those that no journal names, and the scheduler hears of its absence with the
+/// first complete report.
+///
 /// # Errors
 /// When the data directory cannot be read.
-pub async fn survey(
+pub async fn load_journals(
     data: &DataDirectory,
     engine: &dyn vmm::Engine,
     template: &Template,
     slots: &slot::PoolSettings,
-) -> Result<Vec<Found>, Failure> {
+) -> Result<Vec<Found>, HostError> {
     let directory = data.microvms();
     let mut all = Vec::new();
-    for entry in std::fs::read_dir(&directory).map_err(|error| Failure::io(&directory, &error))? {
-        let path = entry.map_err(|error| Failure::io(&directory, &error))?.path();
-        match look(data, engine, template, slots, &path).await {
+    for entry in std::fs::read_dir(&directory).map_err(|error| HostError::io(&directory, &error))? {
+        let path = entry.map_err(|error| HostError::io(&directory, &error))?.path();
+        match load_journal(data, engine, template, slots, &path).await {
             Ok(Some(found)) => all.push(found),
             Ok(None) => files::discard(&path),
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "not a microVM's directory; removed");
+                tracing::error!(path = %path.display(), %error, "a microVM cannot be recovered from its directory, which is removed");
                 files::discard(&path);
             }
         }
@@ -97,15 +100,15 @@ pub async fn survey(
     Ok(all)
 }
 
-async fn look(
+async fn load_journal(
     data: &DataDirectory,
     engine: &dyn vmm::Engine,
     template: &Template,
     slots: &slot::PoolSettings,
     path: &Path,
-) -> Result<Option<Found>, Failure> {
+) -> Result<Option<Found>, HostError> {
     let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let id: MicrovmId = name.parse().map_err(|error| Failure::Internal(format!("{name}: {error}")))?;
+    let id: MicrovmId = name.parse().map_err(|error| HostError::Internal(format!("{name}: {error}")))?;
     let files = data.microvm(name);
     let Some(journal) = latest_journal(&files)? else {
         return Ok(None);
@@ -144,8 +147,11 @@ async fn look(
     } else {
         SnapshotFound::Missing
     };
-    let decision = decide(journal.phase, found, snapshot);
-    tracing::info!(microvm = name, phase = ?journal.phase, engine = ?found, ?snapshot, ?decision, "found");
+    // The agent may have died on any line. When it died between a suspend's manifest and the end of the engine, the session
+    // is in both; the snapshot counts, and the engine, which stood still since, must never run again. When it died before
+    // the manifest, the engine is all there is, and runs on.
+    let decision = decide(journal.state, found, snapshot);
+    tracing::info!(microvm = name, state = ?journal.state, engine = ?found, ?snapshot, ?decision, "found");
     if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
         && let Some(machine) = machine.take()
     {
@@ -157,7 +163,7 @@ async fn look(
 /// The journal written last: the file, or the copy in a snapshot's manifest. The
 /// copy is newer when the agent died right after a suspend, and all there is when a
 /// power cut damaged the file.
-fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, Failure> {
+fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, HostError> {
     let copies = files.snapshot_sequences().into_iter();
     let copy = copies
         .filter_map(|sequence| LocalManifest::read(&files.snapshot(sequence))?.journal)
@@ -178,31 +184,31 @@ fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, Failure> {
 ///
 /// # Errors
 /// When its log cannot be opened.
-pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failure> {
+pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostError> {
     let Found { id, journal, spec, machine, decision, last_words } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;
     // The clock as well: after a power cut the journal may be much older than what was reported.
-    core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(now_ms());
+    core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(host.now_ms());
     match decision {
         Decision::Remove => {
             files::remove(core.files.directory())?;
             return Ok(Recovered::Nothing);
         }
-        Decision::ReportTerminated(cause) => return bury(&mut core, cause, last_words),
+        Decision::ReportTerminated(cause) => return record_end(&mut core, cause, last_words),
         Decision::BackToSuspended => {
-            if core.journal.phase == Phase::Waking {
+            if core.journal.state == LocalState::Waking {
                 core.enter(Event::IsSuspended, "");
             }
             core.remove_other_snapshots();
-            clear(&mut core);
+            forget_engine(&mut core);
         }
         Decision::Adopt | Decision::ResumeInPlace => {
             let Some(machine) = machine else {
-                return bury(&mut core, Cause::EngineLost, None);
+                return record_end(&mut core, Cause::EngineLost, None);
             };
             if let Err(failure) = adopt(&mut core, machine, decision == Decision::ResumeInPlace).await {
                 tracing::error!(microvm = %core.id, error = %failure, "a running microVM could not be kept");
-                return bury(&mut core, Cause::EngineLost, None);
+                return record_end(&mut core, Cause::EngineLost, None);
             }
         }
     }
@@ -212,7 +218,7 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, Failur
     Ok(Recovered::Driver(Box::new(driver), handle))
 }
 
-fn clear(core: &mut Core) {
+fn forget_engine(core: &mut Core) {
     core.journal.meter.close_engine();
     core.journal.process = None;
     core.journal.slot = None;
@@ -220,7 +226,7 @@ fn clear(core: &mut Core) {
     files::discard(&core.files.run());
 }
 
-fn bury(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Recovered, Failure> {
+fn record_end(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Recovered, HostError> {
     let reason = match cause {
         Cause::EngineLost => last_words
             .unwrap_or_else(|| "The host lost the microVM's engine while its agent was down.".to_owned()),
@@ -228,14 +234,14 @@ fn bury(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Rec
         Cause::EndHadBegun => core.journal.reason.clone(),
     };
     let discard = core.journal.discard;
-    Ok(match core.bury(&EndOrder { reason, discard }) {
+    Ok(match core.record_end(&EndOrder { reason, discard }) {
         Some(tombstone) => Recovered::Ended(core.id.clone(), tombstone),
         None => Recovered::Nothing,
     })
 }
 
 /// Takes over a running engine: its slot, its memory, its image, its link. On failure its engine has been ended.
-async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) -> Result<(), Failure> {
+async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) -> Result<(), HostError> {
     core.remove_other_snapshots();
     let mut resources = Resources::new(&core.host.pool);
     resources.paths.extend([core.files.live_disk(), core.files.run()]);
@@ -254,26 +260,28 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
     resources.outlive_this_process();
     let gate = Arc::new(Gate::new(dialer.clone(), core.host.config.limits.connections_per_microvm));
     let (link, pump) = core.pump(connection, dialer.clone());
-    if core.journal.phase == Phase::Suspending {
+    if core.journal.state == LocalState::Suspending {
         core.enter(Event::IsRunning, "");
     }
     core.idle_floor_ms = core.host.monotonic_ms();
-    core.live = Some(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump });
+    let sampled = core.host.clock.instant();
+    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, pump });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }
 
-async fn adopt_slot(core: &Core, resources: &mut Resources) -> Result<slot::Dialer, Failure> {
+async fn adopt_slot(core: &Core, resources: &mut Resources) -> Result<slot::Dialer, HostError> {
     let host = &core.host;
-    let index = core.journal.slot.ok_or_else(|| Failure::Internal("the journal names no slot".to_owned()))?;
+    let index =
+        core.journal.slot.ok_or_else(|| HostError::Internal("the journal names no slot".to_owned()))?;
     let slot = host
         .pool
         .adopt(&host.config.slots.namespace(index), core.spec.egress.clone())
         .await
-        .map_err(|error| Failure::Internal(Failure::chain(&error).0))?;
+        .map_err(|error| HostError::Internal(HostError::chain(&error).0))?;
     let dialer = slot.dialer();
     resources.slot = SlotHeld::Taken(slot);
-    resources.image = Some(host.bases.ensure(&core.spec.snapshot).await?);
+    resources.image = Some(host.image_snapshots.ensure(&core.spec.snapshot).await?);
     let baseline = host.baseline_mib(core.spec.snapshot.memory_mib);
     resources.memory = Some(host.capacity.reserve_adopted(u64::from(baseline)));
     Ok(dialer)
@@ -285,11 +293,11 @@ async fn go_on(
     machine: &dyn vmm::Machine,
     dialer: &slot::Dialer,
     paused: bool,
-) -> Result<Option<GuestConnection>, Failure> {
+) -> Result<Option<GuestConnection>, HostError> {
     if !paused {
         return Ok(None);
     }
-    machine.resume().await.map_err(|error| super::start::engine_failure(&error))?;
+    machine.resume().await.map_err(|error| super::start::engine_error(&error))?;
     // It stood still while the agent was away: its clock is behind.
     core.journal.restore_count += 1;
     let repair = repair_request(&core.id, core.journal.restore_count, false)?;
@@ -299,58 +307,9 @@ async fn go_on(
     Ok(Some(linked))
 }
 
-/// The state of a microVM from its journal.
-///
-/// # Errors
-/// When its log cannot be opened.
-pub fn build(
-    host: &Arc<Host>,
-    id: MicrovmId,
-    journal: Journal,
-    spec: Spec,
-) -> Result<(Core, mpsc::Receiver<super::core::Notice>), Failure> {
-    let files = host.data.microvm(id.as_str());
-    let limits = &host.config.limits;
-    let log =
-        Log::open(&files.logs(), limits.log_file_bytes, limits.log_bytes_per_second, journal.log_start)?;
-    let (notices, receiver) = mpsc::channel(NOTICES_MAX);
-    let activity = Arc::new(Activity::default());
-    activity.restore(journal.meter.endpoint_bytes);
-    let observed = core::observed(&id, &journal, journal.meter.endpoint_bytes);
-    let view = View { phase: journal.phase, generation: journal.generation, observed, gate: None };
-    let core = Core {
-        host: Arc::clone(host),
-        id,
-        spec,
-        files,
-        journal,
-        view: watch::Sender::new(view),
-        live: None,
-        activity,
-        idle_floor_ms: host.monotonic_ms(),
-        log: Arc::new(log),
-        notices,
-        upload: None,
-    };
-    Ok((core, receiver))
-}
-
-/// A microVM that this host has not held before.
-///
-/// # Errors
-/// When its directory or log cannot be made.
-pub fn create(
-    host: &Arc<Host>,
-    spec: Spec,
-    generation: u64,
-    phase: Phase,
-) -> Result<(Driver, Handle), Failure> {
-    let id = spec.id.clone();
-    let files = host.data.microvm(id.as_str());
-    files::remove(files.directory())?;
-    files::make_directory(files.directory())?;
-    let journal = Journal::new(&spec, generation, phase, now_ms());
-    let (mut core, notices) = build(host, id, journal, spec)?;
-    core.save()?;
-    Ok(Driver::new(core, notices))
+/// A failure to end an engine process is a bug worth shouting about.
+async fn stop(machine: &dyn vmm::Machine) {
+    if let Err(error) = machine.stop().await {
+        tracing::error!(%error, "an engine process could not be ended");
+    }
 }

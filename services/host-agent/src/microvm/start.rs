@@ -5,26 +5,26 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
 use super::gate::Gate;
-use super::guest::{GuestConnection, call_hook, connect_guest, link_failure, repair_request};
-use crate::adapters::bases::BaseLease;
+use super::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
+use crate::adapters::image_snapshots::ImageSnapshotLease;
 use crate::adapters::{files, journal};
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::hooks::Hook;
-use crate::domain::transition::Stopwatch;
 use crate::engines_ahead;
 use crate::failpoint;
 use crate::resources::{EngineHeld, Resources, SlotHeld};
+use crate::stopwatch::Stopwatch;
 
 /// What a start begins from.
 pub struct Plan {
     /// The image's snapshot.
-    pub base: BaseLease,
+    pub base: ImageSnapshotLease,
     /// Device state to load.
     pub device_state: PathBuf,
     /// What the microVM has beyond the image, on a wake.
@@ -54,13 +54,13 @@ impl Core {
     /// and open the gate by publishing; on failure nothing is left.
     ///
     /// # Errors
-    /// Any [`Failure`]; [`Failure::Interrupted`] when `cancel` fired.
+    /// Any [`HostError`]; [`HostError::Interrupted`] when `cancel` fired.
     pub async fn start(
         &mut self,
         watch: &Stopwatch,
         plan: Plan,
         cancel: &CancellationToken,
-    ) -> Result<Live, Failure> {
+    ) -> Result<Live, HostError> {
         let host = Arc::clone(&self.host);
         let _under_way = host.ahead.starting();
         let (hook, first) = (plan.hook.clone(), plan.own.is_none());
@@ -68,8 +68,8 @@ impl Core {
         failpoint::hit(if first { "launch-restored" } else { "wake-restored" });
         let repaired = tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(Failure::Interrupted("the microVM is being terminated".to_owned())),
-            reason = restored.machine.exited() => Err(Failure::Engine(format!(
+            () = cancel.cancelled() => Err(HostError::Interrupted("the microVM is being terminated".to_owned())),
+            reason = restored.machine.exited() => Err(HostError::Engine(format!(
                 "the engine ended while the guest was starting: {}",
                 super::end::exit_sentence(&reason),
             ))),
@@ -85,7 +85,7 @@ impl Core {
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
                 self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump })
+                Ok(Live { machine, resources, dialer, link, gate, sampled: self.host.clock.instant(), pump })
             }
             Err(failure) => {
                 restored.resources.release().await;
@@ -96,8 +96,10 @@ impl Core {
 
     /// Returns with the state loaded and the guest standing still. Whatever is taken on the way is in the resources, so
     /// that one place gives it back.
-    async fn restore_guest(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Restored, Failure> {
+    async fn restore_guest(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Restored, HostError> {
         let snapshot = &self.spec.snapshot;
+        // Memory first: making room may give back the very engine that would be taken next, and then a new process is as
+        // good. The other way round a full host would refuse a launch while it holds engines for it.
         let memory = self.host.reserve_memory(snapshot.memory_mib).await?;
         let ahead = self.host.ahead.take(plan.base.digest(), snapshot.size());
         let (mut resources, made_in) = match ahead {
@@ -113,7 +115,7 @@ impl Core {
         resources.image = Some(plan.base);
         let restored = match (restored, &resources.slot) {
             (Ok(restored), SlotHeld::Taken(slot)) => Ok((restored, slot.index(), slot.dialer())),
-            (Ok(_), _) => Err(Failure::Internal("an engine without a slot".to_owned())),
+            (Ok(_), _) => Err(HostError::Internal("an engine without a slot".to_owned())),
             (Err(failure), _) => Err(failure),
         };
         match restored {
@@ -137,14 +139,14 @@ impl Core {
         resources: &mut Resources,
         directory: PathBuf,
         plan: &Plan,
-    ) -> Result<vmm::Restored, Failure> {
+    ) -> Result<vmm::Restored, HostError> {
         let slot = resources.take_reserved()?;
-        let opened = watch.step("slot", self.host.pool.open(slot, self.spec.egress.clone())).await;
-        let slot = opened.map_err(|error| Failure::Capacity(Failure::chain(&error).0))?;
+        let opened = watch.phase("slot", self.host.pool.open(slot, self.spec.egress.clone())).await;
+        let slot = opened.map_err(|error| HostError::Capacity(HostError::chain(&error).0))?;
         resources.slot = SlotHeld::Taken(slot);
         let (files, content) = (self.files.clone(), plan.own.as_ref().map(|own| own.disk.clone()));
         let disk = files::blocking(move || engines_ahead::move_files(&directory, &files, content.as_deref()));
-        watch.step("disk", disk).await?;
+        watch.phase("disk", disk).await?;
         let prepared = resources.take_prepared()?;
         let difference = plan.own.as_ref().map(|own| own.memory_difference.as_path());
         timed_restore(watch, prepared.load(&plan.device_state, difference)).await
@@ -156,10 +158,10 @@ impl Core {
         watch: &Stopwatch,
         resources: &mut Resources,
         plan: &Plan,
-    ) -> Result<vmm::Restored, Failure> {
+    ) -> Result<vmm::Restored, HostError> {
         let from = plan.own.as_ref().map_or_else(|| plan.base.disk(), |own| own.disk.clone());
         let (to, run) = (self.files.live_disk(), self.files.run());
-        let disk = watch.step(
+        let disk = watch.phase(
             "disk",
             files::blocking(move || {
                 files::remove(&run)?;
@@ -167,7 +169,7 @@ impl Core {
                 clone_disk(&from, &to)
             }),
         );
-        let slot = watch.step("slot", self.host.take_slot(self.spec.egress.clone()));
+        let slot = watch.phase("slot", self.host.take_slot(self.spec.egress.clone()));
         let (disk, slot) = tokio::join!(disk, slot);
         let slot = slot.map(|slot| {
             let netns = slot.name().to_owned();
@@ -191,22 +193,22 @@ impl Core {
         restored: &Restored,
         hook: Option<(Hook, String)>,
         first: bool,
-    ) -> Result<GuestConnection, Failure> {
+    ) -> Result<GuestConnection, HostError> {
         let timeouts = &self.host.config.timeouts;
         let repair = repair_request(&self.id, self.journal.restore_count, first)?;
-        watch.step("resume", restored.machine.resume()).await.map_err(|error| engine_failure(&error))?;
+        watch.phase("resume", restored.machine.resume()).await.map_err(|error| engine_error(&error))?;
         let connect = connect_guest(&restored.dialer, Duration::from_millis(timeouts.guest_connect_ms));
-        let connection = watch.step("guest", connect).await?;
+        let connection = watch.phase("guest", connect).await?;
         watch
-            .step("identity", connection.link.repair_identity(repair))
+            .phase("identity", connection.link.repair_identity(repair))
             .await
-            .map_err(|error| link_failure(&error))?;
+            .map_err(|error| link_error(&error))?;
         failpoint::hit(if first { "launch-identity" } else { "wake-identity" });
         if let Some((hook, body)) = hook {
             // The hook's own output must reach the log even when it fails the launch.
             let mut connection = connection;
             let _ = connection.link.stream_logs(self.log.next_guest()).await;
-            let answer = watch.step("hook", call_hook(&connection.link, hook, body)).await;
+            let answer = watch.phase("hook", call_hook(&connection.link, hook, body)).await;
             self.keep_lines(&mut connection);
             answer?;
             return Ok(connection);
@@ -234,9 +236,9 @@ impl Core {
 async fn timed_restore(
     watch: &Stopwatch,
     restore: impl Future<Output = Result<vmm::Restored, vmm::Error>>,
-) -> Result<vmm::Restored, Failure> {
+) -> Result<vmm::Restored, HostError> {
     let mut start = watch.elapsed();
-    let restored = watch.step("restore", restore).await.map_err(|error| engine_failure(&error))?;
+    let restored = watch.phase("restore", restore).await.map_err(|error| engine_error(&error))?;
     for phase in &restored.phases {
         watch.record(&format!("restore.{}", phase.name), start, phase.duration);
         start += phase.duration;
@@ -246,19 +248,19 @@ async fn timed_restore(
 
 /// What an engine's error means to the caller.
 #[must_use]
-pub fn engine_failure(error: &vmm::Error) -> Failure {
+pub fn engine_error(error: &vmm::Error) -> HostError {
     match error {
-        vmm::Error::DiskFull { path } => Failure::disk_full(path),
+        vmm::Error::DiskFull { path } => HostError::disk_full(path),
         vmm::Error::Corrupt { path, .. } => {
             tracing::error!(%error, "a snapshot file is damaged");
-            Failure::Corrupt { object: path.display().to_string() }
+            HostError::Corrupt { object: path.display().to_string() }
         }
         _ => {
-            let (text, full) = Failure::chain(error);
+            let (text, full) = HostError::chain(error);
             if full {
-                Failure::disk_full(std::path::Path::new("the microVM's files"))
+                HostError::disk_full(std::path::Path::new("the microVM's files"))
             } else {
-                Failure::Engine(text)
+                HostError::Engine(text)
             }
         }
     }
@@ -275,10 +277,10 @@ pub fn process(machine: &dyn vmm::Machine) -> journal::Process {
 ///
 /// # Errors
 /// Names the file.
-pub fn clone_disk(from: &std::path::Path, to: &std::path::Path) -> Result<(), Failure> {
+pub fn clone_disk(from: &std::path::Path, to: &std::path::Path) -> Result<(), HostError> {
     files::remove(to)?;
     snapshot::disk::reflink(from, to).map(drop).map_err(|error| {
-        let (text, full) = Failure::chain(&error);
-        if full { Failure::disk_full(to) } else { Failure::Internal(text) }
+        let (text, full) = HostError::chain(&error);
+        if full { HostError::disk_full(to) } else { HostError::Internal(text) }
     })
 }

@@ -11,75 +11,26 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use serde::{Deserialize, Serialize};
-
 use super::core::{Core, Live};
 use super::gate::Gate;
 use super::guest::call_hook;
-use super::start::engine_failure;
+use super::start::engine_error;
 use crate::adapters::files::{self, SnapshotFiles};
 use crate::adapters::journal::Journal;
+use crate::adapters::local_snapshot::LocalManifest;
 use crate::domain::hooks::HookName;
-use crate::domain::phase::Event;
-use crate::domain::transition::Stopwatch;
-use crate::domain::{Failure, Phase};
+use crate::domain::local_state::Event;
+use crate::domain::{HostError, LocalState};
 use crate::failpoint;
-use crate::host::now_ms;
-
-/// `manifest.json` of a snapshot on the host.
-#[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct LocalManifest {
-    /// Its sequence.
-    pub sequence: u64,
-    /// Generation that made it.
-    pub generation: u64,
-    /// Digest of the image snapshot it differs from.
-    pub base_digest: String,
-    /// Length of the device state in bytes.
-    pub device_state_bytes: u64,
-    /// Length of the memory difference in bytes.
-    pub memory_difference_bytes: u64,
-    /// Size of the memory difference, and of the disk's where it is known, in bytes.
-    pub difference_bytes: u64,
-    /// When it was made, in milliseconds since 1970.
-    pub created_ms: u64,
-    /// The journal as of this sleep; `None` where the snapshot came from S3.
-    #[serde(default)]
-    pub journal: Option<Journal>,
-}
-
-impl LocalManifest {
-    /// Reads a snapshot's manifest; `None` when there is none or the files do
-    /// not have the lengths it says.
-    #[must_use]
-    pub fn read(files: &SnapshotFiles) -> Option<Self> {
-        let manifest: Self = serde_json::from_slice(&std::fs::read(files.manifest()).ok()?).ok()?;
-        let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).ok();
-        let whole = length(&files.device_state()) == Some(manifest.device_state_bytes)
-            && length(&files.memory_difference()) == Some(manifest.memory_difference_bytes)
-            && files.disk().exists();
-        whole.then_some(manifest)
-    }
-
-    /// Writes it durably: from here on the snapshot exists.
-    ///
-    /// # Errors
-    /// When it cannot be written.
-    pub fn write(&self, files: &SnapshotFiles) -> Result<(), Failure> {
-        let text =
-            serde_json::to_vec(self).map_err(|error| Failure::Internal(format!("manifest: {error}")))?;
-        files::replace(&files.manifest(), &text, true)
-    }
-}
+use crate::stopwatch::Stopwatch;
 
 impl Core {
-    /// Puts the microVM to sleep. Called in [`Phase::Running`]; ends in
+    /// Puts the microVM to sleep. Called in [`LocalState::Running`]; ends in
     /// SUSPENDED, or in RUNNING with the failure as its reason.
     ///
     /// # Errors
     /// Why it runs on.
-    pub async fn suspend(&mut self) -> Result<(), Failure> {
+    pub async fn suspend(&mut self) -> Result<(), HostError> {
         let watch = Stopwatch::start("suspend");
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
@@ -91,8 +42,11 @@ impl Core {
         }
         failpoint::hit("suspend-begun");
         let Some(live) = self.live.take() else {
-            return Err(Failure::Internal("a running microVM has no engine".to_owned()));
+            return Err(HostError::Internal("a running microVM has no engine".to_owned()));
         };
+        // When the hook fails, the guest has not been stopped: it runs on behind the same gate. When it fails after the
+        // pause, for a full disk for example, the guest is resumed where it stood, but connections may have timed out
+        // meanwhile, so it gets a new gate. In neither case is anything left of the attempt.
         let attempt = match began {
             Ok(()) => self.write_snapshot(&watch, &live).await,
             Err(failure) => Err((failure, false)),
@@ -116,17 +70,17 @@ impl Core {
         &mut self,
         watch: &Stopwatch,
         live: &Live,
-    ) -> Result<LocalManifest, (Failure, bool)> {
+    ) -> Result<LocalManifest, (HostError, bool)> {
         if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
             let link = live.link().map_err(|failure| (failure, false))?;
             watch
-                .step("hook", call_hook(&link, hook, String::new()))
+                .phase("hook", call_hook(&link, hook, String::new()))
                 .await
                 .map_err(|failure| (failure, false))?;
         }
         let sequence = self.journal.sequence + 1;
         let files = self.files.snapshot(sequence);
-        watch.step("pause", live.machine.pause()).await.map_err(|error| (engine_failure(&error), true))?;
+        watch.phase("pause", live.machine.pause()).await.map_err(|error| (engine_error(&error), true))?;
         failpoint::hit("suspend-paused");
         self.snapshot_files(watch, live, sequence, &files).await.map_err(|failure| {
             files::discard(files.directory());
@@ -140,27 +94,27 @@ impl Core {
         live: &Live,
         sequence: u64,
         files: &SnapshotFiles,
-    ) -> Result<LocalManifest, Failure> {
+    ) -> Result<LocalManifest, HostError> {
         files::remove(files.directory())?;
         files::make_directory(files.directory())?;
         let (device_state, difference) = (files.device_state(), files.memory_difference());
-        let memory = watch.step("memory", live.machine.save_difference(&device_state, &difference));
+        let memory = watch.phase("memory", live.machine.save_difference(&device_state, &difference));
         let (live_disk, disk) = (self.files.live_disk(), files.disk());
         // A second name for the live disk: nothing writes to it any more unless this suspend fails, and then the
         // name goes with the directory.
-        let disk = watch.step(
+        let disk = watch.phase(
             "disk",
             files::blocking(move || {
-                std::fs::hard_link(&live_disk, &disk).map_err(|error| Failure::io(&disk, &error))?;
+                std::fs::hard_link(&live_disk, &disk).map_err(|error| HostError::io(&disk, &error))?;
                 files::sync(&disk)
             }),
         );
         let (memory, disk) = tokio::join!(memory, disk);
-        let stats = memory.map_err(|error| engine_failure(&error))?;
+        let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
         failpoint::hit("suspend-files");
         let length =
-            |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| Failure::io(path, &e));
+            |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| HostError::io(path, &e));
         let manifest = LocalManifest {
             sequence,
             generation: self.journal.generation,
@@ -168,14 +122,14 @@ impl Core {
             device_state_bytes: length(&files.device_state())?,
             memory_difference_bytes: length(&files.memory_difference())?,
             difference_bytes: stats.bytes,
-            created_ms: now_ms(),
+            created_ms: self.host.now_ms(),
             journal: Some(self.journal_asleep(sequence, stats.bytes)),
         };
         let (for_write, to) = (manifest.clone(), files.clone());
         // Dying before this leaves a paused engine and an unfinished directory: the next start lets it run on.
         // Dying after it leaves a snapshot and in it a newer journal, which says Suspended: the next start ends the
         // engine.
-        watch.step("manifest", files::blocking(move || for_write.write(&to))).await?;
+        watch.phase("manifest", files::blocking(move || for_write.write(&to))).await?;
         failpoint::hit("suspend-manifest");
         Ok(manifest)
     }
@@ -185,8 +139,8 @@ impl Core {
     fn journal_asleep(&mut self, sequence: u64, difference_bytes: u64) -> Journal {
         self.journal.revision += 1;
         let mut journal = self.journal.clone();
-        journal.phase = Phase::Suspended;
-        journal.phase_since_ms = now_ms();
+        journal.state = LocalState::Suspended;
+        journal.state_since_ms = self.host.now_ms();
         journal.slept(sequence, difference_bytes);
         journal
     }
@@ -202,7 +156,7 @@ impl Core {
         let live = self.live.take();
         self.publish();
         if let Some(live) = live {
-            watch.step("stop", self.release(live)).await;
+            watch.phase("stop", self.release(live)).await;
         }
         failpoint::hit("suspend-stopped");
         self.finished(watch.finish());
@@ -234,7 +188,7 @@ impl Core {
         self.files.discard_snapshots_but(self.journal.sequence);
     }
 
-    /// Writes the journal where a failure changes nothing: the phase is true
+    /// Writes the journal where a failure changes nothing: the state is true
     /// either way, and a restart finds it out from the manifest and the engine.
     pub fn save_settled(&mut self) {
         if let Err(error) = self.save() {
@@ -244,7 +198,7 @@ impl Core {
 
     /// The suspend failed: the guest runs on, with a fresh gate where its
     /// connections were cut.
-    async fn run_on(&mut self, mut live: Live, paused: bool, failure: &Failure) {
+    async fn run_on(&mut self, mut live: Live, paused: bool, failure: &HostError) {
         if paused {
             if let Err(error) = live.machine.resume().await {
                 // The driver sees the engine's end next; there is nothing left to save here.

@@ -7,11 +7,11 @@ use snapshot::{FileKind, FileSource, ManifestHead, Parent, SnapshotKind};
 use tokio::sync::mpsc;
 
 use super::core::{Core, Notice};
-use super::suspend::LocalManifest;
-use crate::adapters::bases::fetch_failure;
 use crate::adapters::files::{self, SnapshotFiles};
+use crate::adapters::image_snapshots::fetch_error;
 use crate::adapters::journal::RemoteCopy;
-use crate::domain::{Failure, Spec};
+use crate::adapters::local_snapshot::LocalManifest;
+use crate::domain::{HostError, Spec};
 use crate::host::Host;
 use crate::resources::BACKGROUND_DELAY;
 
@@ -97,16 +97,16 @@ impl Upload {
         }
     }
 
-    async fn once(&self) -> Result<(RemoteCopy, u64), Failure> {
+    async fn once(&self) -> Result<(RemoteCopy, u64), HostError> {
         let image = &self.spec.snapshot;
-        let base = self.host.bases.ensure(image).await?;
+        let base = self.host.image_snapshots.ensure(image).await?;
         let manifest = LocalManifest::read(&self.files)
-            .ok_or_else(|| Failure::Missing { object: self.files.directory().display().to_string() })?;
+            .ok_or_else(|| HostError::Missing { object: self.files.directory().display().to_string() })?;
         let (disk, base_disk, difference) = (self.files.disk(), base.disk(), self.files.disk_difference());
         let stats = files::blocking(move || {
             files::remove(&difference)?;
             snapshot::disk::difference(&disk, &base_disk, &difference)
-                .map_err(|error| fetch_failure(&error, &difference))
+                .map_err(|error| fetch_error(&error, &difference))
         })
         .await?;
         let prefix = format!("microvms/{}/g{}/s{}", self.id, self.generation, self.sequence);
@@ -140,7 +140,7 @@ impl Upload {
             snapshot::upload(&self.host.store, self.host.bucket(), &prefix, &head, &sources, &|_, _| ())
                 .await;
         files::discard(&self.files.disk_difference());
-        let published = published.map_err(|error| Failure::StoreUnavailable(Failure::chain(&error).0))?;
+        let published = published.map_err(|error| HostError::StoreUnavailable(HostError::chain(&error).0))?;
         let copy = RemoteCopy {
             sequence: self.sequence,
             manifest_key: published.manifest_key,

@@ -10,7 +10,7 @@ use api::hostagent::v1::{
     LaunchRequest, LaunchResponse, MicrovmSpec, ResumeRequest, ResumeResponse, SuspendRequest,
     SuspendResponse, TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
 };
-use futures::Stream;
+use futures::{Stream, StreamExt as _};
 use rpc::Role;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -19,10 +19,10 @@ use tonic::{Request, Response, Status};
 use super::log_stream;
 use super::status::status;
 use crate::bake::Bakes;
-use crate::domain::{Failure, Spec};
-use crate::fleet::Fleet;
+use crate::domain::{HostError, Spec};
 use crate::host::Host;
 use crate::microvm::EndOrder;
+use crate::microvms::Microvms;
 
 /// Messages of a stream that may wait for a slow reader.
 const STREAM_BUFFER: usize = 16;
@@ -32,15 +32,15 @@ type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 /// The service.
 pub struct HostAgent {
     host: Arc<Host>,
-    fleet: Arc<Fleet>,
+    microvms: Arc<Microvms>,
     bakes: Arc<Bakes>,
 }
 
 impl HostAgent {
     /// The service over these.
     #[must_use]
-    pub fn new(host: Arc<Host>, fleet: Arc<Fleet>, bakes: Arc<Bakes>) -> Self {
-        Self { host, fleet, bakes }
+    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, bakes: Arc<Bakes>) -> Self {
+        Self { host, microvms, bakes }
     }
 }
 
@@ -53,34 +53,35 @@ impl HostAgentService for HostAgent {
     async fn bake(&self, request: Request<BakeRequest>) -> Result<Response<Self::BakeStream>, Status> {
         rpc::authorize(&request, &[Role::ImageBuilder])?;
         let stream = self.bakes.start(request.into_inner()).map_err(|failure| status(&failure))?;
-        Ok(Response::new(Box::pin(stream)))
+        Ok(Response::new(Box::pin(stream.map(|told| told.map_err(|failure| status(&failure))))))
     }
 
     async fn launch(&self, request: Request<LaunchRequest>) -> Result<Response<LaunchResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
-        let fleet = Arc::clone(&self.fleet);
+        let microvms = Arc::clone(&self.microvms);
         let spec = placed(request.spec, request.generation)?;
-        let observed = detached(async move { fleet.launch(spec, request.generation).await }).await?;
+        let observed = detached(async move { microvms.launch(spec, request.generation).await }).await?;
         Ok(Response::new(LaunchResponse { observed: Some(observed) }))
     }
 
     async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
-        let fleet = Arc::clone(&self.fleet);
+        let microvms = Arc::clone(&self.microvms);
         let observed =
-            detached(async move { fleet.suspend(&request.microvm_id, request.generation).await }).await?;
+            detached(async move { microvms.suspend(&request.microvm_id, request.generation).await }).await?;
         Ok(Response::new(SuspendResponse { observed: Some(observed) }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
-        let fleet = Arc::clone(&self.fleet);
+        let microvms = Arc::clone(&self.microvms);
         let spec = placed(request.spec, request.generation)?;
         let observed =
-            detached(async move { fleet.resume(spec, request.generation, request.snapshot).await }).await?;
+            detached(async move { microvms.resume(spec, request.generation, request.snapshot).await })
+                .await?;
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 
@@ -90,9 +91,9 @@ impl HostAgentService for HostAgent {
     ) -> Result<Response<TerminateResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
-        let fleet = Arc::clone(&self.fleet);
+        let microvms = Arc::clone(&self.microvms);
         let order = EndOrder { reason: request.reason, discard: request.discard };
-        let ended = async move { fleet.terminate(&request.microvm_id, request.generation, order).await };
+        let ended = async move { microvms.terminate(&request.microvm_id, request.generation, order).await };
         let observed = detached(ended).await?;
         Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }
@@ -100,7 +101,7 @@ impl HostAgentService for HostAgent {
     async fn watch(&self, request: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
         rpc::authorize(&request, &[Role::Scheduler, Role::Admin])?;
         let (sender, receiver) = mpsc::channel(STREAM_BUFFER);
-        tokio::spawn(watch(Arc::clone(&self.host), Arc::clone(&self.fleet), sender));
+        tokio::spawn(watch(Arc::clone(&self.host), Arc::clone(&self.microvms), sender));
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
@@ -109,7 +110,7 @@ impl HostAgentService for HostAgent {
         request: Request<FollowLogRequest>,
     ) -> Result<Response<Self::FollowLogStream>, Status> {
         rpc::authorize(&request, &[Role::Scheduler, Role::Admin])?;
-        let stream = log_stream::follow(&self.host, &self.fleet, request.into_inner())
+        let stream = log_stream::follow(&self.host, &self.microvms, request.into_inner())
             .map_err(|failure| status(&failure))?;
         Ok(Response::new(Box::pin(stream)))
     }
@@ -119,9 +120,9 @@ impl HostAgentService for HostAgent {
         request: Request<EvictImageRequest>,
     ) -> Result<Response<EvictImageResponse>, Status> {
         rpc::authorize(&request, &[Role::Scheduler, Role::ImageBuilder])?;
-        let bases = self.host.bases.clone();
+        let cache = self.host.image_snapshots.clone();
         let key = request.into_inner().manifest_key;
-        crate::adapters::files::blocking(move || bases.evict(&key))
+        crate::adapters::files::blocking(move || cache.evict(&key))
             .await
             .map_err(|failure| status(&failure))?;
         self.host.ahead.forget_evicted(&self.host).await;
@@ -138,28 +139,32 @@ fn placed(spec: Option<MicrovmSpec>, generation: u64) -> Result<Spec, Status> {
         (Ok(spec), None) => return Ok(spec),
         (spec, missing) => missing.into_iter().chain(spec.err().unwrap_or_default()).collect(),
     };
-    Err(status(&Failure::Invalid(violations)))
+    Err(status(&HostError::Invalid(violations)))
 }
 
 /// A caller that hangs up does not stop what it asked for: commands are
 /// idempotent, and half of one must never be left.
 async fn detached<T: Send + 'static>(
-    work: impl Future<Output = Result<T, Failure>> + Send + 'static,
+    work: impl Future<Output = Result<T, HostError>> + Send + 'static,
 ) -> Result<T, Status> {
     match tokio::spawn(work).await {
         Ok(result) => result.map_err(|failure| status(&failure)),
-        Err(error) => Err(status(&Failure::Internal(format!("the command died: {error}")))),
+        Err(error) => Err(status(&HostError::Internal(format!("the command died: {error}")))),
     }
 }
 
 /// Everything held, a mark, then every change, until the reader is gone.
-async fn watch(host: Arc<Host>, fleet: Arc<Fleet>, sender: mpsc::Sender<Result<WatchResponse, Status>>) {
+async fn watch(
+    host: Arc<Host>,
+    microvms: Arc<Microvms>,
+    sender: mpsc::Sender<Result<WatchResponse, Status>>,
+) {
     let mut changes = host.changes.subscribe();
     let mut sent: HashMap<String, (u64, u64)> = HashMap::new();
     let mut synced = false;
     loop {
         changes.mark_unchanged();
-        let all = fleet.observed();
+        let all = microvms.observed();
         sent.retain(|id, _| all.iter().any(|observed| observed.microvm_id == *id));
         for observed in all {
             let number = (observed.generation, observed.observation);

@@ -10,10 +10,10 @@ use tonic::Status;
 
 use crate::adapters::logs;
 use crate::domain::fence::{Fence, fence};
-use crate::domain::{Failure, Phase};
-use crate::fleet::Fleet;
+use crate::domain::{HostError, LocalState};
 use crate::host::Host;
 use crate::microvm::Handle;
+use crate::microvms::Microvms;
 
 /// Messages that may wait for a slow reader.
 const BUFFER: usize = 4;
@@ -23,27 +23,27 @@ type Item = Result<FollowLogResponse, Status>;
 /// Lines from the position asked for; with `follow` until the microVM ends.
 ///
 /// # Errors
-/// [`Failure::NotHere`], [`Failure::StaleGeneration`].
+/// [`HostError::NotHere`], [`HostError::StaleGeneration`].
 pub fn follow(
     host: &Arc<Host>,
-    fleet: &Arc<Fleet>,
+    microvms: &Arc<Microvms>,
     request: FollowLogRequest,
-) -> Result<impl Stream<Item = Item> + Send + use<>, Failure> {
+) -> Result<impl Stream<Item = Item> + Send + use<>, HostError> {
     let (sender, receiver) = mpsc::channel(BUFFER);
-    if let Some(handle) = fleet.get(&request.microvm_id) {
+    if let Some(handle) = microvms.get(&request.microvm_id) {
         let held = handle.view.borrow().generation;
         if fence(held, request.generation) == Fence::Stale && request.generation != 0 {
-            return Err(Failure::StaleGeneration { held, offered: request.generation });
+            return Err(HostError::StaleGeneration { held, offered: request.generation });
         }
         let ended = host.data.ended().join(&request.microvm_id).join("logs");
         tokio::spawn(follow_live(handle, request, ended, sender));
-    } else if fleet.epitaph(&request.microvm_id).is_some() {
+    } else if microvms.end_reason(&request.microvm_id).is_some() {
         let directory = host.data.ended().join(&request.microvm_id).join("logs");
         tokio::spawn(async move {
             read_all(&directory, request.from_sequence, &sender).await;
         });
     } else {
-        return Err(Failure::NotHere { id: request.microvm_id });
+        return Err(HostError::NotHere { id: request.microvm_id });
     }
     Ok(ReceiverStream::new(receiver))
 }
@@ -58,7 +58,7 @@ async fn follow_live(
     let mut next = request.from_sequence;
     loop {
         end.mark_unchanged();
-        let gone = handle.view.borrow_and_update().phase == Phase::Gone;
+        let gone = handle.view.borrow_and_update().state == LocalState::Gone;
         let lines = handle.log.read(next);
         if let Some(last) = lines.last() {
             next = last.sequence + 1;

@@ -4,47 +4,47 @@ use api::errors::{self, reason};
 use std::time::Duration;
 use tonic::{Code, Status};
 
-use crate::domain::Failure;
+use crate::domain::HostError;
 
 /// When a caller that was turned away for lack of room may try again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The status a caller gets.
 #[must_use]
-pub fn status(failure: &Failure) -> Status {
+pub fn status(failure: &HostError) -> Status {
     let text = failure.to_string();
     match failure {
-        Failure::StaleGeneration { held, offered } => errors::status(
+        HostError::StaleGeneration { held, offered } => errors::status(
             Code::FailedPrecondition,
             reason::STALE_GENERATION,
             text,
             &[("held", &held.to_string()), ("offered", &offered.to_string())],
         ),
-        Failure::NotHere { id } => {
+        HostError::NotHere { id } => {
             errors::status(Code::NotFound, reason::NOT_HERE, text, &[("microvm_id", id)])
         }
-        Failure::Ended { reason: why } => {
+        HostError::Ended { reason: why } => {
             errors::status(Code::FailedPrecondition, reason::TERMINATED, text, &[("state_reason", why)])
         }
-        Failure::Conflict(_) => errors::status(Code::FailedPrecondition, reason::STATE_CONFLICT, text, &[]),
-        Failure::Invalid(violations) => errors::invalid(violations),
-        Failure::Capacity(_) => {
+        HostError::Conflict(_) => errors::status(Code::FailedPrecondition, reason::STATE_CONFLICT, text, &[]),
+        HostError::Invalid(violations) => errors::invalid(violations),
+        HostError::Capacity(_) => {
             errors::status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, text, &[])
         }
-        Failure::Corrupt { object } => {
+        HostError::Corrupt { object } => {
             errors::status(Code::DataLoss, reason::CORRUPT_OBJECT, text, &[("object", object)])
         }
-        Failure::Missing { object } => {
+        HostError::Missing { object } => {
             errors::status(Code::FailedPrecondition, reason::NOT_FOUND, text, &[("object", object)])
         }
-        Failure::StoreUnavailable(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
-        Failure::DiskFull { path, limit } => errors::status(
+        HostError::StoreUnavailable(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
+        HostError::DiskFull { path, limit } => errors::status(
             Code::ResourceExhausted,
             reason::DISK_FULL,
             text,
             &[("path", path), ("limit", limit)],
         ),
-        Failure::Hook { hook, http_status, timed_out, .. } => errors::status(
+        HostError::Hook { hook, http_status, timed_out, .. } => errors::status(
             Code::FailedPrecondition,
             reason::HOOK_FAILED,
             text,
@@ -54,7 +54,7 @@ pub fn status(failure: &Failure) -> Status {
                 ("outcome", if *timed_out { "timed_out" } else { "refused" }),
             ],
         ),
-        Failure::Guest { outcome, exit_code, .. } => {
+        HostError::Guest { outcome, exit_code, .. } => {
             let exit_code = exit_code.map(|code| code.to_string()).unwrap_or_default();
             errors::status(
                 Code::FailedPrecondition,
@@ -63,9 +63,9 @@ pub fn status(failure: &Failure) -> Status {
                 &[("outcome", outcome), ("exit_code", &exit_code)],
             )
         }
-        Failure::Engine(_) => errors::status(Code::Internal, reason::ENGINE_FAILED, text, &[]),
-        Failure::Interrupted(_) => errors::status(Code::Aborted, reason::STATE_CONFLICT, text, &[]),
-        Failure::Internal(_) => errors::status(Code::Internal, reason::INTERNAL, text, &[]),
+        HostError::Engine(_) => errors::status(Code::Internal, reason::ENGINE_FAILED, text, &[]),
+        HostError::Interrupted(_) => errors::status(Code::Aborted, reason::STATE_CONFLICT, text, &[]),
+        HostError::Internal(_) => errors::status(Code::Internal, reason::INTERNAL, text, &[]),
     }
 }
 
@@ -76,17 +76,21 @@ mod tests {
     #[test]
     fn callers_branch_on_code_and_reason() {
         for (failure, code, reason) in [
-            (Failure::StaleGeneration { held: 2, offered: 1 }, Code::FailedPrecondition, "STALE_GENERATION"),
-            (Failure::NotHere { id: "x".into() }, Code::NotFound, "NOT_HERE"),
-            (Failure::Capacity("full".into()), Code::ResourceExhausted, "INSUFFICIENT_CAPACITY"),
-            (Failure::Corrupt { object: "s3://b/k".into() }, Code::DataLoss, "CORRUPT_OBJECT"),
             (
-                Failure::DiskFull { path: "/d".into(), limit: "1 MiB".into() },
+                HostError::StaleGeneration { held: 2, offered: 1 },
+                Code::FailedPrecondition,
+                "STALE_GENERATION",
+            ),
+            (HostError::NotHere { id: "x".into() }, Code::NotFound, "NOT_HERE"),
+            (HostError::Capacity("full".into()), Code::ResourceExhausted, "INSUFFICIENT_CAPACITY"),
+            (HostError::Corrupt { object: "s3://b/k".into() }, Code::DataLoss, "CORRUPT_OBJECT"),
+            (
+                HostError::DiskFull { path: "/d".into(), limit: "1 MiB".into() },
                 Code::ResourceExhausted,
                 "DISK_FULL",
             ),
-            (Failure::StoreUnavailable("s3".into()), Code::Unavailable, "STORE_UNAVAILABLE"),
-            (Failure::Invalid(vec![("a".into(), "b".into())]), Code::InvalidArgument, "INVALID_ARGUMENT"),
+            (HostError::StoreUnavailable("s3".into()), Code::Unavailable, "STORE_UNAVAILABLE"),
+            (HostError::Invalid(vec![("a".into(), "b".into())]), Code::InvalidArgument, "INVALID_ARGUMENT"),
         ] {
             let status = status(&failure);
             assert_eq!(status.code(), code, "{failure}");

@@ -11,11 +11,11 @@ use tunnel::Responder;
 
 use super::status::RETRY_AFTER;
 use crate::adapters::lease::Fenced;
-use crate::domain::phase::{Admission, Ask, admit};
-use crate::domain::{Failure, Phase};
-use crate::fleet::Fleet;
+use crate::domain::local_state::{Admission, Ask, admit};
+use crate::domain::{HostError, LocalState};
 use crate::host::Host;
 use crate::microvm::{Command, Gate, GateError, Handle, View};
+use crate::microvms::Microvms;
 
 /// How often an open looks again because the gate closed under it.
 const ROUNDS_MAX: usize = 8;
@@ -29,7 +29,7 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 #[derive(Clone)]
 pub struct Tunnels {
     host: Arc<Host>,
-    fleet: Arc<Fleet>,
+    microvms: Arc<Microvms>,
     fenced: watch::Receiver<Fenced>,
     waiting: Arc<Semaphore>,
 }
@@ -56,11 +56,11 @@ impl Refusal {
 }
 
 impl Tunnels {
-    /// Tunnels into this fleet.
+    /// Tunnels into this microvms.
     #[must_use]
-    pub fn new(host: Arc<Host>, fleet: Arc<Fleet>, fenced: watch::Receiver<Fenced>) -> Self {
+    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, fenced: watch::Receiver<Fenced>) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
-        Self { host, fleet, fenced, waiting }
+        Self { host, microvms, fenced, waiting }
     }
 
     /// Answers one request and carries its bytes until either side ends it.
@@ -83,7 +83,7 @@ impl Tunnels {
         };
         self.host.metrics.tunnel_opened();
         let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
-        let count = move |bytes| activity.stamp(bytes, host.monotonic_ms());
+        let count = move |bytes| activity.stamp(bytes, &host);
         let mut fenced = self.fenced.clone();
         tokio::select! {
             _ = tunnel::copy(tunnel, guest.stream, count, &guest.closed) => {}
@@ -104,8 +104,8 @@ impl Tunnels {
         }
         let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
         let port = port.ok_or_else(|| Refusal::new(OpenStatus::Invalid, "the port must be 1 to 65535"))?;
-        let Some(handle) = self.fleet.get(&request.microvm_id) else {
-            return Err(match self.fleet.epitaph(&request.microvm_id) {
+        let Some(handle) = self.microvms.get(&request.microvm_id) else {
+            return Err(match self.microvms.end_reason(&request.microvm_id) {
                 Some(reason) => Refusal::ended(&reason),
                 None => Refusal::new(OpenStatus::NotHere, "this host does not hold the microVM"),
             });
@@ -116,7 +116,7 @@ impl Tunnels {
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
         }
-        handle.activity.stamp(0, self.host.monotonic_ms());
+        handle.activity.stamp(0, &self.host);
         let mut waited = false;
         for _ in 0..ROUNDS_MAX {
             let gate = self.reach(&handle, request.wake, &mut waited).await?;
@@ -141,21 +141,21 @@ impl Tunnels {
         Err(Refusal::busy("the microVM keeps changing its state"))
     }
 
-    /// The gate of a running guest, waking it or waiting for it as the phase
+    /// The gate of a running guest, waking it or waiting for it as the state
     /// and the request say.
     async fn reach(&self, handle: &Handle, wake: bool, waited: &mut bool) -> Result<Arc<Gate>, Refusal> {
         let ask = if wake { Ask::OpenWaking } else { Ask::Open };
         let mut permit = None;
         let mut view = handle.view.clone();
         loop {
-            let (phase, gate, reason) = {
+            let (state, gate, reason) = {
                 let view = view.borrow_and_update();
-                (view.phase, view.gate.clone(), view.observed.state_reason.clone())
+                (view.state, view.gate.clone(), view.observed.state_reason.clone())
             };
-            if let (Phase::Running, Some(gate)) = (phase, gate) {
+            if let (LocalState::Running, Some(gate)) = (state, gate) {
                 return Ok(gate);
             }
-            let admission = admit(phase, ask);
+            let admission = admit(state, ask);
             match admission {
                 Admission::Asleep => {
                     return Err(Refusal::new(OpenStatus::Suspended, "the microVM is suspended"));
@@ -182,8 +182,8 @@ impl Tunnels {
         let woken = tokio::spawn(async move { handle.command(Command::Resume(None), None).await }).await;
         match woken {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(Failure::Capacity(message))) => Err(Refusal::busy(&message)),
-            Ok(Err(Failure::Ended { reason })) => Err(Refusal::ended(&reason)),
+            Ok(Err(HostError::Capacity(message))) => Err(Refusal::busy(&message)),
+            Ok(Err(HostError::Ended { reason })) => Err(Refusal::ended(&reason)),
             Ok(Err(failure)) => Err(Refusal::new(OpenStatus::WakeFailed, failure.to_string())),
             Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
         }

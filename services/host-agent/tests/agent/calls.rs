@@ -17,7 +17,7 @@ use tonic::Status;
 use tonic::transport::Channel;
 
 use crate::app_disk;
-use crate::rig::{Agent, BUCKET, PATIENCE, Rig};
+use crate::world::{Agent, BUCKET, PATIENCE, World};
 
 /// Guest memory of the tests, MiB.
 pub const MEMORY_MIB: u32 = 256;
@@ -37,8 +37,8 @@ pub struct Baked {
 }
 
 /// Puts the app's disk into S3.
-pub async fn store_disk(rig: &Rig) -> DiskRef {
-    let path = rig.directory.path().join("app.ext4");
+pub async fn store_disk(world: &World) -> DiskRef {
+    let path = world.directory.path().join("app.ext4");
     if !path.exists() {
         app_disk::make(&path);
     }
@@ -62,7 +62,7 @@ pub async fn store_disk(rig: &Rig) -> DiskRef {
     };
     let source = FileSource { kind: FileKind::Disk, path };
     let published =
-        snapshot::upload(&rig.s3.store(), BUCKET, "disks/app", &head, &[source], &|_, _| ()).await.unwrap();
+        snapshot::upload(&world.s3.store(), BUCKET, "disks/app", &head, &[source], &|_, _| ()).await.unwrap();
     DiskRef { manifest_key: published.manifest_key, manifest_digest: published.manifest_digest, size_bytes }
 }
 
@@ -124,8 +124,8 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
 }
 
 /// Bakes the app and returns its snapshot.
-pub async fn image(rig: &Rig, agent: &Agent, hooks: Option<Hooks>) -> SnapshotRef {
-    let disk = store_disk(rig).await;
+pub async fn image(world: &World, agent: &Agent, hooks: Option<Hooks>) -> SnapshotRef {
+    let disk = store_disk(world).await;
     let baked = bake(agent, bake_request(disk, &[], hooks)).await;
     baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines)).snapshot.unwrap()
 }

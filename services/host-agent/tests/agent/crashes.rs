@@ -6,13 +6,13 @@ use std::time::{Duration, Instant};
 use api::microvm::v1::MicrovmState;
 
 use crate::calls::*;
-use crate::rig::{Agent, BUCKET, PATIENCE, Rig};
+use crate::world::{Agent, BUCKET, PATIENCE, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn launches_suspends_and_wakes_survive_the_agent() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
 
     for point in ["launch-begun", "launch-restored", "launch-identity", "launch-journaled"] {
         let one = spec(&snapshot);
@@ -81,9 +81,9 @@ async fn launches_suspends_and_wakes_survive_the_agent() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bakes_leave_nothing() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let disk = store_disk(&rig).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let disk = store_disk(&world).await;
     for point in ["bake-fetched", "bake-booted", "bake-ready", "bake-snapshotted", "bake-upload-begun"] {
         die_at(&mut agent, point).await;
         let request = bake_request(disk.clone(), &[], None);
@@ -92,7 +92,7 @@ async fn bakes_leave_nothing() {
         eprintln!("{point}: {}", died.message());
         reborn(&mut agent).await;
         clean(&agent, 0, point).await;
-        let stored = rig.s3.store().list_prefix(BUCKET, &prefix, 1000).await.unwrap();
+        let stored = world.s3.store().list_prefix(BUCKET, &prefix, 1000).await.unwrap();
         assert!(stored.is_empty(), "{point}: {}", stored.len());
     }
     // A caller that hangs up in the middle.

@@ -7,13 +7,13 @@ use rpc::Role;
 use tonic::Code;
 
 use crate::calls::*;
-use crate::rig::{BUCKET, Rig};
+use crate::world::{BUCKET, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_keeps_the_session_running() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(1024).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let agent = world.agent(1024).await;
+    let snapshot = image(&world, &agent, None).await;
     let one = spec(&snapshot);
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
@@ -46,17 +46,17 @@ fn fill(path: &std::path::Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_starts_on_bad_bytes() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(2048).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let agent = world.agent(2048).await;
+    let snapshot = image(&world, &agent, None).await;
     let evict =
         api::hostagent::v1::EvictImageRequest { manifest_key: snapshot.manifest_key.clone(), generation: 0 };
     client(&agent, Role::Scheduler).evict_image(evict).await.unwrap();
-    assert!(agent.names("bases").is_empty());
+    assert!(agent.names("image-snapshots").is_empty());
     let prefix = snapshot.manifest_key.trim_end_matches("manifest.json");
-    let chunks = rig.s3.store().list_prefix(BUCKET, &format!("{prefix}memory/"), 1000).await.unwrap();
+    let chunks = world.s3.store().list_prefix(BUCKET, &format!("{prefix}memory/"), 1000).await.unwrap();
     let key = &chunks[chunks.len() / 2].key;
-    let path = rig.s3.object_path(BUCKET, key);
+    let path = world.s3.object_path(BUCKET, key);
     let good = std::fs::read(&path).unwrap();
     let mut bad = good.clone();
     let middle = bad.len() / 2;
@@ -68,7 +68,9 @@ async fn nothing_starts_on_bad_bytes() {
     assert_eq!((refused.code(), reason_of(&refused).as_deref()), (Code::DataLoss, Some("CORRUPT_OBJECT")));
     assert!(refused.message().contains(key.as_str()), "{}", refused.message());
     assert!(
-        agent.engines().is_empty() && agent.names("microvms").is_empty() && agent.names("bases").is_empty()
+        agent.engines().is_empty()
+            && agent.names("microvms").is_empty()
+            && agent.names("image-snapshots").is_empty()
     );
     std::fs::write(&path, &good).unwrap();
     let launched = launch(&agent, &one, 1).await.unwrap();

@@ -9,16 +9,16 @@ use tonic::Code;
 use tonic_types::StatusExt as _;
 
 use crate::calls::*;
-use crate::rig::Rig;
+use crate::world::World;
 
 /// How long after a guest's end its record may still say otherwise.
 const NOTICED: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_end_has_its_reason() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     for (cause, reason) in [
         ("exit", "The application exited with status 3."),
         ("off", "The guest powered off."),
@@ -45,9 +45,9 @@ async fn every_end_has_its_reason() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn hooks_that_fail_say_so() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(4096).await;
-    let disk = store_disk(&rig).await;
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let disk = store_disk(&world).await;
 
     // A run hook that refuses ends the microVM; a suspend hook that refuses leaves it running.
     let baked = bake(&agent, bake_request(disk.clone(), &[("HOOK_run", "500")], None)).await;
@@ -99,7 +99,7 @@ async fn hooks_that_fail_say_so() {
         assert_eq!(reason_of(&status).as_deref(), Some(reason), "{environment:?}");
         let details = status.get_details_error_info().unwrap();
         assert_eq!(details.metadata.get(metadata.0).map(String::as_str), Some(metadata.1), "{details:?}");
-        let stored = rig.s3.store().list_prefix(crate::rig::BUCKET, &prefix, 1000).await.unwrap();
+        let stored = world.s3.store().list_prefix(crate::world::BUCKET, &prefix, 1000).await.unwrap();
         assert!(stored.is_empty() && agent.names("bakes").is_empty());
     }
     terminate(&agent, id, 1).await.unwrap();

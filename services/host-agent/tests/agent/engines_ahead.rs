@@ -7,7 +7,7 @@ use api::hostagent::v1::EvictImageRequest;
 use api::microvm::v1::MicrovmState;
 
 use crate::calls::*;
-use crate::rig::{Agent, PATIENCE, Rig};
+use crate::world::{Agent, PATIENCE, World};
 
 /// `limits.engines_ahead` by default.
 const PER_IMAGE: usize = 2;
@@ -35,9 +35,9 @@ fn running(agent: &Agent) -> BTreeSet<i32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn launches_and_wakes_use_them_once_each() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     assert!(agent.engines_ahead().is_empty(), "an image that nobody uses");
     let (one, two) = (spec(&snapshot), spec(&snapshot));
     let (first, second) = (one.microvm_id.as_str(), two.microvm_id.as_str());
@@ -104,9 +104,9 @@ async fn launches_and_wakes_use_them_once_each() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_agent_that_dies_with_one_in_hand_leaves_nothing() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     let one = spec(&snapshot);
     let id = one.microvm_id.as_str();
     agent.kill();
@@ -127,9 +127,9 @@ async fn an_agent_that_dies_with_one_in_hand_leaves_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn they_make_room_for_microvms() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     // 2048 MiB hold eight guests of 256 MiB, and then no engine that waits.
     for count in 1..=8 {
         let one = spec(&snapshot);
@@ -139,7 +139,7 @@ async fn they_make_room_for_microvms() {
         }
     }
     assert_eq!(agent.engines().len(), 8);
-    assert!(agent.engines_ahead().is_empty(), "there is no memory for them");
+    assert_eq!(waiting(&agent, 0).await, BTreeSet::new(), "there is no memory for them");
     let refused = launch(&agent, &spec(&snapshot), 1).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
 }

@@ -10,13 +10,13 @@ use rpc::Role;
 use tonic::Code;
 
 use crate::calls::*;
-use crate::rig::{BUCKET, Rig};
+use crate::world::{BUCKET, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let disk = store_disk(&rig).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let disk = store_disk(&world).await;
     let names = ["ready", "validate", "run", "resume", "suspend", "terminate"];
     let baked = bake(&agent, bake_request(disk, &[("GREETING", "caller")], Some(hooks(&names)))).await;
     let result = baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines));
@@ -125,21 +125,21 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
     assert!(agent.engines().is_empty() && agent.names("microvms").is_empty());
     let began = std::time::Instant::now();
     loop {
-        let left = rig.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap();
-        let known = rig.reports.lock().unwrap().latest.get(id).map(|one| one.state());
+        let left = world.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap();
+        let known = world.reports.lock().unwrap().latest.get(id).map(|one| one.state());
         if left.is_empty() && known == Some(MicrovmState::Terminated) {
             break;
         }
-        assert!(began.elapsed() < crate::rig::PATIENCE, "{} objects, {known:?}", left.len());
+        assert!(began.elapsed() < crate::world::PATIENCE, "{} objects, {known:?}", left.len());
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
-    let rig = Rig::start().await;
-    let agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     let one = sleepy(spec(&snapshot), Duration::from_secs(2));
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
@@ -151,7 +151,7 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
         until(&agent, id, |one| one.snapshot.as_ref().is_some_and(|copies| copies.remote)).await;
 
     // A host that never saw it: image and difference come from S3.
-    let elsewhere = rig.agent(4096).await;
+    let elsewhere = world.agent(4096).await;
     let nowhere = resume(&elsewhere, &one, 2, None).await.unwrap_err();
     assert_eq!(reason_of(&nowhere).as_deref(), Some("NOT_HERE"));
     let woken = resume(&elsewhere, &one, 2, uploaded.snapshot).await.unwrap();
@@ -160,13 +160,13 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
 
     // The first host hears that its copy is stale and drops it, without touching S3.
     let stored =
-        || async { rig.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap() };
+        || async { world.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap() };
     let before = stored().await;
     assert!(!before.is_empty());
-    rig.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![id.to_owned()]);
+    world.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![id.to_owned()]);
     let began = std::time::Instant::now();
     while !agent.names("microvms").is_empty() {
-        assert!(began.elapsed() < crate::rig::PATIENCE);
+        assert!(began.elapsed() < crate::world::PATIENCE);
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert!(
@@ -180,9 +180,9 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     const ALLOWED: &str = "ip daddr 45.1.2.0/24 meta l4proto tcp accept";
-    let rig = Rig::start().await;
-    let mut agent = rig.agent(4096).await;
-    let snapshot = image(&rig, &agent, None).await;
+    let world = World::start().await;
+    let mut agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
     let mut one = spec(&snapshot);
     let policy = |allow: &[&str]| {
         let policy = EgressPolicy {
@@ -210,7 +210,7 @@ async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     suspend(&agent, id, 1).await.unwrap();
     let began = std::time::Instant::now();
     while agent.slots_with_rule(ALLOWED) > 0 {
-        assert!(began.elapsed() < crate::rig::PATIENCE, "the slot outlives its guest");
+        assert!(began.elapsed() < crate::world::PATIENCE, "the slot outlives its guest");
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     assert_eq!(get(&agent, id, "count").await, "3");

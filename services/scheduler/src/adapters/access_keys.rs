@@ -22,9 +22,6 @@ const SECRET_BYTES: usize = 30;
 pub struct NoRandomness;
 
 /// A fresh id and secret, 80 and 240 random bits.
-///
-/// # Errors
-/// [`NoRandomness`].
 pub fn generate() -> Result<(String, String), NoRandomness> {
     let mut id = [0; ID_LENGTH - ID_PREFIX.len()];
     let mut secret = [0; SECRET_BYTES];
@@ -36,20 +33,17 @@ pub fn generate() -> Result<(String, String), NoRandomness> {
 }
 
 /// Whether text has the form of an id.
-#[must_use]
 pub fn is_id(text: &str) -> bool {
     let allowed = |c: char| c.is_ascii_uppercase() || c.is_ascii_digit();
     text.len() == ID_LENGTH && text.starts_with(ID_PREFIX) && text.chars().all(allowed)
 }
 
 /// A key as bytes.
-#[must_use]
 pub fn encode(stored: &StoredAccessKey) -> Vec<u8> {
     stored.encode_to_vec()
 }
 
 /// A key from bytes, without its secret; `None` when they are not one.
-#[must_use]
 pub fn decode(bytes: &[u8]) -> Option<AccessKey> {
     StoredAccessKey::decode(bytes).ok()?.access_key
 }

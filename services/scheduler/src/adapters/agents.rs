@@ -35,7 +35,6 @@ pub enum ErrorClass {
 }
 
 /// Sorts a host's answer.
-#[must_use]
 pub fn classify(status: &Status) -> ErrorClass {
     use api::errors::reason;
     let named = api::errors::reason_of(status);
@@ -56,7 +55,6 @@ pub fn classify(status: &Status) -> ErrorClass {
 }
 
 /// A host's error as a refusal: passed on, but a host that was not reached is away.
-#[must_use]
 pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
     match classify(&status) {
         ErrorClass::Again if api::errors::reason_of(&status).is_none() => {
@@ -75,7 +73,6 @@ pub struct Agents {
 
 impl Agents {
     /// No channels yet.
-    #[must_use]
     pub fn new(identity: Arc<TlsIdentity>) -> Self {
         Self { identity, channels: Mutex::new(HashMap::new()) }
     }

@@ -17,7 +17,7 @@ use prost::Message;
 use prost_types::Timestamp;
 use records::{Expect, Versioned, Write};
 
-use super::codec::CodecError;
+use super::microvms::CodecError;
 use crate::domain::connector::{Connector, Content, Life, Version};
 use crate::domain::idempotency::TokenUse;
 
@@ -68,7 +68,6 @@ struct StoredVersion {
 }
 
 /// Key of a connector.
-#[must_use]
 pub fn key(connector: &Connector) -> String {
     format!("{PREFIX}{}", connector.id)
 }
@@ -76,7 +75,6 @@ pub fn key(connector: &Connector) -> String {
 /// The writes that bring etcd from one state of a connector to the next, the
 /// connector's own key first. `before` is what etcd holds and its revision;
 /// `after` is absent when the connector goes.
-#[must_use]
 pub fn writes(before: Option<(&Connector, i64)>, after: Option<&Connector>) -> Vec<Write> {
     let expect = before.map_or(Expect::Absent, |(_, revision)| Expect::Revision(revision));
     let (old, none) = (before.map(|(connector, _)| connector), BTreeMap::new());
@@ -111,7 +109,6 @@ pub fn writes(before: Option<(&Connector, i64)>, after: Option<&Connector>) -> V
 
 /// Connectors with their revisions, from a listing of their keys. What cannot be
 /// read is left out and named in an error line: a newer scheduler may know it.
-#[must_use]
 pub fn decode(entries: &[(String, Versioned)]) -> Vec<(Connector, i64)> {
     let mut versions: BTreeMap<&str, BTreeMap<u64, Version>> = BTreeMap::new();
     let mut heads = Vec::new();
@@ -221,8 +218,6 @@ fn malformed(detail: impl std::fmt::Display) -> CodecError {
     CodecError::Malformed(detail.to_string())
 }
 
-/// The state on the wire.
-#[must_use]
 pub fn wire_state(state: ConnectorState) -> WireState {
     match state {
         ConnectorState::Pending => WireState::Pending,

@@ -18,10 +18,8 @@ const SETTLE: Duration = Duration::from_secs(10);
 /// Why keys cannot be kept or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenKeysError {
-    /// The store failed.
     #[error(transparent)]
     Store(#[from] records::Error),
-    /// A key could not be made, read or used.
     #[error("token keys: {0}")]
     Key(String),
 }
@@ -34,9 +32,6 @@ pub struct TokenKeys {
 
 impl TokenKeys {
     /// Reads the keys, and makes the first one where there is none.
-    ///
-    /// # Errors
-    /// [`TokenKeysError`].
     pub async fn load(
         store: &Store,
         leadership: &Leadership,
@@ -130,7 +125,6 @@ impl TokenKeys {
 }
 
 /// Seconds since 1970.
-#[must_use]
 pub fn seconds(time: SystemTime) -> u64 {
     time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -17,11 +17,8 @@ use prost::Message as _;
 /// What a launch needs of a version.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launchable {
-    /// The version.
     pub version: VersionNumber,
-    /// Its snapshot.
     pub snapshot: SnapshotRef,
-    /// Its hooks.
     pub hooks: Option<Hooks>,
     /// Memory the host accounts for, MiB.
     pub baseline_mib: u32,
@@ -96,7 +93,6 @@ impl Catalog {
     }
 
     /// The version to launch: the given one, or the newest, if it may be.
-    #[must_use]
     pub fn resolve(&self, image: &ImageName, version: Option<VersionNumber>) -> Option<Arc<Launchable>> {
         if !*self.images.get(image)? {
             return None;

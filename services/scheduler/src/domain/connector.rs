@@ -51,7 +51,6 @@ impl Life {
     }
 
     /// Where it is at `now`.
-    #[must_use]
     pub fn state(self, now: SystemTime) -> ConnectorState {
         match self.deleted {
             Some(_) => ConnectorState::Deleting,
@@ -81,7 +80,6 @@ pub struct Version {
     pub life: Life,
 }
 
-/// A connector.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Connector {
     /// Id, "nc-<uuid>".
@@ -105,44 +103,33 @@ pub struct Connector {
 /// What an update asks for; absent parts stay as they are.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Change {
-    /// The new configuration.
     pub configuration: Option<NetworkConnectorConfiguration>,
-    /// The new role.
     pub operator_role: Option<String>,
 }
 
 /// Why a connector cannot be changed as asked.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Its state forbids it.
     #[error("is {0} and cannot be changed now")]
     State(ConnectorState),
-    /// An update is under way.
     #[error("is being updated and cannot be changed now")]
     Updating,
-    /// The newest version goes only with its connector.
     #[error("has no newer version than {0}; delete the connector to remove it")]
     Newest(u64),
-    /// It has no such version.
     #[error("has no version {0}")]
     NoVersion(u64),
-    /// It has as many versions as it may.
     #[error("has reached its limit of {0} versions; delete older ones first")]
     TooManyVersions(usize),
-    /// What it is used for is fixed.
     #[error("cannot change its AssociatedComputeResourceTypes")]
     ComputeType,
-    /// The client token was used for another update.
     #[error("was updated before with the same client token and other parameters")]
     TokenConflict,
-    /// Its tags and its content do not go together.
     #[error("{0}")]
     Invalid(Violations),
 }
 
 impl Connector {
     /// A new connector, PENDING.
-    #[must_use]
     pub fn new(
         (id, name): (ConnectorName, ConnectorName),
         content: Content,
@@ -165,7 +152,6 @@ impl Connector {
     }
 
     /// Number and content of its newest version.
-    #[must_use]
     pub fn newest(&self) -> (u64, &Version) {
         let (number, version) =
             self.versions.last_key_value().expect("a connector has a version from its creation on");
@@ -173,7 +159,6 @@ impl Connector {
     }
 
     /// The newest version that launches may use.
-    #[must_use]
     pub fn usable(&self, now: SystemTime) -> Option<(u64, &Version)> {
         let active = |(_, version): &(&u64, &Version)| version.life.state(now) == ConnectorState::Active;
         let found = self.versions.iter().rev().find(active);
@@ -182,9 +167,6 @@ impl Connector {
 
     /// The version a launch uses that names this one, or none; else the state that
     /// forbids it.
-    ///
-    /// # Errors
-    /// The state.
     pub fn to_launch(&self, version: Option<u64>, now: SystemTime) -> Result<&Version, ConnectorState> {
         let state = self.life.state(now);
         if state != ConnectorState::Active {
@@ -202,19 +184,16 @@ impl Connector {
     }
 
     /// Whether its latest update is still under way.
-    #[must_use]
     pub fn is_updating(&self, now: SystemTime) -> bool {
         self.update_reason.is_some() && self.newest().1.life.state(now) == ConnectorState::Pending
     }
 
     /// Whether its deletion, or that of a version, is over.
-    #[must_use]
     pub fn has_remains(&self, now: SystemTime) -> bool {
         self.life.is_over(now) || self.versions.values().any(|version| version.life.is_over(now))
     }
 
     /// What is left of it once deletions that are over are carried out.
-    #[must_use]
     pub fn without_remains(mut self, now: SystemTime) -> Option<Self> {
         if self.life.is_over(now) {
             return None;
@@ -295,9 +274,6 @@ impl Connector {
     }
 
     /// Begins its deletion, or that of one version. Repeating it changes nothing.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is changed then.
     pub fn delete(&mut self, version: Option<u64>, now: SystemTime) -> Result<(), Refusal> {
         let Some(number) = version else {
             self.life.delete(now)?;

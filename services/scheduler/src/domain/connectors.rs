@@ -14,7 +14,6 @@ use super::idempotency::Digest;
 /// A connector and the revision etcd holds it at.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// The connector.
     pub connector: Connector,
     /// Revision of its own key.
     pub revision: i64,
@@ -30,34 +29,24 @@ pub struct Connectors {
 
 impl Connectors {
     /// A connector by its id, or else by its name.
-    #[must_use]
     pub fn find(&self, key: &ConnectorName) -> Option<Arc<Entry>> {
         let name = self.names.get(key).unwrap_or(key);
         self.by_name.get(name).cloned()
     }
 
     /// The connector that was created with a client token.
-    #[must_use]
     pub fn by_token(&self, token: &Digest) -> Option<Arc<Entry>> {
         self.by_name.get(self.tokens.get(token)?).cloned()
     }
 
     /// Whether a name is taken, by a connector's name or id.
-    #[must_use]
     pub fn is_taken(&self, name: &ConnectorName) -> bool {
         self.by_name.contains_key(name) || self.names.contains_key(name)
     }
 
     /// How many there are.
-    #[must_use]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.by_name.len()
-    }
-
-    /// Whether there are none.
-    #[must_use]
-    pub fn is_empty(&self) -> bool {
-        self.by_name.is_empty()
     }
 
     /// Every connector, by name.
@@ -67,7 +56,6 @@ impl Connectors {
 
     /// One page by name, of those in a state if one is given, and whether more may
     /// follow.
-    #[must_use]
     pub fn page(
         &self,
         after: Option<&ConnectorName>,
@@ -137,7 +125,7 @@ mod tests {
         all.remove(&b);
         assert!(all.find(&key("b")).is_none() && all.find(&key("nc-b")).is_none());
         assert!(all.by_token(&b.created_with.token).is_none());
-        assert_eq!(all.len(), 2);
+        assert_eq!(all.count(), 2);
     }
 
     #[test]

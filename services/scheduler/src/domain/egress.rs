@@ -54,7 +54,6 @@ pub fn check(tags: &BTreeMap<String, String>, protocol: NetworkProtocol, violati
 
 /// The policy of connectors together: their tags and protocols. `internet` says
 /// that the platform's connector to everywhere is among them.
-#[must_use]
 pub fn policy<'a>(
     connectors: impl Iterator<Item = (&'a BTreeMap<String, String>, NetworkProtocol)>,
     internet: bool,

@@ -35,7 +35,6 @@ pub struct Host {
 
 impl Host {
     /// Whether it takes placements, in the API's words.
-    #[must_use]
     pub fn state(&self) -> HostState {
         match (self.lease_gone, self.draining, self.held) {
             (Some(_), _, _) => HostState::Lost,
@@ -46,7 +45,6 @@ impl Host {
     }
 
     /// Whether its lease has been gone for at least `grace`.
-    #[must_use]
     pub fn gone_for(&self, grace: Duration, now: SystemTime) -> bool {
         self.lease_gone.is_some_and(|since| since + grace <= now)
     }
@@ -55,7 +53,6 @@ impl Host {
 /// A bake's reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bake {
-    /// Where.
     pub host: HostId,
     /// How much, MiB.
     pub memory_mib: u64,
@@ -71,13 +68,10 @@ pub struct Hosts {
 }
 
 impl Hosts {
-    /// A host.
-    #[must_use]
     pub fn get(&self, id: &HostId) -> Option<&Host> {
         self.hosts.get(id)
     }
 
-    /// Every host, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&HostId, &Host)> {
         self.hosts.iter()
     }
@@ -105,7 +99,6 @@ impl Hosts {
     }
 
     /// The hosts whose lease is there.
-    #[must_use]
     pub fn leased(&self) -> Vec<HostId> {
         let leased = self.hosts.iter().filter(|(_, host)| host.lease_gone.is_none());
         leased.map(|(id, _)| id.clone()).collect()
@@ -140,9 +133,6 @@ impl Hosts {
 
     /// The best host for a demand; `manifest_key` is the snapshot it would like
     /// to find in the cache.
-    ///
-    /// # Errors
-    /// [`NoRoom`].
     pub fn choose(&self, demand: &Demand, manifest_key: &str, now: SystemTime) -> Result<HostId, NoRoom> {
         let mut baking: HashMap<&HostId, (u64, u64)> = HashMap::new();
         for bake in self.bakes.values().filter(|bake| bake.expires > now) {
@@ -169,9 +159,6 @@ impl Hosts {
 
     /// Reserves room for a bake. Asking again for the same build gives the same
     /// host, with the time counted anew, as long as that host takes placements.
-    ///
-    /// # Errors
-    /// [`NoRoom`].
     pub fn place_bake(
         &mut self,
         build_id: &str,
@@ -199,8 +186,6 @@ impl Hosts {
         self.bakes.remove(build_id);
     }
 
-    /// Bakes that hold a reservation.
-    #[must_use]
     pub fn bakes(&self) -> usize {
         self.bakes.len()
     }

@@ -16,7 +16,6 @@ pub struct TokenUse {
 
 impl TokenUse {
     /// Digests of a token and of the encoded request without it.
-    #[must_use]
     pub fn of(token: &str, parameters: &[u8]) -> Self {
         Self {
             token: *blake3::hash(token.as_bytes()).as_bytes(),
@@ -37,7 +36,6 @@ pub enum TokenDecision {
 }
 
 /// Compares a request's token with the recorded use of the same token.
-#[must_use]
 pub fn decide(recorded: Option<&TokenUse>, asked: &TokenUse) -> TokenDecision {
     match recorded {
         None => TokenDecision::New,

@@ -50,13 +50,9 @@ impl fmt::Debug for Payload {
 /// What was asked for; fixed for life.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Spec {
-    /// The image.
     pub image: ImageArn,
-    /// Its version.
     pub version: VersionNumber,
-    /// The version's snapshot.
     pub snapshot: SnapshotRef,
-    /// The version's hooks.
     pub hooks: Option<Hooks>,
     /// Memory the host accounts for, MiB.
     pub baseline_mib: u32,
@@ -64,13 +60,13 @@ pub struct Spec {
     pub endpoint_label: String,
     /// Role the app acts as; may be empty.
     pub execution_role_arn: String,
+    /// KMS key as the caller named it; may be empty. Recorded, not used.
+    pub kms_key_identifier: String,
     /// When it sleeps; absent means never by itself.
     pub idle_policy: Option<IdlePolicy>,
-    /// Longest life.
     pub maximum_duration: Duration,
     /// For the run hook; dropped once it runs.
     pub payload: Payload,
-    /// Where its logs go.
     pub logging: Option<Logging>,
     /// Ingress connectors as they were named.
     pub ingress: Vec<ConnectorArn>,
@@ -83,25 +79,21 @@ pub struct Spec {
 
 impl Spec {
     /// Whether its ingress connectors let requests to its endpoint in.
-    #[must_use]
     pub fn lets_requests_in(&self) -> bool {
         !names(&self.ingress, ManagedConnector::NoIngress)
     }
 
     /// Whether its ingress connectors let shells in.
-    #[must_use]
     pub fn lets_shells_in(&self) -> bool {
         names(&self.ingress, ManagedConnector::ShellIngress) && !self.mixes_ingress()
     }
 
     /// Whether ALL_INGRESS stands beside other connectors: a launch takes that, a shell does not.
-    #[must_use]
     pub fn mixes_ingress(&self) -> bool {
         names(&self.ingress, ManagedConnector::AllIngress) && self.ingress.len() > 1
     }
 
     /// Whether the platform's connector to everywhere is among its egress connectors.
-    #[must_use]
     pub fn reaches_the_internet(&self) -> bool {
         names(&self.egress, ManagedConnector::InternetEgress)
     }
@@ -123,7 +115,6 @@ pub enum Intent {
 /// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
-    /// The host.
     pub host: HostId,
     /// Fencing number, raised at every placement.
     pub generation: u64,
@@ -136,9 +127,7 @@ pub struct Placement {
 /// A microVM's record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Microvm {
-    /// Id.
     pub id: MicrovmId,
-    /// What was asked for.
     pub spec: Spec,
     /// The client token it was launched with, if the caller gave one.
     pub token: Option<TokenUse>,
@@ -146,7 +135,6 @@ pub struct Microvm {
     pub intent: Intent,
     /// Where it is.
     pub placement: Placement,
-    /// Where it is in its life.
     pub state: MicrovmState,
     /// Why; empty when there is nothing to say.
     pub state_reason: String,
@@ -154,7 +142,6 @@ pub struct Microvm {
     pub state_time: SystemTime,
     /// When it was accepted.
     pub start_time: SystemTime,
-    /// When it ended.
     pub terminate_time: Option<SystemTime>,
     /// Last observation of this generation that was taken in.
     pub observation: u64,
@@ -206,7 +193,6 @@ impl Microvm {
     }
 
     /// Baseline memory it holds on its host, MiB; `None` while it holds nothing.
-    #[must_use]
     pub fn held_mib(&self) -> Option<u32> {
         use MicrovmState as S;
         match self.state {
@@ -216,13 +202,11 @@ impl Microvm {
     }
 
     /// When it must have ended, whatever its state.
-    #[must_use]
     pub fn deadline(&self) -> SystemTime {
         self.start_time + self.spec.maximum_duration
     }
 
     /// Whether S3 holds its latest snapshot.
-    #[must_use]
     pub fn has_remote_copy(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|copies| copies.remote)
     }
@@ -248,6 +232,7 @@ pub(crate) mod tests {
                 baseline_mib: 512,
                 endpoint_label: "label".into(),
                 execution_role_arn: String::new(),
+                kms_key_identifier: "alias/app".into(),
                 idle_policy: None,
                 maximum_duration: Duration::from_secs(28_800),
                 payload: Payload("secret".into()),

@@ -14,15 +14,12 @@ use super::microvm::{Intent, Microvm};
 /// What a host observed of one microVM.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
-    /// The microVM.
     pub id: MicrovmId,
     /// Generation the host holds.
     pub generation: u64,
     /// Number of the observation within the generation.
     pub number: u64,
-    /// State on the host.
     pub state: MicrovmState,
-    /// Why.
     pub reason: String,
     /// When the state began, by the host's clock.
     pub state_time: Option<SystemTime>,

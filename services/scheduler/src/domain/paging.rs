@@ -16,7 +16,6 @@ pub struct Position {
 
 impl Position {
     /// Position of a microVM that started at `start`.
-    #[must_use]
     pub fn new(start: SystemTime, id: MicrovmId) -> Self {
         let nanos = start.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         Self { newest_first: -i128::try_from(nanos).unwrap_or(i128::MAX), id }
@@ -24,14 +23,12 @@ impl Position {
 
     /// As a page token: hex of the start and the id, with a checksum, so that a
     /// token somebody made up is noticed.
-    #[must_use]
     pub fn to_token(&self) -> String {
         let body = format!("{:032x}{:032x}", -self.newest_first, self.id.uuid().as_u128());
         format!("{body}{}", checksum(&body))
     }
 
     /// From a page token; `None` when it is not one of ours.
-    #[must_use]
     pub fn from_token(token: &str) -> Option<Self> {
         if token.len() != 72 || !token.is_ascii() {
             return None;
@@ -46,7 +43,6 @@ impl Position {
     }
 
     /// When the microVM at this position started.
-    #[must_use]
     pub fn start(&self) -> SystemTime {
         let nanos = u64::try_from(-self.newest_first).unwrap_or(0);
         SystemTime::UNIX_EPOCH + Duration::from_nanos(nanos)

@@ -29,7 +29,6 @@ pub struct Demand {
 /// A host, as far as placement looks at it.
 #[derive(Debug, Clone)]
 pub struct Candidate<'a> {
-    /// Id.
     pub id: &'a HostId,
     /// Whether it takes placements.
     pub ready: bool,

@@ -20,7 +20,6 @@ pub enum Due {
 
 /// The next deadline of a record. `retention` is how long a terminated record
 /// stays readable.
-#[must_use]
 pub fn next(microvm: &Microvm, retention: Duration) -> Option<(SystemTime, Due)> {
     if let Some(ended) = microvm.terminate_time {
         return Some((ended + retention, Due::Forget));
@@ -58,8 +57,6 @@ impl Timers {
         }
     }
 
-    /// The earliest deadline.
-    #[must_use]
     pub fn earliest(&self) -> Option<SystemTime> {
         self.ordered.first().map(|(deadline, _)| *deadline)
     }

@@ -15,7 +15,7 @@ use api::microvm::v1::{
     CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest,
     PortScope as WirePortScope, RunMicrovmRequest,
 };
-use model::ids::RoleArn;
+use model::ids::{KmsKeyIdentifier, RoleArn};
 use model::limits;
 use model::{ClientToken, ImageArn, ImageName, MicrovmId, VersionNumber, Violations};
 use prost::Message as _;
@@ -77,6 +77,9 @@ pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, R
     if !request.execution_role_arn.is_empty() {
         let _ = found.keep("executionRoleArn", request.execution_role_arn.parse::<RoleArn>());
     }
+    if !request.kms_key_identifier.is_empty() {
+        let _ = found.keep("kmsKeyIdentifier", request.kms_key_identifier.parse::<KmsKeyIdentifier>());
+    }
     let longest = config.run_hook_payload_bytes_max;
     found.check(
         request.run_hook_payload.len() <= longest,
@@ -90,6 +93,7 @@ pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, R
         image,
         version,
         execution_role_arn: request.execution_role_arn.clone(),
+        kms_key_identifier: request.kms_key_identifier.clone(),
         idle_policy,
         maximum_duration,
         payload: Payload(request.run_hook_payload.clone()),

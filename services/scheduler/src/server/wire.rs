@@ -6,8 +6,8 @@ use api::connector::v1::{NetworkConnector, UpdateStatus};
 use api::microvm::v1 as wire;
 use model::ConnectorArn;
 
-use crate::adapters::codec::{wire_idle_policy, wire_state};
 use crate::adapters::connectors::wire_state as wire_connector_state;
+use crate::adapters::microvms::{wire_idle_policy, wire_state};
 use crate::config::Config;
 use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;
@@ -26,6 +26,7 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
         image_name: spec.image.name.to_string(),
         image_version: spec.version.to_string(),
         execution_role_arn: spec.execution_role_arn.clone(),
+        kms_key_identifier: spec.kms_key_identifier.clone(),
         idle_policy: spec.idle_policy.map(wire_idle_policy),
         maximum_duration: Some(api::duration_proto(spec.maximum_duration)),
         start_time: Some(api::timestamp(record.start_time)),

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use api::access::v1::{AccessKey, Policy, StoredAccessKey};
-use records::{Expect, Write};
+use records::{Committed, Expect, Write};
 
 use super::Term;
-use super::commit::Committed;
 use crate::adapters::access_keys as codec;
 use crate::refusal::Refusal;
 
@@ -68,7 +67,7 @@ impl Term {
                     tracing::info!(access_key = id, "access key made");
                     Ok(stored)
                 }
-                Committed::Found(_) => {
+                Committed::Differs(_) => {
                     Err(Refusal::Internal(format!("the fresh access key id {id} is taken")))
                 }
             }
@@ -77,9 +76,6 @@ impl Term {
     }
 
     /// Every key by id, without secrets.
-    ///
-    /// # Errors
-    /// [`Refusal::Store`].
     pub async fn access_keys(&self) -> Result<Vec<AccessKey>, Refusal> {
         let (entries, _) = self.context.store.list(codec::PREFIX).await?;
         let keys = entries.iter().filter_map(|(key, value)| {
@@ -111,7 +107,9 @@ impl Term {
                     tracing::info!(access_key = id, "access key deleted");
                     Ok(())
                 }
-                Committed::Found(_) => Err(Refusal::Store("the access key was changed meanwhile".to_owned())),
+                Committed::Differs(_) => {
+                    Err(Refusal::Store("the access key was changed meanwhile".to_owned()))
+                }
             }
         })
         .await

@@ -2,9 +2,9 @@
 //! several that belong together.
 //!
 //! A write whose fate is unknown is tried again with the same expectation until
-//! etcd says what became of it or the term is over. When etcd says that the key
-//! changed, the stored value is read: ours means that an answer was lost which
-//! was a yes, anything else is the truth and memory follows it.
+//! etcd says what became of it or leadership is lost ([`records::Store::commit`]).
+//! When etcd says that somebody else changed the key, what is there is the truth and
+//! memory follows it.
 //!
 //! When a leader is deposed between its last look at the leadership and its
 //! write, etcd refuses the write: the leadership is one of its conditions. So a
@@ -14,23 +14,14 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use model::state::MicrovmEvent;
-use records::{Error as StoreError, Expect, Versioned, Write};
+use records::{Committed, Error as StoreError, Expect, Tenure, Write};
 
+use super::Term;
 use super::memory::Handle;
-use super::{BACKOFF_FIRST, Term, pause};
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::domain::observation::RecordChange;
 use crate::refusal::Refusal;
-
-/// How a transaction ended.
-#[derive(Debug)]
-pub(crate) enum Committed {
-    /// Done, at this revision.
-    At(i64),
-    /// Not done: the first key holds this, not what was expected.
-    Found(Option<Versioned>),
-}
 
 impl Term {
     /// Changes a record: durable first, then visible. `change` may run more
@@ -73,14 +64,14 @@ impl Term {
                     self.timers_changed.notify_one();
                     return Ok((next, true));
                 }
-                Committed::Found(Some(found)) => {
+                Committed::Differs(Some(found)) => {
                     tracing::warn!(microvm = %handle.id, "the record was changed by somebody else; following it");
                     let theirs = codec::decode(&found.value);
                     let theirs = theirs.map_err(|error| Refusal::Internal(error.to_string()))?;
                     *revision = found.revision;
                     self.memory().publish(handle, Arc::new(theirs), self.now());
                 }
-                Committed::Found(None) => {
+                Committed::Differs(None) => {
                     tracing::warn!(microvm = %handle.id, "the record was deleted by somebody else");
                     self.memory().forget(&handle.id, self.now());
                     return Err(Refusal::MicrovmNotFound(handle.id.clone()));
@@ -94,7 +85,7 @@ impl Term {
     pub(crate) async fn create(&self, microvm: &Microvm) -> Result<i64, Refusal> {
         match self.commit(vec![put(microvm, Expect::Absent)]).await? {
             Committed::At(revision) => Ok(revision),
-            Committed::Found(_) => Err(Refusal::Internal(format!("the fresh id {} is taken", microvm.id))),
+            Committed::Differs(_) => Err(Refusal::Internal(format!("the fresh id {} is taken", microvm.id))),
         }
     }
 
@@ -112,37 +103,9 @@ impl Term {
     /// tells whether an attempt went through whose answer was lost.
     ///
     /// # Errors
-    /// [`Refusal::NotLeading`] when the term is over.
+    /// [`Refusal::NotLeading`] when leadership ended first.
     pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Committed, Refusal> {
-        let Some(first) = writes.first().cloned() else {
-            return Err(Refusal::Internal("a transaction without writes".to_owned()));
-        };
-        let (key, wanted) = match first {
-            Write::Put { key, value, .. } => (key, Some(value)),
-            Write::Delete { key, .. } => (key, None),
-        };
-        let mut backoff = BACKOFF_FIRST;
-        loop {
-            match self.context.store.txn(writes.clone(), Some(&self.leadership)).await {
-                Ok(revision) => return Ok(Committed::At(revision)),
-                Err(StoreError::Unavailable { detail, .. }) => {
-                    tracing::debug!(key, detail, "transaction not done yet");
-                }
-                Err(StoreError::Conflict { .. }) => match self.context.store.get(&key).await {
-                    Ok(Some(found)) if wanted.as_ref() == Some(&found.value) => {
-                        return Ok(Committed::At(found.revision));
-                    }
-                    Ok(found) => return Ok(Committed::Found(found)),
-                    Err(error) if error.is_unavailable() => {}
-                    Err(error) => return Err(error.into()),
-                },
-                Err(error) => return Err(error.into()),
-            }
-            if self.is_over() {
-                return Err(Refusal::NotLeading);
-            }
-            pause(&mut backoff).await;
-        }
+        Ok(self.context.store.commit(writes, Tenure::Leader(&self.leadership)).await?)
     }
 }
 

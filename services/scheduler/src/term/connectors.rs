@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use api::connector::v1::ComputeResourceType;
 use api::hostagent::v1::EgressPolicy;
 use model::{ConnectorArn, ConnectorName, ConnectorResource};
+use records::Committed;
 use uuid::Uuid;
 
 use super::Term;
-use super::commit::Committed;
 use crate::adapters::connectors as codec;
 use crate::domain::connector::{self, Change, Connector, Content};
 use crate::domain::connectors::{Connectors, Entry};
@@ -33,7 +33,6 @@ pub struct ConnectorRef {
 
 impl ConnectorRef {
     /// The account's connector that an ARN names; `None` for one of the platform.
-    #[must_use]
     pub fn of(arn: &ConnectorArn) -> Option<Self> {
         match &arn.resource {
             ConnectorResource::Managed(_) => None,
@@ -47,13 +46,9 @@ impl ConnectorRef {
 /// A connector as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct NewConnector {
-    /// Its name.
     pub name: ConnectorName,
-    /// What it is made of.
     pub content: Content,
-    /// Its tags.
     pub tags: BTreeMap<String, String>,
-    /// The caller's token and the digest of the request.
     pub token: TokenUse,
 }
 
@@ -68,7 +63,6 @@ pub struct ConnectorStore {
 
 impl ConnectorStore {
     /// What etcd listed.
-    #[must_use]
     pub fn load(entries: &[(String, records::Versioned)]) -> Self {
         let mut all = Connectors::default();
         for (connector, revision) in codec::decode(entries) {
@@ -96,9 +90,6 @@ impl ConnectorStore {
 
 impl Term {
     /// A connector.
-    ///
-    /// # Errors
-    /// [`Refusal::ConnectorNotFound`].
     pub fn connector(&self, named: &ConnectorRef) -> Result<Arc<Entry>, Refusal> {
         let found = self.connectors.all().find(&named.key);
         let has = |entry: &Arc<Entry>| {
@@ -109,7 +100,6 @@ impl Term {
     }
 
     /// The ARN of a connector as a caller named it.
-    #[must_use]
     pub fn connector_arn(&self, named: &ConnectorRef) -> ConnectorArn {
         let config = self.config();
         ConnectorArn::customer(&config.region, &config.account, named.key.clone(), named.version)
@@ -117,9 +107,6 @@ impl Term {
 
     /// Creates a connector; it is PENDING and durable when this returns. With a
     /// token that was used for the same request, returns that connector.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is left behind.
     pub async fn create_connector(self: &Arc<Self>, asked: NewConnector) -> Result<Arc<Entry>, Refusal> {
         let term = Arc::clone(self);
         self.detached(async move {
@@ -132,7 +119,7 @@ impl Term {
             }
             let (taken, count) = {
                 let all = term.connectors.all();
-                (all.is_taken(&asked.name), all.len())
+                (all.is_taken(&asked.name), all.count())
             };
             if taken {
                 return Err(Refusal::ConnectorExists(asked.name));
@@ -156,9 +143,6 @@ impl Term {
     }
 
     /// Changes a connector, which makes a new version unless nothing differs.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is changed then.
     pub async fn update_connector(
         self: &Arc<Self>,
         named: ConnectorRef,
@@ -171,18 +155,12 @@ impl Term {
     }
 
     /// Begins the deletion of a connector, or of the one version that is named.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is changed then.
     pub async fn delete_connector(self: &Arc<Self>, named: ConnectorRef) -> Result<Arc<Entry>, Refusal> {
         let (version, now) = (named.version, self.now());
         self.change_connector(named, move |connector| connector.delete(version, now)).await
     }
 
     /// Sets and removes tags of a connector.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is changed then.
     pub async fn tag_connector(
         self: &Arc<Self>,
         named: ConnectorRef,
@@ -228,7 +206,7 @@ impl Term {
                     deleting = after.life.deleted.is_some(), "network connector {what}");
                 Ok(self.connectors.all().put(Entry { connector: after, revision }))
             }
-            Committed::Found(_) => Err(self.reload_from_store(&after).await),
+            Committed::Differs(_) => Err(self.reload_from_store(&after).await),
         }
     }
 
@@ -261,7 +239,7 @@ impl Term {
                 self.connectors.all().remove(connector);
                 Ok(())
             }
-            Committed::Found(_) => Err(self.reload_from_store(connector).await),
+            Committed::Differs(_) => Err(self.reload_from_store(connector).await),
         }
     }
 

@@ -11,7 +11,7 @@ use tonic::Status;
 
 use super::commit::apply_event;
 use super::memory::Handle;
-use super::{BACKOFF_FIRST, Term, pause};
+use super::{BACKOFF, Term};
 use crate::adapters::agents::{ErrorClass, bounded, classify};
 use crate::domain::microvm::{Intent, Microvm, REASON_SUCCESS};
 use crate::domain::observation::RecordChange;
@@ -23,9 +23,6 @@ const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 impl Term {
     /// Ends a microVM; returns when the decision is durable. One that has ended
     /// is a success.
-    ///
-    /// # Errors
-    /// [`Refusal`].
     pub async fn terminate(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {
@@ -73,7 +70,7 @@ impl Term {
     pub(crate) async fn end(self: Arc<Self>, handle: Arc<Handle>) {
         handle.ending.cancel();
         let _turn = handle.operate_end().await;
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = BACKOFF;
         loop {
             let microvm = handle.current();
             if microvm.state == MicrovmState::Terminated {
@@ -88,7 +85,7 @@ impl Term {
                     tracing::debug!(host = %microvm.placement.host, %status, "end not answered yet");
                 }
             }
-            pause(&mut backoff).await;
+            backoff.pause().await;
         }
     }
 
@@ -145,13 +142,13 @@ impl Term {
             }
             apply_event(record, MicrovmEvent::Ended, reason, now)
         };
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = BACKOFF;
         while let Err(refusal) = self.update(handle, change).await {
             if self.is_over() || matches!(refusal, Refusal::MicrovmNotFound(_)) {
                 return;
             }
             tracing::warn!(microvm = %handle.id, %refusal, "cannot record an end yet");
-            pause(&mut backoff).await;
+            backoff.pause().await;
         }
     }
 

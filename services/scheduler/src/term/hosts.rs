@@ -15,7 +15,7 @@ use records::{Event, Expect};
 use super::Term;
 use super::commit::apply_event;
 use super::memory::Handle;
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::hosts;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge};
@@ -271,9 +271,6 @@ impl Term {
     }
 
     /// Stops placements on a host and lets what runs there be suspended.
-    ///
-    /// # Errors
-    /// [`Refusal::HostNotFound`], [`Refusal::Store`].
     pub async fn drain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
@@ -287,9 +284,6 @@ impl Term {
     }
 
     /// Lets a drained host take placements again.
-    ///
-    /// # Errors
-    /// As [`Term::drain`].
     pub async fn undrain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
         self.host(host)?;
         let key = format!("{DRAINS}{host}");
@@ -301,16 +295,12 @@ impl Term {
     }
 
     /// A host as callers see it.
-    ///
-    /// # Errors
-    /// [`Refusal::HostNotFound`].
     pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
         let memory = self.memory();
         memory.hosts.get(id).map(|host| describe(id, host)).ok_or_else(|| Refusal::HostNotFound(id.clone()))
     }
 
     /// Up to `limit` hosts after `after`, by id.
-    #[must_use]
     pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
         let memory = self.memory();
         let behind = memory.hosts.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
@@ -318,9 +308,6 @@ impl Term {
     }
 
     /// Reserves a host for a bake.
-    ///
-    /// # Errors
-    /// [`Refusal::NoRoom`].
     pub fn place_bake(
         &self,
         build_id: &str,

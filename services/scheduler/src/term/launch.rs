@@ -21,9 +21,9 @@ use tonic::Status;
 
 use super::memory::Handle;
 use super::place::{PLACES_MAX, place_new};
-use super::{BACKOFF_FIRST, Term, pause};
+use super::{BACKOFF, Term};
 use crate::adapters::agents::{ErrorClass, bounded, classify};
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload};
 use crate::refusal::Refusal;
@@ -31,25 +31,21 @@ use crate::refusal::Refusal;
 /// A launch as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct RunRequest {
-    /// The image.
     pub image: ImageName,
     /// Its version; absent means the newest ACTIVE one.
     pub version: Option<VersionNumber>,
     /// Role the app acts as; may be empty.
     pub execution_role_arn: String,
+    /// KMS key as the caller named it; may be empty.
+    pub kms_key_identifier: String,
     /// When it sleeps.
     pub idle_policy: Option<IdlePolicy>,
-    /// Longest life.
     pub maximum_duration: Duration,
     /// For the run hook; may be empty.
     pub payload: Payload,
-    /// Where its logs go.
     pub logging: Option<Logging>,
-    /// Ingress connectors.
     pub ingress: Vec<ConnectorArn>,
-    /// Egress connectors.
     pub egress: Vec<ConnectorArn>,
-    /// The caller's token and the digest of the request.
     pub token: Option<TokenUse>,
 }
 
@@ -72,9 +68,6 @@ enum Attempt {
 impl Term {
     /// Accepts a microVM; it is PENDING and durable when this returns. With a
     /// token that was used for the same request, returns that microVM.
-    ///
-    /// # Errors
-    /// [`Refusal`]; nothing is left behind.
     pub async fn run(self: &Arc<Self>, request: RunRequest) -> Result<Arc<Microvm>, Refusal> {
         let term = Arc::clone(self);
         self.detached(async move { term.accept(request).await }).await
@@ -163,7 +156,7 @@ impl Term {
 
     async fn launch_somewhere(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<(), String> {
         let _turn = handle.operate().await.map_err(|refusal| refusal.to_string())?;
-        let mut backoff = BACKOFF_FIRST;
+        let mut backoff = BACKOFF;
         let mut tried = Vec::new();
         loop {
             let microvm = handle.current();
@@ -180,7 +173,7 @@ impl Term {
                 Attempt::Failed(reason) => return Err(reason),
                 Attempt::Again(status) => {
                     tracing::debug!(host = %microvm.placement.host, %status, "launch not answered yet");
-                    pause(&mut backoff).await;
+                    backoff.pause().await;
                 }
                 Attempt::Elsewhere(status) => {
                     tried.push(microvm.placement.host.clone());

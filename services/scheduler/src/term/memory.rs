@@ -31,7 +31,6 @@ const PAGE_LOOKS_MAX: usize = 10_000;
 /// One microVM: its record and the locks around it.
 #[derive(Debug)]
 pub struct Handle {
-    /// Id.
     pub id: MicrovmId,
     record: watch::Sender<Arc<Microvm>>,
     /// Revision in etcd; whoever holds the lock may write.
@@ -44,8 +43,6 @@ pub struct Handle {
 }
 
 impl Handle {
-    /// The record now.
-    #[must_use]
     pub fn current(&self) -> Arc<Microvm> {
         Arc::clone(&self.record.borrow())
     }
@@ -69,7 +66,6 @@ impl Handle {
     }
 
     /// True when nothing operates on it.
-    #[must_use]
     pub fn is_idle(&self) -> bool {
         self.operation.try_lock().is_ok()
     }
@@ -123,17 +119,13 @@ pub struct Memory {
     allocated_mib: u64,
     /// MicroVMs whose records cannot be read: nobody may touch them.
     pub unreadable: HashSet<MicrovmId>,
-    /// The hosts.
     pub hosts: Hosts,
-    /// What is due when.
     pub timers: Timers,
-    /// Who watches.
     pub subscribers: Subscribers,
 }
 
 impl Memory {
     /// Nothing yet. `retention` is how long terminated records are kept.
-    #[must_use]
     pub fn new(retention: Duration) -> Self {
         Self {
             microvms: HashMap::new(),
@@ -151,48 +143,40 @@ impl Memory {
         }
     }
 
-    /// A microVM by id.
-    #[must_use]
     pub fn get(&self, id: &MicrovmId) -> Option<Arc<Handle>> {
         self.microvms.get(id).cloned()
     }
 
     /// The microVM launched with a token, and how the token was used.
-    #[must_use]
     pub fn by_token(&self, token: &Digest) -> Option<(Arc<Handle>, TokenUse)> {
         let handle = self.get(self.tokens.get(token)?)?;
         let used = handle.current().token?;
         Some((handle, used))
     }
 
-    /// Every microVM, in no order.
     pub fn handles(&self) -> impl Iterator<Item = &Arc<Handle>> {
         self.microvms.values()
     }
 
     /// The microVMs placed on a host and not ended.
-    #[must_use]
     pub fn on_host(&self, host: &HostId) -> Vec<Arc<Handle>> {
         let ids = self.by_host.get(host).into_iter().flatten();
         ids.filter_map(|id| self.get(id)).collect()
     }
 
     /// MicroVMs that have not ended.
-    #[must_use]
     pub fn living(&self) -> usize {
         self.microvms.len() - self.ended.len()
     }
 
     /// Baseline memory of the microVMs that have not ended, suspended ones
     /// included, MiB.
-    #[must_use]
     pub fn allocated_mib(&self) -> u64 {
         self.allocated_mib
     }
 
     /// One page of microVMs, newest first, and where the next one begins when more
     /// may follow. A page may be short, even empty, when few of many match.
-    #[must_use]
     pub fn page(
         &self,
         image: Option<&ImageName>,
@@ -310,7 +294,6 @@ impl Memory {
     }
 
     /// The oldest ended microVMs beyond `keep`.
-    #[must_use]
     pub fn surplus(&self, keep: usize, limit: usize) -> Vec<MicrovmId> {
         let surplus = self.ended.len().saturating_sub(keep).min(limit);
         self.ended.iter().take(surplus).map(|(_, id)| id.clone()).collect()

@@ -102,6 +102,7 @@ pub(crate) fn place_new(
             // Not the id: who knows an endpoint's name cannot name the microVM.
             endpoint_label: Uuid::new_v4().hyphenated().to_string(),
             execution_role_arn: request.execution_role_arn,
+            kms_key_identifier: request.kms_key_identifier,
             idle_policy: request.idle_policy,
             maximum_duration: request.maximum_duration,
             payload: request.payload,

@@ -15,7 +15,6 @@ const QUEUE_CHANGES: usize = 4096;
 /// A change as subscribers see it.
 #[derive(Debug, Clone)]
 pub struct Change {
-    /// The microVM.
     pub microvm: Arc<Microvm>,
     /// Where its host takes tunnel connections.
     pub tunnel_address: String,

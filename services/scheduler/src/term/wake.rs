@@ -15,7 +15,7 @@ use super::memory::Handle;
 use super::place::PLACES_MAX;
 use super::suspend::operable;
 use crate::adapters::agents::{ErrorClass, bounded, classify, refusal_of};
-use crate::adapters::codec;
+use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 

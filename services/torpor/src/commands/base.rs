@@ -4,9 +4,9 @@ use std::time::{Duration, Instant};
 
 use api::image::v1::{BaseImage, BuildBaseImageRequest, ListBaseImagesRequest};
 use indicatif::ProgressBar;
+use tonic::Request;
 
 use super::Session;
-use super::calls::request;
 use crate::cli::image::Base;
 use crate::durations;
 use crate::error::CliError;
@@ -52,11 +52,12 @@ async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) ->
     let started = Instant::now();
     let bar = ProgressBar::new_spinner().with_message(format!("building base image {name}"));
     bar.enable_steady_tick(Duration::from_millis(120));
-    let message = BuildBaseImageRequest { name: name.clone(), rebuild };
+    let mut message = Request::new(BuildBaseImageRequest { name: name.clone(), rebuild });
+    message.set_timeout(BUILD_TIMEOUT);
     let mut tail = std::collections::VecDeque::with_capacity(TAIL_LINES);
     let mut base = None;
     let result = async {
-        let mut stream = client.build_base_image(request(message, BUILD_TIMEOUT)).await?.into_inner();
+        let mut stream = client.build_base_image(message).await?.into_inner();
         while let Some(response) = stream.message().await? {
             for line in response.lines {
                 if verbose {

@@ -1,14 +1,11 @@
 //! Calling a service: a deadline on every call, a bounded number of further
 //! tries where the service asks for one, listings page by page, and ids from prefixes.
 
-use std::future::Future;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::microvm::v1::{ListMicrovmsRequest, Microvm};
 use client::Call;
-use rpc::Role;
-use tonic::{Code, Request, Response, Status};
-use tonic_types::StatusExt as _;
+use rpc::{CallBounds, Role};
 
 use super::Session;
 use crate::error::{CliError, Kind};
@@ -19,8 +16,6 @@ const QUICK: Duration = Duration::from_secs(15);
 const SLOW: Duration = Duration::from_secs(150);
 /// How long a service may ask for further tries, for example during an election.
 const RETRY_WINDOW: Duration = Duration::from_secs(10);
-/// Shortest pause between two tries.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// Most pages of a listing.
 const PAGES_MAX: usize = 1000;
 
@@ -40,14 +35,15 @@ impl Session {
             Role::ImageBuilder => &self.image_builder,
             _ => &self.scheduler,
         };
-        let channel = match kept.get() {
-            Some(channel) => channel.clone(),
+        let replicas = match kept.get() {
+            Some(replicas) => replicas,
             None => {
-                let channel = self.context.channel(M::ROLE)?;
-                kept.get_or_init(|| channel).clone()
+                let replicas = self.context.replicas(M::ROLE)?;
+                kept.get_or_init(|| replicas)
             }
         };
-        retried(|| M::send(channel.clone(), request(message.clone(), timeout))).await
+        let bounds = CallBounds { attempt: timeout, total: timeout, retry: RETRY_WINDOW };
+        Ok(message.send(replicas, bounds).await?)
     }
 
     /// Every item of a listing. `ask` makes the request for a page from its token,
@@ -68,38 +64,6 @@ impl Session {
         }
         Ok(all)
     }
-}
-
-pub fn request<T>(message: T, timeout: Duration) -> Request<T> {
-    let mut request = Request::new(message);
-    request.set_timeout(timeout);
-    request
-}
-
-/// Makes a call, again while the service answers UNAVAILABLE and names a delay.
-/// Every call repeated here is idempotent, by its nature or its client token.
-async fn retried<T, F>(mut attempt: impl FnMut() -> F) -> Result<T, CliError>
-where
-    F: Future<Output = Result<Response<T>, Status>>,
-{
-    let started = Instant::now();
-    loop {
-        match attempt().await {
-            Ok(response) => return Ok(response.into_inner()),
-            Err(status) => match retry_delay(&status) {
-                Some(delay) if started.elapsed() + delay < RETRY_WINDOW => tokio::time::sleep(delay).await,
-                _ => return Err(status.into()),
-            },
-        }
-    }
-}
-
-fn retry_delay(status: &Status) -> Option<Duration> {
-    if status.code() != Code::Unavailable {
-        return None;
-    }
-    let info = status.get_details_retry_info()?;
-    Some(info.retry_delay.unwrap_or_default().max(RETRY_PAUSE_MIN))
 }
 
 /// The full id for an id or a unique prefix of one, with or without "microvm-".
@@ -166,31 +130,6 @@ pub fn client_token(given: Option<String>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_an_asked_for_retry_is_made() {
-        let asked = api::errors::unavailable("NOT_LEADER", "no leader yet", Duration::from_millis(5));
-        assert_eq!(retry_delay(&asked), Some(RETRY_PAUSE_MIN));
-        assert_eq!(retry_delay(&Status::unavailable("connection refused")), None);
-        assert_eq!(retry_delay(&Status::not_found("x")), None);
-    }
-
-    #[tokio::test]
-    async fn a_call_is_tried_again_until_it_works() {
-        let mut left = 2;
-        let result = retried(|| {
-            let fail = left > 0;
-            left -= 1;
-            async move {
-                if fail {
-                    return Err(api::errors::unavailable("NOT_LEADER", "later", Duration::from_millis(1)));
-                }
-                Ok(Response::new(7))
-            }
-        })
-        .await;
-        assert_eq!(result.unwrap(), 7);
-    }
 
     #[test]
     fn pairs_need_a_key() {

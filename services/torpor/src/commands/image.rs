@@ -22,8 +22,8 @@ use crate::output::{self, json};
 const DELETE_TIMEOUT: Duration = Duration::from_secs(120);
 /// Names that are offered in place of one that does not exist.
 const SIMILAR_MAX: usize = 3;
-/// Likeness of two names, 1 for the same one, above which one may be a slip for the other.
-const SIMILAR_MIN: f64 = 0.85;
+/// A name of fewer letters has one slip of the pen at most.
+const LETTERS_PER_SLIP: usize = 6;
 const DELETE_PAUSE: Duration = Duration::from_millis(200);
 
 pub async fn run(session: &Session, command: Image) -> Result<(), CliError> {
@@ -50,14 +50,13 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
     let uri = artifact::place(session, &arguments.name, &arguments.artifact).await?;
     configuration.code_artifact = Some(CodeArtifact { uri });
     let token = client_token(arguments.client_token);
-    let (image, version) = if update {
+    let answered = if update {
         let message = UpdateImageRequest {
             image_identifier: arguments.name.clone(),
             configuration: Some(configuration),
             client_token: token,
         };
-        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
-        (response.image, response.version)
+        session.call(message).await.map(|answer| (answer.image, answer.version))
     } else {
         let message = CreateImageRequest {
             name: arguments.name.clone(),
@@ -65,9 +64,9 @@ async fn build(session: &Session, arguments: Build, update: bool) -> Result<(), 
             tags,
             client_token: token,
         };
-        let response = session.call(message).await.map_err(|error| error.in_flags(flags::IMAGE))?;
-        (response.image, response.version)
+        session.call(message).await.map(|answer| (answer.image, answer.version))
     };
+    let (image, version) = answered.map_err(|error| error.in_flags(flags::IMAGE))?;
     let (image, version) = (image.unwrap_or_default(), version.unwrap_or_default());
     if arguments.no_follow {
         return created(session, &image, &version);
@@ -216,7 +215,9 @@ fn unknown(image: &str, known: impl Iterator<Item = String>) -> CliError {
 /// True for names that a person may have mistaken for each other.
 fn resembles(one: &str, other: &str) -> bool {
     let (one, other) = (one.to_lowercase(), other.to_lowercase());
-    one.starts_with(&other) || other.starts_with(&one) || strsim::jaro_winkler(&one, &other) > SIMILAR_MIN
+    one.starts_with(&other)
+        || other.starts_with(&one)
+        || strsim::osa_distance(&one, &other) <= 1 + one.len().min(other.len()) / LETTERS_PER_SLIP
 }
 
 async fn fetch(session: &Session, image: &str) -> Result<ImageMessage, CliError> {

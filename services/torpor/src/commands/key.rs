@@ -92,14 +92,16 @@ async fn list(session: &Session) -> Result<(), CliError> {
 
 async fn all(session: &Session) -> Result<Vec<AccessKey>, CliError> {
     let ask = |page_token| ListAccessKeysRequest { page_size: 0, page_token };
-    session.all(ask, |page| (page.access_keys, page.next_page_token)).await
+    let mut keys = session.all(ask, |page| (page.access_keys, page.next_page_token)).await?;
+    // torpor up wrote that one, and deleting it is not for this command.
+    keys.retain(|key| key.access_key_id != session.context.s3.access_key_id);
+    Ok(keys)
 }
 
 async fn delete(session: &Session, ids: Vec<String>) -> Result<(), CliError> {
     if let Some(root) = ids.iter().find(|id| **id == session.context.s3.access_key_id) {
-        return Err(CliError::usage(format!("{root} is the fleet's root access key")).next(
-            "replace it: torpor down, delete config/access-keys.toml in the data directory, torpor up",
-        ));
+        return Err(CliError::usage(format!("{root} is the fleet's root access key"))
+            .next("replace it: torpor down, delete config/root-key.toml in the data directory, torpor up"));
     }
     for id in ids {
         let message = DeleteAccessKeyRequest { access_key_id: id.clone() };

@@ -41,6 +41,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         ingress_network_connectors: arguments.ingress,
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
+        kms_key_identifier: String::new(),
     };
     let response = match session.call(message).await {
         Err(error) if error.kind == Kind::NotFound => {

@@ -26,6 +26,7 @@ use crate::error::CliError;
 const DAY: Duration = Duration::from_secs(86_400);
 /// Common name of a CA before the UUID that tells it from earlier ones.
 const CA_NAME: &str = "Torpor fleet ";
+const UUID_LENGTH: usize = 36;
 const CA_DAYS: u32 = 3650;
 const LEAF_DAYS: u32 = 397;
 /// A certificate that ends sooner than this is renewed by the next `torpor up`.
@@ -137,9 +138,8 @@ fn ca_name(certificate: &CertificateDer<'_>, key: &KeyPair) -> Option<String> {
     if !key.subject_public_key_info().ends_with(&anchor.subject_public_key_info) {
         return None;
     }
-    // The common name is the subject's last part, and its text the last of that.
     let subject = String::from_utf8_lossy(&anchor.subject);
-    let (_, name) = subject.rsplit_once(CA_NAME)?;
+    let name = subject.split_once(CA_NAME)?.1.get(..UUID_LENGTH)?;
     uuid::Uuid::parse_str(name).ok().map(|_| name.to_owned())
 }
 

@@ -13,7 +13,7 @@ use super::plan::Plan;
 use super::process::{self, ProcessId};
 use super::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use super::supervisor::{Shared, Tender};
-use super::{authority, configuration, drain, lock, prerequisites, storage};
+use super::{authority, configuration, credentials, drain, lock, prerequisites, storage};
 use crate::error::{CliError, Kind};
 
 /// Lines of a failed component's log that are shown.
@@ -165,6 +165,9 @@ impl LocalFleet {
             self.shared.update(|record| record.message = format!("starting {}", names.join(", ")));
             self.stages.push((names.clone(), stop));
             self.wait_healthy(&names).await?;
+            if names.iter().any(|name| name == "etcd") {
+                credentials::record_root(&self.plan).await?;
+            }
         }
         if self.plan.wants("scheduler") && self.plan.wants("host-agent-1") {
             self.shared.update(|record| record.message = "waiting for the hosts to register".to_owned());

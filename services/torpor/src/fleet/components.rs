@@ -31,7 +31,6 @@ pub struct Component {
     pub program: PathBuf,
     /// Its arguments. Never secrets: everybody can read them.
     pub arguments: Vec<OsString>,
-    pub environment: Vec<(String, String)>,
     /// True for programs that must not see ours.
     pub clean_environment: bool,
     /// Numeric user and group; absent means root.
@@ -43,6 +42,23 @@ pub struct Component {
     /// Components of a stage start together, after all of the stage before.
     pub stage: u8,
     pub stop_timeout: Duration,
+}
+
+impl Component {
+    /// A component of the first stage, run as root.
+    fn new(name: &str, program: PathBuf, arguments: Vec<OsString>, probe: Probe) -> Self {
+        Self {
+            name: name.to_owned(),
+            program,
+            arguments,
+            clean_environment: false,
+            user: None,
+            audit: Vec::new(),
+            probe,
+            stage: 0,
+            stop_timeout: STOP_TIMEOUT,
+        }
+    }
 }
 
 const STOP_TIMEOUT: Duration = Duration::from_secs(10);
@@ -97,32 +113,16 @@ fn service(plan: &Plan, service: &str, name: &str, probe: Probe, user: Option<u3
         arguments.push("--set".into());
         arguments.push(setting.into());
     }
-    Component {
-        name: name.to_owned(),
-        program: plan.path("bin").join(format!("torpor-{service}")),
-        arguments,
-        environment: Vec::new(),
-        clean_environment: false,
-        user,
-        audit: Vec::new(),
-        probe,
-        stage,
-        stop_timeout: STOP_TIMEOUT,
-    }
+    let program = plan.path("bin").join(format!("torpor-{service}"));
+    Component { user, stage, ..Component::new(name, program, arguments, probe) }
 }
 
 fn s3(plan: &Plan) -> Component {
+    let arguments = vec!["s3".into(), "--config".into(), plan.config("s3").into()];
     Component {
-        name: "s3".to_owned(),
-        program: plan.path("bin/torpor"),
-        arguments: vec!["s3".into(), "--config".into(), plan.config("s3").into()],
-        environment: Vec::new(),
         clean_environment: true,
         user: Some(users::S3),
-        audit: Vec::new(),
-        probe: Probe::Http(plan.s3()),
-        stage: 0,
-        stop_timeout: STOP_TIMEOUT,
+        ..Component::new("s3", plan.path("bin/torpor"), arguments, Probe::Http(plan.s3()))
     }
 }
 
@@ -156,17 +156,11 @@ fn etcd(plan: &Plan) -> Component {
     flag("quota-backend-bytes", ETCD_BYTES_MAX.to_string().into());
     flag("logger", "zap".into());
     flag("log-level", "warn".into());
+    let program = super::prerequisites::find("etcd").unwrap_or_else(|| "/usr/bin/etcd".into());
     Component {
-        name: "etcd".to_owned(),
-        program: super::prerequisites::find("etcd").unwrap_or_else(|| "/usr/bin/etcd".into()),
-        arguments,
-        environment: Vec::new(),
         clean_environment: true,
         user: Some(users::ETCD),
-        audit: Vec::new(),
-        probe: Probe::Etcd(plan.etcd()),
-        stage: 0,
-        stop_timeout: STOP_TIMEOUT,
+        ..Component::new("etcd", program, arguments, Probe::Etcd(plan.etcd()))
     }
 }
 

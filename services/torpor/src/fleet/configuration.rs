@@ -80,7 +80,7 @@ fn tls(plan: &Plan, name: &str) -> Table {
 fn service(plan: &Plan, role: Role, metrics_port: u16, own: Table) -> Table {
     let etcd = table! {
         "endpoints" = vec![format!("https://{}", plan.etcd())],
-        "root" = "/torpor/",
+        "root" = credentials::ETCD_ROOT,
         "tls" = tls(plan, role.name()),
     };
     let mut all = table! {
@@ -146,7 +146,6 @@ fn edge_proxy(plan: &Plan) -> Table {
         "listen" = plan.api.to_string(),
         "cert" = text(&api_cert),
         "key" = text(&api_key),
-        "key_file" = text(&credentials::file(plan)),
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
     };
@@ -174,7 +173,7 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, C
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
-        "scheduler_addresses" = vec![plan.scheduler().to_string()],
+        "schedulers" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "slots" = slots,

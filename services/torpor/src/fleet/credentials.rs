@@ -3,22 +3,28 @@
 //! | pair | file | opens |
 //! | --- | --- | --- |
 //! | of the services | `config/s3-keys.toml` | the embedded S3 |
-//! | the root access key | `config/access-keys.toml` | the AWS-compatible API and the embedded S3 |
+//! | the root access key | `config/root-key.toml` | the AWS-compatible API and the embedded S3 |
 //!
-//! They are two, so that a host's settings hold no access key of the API. The
-//! edge reads the second file itself, and more keys may stand in it; the first
-//! one of the file is the root access key.
+//! They are two, so that a host's settings hold no access key of the API. The edges read keys from etcd; `torpor up` writes
+//! the root access key there.
 
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use serde::de::DeserializeOwned;
+use api::access::v1::{AccessKey, StoredAccessKey};
+use prost::Message as _;
+use records::{Expect, Store};
 use serde::{Deserialize, Serialize};
+use settings::{EtcdSettings, TlsSettings};
 
-use super::files;
-use super::plan::{ACCOUNT, Plan, users};
+use super::plan::{ACCOUNT, Plan};
+use super::{authority, files};
 use crate::error::CliError;
 
+/// Prefix of the fleet's records in etcd.
+pub const ETCD_ROOT: &str = "/torpor/";
+/// Prefix of the access keys among them; the id follows.
+const ACCESS_KEYS: &str = "access-keys/";
 /// Characters of an access key id after its "AKIA".
 const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Characters of a secret.
@@ -38,69 +44,81 @@ impl std::fmt::Debug for S3Credentials {
     }
 }
 
-/// The access key file. What the edge reads of a key besides the pair is its own
-/// affair.
-#[derive(Deserialize)]
-struct KeyFile {
-    keys: Vec<ListedKey>,
-}
-
-#[derive(Deserialize)]
-struct ListedKey {
-    access_key_id: String,
-    secret_access_key: String,
-}
-
-pub fn file(plan: &Plan) -> PathBuf {
-    plan.path("config/access-keys.toml")
-}
-
 /// The pair of the services, made when there is none.
 pub fn services(plan: &Plan) -> Result<S3Credentials, CliError> {
-    let path = plan.path("config/s3-keys.toml");
-    match read(&path)? {
-        Some(keys) => Ok(keys),
+    kept(&plan.path("config/s3-keys.toml"))
+}
+
+/// The root access key, made when there is none.
+pub fn root(plan: &Plan) -> Result<S3Credentials, CliError> {
+    kept(&plan.path("config/root-key.toml"))
+}
+
+/// Writes the root access key to where the edges find every key. That is the scheduler's to write, so it happens before one
+/// runs. The scheduler gives every key a time of creation: a key without one is a root key, and one with another id is of an
+/// earlier file and stops working here.
+///
+/// When `torpor up` dies between the two writes, both keys work until it is started again.
+pub async fn record_root(plan: &Plan) -> Result<(), CliError> {
+    let root = root(plan)?;
+    let (cert, key) = authority::pair(plan, "admin");
+    let etcd = EtcdSettings {
+        endpoints: vec![format!("https://{}", plan.etcd())],
+        root: ETCD_ROOT.to_owned(),
+        tls: Some(TlsSettings { ca: authority::ca_file(plan), cert, key }),
+    };
+    let store = Store::connect(&etcd).await.map_err(unrecorded)?;
+    let (keys, _) = store.list(ACCESS_KEYS).await.map_err(unrecorded)?;
+    let name = format!("{ACCESS_KEYS}{}", root.access_key_id);
+    let stored = stored(root);
+    let present = keys.iter().find(|(key, _)| *key == name);
+    if present.is_none_or(|(_, value)| value.value != stored) {
+        let expect = present.map_or(Expect::Absent, |(_, value)| Expect::Revision(value.revision));
+        store.put_if(&name, stored, expect, None).await.map_err(unrecorded)?;
+    }
+    for (key, value) in keys.iter().filter(|(key, value)| *key != name && is_root(&value.value)) {
+        store.delete_if(key, Expect::Revision(value.revision), None).await.map_err(unrecorded)?;
+    }
+    Ok(())
+}
+
+fn unrecorded(error: records::Error) -> CliError {
+    CliError::failed(format!("cannot record the root access key: {:#}", anyhow::Error::new(error)))
+}
+
+fn stored(root: S3Credentials) -> Vec<u8> {
+    let access_key = AccessKey {
+        access_key_id: root.access_key_id,
+        account_id: ACCOUNT.to_owned(),
+        description: "root".to_owned(),
+        ..AccessKey::default()
+    };
+    StoredAccessKey { access_key: Some(access_key), secret_access_key: root.secret_access_key }
+        .encode_to_vec()
+}
+
+fn is_root(stored: &[u8]) -> bool {
+    let key = StoredAccessKey::decode(stored).ok().and_then(|stored| stored.access_key);
+    key.is_some_and(|key| key.create_time.is_none())
+}
+
+/// The pair in a file of our own, which is made when it is not there and is never written again.
+fn kept(path: &Path) -> Result<S3Credentials, CliError> {
+    match read(path)? {
+        Some(keys) => {
+            files::keep_private(path, None)?;
+            Ok(keys)
+        }
         None => {
             let keys = generate();
             let text = toml::to_string(&keys).map_err(|error| CliError::failed(error.to_string()))?;
-            files::write_private(&path, text.as_bytes(), None)?;
+            files::write_private(path, text.as_bytes(), None)?;
             Ok(keys)
         }
     }
 }
 
-/// The root access key; its file is made when there is none, and is never
-/// written again.
-pub fn root(plan: &Plan) -> Result<S3Credentials, CliError> {
-    let path = file(plan);
-    match read::<KeyFile>(&path)? {
-        Some(file) => {
-            let first = file.keys.into_iter().next().ok_or_else(|| {
-                CliError::failed(format!("{} lists no key", path.display()))
-                    .next("delete it; torpor up makes a new root access key")
-            })?;
-            files::keep_private(&path, Some(users::EDGE_PROXY))?;
-            Ok(S3Credentials {
-                access_key_id: first.access_key_id,
-                secret_access_key: first.secret_access_key,
-            })
-        }
-        None => {
-            let key = generate();
-            let text = format!(
-                "# Access keys of the AWS-compatible API. The first one is the fleet's root access key: it\n\
-                 # also opens the embedded S3, and torpor env exports it. torpor key create makes others.\n\
-                 [[keys]]\naccess_key_id = \"{}\"\nsecret_access_key = \"{}\"\n\
-                 account_id = \"{ACCOUNT}\"\ndescription = \"root\"\n",
-                key.access_key_id, key.secret_access_key
-            );
-            files::write_private(&path, text.as_bytes(), Some(users::EDGE_PROXY))?;
-            Ok(key)
-        }
-    }
-}
-
-fn read<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, CliError> {
+fn read(path: &Path) -> Result<Option<S3Credentials>, CliError> {
     match std::fs::read_to_string(path) {
         Ok(text) => toml::from_str(&text).map(Some).map_err(|error| {
             // The error's own text would quote the line, secret and all.
@@ -154,26 +172,30 @@ mod tests {
     }
 
     #[test]
-    fn the_access_key_file_is_the_edges_own_and_left_as_it_is() {
+    fn the_files_are_ours_alone_and_left_as_they_are() {
         let directory = tempfile::tempdir().unwrap();
         let plan = plan_in(directory.path());
         let root = super::root(&plan).unwrap();
-        let path = file(&plan);
-        let owner = || {
-            let metadata = std::fs::metadata(&path).unwrap();
-            (metadata.uid(), metadata.mode() & 0o777)
-        };
-        assert_eq!(owner(), (users::EDGE_PROXY, 0o600));
-        // Somebody adds a key with an editor that writes a new file.
-        let mut text = std::fs::read_to_string(&path).unwrap();
-        text.push_str(
-            "[[keys]]\naccess_key_id = \"AKIAOTHER\"\nsecret_access_key = \"x\"\nfurther = { a = 1 }\n",
-        );
+        let path = plan.path("config/root-key.toml");
+        let mode = || std::fs::metadata(&path).unwrap().mode() & 0o777;
+        assert_eq!(mode(), 0o600);
+        // An editor wrote it anew.
+        let text = std::fs::read_to_string(&path).unwrap();
         std::fs::remove_file(&path).unwrap();
         std::fs::write(&path, &text).unwrap();
-        assert_eq!(super::root(&plan).unwrap(), root, "the first one");
-        assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
-        assert_eq!(owner(), (users::EDGE_PROXY, 0o600));
+        assert_eq!(super::root(&plan).unwrap(), root);
+        assert_eq!((std::fs::read_to_string(&path).unwrap(), mode()), (text, 0o600));
+    }
+
+    #[test]
+    fn root_keys_are_told_from_those_that_the_scheduler_makes() {
+        let pair = generate();
+        assert!(is_root(&stored(pair.clone())));
+        let mut made = StoredAccessKey::decode(stored(pair).as_slice()).unwrap();
+        let now = std::time::SystemTime::now();
+        made.access_key.as_mut().unwrap().create_time = Some(api::timestamp(now));
+        assert!(!is_root(&made.encode_to_vec()));
+        assert!(!is_root(b"no key"));
     }
 
     #[test]
@@ -181,14 +203,13 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let plan = plan_in(directory.path());
         for text in [
-            "[[keys]]\naccess_key_id = \"AKIA1\"\nsecret_access_key = \"hunter2",
-            "[[keys]]\naccess_key_id = \"AKIA1\"\nsecret = \"hunter2\"",
-            "keys = []",
+            "access_key_id = \"AKIA1\"\nsecret_access_key = \"hunter2",
+            "access_key_id = \"AKIA1\"\nsecret = \"hunter2\"",
             "",
         ] {
-            std::fs::write(file(&plan), text).unwrap();
+            std::fs::write(plan.path("config/root-key.toml"), text).unwrap();
             let failure = super::root(&plan).expect_err(text);
-            assert!(failure.message.contains("access-keys.toml"), "{}", failure.message);
+            assert!(failure.message.contains("root-key.toml"), "{}", failure.message);
             assert!(!failure.message.contains("hunter2"), "{}", failure.message);
         }
     }

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
 use client::{Call, Context};
-use tonic::Request;
+use rpc::CallBounds;
 
 use crate::error::{CliError, Kind};
 
@@ -22,11 +22,7 @@ async fn hosts(context: &Context) -> Result<Vec<Host>, CliError> {
 }
 
 async fn call<M: Call>(context: &Context, message: M) -> Result<M::Answer, CliError> {
-    let asking = M::send(context.channel(M::ROLE)?, Request::new(message));
-    match tokio::time::timeout(CALL_TIMEOUT, asking).await {
-        Ok(result) => Ok(result?.into_inner()),
-        Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
-    }
+    Ok(message.send(&context.replicas(M::ROLE)?, CallBounds::once(CALL_TIMEOUT)).await?)
 }
 
 fn id(host: &Host) -> String {

@@ -11,9 +11,7 @@ use crate::error::CliError;
 pub const REGION: &str = "us-east-1";
 /// Port of the AWS-compatible API of a fleet without a port offset.
 const API_PORT: u16 = 8444;
-/// Account of the fleet's ARNs.
 pub const ACCOUNT: &str = "000000000000";
-/// Services that take `--set`.
 pub const SERVICES: [&str; 4] = ["scheduler", "image-builder", "host-agent", "edge-proxy"];
 
 /// Numeric users of the components that need no rights. Nobody logs in as them,
@@ -27,10 +25,8 @@ pub mod users {
     pub const ENGINE: u32 = 61_010;
 }
 
-/// Everything the fleet is made from.
 #[derive(Debug, Clone)]
 pub struct Plan {
-    /// Data directory, absolute.
     pub data_dir: PathBuf,
     pub hosts: u16,
     pub edge: SocketAddr,
@@ -41,7 +37,6 @@ pub struct Plan {
     pub domain: String,
     pub bundle: PathBuf,
     pub binaries: PathBuf,
-    /// Largest size of a host's disk, in bytes.
     pub host_disk_bytes: u64,
     /// Settings of services: (service, "key=value").
     pub settings: Vec<(String, String)>,
@@ -50,7 +45,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Reads a plan from the command line.
     pub fn new(data_dir: &Path, arguments: &Up) -> Result<Self, CliError> {
         let settings = arguments.settings.iter().map(|text| setting(text)).collect::<Result<_, _>>()?;
         let binaries = std::env::current_exe()?
@@ -100,7 +94,7 @@ impl Plan {
         self.path("audit/aws-api.jsonl")
     }
 
-    /// The same of requests without a known signer.
+    /// Audit records of requests without a known signer.
     pub fn unauthenticated_audit(&self) -> PathBuf {
         self.path("audit/aws-api-unauthenticated.jsonl")
     }

@@ -33,7 +33,6 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
     if component.clean_environment {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     }
-    command.envs(component.environment.iter().map(|(name, value)| (name, value)));
     let unprivileged = component.user.is_some();
     if let Some(user) = component.user {
         command.uid(user).gid(user);

@@ -27,9 +27,7 @@ use super::process::ProcessId;
 use super::record::{ComponentRecord, FleetRecord, ProcessState, unix_now};
 use super::{probe, spawn};
 
-/// Pause before the first restart.
 const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
-/// Longest pause between restarts.
 const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
 /// A component that ran this long starts again without delay.
 const GOOD_WHILE: Duration = Duration::from_secs(30);

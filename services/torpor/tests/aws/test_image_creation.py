@@ -97,6 +97,12 @@ def test_default_memory(created: Answer) -> None:
     assert created.json()["resources"] == [{"minimumMemoryInMiB": 2048}]
 
 
+def test_a_kms_key_is_recorded_and_shown(create, wire: Wire) -> None:
+    image = create("kms", kmsKeyIdentifier="alias/images").json()
+    version = wire.request("GET", f"{IMAGES}/{segment(image['imageArn'])}/versions/1.0").json()
+    assert (image["kmsKeyIdentifier"], version["kmsKeyIdentifier"]) == ("alias/images", "alias/images")
+
+
 @pytest.mark.row(4)
 def test_default_egress(created: Answer, fleet: Fleet) -> None:
     assert created.json()["egressNetworkConnectors"] == [fleet.connector_arn("INTERNET_EGRESS")]

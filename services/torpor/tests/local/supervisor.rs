@@ -173,11 +173,10 @@ async fn the_embedded_s3_keeps_what_it_is_given() {
         let path = fleet.data_dir().join("config").join(name);
         toml::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
     };
-    let (services, listed) = (file("s3-keys.toml"), file("access-keys.toml"));
+    let (services, root) = (file("s3-keys.toml"), toml::Value::Table(file("root-key.toml")));
     let text = |key: &toml::Value, name: &str| key[name].as_str().unwrap().to_owned();
-    let root = &listed["keys"][0];
-    assert_eq!(text(root, "access_key_id"), context.s3.access_key_id);
-    assert_eq!(text(root, "secret_access_key"), context.s3.secret_access_key);
+    assert_eq!(text(&root, "access_key_id"), context.s3.access_key_id);
+    assert_eq!(text(&root, "secret_access_key"), context.s3.secret_access_key);
     let services = toml::Value::Table(services);
     assert_ne!(text(&services, "access_key_id"), context.s3.access_key_id);
     let of_services = object_store::Config {

@@ -41,7 +41,7 @@ pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
         egress_network_connectors: request.strings("egressNetworkConnectors"),
         hooks: request.structure("hooks").map(hooks),
         logging: request.structure("logging").map(logging),
-        kms_key_identifier: request.text("kmsKeyIdentifier"),
+        kms_key_identifier: request.string("kmsKeyIdentifier"),
     }
 }
 
@@ -114,6 +114,7 @@ pub(super) fn write(configuration: ImageConfiguration) -> Map<String, Value> {
         ("description", text(configuration.description)),
         ("egressNetworkConnectors", texts(configuration.egress_network_connectors)),
         ("environmentVariables", if environment.is_empty() { Value::Null } else { map(environment) }),
+        ("kmsKeyIdentifier", text(configuration.kms_key_identifier)),
         ("hooks", configuration.hooks.map_or(Value::Null, write_hooks)),
         ("logging", configuration.logging.map_or(Value::Null, write_logging)),
         (
@@ -196,6 +197,7 @@ mod tests {
                 },
                 "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 3600},
             },
+            "kmsKeyIdentifier": "alias/images",
             "logging": {"cloudWatch": {"logGroup": "group", "logStream": "stream"}},
             "resources": [{"minimumMemoryInMiB": 512}],
         });
@@ -207,7 +209,7 @@ mod tests {
     fn what_is_not_given_is_null() {
         let nothing = write(read(Members::default()));
         assert!(nothing.values().all(Value::is_null), "{nothing:?}");
-        assert_eq!(nothing.len(), 12);
+        assert_eq!(nothing.len(), 13);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub(super) fn run(call: &Call<'_>) -> Result<RunMicrovmRequest, Rejection> {
         ingress_network_connectors: request.strings("ingressNetworkConnectors"),
         egress_network_connectors: request.strings("egressNetworkConnectors"),
         client_token: call.client_token(),
+        kms_key_identifier: request.string("kmsKeyIdentifier"),
     })
 }
 
@@ -58,6 +59,7 @@ pub(super) fn detail(call: &Call<'_>, microvm: Microvm) -> Answer {
         ("ingressNetworkConnectors", microvm.ingress_network_connectors.into()),
         ("maximumDurationInSeconds", whole_seconds(microvm.maximum_duration)),
         ("microvmId", microvm.microvm_id.into()),
+        ("kmsKeyIdentifier", text(microvm.kms_key_identifier)),
         ("stateReason", text(microvm.state_reason)),
     ]))
 }

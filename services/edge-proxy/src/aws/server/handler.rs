@@ -4,13 +4,14 @@
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::SystemTime;
 
 use aws_model::{
     Draft, ErrorClass, Limits, Operation, PageTokens, PathParameters, Rejection, Routed, Service,
     no_such_method, no_such_path, route,
 };
 use bytes::Bytes;
+use clock::Clock;
 use futures::FutureExt as _;
 use http::request::Parts;
 use http::{Request, Response};
@@ -43,12 +44,13 @@ const AUDIT_RESOURCE_MAX: usize = 2048;
 
 #[derive(Debug)]
 pub(crate) struct Api {
+    pub clock: Clock,
     pub account: Account,
     pub services: Services,
     /// Seals and opens page tokens.
     pub tokens: PageTokens,
     pub verifier: Verifier,
-    pub access_keys: Arc<AccessKeys>,
+    pub access_keys: AccessKeys,
     pub bodies: Bodies,
     /// How fast calls may come.
     pub buckets: Buckets,
@@ -134,11 +136,11 @@ impl Api {
         request: Request<Incoming>,
         request_id: String,
     ) -> Response<Full<Bytes>> {
-        let (arrived, started) = (SystemTime::now(), Instant::now());
+        let (arrived, started) = (self.clock.now(), self.clock.instant());
         let (parts, body) = request.into_parts();
         let Served { operation, admission, resource, missing_right, answer } =
             self.serve(&parts, body, &request_id, arrived).await;
-        let (took, status) = (started.elapsed(), answer.status());
+        let (took, status) = (self.clock.instant() - started, answer.status());
         let name = operation.map_or("", |operation| operation.name.as_str());
         self.metrics.requests.get_or_create(&metrics::Request { operation: name, code: status }).inc();
         self.metrics
@@ -260,7 +262,7 @@ impl Api {
         let asked = Asked { operation, needs: &row.needs, members: draft.members(), resource };
         self.authorize(signed, asked).await?;
         // The rate before constraints, as on AWS: a flood of malformed requests is a flood.
-        let taken = self.buckets.take(operation.name, Instant::now());
+        let taken = self.buckets.take(operation.name, self.clock.instant());
         taken.map_err(|after| rejections::throttled(operation, after))?;
         // Constraints of the model before the call: the services behind it see well-formed requests only.
         let input = draft.check(&self.limits)?;

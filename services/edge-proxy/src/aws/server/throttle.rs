@@ -27,10 +27,10 @@ struct Bucket {
 }
 
 impl Buckets {
-    /// Full buckets. `rate` says how often per second an operation may be called; 0 means no limit.
-    pub(crate) fn new(rate: impl Fn(OperationName) -> u32) -> Self {
+    /// Buckets that are full `now`. `rate` says how often per second an operation may be called; 0 means no limit.
+    pub(crate) fn new(now: Instant, rate: impl Fn(OperationName) -> u32) -> Self {
         let buckets = OperationName::ALL.iter().map(|name| Bucket::new(rate(*name)));
-        Self { buckets: buckets.collect(), started: Instant::now() }
+        Self { buckets: buckets.collect(), started: now }
     }
 
     /// Takes a token of an operation at `now`.
@@ -68,7 +68,7 @@ mod tests {
     use super::*;
 
     fn buckets(run_microvm: u32, other: u32) -> Buckets {
-        Buckets::new(|name| if name == RunMicrovm { run_microvm } else { other })
+        Buckets::new(Instant::now(), |name| if name == RunMicrovm { run_microvm } else { other })
     }
 
     #[test]

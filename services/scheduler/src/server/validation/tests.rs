@@ -65,6 +65,8 @@ fn run_names_every_violated_field() {
         (change(|r| r.execution_role_arn = "r".repeat(2049)), &["executionRoleArn"]),
         (change(|r| r.execution_role_arn = "arn:aws:iam::123456789012:role/app".into()), &[]),
         (change(|r| r.execution_role_arn = "app".into()), &["executionRoleArn"]),
+        (change(|r| r.kms_key_identifier = "alias/app".into()), &[]),
+        (change(|r| r.kms_key_identifier = "a key".into()), &["kmsKeyIdentifier"]),
         (change(|r| r.image_identifier = format!("arn:{}", "x".repeat(253))), &["imageIdentifier"]),
         (change(|r| r.egress_network_connectors = vec!["x".repeat(2049)]), &["egressNetworkConnectors[0]"]),
         (change(|r| r.idle_policy = policy(60, i64::from(i32::MAX))), &[]),

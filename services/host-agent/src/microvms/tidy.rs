@@ -3,14 +3,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Fleet;
+use super::Microvms;
 use crate::adapters::files;
-use crate::host::now_ms;
 
 /// How often the ended are looked through.
 const INTERVAL: Duration = Duration::from_secs(5);
 
-impl Fleet {
+impl Microvms {
     /// Removes what S3 still has of the ended, and forgets the oldest of them.
     /// Runs until it is dropped.
     pub async fn keep_tidy(self: Arc<Self>) {
@@ -48,7 +47,7 @@ impl Fleet {
     fn forget_old(&self) {
         let (timeouts, limits) = (&self.host.config.timeouts, &self.host.config.limits);
         let keep_ms = timeouts.tombstone_retention_ms.max(timeouts.log_retention_ms);
-        let now = now_ms();
+        let now = self.host.now_ms();
         let mut ended = self.ended();
         let mut by_age: Vec<(u64, String, bool)> = ended
             .iter()

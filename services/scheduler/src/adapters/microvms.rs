@@ -23,7 +23,6 @@ pub const PREFIX: &str = "microvms/";
 const FORMAT: u32 = 1;
 
 /// The key of a record.
-#[must_use]
 pub fn key(id: &MicrovmId) -> String {
     format!("{PREFIX}{id}")
 }
@@ -31,10 +30,8 @@ pub fn key(id: &MicrovmId) -> String {
 /// Bytes that are no record of ours.
 #[derive(Debug, thiserror::Error)]
 pub enum CodecError {
-    /// Not the message, or a field out of range.
     #[error("not a microVM record: {0}")]
     Malformed(String),
-    /// Written by a newer scheduler.
     #[error("record format {0} is not known")]
     Format(u32),
 }
@@ -87,6 +84,8 @@ struct Stored {
     spec: Option<StoredSpec>,
     #[prost(string, tag = "3")]
     execution_role_arn: String,
+    #[prost(string, tag = "23")]
+    kms_key_identifier: String,
     #[prost(message, optional, tag = "4")]
     maximum_duration: Option<WireDuration>,
     #[prost(message, optional, tag = "5")]
@@ -128,12 +127,12 @@ struct Stored {
 }
 
 /// A record as bytes.
-#[must_use]
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
     Stored {
         format: FORMAT,
         spec: Some(stored_spec(microvm)),
         execution_role_arn: microvm.spec.execution_role_arn.clone(),
+        kms_key_identifier: microvm.spec.kms_key_identifier.clone(),
         maximum_duration: Some(api::duration_proto(microvm.spec.maximum_duration)),
         logging: microvm.spec.logging.clone(),
         baseline_mib: microvm.spec.baseline_mib,
@@ -189,6 +188,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             baseline_mib: stored.baseline_mib,
             endpoint_label: spec.endpoint_label,
             execution_role_arn: stored.execution_role_arn,
+            kms_key_identifier: stored.kms_key_identifier,
             idle_policy: spec.idle_policy.as_ref().map(idle_policy).transpose()?,
             maximum_duration: api::duration(&maximum)?,
             payload: Payload(spec.run_hook_payload),
@@ -241,7 +241,6 @@ fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
 
 /// What a host needs of a record to run it. Here connectors become what they
 /// mean; a host knows no ARN.
-#[must_use]
 pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
     let spec = &microvm.spec;
     MicrovmSpec {
@@ -269,8 +268,6 @@ fn reach(spec: &Spec) -> Option<Reach> {
     }
 }
 
-/// The policy on the wire.
-#[must_use]
 pub fn wire_idle_policy(policy: IdlePolicy) -> WireIdlePolicy {
     WireIdlePolicy {
         max_idle_duration: Some(api::duration_proto(policy.max_idle)),
@@ -287,8 +284,6 @@ fn idle_policy(policy: &WireIdlePolicy) -> Result<IdlePolicy, CodecError> {
     })
 }
 
-/// The state on the wire.
-#[must_use]
 pub fn wire_state(state: MicrovmState) -> WireState {
     match state {
         MicrovmState::Pending => WireState::Pending,
@@ -301,7 +296,6 @@ pub fn wire_state(state: MicrovmState) -> WireState {
 }
 
 /// The state from the wire; `None` when unspecified.
-#[must_use]
 pub fn model_state(state: WireState) -> Option<MicrovmState> {
     Some(match state {
         WireState::Unspecified => return None,

@@ -8,11 +8,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clock::Clock;
 use serde::{Deserialize, Serialize};
 use snapshot::FileKind;
 
 use super::files::{self, DataDirectory};
-use crate::domain::Failure;
+use crate::domain::HostError;
 use crate::domain::spec::ImageSnapshot;
 use crate::failpoint;
 
@@ -35,7 +36,7 @@ pub struct Origin {
 
 /// The cache.
 #[derive(Clone)]
-pub struct Bases {
+pub struct ImageSnapshots {
     inner: Arc<Inner>,
 }
 
@@ -44,6 +45,7 @@ struct Inner {
     store: object_store::Store,
     bucket: String,
     bytes_max: u64,
+    clock: Clock,
     entries: Mutex<HashMap<String, Entry>>,
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -56,13 +58,13 @@ struct Entry {
 }
 
 /// Keeps one snapshot in the cache while it is held.
-pub struct BaseLease {
-    bases: Bases,
+pub struct ImageSnapshotLease {
+    cache: ImageSnapshots,
     digest: String,
     origin: Origin,
 }
 
-impl Bases {
+impl ImageSnapshots {
     /// Opens the cache and takes stock of what an earlier agent left.
     ///
     /// # Errors
@@ -72,17 +74,18 @@ impl Bases {
         store: object_store::Store,
         bucket: &str,
         bytes_max: u64,
-    ) -> Result<Self, Failure> {
+        clock: Clock,
+    ) -> Result<Self, HostError> {
         let mut entries = HashMap::new();
-        let directory = data.bases();
-        for entry in std::fs::read_dir(&directory).map_err(|error| Failure::io(&directory, &error))? {
-            let path = entry.map_err(|error| Failure::io(&directory, &error))?.path();
+        let directory = data.image_snapshots();
+        for entry in std::fs::read_dir(&directory).map_err(|error| HostError::io(&directory, &error))? {
+            let path = entry.map_err(|error| HostError::io(&directory, &error))?.path();
             let origin =
                 std::fs::read(path.join(ORIGIN)).ok().and_then(|text| serde_json::from_slice(&text).ok());
             match (path.file_name().and_then(|name| name.to_str()), origin) {
                 (Some(digest), Some(origin)) => {
                     let bytes = files::occupied_bytes(&path);
-                    let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
+                    let entry = Entry { origin, bytes, leases: 0, used: clock.instant() };
                     entries.insert(digest.to_owned(), entry);
                 }
                 _ => files::discard(&path),
@@ -94,6 +97,7 @@ impl Bases {
                 store,
                 bucket: bucket.to_owned(),
                 bytes_max,
+                clock,
                 entries: Mutex::new(entries),
                 fetching: Mutex::new(HashMap::new()),
             }),
@@ -103,10 +107,10 @@ impl Bases {
     /// The snapshot, from the cache or from S3.
     ///
     /// # Errors
-    /// [`Failure::Corrupt`] naming the object when a digest does not match, and
-    /// then nothing of it is kept; [`Failure::StoreUnavailable`],
-    /// [`Failure::Missing`], [`Failure::DiskFull`].
-    pub async fn ensure(&self, snapshot: &ImageSnapshot) -> Result<BaseLease, Failure> {
+    /// [`HostError::Corrupt`] naming the object when a digest does not match, and
+    /// then nothing of it is kept; [`HostError::StoreUnavailable`],
+    /// [`HostError::Missing`], [`HostError::DiskFull`].
+    pub async fn ensure(&self, snapshot: &ImageSnapshot) -> Result<ImageSnapshotLease, HostError> {
         let digest = &snapshot.manifest_digest;
         if let Some(lease) = self.lease(digest) {
             return Ok(lease);
@@ -129,7 +133,7 @@ impl Bases {
         result
     }
 
-    async fn fetch(&self, manifest_key: &str, digest: &str) -> Result<BaseLease, Failure> {
+    async fn fetch(&self, manifest_key: &str, digest: &str) -> Result<ImageSnapshotLease, HostError> {
         let temporary = self.inner.data.tmp().join(format!("base-{digest}"));
         files::remove(&temporary)?;
         files::make_directory(&temporary)?;
@@ -145,7 +149,7 @@ impl Bases {
         .await;
         let result = match fetched {
             Ok(fetched) => self.take_fetched(&fetched, &temporary, manifest_key, digest).await,
-            Err(error) => Err(fetch_failure(&error, &temporary)),
+            Err(error) => Err(fetch_error(&error, &temporary)),
         };
         files::discard(&temporary);
         result
@@ -157,15 +161,15 @@ impl Bases {
         temporary: &Path,
         manifest_key: &str,
         digest: &str,
-    ) -> Result<BaseLease, Failure> {
+    ) -> Result<ImageSnapshotLease, HostError> {
         for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
             let path = fetched
                 .paths
                 .get(&kind)
-                .ok_or_else(|| Failure::Corrupt { object: manifest_key.to_owned() })?;
+                .ok_or_else(|| HostError::Corrupt { object: manifest_key.to_owned() })?;
             let to = temporary.join(file_name(kind));
             if *path != to {
-                std::fs::rename(path, &to).map_err(|error| Failure::io(&to, &error))?;
+                std::fs::rename(path, &to).map_err(|error| HostError::io(&to, &error))?;
             }
         }
         failpoint::hit("fetch-fetched");
@@ -183,10 +187,15 @@ impl Bases {
     ///
     /// # Errors
     /// When it cannot be synced or renamed.
-    pub async fn adopt(&self, directory: &Path, digest: &str, origin: Origin) -> Result<BaseLease, Failure> {
+    pub async fn adopt(
+        &self,
+        directory: &Path,
+        digest: &str,
+        origin: Origin,
+    ) -> Result<ImageSnapshotLease, HostError> {
         let text =
-            serde_json::to_vec(&origin).map_err(|error| Failure::Internal(format!("origin: {error}")))?;
-        let (from, to) = (directory.to_owned(), self.inner.data.base(digest));
+            serde_json::to_vec(&origin).map_err(|error| HostError::Internal(format!("origin: {error}")))?;
+        let (from, to) = (directory.to_owned(), self.inner.data.image_snapshot(digest));
         let target = to.clone();
         files::blocking(move || {
             for kind in [FileKind::Memory, FileKind::Disk, FileKind::Device] {
@@ -195,27 +204,31 @@ impl Bases {
             }
             files::replace(&from.join(ORIGIN), &text, true)?;
             files::remove(&to)?;
-            std::fs::rename(&from, &to).map_err(|error| Failure::io(&to, &error))?;
+            std::fs::rename(&from, &to).map_err(|error| HostError::io(&to, &error))?;
             files::sync(to.parent().unwrap_or(&to))
         })
         .await?;
         let bytes = files::occupied_bytes(&target);
-        let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
+        let entry = Entry { origin, bytes, leases: 0, used: self.inner.clock.instant() };
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.to_owned(), entry);
         let lease = self
             .lease(digest)
-            .ok_or_else(|| Failure::Internal("an image snapshot vanished from the cache".to_owned()))?;
+            .ok_or_else(|| HostError::Internal("an image snapshot vanished from the cache".to_owned()))?;
         self.make_room();
         Ok(lease)
     }
 
     /// The snapshot when it is in the cache.
-    fn lease(&self, digest: &str) -> Option<BaseLease> {
+    fn lease(&self, digest: &str) -> Option<ImageSnapshotLease> {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.get_mut(digest)?;
         entry.leases += 1;
-        entry.used = std::time::Instant::now();
-        Some(BaseLease { bases: self.clone(), digest: digest.to_owned(), origin: entry.origin.clone() })
+        entry.used = self.inner.clock.instant();
+        Some(ImageSnapshotLease {
+            cache: self.clone(),
+            digest: digest.to_owned(),
+            origin: entry.origin.clone(),
+        })
     }
 
     /// True when the snapshot is in the cache.
@@ -235,7 +248,7 @@ impl Bases {
             };
             entries.remove(&digest);
             tracing::info!(digest, "evicting an image snapshot");
-            files::discard(&self.inner.data.base(&digest));
+            files::discard(&self.inner.data.image_snapshot(&digest));
         }
     }
 
@@ -243,8 +256,8 @@ impl Bases {
     /// no error.
     ///
     /// # Errors
-    /// [`Failure::Conflict`] while a microVM runs on it.
-    pub fn evict(&self, manifest_key: &str) -> Result<(), Failure> {
+    /// [`HostError::Conflict`] while a microVM runs on it.
+    pub fn evict(&self, manifest_key: &str) -> Result<(), HostError> {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = entries
             .iter()
@@ -252,11 +265,11 @@ impl Bases {
             .map(|(digest, _)| digest.clone());
         let Some(digest) = digest else { return Ok(()) };
         if entries.get(&digest).is_some_and(|entry| entry.leases > 0) {
-            return Err(Failure::Conflict(format!("a microVM runs on {manifest_key}")));
+            return Err(HostError::Conflict(format!("a microVM runs on {manifest_key}")));
         }
         entries.remove(&digest);
         // Dying here leaves a directory that the next start takes into the cache again; evicting repeats.
-        files::remove(&self.inner.data.base(&digest))
+        files::remove(&self.inner.data.image_snapshot(&digest))
     }
 
     /// Manifest keys of what is in the cache, at most `count`.
@@ -267,7 +280,7 @@ impl Bases {
     }
 }
 
-impl BaseLease {
+impl ImageSnapshotLease {
     /// Digest of its manifest.
     #[must_use]
     pub fn digest(&self) -> &str {
@@ -299,16 +312,16 @@ impl BaseLease {
     }
 
     fn path(&self, kind: FileKind) -> PathBuf {
-        self.bases.inner.data.base(&self.digest).join(file_name(kind))
+        self.cache.inner.data.image_snapshot(&self.digest).join(file_name(kind))
     }
 }
 
-impl Drop for BaseLease {
+impl Drop for ImageSnapshotLease {
     fn drop(&mut self) {
-        let mut entries = self.bases.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut entries = self.cache.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(&self.digest) {
             entry.leases = entry.leases.saturating_sub(1);
-            entry.used = std::time::Instant::now();
+            entry.used = self.cache.inner.clock.instant();
         }
     }
 }
@@ -327,17 +340,17 @@ pub fn file_name(kind: FileKind) -> &'static str {
 
 /// What a failed fetch means to the caller.
 #[must_use]
-pub fn fetch_failure(error: &snapshot::Error, writing: &Path) -> Failure {
+pub fn fetch_error(error: &snapshot::Error, writing: &Path) -> HostError {
     if error.disk_full() {
-        return Failure::disk_full(writing);
+        return HostError::disk_full(writing);
     }
     match error {
         snapshot::Error::Corrupt { object, .. } => {
             tracing::error!(object, %error, "stored bytes do not match their digest");
-            Failure::Corrupt { object: object.clone() }
+            HostError::Corrupt { object: object.clone() }
         }
-        snapshot::Error::NotFound { object } => Failure::Missing { object: object.clone() },
-        snapshot::Error::Store(_) => Failure::StoreUnavailable(Failure::chain(error).0),
-        _ => Failure::Internal(Failure::chain(error).0),
+        snapshot::Error::NotFound { object } => HostError::Missing { object: object.clone() },
+        snapshot::Error::Store(_) => HostError::StoreUnavailable(HostError::chain(error).0),
+        _ => HostError::Internal(HostError::chain(error).0),
     }
 }

@@ -14,8 +14,8 @@ use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::metering::Meter;
-use crate::domain::{Failure, Phase, Spec};
-use crate::host::{Host, now_ms, timestamp};
+use crate::domain::{HostError, LocalState, Spec};
+use crate::host::{Host, timestamp};
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
@@ -24,21 +24,21 @@ const REPLACE_ROUNDS_MAX: usize = 3;
 const MANIFEST_KEYS_MAX: usize = 1000;
 
 /// The microVMs of this host.
-pub struct Fleet {
+pub struct Microvms {
     host: Arc<Host>,
     live: Mutex<HashMap<String, Handle>>,
-    ended: Mutex<HashMap<String, Ended>>,
+    ended: Mutex<HashMap<String, EndReport>>,
 }
 
-struct Ended {
+struct EndReport {
     tombstone: Tombstone,
     /// True once the scheduler has answered a report that named it.
     known: bool,
     remote_done: bool,
 }
 
-impl Fleet {
-    /// A fleet with the reports an earlier agent left.
+impl Microvms {
+    /// A microvms with the reports an earlier agent left.
     #[must_use]
     pub fn open(host: Arc<Host>) -> Arc<Self> {
         let mut ended = HashMap::new();
@@ -48,7 +48,7 @@ impl Fleet {
                 match (id, Tombstone::read(&path)) {
                     (Some(id), Some(tombstone)) => {
                         let remote_done = tombstone.remote_prefix.is_empty();
-                        ended.insert(id, Ended { tombstone, known: false, remote_done });
+                        ended.insert(id, EndReport { tombstone, known: false, remote_done });
                     }
                     _ => files::discard(&path),
                 }
@@ -61,21 +61,21 @@ impl Fleet {
     pub fn adopt(self: &Arc<Self>, driver: Driver, handle: Handle, first: First) {
         let id = handle.id.to_string();
         self.live().insert(id.clone(), handle.clone());
-        let fleet = Arc::clone(self);
+        let microvms = Arc::clone(self);
         tokio::spawn(async move {
             let tombstone = driver.drive(first).await;
-            fleet.retire(&handle);
+            microvms.retire(&handle);
             if let Some(tombstone) = tombstone {
-                fleet.bury(id, tombstone);
+                microvms.remember_end(id, tombstone);
             }
-            fleet.host.changed();
+            microvms.host.changed();
         });
     }
 
     /// Keeps the report of a microVM that has ended.
-    pub fn bury(&self, id: String, tombstone: Tombstone) {
+    pub fn remember_end(&self, id: String, tombstone: Tombstone) {
         let remote_done = tombstone.remote_prefix.is_empty();
-        self.ended().insert(id, Ended { tombstone, known: false, remote_done });
+        self.ended().insert(id, EndReport { tombstone, known: false, remote_done });
     }
 
     fn retire(&self, handle: &Handle) {
@@ -90,7 +90,7 @@ impl Fleet {
     #[must_use]
     pub fn get(&self, id: &str) -> Option<Handle> {
         let handle = self.live().get(id)?.clone();
-        if handle.view.borrow().phase == Phase::Gone {
+        if handle.view.borrow().state == LocalState::Gone {
             self.retire(&handle);
             return None;
         }
@@ -99,7 +99,7 @@ impl Fleet {
 
     /// Why a microVM has ended, if this host still knows.
     #[must_use]
-    pub fn epitaph(&self, id: &str) -> Option<String> {
+    pub fn end_reason(&self, id: &str) -> Option<String> {
         self.ended().get(id).map(|ended| ended.tombstone.reason.clone())
     }
 
@@ -116,17 +116,16 @@ impl Fleet {
             let held = handle.view.borrow().generation;
             match fence(held, generation) {
                 Fence::Stale => {
-                    return Err(Failure::StaleGeneration { held, offered: generation });
+                    return Err(HostError::StaleGeneration { held, offered: generation });
                 }
                 Fence::Same => return handle.command(Command::Launch, Some(generation)).await,
                 Fence::Newer => {
-                    let reason = format!("Replaced by generation {generation}.");
-                    let order = EndOrder { reason, discard: true };
+                    let order = EndOrder::discarding(format!("Replaced by generation {generation}."));
                     handle.command(Command::End(order), Some(generation)).await?;
                 }
             }
         }
-        Err(Failure::Conflict(format!("{id} is being replaced")))
+        Err(HostError::Conflict(format!("{id} is being replaced")))
     }
 
     async fn launch_new(self: &Arc<Self>, spec: Spec, generation: u64) -> Outcome {
@@ -138,7 +137,8 @@ impl Fleet {
             match live.get(id.as_str()) {
                 Some(handle) => Some(handle.clone()),
                 None => {
-                    let (driver, handle) = microvm::create(&self.host, spec, generation, Phase::Launching)?;
+                    let (driver, handle) =
+                        microvm::create(&self.host, spec, generation, LocalState::Launching)?;
                     // The lock is held, so that a second launch of this id joins this one.
                     live.insert(id.to_string(), handle.clone());
                     drop(live);
@@ -149,16 +149,18 @@ impl Fleet {
         };
         match joined {
             Some(handle) => handle.command(Command::Launch, Some(generation)).await,
-            None => answer.await.unwrap_or_else(|_| Err(Failure::Internal("the driver is gone".to_owned()))),
+            None => {
+                answer.await.unwrap_or_else(|_| Err(HostError::Internal("the driver is gone".to_owned())))
+            }
         }
     }
 
     /// A microVM that ended under this or a newer generation never starts again.
-    fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), Failure> {
+    fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), HostError> {
         let mut ended = self.ended();
         let Some(entry) = ended.get(id) else { return Ok(()) };
         match fence(entry.tombstone.generation, generation) {
-            Fence::Stale | Fence::Same => Err(Failure::Ended { reason: entry.tombstone.reason.clone() }),
+            Fence::Stale | Fence::Same => Err(HostError::Ended { reason: entry.tombstone.reason.clone() }),
             Fence::Newer => {
                 ended.remove(id);
                 files::discard(&self.host.data.ended().join(id));
@@ -192,10 +194,10 @@ impl Fleet {
             None => {
                 self.refuse_ended(id.as_str(), generation)?;
                 if !snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty()) {
-                    return Err(Failure::NotHere { id: id.to_string() });
+                    return Err(HostError::NotHere { id: id.to_string() });
                 }
                 let (driver, handle) =
-                    microvm::create(&self.host, spec.clone(), generation, Phase::Suspended)?;
+                    microvm::create(&self.host, spec.clone(), generation, LocalState::Suspended)?;
                 self.adopt(driver, handle.clone(), First::Settled);
                 handle
             }
@@ -214,7 +216,7 @@ impl Fleet {
         if let Some(handle) = self.get(id.as_str()) {
             let (discard, reason) = (order.discard, order.reason.clone());
             return match handle.command(Command::End(order), Some(generation)).await {
-                Err(Failure::Ended { .. }) => Ok(self.gone(&id, generation, &reason, discard)),
+                Err(HostError::Ended { .. }) => Ok(self.gone(&id, generation, &reason, discard)),
                 outcome => outcome,
             };
         }
@@ -232,7 +234,7 @@ impl Fleet {
             let tombstone = Tombstone {
                 generation,
                 reason: reason.to_owned(),
-                ended_ms: now_ms(),
+                ended_ms: self.host.now_ms(),
                 observation: 1,
                 meter: Meter::default(),
                 remote_prefix: microvm::remote_prefix(id.as_str()),
@@ -241,7 +243,7 @@ impl Fleet {
             if let Err(error) = files::make_directory(&place).and_then(|()| tombstone.write(&place)) {
                 tracing::error!(microvm = %id, %error, "an end is not recorded");
             }
-            ended.insert(id.to_string(), Ended { tombstone, known: false, remote_done: false });
+            ended.insert(id.to_string(), EndReport { tombstone, known: false, remote_done: false });
         }
         match ended.get(id.as_str()) {
             Some(entry) => observed_end(id.as_str(), &entry.tombstone),
@@ -259,7 +261,7 @@ impl Fleet {
     pub async fn drop_stale(&self, id: &str) {
         if let Some(handle) = self.get(id) {
             tracing::info!(microvm = id, "stale; dropping it");
-            let order = EndOrder { reason: "The scheduler placed it elsewhere.".to_owned(), discard: true };
+            let order = EndOrder::discarding("The scheduler placed it elsewhere.");
             if let Err(error) = handle.command(Command::End(order), None).await {
                 tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet");
             }
@@ -281,11 +283,11 @@ impl Fleet {
         self.observed_where(|_| true)
     }
 
-    fn observed_where(&self, wanted: impl Fn(&Ended) -> bool) -> Vec<ObservedMicrovm> {
+    fn observed_where(&self, wanted: impl Fn(&EndReport) -> bool) -> Vec<ObservedMicrovm> {
         let handles: Vec<Handle> = self.live().values().cloned().collect();
         let mut all: Vec<ObservedMicrovm> = handles
             .iter()
-            .filter(|handle| handle.view.borrow().phase != Phase::Gone)
+            .filter(|handle| handle.view.borrow().state != LocalState::Gone)
             .map(Handle::observed)
             .collect();
         let ended = self.ended();
@@ -311,9 +313,9 @@ impl Fleet {
     pub fn usage(&self) -> HostUsage {
         let (mut running, mut suspended) = (0, 0);
         for handle in self.live().values() {
-            match handle.view.borrow().phase {
-                Phase::Suspended => suspended += 1,
-                Phase::Gone => {}
+            match handle.view.borrow().state {
+                LocalState::Suspended => suspended += 1,
+                LocalState::Gone => {}
                 _ => running += 1,
             }
         }
@@ -328,23 +330,23 @@ impl Fleet {
             running,
             suspended,
             disk_free_bytes: self.host.data.free_bytes(),
-            cached_manifest_keys: self.host.bases.manifest_keys(MANIFEST_KEYS_MAX),
+            cached_manifest_keys: self.host.image_snapshots.manifest_keys(MANIFEST_KEYS_MAX),
         }
     }
 
     /// True when no transition is under way.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        self.live().values().all(|handle| handle.view.borrow().phase.is_settled())
+        self.live().values().all(|handle| handle.view.borrow().state.is_settled())
     }
 
-    fn held(&self, id: &str) -> Result<Handle, Failure> {
+    fn held(&self, id: &str) -> Result<Handle, HostError> {
         if let Some(handle) = self.get(id) {
             return Ok(handle);
         }
-        match self.epitaph(id) {
-            Some(reason) => Err(Failure::Ended { reason }),
-            None => Err(Failure::NotHere { id: id.to_owned() }),
+        match self.end_reason(id) {
+            Some(reason) => Err(HostError::Ended { reason }),
+            None => Err(HostError::NotHere { id: id.to_owned() }),
         }
     }
 
@@ -352,7 +354,7 @@ impl Fleet {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn ended(&self) -> MutexGuard<'_, HashMap<String, Ended>> {
+    fn ended(&self) -> MutexGuard<'_, HashMap<String, EndReport>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -370,6 +372,6 @@ fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
     }
 }
 
-fn invalid(field: &str, error: &model::ids::IdError) -> Failure {
-    Failure::Invalid(vec![(field.to_owned(), error.to_string())])
+fn invalid(field: &str, error: &model::ids::IdError) -> HostError {
+    HostError::Invalid(vec![(field.to_owned(), error.to_string())])
 }

@@ -1,4 +1,4 @@
-//! Phases of one microVM on this host, and what each lets a caller do.
+//! States of one microVM on this host, and what each lets a caller do.
 //!
 //! ```text
 //! Launching --> Running <--> Suspending --> Suspended --> Waking --> Running
@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 /// Where a microVM is in its life on this host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
-pub enum Phase {
+pub enum LocalState {
     /// Being started for the first time.
     Launching,
     /// Its engine runs and its endpoint is open.
@@ -32,8 +32,8 @@ pub enum Phase {
     Gone,
 }
 
-impl Phase {
-    /// Every phase, for tests over the whole table.
+impl LocalState {
+    /// Every state, for tests over the whole table.
     #[cfg(test)]
     pub const ALL: [Self; 7] = [
         Self::Launching,
@@ -76,7 +76,7 @@ impl Ask {
         [Self::Launch, Self::Suspend, Self::Resume, Self::Open, Self::OpenWaking, Self::Terminate];
 }
 
-/// How a phase answers an [`Ask`].
+/// How a state answers an [`Ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
     /// Begin the transition now.
@@ -95,34 +95,34 @@ pub enum Admission {
     Ended,
 }
 
-/// What `phase` answers to `ask`. Wakes and launches are single-flight: the
+/// What `state` answers to `ask`. Wakes and launches are single-flight: the
 /// second caller joins the first. Only a launch or a wake may be interrupted; a
 /// suspend that has begun is finished first, because until its manifest is
 /// there the session exists nowhere else.
 #[must_use]
-pub fn admit(phase: Phase, ask: Ask) -> Admission {
+pub fn admit(state: LocalState, ask: Ask) -> Admission {
     use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
-    match (phase, ask) {
-        (Phase::Launching, Ask::Launch | Ask::Resume) => Join,
-        (Phase::Launching | Phase::Waking, Ask::Suspend | Ask::Open | Ask::OpenWaking) => After,
-        (Phase::Launching | Phase::Waking, Ask::Terminate) => Interrupt,
+    match (state, ask) {
+        (LocalState::Launching, Ask::Launch | Ask::Resume) => Join,
+        (LocalState::Launching | LocalState::Waking, Ask::Suspend | Ask::Open | Ask::OpenWaking) => After,
+        (LocalState::Launching | LocalState::Waking, Ask::Terminate) => Interrupt,
 
-        (Phase::Running, Ask::Launch | Ask::Resume | Ask::Open | Ask::OpenWaking) => Already,
-        (Phase::Running, Ask::Suspend | Ask::Terminate) => Begin,
+        (LocalState::Running, Ask::Launch | Ask::Resume | Ask::Open | Ask::OpenWaking) => Already,
+        (LocalState::Running, Ask::Suspend | Ask::Terminate) => Begin,
 
-        (Phase::Suspending, Ask::Suspend) => Join,
-        (Phase::Suspending, _) => After,
+        (LocalState::Suspending, Ask::Suspend) => Join,
+        (LocalState::Suspending, _) => After,
 
-        (Phase::Suspended, Ask::Launch | Ask::Suspend) => Already,
-        (Phase::Suspended, Ask::Resume | Ask::OpenWaking | Ask::Terminate) => Begin,
-        (Phase::Suspended, Ask::Open) => Asleep,
+        (LocalState::Suspended, Ask::Launch | Ask::Suspend) => Already,
+        (LocalState::Suspended, Ask::Resume | Ask::OpenWaking | Ask::Terminate) => Begin,
+        (LocalState::Suspended, Ask::Open) => Asleep,
 
-        (Phase::Waking, Ask::Resume) => Join,
-        (Phase::Waking, Ask::Launch) => After,
+        (LocalState::Waking, Ask::Resume) => Join,
+        (LocalState::Waking, Ask::Launch) => After,
 
-        (Phase::Terminating, Ask::Terminate) => Join,
-        (Phase::Gone, Ask::Terminate) => Already,
-        (Phase::Terminating | Phase::Gone, _) => Ended,
+        (LocalState::Terminating, Ask::Terminate) => Join,
+        (LocalState::Gone, Ask::Terminate) => Already,
+        (LocalState::Terminating | LocalState::Gone, _) => Ended,
     }
 }
 
@@ -156,17 +156,19 @@ impl Event {
     ];
 }
 
-/// The phase after `event`, or `None` when the event cannot happen in `phase`.
+/// The state after `event`, or `None` when the event cannot happen in `state`.
 #[must_use]
-pub fn next(phase: Phase, event: Event) -> Option<Phase> {
-    match (phase, event) {
-        (Phase::Launching | Phase::Suspending | Phase::Waking, Event::IsRunning) => Some(Phase::Running),
-        (Phase::Running, Event::SuspendBegan) => Some(Phase::Suspending),
-        (Phase::Suspending | Phase::Waking, Event::IsSuspended) => Some(Phase::Suspended),
-        (Phase::Suspended, Event::WakeBegan) => Some(Phase::Waking),
-        (Phase::Gone | Phase::Terminating, Event::EndBegan) => None,
-        (_, Event::EndBegan) => Some(Phase::Terminating),
-        (Phase::Terminating, Event::IsGone) => Some(Phase::Gone),
+pub fn next(state: LocalState, event: Event) -> Option<LocalState> {
+    match (state, event) {
+        (LocalState::Launching | LocalState::Suspending | LocalState::Waking, Event::IsRunning) => {
+            Some(LocalState::Running)
+        }
+        (LocalState::Running, Event::SuspendBegan) => Some(LocalState::Suspending),
+        (LocalState::Suspending | LocalState::Waking, Event::IsSuspended) => Some(LocalState::Suspended),
+        (LocalState::Suspended, Event::WakeBegan) => Some(LocalState::Waking),
+        (LocalState::Gone | LocalState::Terminating, Event::EndBegan) => None,
+        (_, Event::EndBegan) => Some(LocalState::Terminating),
+        (LocalState::Terminating, Event::IsGone) => Some(LocalState::Gone),
         _ => None,
     }
 }
@@ -179,14 +181,14 @@ mod tests {
     #[test]
     fn admission_table() {
         let mut table = String::new();
-        for phase in Phase::ALL {
+        for state in LocalState::ALL {
             for ask in Ask::ALL {
                 let _ = writeln!(
                     table,
                     "{:<12} {:<11} {:?}",
-                    format!("{phase:?}"),
+                    format!("{state:?}"),
                     format!("{ask:?}"),
-                    admit(phase, ask)
+                    admit(state, ask)
                 );
             }
         }
@@ -196,10 +198,10 @@ mod tests {
     #[test]
     fn transition_table() {
         let mut table = String::new();
-        for phase in Phase::ALL {
+        for state in LocalState::ALL {
             for event in Event::ALL {
-                let to = next(phase, event).map_or("-".to_owned(), |to| format!("{to:?}"));
-                let _ = writeln!(table, "{:<12} {:<13} {to}", format!("{phase:?}"), format!("{event:?}"));
+                let to = next(state, event).map_or("-".to_owned(), |to| format!("{to:?}"));
+                let _ = writeln!(table, "{:<12} {:<13} {to}", format!("{state:?}"), format!("{event:?}"));
             }
         }
         insta::assert_snapshot!(table);
@@ -207,12 +209,12 @@ mod tests {
 
     #[test]
     fn every_settled_phase_answers_at_once() {
-        for phase in Phase::ALL.into_iter().filter(|phase| phase.is_settled()) {
+        for state in LocalState::ALL.into_iter().filter(|state| state.is_settled()) {
             for ask in Ask::ALL {
-                let answer = admit(phase, ask);
+                let answer = admit(state, ask);
                 assert!(
                     !matches!(answer, Admission::Join | Admission::After | Admission::Interrupt),
-                    "{phase:?} {ask:?} {answer:?}"
+                    "{state:?} {ask:?} {answer:?}"
                 );
             }
         }

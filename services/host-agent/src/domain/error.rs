@@ -1,11 +1,9 @@
 //! Everything that can go wrong with a command, as its caller is to
 //! understand it. The server layer turns each into a gRPC status.
 
-use std::path::Path;
-
 /// Why a command failed. `Display` is the sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub enum Failure {
+pub enum HostError {
     /// The command belongs to an older placement.
     #[error("generation {offered} is older than {held}, which this host holds")]
     StaleGeneration {
@@ -93,33 +91,7 @@ pub enum Failure {
     Internal(String),
 }
 
-impl Failure {
-    /// An I/O failure on one of the host's files.
-    #[must_use]
-    pub fn io(path: &Path, error: &std::io::Error) -> Self {
-        if is_disk_full(error) {
-            return Self::disk_full(path);
-        }
-        Self::Internal(format!("{}: {error}", path.display()))
-    }
-
-    /// The disk is full; names the data directory's file system as the limit.
-    #[must_use]
-    pub fn disk_full(path: &Path) -> Self {
-        let limit = nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)).map_or_else(
-            |_| "size of its file system".to_owned(),
-            |stat| {
-                let unit = stat.fragment_size();
-                format!(
-                    "{} MiB of file system, {} MiB free",
-                    (stat.blocks() * unit) >> 20,
-                    (stat.blocks_available() * unit) >> 20
-                )
-            },
-        );
-        Self::DiskFull { path: path.display().to_string(), limit }
-    }
-
+impl HostError {
     /// The message of an error with all its sources, and whether one of them
     /// is a full disk.
     #[must_use]
@@ -139,7 +111,7 @@ impl Failure {
     }
 }
 
-fn is_disk_full(error: &std::io::Error) -> bool {
+pub fn is_disk_full(error: &std::io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::ENOSPC | libc::EDQUOT))
         || matches!(error.kind(), std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded)
 }
@@ -153,11 +125,9 @@ mod tests {
         #[derive(Debug, thiserror::Error)]
         #[error("writing the difference")]
         struct Outer(#[source] std::io::Error);
-        let (text, full) = Failure::chain(&Outer(std::io::Error::from_raw_os_error(libc::ENOSPC)));
+        let (text, full) = HostError::chain(&Outer(std::io::Error::from_raw_os_error(libc::ENOSPC)));
         assert!(full && text.starts_with("writing the difference: "), "{text}");
-        let (_, full) = Failure::chain(&Outer(std::io::Error::from_raw_os_error(libc::EIO)));
+        let (_, full) = HostError::chain(&Outer(std::io::Error::from_raw_os_error(libc::EIO)));
         assert!(!full);
-        let failure = Failure::io(Path::new("/tmp/x"), &std::io::Error::from_raw_os_error(libc::ENOSPC));
-        assert!(failure.to_string().contains("/tmp/x"), "{failure}");
     }
 }

@@ -13,8 +13,8 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::transport::Channel;
 
-use crate::fleet::Fleet;
 use crate::host::Host;
+use crate::microvms::Microvms;
 
 /// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
@@ -32,7 +32,7 @@ const STALE_MAX: usize = 1000;
 /// The reporting task.
 pub struct Reporter {
     host: Arc<Host>,
-    fleet: Arc<Fleet>,
+    microvms: Arc<Microvms>,
     spec: HostSpec,
     clients: Vec<HostServiceClient<Channel>>,
     /// Which client answered last.
@@ -49,18 +49,18 @@ impl Reporter {
     /// When an address is malformed.
     pub fn new(
         host: Arc<Host>,
-        fleet: Arc<Fleet>,
+        microvms: Arc<Microvms>,
         spec: HostSpec,
         identity: &TlsIdentity,
         regained: watch::Receiver<u64>,
     ) -> Result<Self, Status> {
         let clients = host
             .config
-            .scheduler_addresses
+            .schedulers
             .iter()
             .map(|address| Ok(HostServiceClient::new(rpc::channel(identity, address, Role::Scheduler)?)))
             .collect::<Result<_, Status>>()?;
-        Ok(Self { host, fleet, spec, clients, current: 0, regained, known: HashMap::new() })
+        Ok(Self { host, microvms, spec, clients, current: 0, regained, known: HashMap::new() })
     }
 
     /// Reports until it is dropped.
@@ -108,7 +108,7 @@ impl Reporter {
     }
 
     async fn register(&mut self) -> Result<Duration, Status> {
-        let observed = self.fleet.unreported();
+        let observed = self.microvms.unreported();
         let request = RegisterHostRequest { spec: Some(self.spec.clone()), observed: observed.clone() };
         let response = timely(self.clients[self.current].register_host(rpc::request(request))).await?;
         tracing::info!(microvms = observed.len(), "registered");
@@ -121,7 +121,7 @@ impl Reporter {
 
     /// False when the leader wants a registration.
     async fn heartbeat(&mut self, complete: bool) -> Result<bool, Status> {
-        let mut observed = self.fleet.unreported();
+        let mut observed = self.microvms.unreported();
         if complete {
             self.known.retain(|id, _| observed.iter().any(|one| one.microvm_id == *id));
         } else {
@@ -130,7 +130,7 @@ impl Reporter {
         }
         let request = HeartbeatRequest {
             host_id: self.spec.host_id.clone(),
-            usage: Some(self.fleet.usage()),
+            usage: Some(self.microvms.usage()),
             observed: observed.clone(),
             complete,
         };
@@ -147,13 +147,13 @@ impl Reporter {
         for one in observed {
             self.known.insert(one.microvm_id.clone(), (one.generation, one.observation));
         }
-        self.fleet.reported(observed);
+        self.microvms.reported(observed);
     }
 
     fn drop_stale(&self, ids: Vec<String>) {
         for id in ids.into_iter().take(STALE_MAX) {
-            let fleet = Arc::clone(&self.fleet);
-            tokio::spawn(async move { fleet.drop_stale(&id).await });
+            let microvms = Arc::clone(&self.microvms);
+            tokio::spawn(async move { microvms.drop_stale(&id).await });
         }
     }
 }
