@@ -15,8 +15,6 @@ mod config;
 mod error;
 mod key;
 mod store;
-#[cfg(feature = "test-server")]
-pub mod test_server;
 
 pub use config::Config;
 pub use error::Error;

@@ -7,8 +7,8 @@ use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use object_store::test_server::TestS3;
 use object_store::{Config, Error, MULTIPART_THRESHOLD_BYTES, Store};
+use testkit::TestS3;
 
 /// A store, a bucket of the test's own, and a key prefix nobody else uses.
 struct Place {

@@ -16,8 +16,6 @@ mod lease;
 mod mirror;
 mod options;
 mod store;
-#[cfg(feature = "testing")]
-pub mod testing;
 mod watch;
 
 pub use commit::{Committed, Tenure};

@@ -8,8 +8,9 @@ use std::collections::BTreeMap;
 use std::future::Future;
 use std::time::{Duration, Instant};
 
-use records::testing::{Etcd, ServerTls, free_port};
-use records::{Error, Event, Expect, Options, Store, TlsFiles, Watch, Write};
+use records::{Error, Event, Expect, Store, Watch, Write};
+use settings::EtcdSettings;
+use testkit::{Etcd, PATIENCE, certificates, free_port, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 #[path = "conformance/commit.rs"]
@@ -17,18 +18,8 @@ mod commit;
 #[path = "conformance/mirror.rs"]
 mod mirror;
 
-const PATIENCE: Duration = Duration::from_secs(20);
-
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, future).await.unwrap_or_else(|_| panic!("{what} took too long"))
-}
-
-async fn until<F: Future<Output = bool>>(what: &str, mut condition: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition().await {
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
 }
 
 /// How many watches stand on this etcd, as it says itself.
@@ -201,7 +192,7 @@ async fn a_watch_lists_again_after_compaction() {
     // client works on the same data at another port for a while.
     let (endpoint, mut elsewhere) = start_elsewhere(&etcd);
     let other =
-        Store::connect(Options { endpoints: vec![endpoint.clone()], ..etcd.options(None) }).await.unwrap();
+        Store::connect(&EtcdSettings { endpoints: vec![endpoint.clone()], ..etcd.settings() }).await.unwrap();
     until("the other etcd", || async { other.get("c/gone").await.is_ok() }).await;
     other.delete_if("c/gone", Expect::Any, None).await.unwrap();
     let last = other.put_if("c/new", "2", Expect::Absent, None).await.unwrap();
@@ -277,36 +268,13 @@ async fn leadership_passes_when_the_leader_dies_silently() {
 #[tokio::test]
 async fn speaks_tls_with_client_certificates() {
     let directory = tempfile::tempdir().unwrap();
-    let files = certificates(directory.path());
-    let server = ServerTls { ca: files.ca.clone(), cert: files.cert.clone(), key: files.key.clone() };
-    let etcd = Etcd::start_with(Some(server)).await;
-    let store = Store::connect(etcd.options(Some(files.clone()))).await.unwrap();
+    certificates::write(directory.path(), &[("etcd", &["127.0.0.1"])]);
+    let etcd = Etcd::start_with(Some(certificates::files(directory.path(), "etcd"))).await;
+    let store = etcd.store().await;
     until("a write over TLS", || async { store.put_if("tls", "yes", Expect::Any, None).await.is_ok() }).await;
     assert_eq!(store.get("tls").await.unwrap().unwrap().value, b"yes");
-    let missing = TlsFiles { key: directory.path().join("none.pem"), ..files };
-    let error = Store::connect(etcd.options(Some(missing))).await.unwrap_err();
+    let mut settings = etcd.settings();
+    settings.tls.as_mut().unwrap().key = directory.path().join("none.pem");
+    let error = Store::connect(&settings).await.unwrap_err();
     assert!(error.to_string().contains("none.pem"), "{error}");
-}
-
-/// An authority and one certificate, good for 127.0.0.1 and as a client.
-fn certificates(directory: &std::path::Path) -> TlsFiles {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-    let issuer = Issuer::new(ca, ca_key);
-    let key = KeyPair::generate().unwrap();
-    let params = CertificateParams::new(vec!["127.0.0.1".to_owned()]).unwrap();
-    let certificate = params.signed_by(&key, &issuer).unwrap();
-    let write = |name: &str, text: String| {
-        let path = directory.join(name);
-        std::fs::write(&path, text).unwrap();
-        path
-    };
-    TlsFiles {
-        ca: write("ca.pem", ca_pem),
-        cert: write("cert.pem", certificate.pem()),
-        key: write("key.pem", key.serialize_pem()),
-    }
 }

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::host_service_server::{HostService, HostServiceServer};
 use api::host::v1::*;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rpc::{Role, ServerBuilder, TlsIdentity};
+use testkit::certificates;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::{Code, Request, Response, Status};
@@ -68,26 +68,12 @@ struct World {
 impl World {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let certificate = params.self_signed(&key).unwrap();
-        std::fs::write(directory.path().join("ca.pem"), certificate.pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        for role in Role::ALL {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            std::fs::write(directory.path().join(format!("{role}.pem")), certificate.pem()).unwrap();
-            std::fs::write(directory.path().join(format!("{role}.key")), key.serialize_pem()).unwrap();
-        }
+        certificates::write(directory.path(), &[]);
         Self { directory }
     }
 
     fn identity(&self, role: Role) -> Arc<TlsIdentity> {
-        let file = |name: String| self.directory.path().join(name);
-        TlsIdentity::load(&file("ca.pem".into()), &file(format!("{role}.pem")), &file(format!("{role}.key")))
-            .unwrap()
+        certificates::identity(self.directory.path(), role)
     }
 
     async fn serve(&self, role: Role) -> String {

@@ -2,38 +2,24 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use api::common::v1::Phase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rpc::{Role, TlsIdentity};
+use testkit::{certificates, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio_util::sync::CancellationToken;
 use tunnel::{Client, Ended, Limits, OpenError, Responder, Server};
 
 const WAIT: Duration = Duration::from_secs(5);
 
-fn fleet(directory: &Path) -> impl Fn(Role) -> Arc<TlsIdentity> {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    let directory = directory.to_owned();
-    move |role| {
-        let file = |kind: &str| directory.join(format!("{role}.{kind}"));
-        if !file("pem").exists() {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
-            std::fs::write(file("pem"), params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
-            std::fs::write(file("key"), key.serialize_pem()).unwrap();
-        }
-        TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
-    }
+fn fleet() -> impl Fn(Role) -> Arc<TlsIdentity> {
+    let directory = tempfile::tempdir().unwrap();
+    certificates::write(directory.path(), &[]);
+    move |role| certificates::identity(directory.path(), role)
 }
 
 fn request(port: u32) -> OpenRequest {
@@ -80,8 +66,7 @@ async fn serve(identity: &TlsIdentity, limits: Limits) -> Served {
 
 #[tokio::test]
 async fn statuses_phases_and_bytes_come_through() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     let client = Client::new(&identity(Role::EdgeProxy));
 
@@ -112,8 +97,7 @@ async fn statuses_phases_and_bytes_come_through() {
 
 #[tokio::test]
 async fn opening_again_resumes_the_session_and_is_quick() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     let client = Client::new(&identity(Role::EdgeProxy));
     let mut slowest = Duration::ZERO;
@@ -134,23 +118,17 @@ async fn opening_again_resumes_the_session_and_is_quick() {
 
 #[tokio::test]
 async fn whoever_waits_can_hang_up_and_waits_are_bounded() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     let client = Client::new(&identity(Role::Admin));
     let error = client.open(&served.address, &request(3), Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(error, OpenError::TimedOut { .. }), "{error}");
-    let deadline = Instant::now() + WAIT;
-    while served.hung_up.load(Ordering::SeqCst) == 0 {
-        assert!(Instant::now() < deadline, "the handler did not see the client leave");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    until("the handler sees the client leave", || async { served.hung_up.load(Ordering::SeqCst) > 0 }).await;
 }
 
 #[tokio::test]
 async fn roles_are_checked_on_both_sides() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let served = serve(&identity(Role::HostAgent), Limits::default()).await;
     for role in [Role::Scheduler, Role::HostAgent, Role::ImageBuilder] {
         let error = Client::new(&identity(role)).open(&served.address, &request(1), WAIT).await.unwrap_err();
@@ -165,8 +143,7 @@ async fn roles_are_checked_on_both_sides() {
 
 #[tokio::test]
 async fn connections_are_bounded_and_slow_ones_dropped() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let limits = Limits { connections: 1, opening: Duration::from_millis(300) };
     let served = serve(&identity(Role::HostAgent), limits).await;
     let client = Client::new(&identity(Role::EdgeProxy));
@@ -190,8 +167,7 @@ async fn connections_are_bounded_and_slow_ones_dropped() {
 
 #[tokio::test]
 async fn a_copy_is_cut_by_its_token() {
-    let directory = tempfile::tempdir().unwrap();
-    let identity = fleet(directory.path());
+    let identity = fleet();
     let host = identity(Role::HostAgent);
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), &host, Limits::default()).await.unwrap();
     let address = server.local_address().unwrap().to_string();

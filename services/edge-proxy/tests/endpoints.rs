@@ -15,11 +15,11 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
-mod certificates;
 mod world;
+use testkit::until;
 use world::client::body;
 use world::host::Conduct;
-use world::{World, claims, eventually, host_name, limits, microvm, now};
+use world::{World, claims, host_name, limits, microvm, now};
 
 const ONE: u128 = 0x0000_0001_0000_4000_8000_0000_0000_0001;
 const TWO: u128 = 0x0000_0002_0000_4000_8000_0000_0000_0002;
@@ -212,7 +212,7 @@ async fn tunnels_are_kept_and_dead_ones_replaced() {
     world.microvm(ONE, Running);
     assert_eq!(world.get(ONE, "/").await.status, 200);
     assert_eq!(world.host.open.load(Ordering::SeqCst), 1);
-    eventually("the unused tunnel is closed", || world.host.open.load(Ordering::SeqCst) == 0).await;
+    until("the unused tunnel is closed", || async { world.host.open.load(Ordering::SeqCst) == 0 }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -276,7 +276,7 @@ async fn requests_wait_for_wakes_and_launches() {
     let before = world.scheduler.look_ups();
     let waiting = world.get(TWO, "/");
     let placed = async {
-        eventually("the edge asks for it", || world.scheduler.look_ups() > before).await;
+        until("the edge asks for it", || async { world.scheduler.look_ups() > before }).await;
         world.microvm(TWO, Pending);
     };
     let (answer, ()) = tokio::join!(waiting, placed);
@@ -304,8 +304,8 @@ async fn a_lost_scheduler_and_new_keys_do_not_stop_requests() {
     let world = World::start(limits()).await;
     world.microvm(ONE, Running);
     assert_eq!(world.get(ONE, "/").await.status, 200);
-    eventually("the edge follows", || world.scheduler.followers() > 0).await;
-    world.scheduler.stop.cancel();
+    until("the edge follows", || async { world.scheduler.followers() > 0 }).await;
+    world.scheduler.script.stop();
     assert_eq!(world.get(ONE, "/").await.status, 200);
     // A token overtakes the news of the key that sealed it.
     let key = Key::generate(now()).unwrap();
@@ -327,7 +327,8 @@ async fn requests_are_bounded_and_drained() {
     assert_eq!(world.get(ONE, "/").await.status, 200);
     let before = world.app.requests.load(Ordering::SeqCst);
     let probe = async {
-        eventually("the slow request is there", || world.app.requests.load(Ordering::SeqCst) > before).await;
+        until("the slow request is there", || async { world.app.requests.load(Ordering::SeqCst) > before })
+            .await;
         let refused = world.get(ONE, "/").await;
         let other = world.get(TWO, "/").await;
         // In flight, it is let finish; new connections are not taken.

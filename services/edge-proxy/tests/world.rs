@@ -16,14 +16,12 @@ use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::{Config, Limits};
 use records::Expect;
-use records::testing::Etcd;
 use rpc::Role;
-use settings::{EtcdSettings, TlsSettings};
+use testkit::Etcd;
+use testkit::certificates::{self, identity};
 use token::{Claims, Key, KeySet, Kind, PortScope};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-
-use crate::certificates::{self, identity};
 
 pub const DOMAIN: &str = "microvms.test";
 pub const WAIT: Duration = Duration::from_secs(10);
@@ -66,13 +64,9 @@ impl World {
             domain: DOMAIN.into(),
             endpoint_cert: file("endpoints.pem"),
             endpoint_key: file("endpoints.key"),
-            schedulers: vec![scheduler.address.to_string()],
-            tls: TlsSettings {
-                ca: file("ca.pem"),
-                cert: file("edge-proxy.pem"),
-                key: file("edge-proxy.key"),
-            },
-            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
+            schedulers: vec![scheduler.script.address.to_string()],
+            tls: certificates::files(directory.path(), "edge-proxy"),
+            etcd: etcd.settings(),
             limits,
             ..Config::default()
         };
@@ -143,14 +137,5 @@ pub fn microvm(number: u128, state: MicrovmState, tunnel_address: &str) -> Watch
         microvm: Some(microvm),
         tunnel_address: tunnel_address.into(),
         ..WatchMicrovmsResponse::default()
-    }
-}
-
-/// Polls until `condition` holds.
-pub async fn eventually(what: &str, condition: impl Fn() -> bool) {
-    let deadline = tokio::time::Instant::now() + WAIT;
-    while !condition() {
-        assert!(tokio::time::Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -10,6 +10,7 @@ use anyhow::Context as _;
 use api::common::v1::Architecture;
 use api::host::v1::HostSpec;
 use api::hostagent::v1::host_agent_service_server::HostAgentServiceServer;
+use clock::Clock;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -73,19 +74,22 @@ impl App {
         let found = load_journals(&config, &data, engine.as_ref(), &template).await?;
         let in_use: Vec<String> = found.iter().filter_map(|found| found.slot(&config.slots)).collect();
         let pool = slot::Pool::start(config.slots.clone(), &in_use).await.context("slots")?;
+        let clock = Clock::system();
         let image_snapshots = ImageSnapshots::open(
             &data,
             store.clone(),
             &config.snapshot_bucket,
             config.limits.image_cache_bytes,
+            clock.clone(),
         )?;
         let host = Arc::new(Host {
             capacity: Capacity::new(config.memory_capacity_mib),
-            ahead: EnginesAhead::default(),
+            ahead: EnginesAhead::new(clock.clone()),
             engine_description: engine.describe(),
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),
-            started: Instant::now(),
+            started: clock.instant(),
+            clock,
             config,
             data,
             engine,

@@ -15,6 +15,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use api::common::v1::{LogLine, LogSource};
 use api::hostagent::v1::{BakeRequest, BakeResponse};
+use clock::Clock;
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -23,7 +24,7 @@ use tokio_util::sync::CancellationToken;
 use crate::adapters::files;
 use crate::domain::HostError;
 use crate::domain::fence::{Fence, fence};
-use crate::host::{Host, now_ms, timestamp};
+use crate::host::{Host, timestamp, unix_ms};
 
 /// Messages that may wait for a slow caller.
 const PROGRESS_MAX: usize = 64;
@@ -45,6 +46,7 @@ struct Running {
 #[derive(Clone)]
 pub struct Progress {
     sender: mpsc::Sender<Result<BakeResponse, HostError>>,
+    clock: Clock,
 }
 
 impl Progress {
@@ -61,7 +63,7 @@ impl Progress {
     /// A line of the platform.
     pub async fn say(&self, text: impl Into<String>) {
         let line = LogLine {
-            time: Some(timestamp(now_ms())),
+            time: Some(timestamp(unix_ms(self.clock.now()))),
             source: LogSource::Platform.into(),
             text: text.into(),
             sequence: 0,
@@ -98,7 +100,7 @@ impl Bakes {
         tokio::spawn(async move {
             let (id, generation) = (request.build_id.clone(), request.generation);
             tracing::info!(build = id, generation, image = request.image_name, "bake began");
-            let progress = Progress { sender: sender.clone() };
+            let progress = Progress { sender: sender.clone(), clock: bakes.host.clock.clone() };
             let result = run::bake(&bakes.host, request, &progress, &cancel).await;
             match result {
                 Ok(()) => tracing::info!(build = id, "bake done"),

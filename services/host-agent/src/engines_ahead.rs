@@ -21,12 +21,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use clock::Clock;
 use snapshot::FileKind;
 use tokio::sync::Notify;
 
 use crate::adapters::files::{self, MicrovmFiles};
 use crate::adapters::image_snapshots::{fetch_error, file_name};
 use crate::domain::HostError;
+use crate::domain::capacity::Capacity;
 use crate::host::Host;
 use crate::microvm::{clone_disk, engine_error};
 use crate::resources::{BACKGROUND_DELAY, EngineHeld, Resources, SlotHeld};
@@ -44,8 +46,8 @@ const PATIENCE_POLL: Duration = Duration::from_millis(20);
 /// Below this part of the machine's memory, engines are given back and none is made.
 const AVAILABLE_PART_MIN: u64 = 16;
 
-#[derive(Default)]
 pub struct EnginesAhead {
+    clock: Clock,
     state: Mutex<State>,
     /// A launch or a wake has ended.
     wanted: Notify,
@@ -83,6 +85,11 @@ impl Drop for Start<'_> {
 }
 
 impl EnginesAhead {
+    #[must_use]
+    pub fn new(clock: Clock) -> Self {
+        Self { clock, state: Mutex::default(), wanted: Notify::new(), starts: AtomicUsize::new(0) }
+    }
+
     /// Notes that a launch or a wake began; it ends with what is returned.
     #[must_use]
     pub fn starting(&self) -> Start<'_> {
@@ -94,16 +101,17 @@ impl EnginesAhead {
     #[must_use]
     pub fn take(&self, digest: &str, size: (u32, u32)) -> Option<EngineAhead> {
         let mut state = self.state();
-        let new = || Image { size, ready: VecDeque::new(), used: Instant::now() };
+        let now = self.clock.instant();
+        let new = || Image { size, ready: VecDeque::new(), used: now };
         let image = state.images.entry(digest.to_owned()).or_insert_with(new);
-        image.used = Instant::now();
+        image.used = now;
         // One that something outside has killed is dropped, which gives back what it held.
         std::iter::from_fn(|| image.ready.pop_front()).find(EngineAhead::is_alive)
     }
 
     /// Gives back one engine of the image used longest ago; false when none waits.
     pub async fn give_one_back(&self) -> bool {
-        let engine = self.state().pop_oldest(Instant::now());
+        let engine = self.state().pop_oldest(None);
         match engine {
             Some(engine) => {
                 engine.resources.release().await;
@@ -111,6 +119,11 @@ impl EnginesAhead {
             }
             None => false,
         }
+    }
+
+    /// Gives back engines until the microVMs' memory and theirs fit.
+    pub async fn make_room(&self, capacity: &Capacity) {
+        while capacity.is_over() && self.give_one_back().await {}
     }
 
     /// Engines that wait.
@@ -182,8 +195,11 @@ impl State {
     }
 
     /// An engine of the image used longest ago, and before `than`.
-    fn pop_oldest(&mut self, than: Instant) -> Option<EngineAhead> {
-        let waiting = self.images.values_mut().filter(|image| !image.ready.is_empty() && image.used < than);
+    fn pop_oldest(&mut self, than: Option<Instant>) -> Option<EngineAhead> {
+        let waiting = self
+            .images
+            .values_mut()
+            .filter(|image| !image.ready.is_empty() && than.is_none_or(|than| image.used < than));
         waiting.min_by_key(|image| image.used)?.ready.pop_front()
     }
 }
@@ -275,16 +291,20 @@ pub async fn keep_filled(host: Arc<Host>) {
             () = ahead.wanted.notified() => {}
             () = tokio::time::sleep(SWEEP_INTERVAL) => {}
         }
+        let now = ahead.clock.instant();
         ahead
-            .forget(|digest, image| image.used.elapsed() > idle || !host.image_snapshots.holds(digest))
+            .forget(|digest, image| {
+                now.duration_since(image.used) > idle || !host.image_snapshots.holds(digest)
+            })
             .await;
         while is_memory_short() && ahead.give_one_back().await {}
+        ahead.make_room(&host.capacity).await;
         while let Some((digest, size)) = ahead.next_short(limits.engines_ahead) {
             ahead.quiet().await;
             if ahead.count() >= limits.engines_ahead_total && !ahead.make_room_for(&digest).await {
                 break;
             }
-            if is_memory_short() {
+            if is_memory_short() || host.capacity.is_over() {
                 break;
             }
             match EngineAhead::make(&host, &digest, size).await {
@@ -309,7 +329,7 @@ impl EnginesAhead {
         let engine = {
             let mut state = self.state();
             let used = state.images.get(digest).map(|image| image.used);
-            used.and_then(|used| state.pop_oldest(used))
+            used.and_then(|used| state.pop_oldest(Some(used)))
         };
         match engine {
             Some(engine) => {

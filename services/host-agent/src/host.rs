@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use clock::Clock;
 use tokio::sync::watch;
 
 use crate::adapters::files::DataDirectory;
@@ -14,6 +15,9 @@ use crate::domain::HostError;
 use crate::domain::capacity::{Capacity, Reservation};
 use crate::engines_ahead::EnginesAhead;
 use crate::metrics::Metrics;
+
+/// How often a start that waits for a slot asks waiting engines for theirs.
+const ROOM_POLL: Duration = Duration::from_millis(50);
 
 /// The guest bundle this host boots with.
 #[derive(Debug, Clone)]
@@ -91,6 +95,7 @@ pub struct Host {
     pub ahead: EnginesAhead,
     /// Counters.
     pub metrics: Metrics,
+    pub clock: Clock,
     /// Rises with every change of any microVM.
     pub changes: watch::Sender<u64>,
     /// Zero of [`Host::monotonic_ms`].
@@ -106,7 +111,14 @@ impl Host {
     /// Milliseconds since the agent started, on a clock that only rises.
     #[must_use]
     pub fn monotonic_ms(&self) -> u64 {
-        u64::try_from(self.started.elapsed().as_millis()).unwrap_or(u64::MAX)
+        let since = self.clock.instant().duration_since(self.started);
+        u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+    }
+
+    /// Milliseconds since 1970.
+    #[must_use]
+    pub fn now_ms(&self) -> u64 {
+        unix_ms(self.clock.now())
     }
 
     /// Baseline memory accounted for a guest of `memory_mib`, in MiB.
@@ -115,31 +127,38 @@ impl Host {
         (memory_mib / self.config.memory_peak_factor).max(1)
     }
 
-    /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it.
+    /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it. One that is just being
+    /// made cannot yet: it goes with the next sweep.
     ///
     /// # Errors
     /// [`HostError::Capacity`] when microVMs and bakes have it all.
     pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, HostError> {
-        loop {
-            match self.capacity.reserve(u64::from(self.baseline_mib(memory_mib))) {
-                Ok(reservation) => return Ok(reservation),
-                Err(_) if self.ahead.give_one_back().await => {}
-                Err(free) => {
-                    return Err(HostError::Capacity(format!("the host has {free} MiB of guest memory left")));
-                }
-            }
-        }
+        let reserved = self.capacity.reserve(u64::from(self.baseline_mib(memory_mib)));
+        let reserved = reserved
+            .map_err(|free| HostError::Capacity(format!("the host has {free} MiB of guest memory left")))?;
+        self.ahead.make_room(&self.capacity).await;
+        Ok(reserved)
     }
 
-    /// Takes a slot; an engine that only waits makes room for it.
+    /// Takes a slot; engines that only wait make room for it, also one that is just being made.
     ///
     /// # Errors
     /// [`HostError::Capacity`] when none comes free in time.
     pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, HostError> {
-        if self.pool.is_exhausted() {
-            self.ahead.give_one_back().await;
+        let take = self.pool.take(egress);
+        tokio::pin!(take);
+        loop {
+            if self.pool.is_exhausted() {
+                self.ahead.give_one_back().await;
+            }
+            tokio::select! {
+                biased;
+                taken = &mut take => {
+                    return taken.map_err(|error| HostError::Capacity(HostError::chain(&error).0));
+                }
+                () = tokio::time::sleep(ROOM_POLL) => {}
+            }
         }
-        self.pool.take(egress).await.map_err(|error| HostError::Capacity(HostError::chain(&error).0))
     }
 
     /// Bucket of snapshots.
@@ -159,8 +178,8 @@ impl Host {
 
 /// Milliseconds since 1970.
 #[must_use]
-pub fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+pub fn unix_ms(time: SystemTime) -> u64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 

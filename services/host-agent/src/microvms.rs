@@ -15,7 +15,7 @@ use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::metering::Meter;
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::{Host, now_ms, timestamp};
+use crate::host::{Host, timestamp};
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
@@ -234,7 +234,7 @@ impl Microvms {
             let tombstone = Tombstone {
                 generation,
                 reason: reason.to_owned(),
-                ended_ms: now_ms(),
+                ended_ms: self.host.now_ms(),
                 observation: 1,
                 meter: Meter::default(),
                 remote_prefix: microvm::remote_prefix(id.as_str()),

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use records::testing::Etcd;
-use records::{Committed, Error, Expect, Options, Store, Tenure, Write};
+use records::{Committed, Error, Expect, Store, Tenure, Write};
+use testkit::Etcd;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -31,8 +31,8 @@ impl Wire {
                 tokio::spawn(relay(client, server, hears));
             }
         });
-        let options = Options { endpoints: vec![endpoint], ..etcd.options(None) };
-        Self { store: Store::connect(options).await.unwrap(), deaf }
+        let options = settings::EtcdSettings { endpoints: vec![endpoint], ..etcd.settings() };
+        Self { store: Store::connect(&options).await.unwrap(), deaf }
     }
 }
 

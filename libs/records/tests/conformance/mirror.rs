@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use records::testing::Etcd;
 use records::{Entries, Expect, Mirror};
+use testkit::Etcd;
 use tokio::sync::watch;
 
 use super::{PATIENCE, until, watchers};

@@ -4,9 +4,10 @@ use std::time::{Duration, SystemTime};
 
 use clock::Clock;
 use records::Expect;
+use testkit::until;
 
 use crate::client::Signer;
-use crate::world::{KEY, WAIT, World, stored_key};
+use crate::world::{KEY, World, stored_key};
 
 fn stored(id: &str, secret: &str, expires: Option<SystemTime>) -> Vec<u8> {
     stored_key((id, secret), |key| key.expire_time = expires.map(api::timestamp))
@@ -23,11 +24,7 @@ const IN: &str = "InternalServerException";
 const UNKNOWN: &str = "UnrecognizedClientException";
 
 async fn becomes(world: &World, id: &str, secret: &str, expected: &str) {
-    let deadline = tokio::time::Instant::now() + WAIT;
-    while class(world, id, secret).await != expected {
-        assert!(tokio::time::Instant::now() < deadline, "{id} never is {expected}");
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
+    until(&format!("{id} is {expected}"), || async { class(world, id, secret).await == expected }).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,8 +4,6 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 mod auth;
-#[path = "../certificates.rs"]
-mod certificates;
 mod client;
 mod connectors;
 mod constraints;
@@ -15,7 +13,6 @@ mod keys;
 mod permissions;
 mod recordings;
 mod samples;
-mod script;
 mod services;
 mod translation;
 mod world;

@@ -7,11 +7,11 @@ use api::image::v1::{CreateImageResponse, GetImageResponse};
 use api::microvm::v1::{GetMicrovmResponse, RunMicrovmResponse};
 use rpc::Role;
 use serde_json::{Value, json};
+use testkit::Script;
+use testkit::certificates::identity;
 use tonic::{Code, Status};
 
-use crate::certificates::identity;
 use crate::samples::{self, MICROVM};
-use crate::script::Script;
 use crate::world::{World, image};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -100,7 +100,7 @@ async fn the_replica_that_leads_is_found() {
             let path = config.tls.ca.parent().unwrap().to_owned();
             let identity = identity(&path, Role::Scheduler);
             let script = tokio::task::block_in_place(|| {
-                tokio::runtime::Handle::current().block_on(Script::start(&identity))
+                tokio::runtime::Handle::current().block_on(Script::start(&identity, &[Role::EdgeProxy]))
             });
             config.schedulers.push(script.address.to_string());
             *slot = Some(script);

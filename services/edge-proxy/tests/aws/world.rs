@@ -6,21 +6,22 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::access::v1::{AccessKey, StoredAccessKey};
+use api::microvm::v1::{WatchMicrovmsRequest, WatchMicrovmsResponse};
 use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::{AwsSettings, Config, Throttles};
+use futures::stream::BoxStream;
 use prost::Message as _;
 use records::Expect;
-use records::testing::Etcd;
 use rpc::Role;
 use serde_json::Value;
-use settings::{EtcdSettings, TlsSettings};
+use testkit::certificates::{self, identity};
+use testkit::{Etcd, Script, eventually, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
+use tonic::Status;
 
-use crate::certificates::{self, identity};
 use crate::client::{Answer, Connection, Signer};
-use crate::script::Script;
 
 pub const ACCOUNT: &str = "000000000000";
 pub const REGION: &str = "us-east-1";
@@ -86,8 +87,14 @@ impl World {
         let store = etcd.store().await;
         let key = format!("access-keys/{}", KEY.0);
         store.put_if(&key, stored_key(KEY, |_| ()), Expect::Absent, None).await.unwrap();
-        let scheduler = Script::start(&identity(directory.path(), Role::Scheduler)).await;
-        let image_builder = Script::start(&identity(directory.path(), Role::ImageBuilder)).await;
+        let scheduler = Script::start(&identity(directory.path(), Role::Scheduler), &[Role::EdgeProxy]).await;
+        scheduler.stream("WatchMicrovms", |_: WatchMicrovmsRequest| {
+            Err::<BoxStream<'static, Result<WatchMicrovmsResponse, Status>>, _>(Status::unavailable(
+                "the endpoints are not under test",
+            ))
+        });
+        let image_builder =
+            Script::start(&identity(directory.path(), Role::ImageBuilder), &[Role::EdgeProxy]).await;
         let mut config = Config {
             listen: "127.0.0.1:0".parse().unwrap(),
             domain: "microvms.test".into(),
@@ -105,12 +112,8 @@ impl World {
                 throttles: unlimited(),
                 ..AwsSettings::default()
             },
-            tls: TlsSettings {
-                ca: file("ca.pem"),
-                cert: file("edge-proxy.pem"),
-                key: file("edge-proxy.key"),
-            },
-            etcd: EtcdSettings { endpoints: vec![etcd.endpoint()], root: "/torpor/".into(), tls: None },
+            tls: certificates::files(directory.path(), "edge-proxy"),
+            etcd: etcd.settings(),
             ..Config::default()
         };
         change(&mut config);
@@ -125,15 +128,11 @@ impl World {
     pub async fn add_key(&self, (id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) {
         let value = stored_key((id, secret), change);
         self.store.put_if(&format!("access-keys/{id}"), value, Expect::Absent, None).await.unwrap();
-        let deadline = tokio::time::Instant::now() + WAIT;
-        loop {
+        until(&format!("{id} is known"), || async {
             let request = Signer::new(id, secret).request("POST", "/2025-09-09/microvms/any", "");
-            if self.connection().send(request).await.class() != "UnrecognizedClientException" {
-                return;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "{id} is not known");
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
+            self.connection().send(request).await.class() != "UnrecognizedClientException"
+        })
+        .await;
     }
 
     pub fn file(&self, name: &str) -> PathBuf {
@@ -156,20 +155,13 @@ impl World {
 
     /// The audit records so far, once there are `count`.
     pub async fn audited(&self, count: usize) -> Vec<Value> {
-        let deadline = tokio::time::Instant::now() + WAIT;
-        loop {
+        eventually("the audit records are there", || async {
             let text = std::fs::read_to_string(self.file("audit.jsonl")).unwrap();
-            let lines: Vec<Value> = text
-                .split_inclusive('\n')
-                .filter(|line| line.ends_with('\n'))
-                .map(|line| serde_json::from_str(line).unwrap())
-                .collect();
-            if lines.len() >= count {
-                return lines;
-            }
-            assert!(tokio::time::Instant::now() < deadline, "only {} records", lines.len());
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
+            let lines = text.split_inclusive('\n').filter(|line| line.ends_with('\n'));
+            let lines: Vec<Value> = lines.map(|line| serde_json::from_str(line).unwrap()).collect();
+            (lines.len() >= count).then_some(lines)
+        })
+        .await
     }
 
     /// Stops the edge and waits for its end.

@@ -1,18 +1,17 @@
 //! A scheduler that knows what the test tells it.
 
-use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use api::microvm::v1::microvm_service_server::{MicrovmService, MicrovmServiceServer};
-use api::microvm::v1::*;
-use rpc::{Role, ServerBuilder, TlsIdentity};
-use tokio::sync::{broadcast, mpsc};
-use tokio_stream::wrappers::ReceiverStream;
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use api::microvm::v1::{
+    ResumeMicrovmRequest, ResumeMicrovmResponse, WatchMicrovmsRequest, WatchMicrovmsResponse,
+};
+use futures::stream::{self, BoxStream, StreamExt as _};
+use rpc::{Role, TlsIdentity};
+use testkit::Script;
+use tokio::sync::broadcast;
+use tonic::Status;
 
 struct Inner {
     known: Mutex<Vec<WatchMicrovmsResponse>>,
@@ -24,18 +23,9 @@ struct Inner {
 }
 
 pub struct Scheduler {
-    pub address: SocketAddr,
+    pub script: Script,
     inner: Arc<Inner>,
-    pub stop: CancellationToken,
 }
-
-impl Drop for Scheduler {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
-
-struct Service(Arc<Inner>);
 
 impl Scheduler {
     pub async fn start(identity: &Arc<TlsIdentity>) -> Self {
@@ -46,12 +36,12 @@ impl Scheduler {
             look_ups: AtomicUsize::new(0),
             on_resume: Mutex::default(),
         });
-        let server = ServerBuilder::bind("127.0.0.1:0", identity).await.unwrap();
-        let address = server.local_addr();
-        let stop = CancellationToken::new();
-        let routes = Routes::new(MicrovmServiceServer::new(Service(inner.clone())));
-        tokio::spawn(server.serve(routes, stop.clone()));
-        Self { address, inner, stop }
+        let script = Script::start(identity, &[Role::EdgeProxy]).await;
+        let followed = Arc::clone(&inner);
+        script.stream("WatchMicrovms", move |request| Ok(followed.watch(request)));
+        let resumed = Arc::clone(&inner);
+        script.react_later("ResumeMicrovm", move |_: ResumeMicrovmRequest| Arc::clone(&resumed).resume());
+        Self { script, inner }
     }
 
     /// Notes a microVM and tells the followers.
@@ -83,9 +73,12 @@ impl Scheduler {
     }
 }
 
+fn id(message: &WatchMicrovmsResponse) -> &str {
+    &message.microvm.as_ref().unwrap().microvm_id
+}
+
 impl Inner {
     fn note(&self, message: WatchMicrovmsResponse) {
-        let id = |message: &WatchMicrovmsResponse| message.microvm.as_ref().unwrap().microvm_id.clone();
         let mut known = self.known.lock().unwrap();
         known.retain(|old| id(old) != id(&message));
         known.push(message);
@@ -95,95 +88,29 @@ impl Inner {
         self.note(message.clone());
         let _ = self.changes.send(message);
     }
-}
 
-type Answer<T> = Result<Response<T>, Status>;
-type Messages<T> = ReceiverStream<Result<T, Status>>;
-
-#[tonic::async_trait]
-impl MicrovmService for Service {
-    type WatchMicrovmsStream = Messages<WatchMicrovmsResponse>;
-    type FollowMicrovmLogStream = Messages<FollowMicrovmLogResponse>;
-
-    async fn watch_microvms(
+    /// What is known, of all microVMs or of one; then every change.
+    fn watch(
         &self,
-        request: Request<WatchMicrovmsRequest>,
-    ) -> Answer<Self::WatchMicrovmsStream> {
-        rpc::authorize(&request, &[Role::EdgeProxy])?;
-        let wanted = request.into_inner().microvm_id;
-        let mut changes = self.0.changes.subscribe();
-        let (sender, receiver) = mpsc::channel(64);
-        let known = self.0.known.lock().unwrap().clone();
-        let one = !wanted.is_empty();
-        self.0.look_ups.fetch_add(usize::from(one), Ordering::SeqCst);
-        tokio::spawn(async move {
-            for message in known {
-                if !one || message.microvm.as_ref().unwrap().microvm_id == wanted {
-                    let _ = sender.send(Ok(message)).await;
-                }
-            }
-            let _ = sender.send(Ok(WatchMicrovmsResponse { synced: true, ..Default::default() })).await;
-            loop {
-                tokio::select! {
-                    message = changes.recv() => {
-                        let Ok(message) = message else { return };
-                        let _ = sender.send(Ok(message)).await;
-                    }
-                    () = sender.closed() => return,
-                }
-            }
-        });
-        Ok(Response::new(ReceiverStream::new(receiver)))
+        request: WatchMicrovmsRequest,
+    ) -> BoxStream<'static, Result<WatchMicrovmsResponse, Status>> {
+        let changes = self.changes.subscribe();
+        let wanted = request.microvm_id;
+        self.look_ups.fetch_add(usize::from(!wanted.is_empty()), Ordering::SeqCst);
+        let mut known = self.known.lock().unwrap().clone();
+        known.retain(|message| wanted.is_empty() || id(message) == wanted);
+        known.push(WatchMicrovmsResponse { synced: true, ..Default::default() });
+        let changes =
+            stream::unfold(changes, async |mut changes| Some((changes.recv().await.ok()?, changes)));
+        stream::iter(known).chain(changes).map(Ok).boxed()
     }
 
-    async fn resume_microvm(&self, request: Request<ResumeMicrovmRequest>) -> Answer<ResumeMicrovmResponse> {
-        rpc::authorize(&request, &[Role::EdgeProxy])?;
-        self.0.resumes.fetch_add(1, Ordering::SeqCst);
+    async fn resume(self: Arc<Self>) -> Result<ResumeMicrovmResponse, Status> {
+        self.resumes.fetch_add(1, Ordering::SeqCst);
         tokio::time::sleep(Duration::from_millis(100)).await;
-        let message = self.0.on_resume.lock().unwrap().clone();
-        match message {
-            Some(message) => {
-                self.0.tell(message.clone());
-                Ok(Response::new(ResumeMicrovmResponse { microvm: message.microvm }))
-            }
-            None => Err(Status::resource_exhausted("no host has room")),
-        }
-    }
-
-    async fn run_microvm(&self, _: Request<RunMicrovmRequest>) -> Answer<RunMicrovmResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn get_microvm(&self, _: Request<GetMicrovmRequest>) -> Answer<GetMicrovmResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn list_microvms(&self, _: Request<ListMicrovmsRequest>) -> Answer<ListMicrovmsResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn suspend_microvm(&self, _: Request<SuspendMicrovmRequest>) -> Answer<SuspendMicrovmResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn terminate_microvm(
-        &self,
-        _: Request<TerminateMicrovmRequest>,
-    ) -> Answer<TerminateMicrovmResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn create_microvm_auth_token(
-        &self,
-        _: Request<CreateMicrovmAuthTokenRequest>,
-    ) -> Answer<CreateMicrovmAuthTokenResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn create_microvm_shell_auth_token(
-        &self,
-        _: Request<CreateMicrovmShellAuthTokenRequest>,
-    ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
-        Err(Status::unimplemented(""))
-    }
-    async fn follow_microvm_log(
-        &self,
-        _: Request<FollowMicrovmLogRequest>,
-    ) -> Answer<Self::FollowMicrovmLogStream> {
-        Err(Status::unimplemented(""))
+        let message = self.on_resume.lock().unwrap().clone();
+        let message = message.ok_or_else(|| Status::resource_exhausted("no host has room"))?;
+        self.tell(message.clone());
+        Ok(ResumeMicrovmResponse { microvm: message.microvm })
     }
 }

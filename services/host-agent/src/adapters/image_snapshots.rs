@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use clock::Clock;
 use serde::{Deserialize, Serialize};
 use snapshot::FileKind;
 
@@ -44,6 +45,7 @@ struct Inner {
     store: object_store::Store,
     bucket: String,
     bytes_max: u64,
+    clock: Clock,
     entries: Mutex<HashMap<String, Entry>>,
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -72,6 +74,7 @@ impl ImageSnapshots {
         store: object_store::Store,
         bucket: &str,
         bytes_max: u64,
+        clock: Clock,
     ) -> Result<Self, HostError> {
         let mut entries = HashMap::new();
         let directory = data.image_snapshots();
@@ -82,7 +85,7 @@ impl ImageSnapshots {
             match (path.file_name().and_then(|name| name.to_str()), origin) {
                 (Some(digest), Some(origin)) => {
                     let bytes = files::occupied_bytes(&path);
-                    let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
+                    let entry = Entry { origin, bytes, leases: 0, used: clock.instant() };
                     entries.insert(digest.to_owned(), entry);
                 }
                 _ => files::discard(&path),
@@ -94,6 +97,7 @@ impl ImageSnapshots {
                 store,
                 bucket: bucket.to_owned(),
                 bytes_max,
+                clock,
                 entries: Mutex::new(entries),
                 fetching: Mutex::new(HashMap::new()),
             }),
@@ -205,7 +209,7 @@ impl ImageSnapshots {
         })
         .await?;
         let bytes = files::occupied_bytes(&target);
-        let entry = Entry { origin, bytes, leases: 0, used: std::time::Instant::now() };
+        let entry = Entry { origin, bytes, leases: 0, used: self.inner.clock.instant() };
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).insert(digest.to_owned(), entry);
         let lease = self
             .lease(digest)
@@ -219,7 +223,7 @@ impl ImageSnapshots {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let entry = entries.get_mut(digest)?;
         entry.leases += 1;
-        entry.used = std::time::Instant::now();
+        entry.used = self.inner.clock.instant();
         Some(ImageSnapshotLease {
             cache: self.clone(),
             digest: digest.to_owned(),
@@ -317,7 +321,7 @@ impl Drop for ImageSnapshotLease {
         let mut entries = self.cache.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = entries.get_mut(&self.digest) {
             entry.leases = entry.leases.saturating_sub(1);
-            entry.used = std::time::Instant::now();
+            entry.used = self.cache.inner.clock.instant();
         }
     }
 }

@@ -20,7 +20,7 @@ use crate::adapters::image_snapshots::{LOG_LABEL, Origin, fetch_error, file_name
 use crate::domain::HostError;
 use crate::domain::app_end::AppEnd;
 use crate::failpoint;
-use crate::host::{Host, now_ms};
+use crate::host::Host;
 use crate::microvm::{self, GuestConnection, connect_guest, engine_error, exit_sentence, link_error};
 use crate::resources::{EngineHeld, Resources, SlotHeld};
 use crate::stopwatch::Stopwatch;
@@ -254,7 +254,7 @@ impl BakeJob {
             generation: Some(self.request.generation),
             sequence: None,
             parent: None,
-            created_unix_ms: now_ms(),
+            created_unix_ms: self.host.now_ms(),
             labels: [(LOG_LABEL.to_owned(), log_next.to_string())].into(),
         };
         let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device]

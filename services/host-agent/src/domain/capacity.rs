@@ -37,25 +37,35 @@ impl Capacity {
     /// # Errors
     /// The free MiB, when that is less.
     pub fn reserve(&self, mib: u64) -> Result<Reservation, u64> {
-        self.reserve_as(mib, false)
+        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        let free = inner.total_mib.saturating_sub(inner.used_mib);
+        if mib > free {
+            return Err(free);
+        }
+        inner.used_mib += mib;
+        Ok(Reservation { capacity: self.clone(), mib, idle: false })
     }
 
-    /// Hands out `mib` that the holder gives back when a microVM needs them, so that they do not count as used.
+    /// Hands out `mib` that the holder gives back when [`Capacity::is_over`], so that they do not count as used and stand in
+    /// nobody's way.
     ///
     /// # Errors
     /// The free MiB, when that is less.
     pub fn reserve_idle(&self, mib: u64) -> Result<Reservation, u64> {
-        self.reserve_as(mib, true)
-    }
-
-    fn reserve_as(&self, mib: u64, idle: bool) -> Result<Reservation, u64> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let free = inner.total_mib.saturating_sub(inner.used_mib + inner.idle_mib);
         if mib > free {
             return Err(free);
         }
-        *inner.account(idle) += mib;
-        Ok(Reservation { capacity: self.clone(), mib, idle })
+        inner.idle_mib += mib;
+        Ok(Reservation { capacity: self.clone(), mib, idle: true })
+    }
+
+    /// True when idle memory is in use twice and must be given back.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.idle_mib > 0 && inner.used_mib + inner.idle_mib > inner.total_mib
     }
 
     /// Hands out `mib` even beyond the budget, for microVMs that already run
@@ -76,14 +86,8 @@ impl Capacity {
 impl Drop for Reservation {
     fn drop(&mut self) {
         let mut inner = self.capacity.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        let account = inner.account(self.idle);
+        let account = if self.idle { &mut inner.idle_mib } else { &mut inner.used_mib };
         *account = account.checked_sub(self.mib).expect("a reservation is given back once, by its own drop");
-    }
-}
-
-impl Inner {
-    fn account(&mut self, idle: bool) -> &mut u64 {
-        if idle { &mut self.idle_mib } else { &mut self.used_mib }
     }
 }
 
@@ -104,8 +108,13 @@ mod tests {
 
         let idle = capacity.reserve_idle(900).unwrap();
         assert_eq!(capacity.used_mib(), 0);
-        assert_eq!(capacity.reserve(200).unwrap_err(), 100);
+        assert_eq!(capacity.reserve_idle(200).unwrap_err(), 100);
+        assert!(!capacity.is_over());
+        let guest = capacity.reserve(1000).unwrap();
+        assert!(capacity.is_over());
         drop(idle);
-        capacity.reserve(1000).unwrap();
+        assert!(!capacity.is_over());
+        assert_eq!(capacity.reserve_idle(1).unwrap_err(), 0);
+        drop(guest);
     }
 }

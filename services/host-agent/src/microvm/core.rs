@@ -22,7 +22,7 @@ use crate::domain::local_state::{Event, next};
 use crate::domain::metering::Sample;
 use crate::domain::transition::Transition;
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::{Host, now_ms};
+use crate::host::Host;
 use crate::resources::Resources;
 
 /// A microVM's state, owned by its driver.
@@ -104,7 +104,7 @@ impl Core {
         let to = next(from, event).unwrap_or_else(|| panic!("{event:?} cannot happen in {from:?}"));
         self.journal.state = to;
         reason.clone_into(&mut self.journal.reason);
-        self.journal.state_since_ms = now_ms();
+        self.journal.state_since_ms = self.host.now_ms();
         tracing::info!(microvm = %self.id, generation = self.journal.generation, ?from, ?to, reason, "state");
     }
 
@@ -163,9 +163,10 @@ impl Core {
 
     /// Samples what the engine has used since the last sample.
     pub fn sample(&mut self) {
+        let now = self.host.clock.instant();
         let Some(live) = &mut self.live else { return };
-        let interval = live.sampled.elapsed();
-        live.sampled = Instant::now();
+        let interval = now.duration_since(live.sampled);
+        live.sampled = now;
         let Ok(usage) = live.machine.usage() else { return };
         let sample =
             Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes, interval };

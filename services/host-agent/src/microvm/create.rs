@@ -14,7 +14,7 @@ use crate::adapters::files;
 use crate::adapters::journal::Journal;
 use crate::adapters::logs::Log;
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::{Host, now_ms};
+use crate::host::Host;
 
 /// The state of a microVM from its journal.
 ///
@@ -66,7 +66,7 @@ pub fn create(
     let files = host.data.microvm(id.as_str());
     files::remove(files.directory())?;
     files::make_directory(files.directory())?;
-    let journal = Journal::new(&spec, generation, state, now_ms());
+    let journal = Journal::new(&spec, generation, state, host.now_ms());
     let (mut core, notices) = build(host, id, journal, spec)?;
     core.save()?;
     Ok(Driver::new(core, notices))

@@ -345,7 +345,7 @@ impl Core {
     /// the host only when nobody else did.
     fn until_deadline(&self) -> Duration {
         self.spec.deadline.map_or(Duration::MAX / 4, |deadline| {
-            (deadline + DEADLINE_GRACE).duration_since(std::time::SystemTime::now()).unwrap_or_default()
+            (deadline + DEADLINE_GRACE).duration_since(self.host.clock.now()).unwrap_or_default()
         })
     }
 

@@ -9,7 +9,6 @@ use crate::adapters::journal::Tombstone;
 use crate::domain::hooks::HookName;
 use crate::domain::local_state::Event;
 use crate::failpoint;
-use crate::host::now_ms;
 
 /// Longest panic message reported.
 const PANIC_CHARACTERS_MAX: usize = 200;
@@ -64,7 +63,7 @@ impl Core {
             let tombstone = Tombstone {
                 generation: self.journal.generation,
                 reason: order.reason.clone(),
-                ended_ms: now_ms(),
+                ended_ms: self.host.now_ms(),
                 observation: self.journal.observation + 1,
                 meter: self.journal.meter,
                 remote_prefix: remote_prefix(self.id.as_str()),

@@ -11,6 +11,8 @@ use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
+use crate::host::Host;
+
 /// Longest wait for the guest's kernel to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for the relay's answer.
@@ -26,11 +28,11 @@ pub struct Activity {
 }
 
 impl Activity {
-    /// Counts `bytes` moved at `now_ms`. Zero bytes stamp the time alone.
-    pub fn stamp(&self, bytes: u64, now_ms: u64) {
+    /// Counts `bytes` moved now. Zero bytes stamp the time alone.
+    pub fn stamp(&self, bytes: u64, host: &Host) {
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.last_ms.fetch_max(now_ms, Ordering::Relaxed);
-        self.last_wall_ms.fetch_max(crate::host::now_ms(), Ordering::Relaxed);
+        self.last_ms.fetch_max(host.monotonic_ms(), Ordering::Relaxed);
+        self.last_wall_ms.fetch_max(host.now_ms(), Ordering::Relaxed);
     }
 
     /// Bytes of earlier runs of the agent.

@@ -8,7 +8,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use model::ids::MicrovmId;
 
@@ -25,7 +25,7 @@ use crate::adapters::local_snapshot::LocalManifest;
 use crate::domain::local_state::Event;
 use crate::domain::recovery::{Cause, Decision, EngineFound, SnapshotFound, decide};
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::{Host, Template, now_ms};
+use crate::host::{Host, Template};
 use crate::resources::{EngineHeld, Resources, SlotHeld};
 
 /// More observations than are ever published between two writes of the journal,
@@ -188,7 +188,7 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostEr
     let Found { id, journal, spec, machine, decision, last_words } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;
     // The clock as well: after a power cut the journal may be much older than what was reported.
-    core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(now_ms());
+    core.journal.observation = (core.journal.observation + OBSERVATIONS_UNSAVED_MAX).max(host.now_ms());
     match decision {
         Decision::Remove => {
             files::remove(core.files.directory())?;
@@ -264,7 +264,8 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
         core.enter(Event::IsRunning, "");
     }
     core.idle_floor_ms = core.host.monotonic_ms();
-    core.live = Some(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump });
+    let sampled = core.host.clock.instant();
+    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, pump });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

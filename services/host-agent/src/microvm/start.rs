@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 
@@ -85,7 +85,7 @@ impl Core {
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
                 self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live { machine, resources, dialer, link, gate, sampled: Instant::now(), pump })
+                Ok(Live { machine, resources, dialer, link, gate, sampled: self.host.clock.instant(), pump })
             }
             Err(failure) => {
                 restored.resources.release().await;

@@ -22,7 +22,6 @@ use crate::domain::hooks::HookName;
 use crate::domain::local_state::Event;
 use crate::domain::{HostError, LocalState};
 use crate::failpoint;
-use crate::host::now_ms;
 use crate::stopwatch::Stopwatch;
 
 impl Core {
@@ -123,7 +122,7 @@ impl Core {
             device_state_bytes: length(&files.device_state())?,
             memory_difference_bytes: length(&files.memory_difference())?,
             difference_bytes: stats.bytes,
-            created_ms: now_ms(),
+            created_ms: self.host.now_ms(),
             journal: Some(self.journal_asleep(sequence, stats.bytes)),
         };
         let (for_write, to) = (manifest.clone(), files.clone());
@@ -141,7 +140,7 @@ impl Core {
         self.journal.revision += 1;
         let mut journal = self.journal.clone();
         journal.state = LocalState::Suspended;
-        journal.state_since_ms = now_ms();
+        journal.state_since_ms = self.host.now_ms();
         journal.slept(sequence, difference_bytes);
         journal
     }

@@ -5,7 +5,6 @@ use std::time::Duration;
 
 use super::Microvms;
 use crate::adapters::files;
-use crate::host::now_ms;
 
 /// How often the ended are looked through.
 const INTERVAL: Duration = Duration::from_secs(5);
@@ -48,7 +47,7 @@ impl Microvms {
     fn forget_old(&self) {
         let (timeouts, limits) = (&self.host.config.timeouts, &self.host.config.limits);
         let keep_ms = timeouts.tombstone_retention_ms.max(timeouts.log_retention_ms);
-        let now = now_ms();
+        let now = self.host.now_ms();
         let mut ended = self.ended();
         let mut by_age: Vec<(u64, String, bool)> = ended
             .iter()

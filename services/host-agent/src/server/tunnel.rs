@@ -83,7 +83,7 @@ impl Tunnels {
         };
         self.host.metrics.tunnel_opened();
         let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
-        let count = move |bytes| activity.stamp(bytes, host.monotonic_ms());
+        let count = move |bytes| activity.stamp(bytes, &host);
         let mut fenced = self.fenced.clone();
         tokio::select! {
             _ = tunnel::copy(tunnel, guest.stream, count, &guest.closed) => {}
@@ -116,7 +116,7 @@ impl Tunnels {
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
         }
-        handle.activity.stamp(0, self.host.monotonic_ms());
+        handle.activity.stamp(0, &self.host);
         let mut waited = false;
         for _ in 0..ROUNDS_MAX {
             let gate = self.reach(&handle, request.wake, &mut waited).await?;

@@ -139,7 +139,7 @@ async fn they_make_room_for_microvms() {
         }
     }
     assert_eq!(agent.engines().len(), 8);
-    assert!(agent.engines_ahead().is_empty(), "there is no memory for them");
+    assert_eq!(waiting(&agent, 0).await, BTreeSet::new(), "there is no memory for them");
     let refused = launch(&agent, &spec(&snapshot), 1).await.unwrap_err();
     assert_eq!(refused.code(), tonic::Code::ResourceExhausted, "{refused}");
 }

@@ -4,10 +4,11 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
-use api::host::v1::host_service_server::{HostService, HostServiceServer};
-use api::host::v1::*;
-use tokio_util::sync::CancellationToken;
-use tonic::{Request, Response, Status};
+use api::host::v1::{
+    HeartbeatRequest, HeartbeatResponse, HostSpec, ObservedMicrovm, RegisterHostRequest, RegisterHostResponse,
+};
+use rpc::Role;
+use testkit::Script;
 
 /// What was reported.
 #[derive(Default)]
@@ -19,85 +20,33 @@ pub struct Reports {
     pub stale: HashMap<String, Vec<String>>,
 }
 
-pub struct Recorder {
-    reports: Arc<Mutex<Reports>>,
-}
-
-/// Serves one; returns its address and what it hears.
-pub async fn serve(
-    identity: &Arc<rpc::TlsIdentity>,
-    stop: CancellationToken,
-) -> (String, Arc<Mutex<Reports>>) {
-    let reports = Arc::new(Mutex::new(Reports::default()));
-    let server = rpc::ServerBuilder::bind("127.0.0.1:0", identity).await.unwrap();
-    let address = server.local_addr().to_string();
-    let routes =
-        tonic::service::Routes::new(HostServiceServer::new(Recorder { reports: Arc::clone(&reports) }));
-    tokio::spawn(async move { server.serve(routes, stop).await });
-    (address, reports)
-}
-
-impl Recorder {
-    fn hear(&self, host: &str, observed: Vec<ObservedMicrovm>) -> Vec<String> {
-        let mut reports = self.reports.lock().unwrap();
+impl Reports {
+    fn hear(&mut self, host: &str, observed: Vec<ObservedMicrovm>) -> Vec<String> {
         for one in observed {
-            reports.latest.insert(one.microvm_id.clone(), one);
+            self.latest.insert(one.microvm_id.clone(), one);
         }
-        reports.stale.remove(host).unwrap_or_default()
+        self.stale.remove(host).unwrap_or_default()
     }
 }
 
-#[tonic::async_trait]
-impl HostService for Recorder {
-    async fn register_host(
-        &self,
-        request: Request<RegisterHostRequest>,
-    ) -> Result<Response<RegisterHostResponse>, Status> {
-        let request = request.into_inner();
+/// Serves one; returns it and what it hears.
+pub async fn serve(identity: &Arc<rpc::TlsIdentity>) -> (Script, Arc<Mutex<Reports>>) {
+    let reports = Arc::new(Mutex::new(Reports::default()));
+    let script = Script::start(identity, &[Role::HostAgent]).await;
+    let heard = Arc::clone(&reports);
+    script.react("RegisterHost", move |request: RegisterHostRequest| {
+        let mut reports = heard.lock().unwrap();
+        reports.registrations += 1;
         let spec = request.spec.unwrap();
-        let host = spec.host_id.clone();
-        {
-            let mut reports = self.reports.lock().unwrap();
-            reports.registrations += 1;
-            reports.spec = spec;
-        }
-        let stale_microvm_ids = self.hear(&host, request.observed);
         let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
-        Ok(Response::new(RegisterHostResponse { heartbeat_interval, stale_microvm_ids }))
-    }
-
-    async fn heartbeat(
-        &self,
-        request: Request<HeartbeatRequest>,
-    ) -> Result<Response<HeartbeatResponse>, Status> {
-        let request = request.into_inner();
-        let stale_microvm_ids = self.hear(&request.host_id, request.observed);
-        Ok(Response::new(HeartbeatResponse { register: false, stale_microvm_ids }))
-    }
-
-    async fn drain_host(&self, _: Request<DrainHostRequest>) -> Result<Response<DrainHostResponse>, Status> {
-        Err(Status::unimplemented("not of this test"))
-    }
-
-    async fn undrain_host(
-        &self,
-        _: Request<UndrainHostRequest>,
-    ) -> Result<Response<UndrainHostResponse>, Status> {
-        Err(Status::unimplemented("not of this test"))
-    }
-
-    async fn list_hosts(&self, _: Request<ListHostsRequest>) -> Result<Response<ListHostsResponse>, Status> {
-        Err(Status::unimplemented("not of this test"))
-    }
-
-    async fn place_bake(&self, _: Request<PlaceBakeRequest>) -> Result<Response<PlaceBakeResponse>, Status> {
-        Err(Status::unimplemented("not of this test"))
-    }
-
-    async fn release_bake(
-        &self,
-        _: Request<ReleaseBakeRequest>,
-    ) -> Result<Response<ReleaseBakeResponse>, Status> {
-        Err(Status::unimplemented("not of this test"))
-    }
+        let stale_microvm_ids = reports.hear(&spec.host_id, request.observed);
+        reports.spec = spec;
+        Ok(RegisterHostResponse { heartbeat_interval, stale_microvm_ids })
+    });
+    let heard = Arc::clone(&reports);
+    script.react("Heartbeat", move |request: HeartbeatRequest| {
+        let stale_microvm_ids = heard.lock().unwrap().hear(&request.host_id, request.observed);
+        Ok(HeartbeatResponse { register: false, stale_microvm_ids })
+    });
+    (script, reports)
 }

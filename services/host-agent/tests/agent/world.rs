@@ -8,27 +8,24 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use object_store::test_server::TestS3;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rpc::{Role, TlsIdentity};
-use tokio_util::sync::CancellationToken;
+pub use testkit::PATIENCE;
+use testkit::certificates::{self, identity};
+use testkit::{Etcd, Script, TestS3, Xfs, free_port};
 
 use crate::scheduler::{self, Reports};
 
 /// Bucket of the tests.
 pub const BUCKET: &str = "snapshots";
-/// Longest wait for anything on a loaded machine without virtualization.
-pub const PATIENCE: Duration = Duration::from_secs(60);
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
 
 pub struct World {
     pub directory: tempfile::TempDir,
     pub s3: TestS3,
-    pub etcd: records::testing::Etcd,
+    pub etcd: Etcd,
     pub reports: Arc<Mutex<Reports>>,
-    scheduler: String,
-    stop: CancellationToken,
+    scheduler: Script,
 }
 
 /// One agent: its process, its disk, its names.
@@ -42,33 +39,33 @@ pub struct Agent {
     log: PathBuf,
     prefix: String,
     child: Option<Child>,
+    /// Holds `data`; unmounted when everything that works on it has been stopped.
+    _disk: Xfs,
 }
 
 impl World {
     pub async fn start() -> Self {
         rpc::install_crypto_provider();
         let directory = tempfile::tempdir().unwrap();
-        certificates(directory.path());
-        let stop = CancellationToken::new();
+        certificates::write(directory.path(), &[]);
         let identity = identity(directory.path(), Role::Scheduler);
-        let (scheduler, reports) = scheduler::serve(&identity, stop.clone()).await;
+        let (scheduler, reports) = scheduler::serve(&identity).await;
         let s3 = TestS3::start().await;
         s3.store().ensure_bucket(BUCKET).await.unwrap();
-        let etcd = records::testing::Etcd::start().await;
-        Self { directory, s3, etcd, reports, scheduler, stop }
+        let etcd = Etcd::start().await;
+        Self { directory, s3, etcd, reports, scheduler }
     }
 
     /// Starts an agent on a fresh XFS of `mib` MiB.
     pub async fn agent(&self, mib: u64) -> Agent {
-        // Looked for first: what fails from the mount on must not leave it behind.
         let bundle = bundle();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
-        let data = self.directory.path().join(&name);
-        mount_xfs(&self.directory.path().join(format!("{name}.xfs")), &data, mib);
+        let disk = Xfs::mount(mib);
+        let data = disk.path();
         let unique = std::process::id().wrapping_mul(7).wrapping_add(number);
         let prefix = format!("t{:x}", unique & 0x00ff_ffff);
-        let (port, tunnel_port) = (records::testing::free_port(), records::testing::free_port());
+        let (port, tunnel_port) = (free_port(), free_port());
         let address = format!("127.0.0.1:{port}");
         let tunnel = format!("127.0.0.1:{tunnel_port}");
         let config = self.directory.path().join(format!("{name}.toml"));
@@ -112,7 +109,7 @@ retry_min_ms = 200
 log_filter = "info,torpor_host_agent=debug"
 "#,
             data = data.display(),
-            scheduler = self.scheduler,
+            scheduler = self.scheduler.address,
             bundle = bundle.display(),
             ca = ca.display(),
             etcd = self.etcd.endpoint(),
@@ -125,16 +122,20 @@ log_filter = "info,torpor_host_agent=debug"
         std::fs::write(&config, text).unwrap();
         let log = self.directory.path().join(format!("{name}.log"));
         let identities = self.directory.path().to_owned();
-        let mut agent =
-            Agent { host_id: name, data, address, tunnel, identities, config, log, prefix, child: None };
+        let mut agent = Agent {
+            host_id: name,
+            data,
+            _disk: disk,
+            address,
+            tunnel,
+            identities,
+            config,
+            log,
+            prefix,
+            child: None,
+        };
         agent.start(None).await;
         agent
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
     }
 }
 
@@ -288,7 +289,6 @@ impl Drop for Agent {
                 let _ = Command::new("nft").arg("delete").args(line.split_whitespace()).status();
             }
         }
-        let _ = Command::new("umount").arg("-l").arg(&self.data).status();
     }
 }
 
@@ -301,35 +301,4 @@ fn bundle() -> PathBuf {
         path.display()
     );
     path
-}
-
-fn mount_xfs(file: &Path, directory: &Path, mib: u64) {
-    std::fs::create_dir_all(directory).unwrap();
-    std::fs::File::create(file).unwrap().set_len(mib << 20).unwrap();
-    let run = |command: &mut Command| {
-        let out = command.output().unwrap();
-        assert!(out.status.success(), "{command:?}: {}", String::from_utf8_lossy(&out.stderr));
-    };
-    run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(file));
-    run(Command::new("mount").args(["-o", "loop"]).arg(file).arg(directory));
-}
-
-fn certificates(directory: &Path) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(Vec::new()).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    std::fs::write(directory.join("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    for role in Role::ALL {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
-        let certificate = params.signed_by(&key, &issuer).unwrap();
-        std::fs::write(directory.join(format!("{role}.pem")), certificate.pem()).unwrap();
-        std::fs::write(directory.join(format!("{role}.key")), key.serialize_pem()).unwrap();
-    }
-}
-
-fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
-    let file = |kind: &str| directory.join(format!("{role}.{kind}"));
-    TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
 }

@@ -11,7 +11,7 @@ use prost::Message as _;
 use records::Event;
 use tokio::sync::mpsc;
 
-use super::{Batch, Log, Logs, Reader};
+use super::{Batch, Logs, Reader};
 use crate::adapters::catalog::Catalog;
 use crate::config::Config;
 use crate::domain::lifecycle::is_over;

@@ -3,37 +3,33 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
 
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::image::v1::*;
 use image_builder::adapters::catalog::Catalog;
 use image_builder::app::App;
 use image_builder::config::Config;
-use object_store::test_server::TestS3;
 use prometheus_client::registry::Registry;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use records::testing::{Etcd, free_port};
-use rpc::{Role, TlsIdentity};
+use rpc::Role;
+use testkit::certificates;
+pub use testkit::{Etcd, PATIENCE, TestS3, free_port, until};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::peers::{self, Script};
+use crate::peers::{Peers, State};
 
 pub const SNAPSHOTS: &str = "torpor-snapshots";
 pub const LOGS: &str = "torpor-logs";
 pub const ARTIFACTS: &str = "torpor-artifacts";
-pub const PATIENCE: Duration = Duration::from_secs(120);
 
 pub struct World {
     pub directory: tempfile::TempDir,
     pub s3: TestS3,
     pub etcd: Etcd,
-    pub script: Arc<Mutex<Script>>,
+    pub script: Arc<Mutex<State>>,
     pub catalog: Catalog,
-    scheduler: String,
-    stop: CancellationToken,
+    peers: Peers,
 }
 
 /// A builder in this process.
@@ -48,32 +44,28 @@ impl World {
     pub async fn start() -> Self {
         rpc::install_crypto_provider();
         let directory = tempfile::tempdir().unwrap();
-        certificates(directory.path());
+        certificates::write(directory.path(), &[]);
         let s3 = TestS3::start().await;
         for bucket in [SNAPSHOTS, LOGS, ARTIFACTS] {
             s3.store().ensure_bucket(bucket).await.unwrap();
         }
         let etcd = Etcd::start().await;
-        let stop = CancellationToken::new();
-        let script = Arc::new(Mutex::new(Script::default()));
-        let scheduler = peers::serve(directory.path(), s3.store(), Arc::clone(&script), stop.clone()).await;
+        let script = Arc::default();
+        let peers = Peers::start(directory.path(), s3.store(), &script).await;
         let catalog = Catalog::new(etcd.store().await);
-        Self { directory, s3, etcd, script, catalog, scheduler, stop }
+        Self { directory, s3, etcd, script, catalog, peers }
     }
 
-    pub fn set(&self, change: impl FnOnce(&mut Script)) {
+    pub fn set(&self, change: impl FnOnce(&mut State)) {
         change(&mut self.script.lock().unwrap());
     }
 
     pub fn settings(&self, name: &str) -> Config {
         let mut settings = Config::default();
-        let file = |name: String| self.directory.path().join(name);
         settings.listen.set_port(free_port());
-        settings.data_dir = file(name.to_owned());
-        settings.schedulers = vec![self.scheduler.clone()];
-        settings.tls.ca = file("ca.pem".to_owned());
-        settings.tls.cert = file("image-builder.pem".to_owned());
-        settings.tls.key = file("image-builder.key".to_owned());
+        settings.data_dir = self.directory.path().join(name);
+        settings.schedulers = vec![self.peers.scheduler.address.to_string()];
+        settings.tls = certificates::files(self.directory.path(), "image-builder");
         settings.etcd.endpoints = vec![self.etcd.endpoint()];
         let s3 = self.s3.config();
         settings.s3.endpoint = s3.endpoint;
@@ -96,7 +88,7 @@ impl World {
     }
 
     pub fn client(&self, address: &str) -> ImageServiceClient<Channel> {
-        let identity = identity(self.directory.path(), Role::Admin);
+        let identity = certificates::identity(self.directory.path(), Role::Admin);
         ImageServiceClient::new(rpc::channel(&identity, address, Role::ImageBuilder).unwrap())
     }
 
@@ -110,12 +102,6 @@ impl World {
             ..ImageConfiguration::default()
         };
         CreateImageRequest { name: name.to_owned(), configuration: Some(configuration), ..Default::default() }
-    }
-}
-
-impl Drop for World {
-    fn drop(&mut self) {
-        self.stop.cancel();
     }
 }
 
@@ -141,35 +127,4 @@ pub fn assert_clean(data: &Path) {
 pub async fn newest(client: &mut ImageServiceClient<Channel>, name: &str) -> ImageBuild {
     let request = ListImageBuildsRequest { image_identifier: name.to_owned(), ..Default::default() };
     client.list_image_builds(request).await.unwrap().into_inner().builds.remove(0)
-}
-
-/// Polls a condition up to a deadline.
-pub async fn until<F: Future<Output = bool>>(what: &str, mut holds: impl FnMut() -> F) {
-    let deadline = Instant::now() + PATIENCE;
-    while !holds().await {
-        assert!(Instant::now() < deadline, "never: {what}");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
-}
-
-pub fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
-    let file = |name: String| directory.join(name);
-    TlsIdentity::load(&file("ca.pem".into()), &file(format!("{role}.pem")), &file(format!("{role}.key")))
-        .unwrap()
-}
-
-fn certificates(directory: &Path) {
-    let key = KeyPair::generate().unwrap();
-    let mut params = CertificateParams::new(vec!["test-ca".to_owned()]).unwrap();
-    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    let ca = params.self_signed(&key).unwrap();
-    std::fs::write(directory.join("ca.pem"), ca.pem()).unwrap();
-    let issuer = Issuer::new(params, key);
-    for role in Role::ALL {
-        let key = KeyPair::generate().unwrap();
-        let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
-        let certificate = params.signed_by(&key, &issuer).unwrap();
-        std::fs::write(directory.join(format!("{role}.pem")), certificate.pem()).unwrap();
-        std::fs::write(directory.join(format!("{role}.key")), key.serialize_pem()).unwrap();
-    }
 }

@@ -1,21 +1,20 @@
 //! A host-agent that does as it is told and remembers what it was asked.
 
 use std::collections::{HashMap, VecDeque};
-use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use api::common::v1::LogLine;
+use api::errors;
 use api::host::v1::{HostSpec, HostUsage, ObservedMicrovm};
-use api::hostagent::v1::host_agent_service_server::{HostAgentService, HostAgentServiceServer};
 use api::hostagent::v1::*;
 use api::microvm::v1::{MicrovmState, SnapshotCopies};
-use futures::Stream;
+use futures::stream::{self, StreamExt as _};
 use prost::Message as _;
 use records::Lease;
-use rpc::{Role, ServerBuilder};
-use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use rpc::{Role, TlsIdentity};
+use testkit::Script;
+use tonic::{Code, Status};
 
 use crate::world::World;
 
@@ -71,13 +70,7 @@ pub struct FakeHost {
     pub spec: HostSpec,
     pub inner: Arc<Mutex<Inner>>,
     pub lease: Lease,
-    stop: CancellationToken,
-}
-
-impl Drop for FakeHost {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
+    _script: Script,
 }
 
 impl FakeHost {
@@ -87,10 +80,10 @@ impl FakeHost {
 
     pub async fn start_with(world: &World, id: &str, memory_mib: u64) -> Self {
         let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
-        let bound = ServerBuilder::bind("127.0.0.1:0", &world.pki.identity(Role::HostAgent)).await.unwrap();
+        let script = serve(&world.identity(Role::HostAgent), &inner).await;
         let spec = HostSpec {
             host_id: id.into(),
-            grpc_address: bound.local_addr().to_string(),
+            grpc_address: script.address.to_string(),
             tunnel_address: format!("tunnel-{id}"),
             engines: vec!["qemu".into()],
             platform_fingerprint: "same".into(),
@@ -98,11 +91,8 @@ impl FakeHost {
             slot_capacity: 64,
             ..Default::default()
         };
-        let stop = CancellationToken::new();
-        let routes = Routes::new(HostAgentServiceServer::new(Agent { inner: inner.clone() }));
-        tokio::spawn(bound.serve(routes, stop.clone()));
         let lease = world.store.lease(Duration::from_secs(10)).await.unwrap();
-        let host = Self { spec, inner, lease, stop };
+        let host = Self { spec, inner, lease, _script: script };
         host.announce(world).await;
         host
     }
@@ -141,124 +131,88 @@ impl FakeHost {
     }
 }
 
-struct Agent {
-    inner: Arc<Mutex<Inner>>,
-}
-
-impl Agent {
-    /// Does what the script says, or brings the microVM to the state.
-    async fn act(
-        &self,
-        queue: fn(&mut Inner) -> &mut VecDeque<Step>,
-        (id, generation): (&str, u64),
-        state: MicrovmState,
-    ) -> Result<Option<ObservedMicrovm>, Status> {
-        let step = queue(&mut self.inner.lock().unwrap()).pop_front();
-        match step {
-            Some(Step::Refuse(status)) => Err(status),
-            Some(Step::Hang) => std::future::pending().await,
-            Some(Step::LoseAnswer) => {
-                self.inner.lock().unwrap().step(id, generation, state);
-                Err(Status::unavailable("the connection broke"))
-            }
-            None => {
-                let mut inner = self.inner.lock().unwrap();
-                // Asked again for what is already so: the same observation.
-                let held = inner.held.get(id).filter(|held| held.generation == generation);
-                if let Some(held) = held.filter(|held| held.state() == state) {
-                    return Ok(Some(held.clone()));
-                }
-                Ok(Some(inner.step(id, generation, state)))
-            }
-        }
-    }
-}
-
-type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
-
-#[tonic::async_trait]
-impl HostAgentService for Agent {
-    type BakeStream = BoxStream<BakeResponse>;
-    type WatchStream = BoxStream<WatchResponse>;
-    type FollowLogStream = BoxStream<FollowLogResponse>;
-
-    async fn launch(&self, request: Request<LaunchRequest>) -> Result<Response<LaunchResponse>, Status> {
-        rpc::authorize(&request, &[Role::Scheduler])?;
-        let request = request.into_inner();
-        let spec = request.spec.unwrap();
+/// Serves what a host-agent serves the scheduler.
+async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script {
+    let script = Script::start(identity, &[Role::Scheduler]).await;
+    let host = Arc::clone(inner);
+    script.react_later("Launch", move |request: LaunchRequest| {
+        let (host, spec) = (Arc::clone(&host), request.spec.unwrap());
         let id = spec.microvm_id.clone();
-        {
-            let mut inner = self.inner.lock().unwrap();
+        let step = {
+            let mut inner = host.lock().unwrap();
             inner.launches.push((id.clone(), request.generation));
             inner.specs.push(spec);
+            inner.on_launch.pop_front()
+        };
+        async move {
+            let observed = Some(act(&host, step, (&id, request.generation), MicrovmState::Running).await?);
+            Ok(LaunchResponse { observed })
         }
-        let observed =
-            self.act(|inner| &mut inner.on_launch, (&id, request.generation), MicrovmState::Running);
-        Ok(Response::new(LaunchResponse { observed: observed.await? }))
-    }
-
-    async fn suspend(&self, request: Request<SuspendRequest>) -> Result<Response<SuspendResponse>, Status> {
-        let request = request.into_inner();
-        let place = (request.microvm_id.as_str(), request.generation);
-        let observed = self.act(|inner| &mut inner.on_suspend, place, MicrovmState::Suspended);
-        Ok(Response::new(SuspendResponse { observed: observed.await? }))
-    }
-
-    async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
-        let request = request.into_inner();
-        self.inner.lock().unwrap().resumes.push(request.clone());
-        let id = request.spec.unwrap().microvm_id;
-        let observed =
-            self.act(|inner| &mut inner.on_resume, (&id, request.generation), MicrovmState::Running);
-        Ok(Response::new(ResumeResponse { observed: observed.await? }))
-    }
-
-    async fn terminate(
-        &self,
-        request: Request<TerminateRequest>,
-    ) -> Result<Response<TerminateResponse>, Status> {
-        let request = request.into_inner();
-        let mut inner = self.inner.lock().unwrap();
+    });
+    let host = Arc::clone(inner);
+    script.react_later("Suspend", move |request: SuspendRequest| {
+        let host = Arc::clone(&host);
+        let step = host.lock().unwrap().on_suspend.pop_front();
+        async move {
+            let place = (request.microvm_id.as_str(), request.generation);
+            Ok(SuspendResponse { observed: Some(act(&host, step, place, MicrovmState::Suspended).await?) })
+        }
+    });
+    let host = Arc::clone(inner);
+    script.react_later("Resume", move |request: ResumeRequest| {
+        let host = Arc::clone(&host);
+        let step = {
+            let mut inner = host.lock().unwrap();
+            inner.resumes.push(request.clone());
+            inner.on_resume.pop_front()
+        };
+        async move {
+            let id = request.spec.unwrap().microvm_id;
+            let observed = Some(act(&host, step, (&id, request.generation), MicrovmState::Running).await?);
+            Ok(ResumeResponse { observed })
+        }
+    });
+    let host = Arc::clone(inner);
+    script.react("Terminate", move |request: TerminateRequest| {
+        let mut inner = host.lock().unwrap();
         inner.terminates.push(request.clone());
         let observed = inner.step(&request.microvm_id, request.generation, MicrovmState::Terminated);
         inner.held.remove(&request.microvm_id);
-        Ok(Response::new(TerminateResponse { observed: Some(observed) }))
-    }
-
-    async fn follow_log(
-        &self,
-        request: Request<FollowLogRequest>,
-    ) -> Result<Response<Self::FollowLogStream>, Status> {
-        let request = request.into_inner();
-        if !self.inner.lock().unwrap().held.contains_key(&request.microvm_id) {
-            return Err(api::errors::status(
-                tonic::Code::NotFound,
-                api::errors::reason::NOT_HERE,
-                "not here",
-                &[],
-            ));
+        Ok(TerminateResponse { observed: Some(observed) })
+    });
+    let host = Arc::clone(inner);
+    script.stream("FollowLog", move |request: FollowLogRequest| {
+        if !host.lock().unwrap().held.contains_key(&request.microvm_id) {
+            return Err(errors::status(Code::NotFound, errors::reason::NOT_HERE, "not here", &[]));
         }
-        let line = api::common::v1::LogLine {
-            text: "hello".into(),
-            sequence: request.from_sequence,
-            ..Default::default()
-        };
-        let message = FollowLogResponse { lines: vec![line] };
-        Ok(Response::new(Box::pin(futures::stream::iter([Ok(message)]))))
-    }
+        let line = LogLine { text: "hello".into(), sequence: request.from_sequence, ..Default::default() };
+        Ok(stream::iter([Ok(FollowLogResponse { lines: vec![line] })]).boxed())
+    });
+    script
+}
 
-    async fn bake(&self, _: Request<BakeRequest>) -> Result<Response<Self::BakeStream>, Status> {
-        Err(Status::unimplemented("no bakes here"))
-    }
-
-    async fn watch(&self, _: Request<WatchRequest>) -> Result<Response<Self::WatchStream>, Status> {
-        Err(Status::unimplemented("no watches here"))
-    }
-
-    async fn evict_image(
-        &self,
-        _: Request<EvictImageRequest>,
-    ) -> Result<Response<EvictImageResponse>, Status> {
-        Err(Status::unimplemented("no images here"))
+/// Does what the script says, or brings the microVM to the state.
+async fn act(
+    host: &Mutex<Inner>,
+    step: Option<Step>,
+    (id, generation): (&str, u64),
+    state: MicrovmState,
+) -> Result<ObservedMicrovm, Status> {
+    match step {
+        Some(Step::Refuse(status)) => Err(status),
+        Some(Step::Hang) => std::future::pending().await,
+        Some(Step::LoseAnswer) => {
+            host.lock().unwrap().step(id, generation, state);
+            Err(Status::unavailable("the connection broke"))
+        }
+        None => {
+            let mut inner = host.lock().unwrap();
+            // Asked again for what is already so: the same observation.
+            let held = inner.held.get(id).filter(|held| held.generation == generation);
+            if let Some(held) = held.filter(|held| held.state() == state) {
+                return Ok(held.clone());
+            }
+            Ok(inner.step(id, generation, state))
+        }
     }
 }

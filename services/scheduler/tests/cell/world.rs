@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::common::v1::{Hook, HookMode, Hooks, Resources};
@@ -19,11 +19,12 @@ use api::microvm::v1::{
 };
 use clock::Clock;
 use prost::Message as _;
-use records::testing::{Etcd, free_port};
 use records::{Expect, Store};
 use rpc::{Role, TlsIdentity};
 use scheduler::app::App;
 use scheduler::config::Config;
+use testkit::{Etcd, certificates, free_port};
+pub use testkit::{PATIENCE, eventually};
 use tokio::runtime::Runtime;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
@@ -31,59 +32,9 @@ use tonic::{Code, Status};
 
 use crate::host::FakeHost;
 
-pub const PATIENCE: Duration = Duration::from_secs(20);
-
 pub type Client = MicrovmServiceClient<Channel>;
 pub type Connectors = NetworkConnectorServiceClient<Channel>;
 pub type Keys = AccessKeyServiceClient<Channel>;
-
-/// Polls until the condition gives something.
-pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condition: impl FnMut() -> F) -> T {
-    let deadline = Instant::now() + PATIENCE;
-    loop {
-        if let Some(value) = condition().await {
-            return value;
-        }
-        assert!(Instant::now() < deadline, "{what} did not happen");
-        tokio::time::sleep(Duration::from_millis(15)).await;
-    }
-}
-
-/// Certificates of every role.
-pub struct Pki {
-    directory: tempfile::TempDir,
-}
-
-impl Pki {
-    fn new() -> Self {
-        use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-        let directory = tempfile::tempdir().unwrap();
-        let ca_key = KeyPair::generate().unwrap();
-        let mut ca = CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        std::fs::write(directory.path().join("ca.pem"), ca_pem).unwrap();
-        let issuer = Issuer::new(ca, ca_key);
-        for role in Role::ALL {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![role.dns_name(), "127.0.0.1".to_owned()]).unwrap();
-            let certificate = params.signed_by(&key, &issuer).unwrap();
-            let path = |kind: &str| directory.path().join(format!("{role}.{kind}"));
-            std::fs::write(path("pem"), certificate.pem()).unwrap();
-            std::fs::write(path("key"), key.serialize_pem()).unwrap();
-        }
-        Self { directory }
-    }
-
-    fn file(&self, name: &str) -> PathBuf {
-        self.directory.path().join(name)
-    }
-
-    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
-        let (cert, key) = (self.file(&format!("{role}.pem")), self.file(&format!("{role}.key")));
-        TlsIdentity::load(&self.file("ca.pem"), &cert, &key).unwrap()
-    }
-}
 
 /// A scheduler, killed when dropped.
 pub struct Scheduler {
@@ -123,7 +74,7 @@ impl Drop for Scheduler {
 pub struct World {
     pub etcd: Etcd,
     pub store: Store,
-    pub pki: Pki,
+    directory: tempfile::TempDir,
     /// What schedulers of this process go by.
     pub clock: Clock,
 }
@@ -133,7 +84,9 @@ impl World {
     pub async fn new() -> Self {
         let etcd = Etcd::start().await;
         let store = etcd.store().await;
-        let world = Self { etcd, store, pki: Pki::new(), clock: Clock::system() };
+        let directory = tempfile::tempdir().unwrap();
+        certificates::write(directory.path(), &[]);
+        let world = Self { etcd, store, directory, clock: Clock::system() };
         world.image("app", "1.0", VersionStatus::Active, true).await;
         world
     }
@@ -248,12 +201,12 @@ impl World {
         let text = format!(
             "listen = {address:?}\nlease_seconds = 2\n[tls]\nca = {:?}\ncert = {:?}\nkey = {:?}\n\
              [etcd]\nendpoints = [{:?}]\nroot = \"/torpor/\"\n",
-            self.pki.file("ca.pem"),
-            self.pki.file("scheduler.pem"),
-            self.pki.file("scheduler.key"),
+            self.file("ca.pem"),
+            self.file("scheduler.pem"),
+            self.file("scheduler.key"),
             self.etcd.endpoint(),
         );
-        let file = self.pki.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
+        let file = self.file(&format!("scheduler-{}.toml", address.replace(':', "-")));
         std::fs::write(&file, text).unwrap();
         file
     }
@@ -277,7 +230,7 @@ impl World {
     /// What the scheduler at an address wrote to its log.
     pub fn log(&self, scheduler: &Scheduler) -> String {
         let name = format!("scheduler-{}.log", scheduler.address.replace(':', "-"));
-        std::fs::read_to_string(self.pki.file(&name)).unwrap()
+        std::fs::read_to_string(self.file(&name)).unwrap()
     }
 
     /// Takes leadership away without telling the leader.
@@ -296,8 +249,16 @@ impl World {
         entries.into_iter().map(|(key, _)| key).collect()
     }
 
+    fn file(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    pub fn identity(&self, role: Role) -> Arc<TlsIdentity> {
+        certificates::identity(self.directory.path(), role)
+    }
+
     fn channel(&self, scheduler: &Scheduler, role: Role) -> Channel {
-        rpc::channel(&self.pki.identity(role), &scheduler.address, Role::Scheduler).unwrap()
+        rpc::channel(&self.identity(role), &scheduler.address, Role::Scheduler).unwrap()
     }
 
     /// Waits until the scheduler leads.

@@ -3,32 +3,24 @@
 use std::process::Output;
 use std::sync::{Arc, Mutex};
 
-use api::access::v1::access_key_service_server::{AccessKeyService, AccessKeyServiceServer};
 use api::access::v1::*;
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-use rpc::{Role, ServerBuilder, TlsIdentity};
+use rpc::{Role, TlsIdentity};
 use serde_json::Value;
-use tokio_util::sync::{CancellationToken, DropGuard};
-use tonic::service::Routes;
-use tonic::{Request, Response, Status};
+use testkit::{Script, certificates};
 
-/// Keeps keys and what it was asked; pages hold one key.
-#[derive(Default, Clone)]
-struct Scripted(Arc<Mutex<(Vec<AccessKey>, Vec<CreateAccessKeyRequest>)>>);
+/// The keys that were made, and how they were asked for.
+type Made = Arc<Mutex<(Vec<AccessKey>, Vec<CreateAccessKeyRequest>)>>;
 
-#[tonic::async_trait]
-impl AccessKeyService for Scripted {
-    async fn create_access_key(
-        &self,
-        request: Request<CreateAccessKeyRequest>,
-    ) -> Result<Response<CreateAccessKeyResponse>, Status> {
-        rpc::authorize(&request, &[Role::Admin])?;
-        let request = request.into_inner();
+/// A scheduler that keeps keys; pages hold one key.
+async fn scheduler(identity: &Arc<TlsIdentity>, made: &Made) -> Script {
+    let script = Script::start(identity, &[Role::Admin]).await;
+    let state = Arc::clone(made);
+    script.react("CreateAccessKey", move |request: CreateAccessKeyRequest| {
         if request.description.len() > 256 {
             let violation = ("description".to_owned(), "at most 256 characters".to_owned());
             return Err(api::errors::invalid(&[violation]));
         }
-        let (keys, requests) = &mut *self.0.lock().unwrap();
+        let (keys, requests) = &mut *state.lock().unwrap();
         let key = AccessKey {
             access_key_id: format!("AKIA{:016}", keys.len()),
             account_id: "000000000000".to_owned(),
@@ -39,75 +31,54 @@ impl AccessKeyService for Scripted {
         };
         keys.push(key.clone());
         requests.push(request);
-        Ok(Response::new(CreateAccessKeyResponse {
-            access_key: Some(key),
-            secret_access_key: "s3cr3t/of+this-key".to_owned(),
-        }))
-    }
-
-    async fn list_access_keys(
-        &self,
-        request: Request<ListAccessKeysRequest>,
-    ) -> Result<Response<ListAccessKeysResponse>, Status> {
-        let at: usize = request.into_inner().page_token.parse().unwrap_or(0);
-        let keys = &self.0.lock().unwrap().0;
-        Ok(Response::new(ListAccessKeysResponse {
+        let secret_access_key = "s3cr3t/of+this-key".to_owned();
+        Ok(CreateAccessKeyResponse { access_key: Some(key), secret_access_key })
+    });
+    let state = Arc::clone(made);
+    script.react("ListAccessKeys", move |request: ListAccessKeysRequest| {
+        let at: usize = request.page_token.parse().unwrap_or(0);
+        let keys = &state.lock().unwrap().0;
+        let next_page_token = if at + 1 < keys.len() { (at + 1).to_string() } else { String::new() };
+        Ok(ListAccessKeysResponse {
             access_keys: keys.get(at).cloned().into_iter().collect(),
-            next_page_token: match at + 1 < keys.len() {
-                true => (at + 1).to_string(),
-                false => String::new(),
-            },
-        }))
-    }
-
-    async fn delete_access_key(
-        &self,
-        request: Request<DeleteAccessKeyRequest>,
-    ) -> Result<Response<DeleteAccessKeyResponse>, Status> {
-        let id = request.into_inner().access_key_id;
-        let keys = &mut self.0.lock().unwrap().0;
+            next_page_token,
+        })
+    });
+    let state = Arc::clone(made);
+    script.react("DeleteAccessKey", move |request: DeleteAccessKeyRequest| {
+        let keys = &mut state.lock().unwrap().0;
         let before = keys.len();
-        keys.retain(|key| key.access_key_id != id);
+        keys.retain(|key| key.access_key_id != request.access_key_id);
         match keys.len() < before {
-            true => Ok(Response::new(DeleteAccessKeyResponse {})),
-            false => Err(api::errors::not_found("access key", &id)),
+            true => Ok(DeleteAccessKeyResponse {}),
+            false => Err(api::errors::not_found("access key", &request.access_key_id)),
         }
-    }
+    });
+    script
 }
 
 struct World {
     directory: tempfile::TempDir,
-    service: Scripted,
-    _stop: DropGuard,
+    made: Made,
+    _script: Script,
 }
 
 impl World {
     async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let key = KeyPair::generate().unwrap();
-        let mut params = CertificateParams::new(Vec::new()).unwrap();
-        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        let path = |name: &str| directory.path().join(name);
-        std::fs::write(path("ca.pem"), params.self_signed(&key).unwrap().pem()).unwrap();
-        let issuer = Issuer::new(params, key);
-        let [scheduler, _] = [Role::Scheduler, Role::Admin].map(|role| {
-            let key = KeyPair::generate().unwrap();
-            let params = CertificateParams::new(vec![role.dns_name()]).unwrap();
-            let (certificate, private) = (path(&format!("{role}.pem")), path(&format!("{role}.key")));
-            std::fs::write(&certificate, params.signed_by(&key, &issuer).unwrap().pem()).unwrap();
-            std::fs::write(&private, key.serialize_pem()).unwrap();
-            TlsIdentity::load(&path("ca.pem"), &certificate, &private).unwrap()
-        });
-        let server = ServerBuilder::bind("127.0.0.1:0", &scheduler).await.unwrap();
+        certificates::write(directory.path(), &[]);
+        let files = certificates::files(directory.path(), "admin");
+        let made = Made::default();
+        let script = scheduler(&certificates::identity(directory.path(), Role::Scheduler), &made).await;
         let context = client::Context {
-            scheduler: server.local_addr().to_string(),
+            scheduler: script.address.to_string(),
             image_builder: "127.0.0.1:1".to_owned(),
             edge: "127.0.0.1:1".to_owned(),
             api: "https://localhost:1".to_owned(),
             endpoint_domain: "microvms.localhost".to_owned(),
-            ca: path("ca.pem"),
-            cert: path("admin.pem"),
-            key: path("admin.key"),
+            ca: files.ca,
+            cert: files.cert,
+            key: files.key,
             s3: client::S3Access {
                 endpoint: "http://127.0.0.1:1".to_owned(),
                 region: "us-east-1".to_owned(),
@@ -116,11 +87,7 @@ impl World {
             },
         };
         std::fs::write(client::Context::file(directory.path()), context.to_toml()).unwrap();
-        let (service, stop) = (Scripted::default(), CancellationToken::new());
-        let mut routes = Routes::builder();
-        routes.add_service(AccessKeyServiceServer::new(service.clone()));
-        tokio::spawn(server.serve(routes.routes(), stop.clone()));
-        Self { directory, service, _stop: stop.drop_guard() }
+        Self { directory, made, _script: script }
     }
 
     async fn torpor(&self, arguments: &[&str]) -> Output {
@@ -162,7 +129,7 @@ async fn a_key_is_made_shown_once_listed_and_deleted() {
     let made = world.json(&["key", "create", "--policy", path, "--expires", "90d"]).await;
     assert_eq!(made["secretAccessKey"], "s3cr3t/of+this-key");
     assert_eq!(made["accessKey"]["accessKeyId"], "AKIA0000000000000001");
-    let asked = world.service.0.lock().unwrap().1.clone();
+    let asked = world.made.lock().unwrap().1.clone();
     assert_eq!((&asked[0].policy, &asked[0].expire_time), (&None, &None));
     assert_eq!(
         asked[1].policy.as_ref().unwrap().statements,

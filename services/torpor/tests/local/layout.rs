@@ -1,5 +1,5 @@
 //! Which crate may depend on which: libraries never on services, services never
-//! on services, the load test on libraries only. Read from `cargo metadata`, so
+//! on services, the load test on libraries only, and nothing on what is for tests. Read from `cargo metadata`, so
 //! that a new dependency cannot slip by.
 
 use std::collections::BTreeMap;
@@ -7,6 +7,9 @@ use std::path::Path;
 use std::process::Command;
 
 use serde_json::Value;
+
+/// Libraries that only tests may depend on.
+const FOR_TESTS: [&str; 2] = ["aws-cases", "testkit"];
 
 /// Where a crate lives, which says what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,6 +56,9 @@ fn dependencies_point_one_way() {
             // Tests may use a neighbour's pieces; what ships may not.
             let ships = dependency["kind"].is_null();
             match (kinds[name], kinds.get(on)) {
+                (_, Some(Kind::Lib)) if ships && FOR_TESTS.contains(&on) => {
+                    wrong.push(format!("{name} -> {on}"))
+                }
                 (_, Some(Kind::Service | Kind::Loadtest)) if ships => wrong.push(format!("{name} -> {on}")),
                 (Kind::Lib, Some(Kind::Service | Kind::Loadtest)) => {
                     wrong.push(format!("{name} -> {on} (tests)"))

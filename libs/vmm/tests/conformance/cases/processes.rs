@@ -125,6 +125,7 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
     ensure!(console.contains(" word alpha"), "the disk is not the one of the load: {console}");
     drop(machine);
     let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted where it was moved to")?;
+    wait_past(&*machine, base.turn + 4).await?;
 
     // Its suspend, and a wake in another process made ahead, whose disk is filled with the first one's.
     machine.pause().await?;
@@ -141,7 +142,7 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
     let console = wait_past(&*woken, turn + 2).await?;
     ensure_follows(turn, &console)?;
     ensure!(console.contains(" word beta") && !console.contains("nobody"), "{console}");
-    woken.stop().await.map_err(Into::into)
+    Ok(woken.stop().await?)
 }
 
 pub async fn an_unused_prepared_process_goes(engine: Arc<dyn Engine>) -> Result<()> {

@@ -1,17 +1,17 @@
-//! A real etcd for tests: loopback ports, a temporary directory, killed by pid
-//! when dropped.
+//! A real etcd: loopback ports, a temporary directory, killed by pid when dropped.
 
 use std::net::TcpListener;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 
+use futures::future::BoxFuture;
 use parking_lot::Mutex;
-
-use crate::{Options, Store, TlsFiles};
+use records::Store;
+use settings::{EtcdSettings, TlsSettings};
 
 /// How long etcd may take to answer after its start.
 const START_TIMEOUT: Duration = Duration::from_secs(20);
@@ -22,17 +22,6 @@ const PORTS: u16 = 15_000;
 /// Spreads processes that were started one after the other.
 const STRIDE: u32 = 97;
 
-/// TLS files of a test server.
-#[derive(Debug, Clone)]
-pub struct ServerTls {
-    /// Authority for clients' certificates.
-    pub ca: PathBuf,
-    /// Server certificate.
-    pub cert: PathBuf,
-    /// Server key.
-    pub key: PathBuf,
-}
-
 /// A running etcd.
 #[derive(Debug)]
 pub struct Etcd {
@@ -40,7 +29,7 @@ pub struct Etcd {
     child: Option<Child>,
     client_port: u16,
     peer_port: u16,
-    tls: Option<ServerTls>,
+    tls: Option<TlsSettings>,
 }
 
 impl Etcd {
@@ -48,19 +37,22 @@ impl Etcd {
     ///
     /// # Panics
     /// When it does not start.
-    pub async fn start() -> Self {
-        Self::start_with(None).await
+    pub fn start() -> BoxFuture<'static, Self> {
+        Self::start_with(None)
     }
 
     /// Starts an etcd, with TLS and client certificates if given.
     ///
     /// # Panics
     /// When it does not start.
-    pub async fn start_with(tls: Option<ServerTls>) -> Self {
-        let directory = tempfile::tempdir().expect("a temporary directory can be made");
-        let mut etcd = Self { directory, child: None, client_port: free_port(), peer_port: free_port(), tls };
-        etcd.spawn().await;
-        etcd
+    pub fn start_with(tls: Option<TlsSettings>) -> BoxFuture<'static, Self> {
+        Box::pin(async {
+            let directory = tempfile::tempdir().expect("a temporary directory can be made");
+            let mut etcd =
+                Self { directory, child: None, client_port: free_port(), peer_port: free_port(), tls };
+            etcd.spawn().await;
+            etcd
+        })
     }
 
     /// "http://127.0.0.1:port" or "https://…".
@@ -70,18 +62,19 @@ impl Etcd {
         format!("{scheme}://127.0.0.1:{}", self.client_port)
     }
 
-    /// Options for this etcd under the root "/torpor/".
+    /// How to reach it, under the root "/torpor/" and with its own certificate.
     #[must_use]
-    pub fn options(&self, tls: Option<TlsFiles>) -> Options {
-        Options { endpoints: vec![self.endpoint()], root: "/torpor/".to_owned(), tls }
+    pub fn settings(&self) -> EtcdSettings {
+        EtcdSettings { endpoints: vec![self.endpoint()], root: "/torpor/".to_owned(), tls: self.tls.clone() }
     }
 
     /// A store on this etcd.
     ///
     /// # Panics
-    /// When the options are unusable.
-    pub async fn store(&self) -> Store {
-        Store::connect(self.options(None)).await.expect("loopback options are usable")
+    /// When its certificates are unusable.
+    pub fn store(&self) -> BoxFuture<'static, Store> {
+        let settings = self.settings();
+        Box::pin(async move { Store::connect(&settings).await.expect("loopback settings are usable") })
     }
 
     /// Its data directory.
@@ -102,9 +95,9 @@ impl Etcd {
     ///
     /// # Panics
     /// When it does not start.
-    pub async fn restart(&mut self) {
+    pub fn restart(&mut self) -> BoxFuture<'_, ()> {
         self.kill();
-        self.spawn().await;
+        Box::pin(self.spawn())
     }
 
     async fn spawn(&mut self) {

@@ -8,11 +8,11 @@ use std::process::{ChildStdout, Command, Stdio};
 use slot::{PoolSettings, Slot, Subnet};
 
 /// Settings of one test; sweeps before and after.
-pub struct Ground(pub PoolSettings);
+pub struct World(pub PoolSettings);
 
-impl Ground {
+impl World {
     pub fn new(letter: char, third: u8) -> Self {
-        let ground = Self(PoolSettings {
+        let world = Self(PoolSettings {
             prefix: format!("tpt-{letter}"),
             outer_subnet: Subnet::new([10, 203, third, 0].into(), 24),
             ready: 2,
@@ -20,8 +20,8 @@ impl Ground {
             take_timeout_ms: 5000,
             ..PoolSettings::default()
         });
-        ground.sweep();
-        ground
+        world.sweep();
+        world
     }
 
     /// Names of namespaces and devices with this test's prefix.
@@ -54,7 +54,7 @@ impl Ground {
     }
 }
 
-impl Drop for Ground {
+impl Drop for World {
     fn drop(&mut self) {
         self.sweep();
     }
@@ -93,10 +93,20 @@ impl Guest {
         (output.status.success(), String::from_utf8_lossy(&output.stdout).into_owned())
     }
 
-    /// True when a TCP connection from the guest succeeds.
+    /// True when a TCP connection from the guest succeeds, be it late.
     pub fn reaches(&self, address: &str, port: u16) -> bool {
+        self.connects_within("5", address, port)
+    }
+
+    /// True when no TCP connection from the guest succeeds. Packets that are dropped
+    /// have no answer to wait for, so this waits several times as long as one takes.
+    pub fn is_kept_from(&self, address: &str, port: u16) -> bool {
+        !self.connects_within("0.4", address, port)
+    }
+
+    fn connects_within(&self, seconds: &str, address: &str, port: u16) -> bool {
         let script = format!("exec 3<>/dev/tcp/{address}/{port}");
-        self.run(&["timeout", "0.4", "bash", "-c", &script]).0
+        self.run(&["timeout", seconds, "bash", "-c", &script]).0
     }
 }
 
@@ -141,8 +151,8 @@ pub struct Internet {
 }
 
 impl Internet {
-    pub fn new(ground: &Ground, third: u8, addresses: &[&str]) -> Self {
-        let prefix = &ground.0.prefix;
+    pub fn new(world: &World, third: u8, addresses: &[&str]) -> Self {
+        let prefix = &world.0.prefix;
         let (far, near) = (format!("{prefix}-far"), format!("{prefix}-net"));
         batch(
             &[],

@@ -1,56 +1,18 @@
 //! Disk copies and differences, on an XFS of our own and on whatever the
 //! temporary folder is on. The XFS tests need root.
-#![allow(clippy::unwrap_used)] // Helpers of tests may panic like the tests themselves.
 
 use std::fs::{File, OpenOptions};
-use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use proptest::prelude::*;
 use snapshot::Error;
 use snapshot::disk::{CopyMethod, DifferenceMethod, apply, difference, is_reflink_filesystem, reflink};
+use testkit::Xfs;
 
-const MIB: u64 = 1 << 20;
+use crate::world::{MIB, allocated, same};
+
 const DISK_BYTES: u64 = 64 * MIB;
-
-/// An XFS that can share blocks, in a file; unmounted when dropped, also when a
-/// test panics.
-struct Xfs {
-    folder: tempfile::TempDir,
-}
-
-impl Xfs {
-    fn mount() -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        File::create(&image).unwrap().set_len(400 * MIB).unwrap();
-        std::fs::create_dir(folder.path().join("mount")).unwrap();
-        run(Command::new("mkfs.xfs").args(["-q", "-m", "reflink=1"]).arg(&image));
-        let xfs = Self { folder };
-        run(Command::new("mount").args(["-o", "loop"]).arg(&image).arg(xfs.path()));
-        xfs
-    }
-
-    fn path(&self) -> PathBuf {
-        self.folder.path().join("mount")
-    }
-}
-
-impl Drop for Xfs {
-    fn drop(&mut self) {
-        // `mount -o loop` made the loop device, and unmounting frees it.
-        let mounted = self.path();
-        if !Command::new("umount").arg(&mounted).status().is_ok_and(|status| status.success()) {
-            let _ = Command::new("umount").arg("-l").arg(&mounted).status();
-        }
-    }
-}
-
-fn run(command: &mut Command) {
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{command:?}: {}", String::from_utf8_lossy(&output.stderr));
-}
 
 fn noise(seed: u8, length: u64) -> Vec<u8> {
     (0..length).map(|index| (index.wrapping_mul(2_654_435_761) >> 7) as u8 ^ seed | 1).collect()
@@ -96,10 +58,6 @@ fn change(path: &Path, changes: &[Change]) {
             }
         }
     }
-}
-
-fn same(a: &Path, b: &Path) -> bool {
-    std::fs::read(a).unwrap() == std::fs::read(b).unwrap()
 }
 
 /// Changes a copy, takes its difference, applies that to another copy and
@@ -148,7 +106,7 @@ fn cases() -> Vec<(&'static str, Vec<Change>, u64, u64)> {
 
 #[test]
 fn differences_by_extents() {
-    let xfs = Xfs::mount();
+    let xfs = Xfs::mount(400);
     assert!(is_reflink_filesystem(&xfs.path()).unwrap());
     for (name, changes, data_bytes, zero_bytes) in cases() {
         let stats = round_trip(&xfs.path(), &changes);
@@ -171,7 +129,7 @@ fn differences_by_contents() {
 
 #[test]
 fn blocks_shared_with_something_else_still_differ() {
-    let xfs = Xfs::mount();
+    let xfs = Xfs::mount(400);
     let base = make_base(&xfs.path());
     let [live, other, out] = ["live", "other", "out"].map(|name| xfs.path().join(name));
     reflink(&base, &live).unwrap();
@@ -184,7 +142,7 @@ fn blocks_shared_with_something_else_still_differ() {
 
 #[test]
 fn copies_share_blocks_where_they_can() {
-    let xfs = Xfs::mount();
+    let xfs = Xfs::mount(400);
     let base = make_base(&xfs.path());
     let copy = xfs.path().join("copy");
     let free = |path: &Path| rustix::fs::statvfs(path).unwrap().f_bfree;
@@ -199,7 +157,7 @@ fn copies_share_blocks_where_they_can() {
     let far = folder.path().join("far");
     assert_eq!(reflink(&base, &far).unwrap(), CopyMethod::SparseCopy);
     assert!(same(&base, &far));
-    assert!(std::fs::metadata(&far).unwrap().blocks() * 512 <= 17 * MIB, "holes stay holes");
+    assert!(allocated(&far) <= 17 * MIB, "holes stay holes");
     let near = folder.path().join("near");
     assert_eq!(reflink(&far, &near).unwrap(), CopyMethod::SparseCopy);
     assert!(same(&base, &near));
@@ -273,7 +231,7 @@ fn any_change() -> impl Strategy<Value = Change> {
 
 #[test]
 fn any_changes_come_back() {
-    let xfs = Xfs::mount();
+    let xfs = Xfs::mount(400);
     let memory = tempfile::tempdir_in("/dev/shm").unwrap();
     let mut runner = proptest::test_runner::TestRunner::new(ProptestConfig {
         failure_persistence: None,

@@ -1,4 +1,4 @@
-//! An S3 server in the process, over a temporary folder. For tests only.
+//! An S3 server in the process, over a temporary folder.
 //!
 //! Objects are plain files ([`TestS3::object_path`]), so a test can damage one
 //! behind the store's back, and writes can be made to fail after a while
@@ -8,13 +8,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
+use futures::future::BoxFuture;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use object_store::{Config, Store};
 use s3s::auth::SimpleAuth;
 use s3s::service::S3ServiceBuilder;
-
-use crate::{Config, Store};
 
 const ACCESS_KEY: &str = "test-access-key";
 const SECRET_KEY: &str = "test-secret-key";
@@ -32,7 +32,11 @@ impl TestS3 {
     ///
     /// # Panics
     /// When there is no temporary folder or no free port.
-    pub async fn start() -> Self {
+    pub fn start() -> BoxFuture<'static, Self> {
+        Box::pin(Self::serve())
+    }
+
+    async fn serve() -> Self {
         let folder = tempfile::tempdir().expect("tests have a temporary folder");
         let files = s3s_fs::FileSystem::new(folder.path()).expect("the folder was just made");
         let mut builder = S3ServiceBuilder::new(files);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use snapshot::{CHUNK_BYTES, Error, read_manifest, verify};
 
-use crate::bench::{BUCKET, Bench, PREFIX};
+use crate::world::{BUCKET, PREFIX, World};
 
 #[tokio::test]
 async fn every_kind_of_damage_is_found_and_named() {
@@ -32,23 +32,23 @@ async fn every_kind_of_damage_is_found_and_named() {
         ("empty", |path| resize(path, -1_000_000_000)),
         ("missing", |path| std::fs::remove_file(path).unwrap()),
     ];
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
+    let world = World::new().await;
+    let published = world.publish(&world.sources()).await;
     let digest = Some(published.manifest_digest.as_str());
-    for key in bench.keys().await {
-        let path = bench.server.object_path(BUCKET, &key);
+    for key in world.keys().await {
+        let path = world.server.object_path(BUCKET, &key);
         let good = std::fs::read(&path).unwrap();
         let is_manifest = key == published.manifest_key;
         for (name, damage) in damages {
             damage(&path);
-            let error = bench.fetch_to("fetched", digest).await.unwrap_err();
+            let error = world.fetch_to("fetched", digest).await.unwrap_err();
             let named = format!("s3://{BUCKET}/{key}");
             match &error {
                 Error::NotFound { object } if is_manifest && *name == "missing" => assert_eq!(*object, named),
                 Error::Corrupt { object, .. } => assert_eq!(*object, named, "{name}"),
                 other => panic!("{key}, {name}: {other:?}"),
             }
-            let found = verify(&bench.store, BUCKET, &published.manifest_key, digest, &|_, _| {}).await;
+            let found = verify(&world.store, BUCKET, &published.manifest_key, digest, &|_, _| {}).await;
             if is_manifest {
                 assert!(found.is_err(), "{name}");
             } else {
@@ -61,30 +61,30 @@ async fn every_kind_of_damage_is_found_and_named() {
             std::fs::write(&path, &good).unwrap();
         }
     }
-    bench.fetch_to("fetched", digest).await.unwrap();
+    world.fetch_to("fetched", digest).await.unwrap();
 }
 
 #[tokio::test]
 async fn objects_that_changed_places_are_found() {
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
+    let world = World::new().await;
+    let published = world.publish(&world.sources()).await;
     let path =
-        |index: u32| bench.server.object_path(BUCKET, &format!("{PREFIX}/memory-difference/{index:06}"));
-    let aside = bench.folder.path().join("aside");
+        |index: u32| world.server.object_path(BUCKET, &format!("{PREFIX}/memory-difference/{index:06}"));
+    let aside = world.folder.path().join("aside");
     std::fs::rename(path(0), &aside).unwrap();
     std::fs::rename(path(2), path(0)).unwrap();
     std::fs::rename(&aside, path(2)).unwrap();
-    assert!(matches!(bench.fetch_to("f", None).await, Err(Error::Corrupt { .. })));
-    let found = verify(&bench.store, BUCKET, &published.manifest_key, None, &|_, _| {}).await.unwrap();
+    assert!(matches!(world.fetch_to("f", None).await, Err(Error::Corrupt { .. })));
+    let found = verify(&world.store, BUCKET, &published.manifest_key, None, &|_, _| {}).await.unwrap();
     assert_eq!(found.problems.len(), 2);
 }
 
 /// A manifest and its chunks that fit each other, but are not what we write.
 #[tokio::test]
 async fn a_forged_snapshot_cannot_take_more_than_it_may() {
-    let bench = Bench::new().await;
-    let published = bench.publish(&bench.sources()).await;
-    let (mut manifest, _) = read_manifest(&bench.store, BUCKET, &published.manifest_key, None).await.unwrap();
+    let world = World::new().await;
+    let published = world.publish(&world.sources()).await;
+    let (mut manifest, _) = read_manifest(&world.store, BUCKET, &published.manifest_key, None).await.unwrap();
     // 64 MiB of zeros in the place of one chunk, with its true digest in the manifest.
     let frame = zstd::bulk::compress(&vec![0; 64 << 20], 1).unwrap();
     let header =
@@ -95,22 +95,22 @@ async fn a_forged_snapshot_cannot_take_more_than_it_may() {
     chunk.digest = blake3::hash(&bomb).to_hex().to_string();
     let (bytes, digest) = manifest.encode().unwrap();
     let key = format!("{PREFIX}/memory-difference/000000");
-    bench.store.put(BUCKET, &key, bomb.into()).await.unwrap();
-    bench.store.put(BUCKET, &published.manifest_key, bytes.into()).await.unwrap();
-    let error = bench.fetch_to("fetched", Some(&digest)).await.unwrap_err();
+    world.store.put(BUCKET, &key, bomb.into()).await.unwrap();
+    world.store.put(BUCKET, &published.manifest_key, bytes.into()).await.unwrap();
+    let error = world.fetch_to("fetched", Some(&digest)).await.unwrap_err();
     let expected = format!("s3://{BUCKET}/{key}");
     assert!(matches!(&error, Error::Corrupt { object, .. } if *object == expected), "{error}");
 
     let long = vec![b' '; 9 << 20];
-    bench.store.put(BUCKET, &published.manifest_key, long.into()).await.unwrap();
-    let error = bench.fetch_to("fetched", None).await.unwrap_err();
+    world.store.put(BUCKET, &published.manifest_key, long.into()).await.unwrap();
+    let error = world.fetch_to("fetched", None).await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt { detail, .. } if detail.contains("too long")), "{error}");
 }
 
 #[tokio::test]
 async fn a_manifest_with_another_digest_is_refused() {
-    let bench = Bench::new().await;
-    bench.publish(&bench.sources()).await;
-    let error = bench.fetch_to("fetched", Some(&"00".repeat(32))).await.unwrap_err();
+    let world = World::new().await;
+    world.publish(&world.sources()).await;
+    let error = world.fetch_to("fetched", Some(&"00".repeat(32))).await.unwrap_err();
     assert!(matches!(&error, Error::Corrupt { object, .. } if object.ends_with("manifest.json")), "{error}");
 }

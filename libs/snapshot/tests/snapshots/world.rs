@@ -6,11 +6,11 @@ use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use object_store::Store;
-use object_store::test_server::TestS3;
 use snapshot::{
     CHUNK_BYTES, Error, FileKind, FileSource, ManifestHead, Parent, Published, SnapshotKind, fetch,
     manifest_key, upload,
 };
+use testkit::TestS3;
 
 pub const BUCKET: &str = "snapshots";
 pub const PREFIX: &str = "microvms/a/g1/s1";
@@ -40,13 +40,13 @@ pub fn head() -> ManifestHead {
 }
 
 /// A server, a bucket, and a folder with files to store.
-pub struct Bench {
+pub struct World {
     pub server: TestS3,
     pub store: Store,
     pub folder: tempfile::TempDir,
 }
 
-impl Bench {
+impl World {
     pub async fn new() -> Self {
         let server = TestS3::start().await;
         let store = server.store();

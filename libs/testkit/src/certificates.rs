@@ -1,13 +1,17 @@
-//! A CA of the test's own, and the certificates of every process.
+//! A certificate authority of a test's own, and the certificates of every process.
 
 use std::path::Path;
 use std::sync::Arc;
 
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use rpc::{Role, TlsIdentity};
+use settings::TlsSettings;
 
-/// Writes "<name>.pem" and "<name>.key" for each name and its DNS names or
-/// addresses, and for each role.
+/// Writes "ca.pem", and "<name>.pem" and "<name>.key" for each role and for each
+/// of `servers`: a name with its DNS names or addresses.
+///
+/// # Panics
+/// When the directory cannot be written.
 pub fn write(directory: &Path, servers: &[(&str, &[&str])]) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -28,8 +32,19 @@ pub fn write(directory: &Path, servers: &[(&str, &[&str])]) {
     }
 }
 
+/// The files that [`write`] made for a role or server.
+#[must_use]
+pub fn files(directory: &Path, name: &str) -> TlsSettings {
+    let file = |end: &str| directory.join(format!("{name}.{end}"));
+    TlsSettings { ca: directory.join("ca.pem"), cert: file("pem"), key: file("key") }
+}
+
 /// The identity of a role.
+///
+/// # Panics
+/// When [`write`] did not write to this directory.
+#[must_use]
 pub fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
-    let file = |kind: &str| directory.join(format!("{role}.{kind}"));
-    TlsIdentity::load(&directory.join("ca.pem"), &file("pem"), &file("key")).unwrap()
+    let files = files(directory, &role.to_string());
+    TlsIdentity::load(&files.ca, &files.cert, &files.key).unwrap()
 }
