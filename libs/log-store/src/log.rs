@@ -94,7 +94,7 @@ impl Log {
     /// As [`Log::open`].
     pub fn begin(path: &Path, bounds: Bounds) -> io::Result<Self> {
         match std::fs::remove_file(path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
             _ => Self::open(path, bounds),
         }
     }

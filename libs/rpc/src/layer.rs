@@ -42,12 +42,6 @@ impl RequestId {
         CURRENT.try_with(Clone::clone).ok()
     }
 
-    /// Runs `call` with this id as the current one, for services that take calls other
-    /// than gRPC's.
-    pub async fn scope<T>(self, call: impl Future<Output = T>) -> T {
-        CURRENT.scope(self, call).await
-    }
-
     /// The caller's id when it is short visible ASCII, else a fresh one.
     fn of<B>(request: &Request<B>) -> Self {
         let given = request.headers().get(REQUEST_ID).and_then(|value| value.to_str().ok());

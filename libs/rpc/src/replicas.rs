@@ -242,9 +242,7 @@ impl<'a> Round<'a> {
     /// Decides about an error: `Ok` when [`Round::next`] has another replica to ask.
     fn refused(&mut self, status: Status) -> BoxFuture<'_, Result<(), Status>> {
         Box::pin(async move {
-            if self.bounds.total <= self.started.elapsed() {
-                return Err(self.replicas.silent());
-            }
+            let over = self.bounds.total <= self.started.elapsed();
             if is_elsewhere(&status) {
                 self.tried.push(Arc::clone(&self.asked));
                 let mut state = self.replicas.state();
@@ -252,9 +250,12 @@ impl<'a> Round<'a> {
                 // Leaders that name each other must not keep a call going for ever.
                 let tries_max = self.replicas.shared.configured + FOLLOWED_MAX;
                 let untried = |replica: &Replica| !self.tried.contains(&replica.address);
-                if self.tried.len() < tries_max && state.replicas.iter().any(untried) {
+                if !over && self.tried.len() < tries_max && state.replicas.iter().any(untried) {
                     return Ok(());
                 }
+            }
+            if over {
+                return Err(self.replicas.silent());
             }
             // Every replica was asked, or the one that leads wants to be asked later.
             match retry_delay(&status) {

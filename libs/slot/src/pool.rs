@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use backoff::Backoff;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -24,9 +25,8 @@ use crate::relay::{self, Relay};
 use crate::settings::{Egress, PoolSettings};
 use crate::taken::Slot;
 
-/// First and longest pause after a slot could not be made.
-const RETRY_PAUSE_MIN: Duration = Duration::from_millis(500);
-const RETRY_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Pauses after a slot could not be made.
+const RETRY_PAUSES: Backoff = Backoff::new(Duration::from_millis(500), Duration::from_secs(30));
 
 /// Keeps slots ready. Clones are handles to the same pool; with the last one
 /// dropped the pool stops making slots, and only [`Pool::shutdown`] removes them.
@@ -289,7 +289,7 @@ impl Shared {
 
     /// Keeps the ready slots at their number until the pool stops.
     async fn fill(self: Arc<Self>) {
-        let mut pause = RETRY_PAUSE_MIN;
+        let mut backoff = RETRY_PAUSES;
         while !self.stop.is_cancelled() {
             let Some(index) = self.state().allocate(&self.settings) else {
                 tokio::select! {
@@ -300,18 +300,18 @@ impl Shared {
             };
             match creation::create(&self.settings, index, &self.closed, &self.inside).await {
                 Ok(namespace) => {
-                    pause = RETRY_PAUSE_MIN;
+                    backoff.reset();
                     self.state().ready.push_back((index, namespace));
                     self.filled.notify_waiters();
                 }
                 Err(error) => {
                     self.state().used.remove(&index);
+                    let pause = backoff.next_pause();
                     tracing::warn!(%error, pause_ms = pause.as_millis(), "cannot make a slot");
                     tokio::select! {
                         () = tokio::time::sleep(pause) => {}
                         () = self.stop.cancelled() => {}
                     }
-                    pause = (pause * 2).min(RETRY_PAUSE_MAX);
                 }
             }
         }

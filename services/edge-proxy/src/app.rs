@@ -1,6 +1,7 @@
 //! Puts the edge together: bind and connect first, then follow and serve.
 
 use std::net::SocketAddr;
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -27,6 +28,26 @@ use crate::server::send::Sender;
 
 /// How often unused tunnels are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
+
+/// The whole program: settings, telemetry, the service, an exit code.
+pub fn main() -> ExitCode {
+    telemetry::run_service(
+        "edge-proxy",
+        "The public face of a Torpor fleet",
+        |config: &Config| Ok(&config.telemetry),
+        async |config: Config, telemetry: &telemetry::Guard| {
+            let shutdown = telemetry::shutdown_on_signal()?;
+            let app = App::build(config, Clock::system(), &telemetry.registry()).await?;
+            tracing::info!(address = %app.local_address()?, "serving endpoints");
+            #[cfg(feature = "aws")]
+            if let Some(address) = app.api_address()? {
+                tracing::info!(%address, "serving the AWS-compatible API");
+            }
+            app.run(shutdown).await;
+            anyhow::Ok(())
+        },
+    )
+}
 
 /// An edge, bound and not yet serving.
 pub struct App {

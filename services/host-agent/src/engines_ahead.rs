@@ -157,16 +157,16 @@ impl EnginesAhead {
         (!state.closed).then(|| (digest.clone(), image.size))
     }
 
-    /// Adds an engine, unless its image was forgotten meanwhile.
-    fn add(&self, digest: &str, engine: EngineAhead) -> Result<(), EngineAhead> {
+    /// Adds an engine, or gives it back when its image was forgotten meanwhile.
+    fn add(&self, digest: &str, engine: EngineAhead) -> Option<EngineAhead> {
         let mut state = self.state();
         let State { images, closed } = &mut *state;
         match images.get_mut(digest) {
             Some(image) if !*closed => {
                 image.ready.push_back(engine);
-                Ok(())
+                None
             }
-            _ => Err(engine),
+            _ => Some(engine),
         }
     }
 
@@ -304,7 +304,7 @@ pub async fn keep_filled(host: Arc<Host>) {
             }
             match EngineAhead::make(&host, &digest, size).await {
                 Ok(engine) => {
-                    if let Err(unwanted) = ahead.add(&digest, engine) {
+                    if let Some(unwanted) = ahead.add(&digest, engine) {
                         unwanted.resources.release().await;
                     }
                 }

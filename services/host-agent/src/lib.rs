@@ -16,27 +16,22 @@ mod resources;
 mod server;
 mod stopwatch;
 
-use std::pin::Pin;
+use std::process::ExitCode;
 
 pub use config::Config;
 
-/// Checks what was configured, before anything is bound.
-///
-/// # Errors
-/// One sentence naming the key.
-pub fn check(config: &Config) -> anyhow::Result<&settings::TelemetrySettings> {
-    config.check().map_err(anyhow::Error::msg)?;
-    failpoint::arm(config.failpoints);
-    Ok(&config.telemetry)
-}
-
-/// Serves until SIGTERM or SIGINT. Boxed, so that its machinery is compiled here and not in every caller.
-///
-/// # Errors
-/// One clear line about the setting or the machine.
-pub fn serve(
-    config: Config,
-    telemetry: &telemetry::Guard,
-) -> Pin<Box<dyn Future<Output = anyhow::Result<()>> + '_>> {
-    Box::pin(async move { app::App::build(config, telemetry).await?.run().await })
+/// The whole program: settings, telemetry, the service, an exit code.
+pub fn main() -> ExitCode {
+    telemetry::run_service(
+        "host-agent",
+        "Runs microVMs on this machine for a Torpor scheduler",
+        |config: &Config| {
+            config.check().map_err(anyhow::Error::msg)?;
+            failpoint::arm(config.failpoints);
+            Ok(&config.telemetry)
+        },
+        async |config: Config, telemetry: &telemetry::Guard| {
+            app::App::build(config, telemetry).await?.run().await
+        },
+    )
 }

@@ -2,6 +2,7 @@
 //! what an earlier process left, then runs server, queue and remover until told
 //! to stop.
 
+use std::process::ExitCode;
 use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
@@ -19,7 +20,7 @@ use crate::adapters::catalog::Catalog;
 use crate::adapters::layout::Layout;
 use crate::adapters::network::Networks;
 use crate::adapters::peers::Peers;
-use crate::adapters::sandbox::Sandbox;
+use crate::adapters::sandbox::{self, Sandbox};
 use crate::bases::BaseImages;
 use crate::config::Config;
 use crate::deletion::{self, Requests};
@@ -34,6 +35,21 @@ use crate::server::Service;
 const BUCKET_RETRY: std::time::Duration = std::time::Duration::from_millis(500);
 /// Largest request and answer, in bytes.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
+
+/// The whole program: settings, telemetry, the service, an exit code.
+pub fn main() -> ExitCode {
+    // A stage of a build's sandbox is this program too, and none of the below.
+    sandbox::enter_if_stage();
+    telemetry::run_service(
+        "image-builder",
+        "Builds images for Torpor",
+        |config: &Config| Ok(&config.telemetry),
+        async |config: Config, telemetry: &telemetry::Guard| {
+            let app = App::build(config, &telemetry.registry(), Clock::system()).await?;
+            app.run(telemetry::shutdown_on_signal()?).await
+        },
+    )
+}
 
 /// An image-builder that holds its address and serves nothing yet.
 pub struct App {

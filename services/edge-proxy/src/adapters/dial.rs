@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
+use backoff::Backoff;
 use tokio::sync::watch;
 use tunnel::{ClientStream, OpenError};
 use uuid::Uuid;
@@ -17,9 +18,8 @@ use crate::domain::refusal::Refusal;
 use crate::domain::route::{Route, RouteState, Table};
 use crate::domain::timing::Phase;
 
-/// First and longest pause before another look at an unchanged route.
-const PAUSE_MIN: Duration = Duration::from_millis(25);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// Pauses before another look at an unchanged route.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_secs(1));
 /// When a host that is busy does not say for how long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
@@ -47,7 +47,7 @@ struct Search {
     give_up: Instant,
     /// Set by the first host that does not take the tunnel.
     stop_looking: Option<Instant>,
-    pause: Duration,
+    pauses: Backoff,
 }
 
 impl Dialer {
@@ -58,7 +58,7 @@ impl Dialer {
             changes: self.table.changes(label),
             give_up: Instant::now() + self.limits.launch_wait(),
             stop_looking: None,
-            pause: PAUSE_MIN,
+            pauses: PAUSES,
         };
         loop {
             search.changes.mark_unchanged();
@@ -167,8 +167,7 @@ impl Dialer {
 impl Search {
     /// Waits for a change of the route, or a growing while.
     async fn pause(&mut self) {
-        let _ = tokio::time::timeout(self.pause, self.changes.changed()).await;
-        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let _ = tokio::time::timeout(self.pauses.next_pause(), self.changes.changed()).await;
     }
 }
 

@@ -4,15 +4,15 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use backoff::Backoff;
 use tokio_util::sync::CancellationToken;
 use tonic::Status;
 
 use crate::adapters::scheduler::{Scheduler, label, route};
 use crate::domain::route::Table;
 
-/// First and longest pause between attempts while no scheduler answers.
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Pauses between attempts while no scheduler answers.
+const PAUSES: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
 
 pub fn follow(scheduler: Arc<Scheduler>, table: Arc<Table>, stop: CancellationToken) {
     tokio::spawn(async move {
@@ -24,14 +24,13 @@ pub fn follow(scheduler: Arc<Scheduler>, table: Arc<Table>, stop: CancellationTo
 }
 
 async fn keep_following(scheduler: &Scheduler, table: &Table) {
-    let (mut pause, mut listing) = (PAUSE_MIN, 0);
+    let (mut backoff, mut listing) = (PAUSES, 0);
     loop {
         listing += 1;
         if follow_once(scheduler, table, listing).await {
-            pause = PAUSE_MIN;
+            backoff.reset();
         }
-        tokio::time::sleep(pause).await;
-        pause = (pause * 2).min(PAUSE_MAX);
+        backoff.pause().await;
     }
 }
 

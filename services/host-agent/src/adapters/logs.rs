@@ -1,75 +1,34 @@
-//! The output of one microVM's app, bounded: two files that take turns, one
-//! JSON line per log line, at a bounded rate. Survives suspends, wakes and
-//! restarts of the agent; the numbering goes on.
+//! The output of one microVM's app, bounded: two files that take turns, at a bounded
+//! rate. Survives suspends, wakes and restarts of the agent; the numbering goes on.
 
-use std::collections::VecDeque;
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
-use std::time::{Instant, SystemTime};
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use api::common::v1::{LogLine, LogSource};
-use serde::{Deserialize, Serialize};
+use log_store::{Bounds, Full, Reader};
 use tokio::sync::watch;
 
 use super::files;
 use crate::domain::HostError;
 
-/// Longest text of one line, in bytes.
-pub const LINE_BYTES_MAX: usize = 16 * 1024;
-/// Most lines one read returns.
-pub const LINES_PER_READ: usize = 1000;
-/// Latest lines kept in memory for followers, so that following reads no file.
-const RECENT_LINES_MAX: usize = 512;
 /// Seconds of the sustained rate that may arrive at once.
 const BURST_SECONDS: f64 = 4.0;
-
-/// One stored line; short names because there are many.
-#[derive(Serialize, Deserialize)]
-struct Stored {
-    /// Sequence in this file's numbering.
-    s: u64,
-    /// Time in nanoseconds since 1970.
-    t: u64,
-    /// Source, as on the wire.
-    o: i32,
-    /// The guest's own sequence plus one; 0 for the platform's lines.
-    g: u64,
-    x: String,
-}
-
-impl Stored {
-    fn into_line(self) -> LogLine {
-        LogLine {
-            time: Some(prost_types::Timestamp {
-                seconds: i64::try_from(self.t / 1_000_000_000).unwrap_or(i64::MAX),
-                nanos: i32::try_from(self.t % 1_000_000_000).unwrap_or(0),
-            }),
-            source: self.o,
-            text: self.x,
-            sequence: self.s,
-        }
-    }
-}
+/// The current file in a log's directory.
+const FILE: &str = "log.jsonl";
 
 /// An open log.
 pub struct Log {
-    directory: PathBuf,
-    file_bytes_max: u64,
+    lines: log_store::Log,
     rate: f64,
     state: Mutex<State>,
-    end: watch::Sender<u64>,
 }
 
 struct State {
-    file: Option<std::fs::File>,
-    file_bytes: u64,
-    next: u64,
     next_guest: u64,
     tokens: f64,
     filled: Instant,
     dropped: u64,
-    recent: VecDeque<LogLine>,
 }
 
 impl Log {
@@ -77,7 +36,7 @@ impl Log {
     /// the first guest line wanted when no line has been stored yet.
     ///
     /// # Errors
-    /// When the directory cannot be made.
+    /// When the directory or the file cannot be made.
     pub fn open(
         directory: &Path,
         file_bytes_max: u64,
@@ -85,93 +44,69 @@ impl Log {
         guest_start: u64,
     ) -> Result<Self, HostError> {
         files::make_directory(directory)?;
-        let mut next = 0;
-        let mut next_guest = guest_start;
-        for name in [OLD, NEW] {
-            for line in read_file(&directory.join(name)) {
-                next = next.max(line.s + 1);
-                next_guest = next_guest.max(line.g);
-            }
-        }
+        let file = directory.join(FILE);
+        let lines = log_store::Log::open(&file, Bounds { file_bytes_max, full: Full::Rotate })
+            .map_err(|error| HostError::io(&file, &error))?;
         #[allow(clippy::cast_precision_loss)] // bytes per second
         let rate = bytes_per_second as f64;
         let state = State {
-            file: None,
-            file_bytes: 0,
-            next,
-            next_guest,
+            next_guest: guest_start.max(lines.origin()),
             tokens: rate * BURST_SECONDS,
             filled: Instant::now(),
             dropped: 0,
-            recent: VecDeque::new(),
         };
-        Ok(Self {
-            directory: directory.to_owned(),
-            file_bytes_max,
-            rate,
-            state: Mutex::new(state),
-            end: watch::Sender::new(next),
-        })
+        Ok(Self { lines, rate, state: Mutex::new(state) })
     }
 
     /// The first guest line not stored yet.
+    #[must_use]
     pub fn next_guest(&self) -> u64 {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).next_guest
+        self.lock().next_guest
     }
 
     /// Skips the guest's lines before `start`: those of the bake.
     pub fn start_guest_at(&self, start: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.next_guest = state.next_guest.max(start);
     }
 
     /// Stores lines of the guest; those stored before are skipped, those beyond
     /// the rate are counted and reported by a line of the platform.
     pub fn append_guest(&self, lines: &[LogLine], dropped: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.lock();
         state.dropped += dropped;
-        for line in lines.iter().filter(|line| line.sequence >= state.next_guest).collect::<Vec<_>>() {
+        for line in lines {
+            if line.sequence < state.next_guest {
+                continue;
+            }
             state.next_guest = line.sequence + 1;
             if !self.within_rate(&mut state, line.text.len()) {
                 state.dropped += 1;
                 continue;
             }
             if state.dropped > 0 {
-                let text =
-                    format!("{} lines were dropped: too much output", std::mem::take(&mut state.dropped));
-                self.write(&mut state, LogSource::Platform.into(), 0, text);
+                let dropped = std::mem::take(&mut state.dropped);
+                self.append(format!("{dropped} lines were dropped: too much output"));
             }
-            let guest = line.sequence + 1;
-            self.write(&mut state, line.source, guest, cut(&line.text));
+            self.lines.append_from(line.source, line.sequence + 1, line.text.as_str());
         }
-        self.end.send_replace(state.next);
     }
 
     /// Stores a line of the platform.
     pub fn append(&self, text: impl Into<String>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        self.write(&mut state, LogSource::Platform.into(), 0, text.into());
-        self.end.send_replace(state.next);
+        self.lines.append(LogSource::Platform, text);
     }
 
-    /// Lines from `from` on, at most [`LINES_PER_READ`].
-    pub fn read(&self, from: u64) -> Vec<LogLine> {
-        {
-            let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            if from >= state.next {
-                return Vec::new();
-            }
-            if state.recent.front().is_some_and(|first| first.sequence <= from) {
-                let lines = state.recent.iter().filter(|line| line.sequence >= from);
-                return lines.take(LINES_PER_READ).cloned().collect();
-            }
-        }
-        read_directory(&self.directory, from)
+    /// A reader of the lines from `from` on.
+    #[must_use]
+    pub fn reader(&self, from: u64) -> Reader {
+        self.lines.reader(from)
     }
 
     /// Sequence of the next line; changes when lines are stored.
+    #[must_use]
     pub fn end(&self) -> watch::Receiver<u64> {
-        self.end.subscribe()
+        self.lines.end()
     }
 
     fn within_rate(&self, state: &mut State, bytes: usize) -> bool {
@@ -188,65 +123,15 @@ impl Log {
         true
     }
 
-    /// A line that cannot be stored (full disk) is lost; the app goes on.
-    fn write(&self, state: &mut State, source: i32, guest: u64, text: String) {
-        let stored = Stored { s: state.next, t: now_nanos(), o: source, g: guest, x: text };
-        state.next += 1;
-        let Ok(mut bytes) = serde_json::to_vec(&stored) else {
-            return;
-        };
-        bytes.push(b'\n');
-        if state.recent.len() == RECENT_LINES_MAX {
-            state.recent.pop_front();
-        }
-        state.recent.push_back(stored.into_line());
-        let current = self.directory.join(NEW);
-        if state.file.is_none() {
-            state.file = std::fs::OpenOptions::new().append(true).create(true).open(&current).ok();
-            state.file_bytes =
-                state.file.as_ref().and_then(|file| file.metadata().ok()).map_or(0, |data| data.len());
-        }
-        if let Some(file) = &mut state.file
-            && file.write_all(&bytes).is_ok()
-        {
-            state.file_bytes += bytes.len() as u64;
-        }
-        if state.file_bytes >= self.file_bytes_max {
-            state.file = None;
-            let _ = std::fs::rename(&current, self.directory.join(OLD));
-        }
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-const NEW: &str = "log.jsonl";
-const OLD: &str = "log.1.jsonl";
-
-/// Reads a log that nobody writes any more.
-pub fn read_directory(directory: &Path, from: u64) -> Vec<LogLine> {
-    let stored = [OLD, NEW].into_iter().flat_map(|name| read_file(&directory.join(name)));
-    stored.filter(|line| line.s >= from).take(LINES_PER_READ).map(Stored::into_line).collect()
-}
-
-/// Whole lines of one file; a torn last line (the agent died) is left out.
-fn read_file(path: &Path) -> impl Iterator<Item = Stored> + use<> {
-    std::fs::File::open(path)
-        .ok()
-        .into_iter()
-        .flat_map(|file| BufReader::new(file).lines().map_while(Result::ok))
-        .filter_map(|line| serde_json::from_str(&line).ok())
-}
-
-fn now_nanos() -> u64 {
-    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
-}
-
-fn cut(text: &str) -> String {
-    let mut end = text.len().min(LINE_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    text[..end].to_owned()
+/// A reader of a log in `directory` that nobody writes any more.
+#[must_use]
+pub fn reader(directory: &Path, from: u64) -> Reader {
+    Reader::open(&directory.join(FILE), from)
 }
 
 #[cfg(test)]
@@ -258,7 +143,7 @@ mod tests {
     }
 
     fn texts(log: &Log, from: u64) -> Vec<String> {
-        log.read(from).into_iter().map(|line| line.text).collect()
+        log.reader(from).read().unwrap().into_iter().map(|line| line.text).collect()
     }
 
     #[test]
@@ -274,7 +159,8 @@ mod tests {
         log.append_guest(&[line(6, "b"), line(7, "c")], 3);
         assert_eq!(texts(&log, 0), ["launched", "a", "b", "3 lines were dropped: too much output", "c"]);
         assert_eq!(texts(&log, 4), ["c"]);
-        assert_eq!(log.read(0).iter().map(|line| line.sequence).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
+        let lines = reader(directory.path(), 0).read().unwrap();
+        assert_eq!(lines.iter().map(|line| line.sequence).collect::<Vec<_>>(), [0, 1, 2, 3, 4]);
     }
 
     #[test]
@@ -285,18 +171,9 @@ mod tests {
             log.append_guest(&[line(sequence, "0123456789012345678901234567890123456789")], 0);
         }
         assert!(files::occupied_bytes(directory.path()) <= 16_384);
-        let bytes: u64 = [NEW, OLD]
-            .iter()
-            .filter_map(|name| std::fs::metadata(directory.path().join(name)).ok())
-            .map(|data| data.len())
-            .sum();
+        let files = std::fs::read_dir(directory.path()).unwrap();
+        let bytes: u64 = files.map(|file| file.unwrap().metadata().unwrap().len()).sum();
         assert!(bytes < 5_000, "{bytes}");
-        assert!(log.read(0).len() < 100, "most lines were beyond the rate");
-    }
-
-    #[test]
-    fn long_lines_are_cut_at_a_character() {
-        assert_eq!(cut(&"ä".repeat(10_000)).len(), LINE_BYTES_MAX);
-        assert_eq!(cut("short"), "short");
+        assert!(texts(&log, 0).len() < 100, "most lines were beyond the rate");
     }
 }

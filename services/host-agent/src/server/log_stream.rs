@@ -56,10 +56,11 @@ async fn follow_live(
 ) {
     let mut end = handle.log.end();
     let mut next = request.from_sequence;
+    let mut reader = handle.log.reader(next);
     loop {
         end.mark_unchanged();
         let gone = handle.view.borrow_and_update().state == LocalState::Gone;
-        let lines = handle.log.read(next);
+        let lines = reader.read().unwrap_or_default();
         if let Some(last) = lines.last() {
             next = last.sequence + 1;
             if sender.send(Ok(FollowLogResponse { lines })).await.is_err() {
@@ -83,12 +84,11 @@ async fn follow_live(
     }
 }
 
-async fn read_all(directory: &std::path::Path, mut next: u64, sender: &mpsc::Sender<Item>) {
+async fn read_all(directory: &std::path::Path, from: u64, sender: &mpsc::Sender<Item>) {
+    let mut reader = logs::reader(directory, from);
     loop {
-        let lines = logs::read_directory(directory, next);
-        let Some(last) = lines.last() else { return };
-        next = last.sequence + 1;
-        if sender.send(Ok(FollowLogResponse { lines })).await.is_err() {
+        let lines = reader.read().unwrap_or_default();
+        if lines.is_empty() || sender.send(Ok(FollowLogResponse { lines })).await.is_err() {
             return;
         }
     }

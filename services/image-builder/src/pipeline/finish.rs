@@ -75,7 +75,7 @@ impl Job {
         for attempt in 1..=LOG_ATTEMPTS {
             // Dying after this line leaves a log under a key that the next
             // attempt's log replaces.
-            match self.context.objects.put_file(bucket, &key, &self.log.path(), &|_, _| {}).await {
+            match self.context.objects.put_file(bucket, &key, self.log.path(), &|_, _| {}).await {
                 Ok(_) => {
                     self.build.value.log_key = key;
                     break;

@@ -16,6 +16,7 @@ use std::process::ExitStatus;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use backoff::Backoff;
 use nix::sys::signal::Signal;
 use rpc::TlsIdentity;
 use tokio::process::Child;
@@ -27,8 +28,8 @@ use super::process::ProcessId;
 use super::record::{ComponentRecord, FleetRecord, ProcessState, unix_now};
 use super::{probe, spawn};
 
-const RESTART_PAUSE_MIN: Duration = Duration::from_millis(100);
-const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Pauses before restarts.
+const RESTART_PAUSES: Backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
 /// A component that ran this long starts again without delay.
 const GOOD_WHILE: Duration = Duration::from_secs(30);
 /// Ends before the first healthy answer after which a component has failed.
@@ -112,7 +113,7 @@ impl Tender {
 
     /// Runs the component until it is told to stop or has failed.
     pub async fn run(mut self) {
-        let mut pause = RESTART_PAUSE_MIN;
+        let mut backoff = RESTART_PAUSES;
         let mut early_ends = 0;
         loop {
             let started = Instant::now();
@@ -141,7 +142,7 @@ impl Tender {
                 }
             }
             if started.elapsed() > GOOD_WHILE {
-                pause = RESTART_PAUSE_MIN;
+                backoff.reset();
             }
             self.shared.component(&self.component.name, |component| {
                 component.process = None;
@@ -150,12 +151,11 @@ impl Tender {
                 component.restarts += 1;
             });
             tokio::select! {
-                () = tokio::time::sleep(pause) => {}
+                () = backoff.pause() => {}
                 () = self.stop.cancelled() => {
                     return self.shared.component(&self.component.name, |component| component.health = ProcessState::Stopped);
                 }
             }
-            pause = (pause * 2).min(RESTART_PAUSE_MAX);
         }
     }
 
