@@ -49,12 +49,7 @@ pub enum StartError {
     Invalid(String),
     /// A step of the start failed.
     #[error("{step}: {source}")]
-    Step {
-        /// What was being done.
-        step: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
+    Step { step: &'static str, source: io::Error },
 }
 
 fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> StartError {
@@ -75,7 +70,6 @@ pub struct App {
     state: Mutex<State>,
     /// User and group id of the app.
     owner: Mutex<(u32, u32)>,
-    /// Its output.
     pub logs: Arc<Logs>,
 }
 
@@ -99,9 +93,6 @@ impl App {
 
     /// Starts the app; its process id in the guest. `on_exit` runs once, when it
     /// has ended and its output has been collected.
-    ///
-    /// # Errors
-    /// As [`StartError`]. A start that failed may be tried again.
     pub fn start(
         self: &Arc<Self>,
         request: &StartAppRequest,

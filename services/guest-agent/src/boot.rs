@@ -42,16 +42,11 @@ pub struct Booted {
     pub settings: Settings,
     /// Handles to the files that a repair rewrites.
     pub identity: identity::Identity,
-    /// Handle to /etc/resolv.conf.
     pub resolver: identity::ResolverFile,
     /// Modules for apps with every capability, not yet loaded.
     pub extra_modules: ExtraModules,
 }
 
-/// Boots the guest.
-///
-/// # Errors
-/// The step that failed.
 pub fn boot() -> Result<Booted, Error> {
     mounts::kernel_file_systems()?;
     mounts::adopt_console()?;

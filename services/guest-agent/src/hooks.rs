@@ -20,16 +20,13 @@ const BODY_TIMEOUT: Duration = Duration::from_millis(100);
 /// Why a hook has no status.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Nothing listens on the port.
     #[error("connection refused")]
     Refused,
-    /// Time ran out.
     #[error("timed out")]
     TimedOut,
     /// What came back is not an HTTP answer.
     #[error("{0}")]
     Malformed(&'static str),
-    /// The connection failed.
     #[error("{0}")]
     Io(io::Error),
 }

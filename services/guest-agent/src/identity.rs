@@ -54,12 +54,7 @@ pub enum Error {
     Invalid(&'static str),
     /// A step failed; the clone may be half repaired and must not be used.
     #[error("{step}: {source}")]
-    Step {
-        /// What was being done.
-        step: &'static str,
-        /// Why it failed.
-        source: io::Error,
-    },
+    Step { step: &'static str, source: io::Error },
 }
 
 /// Handles to everything a repair changes, and what it last wrote.

@@ -41,13 +41,11 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 #[derive(Debug)]
 pub struct Epoch {
     number: AtomicU64,
-    /// Connections the relay holds.
     connections: AtomicUsize,
     wake: EventFd,
 }
 
 impl Epoch {
-    /// The first epoch.
     pub fn new() -> io::Result<Arc<Self>> {
         Ok(Arc::new(Self {
             number: AtomicU64::new(0),

@@ -72,7 +72,6 @@ impl Shared {
     }
 }
 
-/// The serving agent.
 pub struct Server {
     listener: TcpListener,
     identity: Identity,

@@ -51,9 +51,6 @@ pub struct App {
 
 impl App {
     /// Binds, opens, loads the journals and recovers; serves nothing yet.
-    ///
-    /// # Errors
-    /// One clear line about the setting or the machine.
     pub async fn build(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<Self> {
         rpc::install_crypto_provider();
         let identity = rpc::TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
@@ -105,9 +102,6 @@ impl App {
     }
 
     /// Serves until SIGTERM or SIGINT.
-    ///
-    /// # Errors
-    /// When a server fails.
     pub async fn run(self) -> anyhow::Result<()> {
         let spec = host_spec(&self.host, self.grpc.local_addr(), self.tunnels.local_address()?);
         tracing::info!(

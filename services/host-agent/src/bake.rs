@@ -31,7 +31,6 @@ const PROGRESS_MAX: usize = 64;
 /// Name of the file that says where a bake stores, until its result is out.
 const MARKER: &str = "destination";
 
-/// The bakes of this host.
 pub struct Bakes {
     host: Arc<Host>,
     running: Mutex<HashMap<String, Running>>,
@@ -50,17 +49,14 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// A step began.
     pub async fn step(&self, name: &str) {
         self.send(BakeResponse { step: name.to_owned(), ..Default::default() }).await;
     }
 
-    /// Lines of the app.
     pub async fn lines(&self, lines: Vec<LogLine>) {
         self.send(BakeResponse { lines, ..Default::default() }).await;
     }
 
-    /// A line of the platform.
     pub async fn say(&self, text: impl Into<String>) {
         let line = LogLine {
             time: Some(timestamp(unix_ms(self.clock.now()))),
@@ -84,9 +80,6 @@ impl Bakes {
     }
 
     /// Starts a bake. Dropping the stream ends it.
-    ///
-    /// # Errors
-    /// When the request is malformed or too old, or too many bakes run.
     pub fn start(
         self: &Arc<Self>,
         request: BakeRequest,

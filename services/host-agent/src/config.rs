@@ -12,27 +12,20 @@ use settings::{EtcdSettings, S3Settings, TelemetrySettings, TlsSettings};
 pub struct Config {
     /// Id of the host, 1 to 63 characters of [a-z0-9-].
     pub host_id: String,
-    /// Where gRPC listens.
     pub listen: SocketAddr,
-    /// Where tunnels arrive.
     pub tunnel_listen: SocketAddr,
     /// What others dial for gRPC, "address:port"; empty means `listen`.
     pub advertise: String,
     /// What edges dial for tunnels, "address:port"; empty means `tunnel_listen`.
     pub advertise_tunnel: String,
-    /// Certificates.
     pub tls: TlsSettings,
-    /// Where the host's record goes.
     pub etcd: EtcdSettings,
-    /// Where snapshots go.
     pub s3: S3Settings,
-    /// Bucket of snapshots.
     pub snapshot_bucket: String,
     /// Everything the host keeps; on XFS with reflinks.
     pub data_dir: PathBuf,
     /// Schedulers, "address:port"; the leader is found among them.
     pub schedulers: Vec<String>,
-    /// Kernel, initramfs and their manifest.
     pub guest_bundle: PathBuf,
     /// Region the guests see as AWS_REGION.
     pub region: String,
@@ -40,9 +33,7 @@ pub struct Config {
     pub memory_capacity_mib: u64,
     /// Guest memory is this many times the baseline that is accounted for.
     pub memory_peak_factor: u32,
-    /// Slots.
     pub slots: slot::PoolSettings,
-    /// The engine.
     pub engine: EngineSettings,
     /// Time limits, in milliseconds.
     pub timeouts: Timeouts,
@@ -50,11 +41,9 @@ pub struct Config {
     pub limits: Limits,
     /// Honour TORPOR_FAILPOINT; for crash tests only.
     pub failpoints: bool,
-    /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
 }
 
-/// The engine.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct EngineSettings {
@@ -68,9 +57,7 @@ pub struct EngineSettings {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RunAs {
-    /// User id.
     pub uid: u32,
-    /// Group id.
     pub gid: u32,
 }
 
@@ -88,7 +75,6 @@ pub struct Timeouts {
     pub metering_interval_ms: u64,
     /// First pause after a failed upload or report; doubles up to `retry_max_ms`.
     pub retry_min_ms: u64,
-    /// Longest pause between such attempts.
     pub retry_max_ms: u64,
     /// How long engines wait for another microVM of an image after the last launch or wake of one.
     pub engine_ahead_idle_ms: u64,
@@ -98,7 +84,6 @@ pub struct Timeouts {
     pub log_retention_ms: u64,
 }
 
-/// Bounds.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
@@ -106,11 +91,9 @@ pub struct Limits {
     pub image_cache_bytes: u64,
     /// Commands that may wait for one microVM.
     pub mailbox: usize,
-    /// Tunnel connections to one microVM.
     pub connections_per_microvm: usize,
     /// Tunnel requests of the whole host that may wait for launches and wakes.
     pub waiting_opens: usize,
-    /// Bakes at one time.
     pub bakes: usize,
     /// Engines that wait for a microVM, per image in use; 0 makes none.
     pub engines_ahead: usize,
@@ -192,10 +175,6 @@ impl Default for Limits {
 }
 
 impl Config {
-    /// Checks what types cannot say.
-    ///
-    /// # Errors
-    /// One sentence naming the key.
     pub fn check(&self) -> Result<(), String> {
         self.host_id.parse::<model::ids::HostId>().map_err(|error| format!("host_id: {error}"))?;
         self.slots.check().map_err(|error| error.to_string())?;

@@ -51,7 +51,6 @@ pub struct EnginesAhead {
     state: Mutex<State>,
     /// A launch or a wake has ended.
     wanted: Notify,
-    /// Launches and wakes under way.
     starts: AtomicUsize,
 }
 
@@ -123,7 +122,6 @@ impl EnginesAhead {
         while capacity.is_over() && self.give_one_back().await {}
     }
 
-    /// Engines that wait.
     pub fn count(&self) -> usize {
         self.state().count()
     }
@@ -260,9 +258,6 @@ impl EngineAhead {
 
 /// Makes the files of an engine in `directory` one microVM's: they go to its places, and with `content` the disk gets what
 /// that file has.
-///
-/// # Errors
-/// Names the file.
 pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), HostError> {
     for (from, to) in [(RUN, to.run()), (DISK, to.live_disk())] {
         files::remove(&to)?;

@@ -72,7 +72,6 @@ pub struct Host {
     pub data: DataDirectory,
     pub engine: Arc<dyn vmm::Engine>,
     pub engine_description: vmm::EngineDescription,
-    /// What machines are started with.
     pub template: Template,
     pub pool: slot::Pool,
     pub store: object_store::Store,
@@ -112,9 +111,6 @@ impl Host {
 
     /// Hands out the baseline of a guest of `memory_mib`; engines that only wait make room for it. One that is just being
     /// made cannot yet: it goes with the next sweep.
-    ///
-    /// # Errors
-    /// [`HostError::Capacity`] when microVMs and bakes have it all.
     pub async fn reserve_memory(&self, memory_mib: u32) -> Result<Reservation, HostError> {
         let reserved = self.capacity.reserve(u64::from(self.baseline_mib(memory_mib)));
         let reserved = reserved
@@ -124,9 +120,6 @@ impl Host {
     }
 
     /// Takes a slot; engines that only wait make room for it, also one that is just being made.
-    ///
-    /// # Errors
-    /// [`HostError::Capacity`] when none comes free in time.
     pub async fn take_slot(&self, egress: slot::Egress) -> Result<slot::Slot, HostError> {
         let take = self.pool.take(egress);
         tokio::pin!(take);
@@ -144,7 +137,6 @@ impl Host {
         }
     }
 
-    /// Bucket of snapshots.
     pub fn bucket(&self) -> &str {
         &self.config.snapshot_bucket
     }

@@ -32,7 +32,6 @@ pub struct Metrics {
 const BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.0, 60.0, 300.0];
 
 impl Metrics {
-    /// Registers everything.
     pub fn register(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, Some("host"), |part| Self {
             seconds: part.add(
@@ -55,17 +54,14 @@ impl Metrics {
         })
     }
 
-    /// A transition succeeded.
     pub fn transition(&self, kind: &str, seconds: f64) {
         self.seconds.get_or_create(&Kind { kind: kind.to_owned() }).observe(seconds);
     }
 
-    /// A transition failed.
     pub fn failed(&self, kind: &str) {
         self.failures.get_or_create(&Kind { kind: kind.to_owned() }).inc();
     }
 
-    /// A microVM ended.
     pub fn ended(&self) {
         self.ends.inc();
     }
@@ -80,7 +76,6 @@ impl Metrics {
         self.tunnels.inc();
     }
 
-    /// What the host holds now.
     pub fn holds(&self, running: u32, suspended: u32, memory_mib: u64, engines_ahead: usize) {
         self.running.set(i64::from(running));
         self.suspended.set(i64::from(suspended));

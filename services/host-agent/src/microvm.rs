@@ -58,7 +58,6 @@ pub struct View {
     /// Where it is in its life.
     pub state: LocalState,
     pub generation: u64,
-    /// What is reported of it.
     pub observed: ObservedMicrovm,
     /// The way into the guest; present while it is RUNNING.
     pub gate: Option<Arc<Gate>>,
@@ -68,7 +67,6 @@ pub struct View {
 pub enum Command {
     /// A repeat of the launch that made it.
     Launch,
-    /// Put it to sleep.
     Suspend,
     Resume(Option<Box<ResumeOrder>>),
     End(EndOrder),
@@ -82,7 +80,6 @@ pub struct ResumeOrder {
     pub snapshot: Option<SnapshotCopies>,
 }
 
-/// An end.
 #[derive(Debug, Clone)]
 pub struct EndOrder {
     pub reason: String,
@@ -105,7 +102,6 @@ impl EndOrder {
 /// The answer to a command: what is observed afterwards.
 pub type Outcome = Result<ObservedMicrovm, HostError>;
 
-/// A command on its way.
 pub struct Message {
     pub command: Command,
     /// Generation it was given under; `None` for what the host decides itself.
@@ -113,7 +109,6 @@ pub struct Message {
     pub reply: oneshot::Sender<Outcome>,
 }
 
-/// The way to a driver.
 #[derive(Clone)]
 pub struct Handle {
     pub id: Arc<str>,
@@ -128,10 +123,6 @@ pub struct Handle {
 impl Handle {
     /// Gives a command and waits for its outcome, however long the transition
     /// takes; every step of it is bounded.
-    ///
-    /// # Errors
-    /// The command's failure; [`HostError::Capacity`] when the mailbox is full,
-    /// [`HostError::Ended`] when the driver is gone.
     pub async fn command(&self, command: Command, generation: Option<u64>) -> Outcome {
         let (reply, answer) = oneshot::channel();
         self.mailbox.try_send(Message { command, generation, reply }).map_err(|error| match error {

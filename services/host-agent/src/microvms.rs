@@ -20,10 +20,8 @@ use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, Re
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
 const REPLACE_ROUNDS_MAX: usize = 3;
-/// Most manifest keys reported.
 const MANIFEST_KEYS_MAX: usize = 1000;
 
-/// The microVMs of this host.
 pub struct Microvms {
     host: Arc<Host>,
     live: Mutex<HashMap<String, Handle>>,
@@ -101,9 +99,6 @@ impl Microvms {
     }
 
     /// Starts a microVM; answers when it is RUNNING.
-    ///
-    /// # Errors
-    /// Why it could not be started, or why the command is refused.
     pub async fn launch(self: &Arc<Self>, spec: Spec, generation: u64) -> Outcome {
         let id = spec.id.clone();
         for _ in 0..REPLACE_ROUNDS_MAX {
@@ -167,18 +162,12 @@ impl Microvms {
     }
 
     /// Puts a microVM to sleep; answers when it is SUSPENDED.
-    ///
-    /// # Errors
-    /// Why it runs on, or why the command is refused.
     pub async fn suspend(&self, id: &str, generation: u64) -> Outcome {
         self.held(id)?.command(Command::Suspend, Some(generation)).await
     }
 
     /// Wakes a microVM; answers when it is RUNNING. One that this host does not
     /// hold is fetched from S3 first.
-    ///
-    /// # Errors
-    /// Why it sleeps on, or why the command is refused.
     pub async fn resume(
         self: &Arc<Self>,
         spec: Spec,
@@ -205,9 +194,6 @@ impl Microvms {
     }
 
     /// Ends a microVM. Repeating it succeeds.
-    ///
-    /// # Errors
-    /// When the command is too old.
     pub async fn terminate(&self, id: &str, generation: u64, order: EndOrder) -> Outcome {
         let id: MicrovmId = id.parse().map_err(|error| invalid("microvm_id", &error))?;
         if let Some(handle) = self.get(id.as_str()) {
@@ -303,7 +289,6 @@ impl Microvms {
         }
     }
 
-    /// What the host uses now.
     pub fn usage(&self) -> HostUsage {
         let (mut running, mut suspended) = (0, 0);
         for handle in self.live().values() {

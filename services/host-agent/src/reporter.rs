@@ -16,7 +16,6 @@ use tonic::transport::Channel;
 use crate::host::Host;
 use crate::microvms::Microvms;
 
-/// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
 /// Changes within this time of the last heartbeat wait and go in one.
 const COALESCE: Duration = Duration::from_millis(10);
@@ -26,10 +25,8 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
 const INTERVAL_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How often a heartbeat carries everything.
 const COMPLETE_INTERVAL: Duration = Duration::from_secs(30);
-/// Stale microVMs dropped per answer.
 const STALE_MAX: usize = 1000;
 
-/// The reporting task.
 pub struct Reporter {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
@@ -42,10 +39,6 @@ pub struct Reporter {
 }
 
 impl Reporter {
-    /// A reporter for these schedulers.
-    ///
-    /// # Errors
-    /// When an address is malformed.
     pub fn new(
         host: Arc<Host>,
         microvms: Arc<Microvms>,

@@ -36,7 +36,6 @@ pub struct Resources {
 pub enum EngineHeld {
     #[default]
     None,
-    /// Waits for its state.
     Prepared(Box<dyn vmm::Prepared>),
     Machine(Arc<dyn vmm::Machine>),
 }
@@ -68,9 +67,6 @@ impl Resources {
     }
 
     /// The slot of an engine made ahead.
-    ///
-    /// # Errors
-    /// [`HostError::Internal`] when it has none: a bug.
     pub fn take_reserved(&mut self) -> Result<slot::Reserved, HostError> {
         match std::mem::take(&mut self.slot) {
             SlotHeld::Reserved(slot) => Ok(slot),
@@ -79,9 +75,6 @@ impl Resources {
     }
 
     /// The process of an engine made ahead.
-    ///
-    /// # Errors
-    /// [`HostError::Internal`] when it has none: a bug.
     pub fn take_prepared(&mut self) -> Result<Box<dyn vmm::Prepared>, HostError> {
         match std::mem::take(&mut self.engine) {
             EngineHeld::Prepared(prepared) => Ok(prepared),
@@ -95,7 +88,6 @@ impl Resources {
         give_slot_back(&self.pool, std::mem::take(&mut self.slot)).await;
     }
 
-    /// Gives everything back.
     pub async fn release(mut self) {
         let paths = std::mem::take(&mut self.paths);
         // Names go while the process that holds the files does.

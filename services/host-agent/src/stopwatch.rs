@@ -5,7 +5,6 @@ use std::time::{Duration, Instant};
 
 use crate::domain::transition::{Phase, Transition};
 
-/// Most phases one transition records.
 const PHASES_MAX: usize = 32;
 
 /// Times the phases of one transition. Clones share the record.
@@ -40,7 +39,6 @@ impl Stopwatch {
         }
     }
 
-    /// Time since the start.
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }

@@ -21,7 +21,6 @@ use crate::refusal::Refusal;
 
 mod make;
 
-/// Largest compressed base image.
 const BASE_BYTES_MAX: u64 = 8 << 30;
 
 #[derive(Debug, Clone)]

@@ -20,7 +20,6 @@ pub struct Config {
     /// Directory of this replica: layers, work files, logs of running builds.
     pub data_dir: PathBuf,
     pub region: String,
-    /// Account in ARNs.
     pub account: String,
     /// gRPC addresses of the schedulers, "host:port"; the leader is found among them.
     pub schedulers: Vec<String>,
@@ -30,7 +29,6 @@ pub struct Config {
     pub versions_max: usize,
     /// Bucket of disks, snapshots and base images.
     pub snapshot_bucket: String,
-    /// Bucket of build logs.
     pub log_bucket: String,
     pub tls: TlsSettings,
     pub etcd: EtcdSettings,
@@ -107,7 +105,6 @@ pub struct BuildSettings {
     /// Extra CA bundle for RUN steps and registries; empty means none, absent
     /// means the machine's own bundle.
     pub ca_bundle: Option<PathBuf>,
-    /// More files for RUN steps.
     pub files: Vec<BuildFile>,
     /// Variables for RUN steps only, for example a package index.
     pub environment: BTreeMap<String, String>,
@@ -120,7 +117,6 @@ pub struct BuildSettings {
     pub uid_base: u32,
     /// Memory of all processes of one build, where the kernel can bound it.
     pub memory_bytes_max: u64,
-    /// Processes of one build.
     pub processes_max: u64,
     /// Free bytes on the data directory's file system below which builds fail.
     pub disk_reserve_bytes: u64,
@@ -178,11 +174,9 @@ fn own_architecture() -> &'static str {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ArchiveSettings {
-    /// Size of the zip.
     pub bytes_max: u64,
     /// Files, directories and links in it.
     pub entries_max: usize,
-    /// Size of all files unpacked.
     pub unpacked_bytes_max: u64,
     /// Unpacked over packed size, once more than a MiB is unpacked.
     pub ratio_max: u64,
@@ -202,7 +196,6 @@ pub struct BakeSettings {
     pub settle_seconds: u64,
     /// Baseline memory when a request names none, in MiB.
     pub memory_default_mib: u32,
-    /// Guest memory over baseline memory.
     pub memory_peak_factor: u32,
     /// Most virtual CPUs of a guest, whatever its class.
     pub vcpu_count_max: u32,
@@ -231,7 +224,6 @@ impl Default for BakeSettings {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LogSettings {
-    /// Text kept of one build.
     pub bytes_max: u64,
 }
 
@@ -242,7 +234,6 @@ impl Default for LogSettings {
 }
 
 impl Config {
-    /// Checks what types cannot say.
     pub fn check(&self) -> Result<(), settings::Error> {
         settings::check([
             (self.data_dir.is_absolute(), "data_dir must be an absolute path"),

@@ -43,7 +43,6 @@ pub struct Images {
 }
 
 impl Images {
-    /// The name a caller means.
     pub fn name(&self, identifier: &str) -> Result<ImageName, Refusal> {
         let parsed = ImageIdentifier::parse(identifier, &self.config.region, &self.config.account);
         parsed

@@ -51,7 +51,6 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 pub struct Context {
     pub clock: Clock,
     pub config: Arc<Config>,
-    /// Name of this replica.
     pub instance: String,
     pub catalog: Catalog,
     pub objects: Objects,
@@ -64,16 +63,11 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
-/// A build this replica owns.
 #[derive(Debug)]
 pub struct BuildLease {
-    /// Its place in the queue.
     pub entry: QueueEntry,
-    /// Its record, IN_PROGRESS.
     pub build: Record<ImageBuild>,
-    /// The version it builds, IN_PROGRESS.
     pub version: ImageVersion,
-    /// What its ownership hangs on.
     pub lease: Lease,
 }
 

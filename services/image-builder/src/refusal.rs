@@ -6,7 +6,6 @@ use crate::adapters::catalog::Error as CatalogError;
 
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
-    /// Fields break rules.
     #[error("{0}")]
     Invalid(Violations),
     /// No image, or base, has this ARN.
@@ -46,7 +45,6 @@ pub enum Refusal {
     /// A peer or a store did not answer.
     #[error("{0}")]
     Unavailable(String),
-    /// Records are broken.
     #[error("{0}")]
     Internal(String),
 }

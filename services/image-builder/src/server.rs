@@ -19,9 +19,7 @@ mod status;
 
 use status::status;
 
-/// Roles that may read.
 const READERS: [Role; 3] = [Role::Admin, Role::EdgeProxy, Role::Scheduler];
-/// Roles that may change something.
 const WRITERS: [Role; 2] = [Role::Admin, Role::EdgeProxy];
 
 #[derive(Debug, Clone)]

@@ -42,15 +42,12 @@ const COLLECTOR_NICE: i32 = 10;
 /// A run of lines without a gap, for one event.
 #[derive(Debug, PartialEq)]
 pub struct Batch {
-    /// The lines.
     pub lines: Vec<LogLine>,
     /// Lines lost between the position asked for and the first of these.
     pub dropped: u64,
-    /// Where to go on.
     pub next: u64,
 }
 
-/// The ring.
 #[derive(Debug, Default)]
 pub struct Logs {
     ring: Mutex<Ring>,

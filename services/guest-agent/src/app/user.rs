@@ -6,13 +6,10 @@ use std::fs;
 /// Ids and home of the app's user.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct User {
-    /// User id.
     pub uid: u32,
-    /// Primary group id.
     pub gid: u32,
     /// Supplementary group ids, without the primary.
     pub groups: Vec<u32>,
-    /// Home directory.
     pub home: String,
 }
 

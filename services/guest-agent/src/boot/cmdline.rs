@@ -24,7 +24,6 @@ impl Default for Settings {
 impl Settings {
     /// Reads a command line. Words that are not the agent's, and values that do not
     /// parse, leave the default: a guest that boots and says so beats one that does not.
-    #[must_use]
     pub fn parse(line: &str) -> Self {
         let mut settings = Self::default();
         for word in line.split_ascii_whitespace() {

@@ -22,7 +22,6 @@ const DISK_TIMEOUT: Duration = Duration::from_secs(10);
 /// The agent's directory in the guest, in memory.
 pub const RUN_DIRECTORY: &str = "/run/torpor";
 
-/// The app's cgroup.
 pub const APP_CGROUP: &str = "/sys/fs/cgroup/app";
 
 /// Guest memory kept from the app, so that the kernel kills in the app and the agent

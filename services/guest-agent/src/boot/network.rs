@@ -18,13 +18,11 @@ use nix::sys::time::{TimeVal, TimeValLike as _};
 
 use super::{Error, Step as _};
 
-/// The guest's address.
 pub const GUEST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 2);
 /// The host's side of the link.
 pub const HOST: Ipv4Addr = Ipv4Addr::new(169, 254, 100, 1);
 const NETMASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 252);
 
-/// Connections waiting to be accepted.
 const BACKLOG: i32 = 16;
 
 /// How long the kernel keeps a connection without a first byte from the agent, in seconds.

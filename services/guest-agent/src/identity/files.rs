@@ -59,9 +59,6 @@ impl MappedFile {
 
     /// Replaces the text. A reader in that moment may see a mixture; nobody reads
     /// before a repair is acknowledged.
-    ///
-    /// # Errors
-    /// The text does not fit; nothing was changed.
     pub fn replace(&mut self, text: &str) -> io::Result<()> {
         if text.len() > self.size {
             return Err(io::ErrorKind::FileTooLarge.into());

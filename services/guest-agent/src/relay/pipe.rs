@@ -38,9 +38,6 @@ impl Pipe {
     }
 
     /// Moves what can be moved without blocking.
-    ///
-    /// # Errors
-    /// A stream failed; both are to be closed.
     pub fn pump(&mut self, mut from: &TcpStream, mut to: &TcpStream) -> io::Result<()> {
         while !self.shut {
             if self.start == self.end {

@@ -84,21 +84,16 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Nothing received yet.
     pub fn new(connection: Arc<Connection>) -> Self {
         Self { connection, buffer: Vec::new() }
     }
 
-    /// Its connection.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }
 
     /// Takes what has arrived, without blocking, and hands on whole frames; false when
     /// the host has closed the connection. The buffer stays below one frame and one read.
-    ///
-    /// # Errors
-    /// The stream failed or carries no frames.
     pub fn receive(&mut self, mut take: impl FnMut(Frame)) -> Result<bool, FrameError> {
         let mut chunk = [0; RECEIVE_BYTES];
         loop {

@@ -27,7 +27,6 @@ struct Shared {
 }
 
 impl Forwarder {
-    /// Starts the thread.
     pub fn start(logs: Arc<Logs>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread = thread::Builder::new().name("logs".to_owned());

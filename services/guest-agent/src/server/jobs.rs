@@ -22,21 +22,16 @@ const QUEUE_MAX: usize = 16;
 
 /// A request and where its answer goes.
 pub struct Job {
-    /// Where to answer.
     pub connection: Arc<Connection>,
-    /// Number of the exchange.
     pub exchange: u32,
-    /// The request.
     pub body: Body,
 }
 
-/// The queue to the workers.
 pub struct Jobs {
     queue: SyncSender<Job>,
 }
 
 impl Jobs {
-    /// Starts the workers.
     pub fn start(shared: &Arc<Shared>) -> io::Result<Self> {
         let (queue, jobs) = mpsc::sync_channel::<Job>(QUEUE_MAX);
         let jobs = Arc::new(Mutex::new(jobs));

@@ -21,7 +21,6 @@ const SECRET_MODE: u32 = 0o600;
 /// Mode of directories the unprivileged engine must pass through but not list.
 const DIRECTORY_MODE: u32 = 0o711;
 
-/// Paths of the data directory.
 #[derive(Debug, Clone)]
 pub struct DataDirectory {
     root: PathBuf,
@@ -30,10 +29,6 @@ pub struct DataDirectory {
 impl DataDirectory {
     /// Opens (and makes) the directory, and empties what never survives a
     /// restart.
-    ///
-    /// # Errors
-    /// When it cannot be made, or its file system cannot share extents between
-    /// files (reflink), without which every launch would copy a whole disk.
     pub fn open(root: &Path) -> Result<Self, HostError> {
         let this = Self { root: root.to_owned() };
         for directory in [
@@ -66,27 +61,22 @@ impl DataDirectory {
         )))
     }
 
-    /// The directory itself.
     pub fn root(&self) -> &Path {
         &self.root
     }
 
-    /// Image snapshots.
     pub fn image_snapshots(&self) -> PathBuf {
         self.root.join("image-snapshots")
     }
 
-    /// One image snapshot.
     pub fn image_snapshot(&self, manifest_digest: &str) -> PathBuf {
         self.image_snapshots().join(manifest_digest)
     }
 
-    /// MicroVMs.
     pub fn microvms(&self) -> PathBuf {
         self.root.join("microvms")
     }
 
-    /// One microVM.
     pub fn microvm(&self, id: &str) -> MicrovmFiles {
         MicrovmFiles { directory: self.microvms().join(id) }
     }
@@ -101,12 +91,10 @@ impl DataDirectory {
         self.root.join("ahead")
     }
 
-    /// Bakes under way.
     pub fn bakes(&self) -> PathBuf {
         self.root.join("bakes")
     }
 
-    /// Downloads under way.
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
@@ -118,19 +106,16 @@ impl DataDirectory {
     }
 }
 
-/// Paths of one microVM.
 #[derive(Debug, Clone)]
 pub struct MicrovmFiles {
     directory: PathBuf,
 }
 
 impl MicrovmFiles {
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Its journal.
     pub fn journal(&self) -> PathBuf {
         self.directory.join("journal.json")
     }
@@ -145,12 +130,10 @@ impl MicrovmFiles {
         self.directory.join("run")
     }
 
-    /// Its app's output.
     pub fn logs(&self) -> PathBuf {
         self.directory.join("logs")
     }
 
-    /// One of its snapshots.
     pub fn snapshot(&self, sequence: u64) -> SnapshotFiles {
         SnapshotFiles { directory: self.directory.join(format!("snap-{sequence}")) }
     }
@@ -182,12 +165,10 @@ pub struct SnapshotFiles {
 }
 
 impl SnapshotFiles {
-    /// Its directory.
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
-    /// Device state.
     pub fn device_state(&self) -> PathBuf {
         self.directory.join("device.state")
     }
@@ -214,9 +195,6 @@ impl SnapshotFiles {
 }
 
 /// Makes a directory and its parents.
-///
-/// # Errors
-/// Names the directory.
 pub fn make_directory(path: &Path) -> Result<(), HostError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()
@@ -229,9 +207,6 @@ pub fn make_directory(path: &Path) -> Result<(), HostError> {
 /// Replaces `path` with `bytes`: a reader sees the old or the new file, never
 /// a part. With `durable` the new one also survives a power cut when this
 /// returns; without, it survives the death of this process.
-///
-/// # Errors
-/// Names the file.
 pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HostError> {
     let temporary = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {
@@ -259,17 +234,11 @@ pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HostError
 }
 
 /// Makes a file's data and its directory's entries durable.
-///
-/// # Errors
-/// Names the file.
 pub fn sync(path: &Path) -> Result<(), HostError> {
     std::fs::File::open(path).and_then(|file| file.sync_all()).map_err(|error| HostError::io(path, &error))
 }
 
 /// Removes a file or a whole directory; what is not there is no error.
-///
-/// # Errors
-/// Names the path.
 pub fn remove(path: &Path) -> Result<(), HostError> {
     let result = match std::fs::symlink_metadata(path) {
         Ok(metadata) if metadata.is_dir() => std::fs::remove_dir_all(path),
@@ -290,9 +259,6 @@ pub fn discard(path: &Path) {
 }
 
 /// Removes everything in a directory, which stays.
-///
-/// # Errors
-/// Names the path.
 pub fn empty(directory: &Path) -> Result<(), HostError> {
     let entries = std::fs::read_dir(directory).map_err(|error| HostError::io(directory, &error))?;
     for entry in entries {
@@ -314,9 +280,6 @@ pub fn occupied_bytes(path: &Path) -> u64 {
 }
 
 /// Runs blocking file work off the runtime's own threads.
-///
-/// # Errors
-/// What the work returns.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,
 ) -> Result<T, HostError> {

@@ -32,7 +32,6 @@ pub struct Origin {
     pub log_start: u64,
 }
 
-/// The cache.
 #[derive(Clone)]
 pub struct ImageSnapshots {
     inner: Arc<Inner>,
@@ -64,9 +63,6 @@ pub struct ImageSnapshotLease {
 
 impl ImageSnapshots {
     /// Opens the cache and takes stock of what an earlier agent left.
-    ///
-    /// # Errors
-    /// When the directory cannot be read.
     pub fn open(
         data: &DataDirectory,
         store: object_store::Store,
@@ -103,11 +99,6 @@ impl ImageSnapshots {
     }
 
     /// The snapshot, from the cache or from S3.
-    ///
-    /// # Errors
-    /// [`HostError::Corrupt`] naming the object when a digest does not match, and
-    /// then nothing of it is kept; [`HostError::StoreUnavailable`],
-    /// [`HostError::Missing`], [`HostError::DiskFull`].
     pub async fn ensure(&self, snapshot: &ImageSnapshot) -> Result<ImageSnapshotLease, HostError> {
         let digest = &snapshot.manifest_digest;
         if let Some(lease) = self.lease(digest) {
@@ -182,9 +173,6 @@ impl ImageSnapshots {
 
     /// Takes a finished directory with `memory`, `disk` and `device.state` into
     /// the cache: from a fetch or from a bake on this host.
-    ///
-    /// # Errors
-    /// When it cannot be synced or renamed.
     pub async fn adopt(
         &self,
         directory: &Path,
@@ -251,9 +239,6 @@ impl ImageSnapshots {
 
     /// Removes the snapshot with this manifest key; one that is not there is
     /// no error.
-    ///
-    /// # Errors
-    /// [`HostError::Conflict`] while a microVM runs on it.
     pub fn evict(&self, manifest_key: &str) -> Result<(), HostError> {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = entries
@@ -277,22 +262,18 @@ impl ImageSnapshots {
 }
 
 impl ImageSnapshotLease {
-    /// Digest of its manifest.
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
-    /// All guest memory.
     pub fn memory(&self) -> PathBuf {
         self.path(FileKind::Memory)
     }
 
-    /// The disk.
     pub fn disk(&self) -> PathBuf {
         self.path(FileKind::Disk)
     }
 
-    /// The engine's device state.
     pub fn device_state(&self) -> PathBuf {
         self.path(FileKind::Device)
     }

@@ -17,14 +17,11 @@ use crate::domain::metering::Meter;
 use crate::domain::transition::Transition;
 use crate::domain::{HostError, LocalState, Spec};
 
-/// Version of the layout below.
 const FORMAT: u32 = 3;
 
-/// One microVM's record.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Journal {
-    /// Layout; anything else is refused.
     pub format: u32,
     pub revision: u64,
     /// The spec, `MicrovmSpec` in base64. Holds the run hook's payload, which is why
@@ -103,10 +100,6 @@ impl Journal {
         }
     }
 
-    /// The spec.
-    ///
-    /// # Errors
-    /// When the file was damaged, or an agent wrote it whose specs said less.
     pub fn spec(&self) -> Result<Spec, HostError> {
         let bytes = base64::engine::general_purpose::STANDARD
             .decode(&self.spec)
@@ -114,7 +107,6 @@ impl Journal {
         Spec::decode(&bytes)
     }
 
-    /// Replaces the spec.
     pub fn set_spec(&mut self, spec: &Spec) {
         self.spec = encode_spec(spec);
     }
@@ -126,10 +118,6 @@ impl Journal {
         self.meter.snapshot_bytes_written += difference_bytes;
     }
 
-    /// Writes it.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn write(&mut self, path: &Path) -> Result<(), HostError> {
         self.revision += 1;
         let text =
@@ -138,9 +126,6 @@ impl Journal {
     }
 
     /// Reads one; `None` when there is no file.
-    ///
-    /// # Errors
-    /// When it cannot be read or understood.
     pub fn read(path: &Path) -> Result<Option<Self>, HostError> {
         let text = match std::fs::read(path) {
             Ok(text) => text,
@@ -173,7 +158,6 @@ pub struct Tombstone {
     pub reason: String,
     /// When it ended, in milliseconds since 1970.
     pub ended_ms: u64,
-    /// Number of the last observation.
     pub observation: u64,
     pub meter: Meter,
     /// Prefix in S3 that is still to be removed; empty when that is done.
@@ -182,9 +166,6 @@ pub struct Tombstone {
 
 impl Tombstone {
     /// Writes it durably into the microVM's directory among the ended.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn write(&self, directory: &Path) -> Result<(), HostError> {
         let text =
             serde_json::to_vec(self).map_err(|error| HostError::Internal(format!("tombstone: {error}")))?;

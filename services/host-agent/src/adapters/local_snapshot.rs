@@ -42,9 +42,6 @@ impl LocalManifest {
     }
 
     /// Writes it durably: from here on the snapshot exists.
-    ///
-    /// # Errors
-    /// When it cannot be written.
     pub fn write(&self, files: &SnapshotFiles) -> Result<(), HostError> {
         let text =
             serde_json::to_vec(self).map_err(|error| HostError::Internal(format!("manifest: {error}")))?;

@@ -17,7 +17,6 @@ const BURST_SECONDS: f64 = 4.0;
 /// The current file in a log's directory.
 const FILE: &str = "log.jsonl";
 
-/// An open log.
 pub struct Log {
     lines: log_store::Log,
     rate: f64,
@@ -34,9 +33,6 @@ struct State {
 impl Log {
     /// Opens the log in `directory`, making it when it is new. `guest_start` is
     /// the first guest line wanted when no line has been stored yet.
-    ///
-    /// # Errors
-    /// When the directory or the file cannot be made.
     pub fn open(
         directory: &Path,
         file_bytes_max: u64,
@@ -59,7 +55,6 @@ impl Log {
     }
 
     /// The first guest line not stored yet.
-    #[must_use]
     pub fn next_guest(&self) -> u64 {
         self.lock().next_guest
     }
@@ -98,13 +93,11 @@ impl Log {
     }
 
     /// A reader of the lines from `from` on.
-    #[must_use]
     pub fn reader(&self, from: u64) -> Reader {
         self.lines.reader(from)
     }
 
     /// Sequence of the next line; changes when lines are stored.
-    #[must_use]
     pub fn end(&self) -> watch::Receiver<u64> {
         self.lines.end()
     }
@@ -129,7 +122,6 @@ impl Log {
 }
 
 /// A reader of a log in `directory` that nobody writes any more.
-#[must_use]
 pub fn reader(directory: &Path, from: u64) -> Reader {
     Reader::open(&directory.join(FILE), from)
 }

@@ -21,10 +21,6 @@ const PORT_DEFAULT: u32 = 8080;
 /// How long the app's exit status may take after the news that it has ended.
 const EXIT_STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Starts the app.
-///
-/// # Errors
-/// [`HostError::Guest`] with the guest's own sentence when it cannot be started.
 pub async fn start(link: &Link, request: &BakeRequest, region: &str) -> Result<(), HostError> {
     let app = request.app.clone().unwrap_or_default();
     let start = StartAppRequest {
@@ -74,10 +70,6 @@ fn environment(request: &BakeRequest, region: &str) -> Vec<String> {
 
 /// Waits for the ready hook, or without one for a port to listen; without a
 /// hook the wait running out is no failure.
-///
-/// # Errors
-/// [`HostError::Hook`] when the hook refused or never answered 200 in time,
-/// [`HostError::Guest`] when the app ended first.
 pub async fn await_ready(
     link: &Link,
     request: &BakeRequest,

@@ -40,9 +40,6 @@ pub struct BakeJob {
 
 /// Bakes, reporting to `progress`; ends early when the caller hangs up or
 /// `cancel` fires.
-///
-/// # Errors
-/// Why there is no snapshot; nothing is left then.
 pub async fn bake(
     host: &Arc<Host>,
     request: BakeRequest,
@@ -295,9 +292,6 @@ impl BakeJob {
 }
 
 /// Runs `work` as long as the machine lives.
-///
-/// # Errors
-/// What `work` returns, or how the guest ended.
 pub async fn alive<T>(
     machine: &Arc<dyn vmm::Machine>,
     work: impl Future<Output = Result<T, HostError>>,

@@ -18,10 +18,6 @@ const AGAIN_PAUSE: Duration = Duration::from_millis(250);
 const NOT_YET: u32 = 503;
 
 /// Calls the hook, when the image has one.
-///
-/// # Errors
-/// [`HostError::Hook`] when it did not answer 200 in its window; the clone is gone
-/// either way.
 pub async fn validate(job: &mut BakeJob) -> Result<(), HostError> {
     let Some(hook) = Hooks::from_wire(job.request.hooks.as_ref()).enabled(HookName::Validate) else {
         return Ok(());

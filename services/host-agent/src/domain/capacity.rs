@@ -3,7 +3,6 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-/// The host's memory budget.
 #[derive(Debug, Clone)]
 pub struct Capacity {
     inner: Arc<Mutex<Inner>>,
@@ -32,9 +31,6 @@ impl Capacity {
     }
 
     /// Hands out `mib`, or says how much is free.
-    ///
-    /// # Errors
-    /// The free MiB, when that is less.
     pub fn reserve(&self, mib: u64) -> Result<Reservation, u64> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let free = inner.total_mib.saturating_sub(inner.used_mib);
@@ -47,9 +43,6 @@ impl Capacity {
 
     /// Hands out `mib` that the holder gives back when [`Capacity::is_over`], so that they do not count as used and stand in
     /// nobody's way.
-    ///
-    /// # Errors
-    /// The free MiB, when that is less.
     pub fn reserve_idle(&self, mib: u64) -> Result<Reservation, u64> {
         let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         let free = inner.total_mib.saturating_sub(inner.used_mib + inner.idle_mib);

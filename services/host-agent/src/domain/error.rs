@@ -10,10 +10,8 @@ pub enum HostError {
     /// The host does not hold it.
     #[error("this host does not hold {id}")]
     NotHere { id: String },
-    /// It has ended.
     #[error("the microVM has ended: {reason}")]
     Ended { reason: String },
-    /// Its state forbids the command.
     #[error("{0}")]
     Conflict(String),
     /// A field breaks a rule: path and description.
@@ -28,7 +26,6 @@ pub enum HostError {
         /// Key or path of the object.
         object: String,
     },
-    /// A stored object is missing.
     #[error("stored object {object} is missing")]
     Missing {
         /// Key or path of the object.
@@ -37,7 +34,6 @@ pub enum HostError {
     /// S3 or etcd is out of reach.
     #[error("{0}")]
     StoreUnavailable(String),
-    /// The host's disk is full.
     #[error(
         "no space left on the host's disk for {path} (limit: {limit}); free space or grow the file system, then try again"
     )]
@@ -46,7 +42,6 @@ pub enum HostError {
         path: String,
         limit: String,
     },
-    /// An app's hook failed.
     #[error("{message}")]
     Hook {
         hook: &'static str,
@@ -65,7 +60,6 @@ pub enum HostError {
         /// Exit status of the app, when it ended.
         exit_code: Option<i32>,
     },
-    /// The engine failed.
     #[error("{0}")]
     Engine(String),
     /// A newer command or the caller's hang-up stopped it.

@@ -3,7 +3,6 @@
 /// How an offered generation stands to the one held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fence {
-    /// Older: refuse with STALE_GENERATION.
     Stale,
     Same,
     /// Newer: the scheduler placed the microVM again since.

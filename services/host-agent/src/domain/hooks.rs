@@ -12,7 +12,6 @@ const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Timeout of a runtime hook that gives none.
 const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 
-/// A hook of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookName {
     Ready,
@@ -25,7 +24,6 @@ pub enum HookName {
 }
 
 impl HookName {
-    /// As users write it.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -53,9 +51,7 @@ impl HookName {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
     pub name: HookName,
-    /// TCP port on guest loopback.
     pub port: u32,
-    /// Longest wait for the answer.
     pub timeout: Duration,
 }
 
@@ -94,7 +90,6 @@ pub fn run_body(microvm_id: &str, run_hook_payload: &str) -> String {
     serde_json::json!({ "microvmId": microvm_id, "runHookPayload": run_hook_payload }).to_string()
 }
 
-/// How a hook's call ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     /// HTTP status; 0 when there was no answer.
@@ -106,9 +101,6 @@ pub struct Answer {
 }
 
 /// Judges the answer of a runtime hook: only 200 is success.
-///
-/// # Errors
-/// [`HostError::Hook`] with the sentence the caller reads.
 pub fn decide(hook: Hook, answer: &Answer) -> Result<(), HostError> {
     if answer.http_status == 200 && !answer.timed_out {
         return Ok(());

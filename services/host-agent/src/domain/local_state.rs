@@ -20,7 +20,6 @@ pub enum LocalState {
     Launching,
     /// Its engine runs and its endpoint is open.
     Running,
-    /// Its snapshot is being taken.
     Suspending,
     /// Only files: no process, no memory, no slot.
     Suspended,
@@ -55,7 +54,6 @@ impl LocalState {
 pub enum Ask {
     /// Start it (a repeat of the command that made it).
     Launch,
-    /// Put it to sleep.
     Suspend,
     Resume,
     /// Connect to it without waking it.
@@ -75,7 +73,6 @@ impl Ask {
 /// How a state answers an [`Ask`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Admission {
-    /// Begin the transition now.
     Begin,
     /// The same transition is under way: share its outcome.
     Join,
@@ -121,7 +118,6 @@ pub fn admit(state: LocalState, ask: Ask) -> Admission {
     }
 }
 
-/// What happens to a microVM.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
     /// A launch, a wake, or a refused suspend ended with the guest running.
@@ -131,7 +127,6 @@ pub enum Event {
     IsSuspended,
     WakeBegan,
     EndBegan,
-    /// Everything of it is released.
     IsGone,
 }
 

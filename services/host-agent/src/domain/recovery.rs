@@ -23,7 +23,6 @@ impl EngineFound {
 /// The snapshot that the journal names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum SnapshotFound {
-    /// Whole on this host.
     Local,
     /// Not here, but S3 has it.
     Remote,
@@ -36,7 +35,6 @@ impl SnapshotFound {
     pub const ALL: [Self; 3] = [Self::Local, Self::Remote, Self::Missing];
 }
 
-/// What to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// Drive the running engine on; drop an unfinished snapshot.
@@ -63,7 +61,6 @@ pub enum Cause {
     SnapshotLost,
 }
 
-/// Decides for one microVM.
 pub fn decide(phase: LocalState, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
     use Decision::{Adopt, BackToSuspended, Remove, ReportTerminated, ResumeInPlace};
     match (phase, engine) {

@@ -67,9 +67,6 @@ impl ImageSnapshot {
 
 impl Spec {
     /// Checks a spec that arrived with a command.
-    ///
-    /// # Errors
-    /// Every violation, each with the path of its field.
     pub fn from_wire(spec: Option<wire::MicrovmSpec>) -> Result<Self, Violations> {
         let Some(spec) = spec else {
             return Err(vec![violation("spec", "is required")]);
@@ -113,10 +110,6 @@ impl Spec {
         &self.encoded
     }
 
-    /// Reads what a journal kept.
-    ///
-    /// # Errors
-    /// [`HostError::Internal`] when it is damaged, or was written by an agent whose specs said less.
     pub fn decode(bytes: &[u8]) -> Result<Self, HostError> {
         let spec = wire::MicrovmSpec::decode(bytes)
             .map_err(|error| HostError::Internal(format!("the spec in the journal is damaged: {error}")))?;
@@ -171,7 +164,6 @@ fn egress(egress: Option<&wire::Egress>) -> Result<slot::Egress, (String, String
 pub mod tests {
     use super::*;
 
-    /// A spec that passes.
     pub fn wire_spec() -> wire::MicrovmSpec {
         wire::MicrovmSpec {
             microvm_id: "microvm-0123abcd-0000-4000-8000-000000000000".to_owned(),

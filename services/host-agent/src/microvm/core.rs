@@ -60,11 +60,9 @@ pub struct Live {
     pub machine: Arc<dyn vmm::Machine>,
     /// The same engine with all that belongs to it, to be given back in the end.
     pub resources: Resources,
-    /// Opens sockets in its slot.
     pub dialer: slot::Dialer,
     /// Link to the guest-agent; replaced when it breaks.
     pub link: Arc<Mutex<Option<Link>>>,
-    /// The way in for tunnels.
     pub gate: Arc<Gate>,
     /// When use was sampled last.
     pub sampled: Instant,
@@ -73,9 +71,6 @@ pub struct Live {
 
 impl Live {
     /// The link, when it works.
-    ///
-    /// # Errors
-    /// [`HostError::Guest`] while it is broken.
     pub fn link(&self) -> Result<Link, HostError> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| HostError::Guest {
             message: "the guest-agent does not answer".to_owned(),
@@ -96,10 +91,6 @@ impl Core {
         tracing::info!(microvm = %self.id, generation = self.journal.generation, ?from, ?to, reason, "state");
     }
 
-    /// Writes the journal.
-    ///
-    /// # Errors
-    /// When the file cannot be written.
     pub fn save(&mut self) -> Result<(), HostError> {
         self.journal.write(&self.files.journal())
     }
@@ -125,7 +116,6 @@ impl Core {
         self.view.send_replace(view);
     }
 
-    /// What is observed now.
     pub fn observed(&self) -> ObservedMicrovm {
         observed(&self.id, &self.journal, self.activity.bytes())
     }

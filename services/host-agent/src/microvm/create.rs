@@ -17,9 +17,6 @@ use crate::domain::{HostError, LocalState, Spec};
 use crate::host::Host;
 
 /// The state of a microVM from its journal.
-///
-/// # Errors
-/// When its log cannot be opened.
 pub fn build(
     host: &Arc<Host>,
     id: MicrovmId,
@@ -53,9 +50,6 @@ pub fn build(
 }
 
 /// A microVM that this host has not held before.
-///
-/// # Errors
-/// When its directory or log cannot be made.
 pub fn create(
     host: &Arc<Host>,
     spec: Spec,

@@ -19,7 +19,6 @@ use crate::domain::idle::{IdleDecision, Idleness, decide};
 use crate::domain::local_state::{Admission, admit};
 use crate::domain::{HostError, LocalState};
 
-/// Notices that may wait.
 pub const NOTICES_MAX: usize = 16;
 /// After the app's end is known by the engine's end alone: how long the guest's
 /// own word for it may still take.
@@ -28,7 +27,6 @@ const LAST_WORDS: Duration = Duration::from_millis(200);
 /// How long after its deadline a host ends a microVM that the scheduler has not ended.
 const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 
-/// One microVM's driver.
 pub struct Driver {
     core: Core,
     inbox: Inbox,
@@ -39,7 +37,6 @@ struct Ended {
     report: Option<Tombstone>,
 }
 
-/// What a driver begins with.
 pub enum First {
     /// A new microVM: launch it and answer.
     Launch(oneshot::Sender<Outcome>),
@@ -147,7 +144,6 @@ impl Driver {
         }
     }
 
-    /// Answers one command.
     async fn handle_command(&mut self, message: Message) -> ControlFlow<Ended> {
         let Message { mut command, generation, reply } = message;
         if let Err(failure) = self.fence(generation, &command) {

@@ -10,7 +10,6 @@ use crate::domain::hooks::HookName;
 use crate::domain::local_state::Event;
 use crate::failpoint;
 
-/// Longest panic message reported.
 const PANIC_CHARACTERS_MAX: usize = 200;
 
 impl Core {

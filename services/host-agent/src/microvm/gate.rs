@@ -64,7 +64,6 @@ impl Activity {
 pub enum GateError {
     /// The gate has closed; look at the microVM's state again.
     Closed,
-    /// Nothing listens on the port.
     Refused,
     Busy,
     /// The guest does not answer.
@@ -104,9 +103,6 @@ impl Gate {
 
     /// Connects to a guest port: straight to the guest's address, and where
     /// nothing listens there through the relay, for apps on guest loopback.
-    ///
-    /// # Errors
-    /// [`GateError`].
     pub async fn connect(&self, port: u16) -> Result<GuestStream, GateError> {
         let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| GateError::Busy)?;
         let attempt = async {

@@ -17,7 +17,6 @@ use crate::domain::hooks::{self, Answer, Hook, HookName};
 const ENTROPY_BYTES: usize = 256;
 /// First attempt to connect; a guest that has just been resumed answers within it.
 const ATTEMPT_MIN: Duration = Duration::from_millis(250);
-/// Longest attempt.
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
 /// Pause after a refusal: the guest-agent is not listening yet.
 const REFUSED_PAUSE: Duration = Duration::from_millis(5);
@@ -30,9 +29,6 @@ pub struct GuestConnection {
 }
 
 /// Connects to the guest-agent, trying at once and again until `deadline`.
-///
-/// # Errors
-/// [`HostError::Guest`] when it did not answer.
 pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<GuestConnection, HostError> {
     let deadline = Instant::now() + timeout;
     let mut attempt = ATTEMPT_MIN;
@@ -60,9 +56,6 @@ pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<G
 
 /// What a clone is told about itself. `first` for a launch, which also gets a
 /// machine id of its own.
-///
-/// # Errors
-/// When the system gives no entropy; the guest must not run without.
 pub fn repair_request(
     id: &MicrovmId,
     restore_count: u64,
@@ -95,9 +88,6 @@ pub fn link_error(error: &guest_link::Error) -> HostError {
 }
 
 /// Calls a runtime hook and judges its answer.
-///
-/// # Errors
-/// [`HostError::Hook`] or [`HostError::Guest`].
 pub async fn call_hook(link: &Link, hook: Hook, body: String) -> Result<(), HostError> {
     let kind = match hook.name {
         HookName::Ready => HookKind::Ready,

@@ -13,7 +13,6 @@ use crate::domain::fence::{Fence, fence};
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
 
-/// A driver's incoming messages.
 pub struct Inbox {
     pub mailbox: mpsc::Receiver<Message>,
     pub notices: mpsc::Receiver<Notice>,
@@ -100,7 +99,6 @@ pub fn ask(command: &Command) -> Ask {
     }
 }
 
-/// Gives everyone the same outcome.
 pub fn answer(outcome: Outcome, replies: impl Iterator<Item = oneshot::Sender<Outcome>>) {
     for reply in replies {
         // A caller that hung up has nothing to hear.

@@ -19,9 +19,6 @@ use crate::stopwatch::Stopwatch;
 impl Core {
     /// Starts the microVM for the first time. Called in `Launching`; ends in
     /// RUNNING, or fails with everything given back and the state unchanged.
-    ///
-    /// # Errors
-    /// Why it could not be started.
     pub async fn launch(&mut self, cancel: &CancellationToken) -> Result<(), HostError> {
         let watch = Stopwatch::start("launch");
         self.journal.restore_count = 1;

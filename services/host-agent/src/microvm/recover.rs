@@ -45,13 +45,10 @@ pub struct Found {
     last_words: Option<String>,
 }
 
-/// What became of it.
 pub enum Recovered {
     /// It lives or sleeps; drive it.
     Driver(Box<Driver>, Handle),
-    /// It has ended; report it.
     Ended(MicrovmId, Tombstone),
-    /// Nothing is left of it.
     Nothing,
 }
 
@@ -73,9 +70,6 @@ impl Found {
 /// A journal that cannot be read is of no microVM that could go on: without it neither the slot nor the generation is known.
 /// Its directory goes, its engine is among those that no journal names, and the scheduler hears of its absence with the
 /// first complete report.
-///
-/// # Errors
-/// When the data directory cannot be read.
 pub async fn load_journals(
     data: &DataDirectory,
     engine: &dyn vmm::Engine,
@@ -179,9 +173,6 @@ fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, HostError> {
 }
 
 /// Puts a microVM into the state that was decided.
-///
-/// # Errors
-/// When its log cannot be opened.
 pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostError> {
     let Found { id, journal, spec, machine, decision, last_words } = found;
     let (mut core, notices) = build(host, id, journal, spec)?;

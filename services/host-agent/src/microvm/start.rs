@@ -21,7 +21,6 @@ use crate::failpoint;
 use crate::resources::{EngineHeld, Resources, SlotHeld};
 use crate::stopwatch::Stopwatch;
 
-/// What a start begins from.
 pub struct Plan {
     pub base: ImageSnapshotLease,
     pub device_state: PathBuf,
@@ -50,9 +49,6 @@ struct Restored {
 impl Core {
     /// Brings the guest up. On success the caller still has to journal RUNNING
     /// and open the gate by publishing; on failure nothing is left.
-    ///
-    /// # Errors
-    /// Any [`HostError`]; [`HostError::Interrupted`] when `cancel` fired.
     pub async fn start(
         &mut self,
         watch: &Stopwatch,
@@ -269,9 +265,6 @@ pub fn process(machine: &dyn vmm::Machine) -> journal::Process {
 }
 
 /// A copy of `from` that shares its extents, in place of what `to` was.
-///
-/// # Errors
-/// Names the file.
 pub fn clone_disk(from: &std::path::Path, to: &std::path::Path) -> Result<(), HostError> {
     files::remove(to)?;
     snapshot::disk::reflink(from, to).map(drop).map_err(|error| {

@@ -27,9 +27,6 @@ use crate::stopwatch::Stopwatch;
 impl Core {
     /// Puts the microVM to sleep. Called in [`LocalState::Running`]; ends in
     /// SUSPENDED, or in RUNNING with the failure as its reason.
-    ///
-    /// # Errors
-    /// Why it runs on.
     pub async fn suspend(&mut self) -> Result<(), HostError> {
         let watch = Stopwatch::start("suspend");
         self.enter(Event::SuspendBegan, "");

@@ -15,7 +15,6 @@ use crate::domain::{HostError, Spec};
 use crate::host::Host;
 use crate::resources::BACKGROUND_DELAY;
 
-/// One upload.
 struct Upload {
     host: Arc<Host>,
     id: String,

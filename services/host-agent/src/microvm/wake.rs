@@ -23,9 +23,6 @@ use crate::stopwatch::Stopwatch;
 impl Core {
     /// Wakes the microVM. Called in `Suspended`; ends in RUNNING, or in
     /// SUSPENDED with its snapshot as it was.
-    ///
-    /// # Errors
-    /// Why it sleeps on.
     pub async fn wake(
         &mut self,
         order: Option<Box<ResumeOrder>>,

@@ -29,7 +29,6 @@ const STREAM_BUFFER: usize = 16;
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
-/// The service.
 pub struct HostAgent {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
@@ -37,7 +36,6 @@ pub struct HostAgent {
 }
 
 impl HostAgent {
-    /// The service over these.
     pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, bakes: Arc<Bakes>) -> Self {
         Self { host, microvms, bakes }
     }

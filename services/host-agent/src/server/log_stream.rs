@@ -21,9 +21,6 @@ const BUFFER: usize = 4;
 type Item = Result<FollowLogResponse, Status>;
 
 /// Lines from the position asked for; with `follow` until the microVM ends.
-///
-/// # Errors
-/// [`HostError::NotHere`], [`HostError::StaleGeneration`].
 pub fn follow(
     host: &Arc<Host>,
     microvms: &Arc<Microvms>,

@@ -9,7 +9,6 @@ use crate::domain::HostError;
 /// When a caller that was turned away for lack of room may try again.
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
-/// The status a caller gets.
 pub fn status(failure: &HostError) -> Status {
     let text = failure.to_string();
     match failure {

@@ -34,7 +34,6 @@ pub struct Tunnels {
     waiting: Arc<Semaphore>,
 }
 
-/// Why an open is refused.
 struct Refusal {
     status: OpenStatus,
     message: String,
@@ -56,7 +55,6 @@ impl Refusal {
 }
 
 impl Tunnels {
-    /// Tunnels into this microvms.
     pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, fenced: watch::Receiver<Fenced>) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
         Self { host, microvms, fenced, waiting }

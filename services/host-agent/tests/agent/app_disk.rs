@@ -4,9 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// Where the app listens.
 pub const APP_PORT: u32 = 8080;
-/// Where its hooks listen.
 pub const HOOK_PORT: u32 = 9000;
 
 const APPLETS: &[&str] = &[

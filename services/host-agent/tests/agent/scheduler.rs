@@ -10,7 +10,6 @@ use api::host::v1::{
 use rpc::Role;
 use testkit::Script;
 
-/// What was reported.
 #[derive(Default)]
 pub struct Reports {
     pub registrations: u64,

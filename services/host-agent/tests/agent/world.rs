@@ -15,7 +15,6 @@ use testkit::{Etcd, Script, TestS3, Xfs, free_port};
 
 use crate::scheduler::{self, Reports};
 
-/// Bucket of the tests.
 pub const BUCKET: &str = "snapshots";
 
 static NUMBER: AtomicU32 = AtomicU32::new(0);
@@ -184,7 +183,6 @@ impl Agent {
         self.child = None;
     }
 
-    /// SIGTERM, and waits.
     pub fn stop(&mut self) {
         let mut child = self.child.take().unwrap();
         let pid = nix::unistd::Pid::from_raw(i32::try_from(child.id()).unwrap());
@@ -234,7 +232,6 @@ impl Agent {
         names
     }
 
-    /// Network namespaces of this agent.
     pub fn namespaces(&self) -> Vec<String> {
         let Ok(entries) = std::fs::read_dir("/run/netns") else {
             return Vec::new();

@@ -94,7 +94,6 @@ pub struct Session {
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Disk {
-    /// The image file, sparse.
     pub path: PathBuf,
     /// JSON of the image's OCI configuration.
     pub configuration: Vec<u8>,

@@ -41,7 +41,6 @@ pub struct QueueEntry {
     /// When it was queued, in milliseconds since the epoch: the order of the queue.
     #[prost(uint64, tag = "5")]
     pub queued_unix_ms: u64,
-    /// Times it was begun.
     #[prost(uint32, tag = "6")]
     pub attempt: u32,
 }
@@ -62,7 +61,6 @@ pub struct TokenEntry {
 
 #[derive(Clone, PartialEq, Message)]
 pub struct BaseEntry {
-    /// What callers see.
     #[prost(message, optional, tag = "1")]
     pub base: Option<BaseImage>,
     /// Key of its compressed tar in the snapshot bucket.
@@ -164,7 +162,6 @@ impl Catalog {
         self.get(&version_key(name, version)).await
     }
 
-    /// An image's versions, newest first.
     pub async fn versions(&self, name: &str) -> Result<Vec<Record<ImageVersion>>> {
         let mut versions: Vec<Record<ImageVersion>> = self.list(&version_key(name, "")).await?;
         versions.sort_by_key(|record| {
@@ -185,14 +182,12 @@ impl Catalog {
         }
     }
 
-    /// Ids of a version's builds.
     pub async fn build_ids(&self, name: &str, version: &str) -> Result<Vec<String>> {
         let prefix = index_key(name, version, "");
         let (entries, _) = self.store.list(&prefix).await?;
         Ok(entries.into_iter().filter_map(|(key, _)| key.strip_prefix(&prefix).map(str::to_owned)).collect())
     }
 
-    /// A version's builds, newest first.
     pub async fn builds(&self, name: &str, version: &str) -> Result<Vec<Record<ImageBuild>>> {
         let mut builds = Vec::new();
         for id in self.build_ids(name, version).await? {
@@ -254,9 +249,7 @@ impl Catalog {
     }
 }
 
-/// Writes that belong together.
 #[derive(Debug, Clone, Default)]
-#[must_use]
 pub struct Change {
     writes: Vec<Write>,
 }
@@ -327,7 +320,6 @@ impl Change {
         self.put(ADMISSION.to_owned(), Vec::new(), revision)
     }
 
-    /// Writes a new base image.
     pub fn new_base(self, entry: &BaseEntry) -> Self {
         let base = entry.base.as_ref();
         let (name, version) = base.map_or(("", ""), |base| (base.name.as_str(), base.version.as_str()));

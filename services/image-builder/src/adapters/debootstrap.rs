@@ -17,17 +17,14 @@ use crate::adapters::output::Lines;
 /// A base image we know how to make.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
-    /// Name in FROM lines.
     pub name: &'static str,
     suite: &'static str,
     packages: &'static str,
 }
 
-/// All of them.
 pub const RECIPES: [Recipe; 1] =
     [Recipe { name: "debian-12", suite: "bookworm", packages: "ca-certificates" }];
 
-/// Longest time for making one.
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Compression of the stored tar: bases are read rarely and kept long.
 const COMPRESSION_LEVEL: i32 = 6;

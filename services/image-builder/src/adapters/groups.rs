@@ -10,7 +10,6 @@ use crate::adapters::sandbox::wait_until_empty;
 
 const ROOT: &str = "/sys/fs/cgroup";
 
-/// Groups of one build.
 #[derive(Debug)]
 pub struct Groups {
     directories: Vec<PathBuf>,

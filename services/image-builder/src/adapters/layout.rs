@@ -58,7 +58,6 @@ impl Layout {
         self.root.join("storage")
     }
 
-    /// A base image's compressed tar.
     pub fn base(&self, name: &str, version: &str) -> PathBuf {
         self.root.join("bases").join(format!("{name}-{version}.tar.zst"))
     }
@@ -120,7 +119,6 @@ impl Work {
         self.root.join("root")
     }
 
-    /// Removes everything. Blocking.
     pub fn remove(&self) -> io::Result<()> {
         match std::fs::remove_dir_all(&self.root) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

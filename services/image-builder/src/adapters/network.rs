@@ -82,7 +82,6 @@ impl Networks {
         Ok(())
     }
 
-    /// Makes a network.
     pub async fn create(&self) -> io::Result<Network> {
         for number in 0..NETWORKS_MAX {
             let network = Network { number };

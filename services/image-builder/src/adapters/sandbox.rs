@@ -54,7 +54,6 @@ const FIRST: &str = "sandbox-first";
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bind {
     pub source: PathBuf,
-    /// Inside, absolute.
     pub target: PathBuf,
     /// Whether the sandbox may write to it (its ids must own it, too).
     pub writable: bool,
@@ -83,7 +82,6 @@ pub struct Spec {
     /// What is visible besides the system's programs.
     pub binds: Vec<Bind>,
     pub resolvers: Vec<String>,
-    /// The command's whole environment.
     pub environment: BTreeMap<String, String>,
     pub command: Vec<String>,
     pub processes_max: u64,

@@ -32,7 +32,6 @@ pub enum Error {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Unpacked {
-    /// Files, directories and links.
     pub entries: usize,
     pub bytes: u64,
 }

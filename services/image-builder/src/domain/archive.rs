@@ -25,7 +25,6 @@ pub enum Refusal {
     Invalid(String),
     #[error("The artifact is too large: {0}.")]
     TooLarge(String),
-    /// Nothing to build.
     #[error("The artifact has no file named Dockerfile at its root{0}.")]
     DockerfileNotFound(String),
 }

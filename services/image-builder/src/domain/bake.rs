@@ -28,7 +28,6 @@ pub struct Windows {
     pub validate: Duration,
 }
 
-/// What follows from an error.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum BakeDecision {
     /// The same bake may work later or elsewhere.

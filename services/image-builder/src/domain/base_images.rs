@@ -23,7 +23,6 @@ impl Bases {
         }
     }
 
-    /// A sentence that lists them.
     pub fn sentence(&self) -> String {
         if self.0.is_empty() {
             return "There are no local base images yet; `torpor base build debian-12` makes one.".to_owned();

@@ -12,7 +12,6 @@ const SENTENCE_BYTES_MAX: usize = 1024;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     S3AccessDenied,
-    /// The artifact's key holds nothing.
     S3NoSuchKey,
     /// The artifact's bucket does not exist.
     S3NoSuchBucket,
@@ -40,7 +39,6 @@ pub enum Reason {
     GuestFailed,
     /// No host has room for the bake.
     InsufficientCapacity,
-    /// The build took too long.
     BuildTimeout,
     /// Builders died under the build too often.
     BuilderLost,

@@ -24,7 +24,6 @@ const CPU_CONFIGURATIONS_MAX: usize = 2;
 const BUCKET_LENGTH: std::ops::RangeInclusive<usize> = 3..=63;
 const KEY_BYTES_MAX: usize = 1024;
 
-/// What the fleet offers.
 #[derive(Debug, Clone)]
 pub struct Offer<'a> {
     pub bases: &'a Bases,

@@ -18,7 +18,6 @@ use crate::domain::reference::{Reference, local_name, parse as parse_reference};
 
 /// Largest Dockerfile, in bytes.
 pub const DOCKERFILE_BYTES_MAX: usize = 1 << 20;
-/// Most stages in one Dockerfile.
 pub const STAGES_MAX: usize = 100;
 
 /// Why a Dockerfile cannot be built, as a sentence.
@@ -46,14 +45,11 @@ pub enum Refusal {
     },
 }
 
-/// A Dockerfile ready for buildah.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plan {
-    /// The text for buildah.
     pub text: String,
     /// Our base images it uses, as name and version.
     pub local_bases: Vec<(String, u64)>,
-    /// Images it takes from registries.
     pub remote_images: Vec<String>,
     argument_line: Option<String>,
     shown: HashMap<String, String>,

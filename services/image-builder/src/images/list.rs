@@ -15,7 +15,6 @@ impl Images {
         page("images", images, wanted, |image: &Image| image.name.clone())
     }
 
-    /// An image's versions, newest first.
     pub async fn list_versions(
         &self,
         identifier: &str,

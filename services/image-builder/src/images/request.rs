@@ -11,14 +11,12 @@ use crate::refusal::Refusal;
 /// A request to build: a new image, or a new version of one.
 #[derive(Debug, Clone)]
 pub struct BuildRequest {
-    /// Name or ARN.
     pub name: String,
     pub configuration: Option<ImageConfiguration>,
     /// Tags; of a new image only.
     pub tags: HashMap<String, String>,
     /// Empty means none.
     pub client_token: String,
-    /// True for a new image.
     pub create: bool,
 }
 

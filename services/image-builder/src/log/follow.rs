@@ -23,7 +23,6 @@ const QUEUE_MESSAGES: usize = 4;
 /// Bytes of a stored log read at a time.
 const PIECE_BYTES: u64 = 1 << 20;
 
-/// The messages to one follower.
 pub type Messages = mpsc::Receiver<Result<FollowBuildLogResponse, Refusal>>;
 
 /// Logs of builds, wherever they run or ran.

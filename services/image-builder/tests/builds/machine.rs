@@ -29,7 +29,6 @@ impl Drop for Process {
 }
 
 impl Process {
-    /// SIGKILL.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -108,7 +107,6 @@ impl World {
         self.store(name, bytes).await
     }
 
-    /// Keys in a bucket.
     pub async fn keys(&self, bucket: &str, prefix: &str) -> Vec<String> {
         let entries = self.s3.store().list_prefix(bucket, prefix, 10_000).await.unwrap();
         entries.into_iter().map(|entry| entry.key).collect()

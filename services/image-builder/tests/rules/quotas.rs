@@ -48,7 +48,6 @@ async fn five_builds_at_a_time(world: &World) {
     cell.stop().await;
 }
 
-/// Two replicas count together.
 async fn as_many_images_as_are_allowed(world: &World) {
     let change = |settings: &mut Config| {
         settings.images_max = 3;

@@ -26,11 +26,9 @@ use crate::world::SNAPSHOTS;
 #[derive(Default)]
 pub struct State {
     pub bakes: Vec<BakeEnd>,
-    /// What was asked.
     pub requests: Vec<BakeRequest>,
     pub released: usize,
     pub evicted: Vec<String>,
-    /// MicroVMs that the scheduler lists.
     pub microvms: Vec<Microvm>,
 }
 
@@ -38,7 +36,6 @@ pub struct State {
 pub enum BakeEnd {
     /// Never ends.
     Hang,
-    /// The connection breaks.
     Break,
     /// Ends with this reason and metadata.
     Refuse(Code, &'static str, Vec<(&'static str, &'static str)>),

@@ -32,7 +32,6 @@ pub struct World {
     peers: Peers,
 }
 
-/// A builder in this process.
 pub struct Builder {
     pub client: ImageServiceClient<Channel>,
     pub data: PathBuf,
