@@ -79,12 +79,6 @@ fn signatures_and_verifiers_go_between_threads() {
 fn a_verifier_shows_no_keys() {
     let (side, message) = one("get_microvm");
     side.verify(&message).unwrap();
-    assert_eq!(
-        format!("{:?}", side.verifier),
-        "Verifier { region: \"us-east-1\", service: \"lambda\", clock_skew: 300s, .. }"
-    );
-    assert_eq!(
-        format!("{:?}", Verifier::new("r", "s")),
-        "Verifier { region: \"r\", service: \"s\", clock_skew: 300s, .. }"
-    );
+    assert_eq!(format!("{:?}", side.verifier), "Verifier { region: \"us-east-1\", service: \"lambda\", .. }");
+    assert_eq!(format!("{:?}", Verifier::new("r", "s")), "Verifier { region: \"r\", service: \"s\", .. }");
 }

@@ -41,7 +41,6 @@ pub const METHODS: [&str; 32] = [
     "UpdateNetworkConnector",
     "DeleteNetworkConnector",
     "ListNetworkConnectorVersions",
-    "WatchMicrovms",
 ];
 
 /// Every call is answered with NOT_FOUND: whoever gets there was let through.

@@ -12,7 +12,7 @@ use testkit::certificates::identity;
 use tonic::{Code, Status};
 
 use crate::samples::{self, MICROVM};
-use crate::world::{World, image};
+use crate::world::{World, image, without_routes};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn refusals_come_in_aws_form() {
@@ -102,6 +102,7 @@ async fn the_replica_that_leads_is_found() {
             let script = tokio::task::block_in_place(|| {
                 tokio::runtime::Handle::current().block_on(Script::start(&identity, &[Role::EdgeProxy]))
             });
+            without_routes(&script);
             config.schedulers.push(script.address.to_string());
             *slot = Some(script);
         })

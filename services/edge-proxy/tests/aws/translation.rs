@@ -296,7 +296,7 @@ async fn microvms_are_run_with_everything() {
         json!({"autoResumeEnabled": true, "maxIdleDurationSeconds": 120, "suspendedDurationSeconds": 0})
     );
     assert_eq!(answer["startedAt"], json!(1_785_388_800.25));
-    assert_eq!(answer.as_object().unwrap().len(), 14);
+    assert_eq!(answer.as_object().unwrap().len(), 15);
     // With as little as possible.
     let body = json!({"imageIdentifier": image("app")}).to_string();
     ok(&world.ask("POST", MICROVMS, &body).await, 200);

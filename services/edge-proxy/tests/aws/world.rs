@@ -41,6 +41,13 @@ pub struct World {
     _etcd: Etcd,
 }
 
+/// A scheduler that endpoints learn nothing from; they are not under test here.
+pub fn without_routes(scheduler: &Script) {
+    scheduler.stream("WatchMicrovms", |_: WatchMicrovmsRequest| {
+        Err::<BoxStream<'static, Result<WatchMicrovmsResponse, Status>>, _>(Status::unavailable("no routes"))
+    });
+}
+
 /// No limit on any operation.
 pub fn unlimited() -> Throttles {
     Throttles {
@@ -88,11 +95,7 @@ impl World {
         let key = format!("access-keys/{}", KEY.0);
         store.put_if(&key, stored_key(KEY, |_| ()), Expect::Absent, None).await.unwrap();
         let scheduler = Script::start(&identity(directory.path(), Role::Scheduler), &[Role::EdgeProxy]).await;
-        scheduler.stream("WatchMicrovms", |_: WatchMicrovmsRequest| {
-            Err::<BoxStream<'static, Result<WatchMicrovmsResponse, Status>>, _>(Status::unavailable(
-                "the endpoints are not under test",
-            ))
-        });
+        without_routes(&scheduler);
         let image_builder =
             Script::start(&identity(directory.path(), Role::ImageBuilder), &[Role::EdgeProxy]).await;
         let mut config = Config {
