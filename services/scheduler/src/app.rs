@@ -75,11 +75,6 @@ impl App {
         Ok(Self { context, server, instance })
     }
 
-    /// The address it listens on.
-    pub fn local_addr(&self) -> std::net::SocketAddr {
-        self.server.local_addr()
-    }
-
     /// Serves until `shutdown`, leading whenever it is elected.
     ///
     /// # Errors

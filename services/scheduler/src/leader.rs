@@ -10,7 +10,6 @@ use tokio_util::sync::CancellationToken;
 
 use crate::term::{Context, Term};
 
-/// Name of the election.
 const ELECTION: &str = "scheduler";
 /// Pause after a term that could not begin.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
@@ -23,7 +22,6 @@ pub struct Leader {
 }
 
 impl Leader {
-    /// The running term.
     pub fn term(&self) -> Option<Arc<Term>> {
         let term = self.term.read().unwrap_or_else(PoisonError::into_inner).clone();
         term.filter(|term| !term.is_over())

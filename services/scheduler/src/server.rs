@@ -68,7 +68,6 @@ impl Handlers {
     }
 }
 
-/// The services of a scheduler.
 pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
     let handlers = Handlers { leader: Arc::clone(leader), config: Arc::clone(&context.config) };
     let mut routes = Routes::builder();

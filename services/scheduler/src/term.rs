@@ -58,7 +58,6 @@ pub struct Context {
     pub metrics: Metrics,
 }
 
-/// One term.
 #[derive(Debug)]
 pub struct Term {
     pub(crate) context: Context,
@@ -74,7 +73,6 @@ pub struct Term {
     pub(crate) timers_changed: Notify,
 }
 
-/// Why a term could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("cannot read the records")]
@@ -146,11 +144,6 @@ impl Term {
         self.memory().subscribers.close();
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    /// Returns once the term is over.
-    pub async fn over(&self) {
-        self.over.cancelled().await;
     }
 
     pub fn is_over(&self) -> bool {

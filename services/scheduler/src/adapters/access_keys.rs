@@ -6,7 +6,6 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use prost::Message as _;
 
-/// Prefix of every key's key.
 pub const PREFIX: &str = "access-keys/";
 /// What every id begins with.
 pub const ID_PREFIX: &str = "AKIA";
@@ -38,7 +37,6 @@ pub fn is_id(text: &str) -> bool {
     text.len() == ID_LENGTH && text.starts_with(ID_PREFIX) && text.chars().all(allowed)
 }
 
-/// A key as bytes.
 pub fn encode(stored: &StoredAccessKey) -> Vec<u8> {
     stored.encode_to_vec()
 }

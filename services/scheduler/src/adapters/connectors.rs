@@ -21,7 +21,6 @@ use super::microvms::CodecError;
 use crate::domain::connector::{Connector, Content, Life, Version};
 use crate::domain::idempotency::TokenUse;
 
-/// Prefix of every connector's keys.
 pub const PREFIX: &str = "connectors/";
 const FORMAT: u32 = 1;
 
@@ -67,7 +66,6 @@ struct StoredVersion {
     delete_time: Option<Timestamp>,
 }
 
-/// Key of a connector.
 pub fn key(connector: &Connector) -> String {
     format!("{PREFIX}{}", connector.id)
 }

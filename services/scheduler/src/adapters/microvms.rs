@@ -18,11 +18,9 @@ use prost_types::{Duration as WireDuration, Timestamp};
 use crate::domain::idempotency::TokenUse;
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload, Placement, Spec};
 
-/// Prefix of every microVM's key.
 pub const PREFIX: &str = "microvms/";
 const FORMAT: u32 = 1;
 
-/// The key of a record.
 pub fn key(id: &MicrovmId) -> String {
     format!("{PREFIX}{id}")
 }
@@ -126,7 +124,6 @@ struct Stored {
     last_transition: Option<LastTransition>,
 }
 
-/// A record as bytes.
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
     Stored {
         format: FORMAT,

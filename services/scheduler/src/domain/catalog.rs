@@ -30,7 +30,6 @@ pub struct Launchable {
 #[derive(Debug, thiserror::Error)]
 #[error("{key} is not a record of image-builder")]
 pub struct Unreadable {
-    /// The key.
     pub key: String,
 }
 
@@ -76,7 +75,6 @@ impl Catalog {
         Ok(())
     }
 
-    /// Takes a record out.
     pub fn delete(&mut self, key: &str) {
         if let Some(name) = key.strip_prefix("images/") {
             if let Ok(name) = name.parse::<ImageName>() {

@@ -15,7 +15,6 @@ use super::idempotency::Digest;
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
     pub connector: Connector,
-    /// Revision of its own key.
     pub revision: i64,
 }
 
@@ -44,7 +43,6 @@ impl Connectors {
         self.by_name.contains_key(name) || self.names.contains_key(name)
     }
 
-    /// How many there are.
     pub fn count(&self) -> usize {
         self.by_name.len()
     }
@@ -85,7 +83,6 @@ impl Connectors {
         entry
     }
 
-    /// Takes a connector out.
     pub fn remove(&mut self, connector: &Connector) {
         self.by_name.remove(&connector.name);
         self.names.remove(&connector.id);

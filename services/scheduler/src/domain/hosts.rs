@@ -11,14 +11,12 @@ use model::HostId;
 
 use super::placement::{Candidate, Demand, NoRoom, choose};
 
-/// One host.
 #[derive(Debug, Clone, Default)]
 pub struct Host {
     /// What it is; default until it says.
     pub spec: HostSpec,
     /// What it reported last.
     pub usage: HostUsage,
-    /// When it last reported.
     pub heartbeat_time: Option<SystemTime>,
     /// Whether it registered with this leader.
     pub registered: bool,
@@ -50,13 +48,11 @@ impl Host {
     }
 }
 
-/// A bake's reservation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bake {
     pub host: HostId,
     /// How much, MiB.
     pub memory_mib: u64,
-    /// Until when.
     pub expires: SystemTime,
 }
 

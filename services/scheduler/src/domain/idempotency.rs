@@ -8,7 +8,6 @@ pub type Digest = [u8; 32];
 /// caller's, and parameters hold a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct TokenUse {
-    /// Digest of the token.
     pub token: Digest,
     /// Digest of the request without its token.
     pub parameters: Digest,
@@ -27,7 +26,6 @@ impl TokenUse {
 /// What a request with a token means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenDecision {
-    /// The token is new.
     New,
     /// The same request again.
     Replay,

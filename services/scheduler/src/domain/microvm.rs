@@ -112,19 +112,16 @@ pub enum Intent {
     End,
 }
 
-/// Where it is.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Placement {
     pub host: HostId,
     /// Fencing number, raised at every placement.
     pub generation: u64,
-    /// When it was placed there.
     pub time: SystemTime,
     /// The host's platform fingerprint then: its snapshots start only on the same.
     pub fingerprint: String,
 }
 
-/// A microVM's record.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Microvm {
     pub id: MicrovmId,
@@ -133,7 +130,6 @@ pub struct Microvm {
     pub token: Option<TokenUse>,
     /// What should become of it.
     pub intent: Intent,
-    /// Where it is.
     pub placement: Placement,
     pub state: MicrovmState,
     /// Why; empty when there is nothing to say.
@@ -145,11 +141,9 @@ pub struct Microvm {
     pub terminate_time: Option<SystemTime>,
     /// Last observation of this generation that was taken in.
     pub observation: u64,
-    /// Copies of its latest snapshot.
     pub snapshot: Option<SnapshotCopies>,
     /// What it used so far; written with the next change only.
     pub metering: Option<Metering>,
-    /// Its latest launch, suspend or wake.
     pub last_transition: Option<LastTransition>,
 }
 

@@ -15,7 +15,6 @@ use super::microvm::{Intent, Microvm};
 #[derive(Debug, Clone, PartialEq)]
 pub struct Observation {
     pub id: MicrovmId,
-    /// Generation the host holds.
     pub generation: u64,
     /// Number of the observation within the generation.
     pub number: u64,
@@ -23,18 +22,14 @@ pub struct Observation {
     pub reason: String,
     /// When the state began, by the host's clock.
     pub state_time: Option<SystemTime>,
-    /// Copies of its latest snapshot.
     pub snapshot: Option<SnapshotCopies>,
-    /// What it used so far.
     pub metering: Option<Metering>,
-    /// Its latest launch, suspend or wake.
     pub last_transition: Option<LastTransition>,
 }
 
 /// What a change did to a record.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum RecordChange {
-    /// Nothing.
     None,
     /// Running totals and timings: kept in memory, written with the next change.
     Totals,

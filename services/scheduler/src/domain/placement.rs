@@ -11,7 +11,6 @@ use std::cmp::Reverse;
 use api::common::v1::Architecture;
 use model::HostId;
 
-/// What is to be placed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Demand {
     /// Baseline memory, MiB.
@@ -30,13 +29,10 @@ pub struct Demand {
 #[derive(Debug, Clone)]
 pub struct Candidate<'a> {
     pub id: &'a HostId,
-    /// Whether it takes placements.
     pub ready: bool,
     /// CPU it has.
     pub architecture: Architecture,
-    /// Engines it runs.
     pub engines: &'a [String],
-    /// Its platform fingerprint.
     pub fingerprint: &'a str,
     /// Memory it may hand out, MiB.
     pub memory_capacity_mib: u64,
@@ -68,7 +64,6 @@ pub struct NoRoom {
     pub not_ready: usize,
     /// Hosts that cannot run it.
     pub unsuitable: usize,
-    /// Hosts without room.
     pub full: usize,
 }
 

@@ -9,12 +9,10 @@ use model::state::MicrovmState;
 
 use super::microvm::{Intent, Microvm};
 
-/// What is due.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Due {
     /// End it: its maximum duration or its suspended window is over.
     End,
-    /// Forget its record.
     Forget,
 }
 

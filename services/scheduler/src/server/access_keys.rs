@@ -12,7 +12,6 @@ use tonic::Request;
 use super::validation::access_keys as validation;
 use super::{Answer, Handlers, fitting, validation as common};
 
-/// Largest page of keys.
 const PAGE_MAX: u32 = 100;
 
 #[tonic::async_trait]

@@ -16,7 +16,6 @@ use super::{Answer, Handlers, validation};
 use crate::domain::placement::Demand;
 use crate::refusal::Refusal;
 
-/// Largest page of hosts.
 const HOSTS_PAGE_MAX: u32 = 500;
 /// Longest reservation a bake may ask for, and what it gets when it asks for none.
 const RESERVATION_MAX: Duration = Duration::from_secs(2 * 3600);

@@ -58,7 +58,6 @@ impl Findings {
     }
 }
 
-/// A launch request.
 pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, Refusal> {
     let mut findings = Findings::default();
     let image = image(&request.image_identifier, config, &mut findings);
@@ -104,7 +103,6 @@ pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, R
     })
 }
 
-/// A microVM id.
 pub fn microvm_id(text: &str) -> Result<MicrovmId, Refusal> {
     let mut violations = Violations::default();
     let id = violations.keep("microvmIdentifier", text.parse());
@@ -179,14 +177,12 @@ fn token_life(given: Option<prost_types::Duration>, violations: &mut Violations)
     Some(life)
 }
 
-/// Life of a shell's token.
 pub fn shell_token(request: &CreateMicrovmShellAuthTokenRequest) -> Result<Duration, Refusal> {
     let mut findings = Findings::default();
     let life = token_life(request.expiration, &mut findings.violations);
     findings.finish(life)
 }
 
-/// Life and ports of a token.
 pub fn token(request: &CreateMicrovmAuthTokenRequest) -> Result<(Duration, Vec<PortScope>), Refusal> {
     let mut violations = Violations::default();
     let life = token_life(request.expiration, &mut violations);

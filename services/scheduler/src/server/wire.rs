@@ -79,7 +79,6 @@ pub fn connector(
     }
 }
 
-/// A change for a watcher.
 pub fn change(change: &Change, config: &Config) -> wire::WatchMicrovmsResponse {
     wire::WatchMicrovmsResponse {
         microvm: Some(microvm(&change.microvm, config)),

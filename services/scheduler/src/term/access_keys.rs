@@ -14,7 +14,6 @@ use crate::refusal::Refusal;
 /// An access key as asked for, checked field by field.
 #[derive(Debug, Clone, Default)]
 pub struct NewAccessKey {
-    /// Free text.
     pub description: String,
     /// What it may do; absent means everything.
     pub policy: Option<Policy>,

@@ -27,7 +27,6 @@ const WAITING_MAX: usize = 64;
 pub struct ConnectorRef {
     /// Its id or name.
     pub key: ConnectorName,
-    /// One version of it.
     pub version: Option<u64>,
 }
 
@@ -52,7 +51,6 @@ pub struct NewConnector {
     pub token: TokenUse,
 }
 
-/// The connectors of a term.
 #[derive(Debug, Default)]
 pub struct ConnectorStore {
     all: Mutex<Connectors>,
@@ -62,7 +60,6 @@ pub struct ConnectorStore {
 }
 
 impl ConnectorStore {
-    /// What etcd listed.
     pub fn load(entries: &[(String, records::Versioned)]) -> Self {
         let mut all = Connectors::default();
         for (connector, revision) in codec::decode(entries) {

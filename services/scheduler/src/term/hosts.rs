@@ -321,7 +321,6 @@ impl Term {
         Ok(HostSpec { host_id: host.to_string(), ..placed.spec.clone() })
     }
 
-    /// Gives a bake's reservation back.
     pub fn release_bake(&self, build_id: &str) {
         self.memory().hosts.release_bake(build_id);
     }

@@ -105,7 +105,6 @@ impl Drop for Waiting<'_> {
     }
 }
 
-/// Everything a leader knows.
 #[derive(Debug)]
 pub struct Memory {
     microvms: HashMap<MicrovmId, Arc<Handle>>,
@@ -252,7 +251,6 @@ impl Memory {
         self.subscribers.notify(&change);
     }
 
-    /// Takes a record out.
     pub fn forget(&mut self, id: &MicrovmId, now: SystemTime) {
         let Some(handle) = self.microvms.remove(id) else {
             return;

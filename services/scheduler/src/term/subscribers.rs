@@ -12,13 +12,11 @@ use crate::domain::microvm::Microvm;
 /// Changes a subscriber may leave unread.
 const QUEUE_CHANGES: usize = 4096;
 
-/// A change as subscribers see it.
 #[derive(Debug, Clone)]
 pub struct Change {
     pub microvm: Arc<Microvm>,
     /// Where its host takes tunnel connections.
     pub tunnel_address: String,
-    /// True when its record is gone.
     pub deleted: bool,
 }
 
@@ -28,7 +26,6 @@ struct Subscriber {
     queue: mpsc::Sender<Change>,
 }
 
-/// Everybody who watches.
 #[derive(Debug, Default)]
 pub struct Subscribers {
     all: Vec<Subscriber>,
@@ -59,7 +56,6 @@ impl Subscribers {
         });
     }
 
-    /// Cuts everybody.
     pub fn close(&mut self) {
         self.all.clear();
     }

@@ -15,7 +15,6 @@ use crate::domain::timers::{self, Due};
 
 /// Longest sleep of the deadline task: the wall clock may be set.
 const TICK: Duration = Duration::from_secs(1);
-/// Deadlines taken at a time.
 const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
 const AGAIN: Duration = Duration::from_secs(2);

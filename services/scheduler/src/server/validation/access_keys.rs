@@ -21,7 +21,6 @@ const TIME_MAX: i64 = 253_402_300_799;
 /// Services whose actions are ever asked for.
 const SERVICES: [&str; 2] = ["lambda", "iam"];
 
-/// A new access key.
 pub fn create(request: &CreateAccessKeyRequest, now: SystemTime) -> Result<NewAccessKey, Refusal> {
     let mut findings = Findings::default();
     let found = &mut findings.violations;
@@ -50,7 +49,6 @@ pub fn create(request: &CreateAccessKeyRequest, now: SystemTime) -> Result<NewAc
     }))
 }
 
-/// The id of an access key.
 pub fn id(text: &str, field: &str) -> Result<String, Refusal> {
     let mut findings = Findings::default();
     findings.violations.check(is_id(text), field, "must be 20 characters of [A-Z0-9] that begin with AKIA");

@@ -66,7 +66,6 @@ pub fn unqualified(text: &str, config: &Config) -> Result<ConnectorRef, Refusal>
     }
 }
 
-/// A new connector.
 pub fn create(request: &CreateNetworkConnectorRequest) -> Result<NewConnector, Refusal> {
     let mut findings = Findings::default();
     let found = &mut findings.violations;
@@ -146,14 +145,12 @@ pub fn update(request: &UpdateNetworkConnectorRequest) -> Result<(Change, TokenU
     Ok((change, TokenUse::of(&request.client_token, &plain.encode_to_vec())))
 }
 
-/// Tags to set.
 pub fn tags_to_set(given: &HashMap<String, String>) -> Result<BTreeMap<String, String>, Refusal> {
     let mut findings = Findings::default();
     let tags = tags(given, &mut findings.violations);
     findings.finish(Some(tags))
 }
 
-/// Keys of tags to remove.
 pub fn tags_to_remove(given: &[String]) -> Result<Vec<String>, Refusal> {
     let mut findings = Findings::default();
     findings.violations.check(
