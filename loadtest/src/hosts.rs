@@ -33,7 +33,6 @@ use table::Table;
 
 /// Engine of the simulated hosts' snapshots.
 pub const ENGINE: &str = "sim";
-/// MicroVMs one simulated host takes.
 pub const SLOTS: u32 = 20_000;
 /// Memory one simulated host hands out, in MiB: enough for as many of the smallest.
 const MEMORY_MIB: u64 = 512 * SLOTS as u64;

@@ -3,6 +3,8 @@
 //!
 //! Without the feature `grpc` only the messages are here, for the guest-agent.
 
+#![warn(missing_docs)]
+
 macro_rules! package {
     ($(#[$doc:meta])* $name:ident, $file:literal) => {
         $(#[$doc])*

@@ -1,6 +1,8 @@
 //! Pauses between attempts: the first is short, each further one twice as long, up
 //! to a bound.
 
+#![warn(missing_docs)]
+
 use std::time::Duration;
 
 use tokio::time::{Sleep, sleep};

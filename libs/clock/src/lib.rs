@@ -4,6 +4,8 @@
 //! Only readings are here. Whoever sleeps until a time keeps its sleeps short and
 //! reads the clock again, because a wall clock may be set as well.
 
+#![warn(missing_docs)]
+
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 

@@ -2,6 +2,8 @@
 //! way a request's violations are collected. Pure: no I/O, no clock, no wire
 //! types. Services translate their wire messages into these at the edge.
 
+#![warn(missing_docs)]
+
 pub mod connectors;
 pub mod ids;
 pub mod limits;

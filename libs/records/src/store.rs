@@ -195,6 +195,20 @@ impl Store {
         }
     }
 
+    /// How many keys start with `prefix`.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`], [`Error::Refused`].
+    pub fn count<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<usize>> {
+        Box::pin(async move {
+            let start = self.full(prefix)?;
+            let options = GetOptions::new().with_range(prefix_end(&start)).with_count_only();
+            let mut kv = self.kv();
+            let response = bounded("count", kv.get(start, Some(options))).await?;
+            Ok(usize::try_from(response.count()).unwrap_or(0))
+        })
+    }
+
     /// Sets a key if it is as expected. Returns its new revision.
     ///
     /// # Errors

@@ -20,6 +20,8 @@
 //! clocks, chunked (`STREAMING-...`) payloads, SigV4A, remember signatures: while
 //! one is current, whoever saw the request can send it again, as with AWS.
 
+#![warn(missing_docs)]
+
 mod canonical;
 mod date;
 mod error;

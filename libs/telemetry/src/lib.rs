@@ -4,6 +4,8 @@
 //! [`init`] is called once, by [`run_service`], which every service's `main`
 //! calls; dropping the [`Guard`] flushes what is still buffered.
 
+#![warn(missing_docs)]
+
 mod context;
 mod metrics;
 mod service;

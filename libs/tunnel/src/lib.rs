@@ -17,6 +17,8 @@
 //! What this does not do: decide who may open what, wake microVMs, pool
 //! connections.
 
+#![warn(missing_docs)]
+
 mod client;
 mod copy;
 mod frame;

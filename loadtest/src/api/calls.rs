@@ -93,7 +93,6 @@ impl Caller {
         self.connections.open().await
     }
 
-    /// RunMicrovm; the new microVM's id.
     pub async fn run(&self) -> anyhow::Result<String> {
         let body = format!(
             "{{\"imageIdentifier\":\"{}\",\"maximumDurationInSeconds\":{LIFE_SECONDS},\"clientToken\":\"{}\"}}",

@@ -38,7 +38,6 @@ pub struct Tally {
     pub throttled: u64,
 }
 
-/// What became of a run.
 pub struct Outcome {
     pub tallies: Vec<Tally>,
     /// Calls that never began because too many were under way.

@@ -43,7 +43,6 @@ pub struct Pair {
 pub struct Run {
     /// Calls that were due per second.
     pub rate: u32,
-    /// Calls that succeeded per second.
     pub achieved: f64,
     pub succeeded: u64,
     pub failed: u64,

@@ -24,9 +24,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 /// A socket to bind, with the names of its settings for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Socket<'a> {
-    /// Address to listen on.
     pub address: SocketAddr,
-    /// Certificate chain, PEM.
     pub certificate: &'a Path,
     /// The key of that certificate, PEM.
     pub key: &'a Path,
@@ -34,12 +32,9 @@ pub(crate) struct Socket<'a> {
     pub names: [&'static str; 3],
 }
 
-/// Bounds of a listener's connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    /// Most connections at one time.
     pub connections: usize,
-    /// Longest TLS handshake.
     pub handshake: Duration,
     /// Longest wait for a request's head.
     pub header_read: Duration,
@@ -55,7 +50,6 @@ pub(crate) struct Bounds {
     pub connection_window: u32,
 }
 
-/// Settings of one edge-proxy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
@@ -75,16 +69,12 @@ pub struct Config {
     pub region: String,
     /// Account of the fleet, 12 digits.
     pub account: String,
-    /// The AWS-compatible API.
     #[cfg(feature = "aws")]
     pub aws: AwsSettings,
     /// This process's own identity within the fleet.
     pub tls: TlsSettings,
-    /// Where the token keys are.
     pub etcd: EtcdSettings,
-    /// Logs, traces, metrics.
     pub telemetry: TelemetrySettings,
-    /// Bounds of requests and connections.
     pub limits: Limits,
 }
 
@@ -158,7 +148,6 @@ impl Default for Limits {
 }
 
 impl Config {
-    /// Checks what types cannot say.
     pub fn check(&self) -> Result<(), settings::Error> {
         let domain_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-' || c == '.';
         let region_ok = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
@@ -206,7 +195,6 @@ impl Config {
         settings::check(rules)
     }
 
-    /// Where the endpoints are served.
     pub(crate) fn endpoint_socket(&self) -> Socket<'_> {
         Socket {
             address: self.listen,
@@ -218,7 +206,6 @@ impl Config {
 }
 
 impl Limits {
-    /// Bounds of the endpoints' connections.
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             connections: self.connections,

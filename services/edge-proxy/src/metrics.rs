@@ -12,7 +12,6 @@ use prometheus_client::registry::Registry;
 /// Bounds of the wait histogram, in seconds.
 const WAIT_BOUNDS: [f64; 12] = [0.025, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0];
 
-/// Label of the request counter.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub struct Status {
     pub code: u16,
@@ -24,7 +23,6 @@ pub struct Metrics {
     /// Seconds that requests waited for a launch or a wake.
     pub waits: Histogram,
     pub tunnels_open: Gauge,
-    /// Tunnels opened since the start.
     pub tunnels_opened: Counter,
     /// Requests sent again after they met a dead connection.
     pub resent: Counter,

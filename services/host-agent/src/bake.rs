@@ -79,7 +79,6 @@ impl Progress {
 
 impl Bakes {
     /// No bakes yet.
-    #[must_use]
     pub fn new(host: Arc<Host>) -> Arc<Self> {
         Arc::new(Self { host, running: Mutex::default() })
     }

@@ -85,20 +85,17 @@ impl Drop for Start<'_> {
 }
 
 impl EnginesAhead {
-    #[must_use]
     pub fn new(clock: Clock) -> Self {
         Self { clock, state: Mutex::default(), wanted: Notify::new(), starts: AtomicUsize::new(0) }
     }
 
     /// Notes that a launch or a wake began; it ends with what is returned.
-    #[must_use]
     pub fn starting(&self) -> Start<'_> {
         self.starts.fetch_add(1, Ordering::Relaxed);
         Start(self)
     }
 
     /// An engine of this image, if one waits. Also notes that the image is in use.
-    #[must_use]
     pub fn take(&self, digest: &str, size: (u32, u32)) -> Option<EngineAhead> {
         let mut state = self.state();
         let now = self.clock.instant();
@@ -127,7 +124,6 @@ impl EnginesAhead {
     }
 
     /// Engines that wait.
-    #[must_use]
     pub fn count(&self) -> usize {
         self.state().count()
     }
@@ -257,7 +253,6 @@ impl EngineAhead {
     }
 
     /// What it holds, and the directory that [`move_files`] empties.
-    #[must_use]
     pub fn into_parts(self) -> (Resources, Option<PathBuf>) {
         (self.resources, Some(self.directory))
     }

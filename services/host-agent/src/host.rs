@@ -24,18 +24,14 @@ const ROOM_POLL: Duration = Duration::from_millis(50);
 pub struct Bundle {
     /// Its version, recorded in every snapshot.
     pub version: String,
-    /// Kernel image.
     pub kernel: PathBuf,
-    /// Initial root file system.
     pub initramfs: PathBuf,
-    /// Kernel command line.
     pub cmdline: String,
 }
 
 /// What every machine of this host is started with.
 #[derive(Debug, Clone)]
 pub struct Template {
-    /// Kernel and initramfs.
     pub bundle: Bundle,
     /// User and group of engine processes.
     pub run_as: Option<(u32, u32)>,
@@ -43,7 +39,6 @@ pub struct Template {
 
 impl Template {
     /// What the engine is told about one machine of `(virtual CPUs, memory in MiB)`.
-    #[must_use]
     pub fn machine(
         &self,
         name: &str,
@@ -73,27 +68,18 @@ impl Template {
 
 /// Shared by every task of the agent.
 pub struct Host {
-    /// Settings.
     pub config: Config,
-    /// Files.
     pub data: DataDirectory,
-    /// The engine.
     pub engine: Arc<dyn vmm::Engine>,
-    /// What the engine is.
     pub engine_description: vmm::EngineDescription,
     /// What machines are started with.
     pub template: Template,
-    /// Slots.
     pub pool: slot::Pool,
-    /// S3.
     pub store: object_store::Store,
-    /// Image snapshots.
     pub image_snapshots: ImageSnapshots,
-    /// Memory.
     pub capacity: Capacity,
     /// Engines that wait for a microVM.
     pub ahead: EnginesAhead,
-    /// Counters.
     pub metrics: Metrics,
     pub clock: Clock,
     /// Rises with every change of any microVM.
@@ -109,20 +95,17 @@ impl Host {
     }
 
     /// Milliseconds since the agent started, on a clock that only rises.
-    #[must_use]
     pub fn monotonic_ms(&self) -> u64 {
         let since = self.clock.instant().duration_since(self.started);
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Milliseconds since 1970.
-    #[must_use]
     pub fn now_ms(&self) -> u64 {
         unix_ms(self.clock.now())
     }
 
     /// Baseline memory accounted for a guest of `memory_mib`, in MiB.
-    #[must_use]
     pub fn baseline_mib(&self, memory_mib: u32) -> u32 {
         (memory_mib / self.config.memory_peak_factor).max(1)
     }
@@ -162,13 +145,11 @@ impl Host {
     }
 
     /// Bucket of snapshots.
-    #[must_use]
     pub fn bucket(&self) -> &str {
         &self.config.snapshot_bucket
     }
 
     /// Pauses between attempts, `retry_min_ms` doubling up to `retry_max_ms`.
-    #[must_use]
     pub fn retry_pause(&self, attempt: u32) -> Duration {
         let timeouts = &self.config.timeouts;
         let pause = timeouts.retry_min_ms.saturating_mul(1 << attempt.min(16));
@@ -177,14 +158,12 @@ impl Host {
 }
 
 /// Milliseconds since 1970.
-#[must_use]
 pub fn unix_ms(time: SystemTime) -> u64 {
     let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Milliseconds since 1970 as the wire has them.
-#[must_use]
 pub fn timestamp(ms: u64) -> prost_types::Timestamp {
     prost_types::Timestamp {
         seconds: i64::try_from(ms / 1000).unwrap_or(i64::MAX),

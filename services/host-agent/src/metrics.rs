@@ -33,7 +33,6 @@ const BUCKETS: [f64; 12] = [0.01, 0.025, 0.05, 0.1, 0.2, 0.3, 0.5, 1.0, 2.5, 10.
 
 impl Metrics {
     /// Registers everything.
-    #[must_use]
     pub fn register(registry: &Mutex<Registry>) -> Self {
         telemetry::register(registry, Some("host"), |part| Self {
             seconds: part.add(

@@ -57,7 +57,6 @@ use crate::domain::{HostError, LocalState, Spec};
 pub struct View {
     /// Where it is in its life.
     pub state: LocalState,
-    /// Fencing number.
     pub generation: u64,
     /// What is reported of it.
     pub observed: ObservedMicrovm,
@@ -71,9 +70,7 @@ pub enum Command {
     Launch,
     /// Put it to sleep.
     Suspend,
-    /// Wake it.
     Resume(Option<Box<ResumeOrder>>),
-    /// End it.
     End(EndOrder),
 }
 
@@ -88,7 +85,6 @@ pub struct ResumeOrder {
 /// An end.
 #[derive(Debug, Clone)]
 pub struct EndOrder {
-    /// Reason to record.
     pub reason: String,
     /// Without the hook and without a report.
     pub discard: bool,
@@ -96,13 +92,11 @@ pub struct EndOrder {
 
 impl EndOrder {
     /// An end that is reported, with its reason, until the scheduler knows it.
-    #[must_use]
     pub fn because(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), discard: false }
     }
 
     /// An end that nobody hears of: the microVM goes on elsewhere, or its launch will be repeated.
-    #[must_use]
     pub fn discarding(reason: impl Into<String>) -> Self {
         Self { reason: reason.into(), discard: true }
     }
@@ -113,26 +107,20 @@ pub type Outcome = Result<ObservedMicrovm, HostError>;
 
 /// A command on its way.
 pub struct Message {
-    /// What is asked.
     pub command: Command,
     /// Generation it was given under; `None` for what the host decides itself.
     pub generation: Option<u64>,
-    /// Where the answer goes.
     pub reply: oneshot::Sender<Outcome>,
 }
 
 /// The way to a driver.
 #[derive(Clone)]
 pub struct Handle {
-    /// Id, "microvm-<uuid>".
     pub id: Arc<str>,
     /// True when its ingress closes the endpoint.
     pub no_ingress: bool,
-    /// What it is doing.
     pub view: watch::Receiver<View>,
-    /// Bytes through its tunnel.
     pub activity: Arc<Activity>,
-    /// Its app's output.
     pub log: Arc<Log>,
     mailbox: mpsc::Sender<Message>,
 }
@@ -160,7 +148,6 @@ impl Handle {
     }
 
     /// What is observed now, activity included.
-    #[must_use]
     pub fn observed(&self) -> ObservedMicrovm {
         let mut observed = self.view.borrow().observed.clone();
         observed.activity_time = self.activity.last_wall_ms().map(crate::host::timestamp);

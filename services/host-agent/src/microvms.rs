@@ -39,7 +39,6 @@ struct EndReport {
 
 impl Microvms {
     /// A microvms with the reports an earlier agent left.
-    #[must_use]
     pub fn open(host: Arc<Host>) -> Arc<Self> {
         let mut ended = HashMap::new();
         if let Ok(entries) = std::fs::read_dir(host.data.ended()) {
@@ -87,7 +86,6 @@ impl Microvms {
     }
 
     /// The microVM, if the host holds it.
-    #[must_use]
     pub fn get(&self, id: &str) -> Option<Handle> {
         let handle = self.live().get(id)?.clone();
         if handle.view.borrow().state == LocalState::Gone {
@@ -98,7 +96,6 @@ impl Microvms {
     }
 
     /// Why a microVM has ended, if this host still knows.
-    #[must_use]
     pub fn end_reason(&self, id: &str) -> Option<String> {
         self.ended().get(id).map(|ended| ended.tombstone.reason.clone())
     }
@@ -272,13 +269,11 @@ impl Microvms {
 
     /// What is to be reported: everything held, and the ends that the scheduler
     /// does not know yet.
-    #[must_use]
     pub fn unreported(&self) -> Vec<ObservedMicrovm> {
         self.observed_where(|ended| !ended.known)
     }
 
     /// Everything held, and every end still remembered.
-    #[must_use]
     pub fn observed(&self) -> Vec<ObservedMicrovm> {
         self.observed_where(|_| true)
     }
@@ -309,7 +304,6 @@ impl Microvms {
     }
 
     /// What the host uses now.
-    #[must_use]
     pub fn usage(&self) -> HostUsage {
         let (mut running, mut suspended) = (0, 0);
         for handle in self.live().values() {
@@ -335,7 +329,6 @@ impl Microvms {
     }
 
     /// True when no transition is under way.
-    #[must_use]
     pub fn is_settled(&self) -> bool {
         self.live().values().all(|handle| handle.view.borrow().state.is_settled())
     }

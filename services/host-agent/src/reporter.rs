@@ -35,7 +35,6 @@ pub struct Reporter {
     microvms: Arc<Microvms>,
     spec: HostSpec,
     clients: Vec<HostServiceClient<Channel>>,
-    /// Which client answered last.
     current: usize,
     regained: watch::Receiver<u64>,
     /// What the leader has answered for: generation and observation by id.

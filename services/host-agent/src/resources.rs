@@ -45,13 +45,11 @@ pub enum EngineHeld {
 pub enum SlotHeld {
     #[default]
     None,
-    /// No microVM's yet.
     Reserved(slot::Reserved),
     Taken(slot::Slot),
 }
 
 impl Resources {
-    #[must_use]
     pub fn new(pool: &slot::Pool) -> Self {
         Self {
             pool: pool.clone(),

@@ -18,7 +18,6 @@ pub struct Stopwatch {
 
 impl Stopwatch {
     /// Starts timing a transition of this kind.
-    #[must_use]
     pub fn start(kind: &'static str) -> Self {
         Self { began: Instant::now(), kind, phases: Arc::default() }
     }
@@ -42,13 +41,11 @@ impl Stopwatch {
     }
 
     /// Time since the start.
-    #[must_use]
     pub fn elapsed(&self) -> Duration {
         self.began.elapsed()
     }
 
     /// Ends it: its phases in the order they ended, then "total".
-    #[must_use]
     pub fn finish(&self) -> Transition {
         let total = self.began.elapsed();
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner).clone();

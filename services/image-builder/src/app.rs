@@ -6,11 +6,11 @@ use std::sync::{Arc, Mutex};
 
 use anyhow::Context as _;
 use api::image::v1::image_service_server::ImageServiceServer;
+use clock::Clock;
 use futures::future::BoxFuture;
 use object_store::{Config as ObjectConfig, Store as Objects};
 use prometheus_client::registry::Registry;
 use rpc::{BoundServer, ServerBuilder, TlsIdentity};
-use settings::S3Settings;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -46,17 +46,21 @@ pub struct App {
 impl App {
     /// Builds everything from `config`. Boxed, like [`App::run`], so that the
     /// program and the tests do not compile it again.
-    pub fn build(config: Config, registry: &Arc<Mutex<Registry>>) -> BoxFuture<'_, anyhow::Result<Self>> {
-        Box::pin(Self::assemble(config, registry))
+    pub fn build(
+        config: Config,
+        registry: &Arc<Mutex<Registry>>,
+        clock: Clock,
+    ) -> BoxFuture<'_, anyhow::Result<Self>> {
+        Box::pin(Self::assemble(config, registry, clock))
     }
 
-    async fn assemble(config: Config, registry: &Mutex<Registry>) -> anyhow::Result<Self> {
+    async fn assemble(config: Config, registry: &Mutex<Registry>, clock: Clock) -> anyhow::Result<Self> {
         config.check()?;
         let tls = &config.tls;
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("tls")?;
         let server = ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
         let store = records::Store::connect(&config.etcd).await.context("etcd")?;
-        let objects = Objects::connect(&object_config(&config.s3)).context("s3")?;
+        let objects = Objects::connect(&ObjectConfig::from(&config.s3)).context("s3")?;
         let peers = Peers::new(identity, &config.schedulers)
             .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let layout = Layout::new(config.data_dir.clone(), config.build.uid_base);
@@ -81,6 +85,7 @@ impl App {
             buildah: buildah.clone(),
             layout: layout.clone(),
             config: Arc::clone(&config),
+            clock: clock.clone(),
             instance: instance.clone(),
         };
         let images = Images {
@@ -89,6 +94,7 @@ impl App {
             remover,
             bases: bases.clone(),
             config: Arc::clone(&config),
+            clock: clock.clone(),
             admission: Arc::default(),
         };
         let followed = BuildLogs {
@@ -100,6 +106,7 @@ impl App {
         let service = Service { images, bases: bases.clone(), logs: followed };
         let metrics = Metrics::new(registry);
         let context = Arc::new(Context {
+            clock,
             config,
             instance,
             catalog,
@@ -162,16 +169,5 @@ async fn ensure_buckets(context: &Context) {
             tracing::warn!(bucket, %error, "waiting for S3");
             tokio::time::sleep(BUCKET_RETRY).await;
         }
-    }
-}
-
-fn object_config(settings: &S3Settings) -> ObjectConfig {
-    ObjectConfig {
-        endpoint: settings.endpoint.clone(),
-        region: settings.region.clone(),
-        access_key_id: settings.access_key_id.clone(),
-        secret_access_key: settings.secret_access_key.as_ref().map(|secret| secret.expose().to_owned()),
-        path_style: settings.path_style,
-        ..ObjectConfig::default()
     }
 }

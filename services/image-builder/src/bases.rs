@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::image::v1::{BaseImage, BaseImageVersion};
+use clock::Clock;
 use object_store::Store as Objects;
 
 use crate::adapters::buildah::Buildah;
@@ -30,6 +31,7 @@ pub struct BaseImages {
     pub buildah: Buildah,
     pub layout: Layout,
     pub config: Arc<Config>,
+    pub clock: Clock,
     /// Name of this replica, which holds the lock of a base that it makes.
     pub instance: String,
 }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 use settings::{EtcdSettings, S3Settings, TelemetrySettings, TlsSettings};
@@ -241,15 +241,10 @@ impl Default for LogSettings {
     }
 }
 
-/// Config that cannot work together, as one sentence.
-#[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("settings: {0}")]
-pub struct Unusable(String);
-
 impl Config {
     /// Checks what types cannot say.
-    pub fn check(&self) -> Result<(), Unusable> {
-        let rules: [(bool, &str); 11] = [
+    pub fn check(&self) -> Result<(), settings::Error> {
+        settings::check([
             (self.data_dir.is_absolute(), "data_dir must be an absolute path"),
             (!self.schedulers.is_empty(), "schedulers must name at least one address"),
             (self.build.concurrent_max > 0, "build.concurrent_max must be at least 1"),
@@ -267,16 +262,7 @@ impl Config {
                 model::MemoryClass::of(self.bake.memory_default_mib).is_some(),
                 "bake.memory_default_mib must be 512, 1024, 2048, 4096 or 8192",
             ),
-        ];
-        match rules.into_iter().find(|(holds, _)| !holds) {
-            Some((_, broken)) => Err(Unusable(broken.to_owned())),
-            None => Ok(()),
-        }
-    }
-
-    /// Where one kind of file of this replica lives.
-    pub fn directory(&self, name: &str) -> PathBuf {
-        Path::new(&self.data_dir).join(name)
+        ])
     }
 }
 

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::catalog::{Change, Error as CatalogError, Record};
 use crate::domain::{lifecycle, object_keys};
-use crate::pipeline::{self, Context};
+use crate::pipeline::Context;
 
 /// Requests that may wait; more are found again by the next sweep.
 const PENDING_MAX: usize = 256;
@@ -98,7 +98,8 @@ async fn remove(context: &Context, name: &str) -> Result<(), Error> {
     };
     let versions = context.catalog.versions(name).await?;
     if image.value.state() == ImageState::Deleting {
-        return match retry(name, || remove_image(context, &image, &versions)).await {
+        let removed = retry(name, || remove_image(context, &image, &versions)).await;
+        return match removed {
             Ok(()) => Ok(()),
             Err(error) => give_up_image(context, image, &error).await,
         };
@@ -179,7 +180,7 @@ async fn end(context: &Context, version: &ImageVersion, change: Change) -> Resul
         };
         if going.all(is_this) {
             // An image that is not UPDATING stays as it is.
-            let _ = lifecycle::image(&mut value, ImageEvent::TrimEnded, pipeline::now());
+            let _ = lifecycle::image(&mut value, ImageEvent::TrimEnded, context.clock.now());
         }
         let change = change.clone().image(&value, Some(revision));
         match context.catalog.apply(change).await {
@@ -229,7 +230,7 @@ async fn records_of(context: &Context, version: &ImageVersion) -> Result<Change,
 
 async fn give_up_image(context: &Context, image: Record<Image>, error: &Error) -> Result<(), Error> {
     let Record { mut value, revision } = image;
-    if lifecycle::image(&mut value, ImageEvent::DeleteFailed, pipeline::now()).is_ok() {
+    if lifecycle::image(&mut value, ImageEvent::DeleteFailed, context.clock.now()).is_ok() {
         context.catalog.apply(Change::new().image(&value, Some(revision))).await?;
         tracing::error!(image = value.name, %error, "image DELETE_FAILED; deleting it again tries again");
     }
@@ -242,7 +243,7 @@ async fn give_up_version(
     error: &Error,
 ) -> Result<(), Error> {
     let mut value = version.value.clone();
-    if lifecycle::version(&mut value, VersionEvent::DeleteFailed, pipeline::now()).is_ok() {
+    if lifecycle::version(&mut value, VersionEvent::DeleteFailed, context.clock.now()).is_ok() {
         value.state_reason = format!("The deletion failed: {error}.");
         let failed = Change::new().version(&value, Some(version.revision));
         end(context, &value, failed).await?;

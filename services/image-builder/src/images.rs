@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use api::image::v1::{Image, ImageBuild, ImageVersion};
+use clock::Clock;
 use model::{ImageArn, ImageIdentifier, ImageName};
 use tokio::sync::Mutex;
 
@@ -35,6 +36,7 @@ pub struct Images {
     pub(crate) remover: Remover,
     pub(crate) bases: BaseImages,
     pub(crate) config: Arc<Config>,
+    pub(crate) clock: Clock,
     /// Held while a call counts what a quota bounds and adds to it; other
     /// replicas are kept out by [`crate::adapters::catalog::Change::admit`].
     pub(crate) admission: Arc<Mutex<()>>,

@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use clock::Clock;
 use image_builder::adapters::sandbox;
 use image_builder::app::App;
 use image_builder::config::Config;
@@ -12,12 +13,12 @@ fn main() -> ExitCode {
     telemetry::run_service(
         "image-builder",
         "Builds images for Torpor",
-        |settings: &Config| Ok(&settings.telemetry),
+        |config: &Config| Ok(&config.telemetry),
         run,
     )
 }
 
-async fn run(settings: Config, telemetry: &telemetry::Guard) -> anyhow::Result<()> {
-    let app = App::build(settings, &telemetry.registry()).await?;
+async fn run(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<()> {
+    let app = App::build(config, &telemetry.registry(), Clock::system()).await?;
     app.run(telemetry::shutdown_on_signal()?).await
 }

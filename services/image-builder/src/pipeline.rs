@@ -15,9 +15,10 @@
 //! its lease without noticing fails its next write and stops ([`StepError::Lost`]).
 
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use api::image::v1::{Image, ImageBuild, ImageVersion};
+use clock::Clock;
 use object_store::Store as Objects;
 use records::Lease;
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,7 @@ const REMOVAL_PAUSE: Duration = Duration::from_millis(100);
 /// Everything a build uses; one per process.
 #[derive(Debug)]
 pub struct Context {
+    pub clock: Clock,
     pub config: Arc<Config>,
     /// Name of this replica.
     pub instance: String,
@@ -155,9 +157,4 @@ pub async fn prune(context: &Context) {
     }
     session.close().await;
     remove_work(work, "prune").await;
-}
-
-/// The time; here and nowhere else in the pipeline.
-pub fn now() -> SystemTime {
-    SystemTime::now()
 }

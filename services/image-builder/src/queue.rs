@@ -136,7 +136,7 @@ async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<Bu
     let lease = catalog.store().lease(Duration::from_secs(context.config.build.lease_seconds)).await?;
     let (mut build, mut version, mut entry) = (build, version, entry);
     entry.value.attempt += 1;
-    if let Err(error) = lifecycle::begin(&mut build.value, &mut version.value, pipeline::now()) {
+    if let Err(error) = lifecycle::begin(&mut build.value, &mut version.value, context.clock.now()) {
         tracing::error!(build_id = build.value.build_id, %error, "a queued build cannot begin");
         return Ok(None);
     }
@@ -176,7 +176,7 @@ async fn fail(context: &Context, entry: Record<QueueEntry>) -> Result<(), Error>
     let sentence = format!("The builder stopped in the middle of the build {attempt} times.");
     let failure = BuildError::new(step, Reason::BuilderLost, sentence);
     let (of_build, of_version, of_image) = (&mut build.value, &mut version.value, &mut image.value);
-    if let Err(error) = lifecycle::fail(of_build, of_version, of_image, &failure, pipeline::now()) {
+    if let Err(error) = lifecycle::fail(of_build, of_version, of_image, &failure, context.clock.now()) {
         tracing::error!(build_id, %error, "an abandoned build cannot be failed");
         return Ok(());
     }

@@ -19,7 +19,6 @@ use crate::metrics::Metrics;
 use crate::server;
 use crate::term::Context;
 
-/// The whole program.
 pub fn main() -> ExitCode {
     telemetry::run_service(
         "scheduler",
@@ -44,9 +43,6 @@ pub struct App {
 
 impl App {
     /// Reads certificates and binds the address; starts nothing.
-    ///
-    /// # Errors
-    /// When a certificate or the address cannot be used.
     pub fn bind(
         config: Config,
         registry: &Mutex<Registry>,
@@ -76,9 +72,6 @@ impl App {
     }
 
     /// Serves until `shutdown`, leading whenever it is elected.
-    ///
-    /// # Errors
-    /// When the server fails or etcd refuses for good.
     pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
         self.run_now(shutdown).boxed()
     }

@@ -24,7 +24,6 @@ pub struct Config {
     pub account: String,
     /// Domain of endpoints; a microVM's is "<uuid>.<domain>".
     pub endpoint_domain: String,
-    /// Port of endpoints.
     pub endpoint_port: u16,
     /// Largest run-hook payload, bytes.
     pub run_hook_payload_bytes_max: usize,
@@ -49,7 +48,6 @@ pub struct Config {
     pub limits: Limits,
     /// Most of what the account may have.
     pub quotas: Quotas,
-    /// Longest waits for hosts.
     pub timeouts: Timeouts,
     pub tls: TlsSettings,
     pub etcd: EtcdSettings,
@@ -62,7 +60,6 @@ pub struct Config {
 pub struct Timeouts {
     /// A whole launch, fetching the snapshot and the run hook included.
     pub launch_seconds: u64,
-    /// A suspend with its hook.
     pub suspend_seconds: u64,
     /// A wake, fetching the snapshot and the resume hook included.
     pub resume_seconds: u64,
@@ -137,10 +134,6 @@ impl Default for Config {
 }
 
 impl Config {
-    /// Checks what types cannot.
-    ///
-    /// # Errors
-    /// The first setting that does not make sense.
     pub fn check(&self) -> Result<(), settings::Error> {
         let quotas = &self.quotas;
         let idle = 1..=limits::IDLE_DURATION_MAX.as_secs();

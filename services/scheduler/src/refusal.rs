@@ -29,20 +29,11 @@ pub enum Refusal {
     #[error("A network connector with the name '{0}' already exists in this account")]
     ConnectorExists(ConnectorName),
     #[error("{text}")]
-    ConnectorState {
-        arn: String,
-        /// Its state, or its version's.
-        state: &'static str,
-        text: String,
-    },
+    ConnectorState { arn: String, state: &'static str, text: String },
     #[error("Access key not found: {0}")]
     AccessKeyNotFound(String),
     #[error("{}", shell(*.mixed))]
-    ShellNotAllowed {
-        id: MicrovmId,
-        /// ALL_INGRESS is combined with others.
-        mixed: bool,
-    },
+    ShellNotAllowed { id: MicrovmId, mixed: bool },
     #[error("The client token was used before with other parameters.")]
     TokenConflict,
     #[error("The MicroVM {0} has been terminated and its state cannot be changed.")]
@@ -87,7 +78,6 @@ pub enum Refusal {
     NotLeading,
     #[error("The record store is out of reach: {0}")]
     Store(String),
-    /// A bug.
     #[error("internal error: {0}")]
     Internal(String),
 }

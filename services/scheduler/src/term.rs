@@ -86,9 +86,6 @@ pub enum LoadError {
 impl Term {
     /// Reads everything, then starts the tasks that keep it true and finish
     /// what an earlier leader began.
-    ///
-    /// # Errors
-    /// [`LoadError`]: nothing was started.
     pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
         let now = context.clock.now();
         let token_keys = TokenKeys::load(&context.store, &leadership, now).await?;
@@ -154,7 +151,6 @@ impl Term {
         &self.context.config
     }
 
-    /// The time of day.
     pub fn now(&self) -> SystemTime {
         self.context.clock.now()
     }

@@ -29,10 +29,8 @@ use crate::cli::{Cli, Command};
 use crate::error::CliError;
 use crate::output::{self, Format, json};
 
-/// What most commands work with.
 pub struct Session {
     pub context: Context,
-    /// How results are written.
     pub format: Format,
     scheduler: OnceCell<Replicas>,
     image_builder: OnceCell<Replicas>,

@@ -59,7 +59,6 @@ impl CliError {
         Self::new(Kind::Failed, message)
     }
 
-    #[must_use]
     pub fn next(mut self, next: impl Into<String>) -> Self {
         self.next = Some(next.into());
         self
@@ -71,7 +70,6 @@ impl CliError {
 
     /// The same failure in the words of a command line: faults of fields name the
     /// flags that filled them.
-    #[must_use]
     pub fn in_flags(mut self, flags: Flags) -> Self {
         let named = |(field, fault): (String, String)| format!("{}: {fault}", typed(flags, &field));
         let faults: Vec<String> = std::mem::take(&mut self.violations).into_iter().map(named).collect();
@@ -82,7 +80,6 @@ impl CliError {
     }
 
     /// The same failure, its message preceded by what was being done.
-    #[must_use]
     pub fn during(mut self, what: impl fmt::Display) -> Self {
         self.message = format!("{what}: {}", self.message);
         self

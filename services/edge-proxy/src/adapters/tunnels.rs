@@ -26,12 +26,10 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct PortKey {
     pub microvm_id: Arc<str>,
-    /// Fencing number of the placement.
     pub generation: u64,
     pub port: u16,
 }
 
-/// A connection to an app.
 #[derive(Debug)]
 pub enum Connection {
     /// HTTP/1.1, one request at a time.

@@ -13,7 +13,6 @@ use crate::aws::rights::policy::{Policy, PolicyError};
 
 /// Prefix of the keys in etcd; the id follows.
 const PREFIX: &str = "access-keys/";
-/// Most keys.
 const KEYS_MAX: usize = 100_000;
 /// Bounds of an id's length; those of AWS have 20 characters.
 const ID_LENGTH: std::ops::RangeInclusive<usize> = 4..=128;
@@ -45,7 +44,6 @@ pub(crate) enum AccessKeyError {
     /// It acts for somebody else's account.
     #[error("acts for the account {0}, not for the fleet's")]
     Account(String),
-    /// Its policy breaks a bound.
     #[error("policy: {0}")]
     Policy(#[from] PolicyError),
     /// Its expiry is no time.
@@ -77,7 +75,6 @@ impl AccessKey {
         })
     }
 
-    /// Whether it has stopped working.
     pub fn expired(&self, now: SystemTime) -> bool {
         self.expires.is_some_and(|expires| expires <= now)
     }

@@ -20,7 +20,6 @@ pub(crate) struct Request {
     pub code: u16,
 }
 
-/// Label of the API's times.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 pub(crate) struct Operation {
     /// Name of the operation; empty when the path leads nowhere.

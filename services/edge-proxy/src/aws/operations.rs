@@ -69,7 +69,6 @@ pub(crate) struct Row {
 
 macro_rules! table {
     ($($name:ident: $subject:ident, [$($pass:ident)*], $rate:ident, $run:expr;)*) => {
-        /// The row of an operation.
         pub(crate) fn row(name: OperationName) -> Row {
             match name {
                 $(OperationName::$name => Row {
@@ -228,7 +227,6 @@ fn texts(texts: Vec<String>) -> Value {
     if texts.is_empty() { Value::Null } else { texts.into() }
 }
 
-/// Texts by name, in order.
 fn map(map: HashMap<String, String>) -> Value {
     Value::Object(map.into_iter().map(|(key, value)| (key, value.into())).collect())
 }

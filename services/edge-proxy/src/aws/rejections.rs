@@ -10,7 +10,6 @@ use tonic_types::StatusExt as _;
 /// What a refusal is; the operation says what AWS calls it there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
-    /// The request breaks a rule.
     Invalid,
     /// There is no such thing.
     NotFound,

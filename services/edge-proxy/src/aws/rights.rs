@@ -22,10 +22,8 @@ const CONNECTORS_MAX: usize = 64;
 /// Longest name of a resource in an answer, in bytes.
 const ECHO_BYTES_MAX: usize = 2048;
 
-/// What an operation is about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Subject {
-    /// A listing that names nothing.
     Everything,
     NewImage,
     Image,
@@ -35,7 +33,6 @@ pub(crate) enum Subject {
     /// A connector's id is not known before it is made.
     NewConnector,
     Connector,
-    /// Whatever has tags, by ARN.
     Tagged,
 }
 

@@ -33,9 +33,7 @@ pub struct AwsSettings {
     /// `audit_file` too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthenticated_audit_file: Option<PathBuf>,
-    /// Bounds of requests and connections.
     pub limits: ApiLimits,
-    /// Requests per second, by operation.
     pub throttles: Throttles,
 }
 
@@ -74,25 +72,17 @@ pub struct ApiLimits {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Throttles {
-    /// RunMicrovm.
     pub run_microvm: u32,
-    /// ResumeMicrovm.
     pub resume_microvm: u32,
-    /// SuspendMicrovm.
     pub suspend_microvm: u32,
-    /// TerminateMicrovm.
     pub terminate_microvm: u32,
-    /// GetMicrovm.
     pub get_microvm: u32,
-    /// CreateMicrovmAuthToken.
     pub create_microvm_auth_token: u32,
-    /// CreateMicrovmShellAuthToken.
     pub create_microvm_shell_auth_token: u32,
     /// Each operation that creates, updates, deletes, tags or untags an image or a
     /// connector: what is written stays in etcd for a while, also when it is
     /// overwritten.
     pub changes: u32,
-    /// Every other operation.
     pub other: u32,
 }
 
@@ -145,12 +135,10 @@ impl Default for Throttles {
 }
 
 impl AwsSettings {
-    /// Whether the API is served.
     pub fn served(&self) -> bool {
         !self.cert.as_os_str().is_empty()
     }
 
-    /// Where the API is served.
     pub(crate) fn socket(&self) -> Socket<'_> {
         Socket {
             address: self.listen,
@@ -192,7 +180,6 @@ impl AwsSettings {
 }
 
 impl ApiLimits {
-    /// Bounds of the API's connections.
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             connections: self.connections,

@@ -40,7 +40,6 @@ pub enum Outcome {
     Suspended,
     /// It could not be woken.
     WakeFailed,
-    /// Nothing listens on the port.
     PortClosed,
     Ended,
     Busy(Duration),

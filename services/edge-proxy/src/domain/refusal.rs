@@ -29,7 +29,6 @@ pub enum Refusal {
     Internal,
 }
 
-/// The parts of an answer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Answer {
     pub status: u16,

@@ -29,7 +29,6 @@ pub struct Route {
     pub microvm_id: Arc<str>,
     /// As far as the edge cares.
     pub state: RouteState,
-    /// Fencing number of its placement.
     pub generation: u64,
     /// Where its host takes tunnels; absent while it is not placed.
     pub tunnel_address: Option<Arc<str>>,

@@ -14,7 +14,6 @@ pub const AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
 pub const PORT: HeaderName = HeaderName::from_static("x-aws-proxy-port");
 /// Asks for HTTP/2 towards the app.
 pub const FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
-/// Says why the edge answered.
 pub const ERROR: HeaderName = HeaderName::from_static("x-aws-proxy-error");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
 /// Names the phases of a wake.

@@ -28,7 +28,6 @@ pub struct Sender {
     pub metrics: Arc<Metrics>,
 }
 
-/// A request that may pass.
 pub struct Admitted {
     pub label: Uuid,
     /// The route as it was at admission.

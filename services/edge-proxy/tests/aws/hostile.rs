@@ -195,7 +195,6 @@ async fn answers(world: &World, bytes: &[u8], enough: usize) -> Vec<u8> {
     answer
 }
 
-/// The status of each answer.
 fn statuses(answers: &[u8]) -> Vec<u16> {
     const START: &[u8] = b"HTTP/1.";
     let starts = answers.windows(12).filter(|window| window.starts_with(START));

@@ -20,7 +20,6 @@ pub enum Conduct {
     Serve,
     /// Wakes for this long first, in one phase "restore".
     Wake(Duration),
-    /// Refuses.
     Refuse(OpenStatus),
 }
 
@@ -33,7 +32,6 @@ struct State {
 pub struct Host {
     pub address: SocketAddr,
     state: Arc<Mutex<State>>,
-    /// Tunnels that stand.
     pub open: Arc<AtomicUsize>,
     cut: Arc<Mutex<CancellationToken>>,
     stop: CancellationToken,

@@ -67,7 +67,6 @@ impl Scheduler {
         self.inner.look_ups.load(Ordering::SeqCst)
     }
 
-    /// Number of followers.
     pub fn followers(&self) -> usize {
         self.inner.changes.receiver_count()
     }

@@ -67,61 +67,51 @@ impl DataDirectory {
     }
 
     /// The directory itself.
-    #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
     }
 
     /// Image snapshots.
-    #[must_use]
     pub fn image_snapshots(&self) -> PathBuf {
         self.root.join("image-snapshots")
     }
 
     /// One image snapshot.
-    #[must_use]
     pub fn image_snapshot(&self, manifest_digest: &str) -> PathBuf {
         self.image_snapshots().join(manifest_digest)
     }
 
     /// MicroVMs.
-    #[must_use]
     pub fn microvms(&self) -> PathBuf {
         self.root.join("microvms")
     }
 
     /// One microVM.
-    #[must_use]
     pub fn microvm(&self, id: &str) -> MicrovmFiles {
         MicrovmFiles { directory: self.microvms().join(id) }
     }
 
     /// Reports and logs of microVMs that have ended.
-    #[must_use]
     pub fn ended(&self) -> PathBuf {
         self.root.join("ended")
     }
 
     /// Engines that wait for a microVM.
-    #[must_use]
     pub fn ahead(&self) -> PathBuf {
         self.root.join("ahead")
     }
 
     /// Bakes under way.
-    #[must_use]
     pub fn bakes(&self) -> PathBuf {
         self.root.join("bakes")
     }
 
     /// Downloads under way.
-    #[must_use]
     pub fn tmp(&self) -> PathBuf {
         self.root.join("tmp")
     }
 
     /// Free bytes of its file system.
-    #[must_use]
     pub fn free_bytes(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.root)
             .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
@@ -136,37 +126,31 @@ pub struct MicrovmFiles {
 
 impl MicrovmFiles {
     /// Its directory.
-    #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Its journal.
-    #[must_use]
     pub fn journal(&self) -> PathBuf {
         self.directory.join("journal.json")
     }
 
     /// The disk its engine writes to.
-    #[must_use]
     pub fn live_disk(&self) -> PathBuf {
         self.directory.join("disk.live")
     }
 
     /// Sockets and console of its engine.
-    #[must_use]
     pub fn run(&self) -> PathBuf {
         self.directory.join("run")
     }
 
     /// Its app's output.
-    #[must_use]
     pub fn logs(&self) -> PathBuf {
         self.directory.join("logs")
     }
 
     /// One of its snapshots.
-    #[must_use]
     pub fn snapshot(&self, sequence: u64) -> SnapshotFiles {
         SnapshotFiles { directory: self.directory.join(format!("snap-{sequence}")) }
     }
@@ -181,7 +165,6 @@ impl MicrovmFiles {
     }
 
     /// Sequences of the snapshot directories there are, whole or not.
-    #[must_use]
     pub fn snapshot_sequences(&self) -> Vec<u64> {
         let Ok(entries) = std::fs::read_dir(&self.directory) else {
             return Vec::new();
@@ -200,37 +183,31 @@ pub struct SnapshotFiles {
 
 impl SnapshotFiles {
     /// Its directory.
-    #[must_use]
     pub fn directory(&self) -> &Path {
         &self.directory
     }
 
     /// Device state.
-    #[must_use]
     pub fn device_state(&self) -> PathBuf {
         self.directory.join("device.state")
     }
 
     /// Memory pages that differ from the image's.
-    #[must_use]
     pub fn memory_difference(&self) -> PathBuf {
         self.directory.join("memory.diff")
     }
 
     /// The whole disk, sharing what is unchanged with the image's.
-    #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.directory.join("disk")
     }
 
     /// Disk blocks that differ from the image's, made for the upload.
-    #[must_use]
     pub fn disk_difference(&self) -> PathBuf {
         self.directory.join("disk.diff")
     }
 
     /// Written last: with it the snapshot exists, without it it does not.
-    #[must_use]
     pub fn manifest(&self) -> PathBuf {
         self.directory.join("manifest.json")
     }
@@ -325,7 +302,6 @@ pub fn empty(directory: &Path) -> Result<(), HostError> {
 }
 
 /// Bytes a file or directory occupies on disk (shared extents count).
-#[must_use]
 pub fn occupied_bytes(path: &Path) -> u64 {
     use std::os::unix::fs::MetadataExt as _;
     match std::fs::symlink_metadata(path) {

@@ -26,9 +26,7 @@ const ORIGIN: &str = "origin.json";
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Origin {
-    /// Key of its manifest.
     pub manifest_key: String,
-    /// Guest bundle in it.
     pub guest_bundle_version: String,
     /// First log line of the guest after the bake.
     pub log_start: u64,
@@ -232,7 +230,6 @@ impl ImageSnapshots {
     }
 
     /// True when the snapshot is in the cache.
-    #[must_use]
     pub fn holds(&self, digest: &str) -> bool {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
     }
@@ -273,7 +270,6 @@ impl ImageSnapshots {
     }
 
     /// Manifest keys of what is in the cache, at most `count`.
-    #[must_use]
     pub fn manifest_keys(&self, count: usize) -> Vec<String> {
         let entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         entries.values().take(count).map(|entry| entry.origin.manifest_key.clone()).collect()
@@ -282,31 +278,26 @@ impl ImageSnapshots {
 
 impl ImageSnapshotLease {
     /// Digest of its manifest.
-    #[must_use]
     pub fn digest(&self) -> &str {
         &self.digest
     }
 
     /// All guest memory.
-    #[must_use]
     pub fn memory(&self) -> PathBuf {
         self.path(FileKind::Memory)
     }
 
     /// The disk.
-    #[must_use]
     pub fn disk(&self) -> PathBuf {
         self.path(FileKind::Disk)
     }
 
     /// The engine's device state.
-    #[must_use]
     pub fn device_state(&self) -> PathBuf {
         self.path(FileKind::Device)
     }
 
     /// First log line of the guest after the bake.
-    #[must_use]
     pub fn log_start(&self) -> u64 {
         self.origin.log_start
     }
@@ -327,7 +318,6 @@ impl Drop for ImageSnapshotLease {
 }
 
 /// Name of a file in a cached snapshot.
-#[must_use]
 pub fn file_name(kind: FileKind) -> &'static str {
     match kind {
         FileKind::Memory => "memory",
@@ -339,7 +329,6 @@ pub fn file_name(kind: FileKind) -> &'static str {
 }
 
 /// What a failed fetch means to the caller.
-#[must_use]
 pub fn fetch_error(error: &snapshot::Error, writing: &Path) -> HostError {
     if error.disk_full() {
         return HostError::disk_full(writing);

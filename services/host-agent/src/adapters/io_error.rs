@@ -7,7 +7,6 @@ use crate::domain::error::is_disk_full;
 
 impl HostError {
     /// An I/O failure on one of the host's files.
-    #[must_use]
     pub fn io(path: &Path, error: &std::io::Error) -> Self {
         if is_disk_full(error) {
             return Self::disk_full(path);
@@ -16,7 +15,6 @@ impl HostError {
     }
 
     /// The disk is full; names the data directory's file system as the limit.
-    #[must_use]
     pub fn disk_full(path: &Path) -> Self {
         let limit = nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)).map_or_else(
             |_| "size of its file system".to_owned(),

@@ -26,12 +26,10 @@ const FORMAT: u32 = 3;
 pub struct Journal {
     /// Layout; anything else is refused.
     pub format: u32,
-    /// Counts the writes.
     pub revision: u64,
     /// The spec, `MicrovmSpec` in base64. Holds the run hook's payload, which is why
     /// the file is readable by root alone.
     pub spec: String,
-    /// Fencing number.
     pub generation: u64,
     /// Where it is in its life.
     pub state: LocalState,
@@ -53,7 +51,6 @@ pub struct Journal {
     pub restore_count: u64,
     /// Number of the latest observation reported.
     pub observation: u64,
-    /// Totals.
     pub meter: Meter,
     /// The latest launch, suspend or wake.
     pub transition: Transition,
@@ -67,7 +64,6 @@ pub struct Journal {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Process {
-    /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since boot.
     pub start_time: u64,
@@ -77,17 +73,13 @@ pub struct Process {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteCopy {
-    /// Its sequence.
     pub sequence: u64,
-    /// Key of its manifest.
     pub manifest_key: String,
-    /// Digest of its manifest.
     pub manifest_digest: String,
 }
 
 impl Journal {
     /// The first record of a microVM.
-    #[must_use]
     pub fn new(spec: &Spec, generation: u64, state: LocalState, now_ms: u64) -> Self {
         Self {
             format: FORMAT,
@@ -177,15 +169,12 @@ fn encode_spec(spec: &Spec) -> String {
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tombstone {
-    /// Fencing number.
     pub generation: u64,
-    /// Why it ended.
     pub reason: String,
     /// When it ended, in milliseconds since 1970.
     pub ended_ms: u64,
     /// Number of the last observation.
     pub observation: u64,
-    /// Totals.
     pub meter: Meter,
     /// Prefix in S3 that is still to be removed; empty when that is done.
     pub remote_prefix: String,
@@ -203,7 +192,6 @@ impl Tombstone {
     }
 
     /// Reads one; `None` when it is missing or damaged.
-    #[must_use]
     pub fn read(directory: &Path) -> Option<Self> {
         serde_json::from_slice(&std::fs::read(directory.join("tombstone.json")).ok()?).ok()
     }

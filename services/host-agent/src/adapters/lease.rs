@@ -11,9 +11,7 @@ use tokio::sync::watch;
 /// Whether tunnels are closed for want of a lease.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fenced {
-    /// No lease.
     Yes,
-    /// The lease holds.
     No,
 }
 

@@ -12,9 +12,7 @@ use crate::domain::HostError;
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct LocalManifest {
-    /// Its sequence.
     pub sequence: u64,
-    /// Generation that made it.
     pub generation: u64,
     /// Digest of the image snapshot it differs from.
     pub base_digest: String,
@@ -34,7 +32,6 @@ pub struct LocalManifest {
 impl LocalManifest {
     /// Reads a snapshot's manifest; `None` when there is none or the files do
     /// not have the lengths it says.
-    #[must_use]
     pub fn read(files: &SnapshotFiles) -> Option<Self> {
         let manifest: Self = serde_json::from_slice(&std::fs::read(files.manifest()).ok()?).ok()?;
         let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).ok();

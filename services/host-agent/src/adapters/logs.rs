@@ -35,7 +35,6 @@ struct Stored {
     o: i32,
     /// The guest's own sequence plus one; 0 for the platform's lines.
     g: u64,
-    /// Text.
     x: String,
 }
 
@@ -116,7 +115,6 @@ impl Log {
     }
 
     /// The first guest line not stored yet.
-    #[must_use]
     pub fn next_guest(&self) -> u64 {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).next_guest
     }
@@ -157,7 +155,6 @@ impl Log {
     }
 
     /// Lines from `from` on, at most [`LINES_PER_READ`].
-    #[must_use]
     pub fn read(&self, from: u64) -> Vec<LogLine> {
         {
             let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -173,7 +170,6 @@ impl Log {
     }
 
     /// Sequence of the next line; changes when lines are stored.
-    #[must_use]
     pub fn end(&self) -> watch::Receiver<u64> {
         self.end.subscribe()
     }
@@ -226,7 +222,6 @@ const NEW: &str = "log.jsonl";
 const OLD: &str = "log.1.jsonl";
 
 /// Reads a log that nobody writes any more.
-#[must_use]
 pub fn read_directory(directory: &Path, from: u64) -> Vec<LogLine> {
     let stored = [OLD, NEW].into_iter().flat_map(|name| read_file(&directory.join(name)));
     stored.filter(|line| line.s >= from).take(LINES_PER_READ).map(Stored::into_line).collect()

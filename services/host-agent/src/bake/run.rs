@@ -27,13 +27,9 @@ use crate::stopwatch::Stopwatch;
 
 /// What a bake holds while it runs.
 pub struct BakeJob {
-    /// Shared services.
     pub host: Arc<Host>,
-    /// What was asked for.
     pub request: BakeRequest,
-    /// Where it reports.
     pub progress: Progress,
-    /// Its directory.
     pub directory: PathBuf,
     /// Its directory and its memory from beginning to end, an engine and a slot while it boots or validates.
     pub resources: Resources,
@@ -120,7 +116,6 @@ impl BakeJob {
     }
 
     /// Path of a file of the snapshot in the making.
-    #[must_use]
     pub fn file(&self, kind: FileKind) -> PathBuf {
         self.directory.join(file_name(kind))
     }
@@ -203,7 +198,6 @@ impl BakeJob {
     }
 
     /// What the engine is told about a machine of this bake.
-    #[must_use]
     pub fn machine_spec(&self, netns: &str, disk: PathBuf, run_dir: &str) -> vmm::MachineSpec {
         let size = (self.request.vcpu_count, self.request.memory_mib);
         let name = format!("bake-{}", self.request.build_id);

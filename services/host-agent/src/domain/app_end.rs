@@ -6,7 +6,6 @@ use api::guest::v1::AppExited;
 pub struct AppEnd {
     /// Exit status; -1 when a signal ended it.
     pub exit_code: i32,
-    /// 0 when it exited.
     pub signal: i32,
     pub out_of_memory: bool,
 }
@@ -20,7 +19,6 @@ impl From<AppExited> for AppEnd {
 impl AppEnd {
     /// How it ended, in a guest of so much memory. The app is the first process of a process namespace: no signal from
     /// inside can kill it, but the kernel turns its `reboot(2)` into SIGINT for power-off and SIGHUP for restart.
-    #[must_use]
     pub fn sentence(self, memory_mib: u32) -> String {
         if self.out_of_memory {
             return format!(

@@ -27,7 +27,6 @@ pub struct Reservation {
 
 impl Capacity {
     /// A budget of `total_mib` MiB of baseline memory.
-    #[must_use]
     pub fn new(total_mib: u64) -> Self {
         Self { inner: Arc::new(Mutex::new(Inner { total_mib, used_mib: 0, idle_mib: 0 })) }
     }
@@ -62,7 +61,6 @@ impl Capacity {
     }
 
     /// True when idle memory is in use twice and must be given back.
-    #[must_use]
     pub fn is_over(&self) -> bool {
         let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
         inner.idle_mib > 0 && inner.used_mib + inner.idle_mib > inner.total_mib
@@ -70,14 +68,12 @@ impl Capacity {
 
     /// Hands out `mib` even beyond the budget, for microVMs that already run
     /// when the agent starts.
-    #[must_use]
     pub fn reserve_adopted(&self, mib: u64) -> Reservation {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib += mib;
         Reservation { capacity: self.clone(), mib, idle: false }
     }
 
     /// MiB handed out, without the idle ones.
-    #[must_use]
     pub fn used_mib(&self) -> u64 {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib
     }

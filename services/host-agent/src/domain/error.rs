@@ -6,24 +6,13 @@
 pub enum HostError {
     /// The command belongs to an older placement.
     #[error("generation {offered} is older than {held}, which this host holds")]
-    StaleGeneration {
-        /// What the host holds.
-        held: u64,
-        /// What the command carried.
-        offered: u64,
-    },
+    StaleGeneration { held: u64, offered: u64 },
     /// The host does not hold it.
     #[error("this host does not hold {id}")]
-    NotHere {
-        /// The microVM.
-        id: String,
-    },
+    NotHere { id: String },
     /// It has ended.
     #[error("the microVM has ended: {reason}")]
-    Ended {
-        /// Why it ended.
-        reason: String,
-    },
+    Ended { reason: String },
     /// Its state forbids the command.
     #[error("{0}")]
     Conflict(String),
@@ -55,15 +44,12 @@ pub enum HostError {
     DiskFull {
         /// What could not be written.
         path: String,
-        /// What sets the limit.
         limit: String,
     },
     /// An app's hook failed.
     #[error("{message}")]
     Hook {
-        /// Which hook.
         hook: &'static str,
-        /// The sentence for people.
         message: String,
         /// HTTP status; 0 when there was no answer.
         http_status: u32,
@@ -73,7 +59,6 @@ pub enum HostError {
     /// The guest did not answer, misbehaved or ended.
     #[error("{message}")]
     Guest {
-        /// The sentence for people.
         message: String,
         /// "timed_out", "app_exited", "guest_ended" or "no_answer".
         outcome: &'static str,
@@ -94,7 +79,6 @@ pub enum HostError {
 impl HostError {
     /// The message of an error with all its sources, and whether one of them
     /// is a full disk.
-    #[must_use]
     pub fn chain(error: &(dyn std::error::Error + 'static)) -> (String, bool) {
         let mut text = error.to_string();
         let mut full = false;

@@ -5,14 +5,12 @@
 pub enum Fence {
     /// Older: refuse with STALE_GENERATION.
     Stale,
-    /// The same: obey.
     Same,
     /// Newer: the scheduler placed the microVM again since.
     Newer,
 }
 
 /// Compares the offered generation with the one held.
-#[must_use]
 pub fn fence(held: u64, offered: u64) -> Fence {
     match offered.cmp(&held) {
         std::cmp::Ordering::Less => Fence::Stale,
@@ -24,7 +22,6 @@ pub fn fence(held: u64, offered: u64) -> Fence {
 /// Whether the copy in S3 that a wake names must be fetched, given the
 /// sequence of the local snapshot (0: none). A microVM that went to another
 /// host and came back has an old local copy here, which must not be woken.
-#[must_use]
 pub fn must_fetch(local_sequence: u64, offered_sequence: u64, offered_remote: bool) -> bool {
     offered_remote && offered_sequence > local_sequence
 }

@@ -15,23 +15,17 @@ const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
 /// A hook of an image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HookName {
-    /// During the bake.
     Ready,
     /// On a clone of the new snapshot.
     Validate,
-    /// After launch.
     Run,
-    /// After a wake.
     Resume,
-    /// Before a suspend.
     Suspend,
-    /// Before the end.
     Terminate,
 }
 
 impl HookName {
     /// As users write it.
-    #[must_use]
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Ready => "ready",
@@ -58,7 +52,6 @@ impl HookName {
 /// A hook that is to be called.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Hook {
-    /// Which.
     pub name: HookName,
     /// TCP port on guest loopback.
     pub port: u32,
@@ -71,7 +64,6 @@ pub struct Hook {
 pub struct Hooks(Vec<Hook>);
 
 impl Hooks {
-    #[must_use]
     pub fn from_wire(hooks: Option<&common::Hooks>) -> Self {
         let Some(hooks) = hooks else { return Self::default() };
         let all = [
@@ -91,7 +83,6 @@ impl Hooks {
     }
 
     /// The hook `name`, when it is enabled.
-    #[must_use]
     pub fn enabled(&self, name: HookName) -> Option<Hook> {
         self.0.iter().find(|hook| hook.name == name).copied()
     }
@@ -99,7 +90,6 @@ impl Hooks {
 
 /// Body of the run hook. The payload is a string inside the JSON, whatever it
 /// holds itself.
-#[must_use]
 pub fn run_body(microvm_id: &str, run_hook_payload: &str) -> String {
     serde_json::json!({ "microvmId": microvm_id, "runHookPayload": run_hook_payload }).to_string()
 }

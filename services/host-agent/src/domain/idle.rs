@@ -16,7 +16,6 @@ pub struct Idleness {
 /// What the idle timer has to do.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IdleDecision {
-    /// Suspend now.
     Sleep,
     /// Look again after this long.
     Wait(Duration),
@@ -26,7 +25,6 @@ pub enum IdleDecision {
 
 /// Decides at `now_ms`. A clock that stands before the last activity (another
 /// thread has just stamped it) counts as no idle time at all.
-#[must_use]
 pub fn decide(idleness: Idleness, now_ms: u64) -> IdleDecision {
     let Some(limit) = idleness.limit else {
         return IdleDecision::Never;

@@ -26,7 +26,6 @@ pub enum LocalState {
     Suspended,
     /// Being restored from its snapshot; the endpoint is still closed.
     Waking,
-    /// Being taken down.
     Terminating,
     /// Ended; only its report and its log are left.
     Gone,
@@ -46,7 +45,6 @@ impl LocalState {
     ];
 
     /// True while nothing is under way.
-    #[must_use]
     pub fn is_settled(self) -> bool {
         matches!(self, Self::Running | Self::Suspended | Self::Gone)
     }
@@ -59,13 +57,11 @@ pub enum Ask {
     Launch,
     /// Put it to sleep.
     Suspend,
-    /// Wake it.
     Resume,
     /// Connect to it without waking it.
     Open,
     /// Connect to it, waking it when it sleeps.
     OpenWaking,
-    /// End it.
     Terminate,
 }
 
@@ -99,7 +95,6 @@ pub enum Admission {
 /// second caller joins the first. Only a launch or a wake may be interrupted; a
 /// suspend that has begun is finished first, because until its manifest is
 /// there the session exists nowhere else.
-#[must_use]
 pub fn admit(state: LocalState, ask: Ask) -> Admission {
     use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
     match (state, ask) {
@@ -131,13 +126,10 @@ pub fn admit(state: LocalState, ask: Ask) -> Admission {
 pub enum Event {
     /// A launch, a wake, or a refused suspend ended with the guest running.
     IsRunning,
-    /// A suspend began.
     SuspendBegan,
     /// Its snapshot is durable and its engine gone; or a wake was undone.
     IsSuspended,
-    /// A wake began.
     WakeBegan,
-    /// Its end began.
     EndBegan,
     /// Everything of it is released.
     IsGone,
@@ -157,7 +149,6 @@ impl Event {
 }
 
 /// The state after `event`, or `None` when the event cannot happen in `state`.
-#[must_use]
 pub fn next(state: LocalState, event: Event) -> Option<LocalState> {
     match (state, event) {
         (LocalState::Launching | LocalState::Suspending | LocalState::Waking, Event::IsRunning) => {

@@ -60,7 +60,6 @@ impl Meter {
     }
 
     /// CPU time in all, in seconds.
-    #[must_use]
     pub fn vcpu_seconds(&self) -> f64 {
         self.cpu_before_seconds + self.cpu_now_seconds
     }

@@ -7,7 +7,6 @@ use super::local_state::LocalState;
 /// The engine as found after a restart.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EngineFound {
-    /// No such process.
     Dead,
     /// It lives and the guest stands still.
     Paused,
@@ -28,7 +27,6 @@ pub enum SnapshotFound {
     Local,
     /// Not here, but S3 has it.
     Remote,
-    /// Nowhere.
     Missing,
 }
 
@@ -66,7 +64,6 @@ pub enum Cause {
 }
 
 /// Decides for one microVM.
-#[must_use]
 pub fn decide(phase: LocalState, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
     use Decision::{Adopt, BackToSuspended, Remove, ReportTerminated, ResumeInPlace};
     match (phase, engine) {

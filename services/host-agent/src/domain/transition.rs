@@ -8,11 +8,9 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Phase {
-    /// Name, for example "restore".
     pub name: String,
     /// Start, counted from the start of the transition.
     pub start: Duration,
-    /// How long it took.
     pub duration: Duration,
 }
 
@@ -20,7 +18,6 @@ pub struct Phase {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Transition {
-    /// "launch", "suspend" or "wake".
     pub kind: String,
     /// Its phases in the order they ended.
     pub phases: Vec<Phase>,

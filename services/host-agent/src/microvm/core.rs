@@ -27,29 +27,20 @@ use crate::resources::Resources;
 
 /// A microVM's state, owned by its driver.
 pub struct Core {
-    /// Shared services.
     pub host: Arc<Host>,
-    /// Id.
     pub id: MicrovmId,
-    /// What to run.
     pub spec: Spec,
-    /// Paths.
     pub files: MicrovmFiles,
-    /// What is durable.
     pub journal: Journal,
-    /// What others see.
     pub view: watch::Sender<View>,
     /// The running engine and what belongs to it.
     pub live: Option<Live>,
-    /// Bytes through the tunnel.
     pub activity: Arc<Activity>,
     /// Idle time is counted from here when that is later than the last activity.
     pub idle_floor_ms: u64,
-    /// The app's output.
     pub log: Arc<Log>,
     /// What background work tells the driver.
     pub notices: mpsc::Sender<Notice>,
-    /// The upload under way.
     pub upload: Option<AbortHandle>,
 }
 
@@ -57,7 +48,6 @@ pub struct Core {
 pub enum Notice {
     /// A snapshot is whole in S3.
     Uploaded {
-        /// Where it is.
         copy: RemoteCopy,
         /// Size of its memory and disk difference in bytes.
         difference_bytes: u64,
@@ -67,7 +57,6 @@ pub enum Notice {
 
 /// A running engine and what belongs to it.
 pub struct Live {
-    /// The engine process.
     pub machine: Arc<dyn vmm::Machine>,
     /// The same engine with all that belongs to it, to be given back in the end.
     pub resources: Resources,
@@ -79,7 +68,6 @@ pub struct Live {
     pub gate: Arc<Gate>,
     /// When use was sampled last.
     pub sampled: Instant,
-    /// Reads the link's events.
     pub pump: AbortHandle,
 }
 
@@ -138,7 +126,6 @@ impl Core {
     }
 
     /// What is observed now.
-    #[must_use]
     pub fn observed(&self) -> ObservedMicrovm {
         observed(&self.id, &self.journal, self.activity.bytes())
     }

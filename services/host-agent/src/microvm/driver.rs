@@ -59,7 +59,6 @@ enum Input {
 
 impl Driver {
     /// A driver and the handle to it. Nothing runs before [`Driver::drive`].
-    #[must_use]
     pub fn new(core: Core, notices: mpsc::Receiver<Notice>) -> (Self, Handle) {
         let limits = &core.host.config.limits;
         let (sender, mailbox) = mpsc::channel(limits.mailbox);

@@ -82,13 +82,11 @@ impl Core {
 }
 
 /// Where everything of a microVM is in S3.
-#[must_use]
 pub fn remote_prefix(id: &str) -> String {
     format!("microvms/{id}/")
 }
 
 /// Why a guest ended by itself, as a sentence.
-#[must_use]
 pub fn exit_sentence(reason: &vmm::ExitReason) -> String {
     match reason {
         vmm::ExitReason::GuestShutdown => "The guest powered off.".to_owned(),

@@ -66,7 +66,6 @@ pub enum GateError {
     Closed,
     /// Nothing listens on the port.
     Refused,
-    /// Too many connections.
     Busy,
     /// The guest does not answer.
     Silent,
@@ -81,7 +80,6 @@ pub struct Gate {
 
 /// A connection to a guest port.
 pub struct GuestStream {
-    /// The bytes.
     pub stream: TcpStream,
     /// Cancelled when the connection must be cut.
     pub closed: CancellationToken,
@@ -91,7 +89,6 @@ pub struct GuestStream {
 
 impl Gate {
     /// A gate through `dialer` for at most `connections_max` connections.
-    #[must_use]
     pub fn new(dialer: slot::Dialer, connections_max: usize) -> Self {
         Self {
             dialer,
@@ -154,7 +151,6 @@ impl Gate {
 }
 
 /// Where the guest-agent listens, in every slot.
-#[must_use]
 pub fn control_address() -> SocketAddr {
     let address: Ipv4Addr = slot::GUEST_ADDRESS;
     SocketAddr::from((address, guest_link::CONTROL_PORT))

@@ -24,7 +24,6 @@ const REFUSED_PAUSE: Duration = Duration::from_millis(5);
 
 /// A link and what comes through it unasked.
 pub struct GuestConnection {
-    /// Calls.
     pub link: Link,
     /// Log lines, the app's end, the link's end.
     pub events: mpsc::Receiver<Event>,
@@ -85,14 +84,12 @@ pub fn repair_request(
 }
 
 /// Host name of a microVM: short, and told apart by a glance.
-#[must_use]
 pub fn host_name(id: &MicrovmId) -> String {
     let digits = id.uuid().simple().to_string();
     format!("microvm-{}", &digits[..12])
 }
 
 /// Turns a link's error into what the caller is told.
-#[must_use]
 pub fn link_error(error: &guest_link::Error) -> HostError {
     HostError::Guest { message: error.to_string(), outcome: "no_answer", exit_code: None }
 }

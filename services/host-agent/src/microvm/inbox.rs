@@ -15,9 +15,7 @@ use crate::domain::{HostError, LocalState};
 
 /// A driver's incoming messages.
 pub struct Inbox {
-    /// Commands.
     pub mailbox: mpsc::Receiver<Message>,
-    /// News of background work.
     pub notices: mpsc::Receiver<Notice>,
     /// Commands that must wait for what is under way.
     pub backlog: VecDeque<Message>,
@@ -26,7 +24,6 @@ pub struct Inbox {
 
 impl Inbox {
     /// An inbox that lets at most `backlog_max` commands wait beyond the mailbox.
-    #[must_use]
     pub fn new(
         mailbox: mpsc::Receiver<Message>,
         notices: mpsc::Receiver<Notice>,

@@ -11,7 +11,6 @@ use crate::domain::transition::Transition;
 use crate::host::timestamp;
 
 /// What a journal says to the scheduler.
-#[must_use]
 pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> ObservedMicrovm {
     let state = match journal.state {
         LocalState::Launching => MicrovmState::Pending,
@@ -49,7 +48,6 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
 }
 
 /// Totals as the wire has them.
-#[must_use]
 pub fn metering(meter: &Meter, endpoint_bytes: u64) -> api::common::v1::Metering {
     api::common::v1::Metering {
         vcpu_seconds: meter.vcpu_seconds(),
@@ -62,7 +60,6 @@ pub fn metering(meter: &Meter, endpoint_bytes: u64) -> api::common::v1::Metering
 }
 
 /// Steps as the wire has them.
-#[must_use]
 pub fn phases(transition: &Transition) -> Vec<api::common::v1::Phase> {
     transition
         .phases

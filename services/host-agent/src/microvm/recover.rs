@@ -57,14 +57,12 @@ pub enum Recovered {
 
 impl Found {
     /// Name of the slot that must be kept for it.
-    #[must_use]
     pub fn slot(&self, slots: &slot::PoolSettings) -> Option<String> {
         self.machine.as_ref()?;
         self.journal.slot.map(|index| slots.namespace(index))
     }
 
     /// Its engine, when that lives on.
-    #[must_use]
     pub fn pid(&self) -> Option<u32> {
         self.machine.as_ref().map(|machine| machine.process().pid)
     }

@@ -23,9 +23,7 @@ use crate::stopwatch::Stopwatch;
 
 /// What a start begins from.
 pub struct Plan {
-    /// The image's snapshot.
     pub base: ImageSnapshotLease,
-    /// Device state to load.
     pub device_state: PathBuf,
     /// What the microVM has beyond the image, on a wake.
     pub own: Option<OwnState>,
@@ -225,7 +223,6 @@ impl Core {
     }
 
     /// What the engine is told about this microVM.
-    #[must_use]
     pub fn machine_spec(&self, netns: &str) -> vmm::MachineSpec {
         let size = self.spec.snapshot.size();
         self.host.template.machine(self.id.as_str(), size, netns, self.files.live_disk(), self.files.run())
@@ -247,7 +244,6 @@ async fn timed_restore(
 }
 
 /// What an engine's error means to the caller.
-#[must_use]
 pub fn engine_error(error: &vmm::Error) -> HostError {
     match error {
         vmm::Error::DiskFull { path } => HostError::disk_full(path),
@@ -267,7 +263,6 @@ pub fn engine_error(error: &vmm::Error) -> HostError {
 }
 
 /// An engine process as the journal has it.
-#[must_use]
 pub fn process(machine: &dyn vmm::Machine) -> journal::Process {
     let handle = machine.process();
     journal::Process { pid: handle.pid, start_time: handle.start_time }

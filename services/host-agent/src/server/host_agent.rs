@@ -38,7 +38,6 @@ pub struct HostAgent {
 
 impl HostAgent {
     /// The service over these.
-    #[must_use]
     pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, bakes: Arc<Bakes>) -> Self {
         Self { host, microvms, bakes }
     }

@@ -10,7 +10,6 @@ use crate::domain::HostError;
 pub const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// The status a caller gets.
-#[must_use]
 pub fn status(failure: &HostError) -> Status {
     let text = failure.to_string();
     match failure {

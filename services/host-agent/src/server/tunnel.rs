@@ -57,7 +57,6 @@ impl Refusal {
 
 impl Tunnels {
     /// Tunnels into this microvms.
-    #[must_use]
     pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, fenced: watch::Receiver<Fenced>) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
         Self { host, microvms, fenced, waiting }

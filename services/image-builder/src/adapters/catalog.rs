@@ -19,7 +19,7 @@
 use api::image::v1::{BaseImage, Image, ImageBuild, ImageVersion};
 use model::VersionNumber;
 use prost::Message;
-use records::{Expect, Store, Write};
+use records::{Committed, Expect, Lease, Store, Tenure, Write};
 
 /// A record and the revision a write to it must name.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +156,10 @@ impl Catalog {
         self.list(IMAGES).await
     }
 
+    pub async fn count_images(&self) -> Result<usize> {
+        Ok(self.store.count(IMAGES).await?)
+    }
+
     pub async fn version(&self, name: &str, version: &str) -> Result<Option<Record<ImageVersion>>> {
         self.get(&version_key(name, version)).await
     }
@@ -167,6 +171,10 @@ impl Catalog {
             std::cmp::Reverse(record.value.image_version.parse::<VersionNumber>().ok())
         });
         Ok(versions)
+    }
+
+    pub async fn count_versions(&self, name: &str) -> Result<usize> {
+        Ok(self.store.count(&version_key(name, "")).await?)
     }
 
     pub async fn build(&self, build: &str) -> Result<Option<Record<ImageBuild>>> {
@@ -207,6 +215,11 @@ impl Catalog {
         Ok(queue)
     }
 
+    /// Builds that are not over.
+    pub async fn count_queue(&self) -> Result<usize> {
+        Ok(self.store.count(QUEUE).await?)
+    }
+
     /// Ids of builds that some builder owns now.
     pub async fn owned(&self) -> Result<Vec<String>> {
         let (entries, _) = self.store.list(OWNERS).await?;
@@ -227,6 +240,12 @@ impl Catalog {
     /// Every version of every base image.
     pub async fn bases(&self) -> Result<Vec<Record<BaseEntry>>> {
         self.list(BASES).await
+    }
+
+    /// Writes all of a change or nothing, as often as it takes to know which, while
+    /// `lease` lives. The first write is the witness.
+    pub async fn commit(&self, change: Change, lease: &Lease) -> records::Result<Committed> {
+        self.store.commit(change.writes, Tenure::Holder(lease)).await
     }
 
     /// Writes all of a change, or nothing.

@@ -3,10 +3,9 @@
 
 use std::io;
 
+use log_store::LINE_BYTES_MAX;
 use tokio::io::{AsyncRead, AsyncReadExt as _};
 
-/// Longest line passed on, in bytes; the rest of a longer one is dropped.
-pub const LINE_BYTES_MAX: usize = 16 * 1024;
 const BUFFER_BYTES: usize = 64 * 1024;
 const CUT: &str = " [line cut]";
 

@@ -4,57 +4,36 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::common::v1::Architecture;
-use api::errors::{reason, reason_of};
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::{ListHostsRequest, PlaceBakeRequest, PlaceBakeResponse, ReleaseBakeRequest};
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use api::hostagent::v1::{BakeRequest, BakeResponse, EvictImageRequest};
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use api::microvm::v1::{ListMicrovmsRequest, MicrovmState};
-use rpc::{Role, TlsIdentity};
-use tonic::transport::Channel;
-use tonic::{Code, Status, Streaming};
+use rpc::{CallBounds, Replicas, Role, TlsIdentity};
+use tonic::{Status, Streaming};
 
 /// Longest wait for an answer that should come at once.
 const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+/// Each scheduler is asked once; the build's own loops ask again.
+const BOUNDS: CallBounds =
+    CallBounds { attempt: CALL_TIMEOUT, total: Duration::from_secs(15), retry: Duration::ZERO };
 /// Hosts and microVMs asked for at a time.
 const PAGE: u32 = 50;
 /// Pages read of any list; a bound, not a limit anybody should meet.
 const PAGES_MAX: usize = 20_000;
 
-/// Channels to the fleet.
 #[derive(Debug, Clone)]
 pub struct Peers {
     identity: Arc<TlsIdentity>,
-    schedulers: Vec<Channel>,
+    schedulers: Replicas,
 }
 
 impl Peers {
     /// Prepares channels; connects when first used.
     pub fn new(identity: Arc<TlsIdentity>, schedulers: &[String]) -> Result<Self, Status> {
-        let schedulers = schedulers
-            .iter()
-            .map(|address| rpc::channel(&identity, address, Role::Scheduler))
-            .collect::<Result<_, _>>()?;
+        let schedulers = Replicas::new(&identity, schedulers, Role::Scheduler)?;
         Ok(Self { identity, schedulers })
-    }
-
-    /// Asks one scheduler after the other until the leader answers.
-    async fn ask<T, F>(&self, call: impl Fn(Channel) -> F) -> Result<T, Status>
-    where
-        F: Future<Output = Result<tonic::Response<T>, Status>>,
-    {
-        let mut last = Status::unavailable("no scheduler");
-        for channel in &self.schedulers {
-            let answered = tokio::time::timeout(CALL_TIMEOUT, call(channel.clone())).await;
-            match answered.unwrap_or_else(|_| Err(Status::deadline_exceeded("the scheduler did not answer")))
-            {
-                Ok(response) => return Ok(response.into_inner()),
-                Err(status) if elsewhere(&status) => last = status,
-                Err(status) => return Err(status),
-            }
-        }
-        Err(last)
     }
 
     /// Finds a host for a bake and reserves its memory.
@@ -65,27 +44,29 @@ impl Peers {
         architecture: Architecture,
         reservation: Duration,
     ) -> Result<PlaceBakeResponse, Status> {
-        self.ask(|channel| {
-            let request = PlaceBakeRequest {
-                build_id: build_id.to_owned(),
-                memory_mib,
-                architecture: architecture.into(),
-                reservation: Some(api::duration_proto(reservation)),
-            };
-            async move { HostServiceClient::new(channel).place_bake(rpc::request(request)).await }
-        })
-        .await
+        let request = PlaceBakeRequest {
+            build_id: build_id.to_owned(),
+            memory_mib,
+            architecture: architecture.into(),
+            reservation: Some(api::duration_proto(reservation)),
+        };
+        self.schedulers
+            .call(BOUNDS, request, |channel, request| async move {
+                HostServiceClient::new(channel).place_bake(request).await
+            })
+            .await
     }
 
     /// Gives a reservation back. It runs out by itself if this fails.
     pub async fn release_bake(&self, build_id: &str) {
-        let released = self
-            .ask(|channel| {
-                let request = ReleaseBakeRequest { build_id: build_id.to_owned() };
-                async move { HostServiceClient::new(channel).release_bake(rpc::request(request)).await }
+        let request = ReleaseBakeRequest { build_id: build_id.to_owned() };
+        if let Err(error) = self
+            .schedulers
+            .call(BOUNDS, request, |channel, request| async move {
+                HostServiceClient::new(channel).release_bake(request).await
             })
-            .await;
-        if let Err(error) = released {
+            .await
+        {
             tracing::warn!(build_id, %error, "the bake's reservation was not given back");
         }
     }
@@ -99,21 +80,17 @@ impl Peers {
 
     /// True when a microVM of the image, or of one version of it, has not ended.
     pub async fn in_use(&self, image_arn: &str, version: Option<&str>) -> Result<bool, Status> {
-        let mut token = String::new();
+        let mut request = ListMicrovmsRequest {
+            image_identifier: image_arn.to_owned(),
+            image_version: version.unwrap_or_default().to_owned(),
+            page_size: PAGE,
+            page_token: String::new(),
+        };
         for _ in 0..PAGES_MAX {
             let page = self
-                .ask(|channel| {
-                    let request = ListMicrovmsRequest {
-                        image_identifier: image_arn.to_owned(),
-                        image_version: version.unwrap_or_default().to_owned(),
-                        page_size: PAGE,
-                        page_token: token.clone(),
-                    };
-                    async move {
-                        MicrovmServiceClient::new(channel)
-                            .list_microvms(rpc::request(request))
-                            .await
-                    }
+                .schedulers
+                .call(BOUNDS, request.clone(), |channel, request| async move {
+                    MicrovmServiceClient::new(channel).list_microvms(request).await
                 })
                 .await?;
             if page.microvms.iter().any(|microvm| microvm.state() != MicrovmState::Terminated) {
@@ -122,7 +99,7 @@ impl Peers {
             if page.next_page_token.is_empty() {
                 return Ok(false);
             }
-            token = page.next_page_token;
+            request.page_token = page.next_page_token;
         }
         Ok(true)
     }
@@ -130,12 +107,12 @@ impl Peers {
     /// Asks every reachable host to drop a snapshot from its cache. Hosts that
     /// are away drop it when they find its manifest gone.
     pub async fn evict(&self, manifest_key: &str) -> Result<(), Status> {
-        let mut token = String::new();
+        let mut request = ListHostsRequest { page_size: 0, page_token: String::new() };
         for _ in 0..PAGES_MAX {
             let page = self
-                .ask(|channel| {
-                    let request = ListHostsRequest { page_size: 0, page_token: token.clone() };
-                    async move { HostServiceClient::new(channel).list_hosts(rpc::request(request)).await }
+                .schedulers
+                .call(BOUNDS, request.clone(), |channel, request| async move {
+                    HostServiceClient::new(channel).list_hosts(request).await
                 })
                 .await?;
             for spec in page.hosts.iter().filter_map(|host| host.spec.as_ref()) {
@@ -144,7 +121,7 @@ impl Peers {
             if page.next_page_token.is_empty() {
                 break;
             }
-            token = page.next_page_token;
+            request.page_token = page.next_page_token;
         }
         Ok(())
     }
@@ -163,10 +140,4 @@ impl Peers {
             Err(_) => tracing::warn!(address, manifest_key, "a host did not answer"),
         }
     }
-}
-
-/// True when another scheduler may know better.
-fn elsewhere(status: &Status) -> bool {
-    reason_of(status).as_deref() == Some(reason::NOT_LEADER)
-        || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded)
 }

@@ -16,7 +16,6 @@ use crate::adapters::catalog::{BaseEntry, Change, Error as CatalogError};
 use crate::adapters::debootstrap::{self, RECIPES, Recipe, Tar};
 use crate::adapters::layout::Work;
 use crate::domain::object_keys;
-use crate::pipeline::now;
 use crate::refusal::Refusal;
 
 /// Lines a slow caller may leave unread; more are dropped, the build goes on.
@@ -83,7 +82,7 @@ impl BaseImages {
     ) -> Result<(), Refusal> {
         let mut sequence = 0;
         let mut line = |source: LogSource, text: String| {
-            let time = Some(api::timestamp(now()));
+            let time = Some(api::timestamp(self.clock.now()));
             let lines = vec![LogLine { time, source: source.into(), text, sequence }];
             sequence += 1;
             let _ = sender.try_send(Ok(BuildBaseImageResponse { lines, base_image: None }));
@@ -107,7 +106,7 @@ impl BaseImages {
             name: recipe.name.to_owned(),
             version: number,
             size_bytes: tar.size_bytes,
-            create_time: Some(api::timestamp(now())),
+            create_time: Some(api::timestamp(self.clock.now())),
             ..BaseImage::default()
         };
         let entry = BaseEntry { base: Some(base.clone()), key, digest: tar.digest };

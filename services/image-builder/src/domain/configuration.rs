@@ -19,8 +19,6 @@ pub use hooks::enabled;
 /// Longest description and names of logs, in characters.
 const DESCRIPTION_CHARACTERS_MAX: usize = 2048;
 const LOG_NAME_CHARACTERS_MAX: usize = 512;
-const TAG_KEY_CHARACTERS_MAX: usize = 128;
-const TAG_VALUE_CHARACTERS_MAX: usize = 256;
 const CPU_CONFIGURATIONS_MAX: usize = 2;
 /// Key limits of S3.
 const BUCKET_LENGTH: std::ops::RangeInclusive<usize> = 3..=63;
@@ -144,7 +142,7 @@ pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
     for (key, value) in tags {
         let at = format!("tags.{}", key.chars().take(64).collect::<String>());
         check_tag_key(&at, key, violations);
-        let good_value = value.chars().count() <= TAG_VALUE_CHARACTERS_MAX && is_tag_text(value);
+        let good_value = value.chars().count() <= limits::TAG_VALUE_MAX && is_tag_text(value);
         violations.check(
             good_value,
             at,
@@ -154,7 +152,7 @@ pub fn check_tags(tags: &HashMap<String, String>, violations: &mut Violations) {
 }
 
 pub fn check_tag_key(path: &str, key: &str, violations: &mut Violations) {
-    let good = !key.is_empty() && key.chars().count() <= TAG_KEY_CHARACTERS_MAX && is_tag_text(key);
+    let good = !key.is_empty() && key.chars().count() <= limits::TAG_KEY_MAX && is_tag_text(key);
     violations.check(good, path, "the key must have 1 to 128 letters, digits, spaces or _.:/=+-@");
 }
 

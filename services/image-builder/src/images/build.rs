@@ -15,7 +15,6 @@ use super::{BuildRequest, Images, already, retry_on_conflict};
 use crate::adapters::catalog::{Change, QueueEntry};
 use crate::domain::configuration::{self, Offer};
 use crate::domain::lifecycle;
-use crate::pipeline::now;
 use crate::refusal::Refusal;
 
 impl Images {
@@ -101,35 +100,19 @@ impl Images {
     }
 
     async fn check_builds(&self) -> Result<(), Refusal> {
-        let limit = self.config.build.unfinished_max;
-        if self.catalog.queue().await?.len() < limit {
-            return Ok(());
-        }
         let account = &self.config.account;
-        let refusal = Refusal::Quota {
-            quota: "concurrent_builds",
-            limit,
-            sentence: format!(
-                "Account {account} has reached the maximum number of concurrent builds allowed."
-            ),
-        };
-        Err(refusal)
+        let sentence =
+            format!("Account {account} has reached the maximum number of concurrent builds allowed.");
+        let count = self.catalog.count_queue().await?;
+        within("concurrent_builds", self.config.build.unfinished_max, count, sentence)
     }
 
     async fn new_image(&self, name: &ImageName, request: &BuildRequest) -> Result<Image, Refusal> {
-        let limit = self.config.images_max;
-        if self.catalog.images().await?.len() >= limit {
-            let account = &self.config.account;
-            let refusal = Refusal::Quota {
-                quota: "images",
-                limit,
-                sentence: format!(
-                    "Account {account} has reached the maximum number of MicroVM images allowed: {limit}."
-                ),
-            };
-            return Err(refusal);
-        }
-        let time = Some(api::timestamp(now()));
+        let (account, limit) = (&self.config.account, self.config.images_max);
+        let sentence =
+            format!("Account {account} has reached the maximum number of MicroVM images allowed: {limit}.");
+        within("images", limit, self.catalog.count_images().await?, sentence)?;
+        let time = Some(api::timestamp(self.clock.now()));
         Ok(Image {
             name: name.to_string(),
             image_arn: self.arn(name),
@@ -146,20 +129,13 @@ impl Images {
     /// An image with its next version begun. Numbers are never used twice.
     async fn updated(&self, image: &Image) -> Result<Image, Refusal> {
         let mut image = image.clone();
-        if lifecycle::image(&mut image, ImageEvent::UpdateBegan, now()).is_err() {
+        if lifecycle::image(&mut image, ImageEvent::UpdateBegan, self.clock.now()).is_err() {
             return Err(already(&image));
         }
         let limit = self.config.versions_max;
-        if self.catalog.versions(&image.name).await?.len() >= limit {
-            let refusal = Refusal::Quota {
-                quota: "image_versions",
-                limit,
-                sentence: format!(
-                    "The MicroVM image has reached the maximum number of versions allowed: {limit}."
-                ),
-            };
-            return Err(refusal);
-        }
+        let sentence =
+            format!("The MicroVM image has reached the maximum number of versions allowed: {limit}.");
+        within("image_versions", limit, self.catalog.count_versions(&image.name).await?, sentence)?;
         let newest = image.latest_image_version.parse::<VersionNumber>();
         let next = newest.map(VersionNumber::next).unwrap_or(VersionNumber::FIRST);
         image.latest_image_version = next.to_string();
@@ -171,7 +147,7 @@ impl Images {
         let offered = self.architectures();
         // One build today: all architectures a fleet of one kind can have.
         let wanted = configuration::architectures(&complete, &offered).into_iter().take(1);
-        let since = now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let since = self.clock.now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let queued_unix_ms = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
         wanted
             .map(|architecture| {
@@ -197,6 +173,10 @@ impl Images {
             })
             .collect()
     }
+}
+
+fn within(quota: &'static str, limit: usize, count: usize, sentence: String) -> Result<(), Refusal> {
+    if count < limit { Ok(()) } else { Err(Refusal::Quota { quota, limit, sentence }) }
 }
 
 fn new_version(image: &Image, configuration: ImageConfiguration) -> ImageVersion {

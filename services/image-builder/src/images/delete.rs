@@ -6,7 +6,6 @@ use model::state::{ImageEvent, VersionEvent};
 use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::lifecycle;
-use crate::pipeline::now;
 use crate::refusal::Refusal;
 
 impl Images {
@@ -24,7 +23,7 @@ impl Images {
             return Ok(image.value);
         }
         let state = lifecycle::image_state_name(image.value.state());
-        if lifecycle::image(&mut image.value, ImageEvent::DeleteBegan, now()).is_err() {
+        if lifecycle::image(&mut image.value, ImageEvent::DeleteBegan, self.clock.now()).is_err() {
             let sentence = format!("Cannot delete MicroVM image in its current state: {state}");
             return Err(not_deletable(&image.value, sentence));
         }
@@ -55,7 +54,7 @@ impl Images {
             matches!(version.state(), VersionState::Pending | VersionState::InProgress)
         };
         let busy = all.iter().any(is_built);
-        if busy || lifecycle::image(&mut image.value, ImageEvent::TrimBegan, now()).is_err() {
+        if busy || lifecycle::image(&mut image.value, ImageEvent::TrimBegan, self.clock.now()).is_err() {
             return Err(already(&image.value));
         }
         all.retain(|other| other.image_version != number);
@@ -64,7 +63,7 @@ impl Images {
             return Err(not_deletable(&image.value, text.to_owned()));
         }
         let state = lifecycle::version_state_name(version.value.state());
-        if lifecycle::version(&mut version.value, VersionEvent::DeleteBegan, now()).is_err() {
+        if lifecycle::version(&mut version.value, VersionEvent::DeleteBegan, self.clock.now()).is_err() {
             let sentence = format!("Cannot delete MicroVM image version in its current state: {state}");
             return Err(not_deletable(&image.value, sentence));
         }

@@ -5,7 +5,6 @@ use api::image::v1::{ImageState, ImageVersion, VersionState, VersionStatus};
 use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::lifecycle;
-use crate::pipeline::now;
 use crate::refusal::Refusal;
 
 impl Images {
@@ -42,7 +41,7 @@ impl Images {
             return Err(refusal);
         }
         version.value.set_status(status);
-        version.value.update_time = Some(api::timestamp(now()));
+        version.value.update_time = Some(api::timestamp(self.clock.now()));
         let others = self.catalog.versions(&image.value.name).await?;
         let mut all: Vec<ImageVersion> = others.into_iter().map(|record| record.value).collect();
         all.retain(|other| other.image_version != version.value.image_version);

@@ -8,7 +8,6 @@ use model::{Violations, limits};
 use super::{Images, already, retry_on_conflict};
 use crate::adapters::catalog::Change;
 use crate::domain::configuration::{check_tag_key, check_tags};
-use crate::pipeline::now;
 use crate::refusal::Refusal;
 
 impl Images {
@@ -54,7 +53,7 @@ impl Images {
             let text = format!("must be at most {}, those of the image included", limits::TAGS_MAX);
             return Err(Refusal::invalid("tags", text));
         }
-        image.value.update_time = Some(api::timestamp(now()));
+        image.value.update_time = Some(api::timestamp(self.clock.now()));
         self.catalog.apply(Change::new().image(&image.value, Some(image.revision))).await?;
         tracing::info!(image = image.value.name, tags = image.value.tags.len(), "image tags");
         Ok(image.value)

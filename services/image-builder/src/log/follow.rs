@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use api::common::v1::LogLine;
 use api::image::v1::{FollowBuildLogRequest, FollowBuildLogResponse, ImageBuild};
+use log_store::{Batch, Reader};
 use object_store::Store as Objects;
 use prost::Message as _;
 use records::Event;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
-use super::{Batch, Logs, Reader};
+use super::Logs;
 use crate::adapters::catalog::Catalog;
 use crate::config::Config;
 use crate::domain::lifecycle::is_over;
@@ -72,9 +73,7 @@ struct Follower {
 
 impl Follower {
     async fn run(&mut self, mut build: ImageBuild, follow: bool) -> Result<(), Ended> {
-        let mut log = self.logs.local.find(&build.build_id);
-        let mut reader = log.as_ref().and_then(|log| log.reader().ok());
-        let mut lines = log.as_ref().map(|log| log.lines());
+        let (mut reader, mut lines) = self.local(&build.build_id);
         let mut records = self.logs.catalog.store().watch(&format!("builds/{}", build.build_id));
         loop {
             self.show(&build).await?;
@@ -89,9 +88,7 @@ impl Follower {
             }
             if reader.is_none() {
                 // It may have begun here since.
-                log = self.logs.local.find(&build.build_id);
-                reader = log.as_ref().and_then(|log| log.reader().ok());
-                lines = log.as_ref().map(|log| log.lines());
+                (reader, lines) = self.local(&build.build_id);
             }
             let more = async {
                 match &mut lines {
@@ -107,11 +104,17 @@ impl Follower {
                 event = records.next() => build = changed(event, build)?,
             }
         }
-        if reader.is_none() && !build.log_key.is_empty() {
+        // The log ended elsewhere, or here before the reader had its file.
+        if self.next < build.log_lines && !build.log_key.is_empty() {
             self.send_stored(&build.log_key).await?;
         }
         // The end comes after all lines.
         self.send(Vec::new(), Some(build)).await
+    }
+
+    /// A reader of the build's log, and the news of its end, if it runs here.
+    fn local(&self, build: &str) -> (Option<Reader>, Option<watch::Receiver<u64>>) {
+        self.logs.local.find(build).map(|log| (log.reader(self.next), log.end())).unzip()
     }
 
     async fn show(&mut self, build: &ImageBuild) -> Result<(), Ended> {
@@ -139,7 +142,7 @@ impl Follower {
     /// Sends what the file has beyond what was sent.
     async fn send_new(&mut self, reader: &mut Reader) -> Result<(), Ended> {
         loop {
-            let lines = reader.read(self.next).map_err(|error| broken(&error.to_string()))?;
+            let lines = reader.read().map_err(|error| broken(&error.to_string()))?;
             if lines.is_empty() {
                 return Ok(());
             }

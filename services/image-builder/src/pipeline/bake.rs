@@ -8,6 +8,7 @@ use api::errors::reason;
 use api::host::v1::PlaceBakeResponse;
 use api::hostagent::v1::{BakeRequest, BakeResult};
 use api::image::v1::{BuildStep, ImageConfiguration};
+use backoff::Backoff;
 use model::{MemoryClass, limits};
 use tonic::Status;
 use tonic_types::StatusExt as _;
@@ -48,7 +49,7 @@ impl Job {
                 Err(BakeDecision::Retry(failure)) if attempt < attempts => {
                     let again =
                         format!("{} Trying again ({attempt} of {attempts} attempts made).", failure.sentence);
-                    self.log.note(again);
+                    self.note(again);
                     tokio::time::sleep(PLACEMENT_PAUSE.0).await;
                     attempt += 1;
                 }
@@ -70,14 +71,14 @@ impl Job {
         let wanted = architectures(&configuration, &[self.build.value.architecture()]);
         let architecture = wanted.first().copied().unwrap_or_default();
         let reservation = self.bake_limit();
-        let mut pause = PLACEMENT_PAUSE.0;
-        let mut told = false;
+        let mut backoff = Backoff::new(PLACEMENT_PAUSE.0, PLACEMENT_PAUSE.1);
+        let mut noted = false;
         loop {
             let build_id = &self.entry.build_id;
             let refused =
                 match self.context.peers.place_bake(build_id, memory, architecture, reservation).await {
                     Ok(placed) => {
-                        self.log.note(format!("Baking on host {}.", placed.host_id));
+                        self.note(format!("Baking on host {}.", placed.host_id));
                         return Ok(placed);
                     }
                     Err(status) => status,
@@ -93,11 +94,10 @@ impl Job {
                 BakeDecision::Retry(_) if tokio::time::Instant::now() < deadline => {}
                 _ => return Err(failure),
             }
-            if !std::mem::replace(&mut told, true) {
-                self.log.note(format!("{} Waiting for one.", failure.sentence));
+            if !std::mem::replace(&mut noted, true) {
+                self.note(format!("{} Waiting for one.", failure.sentence));
             }
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(PLACEMENT_PAUSE.1);
+            backoff.pause().await;
         }
     }
 
@@ -121,13 +121,13 @@ impl Job {
         let mut stream = self.context.peers.bake(address, request).await?;
         while let Some(message) = stream.message().await? {
             for line in message.lines {
-                self.log.add(line.source(), line.text);
+                self.log.append(line.source(), line.text);
             }
             if message.step == "validate" && self.build.value.step() == BuildStep::Bake {
                 // A lost build stops at its next write; here the host decides.
                 let _ = self.enter(BuildStep::Validate).await;
             } else if !message.step.is_empty() {
-                self.log.note(format!("Bake: {}.", message.step));
+                self.note(format!("Bake: {}.", message.step));
             }
             if let Some(result) = message.result {
                 return Ok(result);

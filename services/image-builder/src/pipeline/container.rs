@@ -10,8 +10,8 @@ use api::image::v1::{AppConfiguration, BuildStep, SnapshotBuild};
 use model::MemoryClass;
 use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
 
+use super::StepError;
 use super::job::Job;
-use super::{StepError, now};
 use crate::adapters::buildah::Error as BuildahError;
 use crate::domain::app;
 use crate::domain::archive::DOCKERFILE;
@@ -35,7 +35,7 @@ impl Job {
         let plan = self.plan().await?;
         self.open_session().await.map_err(broken)?;
         for (base, version) in &plan.local_bases {
-            self.log.note(format!("Base image {base} version {version}."));
+            self.note(format!("Base image {base} version {version}."));
             self.import(base, &version.to_string()).await?;
         }
         let image = format!("localhost/torpor-build/{}:{}", self.entry.build_id, self.entry.attempt);
@@ -45,7 +45,7 @@ impl Job {
         let line = |text: String| {
             if let Some(shown) = plan.translate(&text) {
                 transcript.add(&shown);
-                log.add(LogSource::Stdout, shown);
+                log.append(LogSource::Stdout, shown);
             }
         };
         let built = self.context.buildah.build(session, &self.work, &plan.text, &image, line).await;
@@ -95,7 +95,7 @@ impl Job {
                 BuildError::internal(step, format!("base image {name} {version}: {error}"))
             })?;
         let session = self.session.as_ref().expect("a container build has a session");
-        let log = |text: String| self.log.add(LogSource::Stdout, text);
+        let log = |text: String| self.log.append(LogSource::Stdout, text);
         let imported = self.context.buildah.import(session, &self.work, &tar, (name, version), log).await;
         Ok(imported.map_err(|error| own_failure(step, error, false))?)
     }
@@ -142,7 +142,7 @@ impl Job {
             if text.contains("Could not allocate block") {
                 full = true;
             }
-            self.log.add(LogSource::Stdout, text);
+            self.log.append(LogSource::Stdout, text);
         };
         let session = self.session.as_ref().expect("a container build has a session");
         let made = self.context.buildah.disk(session, &self.work, image, class.disk_bytes, line).await;
@@ -161,7 +161,7 @@ impl Job {
             };
             BuildError::new(step, reason, error.to_string())
         })?;
-        self.log.note(format!("Uploading the disk ({} bytes of files).", disk.tree_bytes));
+        self.note(format!("Uploading the disk ({} bytes of files).", disk.tree_bytes));
         let sizes = SnapshotBuild { code_install_size_bytes: disk.tree_bytes, ..SnapshotBuild::default() };
         self.build.value.snapshot_build = Some(sizes);
         let prefix = self.disk_prefix();
@@ -191,7 +191,7 @@ impl Job {
     }
 
     fn disk_head(&self, size: u64) -> ManifestHead {
-        let elapsed = now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let elapsed = self.context.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         ManifestHead {
             kind: SnapshotKind::Disk,
             engine: String::new(),

@@ -5,10 +5,12 @@ use std::time::Duration;
 
 use api::image::v1::{BuildState, BuildStep};
 
+use records::Committed;
+
 use super::bake::Baked;
 use super::job::Job;
-use super::{StepError, Target, now};
-use crate::adapters::catalog::{Change, Error as CatalogError};
+use super::{StepError, Target};
+use crate::adapters::catalog::{Change, Record};
 use crate::domain::build_error::{BuildError, Reason};
 use crate::domain::{lifecycle, object_keys};
 
@@ -49,8 +51,8 @@ impl Job {
         };
         self.end_phase();
         match &failure {
-            None => self.log.note("The build was successful."),
-            Some(failure) => self.log.note(failure.sentence.clone()),
+            None => self.note("The build was successful."),
+            Some(failure) => self.note(failure.sentence.clone()),
         }
         self.move_log().await;
         match self.end(failure.as_ref()).await {
@@ -84,15 +86,19 @@ impl Job {
                 }
             }
         }
-        self.build.value.log_lines = *self.log.lines().borrow();
+        self.build.value.log_lines = *self.log.end().borrow();
     }
 
     /// Writes build, version and image in one transaction.
+    ///
+    /// When a call changes the image between the reads and the write (its tags, the
+    /// status of another version), the transaction conflicts while the build's record
+    /// is as this builder left it: the records are read again. When another builder
+    /// has taken the build over, the build's record differs, and this builder writes
+    /// nothing. When the answer of etcd is lost, the build's record shows whether the
+    /// transaction took place.
     async fn end(&mut self, failure: Option<&BuildError>) -> Result<(), StepError> {
         for _ in 0..CONFLICTS_MAX {
-            if !self.lease.is_alive() {
-                return Err(StepError::Lost);
-            }
             let Some(mut target) = self.target().await? else {
                 return Err(StepError::Lost);
             };
@@ -101,10 +107,10 @@ impl Job {
             let mut build = self.build.value.clone();
             let (version, image) = (&mut target.version.value, &mut target.image.value);
             let possible = match failure {
-                None => lifecycle::succeed(&mut build, version, image, now()),
+                None => lifecycle::succeed(&mut build, version, image, self.context.clock.now()),
                 Some(failure) => {
                     version.snapshot = None;
-                    lifecycle::fail(&mut build, version, image, failure, now())
+                    lifecycle::fail(&mut build, version, image, failure, self.context.clock.now())
                 }
             };
             if let Err(error) = possible {
@@ -119,28 +125,15 @@ impl Job {
                 .version(&target.version.value, Some(target.version.revision))
                 .image(&target.image.value, Some(target.image.revision))
                 .dequeue(&self.entry.build_id);
-            match self.context.catalog.apply(change).await {
-                Ok(revision) => {
-                    self.build.value = build;
-                    self.build.revision = revision;
+            match self.commit(change).await {
+                Ok(Committed::At(revision)) => {
+                    self.build = Record { value: build, revision };
                     return Ok(());
                 }
-                Err(error) if error.is_conflict() => {
-                    // Ours, if an answer was lost; ours still, if only the image changed.
-                    match self.context.catalog.build(&self.entry.build_id).await {
-                        Ok(Some(found)) if found.value == build => {
-                            self.build = found;
-                            return Ok(());
-                        }
-                        Ok(Some(found)) if found.revision == self.build.revision => {}
-                        Ok(_) => return Err(StepError::Lost),
-                        Err(_) => tokio::time::sleep(RETRY_PAUSE).await,
-                    }
-                }
-                Err(CatalogError::Store(error)) if error.is_unavailable() => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(error) => {
+                // The build is still ours: the image changed after it was read.
+                Ok(Committed::Differs(Some(found))) if found.revision == self.build.revision => {}
+                Ok(Committed::Differs(_)) | Err(StepError::Lost) => return Err(StepError::Lost),
+                Err(StepError::Failed(error)) => {
                     tracing::error!(build_id = self.entry.build_id, %error, "a build cannot be ended");
                     return Err(StepError::Lost);
                 }

@@ -4,21 +4,18 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use api::common::v1::Phase;
+use api::common::v1::{LogSource, Phase};
 use api::image::v1::{BuildStep, ImageBuild, ImageVersion};
-use records::Lease;
+use log_store::Log;
+use records::{Committed, Lease};
 use tokio::task::JoinHandle;
 
 use super::{BuildLease, Context, StepError, remove_work};
 use crate::adapters::buildah::Session;
-use crate::adapters::catalog::{Change, Error as CatalogError, QueueEntry, Record};
+use crate::adapters::catalog::{Change, QueueEntry, Record};
 use crate::adapters::layout::Work;
 use crate::domain::build_error::{BuildError, Reason};
 use crate::domain::object_keys::version_prefixes;
-use crate::log::Log;
-
-/// Pause before a write to etcd is tried again.
-const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
 pub(super) struct Job {
     pub(super) context: Arc<Context>,
@@ -62,10 +59,10 @@ impl Job {
             .map_err(broken)?;
         let now = Instant::now();
         let BuildLease { entry, build, version, lease } = build;
-        log.note(format!(
-            "Building {} {} (attempt {}).",
-            entry.image_name, entry.image_version, entry.attempt
-        ));
+        log.append(
+            LogSource::Platform,
+            format!("Building {} {} (attempt {}).", entry.image_name, entry.image_version, entry.attempt),
+        );
         Ok(Self {
             context,
             entry,
@@ -81,6 +78,10 @@ impl Job {
         })
     }
 
+    /// The steps in order. When the builder dies in one of them, the next owner starts
+    /// at FETCH with a higher attempt. When the lease ran out unnoticed and another
+    /// builder owns the build by now, `enter` names a revision that is not the last,
+    /// and the steps stop before they touch anything that the new owner makes.
     pub(super) async fn steps(&mut self) -> Result<(), StepError> {
         if self.entry.attempt > 1 {
             // What an attempt before this one may have left. Its builder is gone;
@@ -106,7 +107,7 @@ impl Job {
     pub(super) async fn enter(&mut self, step: BuildStep) -> Result<(), StepError> {
         self.end_phase();
         self.build.value.set_step(step);
-        self.build.value.log_lines = *self.log.lines().borrow();
+        self.build.value.log_lines = *self.log.end().borrow();
         tracing::info!(build_id = self.entry.build_id, step = step_name(step), "build step");
         // Dying after this line: the build is taken over, or failed when it was
         // its last attempt.
@@ -129,41 +130,30 @@ impl Job {
 
     /// Writes the build's record while it is ours.
     pub(super) async fn save(&mut self) -> Result<(), StepError> {
-        let (value, revision) = (self.build.value.clone(), self.build.revision);
-        let change = move || Change::new().build(&value, Some(revision));
-        self.build.revision = self.apply(change).await?;
-        Ok(())
-    }
-
-    /// Applies a change that includes the build's record, for as long as the
-    /// lease lives. The build's record decides whether an attempt whose answer
-    /// was lost took place.
-    pub(super) async fn apply(&self, change: impl Fn() -> Change) -> Result<i64, StepError> {
-        loop {
-            if !self.lease.is_alive() {
-                return Err(StepError::Lost);
+        let change = Change::new().build(&self.build.value, Some(self.build.revision));
+        match self.commit(change).await? {
+            Committed::At(revision) => {
+                self.build.revision = revision;
+                Ok(())
             }
-            match self.context.catalog.apply(change()).await {
-                Ok(revision) => return Ok(revision),
-                Err(error) if error.is_conflict() => return self.judge_conflict().await,
-                Err(CatalogError::Store(records::Error::Unavailable { .. })) => {
-                    tokio::time::sleep(RETRY_PAUSE).await;
-                }
-                Err(error) => {
-                    let step = self.build.value.step();
-                    return Err(BuildError::internal(step, error).into());
-                }
-            }
+            // Another builder took the build over, which wrote its record.
+            Committed::Differs(_) => Err(StepError::Lost),
         }
     }
 
-    /// After a conflict: our own earlier attempt, if the record is as we wanted
-    /// it, else somebody else's.
-    async fn judge_conflict(&self) -> Result<i64, StepError> {
-        match self.context.catalog.build(&self.entry.build_id).await {
-            Ok(Some(found)) if found.value == self.build.value => Ok(found.revision),
-            _ => Err(StepError::Lost),
-        }
+    /// Commits a change whose first write is the build's record, for as long as the
+    /// lease lives. When an answer of etcd is lost, that record shows whether the
+    /// change took place: only the owner of the build writes it.
+    pub(super) async fn commit(&self, change: Change) -> Result<Committed, StepError> {
+        self.context.catalog.commit(change, &self.lease).await.map_err(|error| match error {
+            records::Error::LeaseLost => StepError::Lost,
+            error => BuildError::internal(self.build.value.step(), error).into(),
+        })
+    }
+
+    /// A line of the platform's own in the build's log.
+    pub(super) fn note(&self, text: impl Into<String>) {
+        self.log.append(LogSource::Platform, text);
     }
 
     /// A bound on what a step's own waiting may take.

@@ -18,7 +18,7 @@ impl Job {
         let place =
             S3Uri::parse(uri).ok_or_else(|| BuildError::internal(step, "the artifact has no address"))?;
         let limit = self.context.config.archive.bytes_max;
-        self.log.note(format!("Fetching {uri}."));
+        self.note(format!("Fetching {uri}."));
         let objects = &self.context.objects;
         let fetched =
             objects.get_file(&place.bucket, &place.key, &self.work.artifact(), limit, &|_, _| {}).await;
@@ -36,7 +36,7 @@ impl Job {
             }
             Err(error) => return Err(refused(error, uri, limit).into()),
         };
-        self.log.note(format!("Fetched {fetched} bytes."));
+        self.note(format!("Fetched {fetched} bytes."));
         Ok(())
     }
 
@@ -50,7 +50,7 @@ impl Job {
             .map_err(|error| BuildError::internal(step, error))?;
         match unpacked {
             Ok(unpacked) => {
-                self.log.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
+                self.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
                 Ok(())
             }
             Err(UnpackError::Io(error)) => {

@@ -80,7 +80,7 @@ impl World {
     pub async fn builder(&self, settings: Config) -> Builder {
         let data = settings.data_dir.clone();
         let registry = Arc::new(Mutex::new(Registry::default()));
-        let app = App::build(settings, &registry).await.unwrap();
+        let app = App::build(settings, &registry, clock::Clock::system()).await.unwrap();
         let address = app.address().to_string();
         let stop = CancellationToken::new();
         let task = tokio::spawn(app.run(stop.clone()));

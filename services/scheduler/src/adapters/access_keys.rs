@@ -7,9 +7,7 @@ use base64::engine::general_purpose::STANDARD;
 use prost::Message as _;
 
 pub const PREFIX: &str = "access-keys/";
-/// What every id begins with.
 pub const ID_PREFIX: &str = "AKIA";
-/// Characters of an id.
 pub const ID_LENGTH: usize = 20;
 const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Random bytes of a secret: 40 characters of base64.

@@ -32,7 +32,6 @@ pub enum ErrorClass {
     Final,
 }
 
-/// Sorts a host's answer.
 pub fn classify(status: &Status) -> ErrorClass {
     use api::errors::reason;
     let named = api::errors::reason_of(status);
@@ -62,7 +61,6 @@ pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
     }
 }
 
-/// Channels to hosts by address.
 #[derive(Debug)]
 pub struct Agents {
     identity: Arc<TlsIdentity>,
@@ -75,9 +73,6 @@ impl Agents {
     }
 
     /// A client for the host at `address`.
-    ///
-    /// # Errors
-    /// INVALID_ARGUMENT when the address is malformed.
     pub fn client(&self, address: &str) -> Result<HostAgentServiceClient<Channel>, Status> {
         Ok(HostAgentServiceClient::new(self.channel(address)?))
     }
@@ -107,9 +102,6 @@ impl Agents {
 }
 
 /// Waits for a host's answer at most `timeout`.
-///
-/// # Errors
-/// The host's status, or DEADLINE_EXCEEDED.
 pub async fn bounded<T>(
     timeout: Duration,
     call: impl Future<Output = Result<Response<T>, Status>>,

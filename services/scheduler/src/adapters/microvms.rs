@@ -154,9 +154,6 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
 }
 
 /// A record from bytes.
-///
-/// # Errors
-/// [`CodecError`] when they are not one.
 pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
     let stored = Stored::decode(bytes).map_err(|error| CodecError::Malformed(error.to_string()))?;
     if stored.format != FORMAT {

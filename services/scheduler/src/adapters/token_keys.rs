@@ -52,9 +52,6 @@ impl TokenKeys {
 
     /// Makes a successor when the newest key is older than `rotation`, and drops
     /// keys that no living token can name.
-    ///
-    /// # Errors
-    /// [`TokenKeysError`]; asking again later is fine.
     pub async fn rotate(
         &self,
         store: &Store,
@@ -73,10 +70,6 @@ impl TokenKeys {
         Ok(())
     }
 
-    /// Seals a token.
-    ///
-    /// # Errors
-    /// [`TokenKeysError::Key`] when there is no key, or the claims are too large.
     pub fn mint(&self, claims: &Claims, now: SystemTime) -> Result<String, TokenKeysError> {
         let settled = seconds(now).saturating_sub(SETTLE.as_secs());
         let all: Vec<Key> = self.lock().values().cloned().collect();

@@ -52,10 +52,6 @@ impl Catalog {
         self.versions.clear();
     }
 
-    /// Takes in a record.
-    ///
-    /// # Errors
-    /// [`Unreadable`] when it is none.
     pub fn put(&mut self, key: &str, value: &[u8]) -> Result<(), Unreadable> {
         let unreadable = || Unreadable { key: key.to_owned() };
         // Whatever the key said before, it does not say now.

@@ -83,7 +83,6 @@ pub struct Version {
 pub struct Connector {
     /// Id, "nc-<uuid>".
     pub id: ConnectorName,
-    /// Name, unique in the account.
     pub name: ConnectorName,
     pub life: Life,
     /// Why its state is as it is; may be empty.
@@ -128,7 +127,6 @@ pub enum Refusal {
 }
 
 impl Connector {
-    /// A new connector, PENDING.
     pub fn new(
         (id, name): (ConnectorName, ConnectorName),
         content: Content,
@@ -203,9 +201,6 @@ impl Connector {
 
     /// Changes it: a new version, unless nothing differs. The same token with the
     /// same parameters changes nothing.
-    ///
-    /// # Errors
-    /// [`Refusal`]; the connector must be dropped then.
     pub fn update(
         &mut self,
         change: &Change,
@@ -250,10 +245,6 @@ impl Connector {
         self.check_tags()
     }
 
-    /// Sets and removes tags.
-    ///
-    /// # Errors
-    /// [`Refusal::Invalid`]; the connector must be dropped then.
     pub fn tag(&mut self, set: BTreeMap<String, String>, remove: &[String]) -> Result<(), Refusal> {
         self.tags.extend(set);
         for key in remove {

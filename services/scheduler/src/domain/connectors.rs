@@ -47,7 +47,6 @@ impl Connectors {
         self.by_name.len()
     }
 
-    /// Every connector, by name.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.by_name.values()
     }

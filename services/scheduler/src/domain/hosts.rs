@@ -15,14 +15,12 @@ use super::placement::{Candidate, Demand, NoRoom, choose};
 pub struct Host {
     /// What it is; default until it says.
     pub spec: HostSpec,
-    /// What it reported last.
     pub usage: HostUsage,
     pub heartbeat_time: Option<SystemTime>,
     /// Whether it registered with this leader.
     pub registered: bool,
     /// When its lease was first seen missing; `None` while it is there.
     pub lease_gone: Option<SystemTime>,
-    /// Whether an operator drains it.
     pub draining: bool,
     /// MicroVMs that hold memory on it.
     pub held: u64,
@@ -88,7 +86,6 @@ impl Hosts {
         moved
     }
 
-    /// The host's lease is gone.
     pub fn lease_lost(&mut self, id: &HostId, now: SystemTime) {
         let host = self.entry(id, now);
         host.lease_gone.get_or_insert(now);

@@ -27,7 +27,6 @@ impl TokenUse {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TokenDecision {
     New,
-    /// The same request again.
     Replay,
     /// The token belongs to another request.
     Conflict,

@@ -21,7 +21,6 @@ use model::{ConnectorArn, HostId, ImageArn, ManagedConnector, MicrovmId, Version
 
 use super::idempotency::TokenUse;
 
-/// Reason of a clean end.
 pub const REASON_SUCCESS: &str = "Success.";
 /// Reason of an end by the maximum duration or the suspended window.
 pub const REASON_LIFETIME: &str = "MicroVM exceeded maximum lifetime.";
@@ -31,9 +30,7 @@ pub const REASON_LIFETIME: &str = "MicroVM exceeded maximum lifetime.";
 pub struct IdlePolicy {
     /// Time without traffic after which it is suspended.
     pub max_idle: Duration,
-    /// Time it may stay suspended.
     pub suspended: Duration,
-    /// Whether a request wakes it.
     pub auto_resume: bool,
 }
 
@@ -103,10 +100,8 @@ fn names(connectors: &[ConnectorArn], wanted: ManagedConnector) -> bool {
     connectors.iter().any(|arn| arn.managed_connector() == Some(wanted))
 }
 
-/// What should become of it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Intent {
-    /// Live: run, sleep, wake.
     Live,
     /// End; the state reason says why.
     End,
@@ -128,7 +123,6 @@ pub struct Microvm {
     pub spec: Spec,
     /// The client token it was launched with, if the caller gave one.
     pub token: Option<TokenUse>,
-    /// What should become of it.
     pub intent: Intent,
     pub placement: Placement,
     pub state: MicrovmState,
@@ -149,9 +143,6 @@ pub struct Microvm {
 
 impl Microvm {
     /// Applies an event: state, reason and, when the state changed, its time.
-    ///
-    /// # Errors
-    /// When the state does not allow the event; nothing is changed then.
     pub fn apply_event(
         &mut self,
         event: MicrovmEvent,

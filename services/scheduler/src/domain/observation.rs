@@ -37,7 +37,6 @@ pub enum RecordChange {
     /// The record says RUNNING until then, which is what it is again when its
     /// host does not get to the end. A new leader hears of it from the host again.
     Passing,
-    /// It must be written.
     Durable,
 }
 

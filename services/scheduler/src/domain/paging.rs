@@ -10,7 +10,6 @@ use uuid::Uuid;
 pub struct Position {
     /// Nanoseconds since 1970 of the start, negated so that newer sorts first.
     pub newest_first: i128,
-    /// Breaks ties.
     pub id: MicrovmId,
 }
 

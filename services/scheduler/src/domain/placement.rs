@@ -21,7 +21,6 @@ pub struct Demand {
     pub architecture: Architecture,
     /// Platform fingerprint its snapshot needs; empty means any.
     pub fingerprint: String,
-    /// Hosts that were tried already.
     pub exclude: Vec<HostId>,
 }
 
@@ -30,7 +29,6 @@ pub struct Demand {
 pub struct Candidate<'a> {
     pub id: &'a HostId,
     pub ready: bool,
-    /// CPU it has.
     pub architecture: Architecture,
     pub engines: &'a [String],
     pub fingerprint: &'a str,
@@ -38,9 +36,7 @@ pub struct Candidate<'a> {
     pub memory_capacity_mib: u64,
     /// Memory handed out and reserved, MiB.
     pub memory_held_mib: u64,
-    /// Most microVMs at once.
     pub slot_capacity: u64,
-    /// Slots handed out and reserved.
     pub slots_held: u64,
     /// Whether its cache has the snapshot.
     pub cached: bool,
@@ -62,7 +58,6 @@ pub struct Score<'a> {
 pub struct NoRoom {
     /// Hosts that take no placements.
     pub not_ready: usize,
-    /// Hosts that cannot run it.
     pub unsuitable: usize,
     pub full: usize,
 }
@@ -78,9 +73,6 @@ impl std::fmt::Display for NoRoom {
 }
 
 /// The best host for a demand.
-///
-/// # Errors
-/// [`NoRoom`] when none qualifies.
 pub fn choose<'a>(
     candidates: impl Iterator<Item = Candidate<'a>>,
     demand: &Demand,

@@ -24,7 +24,6 @@ use crate::refusal::Refusal;
 use crate::term::Term;
 use crate::term::connectors::ConnectorRef;
 
-/// Who changes connectors.
 const CALLERS: &[Role] = &[Admin, EdgeProxy];
 /// Who only reads: image-builder asks what a build may use.
 const READERS: &[Role] = &[Admin, EdgeProxy, ImageBuilder];

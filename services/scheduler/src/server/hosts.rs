@@ -19,7 +19,6 @@ use crate::refusal::Refusal;
 const HOSTS_PAGE_MAX: u32 = 500;
 /// Longest reservation a bake may ask for, and what it gets when it asks for none.
 const RESERVATION_MAX: Duration = Duration::from_secs(2 * 3600);
-/// Longest build id, characters.
 const BUILD_ID_MAX: usize = 64;
 
 #[tonic::async_trait]

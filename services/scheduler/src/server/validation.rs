@@ -42,7 +42,6 @@ pub struct Findings {
 }
 
 impl Findings {
-    /// Keeps the first refusal.
     fn refuse(&mut self, refusal: Refusal) {
         self.refusal.get_or_insert(refusal);
     }

@@ -24,9 +24,6 @@ pub struct NewAccessKey {
 impl Term {
     /// Makes a key; it is durable when this returns. The secret is in the answer
     /// and in etcd, nowhere else.
-    ///
-    /// # Errors
-    /// [`Refusal`]; when the answer is lost the key may exist, listed without a use.
     pub async fn create_access_key(
         self: &Arc<Self>,
         asked: NewAccessKey,
@@ -87,10 +84,6 @@ impl Term {
         Ok(keys.collect())
     }
 
-    /// Deletes a key for good.
-    ///
-    /// # Errors
-    /// [`Refusal::AccessKeyNotFound`] when there is none with this id.
     pub async fn delete_access_key(self: &Arc<Self>, id: String) -> Result<(), Refusal> {
         let term = Arc::clone(self);
         self.detached(async move {

@@ -26,9 +26,6 @@ use crate::refusal::Refusal;
 impl Term {
     /// Changes a record: durable first, then visible. `change` may run more
     /// than once, on fresh copies. Returns the record and whether it changed.
-    ///
-    /// # Errors
-    /// What `change` says; [`Refusal::NotLeading`] when the term is over.
     pub(crate) async fn update(
         self: &Arc<Self>,
         handle: &Handle,
@@ -89,7 +86,6 @@ impl Term {
         }
     }
 
-    /// Deletes a record for good.
     pub(crate) async fn erase(self: &Arc<Self>, handle: &Handle) -> Result<(), Refusal> {
         let revision = handle.revision.lock().await;
         let expect = Expect::Revision(*revision);
@@ -101,9 +97,6 @@ impl Term {
 
     /// Does all writes or none, guarded by leadership. The first write's key
     /// tells whether an attempt went through whose answer was lost.
-    ///
-    /// # Errors
-    /// [`Refusal::NotLeading`] when leadership ended first.
     pub(crate) async fn commit(&self, writes: Vec<Write>) -> Result<Committed, Refusal> {
         Ok(self.context.store.commit(writes, Tenure::Leader(&self.leadership)).await?)
     }

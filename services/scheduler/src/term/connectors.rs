@@ -25,7 +25,6 @@ const WAITING_MAX: usize = 64;
 /// A connector as a caller names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ConnectorRef {
-    /// Its id or name.
     pub key: ConnectorName,
     pub version: Option<u64>,
 }
@@ -86,7 +85,6 @@ impl ConnectorStore {
 }
 
 impl Term {
-    /// A connector.
     pub fn connector(&self, named: &ConnectorRef) -> Result<Arc<Entry>, Refusal> {
         let found = self.connectors.all().find(&named.key);
         let has = |entry: &Arc<Entry>| {
@@ -257,9 +255,6 @@ impl Term {
 
     /// What the customer's connectors among these let out together; absent when
     /// none is among them.
-    ///
-    /// # Errors
-    /// [`Refusal`] for the first that cannot be used.
     pub(crate) fn egress_policy(&self, connectors: &[ConnectorArn]) -> Result<Option<EgressPolicy>, Refusal> {
         let attached: Vec<ConnectorRef> = connectors.iter().filter_map(ConnectorRef::of).collect();
         if attached.is_empty() {

@@ -37,17 +37,12 @@ const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snap
 /// What a host is told after it registered or reported.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct RegisterReply {
-    /// It must register first.
     pub register: bool,
-    /// What it must drop.
     pub stale: Vec<String>,
 }
 
 impl Term {
     /// A host says who it is and what it holds.
-    ///
-    /// # Errors
-    /// [`Refusal`]: it should say it again.
     pub async fn register(
         self: &Arc<Self>,
         host: HostId,
@@ -70,10 +65,6 @@ impl Term {
         Ok(RegisterReply { register: false, stale })
     }
 
-    /// A host's report.
-    ///
-    /// # Errors
-    /// [`Refusal`]: it should report it again.
     pub async fn heartbeat(
         self: &Arc<Self>,
         host: HostId,

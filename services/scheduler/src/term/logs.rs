@@ -16,9 +16,6 @@ const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Term {
     /// Opens the log of a microVM at a line.
-    ///
-    /// # Errors
-    /// [`Refusal::LogGone`] when its host keeps it no more, or is gone.
     pub async fn follow_log(
         self: &Arc<Self>,
         id: &MicrovmId,

@@ -48,9 +48,6 @@ impl Handle {
     }
 
     /// Waits for its turn to operate on the microVM.
-    ///
-    /// # Errors
-    /// [`Refusal::Busy`] when too many wait already.
     pub async fn operate(&self) -> Result<MutexGuard<'_, ()>, Refusal> {
         if self.waiting.fetch_add(1, Ordering::Relaxed) >= WAITING_MAX {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
@@ -73,9 +70,6 @@ impl Handle {
     /// Runs an operation until it is done or the microVM's end is decided. An
     /// operation that gives way is dropped where it stands; what its host does of
     /// it meanwhile is undone by the end.
-    ///
-    /// # Errors
-    /// Those of the operation; [`Refusal::Terminated`] when the end came first.
     pub async fn unless_ending<T>(
         &self,
         operation: impl Future<Output = Result<T, Refusal>>,

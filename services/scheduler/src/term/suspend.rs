@@ -19,9 +19,6 @@ const DRAIN_CONCURRENT: usize = 4;
 impl Term {
     /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps
     /// already is a success.
-    ///
-    /// # Errors
-    /// [`Refusal`]; the microVM is as its host says.
     pub async fn suspend(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {

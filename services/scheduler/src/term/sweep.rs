@@ -18,7 +18,6 @@ const TICK: Duration = Duration::from_secs(1);
 const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
 const AGAIN: Duration = Duration::from_secs(2);
-/// Interval of everything else.
 const SWEEP: Duration = Duration::from_millis(500);
 /// Sweeps between looks at keys, drains that are stuck, and retention.
 const SLOW_SWEEPS: u32 = 20;

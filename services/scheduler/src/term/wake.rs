@@ -22,9 +22,6 @@ use crate::refusal::Refusal;
 impl Term {
     /// Wakes a microVM; returns when it is RUNNING. One that runs already is a
     /// success. When its host is gone and S3 has a copy, it wakes elsewhere.
-    ///
-    /// # Errors
-    /// [`Refusal`]; the microVM still sleeps and its snapshot is intact.
     pub async fn resume(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {

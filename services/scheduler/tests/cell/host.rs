@@ -65,7 +65,6 @@ impl Inner {
     }
 }
 
-/// A scripted host.
 pub struct FakeHost {
     pub spec: HostSpec,
     pub inner: Arc<Mutex<Inner>>,
@@ -102,7 +101,6 @@ impl FakeHost {
         world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
-    /// Usage with these manifests cached.
     pub fn usage(cached: &[&str]) -> HostUsage {
         HostUsage {
             cached_manifest_keys: cached.iter().map(|key| (*key).to_owned()).collect(),

@@ -243,7 +243,6 @@ impl World {
             .unwrap();
     }
 
-    /// Keys under a prefix.
     pub async fn listed(&self, prefix: &str) -> Vec<String> {
         let entries = self.store.list(prefix).await.unwrap().0;
         entries.into_iter().map(|(key, _)| key).collect()

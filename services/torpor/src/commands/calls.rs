@@ -16,7 +16,6 @@ const QUICK: Duration = Duration::from_secs(15);
 const SLOW: Duration = Duration::from_secs(150);
 /// How long a service may ask for further tries, for example during an election.
 const RETRY_WINDOW: Duration = Duration::from_secs(10);
-/// Most pages of a listing.
 const PAGES_MAX: usize = 1000;
 
 impl Session {
@@ -99,7 +98,6 @@ pub async fn microvm_id(session: &Session, given: &str) -> Result<String, CliErr
     }
 }
 
-/// Every microVM, newest first.
 pub async fn all_microvms(
     session: &Session,
     image: Option<&str>,

@@ -61,7 +61,6 @@ fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> 
     variables
 }
 
-/// Quotes for a POSIX shell.
 fn quote(value: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:".contains(c);
     if !value.is_empty() && value.chars().all(plain) {

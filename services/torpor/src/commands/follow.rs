@@ -35,7 +35,6 @@ pub struct Position {
 }
 
 impl Position {
-    /// Notes lines as read.
     pub fn advance(&mut self, lines: &[LogLine]) {
         if let Some(last) = lines.last() {
             self.next = last.sequence + 1;

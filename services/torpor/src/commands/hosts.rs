@@ -35,7 +35,6 @@ pub fn table(hosts: &[Host]) -> Result<(), CliError> {
     output::table(&HEADER, rows(hosts), "no hosts")
 }
 
-/// Every host, by id.
 pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
     let ask = |page_token| ListHostsRequest { page_size: 0, page_token };
     session.all(ask, |page| (page.hosts, page.next_page_token)).await

@@ -22,7 +22,6 @@ const TAIL_LINES: usize = 15;
 /// When the fleet is to stop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Until {
-    /// On SIGTERM or Ctrl-C.
     Asked,
     /// As soon as it is up: to put to sleep what an earlier supervisor left.
     Up,

@@ -15,15 +15,12 @@ use super::plan::{Plan, users};
 pub enum Probe {
     /// `GET /health` over TLS with the admin certificate; etcd answers `{"health":"true"}`.
     Etcd(SocketAddr),
-    /// Any HTTP answer.
     Http(SocketAddr),
-    /// The standard gRPC health service.
     Grpc(SocketAddr, Role),
     /// A TLS handshake for the endpoints' domain.
     Tls(SocketAddr, String),
 }
 
-/// One process under the supervisor.
 #[derive(Debug, Clone)]
 pub struct Component {
     /// Name in tables, log and pid files.

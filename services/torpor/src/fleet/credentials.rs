@@ -27,7 +27,6 @@ pub const ETCD_ROOT: &str = "/torpor/";
 const ACCESS_KEYS: &str = "access-keys/";
 /// Characters of an access key id after its "AKIA".
 const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
-/// Characters of a secret.
 const SECRET_ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// An access key id with its secret.

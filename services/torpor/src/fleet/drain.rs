@@ -13,7 +13,6 @@ use crate::error::{CliError, Kind};
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest wait for every host-agent to register after a start.
 const REGISTER_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for one answer.
 const CALL_TIMEOUT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_millis(100);
 

@@ -32,7 +32,6 @@ pub struct Plan {
     pub edge: SocketAddr,
     pub api: SocketAddr,
     pub region: String,
-    /// Added to every internal port.
     pub port_offset: u16,
     pub domain: String,
     pub bundle: PathBuf,
@@ -110,7 +109,6 @@ impl Plan {
         self.only.is_empty() || self.only.iter().any(|name| name == component)
     }
 
-    /// An internal address on loopback.
     pub fn internal(&self, port: u16) -> SocketAddr {
         SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.saturating_add(self.port_offset))
     }
@@ -119,7 +117,6 @@ impl Plan {
         self.internal(7379)
     }
 
-    /// Where etcd would take peers.
     pub fn etcd_peer(&self) -> SocketAddr {
         self.internal(7380)
     }

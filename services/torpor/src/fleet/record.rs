@@ -22,7 +22,6 @@ pub enum FleetState {
     Failed,
 }
 
-/// How one supervised process is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProcessState {
@@ -32,7 +31,6 @@ pub enum ProcessState {
     Healthy,
     /// Runs but does not answer.
     Unhealthy,
-    /// Ended; will be started again.
     Restarting,
     Stopped,
     Failed,
@@ -78,7 +76,6 @@ pub struct FleetRecord {
     pub next: String,
     pub supervisor: ProcessId,
     pub started: u64,
-    /// Its components, in starting order.
     pub components: Vec<ComponentRecord>,
     /// Arguments it was started with, for a supervisor that must come back.
     pub arguments: Vec<String>,
@@ -99,7 +96,6 @@ impl FleetRecord {
         files::write_private(&Self::file(run_dir), &text, None)
     }
 
-    /// Why a fleet failed.
     pub fn error(&self) -> CliError {
         let mut error = CliError::failed(self.message.clone());
         error.next = Some(self.next.clone()).filter(|next| !next.is_empty());

@@ -31,7 +31,6 @@ struct Settings {
     listen: SocketAddr,
     root: PathBuf,
     buckets: Vec<String>,
-    /// Any of them opens everything.
     keys: Vec<S3Credentials>,
 }
 

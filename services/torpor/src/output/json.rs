@@ -27,7 +27,6 @@ pub fn message<M: Message>(full_name: &str, value: &M) -> Json {
     convert(&dynamic)
 }
 
-/// Messages as a JSON array.
 pub fn messages<M: Message>(full_name: &str, values: &[M]) -> Json {
     Json::Array(values.iter().map(|value| message(full_name, value)).collect())
 }

@@ -133,7 +133,6 @@ pub fn zip_with(dockerfile: &str) -> Vec<u8> {
     zip_of(&[("Dockerfile", dockerfile.as_bytes()), ("app.py", APP.as_bytes())])
 }
 
-/// A zip of these files.
 pub fn zip_of(files: &[(&str, &[u8])]) -> Vec<u8> {
     let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
     for (name, content) in files {

@@ -15,7 +15,6 @@ use tonic::Status;
 
 use crate::app;
 
-/// The image most tests share.
 pub const IMAGE: &str = "e2e-app";
 const BUILD_TIMEOUT: Duration = Duration::from_secs(240);
 const STATE_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,7 +26,6 @@ pub struct World {
     pub data_dir: PathBuf,
 }
 
-/// An endpoint's answer.
 #[derive(Debug)]
 pub struct Answer {
     pub status: u16,
@@ -49,7 +47,6 @@ impl Answer {
     }
 }
 
-/// How a build ended.
 pub struct Built {
     pub build: ImageBuild,
     pub log: String,
@@ -177,7 +174,6 @@ impl World {
         Ok(self.context.call(request).await?.microvm.unwrap())
     }
 
-    /// A new microVM, RUNNING.
     pub async fn run(&self, image: &str) -> Running<'_> {
         let microvm = self.run_with(image, |_| ()).await.unwrap();
         self.attach(microvm).await

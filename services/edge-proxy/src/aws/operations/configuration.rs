@@ -20,7 +20,6 @@ const RESUME: HookNames = ("resume", "resumeTimeoutInSeconds");
 const SUSPEND: HookNames = ("suspend", "suspendTimeoutInSeconds");
 const TERMINATE: HookNames = ("terminate", "terminateTimeoutInSeconds");
 
-/// The configuration in a request.
 pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
     let cpu =
         |cpu: Members<'_>| CpuConfiguration { architecture: architecture(cpu.text("architecture")).into() };

@@ -12,7 +12,6 @@ use serde_json::{Value, json};
 
 use super::{Answer, Call, given, members, text, texts, word};
 
-/// The one type of connectors.
 const TYPE: &str = "VPC_EGRESS";
 
 pub(super) fn create(call: &Call<'_>) -> Result<CreateNetworkConnectorRequest, Rejection> {

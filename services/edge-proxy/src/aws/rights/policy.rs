@@ -10,7 +10,6 @@ use model::limits::{POLICY_PATTERNS_MAX, POLICY_RESOURCE_MAX, POLICY_STATEMENTS_
 /// Longest resource that is compared; no resource's name is longer.
 pub const RESOURCE_BYTES_MAX: usize = 4096;
 
-/// A policy that was checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Policy(Vec<Statement>);
 

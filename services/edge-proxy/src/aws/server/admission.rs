@@ -132,7 +132,6 @@ fn read_head(parts: &Parts) -> Result<UnverifiedSignature<'_>, Rejection> {
     claim.map_err(|error| unsigned(&error))
 }
 
-/// A fault of the signature.
 fn unsigned(error: &sigv4::Error) -> Rejection {
     let class = match error {
         sigv4::Error::MissingAuthenticationToken => ErrorClass::MissingAuthenticationToken,

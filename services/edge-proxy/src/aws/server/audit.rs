@@ -35,7 +35,6 @@ pub struct Record {
     pub authenticated: bool,
     /// Account of the key; empty while nobody is authenticated.
     pub account_id: String,
-    /// Where the request came from.
     pub source_address: IpAddr,
     /// "lambda:RunMicrovm"; empty when the path leads nowhere.
     pub action: &'static str,
@@ -51,7 +50,6 @@ pub struct Record {
     pub duration_us: u64,
 }
 
-/// The time of a record.
 pub fn timestamp(time: SystemTime) -> String {
     let time = OffsetDateTime::from(time);
     time.format(&Rfc3339).unwrap_or_default()

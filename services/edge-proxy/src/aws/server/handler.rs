@@ -47,12 +47,10 @@ pub(crate) struct Api {
     pub clock: Clock,
     pub account: Account,
     pub services: Services,
-    /// Seals and opens page tokens.
     pub tokens: PageTokens,
     pub verifier: Verifier,
     pub access_keys: AccessKeys,
     pub bodies: Bodies,
-    /// How fast calls may come.
     pub buckets: Buckets,
     pub audit: Audit,
     /// Requests that may be worked on.

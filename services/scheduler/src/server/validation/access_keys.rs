@@ -12,7 +12,6 @@ use crate::adapters::access_keys::is_id;
 use crate::refusal::Refusal;
 use crate::term::access_keys::NewAccessKey;
 
-/// Longest description, characters.
 const DESCRIPTION_MAX: usize = 256;
 /// Largest policy, encoded bytes: a key is one record.
 const POLICY_BYTES_MAX: usize = 64 * 1024;
