@@ -106,12 +106,6 @@ impl MicrovmState {
             }
         })
     }
-
-    /// Whether it has ended for good.
-    #[must_use]
-    pub fn is_final(self) -> bool {
-        self == Self::Terminated
-    }
 }
 
 names!(

@@ -71,10 +71,6 @@ impl App {
         Ok(Self { context, server, instance })
     }
 
-    pub fn local_addr(&self) -> std::net::SocketAddr {
-        self.server.local_addr()
-    }
-
     /// Serves until `shutdown`, leading whenever it is elected.
     pub fn run(self, shutdown: CancellationToken) -> BoxFuture<'static, anyhow::Result<()>> {
         self.run_now(shutdown).boxed()

@@ -86,7 +86,6 @@ pub enum Refusal {
 const HOST_RETRY_AFTER: Duration = Duration::from_secs(1);
 
 impl Refusal {
-    /// The host is away for now.
     pub fn away(host: &HostId, why: &'static str) -> Self {
         Self::HostAway { host: host.clone(), why, retry_after: HOST_RETRY_AFTER }
     }

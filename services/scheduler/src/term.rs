@@ -73,7 +73,6 @@ pub struct Term {
     pub(crate) timers_changed: Notify,
 }
 
-/// Why a term could not begin.
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("cannot read the records")]
@@ -142,11 +141,6 @@ impl Term {
         self.memory().subscribers.close();
         self.tasks.close();
         self.tasks.wait().await;
-    }
-
-    /// Returns once the term is over.
-    pub async fn over(&self) {
-        self.over.cancelled().await;
     }
 
     pub fn is_over(&self) -> bool {

@@ -35,7 +35,6 @@ pub fn is_id(text: &str) -> bool {
     text.len() == ID_LENGTH && text.starts_with(ID_PREFIX) && text.chars().all(allowed)
 }
 
-/// A key as bytes.
 pub fn encode(stored: &StoredAccessKey) -> Vec<u8> {
     stored.encode_to_vec()
 }

@@ -26,11 +26,9 @@ const CHANNELS_MAX: usize = 20_000;
 pub enum ErrorClass {
     /// The host may not have been reached: the same call again is safe.
     Again,
-    /// The host has no room.
     Full,
     /// The host does not hold the microVM, or holds a newer placement.
     NotHere,
-    /// The host says no.
     Final,
 }
 
@@ -70,7 +68,6 @@ pub struct Agents {
 }
 
 impl Agents {
-    /// No channels yet.
     pub fn new(identity: Arc<TlsIdentity>) -> Self {
         Self { identity, channels: Mutex::new(HashMap::new()) }
     }

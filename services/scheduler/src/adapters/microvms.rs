@@ -124,7 +124,6 @@ struct Stored {
     last_transition: Option<LastTransition>,
 }
 
-/// A record as bytes.
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
     Stored {
         format: FORMAT,

@@ -15,7 +15,6 @@ const KEEP: Duration = Duration::from_secs(2 * 3600 + 3600);
 /// A new key seals only after this long, when every edge has seen it.
 const SETTLE: Duration = Duration::from_secs(10);
 
-/// Why keys cannot be kept or used.
 #[derive(Debug, thiserror::Error)]
 pub enum TokenKeysError {
     #[error(transparent)]

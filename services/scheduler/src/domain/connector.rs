@@ -30,7 +30,6 @@ pub const REASON_NO_CHANGE: &str = "No configuration changes detected";
 /// Client tokens of updates that are remembered, newest last.
 const UPDATE_TOKENS_MAX: usize = 16;
 
-/// What a version is made of.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Content {
     pub configuration: NetworkConnectorConfiguration,

@@ -16,7 +16,6 @@ pub struct Host {
     /// What it is; default until it says.
     pub spec: HostSpec,
     pub usage: HostUsage,
-    /// When it last reported.
     pub heartbeat_time: Option<SystemTime>,
     /// Whether it registered with this leader.
     pub registered: bool,
@@ -52,7 +51,6 @@ pub struct Bake {
     pub host: HostId,
     /// How much, MiB.
     pub memory_mib: u64,
-    /// Until when.
     pub expires: SystemTime,
 }
 

@@ -112,7 +112,6 @@ pub struct Placement {
     pub host: HostId,
     /// Fencing number, raised at every placement.
     pub generation: u64,
-    /// When it was placed there.
     pub time: SystemTime,
     /// The host's platform fingerprint then: its snapshots start only on the same.
     pub fingerprint: String,
@@ -139,7 +138,6 @@ pub struct Microvm {
     pub snapshot: Option<SnapshotCopies>,
     /// What it used so far; written with the next change only.
     pub metering: Option<Metering>,
-    /// Its latest launch, suspend or wake.
     pub last_transition: Option<LastTransition>,
 }
 

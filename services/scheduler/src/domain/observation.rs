@@ -23,9 +23,7 @@ pub struct Observation {
     /// When the state began, by the host's clock.
     pub state_time: Option<SystemTime>,
     pub snapshot: Option<SnapshotCopies>,
-    /// What it used so far.
     pub metering: Option<Metering>,
-    /// Its latest launch, suspend or wake.
     pub last_transition: Option<LastTransition>,
 }
 

@@ -59,7 +59,6 @@ pub struct NoRoom {
     /// Hosts that take no placements.
     pub not_ready: usize,
     pub unsuitable: usize,
-    /// Hosts without room.
     pub full: usize,
 }
 

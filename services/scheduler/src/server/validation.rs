@@ -182,7 +182,6 @@ pub fn shell_token(request: &CreateMicrovmShellAuthTokenRequest) -> Result<Durat
     findings.finish(life)
 }
 
-/// Life and ports of a token.
 pub fn token(request: &CreateMicrovmAuthTokenRequest) -> Result<(Duration, Vec<PortScope>), Refusal> {
     let mut violations = Violations::default();
     let life = token_life(request.expiration, &mut violations);

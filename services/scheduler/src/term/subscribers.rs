@@ -12,13 +12,11 @@ use crate::domain::microvm::Microvm;
 /// Changes a subscriber may leave unread.
 const QUEUE_CHANGES: usize = 4096;
 
-/// A change as subscribers see it.
 #[derive(Debug, Clone)]
 pub struct Change {
     pub microvm: Arc<Microvm>,
     /// Where its host takes tunnel connections.
     pub tunnel_address: String,
-    /// True when its record is gone.
     pub deleted: bool,
 }
 

@@ -48,7 +48,6 @@ pub fn create(request: &CreateAccessKeyRequest, now: SystemTime) -> Result<NewAc
     }))
 }
 
-/// The id of an access key.
 pub fn id(text: &str, field: &str) -> Result<String, Refusal> {
     let mut findings = Findings::default();
     findings.violations.check(is_id(text), field, "must be 20 characters of [A-Z0-9] that begin with AKIA");
