@@ -1,6 +1,5 @@
-//! The bare engine: libs/vmm driven directly on the image's own snapshot, with a
-//! slot of our own. No API, no records, no identity repair, no proxy: the floor
-//! under what the fleet can do.
+//! The bare engine: libs/vmm driven directly on the image's own snapshot, with a slot of our own. No API, no
+//! records, no identity repair, no proxy: the floor under what the fleet can do.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};

@@ -1,11 +1,9 @@
-//! Simulated hosts: host-agents without machines. Each registers and reports to
-//! the scheduler as a real one does, with the fleet's own certificates, and
-//! answers Bake, Launch, Suspend, Resume and Terminate at once from a table in
-//! memory. Nothing runs on them: they are for measuring what is in front of hosts.
+//! Simulated hosts: host-agents without machines. Each registers and reports to the scheduler as a real one
+//! does, with the fleet's own certificates, and answers Bake, Launch, Suspend, Resume and Terminate at once
+//! from a table in memory. Nothing runs on them: they are for measuring what is in front of hosts.
 //!
-//! Their engine is "sim", which no real host has: what they baked is placed on
-//! them only. Their room is far more than any real host's, so that a bake goes
-//! to them and not to a real host beside them.
+//! Their engine is "sim", which no real host has: what they baked is placed on them only. Their room is far
+//! more than any real host's, so that a bake goes to them and not to a real host beside them.
 
 mod report;
 mod service;

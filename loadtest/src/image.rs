@@ -1,5 +1,4 @@
-//! The image a run works with: one that exists, or one that is built for the run
-//! and deleted after it.
+//! The image a run works with: one that exists, or one that is built for the run and deleted after it.
 
 use std::time::{Duration, Instant};
 
@@ -115,8 +114,7 @@ impl Draft {
         Ok(())
     }
 
-    /// Deletes the image and waits until it is gone. A build that is under way
-    /// ends first.
+    /// Deletes the image and waits until it is gone. A build that is under way ends first.
     pub async fn remove(&self, context: &Context) -> anyhow::Result<()> {
         let deadline = Instant::now() + REMOVAL_TIMEOUT;
         loop {

@@ -129,8 +129,7 @@ pub struct Report {
     pub burst: Option<Burst>,
 }
 
-/// Many launches at once, each from the moment all of them were due to its app's first
-/// answer.
+/// Many launches at once, each from the moment all of them were due to its app's first answer.
 #[derive(Serialize)]
 pub struct Burst {
     launches: u32,

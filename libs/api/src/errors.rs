@@ -1,7 +1,6 @@
-//! The one way to answer with an error: a gRPC code, a sentence for the
-//! caller, and `google.rpc` details (`ErrorInfo` reason and metadata, field
-//! violations, retry delay). Clients branch on the reason, people read the
-//! sentence.
+//! The one way to answer with an error: a gRPC code, a sentence for the caller, and `google.rpc` details
+//! (`ErrorInfo` reason and metadata, field violations, retry delay). Clients branch on the reason, people
+//! read the sentence.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -12,9 +11,8 @@ use tonic_types::{ErrorDetails, StatusExt as _};
 /// `ErrorInfo.domain` of every error Torpor makes.
 pub const DOMAIN: &str = "torpor";
 
-/// Longest message, and violations together, in bytes. A status travels in the
-/// headers, its message twice; peers take 16 KiB of them, and drop the call when
-/// there is more.
+/// Longest message, and violations together, in bytes. A status travels in the headers, its message twice;
+/// peers take 16 KiB of them, and drop the call when there is more.
 pub const MESSAGE_LENGTH_MAX: usize = 2048;
 
 /// Metadata key of the leader's address in [`not_leader`].
@@ -88,8 +86,7 @@ fn clip(text: &str, length_max: usize) -> String {
     format!("{}{MORE}", &text[..end])
 }
 
-/// An error with a reason and, optionally, metadata. Long texts are cut, see
-/// [`MESSAGE_LENGTH_MAX`].
+/// An error with a reason and, optionally, metadata. Long texts are cut, see [`MESSAGE_LENGTH_MAX`].
 #[must_use]
 pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[(&str, &str)]) -> Status {
     let metadata: HashMap<String, String> =
@@ -101,10 +98,9 @@ pub fn status(code: Code, reason: &str, message: impl Into<String>, metadata: &[
     )
 }
 
-/// INVALID_ARGUMENT naming every violated field: `(path, description)`. In the
-/// message a description that is a sentence (it begins with a capital letter)
-/// stands by itself, any other behind its field. What does not fit is left out,
-/// see [`MESSAGE_LENGTH_MAX`].
+/// INVALID_ARGUMENT naming every violated field: `(path, description)`. In the message a description that is
+/// a sentence (it begins with a capital letter) stands by itself, any other behind its field. What does not
+/// fit is left out, see [`MESSAGE_LENGTH_MAX`].
 #[must_use]
 pub fn invalid(violations: &[(String, String)]) -> Status {
     let mut details = ErrorDetails::with_error_info(reason::INVALID_ARGUMENT, DOMAIN, HashMap::new());

@@ -1,5 +1,4 @@
-//! Pauses between attempts: the first is short, each further one twice as long, up
-//! to a bound.
+//! Pauses between attempts: the first is short, each further one twice as long, up to a bound.
 
 #![warn(missing_docs)]
 

@@ -8,9 +8,8 @@
 //!        <── u32 BE length ── Frame{exchange: 0, logs | app exited} ──
 //! ```
 //!
-//! [`frame`] is the codec both ends share. [`Link`] (feature `host`) is the
-//! host's end. It treats everything the guest sends as hostile: sizes, counts
-//! and waits are bounded, and nothing it sends can panic the host.
+//! [`frame`] is the codec both ends share. [`Link`] (feature `host`) is the host's end. It treats everything
+//! the guest sends as hostile: sizes, counts and waits are bounded, and nothing it sends can panic the host.
 //!
 //! What this is not: it opens no connection (the caller brings the stream) and
 //! decides nothing about what an answer means.

@@ -7,10 +7,9 @@
 //!   └── oneshot ── waiting (exchange -> caller) ── reader task ──> events (bounded)
 //! ```
 //!
-//! The writer is a task so that a caller who gives up in the middle of a write
-//! cannot leave half a frame on the stream. When either task ends, for whatever
-//! reason, the link is dead: every waiter gets [`Error::Closed`] and the event
-//! receiver gets [`Event::Closed`] last.
+//! The writer is a task so that a caller who gives up in the middle of a write cannot leave half a frame on
+//! the stream. When either task ends, for whatever reason, the link is dead: every waiter gets
+//! [`Error::Closed`] and the event receiver gets [`Event::Closed`] last.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -279,8 +278,7 @@ impl Link {
         self.shared.waiting.lock().closed.is_some()
     }
 
-    /// Numbers start at 1 (0 marks events) and may wrap: an exchange is long
-    /// over by then.
+    /// Numbers start at 1 (0 marks events) and may wrap: an exchange is long over by then.
     fn exchange(&self) -> u32 {
         loop {
             let exchange = self.shared.next_exchange.fetch_add(1, Ordering::Relaxed);

@@ -27,8 +27,7 @@ pub enum Full {
     /// The next line begins a new file. The full one stays, in place of the one
     /// before it: a log has at most two files.
     Rotate,
-    /// A line says so, and only the platform's lines are still taken, up to this many
-    /// more bytes.
+    /// A line says so, and only the platform's lines are still taken, up to this many more bytes.
     Stop {
         /// Bytes beyond the bound.
         platform_bytes_max: u64,
@@ -70,8 +69,7 @@ struct State {
 }
 
 impl Log {
-    /// Opens the log whose current file is `path`, or begins it. Its directory must be
-    /// there.
+    /// Opens the log whose current file is `path`, or begins it. Its directory must be there.
     ///
     /// # Errors
     /// When its file cannot be made.
@@ -105,8 +103,7 @@ impl Log {
         self.append_from(source.into(), 0, text);
     }
 
-    /// Adds a line that had a number where it came from; `origin` is that number plus
-    /// one.
+    /// Adds a line that had a number where it came from; `origin` is that number plus one.
     pub fn append_from(&self, source: i32, origin: u64, text: impl Into<String>) {
         let mut state = self.lock();
         let ours = source == i32::from(LogSource::Platform);
@@ -197,8 +194,7 @@ impl State {
     }
 }
 
-/// Cuts off a last line that a crash tore, lest the next line be joined to it. Returns
-/// the file's length.
+/// Cuts off a last line that a crash tore, lest the next line be joined to it. Returns the file's length.
 fn whole_lines(file: &mut File) -> io::Result<u64> {
     let length = file.seek(SeekFrom::End(0))?;
     let start = file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;

@@ -43,8 +43,7 @@ impl Reader {
         }
     }
 
-    /// The next lines, at most a message full; none when there are no more yet.
-    /// Blocking.
+    /// The next lines, at most a message full; none when there are no more yet. Blocking.
     ///
     /// # Errors
     /// When the file cannot be read.

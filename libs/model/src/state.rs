@@ -1,6 +1,5 @@
-//! The state tables. Each machine is one `next` function; the whole
-//! state x event matrix is a snapshot test, so a changed transition shows up as
-//! a changed table.
+//! The state tables. Each machine is one `next` function; the whole state x event matrix is a snapshot test,
+//! so a changed transition shows up as a changed table.
 //!
 //! ```text
 //! image    CREATING -> CREATED | CREATE_FAILED;  UPDATING -> UPDATED | UPDATE_FAILED;  DELETING -> DELETED | DELETE_FAILED

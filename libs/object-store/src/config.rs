@@ -14,8 +14,7 @@ pub struct Config {
     pub access_key_id: Option<String>,
     /// Secret of the access key.
     pub secret_access_key: Option<String>,
-    /// Bucket in the path instead of in the host name; nearly every server
-    /// but AWS wants it.
+    /// Bucket in the path instead of in the host name; nearly every server but AWS wants it.
     pub path_style: bool,
     /// Attempts per request, the first one included.
     pub attempts_max: u32,

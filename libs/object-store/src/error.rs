@@ -114,10 +114,9 @@ impl Error {
 
     /// Whether the call is known to have changed nothing in the store.
     ///
-    /// `false` for [`Error::Unavailable`] (an attempt may have been applied
-    /// before its answer was lost) and for [`Error::PreconditionFailed`] (see
-    /// there). All puts, deletes and multipart uploads of this crate can be
-    /// repeated, so after an indeterminate error the right step is to repeat.
+    /// `false` for [`Error::Unavailable`] (an attempt may have been applied before its answer was lost) and
+    /// for [`Error::PreconditionFailed`] (see there). All puts, deletes and multipart uploads of this crate
+    /// can be repeated, so after an indeterminate error the right step is to repeat.
     #[must_use]
     pub fn determinate(&self) -> bool {
         !matches!(self, Self::Unavailable { .. } | Self::PreconditionFailed { .. })

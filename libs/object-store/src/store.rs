@@ -96,8 +96,7 @@ impl Store {
     /// Makes sure the bucket exists. Safe to repeat and to race.
     ///
     /// # Errors
-    /// [`Error::AccessDenied`], [`Error::Unavailable`], or [`Error::Other`] for
-    /// a name the store refuses.
+    /// [`Error::AccessDenied`], [`Error::Unavailable`], or [`Error::Other`] for a name the store refuses.
     pub fn ensure_bucket<'a>(&'a self, bucket: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let target = Target { operation: "create bucket", bucket, key: "" };
@@ -201,8 +200,7 @@ impl Store {
     /// The object's bytes within `range`, fewer where the object ends first.
     ///
     /// # Errors
-    /// As [`Store::get`]; [`Error::Other`] for an empty range or one that
-    /// starts behind the object's end.
+    /// As [`Store::get`]; [`Error::Other`] for an empty range or one that starts behind the object's end.
     pub fn get_range<'a>(
         &'a self,
         bucket: &'a str,
@@ -284,8 +282,7 @@ impl Store {
     /// Deletes an object; one that is not there is fine.
     ///
     /// # Errors
-    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
-    /// [`Error::Unavailable`].
+    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
     pub fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let target = Target { operation: "delete", bucket, key };

@@ -1,9 +1,8 @@
 //! Writes that are tried until their fate is known.
 //!
-//! When an answer of etcd is lost, the writes may or may not have happened. They
-//! are tried again with the same expectations: if they had not happened, they
-//! happen now; if they had, etcd refuses them, and the *witness*, the key of the
-//! first write, holds what that write put there. A refusal without a lost answer
+//! When an answer of etcd is lost, the writes may or may not have happened. They are tried again with the
+//! same expectations: if they had not happened, they happen now; if they had, etcd refuses them, and the
+//! *witness*, the key of the first write, holds what that write put there. A refusal without a lost answer
 //! before it is somebody else's doing, whatever the witness holds.
 
 use futures::future::BoxFuture;
@@ -17,8 +16,7 @@ use crate::{Error, Leadership, Lease, Result, Versioned, Write};
 pub enum Tenure<'a> {
     /// Leadership, which etcd checks with every attempt.
     Leader(&'a Leadership),
-    /// A lease, by the holder's clock: the expectations of the writes must keep out
-    /// the next holder.
+    /// A lease, by the holder's clock: the expectations of the writes must keep out the next holder.
     Holder(&'a Lease),
 }
 
@@ -54,9 +52,8 @@ impl Store {
     /// the witness: no other process may put the same value there.
     ///
     /// # Errors
-    /// [`Error::LeadershipLost`] or [`Error::LeaseLost`] when the tenure ends first; the
-    /// fate of the writes may then be unknown. [`Error::TooLarge`], [`Error::Refused`]:
-    /// nothing was written.
+    /// [`Error::LeadershipLost`] or [`Error::LeaseLost`] when the tenure ends first; the fate of the writes
+    /// may then be unknown. [`Error::TooLarge`], [`Error::Refused`]: nothing was written.
     pub fn commit<'a>(&'a self, writes: Vec<Write>, tenure: Tenure<'a>) -> BoxFuture<'a, Result<Committed>> {
         Box::pin(async move {
             let mut backoff = backoff();

@@ -30,8 +30,7 @@ pub struct Leadership {
 }
 
 impl Leadership {
-    /// True until the lease's local deadline passes or a guarded write is
-    /// refused.
+    /// True until the lease's local deadline passes or a guarded write is refused.
     #[must_use]
     pub fn is_leader(&self) -> bool {
         self.lease.is_alive()
@@ -76,10 +75,9 @@ impl Leadership {
 }
 
 impl Store {
-    /// Waits until this instance leads the election `name`; however long etcd
-    /// or another leader makes it wait. `instance` (an address) is what others
-    /// read as the leader and must belong to one process at a time: an earlier
-    /// term of the same instance, left behind by a crash, is replaced at once.
+    /// Waits until this instance leads the election `name`; however long etcd or another leader makes it
+    /// wait. `instance` (an address) is what others read as the leader and must belong to one process at a
+    /// time: an earlier term of the same instance, left behind by a crash, is replaced at once.
     ///
     /// # Errors
     /// [`Error::Refused`], [`Error::TooLarge`]: asking again will not help.
@@ -128,8 +126,7 @@ impl Store {
         }
     }
 
-    /// Creates the key if it is not there or is our own former term's. Returns
-    /// its creation revision.
+    /// Creates the key if it is not there or is our own former term's. Returns its creation revision.
     async fn claim(&self, key: &str, instance: &str, lease: &Lease) -> Result<Option<i64>> {
         let full = self.full(key)?;
         let put = || TxnOp::put(full.clone(), instance, Some(PutOptions::new().with_lease(lease.id())));

@@ -84,9 +84,8 @@ impl Error {
     }
 }
 
-/// gRPC codes after which trying again makes sense: CANCELLED, UNKNOWN,
-/// DEADLINE_EXCEEDED, RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE.
-/// (etcd answers UNKNOWN and INTERNAL while it stops.)
+/// gRPC codes after which trying again makes sense: CANCELLED, UNKNOWN, DEADLINE_EXCEEDED,
+/// RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE. (etcd answers UNKNOWN and INTERNAL while it stops.)
 const CODES_RETRYABLE: [i32; 7] = [1, 2, 4, 8, 10, 13, 14];
 
 fn never_sent(error: &etcd_client::Error) -> bool {

@@ -1,8 +1,7 @@
 //! A lease and the moment by which its holder must stop.
 //!
-//! The holder's deadline is counted by its own monotonic clock from when the
-//! last answered keepalive was *sent*, so it always passes before etcd lets
-//! anybody else in, whatever happens to the connection.
+//! The holder's deadline is counted by its own monotonic clock from when the last answered keepalive was
+//! *sent*, so it always passes before etcd lets anybody else in, whatever happens to the connection.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -49,8 +48,7 @@ impl Drop for Shared {
 }
 
 impl Store {
-    /// Takes a lease that lives `ttl` (whole seconds, at least 1) beyond its
-    /// last keepalive.
+    /// Takes a lease that lives `ttl` (whole seconds, at least 1) beyond its last keepalive.
     ///
     /// # Errors
     /// [`Error::Unavailable`], [`Error::Refused`].
@@ -88,8 +86,7 @@ impl Lease {
         !state.ended && Instant::now() < state.deadline
     }
 
-    /// Returns once the lease is over; at the deadline at the latest. Cancel
-    /// safe.
+    /// Returns once the lease is over; at the deadline at the latest. Cancel safe.
     pub fn lost(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             let mut states = self.shared.state.subscribe();

@@ -1,10 +1,9 @@
 //! Small durable records in etcd: compare-and-set writes, watches that heal,
 //! leases with a fencing deadline, elections.
 //!
-//! Keys are relative: the configured root prefix is put in front on the way
-//! out and taken off on the way in. Every call is bounded in time; etcd may be
-//! killed and restarted at any moment, and a caller sees [`Error::Unavailable`]
-//! until it is back. A write whose answer is lost may have happened; a caller that
+//! Keys are relative: the configured root prefix is put in front on the way out and taken off on the way in.
+//! Every call is bounded in time; etcd may be killed and restarted at any moment, and a caller sees
+//! [`Error::Unavailable`] until it is back. A write whose answer is lost may have happened; a caller that
 //! must know uses [`Store::commit`], which tries until it is known.
 //!
 //! Not here: what the values mean. They are bytes.

@@ -35,8 +35,7 @@ pub struct Versioned<T = Vec<u8>> {
     pub revision: i64,
 }
 
-/// Entries of a listing (key without root, in key order) and the revision at
-/// which all of them were read.
+/// Entries of a listing (key without root, in key order) and the revision at which all of them were read.
 pub type Listing = (Vec<(String, Versioned)>, i64);
 
 /// What a write expects to find.
@@ -87,8 +86,7 @@ impl Write {
     }
 }
 
-/// A connection to etcd; clones share it. Connects when first used and again
-/// whenever it must.
+/// A connection to etcd; clones share it. Connects when first used and again whenever it must.
 #[derive(Clone)]
 pub struct Store {
     client: Client,
@@ -143,8 +141,7 @@ impl Store {
         })
     }
 
-    /// Reads every key that starts with `prefix`, all at one revision, in
-    /// pages.
+    /// Reads every key that starts with `prefix`, all at one revision, in pages.
     ///
     /// # Errors
     /// [`Error::TooLarge`] beyond [`LIST_ENTRIES_MAX`], [`Error::Unavailable`].
@@ -261,9 +258,8 @@ impl Store {
         })
     }
 
-    /// Does all writes or none. With a guard, only while that leadership holds:
-    /// checked by the local clock first and by etcd in the same transaction.
-    /// Returns the revision of the transaction.
+    /// Does all writes or none. With a guard, only while that leadership holds: checked by the local clock
+    /// first and by etcd in the same transaction. Returns the revision of the transaction.
     ///
     /// # Errors
     /// As [`Store::put_if`].

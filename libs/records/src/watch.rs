@@ -33,9 +33,8 @@ pub enum Event {
     Delete(String),
 }
 
-/// Stream of [`Event`]s, the first of which is a [`Event::Snapshot`]. It never
-/// ends and reports no errors: while etcd is away it is silent. Dropping it
-/// stops it.
+/// Stream of [`Event`]s, the first of which is a [`Event::Snapshot`]. It never ends and reports no errors:
+/// while etcd is away it is silent. Dropping it stops it.
 #[derive(Debug)]
 pub struct Watch {
     events: mpsc::Receiver<Event>,

@@ -1,5 +1,4 @@
-//! What every user of records relies on, against a real etcd that is killed
-//! and restarted underneath.
+//! What every user of records relies on, against a real etcd that is killed and restarted underneath.
 
 // Helpers outside #[test] functions fail the test the same way.
 #![allow(clippy::unwrap_used)]

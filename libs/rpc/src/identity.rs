@@ -38,8 +38,7 @@ pub enum IdentityError {
     },
 }
 
-/// Makes aws-lc-rs the process's crypto provider. Called by everything here that
-/// needs one; safe to repeat.
+/// Makes aws-lc-rs the process's crypto provider. Called by everything here that needs one; safe to repeat.
 pub fn install_crypto_provider() {
     // An error means that one is installed already.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -103,8 +102,7 @@ impl TlsIdentity {
         Arc::clone(&self.server)
     }
 
-    /// Client side for raw TLS; the server name to verify is
-    /// [`Role::dns_name`].
+    /// Client side for raw TLS; the server name to verify is [`Role::dns_name`].
     #[must_use]
     pub fn client_config(&self) -> Arc<ClientConfig> {
         Arc::clone(&self.client)

@@ -24,8 +24,7 @@ tokio::task_local! {
     static CURRENT: RequestId;
 }
 
-/// The id of one call, the caller's or a fresh one; in every log line, span and
-/// answer of the call.
+/// The id of one call, the caller's or a fresh one; in every log line, span and answer of the call.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RequestId(String);
 

@@ -1,9 +1,8 @@
 //! The replicas of a service, of which one may lead, behind one call.
 //!
-//! One rule decides when a call goes to another replica ([`is_elsewhere`]): the
-//! replica says that it does not lead, or it gave no answer of its own. A replica
-//! that does not lead names the leader, and the call goes there next, whether the
-//! settings list that address or not. Every call may be made twice: what changes
+//! One rule decides when a call goes to another replica ([`is_elsewhere`]): the replica says that it does not
+//! lead, or it gave no answer of its own. A replica that does not lead names the leader, and the call goes
+//! there next, whether the settings list that address or not. Every call may be made twice: what changes
 //! something carries a client token or may be repeated.
 
 use std::sync::Arc;
@@ -20,8 +19,7 @@ use api::errors::{self, reason};
 
 use crate::{Role, TlsIdentity, channel, request};
 
-/// Addresses that are kept because a replica named them as the leader's. The
-/// oldest goes when another comes.
+/// Addresses that are kept because a replica named them as the leader's. The oldest goes when another comes.
 const FOLLOWED_MAX: usize = 2;
 /// Shortest pause before the replicas are asked once more.
 const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
@@ -29,8 +27,7 @@ const RETRY_PAUSE_MIN: Duration = Duration::from_millis(100);
 /// How long one call may take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CallBounds {
-    /// Longest wait for one replica. A replica that is silent for so long is left
-    /// for the next one.
+    /// Longest wait for one replica. A replica that is silent for so long is left for the next one.
     pub attempt: Duration,
     /// Longest wait in all.
     pub total: Duration,
@@ -220,8 +217,7 @@ impl<'a> Round<'a> {
         self.bounds.attempt.min(self.bounds.total.saturating_sub(self.started.elapsed()))
     }
 
-    /// A channel to the replica to ask: the current one, or the first after it that
-    /// was not asked yet.
+    /// A channel to the replica to ask: the current one, or the first after it that was not asked yet.
     fn next(&mut self) -> Result<Channel, Status> {
         let mut state = self.replicas.state();
         let count = state.replicas.len();

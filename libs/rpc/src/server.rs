@@ -1,5 +1,4 @@
-//! The server side: bind first, so that a service knows its address and fails
-//! early, then serve.
+//! The server side: bind first, so that a service knows its address and fails early, then serve.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,8 +17,7 @@ use crate::layer::CallLayer;
 const CALLS_PER_CONNECTION_MAX: usize = 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long running calls may take to end after shutdown began; watches never
-/// end by themselves.
+/// How long running calls may take to end after shutdown began; watches never end by themselves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Why a server could not start or stopped.
@@ -77,8 +75,7 @@ impl BoundServer {
         self.local_addr
     }
 
-    /// Serves `routes`, health and reflection until `shutdown`, then gives
-    /// running calls a moment to end.
+    /// Serves `routes`, health and reflection until `shutdown`, then gives running calls a moment to end.
     ///
     /// # Errors
     /// When TLS cannot be set up or the listener fails.

@@ -4,8 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// A secret setting. `Debug`, `Display` and `Serialize` hide it; only
-/// [`Secret::expose`] gives it out.
+/// A secret setting. `Debug`, `Display` and `Serialize` hide it; only [`Secret::expose`] gives it out.
 #[derive(Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);

@@ -7,8 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::Secret;
 
-/// Where a process finds its own certificate and the CA it trusts. Both files
-/// are PEM.
+/// Where a process finds its own certificate and the CA it trusts. Both files are PEM.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct TlsSettings {

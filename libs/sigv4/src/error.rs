@@ -3,9 +3,8 @@
 use crate::date::Timestamp;
 use std::time::Duration;
 
-/// Why a request is not let in. `Display` is the message for the client: no
-/// variant carries anything secret, and what it repeats of the request is
-/// bounded (see [`crate::ECHO_LENGTH_MAX`]).
+/// Why a request is not let in. `Display` is the message for the client: no variant carries anything secret,
+/// and what it repeats of the request is bounded (see [`crate::ECHO_LENGTH_MAX`]).
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -13,8 +12,7 @@ pub enum Error {
     #[error("Missing Authentication Token")]
     MissingAuthenticationToken,
 
-    /// There is a signature, but parts are absent or malformed: the whole
-    /// message.
+    /// There is a signature, but parts are absent or malformed: the whole message.
     #[error("{0}")]
     IncompleteSignature(String),
 
@@ -53,13 +51,11 @@ pub enum Error {
     #[error("{0}")]
     Scope(String),
 
-    /// A header that a signature must cover is not in `SignedHeaders`: the
-    /// header's name, in quotes.
+    /// A header that a signature must cover is not in `SignedHeaders`: the header's name, in quotes.
     #[error("{0} must be a 'SignedHeader' in the AWS Authorization.")]
     HeaderNotSigned(String),
 
-    /// Something that decides the signature's meaning is there twice: the whole
-    /// message.
+    /// Something that decides the signature's meaning is there twice: the whole message.
     #[error("{0}")]
     Ambiguous(String),
 

@@ -8,10 +8,9 @@
 //! Verifier::verify(unverified, secret, payload, now)   check again, then the signature
 //! ```
 //!
-//! The order is AWS's order of refusals: a malformed signature is told before an
-//! expired one, an expired one before an unknown key, an unknown key before a
-//! wrong signature. Nothing before `verify` reads the body, so a request without
-//! a sound signature need not be buffered.
+//! The order is AWS's order of refusals: a malformed signature is told before an expired one, an expired one
+//! before an unknown key, an unknown key before a wrong signature. Nothing before `verify` reads the body, so
+//! a request without a sound signature need not be buffered.
 //!
 //! The signature covers [`normal_path`], not the path as sent: whoever routes
 //! must route on `normal_path`, or refuse paths that differ from it.
@@ -68,8 +67,7 @@ pub const EXPIRES_SECONDS_MAX: u64 = 604_800;
 pub struct Request<'a> {
     /// The method, as sent.
     pub method: &'a str,
-    /// HTTP/2's `:authority`, which stands for the header `host` where there is
-    /// none. `None` over HTTP/1.
+    /// HTTP/2's `:authority`, which stands for the header `host` where there is none. `None` over HTTP/1.
     pub authority: Option<&'a str>,
     /// The path, percent-encoded as sent, without the query.
     pub raw_path: &'a str,

@@ -62,8 +62,7 @@ impl<'a> Pairs<'a> {
     }
 }
 
-/// One percent-decoding, `+` for a space. A `%` without two hex digits stands
-/// for itself.
+/// One percent-decoding, `+` for a space. A `%` without two hex digits stands for itself.
 fn decode(text: &str) -> Cow<'_, [u8]> {
     if !text.contains('+') {
         return percent_decode(text.as_bytes()).into();

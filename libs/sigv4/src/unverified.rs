@@ -179,8 +179,7 @@ pub(crate) fn clip(text: &str) -> &str {
     &text[..end.unwrap_or(0)]
 }
 
-/// One host: two headers, or one that is not the authority, would let a
-/// signature be read in two ways.
+/// One host: two headers, or one that is not the authority, would let a signature be read in two ways.
 fn check_host(request: &Request<'_>) -> Result<(), Error> {
     let Some(host) = only(request, "host")? else {
         return Ok(());
@@ -193,8 +192,7 @@ fn check_host(request: &Request<'_>) -> Result<(), Error> {
     }
 }
 
-/// The list's form, and that it has what it must: `host`, and every `x-amz-*`
-/// header that came.
+/// The list's form, and that it has what it must: `host`, and every `x-amz-*` header that came.
 fn check_signed_headers(request: &Request<'_>, list: &str) -> Result<(), Error> {
     let mut last = "";
     for (i, name) in list.split(';').enumerate() {

@@ -49,9 +49,8 @@ impl Verifier {
         }
     }
 
-    /// What can be said without the secret: that the signature is current, and that
-    /// it is for this region and service. To be asked before the key is looked
-    /// up, so that refusals come in AWS's order.
+    /// What can be said without the secret: that the signature is current, and that it is for this region and
+    /// service. To be asked before the key is looked up, so that refusals come in AWS's order.
     ///
     /// # Errors
     /// `Expired`, `NotYetCurrent`, `Scope`.
@@ -67,9 +66,8 @@ impl Verifier {
         self.check_scope(unverified)
     }
 
-    /// All of [`Self::check`], and then whether this secret made the signature
-    /// over this request and payload. Takes the same time wherever signatures
-    /// differ.
+    /// All of [`Self::check`], and then whether this secret made the signature over this request and payload.
+    /// Takes the same time wherever signatures differ.
     ///
     /// # Errors
     /// Those of [`Self::check`], and `SignatureDoesNotMatch`.

@@ -6,8 +6,7 @@ use std::time::Duration;
 use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 
-/// Longest run of one command. They take milliseconds; this is for a machine
-/// in trouble.
+/// Longest run of one command. They take milliseconds; this is for a machine in trouble.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(15);
 /// Most of a command's complaint that goes into an error, in bytes.
 const COMPLAINT_MAX: usize = 512;

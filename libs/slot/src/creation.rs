@@ -55,8 +55,7 @@ async fn create_parts(
     let name = settings.namespace(index);
     let veth = settings.veth(index);
     let (root_side, slot_side) = settings.outer(index);
-    // Dying anywhere from here on leaves a namespace of our prefix, which the
-    // next start removes.
+    // Dying anywhere from here on leaves a namespace of our prefix, which the next start removes.
     let mut script = format!("netns add {name}\nlink add {veth} type veth peer name {UPLINK} netns {name}\n");
     if Path::new("/proc/sys/net/ipv6").exists() {
         let _ = writeln!(script, "link set {veth} addrgenmode none");
@@ -110,8 +109,7 @@ pub(crate) async fn destroy(settings: &PoolSettings, index: u32) -> Result<(), E
         return Ok(());
     }
     let result = ip(&["-force", "-batch", "-"], &script).await;
-    // Somebody else may have removed a part in between; what counts is that
-    // nothing is left.
+    // Somebody else may have removed a part in between; what counts is that nothing is left.
     if has_veth() || has_namespace() {
         return Err(result.err().map_or(Error::Remains { name }, Error::from));
     }

@@ -13,8 +13,7 @@ use crate::inside::{Inside, Namespace};
 /// Waiting connections of a listener in a slot.
 const BACKLOG: u32 = 64;
 
-/// Opens sockets in one slot. Cheap to clone. A clone kept after the slot was
-/// recycled reaches nothing.
+/// Opens sockets in one slot. Cheap to clone. A clone kept after the slot was recycled reaches nothing.
 #[derive(Debug, Clone)]
 pub struct Dialer {
     namespace: Arc<Namespace>,
@@ -29,8 +28,7 @@ impl Dialer {
     /// Connects from inside the slot, without Nagle's delay.
     ///
     /// # Errors
-    /// What the connection attempt met: `ConnectionRefused` when nothing
-    /// listens, `TimedOut` after `timeout`.
+    /// What the connection attempt met: `ConnectionRefused` when nothing listens, `TimedOut` after `timeout`.
     pub async fn connect(&self, address: SocketAddr, timeout: Duration) -> io::Result<TcpStream> {
         let attempt = async {
             let stream = self.tcp_socket().await?.connect(address).await?;

@@ -37,8 +37,7 @@ const CLOSED: &[(u32, u8)] = &[
 const CLOSED_ALWAYS: &[(u32, u8)] =
     &[(0x0000_0000, 8), (0x7f00_0000, 8), (0xa9fe_0000, 16), (0xe000_0000, 3)];
 
-/// Networks closed to the guests of a pool; each list without networks that lie
-/// in another of it.
+/// Networks closed to the guests of a pool; each list without networks that lie in another of it.
 #[derive(Debug)]
 pub(crate) struct Closed {
     /// Closed to every guest.
@@ -201,10 +200,9 @@ pub(crate) fn without_root_table(name: &str) -> Value {
     json!({"nftables": [{"add": table}, {"delete": table}]})
 }
 
-/// The table inside a slot. What depends on the guest's egress is in chains of
-/// its own: `names` (the resolver relay), `opened` (closed networks that its
-/// allow list opens; no verdict means closed), `egress` (the rest; no verdict
-/// means closed too).
+/// The table inside a slot. What depends on the guest's egress is in chains of its own: `names` (the resolver
+/// relay), `opened` (closed networks that its allow list opens; no verdict means closed), `egress` (the rest;
+/// no verdict means closed too).
 pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
     let mut table = Table::new(SLOT_TABLE);
     table.base_chain("input", "filter", "input", 0, "drop");

@@ -1,9 +1,7 @@
-//! The machine's IPv4 forwarding switch: on while any pool needs it, and put
-//! back afterwards.
+//! The machine's IPv4 forwarding switch: on while any pool needs it, and put back afterwards.
 //!
-//! Several pools may share a machine, and any of them may die without saying
-//! so. What the switch was before the first of them is therefore kept in a
-//! file that a restart of the machine clears, under a lock.
+//! Several pools may share a machine, and any of them may die without saying so. What the switch was before
+//! the first of them is therefore kept in a file that a restart of the machine clears, under a lock.
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -20,8 +18,7 @@ pub(crate) fn switch_on() -> io::Result<()> {
     let mut before = String::new();
     record.read_to_string(&mut before)?;
     if before.is_empty() {
-        // Dying after this line leaves a record of the truth; dying before it
-        // leaves the switch as it was.
+        // Dying after this line leaves a record of the truth; dying before it leaves the switch as it was.
         record.write_all(std::fs::read_to_string(SWITCH)?.trim().as_bytes())?;
         record.sync_all()?;
     }
@@ -34,8 +31,7 @@ pub(crate) fn put_back() -> io::Result<()> {
     let mut before = String::new();
     record.read_to_string(&mut before)?;
     if before == "0" {
-        // Dying after this line leaves the record: the next pool to stop puts
-        // the same value back.
+        // Dying after this line leaves the record: the next pool to stop puts the same value back.
         std::fs::write(SWITCH, "0")?;
     }
     // Emptied, not removed: another pool may be waiting for this very lock.

@@ -1,10 +1,8 @@
 //! One thread that steps into namespaces on behalf of everybody else.
 //!
-//! A thread's network namespace decides where its new sockets live and which
-//! `/proc/sys/net` it sees, and nothing else: a socket made here is used from
-//! any thread afterwards. Keeping the stepping on one thread of our own means
-//! that no worker of the runtime can ever be left standing in a guest's
-//! namespace.
+//! A thread's network namespace decides where its new sockets live and which `/proc/sys/net` it sees, and
+//! nothing else: a socket made here is used from any thread afterwards. Keeping the stepping on one thread of
+//! our own means that no worker of the runtime can ever be left standing in a guest's namespace.
 
 use std::fs::File;
 use std::io;
@@ -52,9 +50,8 @@ impl Inside {
         std::thread::Builder::new().name("slot-inside".to_owned()).spawn(move || {
             while let Some(Job { namespace, work }) = queue.blocking_recv() {
                 work(enter(&namespace.fd));
-                // Going home lets go of the namespace, so that one that is
-                // destroyed really goes away. Should it fail, the next job
-                // still enters its own before doing anything.
+                // Going home lets go of the namespace, so that one that is destroyed really goes away. Should
+                // it fail, the next job still enters its own before doing anything.
                 if let Err(error) = enter(&home) {
                     tracing::error!(%error, "cannot leave a slot's namespace");
                 }

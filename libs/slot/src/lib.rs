@@ -6,16 +6,14 @@
 //!                   outer /30, gateway side  guest side     169.254.100.1  169.254.100.2
 //! ```
 //!
-//! Every clone of a snapshot keeps the guest address baked into its memory;
-//! the namespace translates it to an outer address of its own. The filter in
-//! the namespace decides what the guest may reach; the root namespace's table
-//! drops whatever still tries to reach the host or another slot, so that a
-//! mistake in one of the two does not open the host.
+//! Every clone of a snapshot keeps the guest address baked into its memory; the namespace translates it to an
+//! outer address of its own. The filter in the namespace decides what the guest may reach; the root
+//! namespace's table drops whatever still tries to reach the host or another slot, so that a mistake in one
+//! of the two does not open the host.
 //!
-//! What this does not do: start engines, count bytes, decide which policy a guest
-//! gets. Nor does
-//! it make a namespace safe to reuse: a slot is destroyed after one microVM,
-//! and the caller hands it back only when the engine process has been reaped.
+//! What this does not do: start engines, count bytes, decide which policy a guest gets. Nor does it make a
+//! namespace safe to reuse: a slot is destroyed after one microVM, and the caller hands it back only when the
+//! engine process has been reaped.
 
 #![warn(missing_docs)]
 

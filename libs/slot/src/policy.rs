@@ -10,16 +10,14 @@ pub const POLICY_NETWORKS_MAX: usize = 1024;
 /// Most characters of a wrong network that an error repeats.
 const SHOWN_MAX: usize = 64;
 
-/// Destinations a guest may reach: never a denied one, and where there is an
-/// allow list only what is in it.
+/// Destinations a guest may reach: never a denied one, and where there is an allow list only what is in it.
 ///
 /// A policy takes away from [`Egress::Internet`](crate::Egress::Internet). What is
 /// closed to every guest stays closed, except that an allow list reaches the
 /// networks of [`PoolSettings::openable`](crate::PoolSettings::openable).
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Policy {
-    /// Disjoint; absent: no allow list. Empty: a list that names nothing a slot
-    /// can reach.
+    /// Disjoint; absent: no allow list. Empty: a list that names nothing a slot can reach.
     pub(crate) allow: Option<Vec<Subnet>>,
     /// Disjoint.
     pub(crate) deny: Vec<Subnet>,
@@ -36,10 +34,9 @@ pub struct PolicyError {
 }
 
 impl Policy {
-    /// Reads two lists of networks in CIDR form, IPv4 or IPv6, at most
-    /// [`POLICY_NETWORKS_MAX`] each. Bits beyond the prefix length do not count.
-    /// An empty allow list is none. Slots carry IPv4 only, so that an IPv6
-    /// network matches nothing; an allow list of nothing else lets nothing out.
+    /// Reads two lists of networks in CIDR form, IPv4 or IPv6, at most [`POLICY_NETWORKS_MAX`] each. Bits
+    /// beyond the prefix length do not count. An empty allow list is none. Slots carry IPv4 only, so that an
+    /// IPv6 network matches nothing; an allow list of nothing else lets nothing out.
     ///
     /// # Errors
     /// Names the first list or network that breaks a rule.

@@ -69,8 +69,7 @@ impl Pool {
     /// named in `in_use` are removed, the pool's table is replaced.
     ///
     /// # Errors
-    /// When the settings are unusable or the kernel refuses (not root, no `ip`
-    /// or `nft`).
+    /// When the settings are unusable or the kernel refuses (not root, no `ip` or `nft`).
     pub async fn start(settings: PoolSettings, in_use: &[String]) -> Result<Self, Error> {
         settings.check()?;
         let kept: BTreeSet<u32> = in_use.iter().filter_map(|name| settings.index_of(name)).collect();
@@ -81,8 +80,7 @@ impl Pool {
         let kept: BTreeSet<u32> = kept.intersection(&existing).copied().collect();
 
         let closed = Closed::new(&settings, &creation::own_networks().await?);
-        // Rules before forwarding: the other way round there is a moment
-        // without a filter.
+        // Rules before forwarding: the other way round there is a moment without a filter.
         creation::apply(&firewall::root_table(&settings, &closed)).await?;
         if settings.forwarding {
             forwarding::switch_on().map_err(Error::Forwarding)?;
@@ -154,8 +152,7 @@ impl Pool {
         state.ready.is_empty() && state.used.len() >= self.shared.settings.total as usize
     }
 
-    /// Takes over a slot that was named in `in_use` at the start, with its
-    /// rules brought up to date.
+    /// Takes over a slot that was named in `in_use` at the start, with its rules brought up to date.
     ///
     /// # Errors
     /// [`Error::NotInUse`] when it was not, does not exist or was adopted before.
@@ -177,13 +174,11 @@ impl Pool {
         adopted
     }
 
-    /// Destroys a slot and makes room for a fresh one. The engine process must
-    /// have been reaped: a process that still holds the tap would keep the
-    /// namespace alive.
+    /// Destroys a slot and makes room for a fresh one. The engine process must have been reaped: a process
+    /// that still holds the tap would keep the namespace alive.
     ///
     /// # Errors
-    /// When something of it remains; its index is then not used again until the
-    /// next start, which removes it.
+    /// When something of it remains; its index is then not used again until the next start, which removes it.
     pub async fn recycle(&self, slot: Slot) -> Result<(), Error> {
         let Slot { index, dialer, relay, .. } = slot;
         if let Some(relay) = relay {
@@ -200,9 +195,8 @@ impl Pool {
         (state.ready.len(), state.used.len() - state.ready.len())
     }
 
-    /// Stops and removes every slot, the rules and the forwarding. With
-    /// `keep_in_use`, slots that are taken stay and keep working, and so do the
-    /// rules that guard them.
+    /// Stops and removes every slot, the rules and the forwarding. With `keep_in_use`, slots that are taken
+    /// stay and keep working, and so do the rules that guard them.
     ///
     /// # Errors
     /// The first thing that could not be removed; the rest is removed anyway.
@@ -330,9 +324,8 @@ impl Shared {
 }
 
 impl State {
-    /// Reserves an index when another slot is wanted. Indexes go round, so that
-    /// an outer address rests before it is used again and what the machine's
-    /// connection tracking remembers of it has faded.
+    /// Reserves an index when another slot is wanted. Indexes go round, so that an outer address rests before
+    /// it is used again and what the machine's connection tracking remembers of it has faded.
     fn allocate(&mut self, settings: &PoolSettings) -> Option<u32> {
         let target = (settings.ready as usize).max(self.waiting);
         if self.closed || self.ready.len() >= target || self.used.len() >= settings.total as usize {

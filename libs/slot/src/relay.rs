@@ -1,9 +1,8 @@
 //! The resolver relay of one slot: takes the guest's DNS questions on the
 //! gateway address and asks the host's resolvers from outside.
 //!
-//! It understands no more of DNS than it takes to tell a question from an
-//! answer. A guest that asks too much is not answered, and its own resolver
-//! tries again; the relay never waits for a guest and never queues.
+//! It understands no more of DNS than it takes to tell a question from an answer. A guest that asks too much
+//! is not answered, and its own resolver tries again; the relay never waits for a guest and never queues.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};

@@ -120,8 +120,7 @@ pub struct PoolSettings {
     /// Prefix of every name this pool makes, unique on the machine; lower-case
     /// letters, digits and dashes, at most 8 characters.
     pub prefix: String,
-    /// Network that the slots' outer /30s are cut from. Pools on one machine
-    /// must not overlap.
+    /// Network that the slots' outer /30s are cut from. Pools on one machine must not overlap.
     pub outer_subnet: Subnet,
     /// Slots kept made and waiting.
     pub ready: u32,
@@ -240,8 +239,7 @@ impl PoolSettings {
     }
 }
 
-/// The number after `start`, when that is all there is and it is written the
-/// one way we write it.
+/// The number after `start`, when that is all there is and it is written the one way we write it.
 fn index_after(name: &str, start: &str) -> Option<u32> {
     let digits = name.strip_prefix(start)?;
     let index = digits.parse().ok()?;

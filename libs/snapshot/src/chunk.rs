@@ -5,10 +5,9 @@
 //! payload: one bit per 4 KiB page (lowest bit first), then the pages whose bit is set
 //! ```
 //!
-//! Numbers are little endian. Pages without a bit are zero. Decoding never
-//! allocates more than the lengths in the header, and those are bounded, so no
-//! object however made takes more than a chunk and its bitmap of memory. It
-//! does not check the digest; its callers have done so.
+//! Numbers are little endian. Pages without a bit are zero. Decoding never allocates more than the lengths in
+//! the header, and those are bounded, so no object however made takes more than a chunk and its bitmap of
+//! memory. It does not check the digest; its callers have done so.
 
 use std::ops::Range;
 

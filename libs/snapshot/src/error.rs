@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 /// Why a snapshot or disk operation failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// Stored bytes are not what their manifest says, or not readable, or
-    /// missing although a manifest names them. Nothing was started from them;
-    /// trying again does not help.
+    /// Stored bytes are not what their manifest says, or not readable, or missing although a manifest names
+    /// them. Nothing was started from them; trying again does not help.
     #[error("{object} is corrupt: {detail}")]
     Corrupt {
         /// `s3://bucket/key`, or the path of a local file.

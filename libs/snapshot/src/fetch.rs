@@ -43,8 +43,7 @@ pub struct Verification {
     pub manifest: Manifest,
     /// blake3 of the manifest, in hexadecimal.
     pub manifest_digest: String,
-    /// Damaged or missing chunks, in the order of the manifest; empty when the
-    /// snapshot is whole.
+    /// Damaged or missing chunks, in the order of the manifest; empty when the snapshot is whole.
     pub problems: Vec<Problem>,
 }
 
@@ -82,15 +81,13 @@ pub async fn read_manifest(
 
 /// Writes a snapshot's files into `folder`, which must exist and be empty.
 ///
-/// Holes and zero pages take no space. When this returns, files and folder are
-/// synced to disk, so renaming the folder into its final place is all that is
-/// left to do. After an error, a crash or when the future is dropped, the folder
-/// holds incomplete files: delete it whole.
+/// Holes and zero pages take no space. When this returns, files and folder are synced to disk, so renaming
+/// the folder into its final place is all that is left to do. After an error, a crash or when the future is
+/// dropped, the folder holds incomplete files: delete it whole.
 ///
 /// # Errors
-/// [`Error::NotFound`] without a manifest; [`Error::Corrupt`] naming the first
-/// object that is damaged or missing; [`Error::Invalid`], [`Error::File`],
-/// [`Error::Store`].
+/// [`Error::NotFound`] without a manifest; [`Error::Corrupt`] naming the first object that is damaged or
+/// missing; [`Error::Invalid`], [`Error::File`], [`Error::Store`].
 pub async fn fetch(
     store: &Store,
     bucket: &str,
@@ -125,8 +122,7 @@ pub async fn fetch(
 /// Damage to chunks is reported in [`Verification::problems`], all of it.
 ///
 /// # Errors
-/// [`Error::NotFound`], [`Error::Corrupt`] when the manifest itself is damaged,
-/// [`Error::Store`].
+/// [`Error::NotFound`], [`Error::Corrupt`] when the manifest itself is damaged, [`Error::Store`].
 pub async fn verify(
     store: &Store,
     bucket: &str,

@@ -10,16 +10,14 @@
 //! <prefix>/manifest.json     last to appear, first to go
 //! ```
 //!
-//! The manifest is what makes a snapshot exist. [`upload`] puts it after every
-//! chunk it names, [`delete`] removes it before any of them, and it holds the
-//! digest of each, so that a snapshot is either whole or not there. Nothing a
-//! published manifest names is ever written again.
+//! The manifest is what makes a snapshot exist. [`upload`] puts it after every chunk it names, [`delete`]
+//! removes it before any of them, and it holds the digest of each, so that a snapshot is either whole or not
+//! there. Nothing a published manifest names is ever written again.
 //!
-//! [`fetch`] checks every object against its digest before it uses a byte of
-//! it; whatever does not fit is [`Error::Corrupt`] and names the object.
-//! Choosing prefixes (they carry the generation, so that a stale owner cannot
-//! reach a newer snapshot) and remembering manifest keys and digests is the
-//! caller's part; so is renaming a fetched folder into place.
+//! [`fetch`] checks every object against its digest before it uses a byte of it; whatever does not fit is
+//! [`Error::Corrupt`] and names the object. Choosing prefixes (they carry the generation, so that a stale
+//! owner cannot reach a newer snapshot) and remembering manifest keys and digests is the caller's part; so is
+//! renaming a fetched folder into place.
 //!
 //! [`disk`] has what happens to disk files on a host: copies that share blocks,
 //! the difference between a copy and its original, and putting it back.

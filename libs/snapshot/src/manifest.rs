@@ -103,8 +103,7 @@ pub struct ManifestHead {
     pub kind: SnapshotKind,
     /// Engine that made it, with its version; only the same one can read it.
     pub engine: String,
-    /// What the engine gave the guest to run on; must be equal on the host
-    /// that restores it.
+    /// What the engine gave the guest to run on; must be equal on the host that restores it.
     pub platform_fingerprint: String,
     /// Guest bundle that was booted.
     pub guest_bundle_version: String,
@@ -281,8 +280,7 @@ impl Manifest {
         self.files.iter().flat_map(|file| &file.chunks).map(|chunk| u64::from(chunk.raw_len)).sum()
     }
 
-    /// The rules a manifest keeps beyond its shape; the sentence says which one
-    /// is broken.
+    /// The rules a manifest keeps beyond its shape; the sentence says which one is broken.
     fn check(&self) -> Result<(), String> {
         if self.format != FORMAT {
             return Err(format!("format {} is not known", self.format));

@@ -7,9 +7,8 @@ use futures::stream::{FuturesOrdered, StreamExt as _};
 use crate::Progress;
 use crate::error::Error;
 
-/// Chunks on their way up at once. Uploads run in the background of a host that
-/// serves others. Each takes up to three times its size of memory while it is
-/// encoded: 25 MiB in all.
+/// Chunks on their way up at once. Uploads run in the background of a host that serves others. Each takes up
+/// to three times its size of memory while it is encoded: 25 MiB in all.
 pub const UPLOADS_IN_FLIGHT: usize = 2;
 
 /// Chunks on their way down at once. Somebody waits for a download, and most of

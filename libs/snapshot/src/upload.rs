@@ -55,15 +55,13 @@ pub struct Published {
 
 /// Stores files as the snapshot under `prefix` and publishes it.
 ///
-/// Can be repeated after any error and any crash: until the manifest is there,
-/// chunks are simply written again; once it is there, nothing is written, and
-/// the files are compared with what is published. `prefix` must belong to one
-/// writer (by carrying microVM, generation and sequence).
+/// Can be repeated after any error and any crash: until the manifest is there, chunks are simply written
+/// again; once it is there, nothing is written, and the files are compared with what is published. `prefix`
+/// must belong to one writer (by carrying microVM, generation and sequence).
 ///
 /// # Errors
-/// [`Error::AlreadyPublished`] when a different snapshot is there,
-/// [`Error::Invalid`], [`Error::File`], [`Error::Store`]. Chunks of a failed
-/// upload stay; see [`discard_unpublished`].
+/// [`Error::AlreadyPublished`] when a different snapshot is there, [`Error::Invalid`], [`Error::File`],
+/// [`Error::Store`]. Chunks of a failed upload stay; see [`discard_unpublished`].
 pub async fn upload(
     store: &Store,
     bucket: &str,
@@ -239,12 +237,10 @@ impl Sink<'_> {
     }
 }
 
-/// Deletes what an upload that never finished left under `prefix`. Returns how
-/// many objects that were.
+/// Deletes what an upload that never finished left under `prefix`. Returns how many objects that were.
 ///
 /// # Errors
-/// [`Error::AlreadyPublished`] when there is a manifest after all: nothing is
-/// deleted then. [`Error::Store`].
+/// [`Error::AlreadyPublished`] when there is a manifest after all: nothing is deleted then. [`Error::Store`].
 pub async fn discard_unpublished(store: &Store, bucket: &str, prefix: &str) -> Result<u64, Error> {
     let key = manifest_key(prefix);
     match store.head(bucket, &key).await {
@@ -254,10 +250,9 @@ pub async fn discard_unpublished(store: &Store, bucket: &str, prefix: &str) -> R
     }
 }
 
-/// Deletes a snapshot; one that is not there, or only half, is fine. Returns how
-/// many chunks went with it. The manifest is not read, so that damaged ones can
-/// be deleted too. Whether anything still needs the snapshot is the caller's
-/// to know.
+/// Deletes a snapshot; one that is not there, or only half, is fine. Returns how many chunks went with it.
+/// The manifest is not read, so that damaged ones can be deleted too. Whether anything still needs the
+/// snapshot is the caller's to know.
 ///
 /// # Errors
 /// [`Error::Invalid`] for a key that is not a manifest's, [`Error::Store`].

@@ -18,8 +18,7 @@ pub fn current_traceparent() -> Option<String> {
     carrier.remove(TRACEPARENT)
 }
 
-/// Makes an incoming context the parent of `span`. Text that is no context is
-/// ignored: it came from outside.
+/// Makes an incoming context the parent of `span`. Text that is no context is ignored: it came from outside.
 pub fn set_parent(span: &tracing::Span, traceparent: &str) {
     let carrier = HashMap::from([(TRACEPARENT.to_owned(), traceparent.to_owned())]);
     let context = opentelemetry::global::get_text_map_propagator(|propagator| propagator.extract(&carrier));

@@ -80,8 +80,7 @@ impl Drop for Guard {
     }
 }
 
-/// Starts logs, traces and metrics of `service` ("scheduler"). Needs a tokio
-/// runtime.
+/// Starts logs, traces and metrics of `service` ("scheduler"). Needs a tokio runtime.
 ///
 /// # Errors
 /// [`Error`] names the setting that cannot be used.

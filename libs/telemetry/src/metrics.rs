@@ -33,8 +33,7 @@ impl Part<'_> {
     }
 }
 
-/// Lets `fill` add metrics to `registry`, their names prefixed with `<prefix>_`
-/// if there is a prefix.
+/// Lets `fill` add metrics to `registry`, their names prefixed with `<prefix>_` if there is a prefix.
 pub fn register<T>(
     registry: &Mutex<Registry>,
     prefix: Option<&str>,
@@ -47,8 +46,7 @@ pub fn register<T>(
     }))
 }
 
-/// Serves `/metrics` on `address` until the process ends; returns the bound
-/// address.
+/// Serves `/metrics` on `address` until the process ends; returns the bound address.
 ///
 /// # Errors
 /// When the address cannot be bound.

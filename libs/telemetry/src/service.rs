@@ -1,6 +1,5 @@
-//! What every service's `main` is: arguments, settings, telemetry, the service,
-//! an exit code. It lives here because it needs settings and telemetry, and
-//! telemetry knows settings already.
+//! What every service's `main` is: arguments, settings, telemetry, the service, an exit code. It lives here
+//! because it needs settings and telemetry, and telemetry knows settings already.
 
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -13,12 +12,10 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{Error, Guard};
 
-/// Runs `service` ("scheduler"), whose `--help` begins with `about`: reads its
-/// settings, has `prepare` check them and point at the telemetry section, then
-/// starts a runtime with telemetry and has `run` do the rest. `prepare` runs
-/// before there is any other thread. An error becomes one line on standard
-/// error that begins with `torpor-<service>: `, printed as `{:#}`, so that an
-/// `anyhow::Error` shows its sources.
+/// Runs `service` ("scheduler"), whose `--help` begins with `about`: reads its settings, has `prepare` check
+/// them and point at the telemetry section, then starts a runtime with telemetry and has `run` do the rest.
+/// `prepare` runs before there is any other thread. An error becomes one line on standard error that begins
+/// with `torpor-<service>: `, printed as `{:#}`, so that an `anyhow::Error` shows its sources.
 ///
 /// Generic code is compiled where it is called: call this from a plain function
 /// of the service's library, and let `main.rs` call that one.

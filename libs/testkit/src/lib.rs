@@ -1,10 +1,8 @@
-//! Fixtures that the tests of several crates share: certificates, a real etcd, an
-//! S3 server, gRPC services that answer as a test says, an XFS, and waiting. A
-//! dependency of tests only.
+//! Fixtures that the tests of several crates share: certificates, a real etcd, an S3 server, gRPC services
+//! that answer as a test says, an XFS, and waiting. A dependency of tests only.
 //!
-//! Every entry point that does I/O returns a boxed future. The body of an `async fn`
-//! is compiled by each crate that polls it, so without the boxes each test executable
-//! would compile the servers below once more.
+//! Every entry point that does I/O returns a boxed future. The body of an `async fn` is compiled by each
+//! crate that polls it, so without the boxes each test executable would compile the servers below once more.
 #![allow(clippy::unwrap_used)] // A fixture that cannot go on fails the test like the test itself.
 
 pub mod certificates;

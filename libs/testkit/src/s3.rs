@@ -1,8 +1,7 @@
 //! An S3 server in the process, over a temporary folder.
 //!
-//! Objects are plain files ([`TestS3::object_path`]), so a test can damage one
-//! behind the store's back, and writes can be made to fail after a while
-//! ([`TestS3::fail_puts_after`]).
+//! Objects are plain files ([`TestS3::object_path`]), so a test can damage one behind the store's back, and
+//! writes can be made to fail after a while ([`TestS3::fail_puts_after`]).
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -71,8 +70,7 @@ impl TestS3 {
         Self { endpoint: format!("http://{address}"), folder, puts_left, server }
     }
 
-    /// How to reach the server; two attempts per request, so that tests of
-    /// failures are quick.
+    /// How to reach the server; two attempts per request, so that tests of failures are quick.
     #[must_use]
     pub fn config(&self) -> Config {
         Config {

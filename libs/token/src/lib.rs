@@ -1,8 +1,7 @@
 //! Tokens that open a microVM's endpoint: sealed by the scheduler, opened by
 //! the edge, opaque to everybody else.
 //!
-//! A token is a compact JWE with direct encryption, five segments of base64url
-//! without padding:
+//! A token is a compact JWE with direct encryption, five segments of base64url without padding:
 //!
 //! ```text
 //! {"kid":"<uuid>","alg":"dir","enc":"A256GCM"} . (empty) . nonce . claims . tag
@@ -12,8 +11,7 @@
 //! keys belong to the control plane and the edges only. There is no revocation;
 //! tokens are short-lived, and a key set that drops a key drops its tokens.
 //!
-//! What this does not do: keep keys, rotate them, read clocks. Times are
-//! seconds since 1970 and passed in.
+//! What this does not do: keep keys, rotate them, read clocks. Times are seconds since 1970 and passed in.
 
 #![warn(missing_docs)]
 

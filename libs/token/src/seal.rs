@@ -62,8 +62,7 @@ impl KeySet {
         let header = Header { kid: key.id, alg: "dir".to_owned(), enc: "A256GCM".to_owned() };
         let header = serde_json::to_vec(&header).expect("a header of strings has a JSON form");
         let header = URL_SAFE_NO_PAD.encode(header);
-        // Random nonces of 96 bits: a key may seal some 2^32 tokens, which
-        // rotation keeps far away.
+        // Random nonces of 96 bits: a key may seal some 2^32 tokens, which rotation keeps far away.
         let mut nonce = [0; NONCE_LEN];
         aws_lc_rs::rand::fill(&mut nonce).map_err(|_| MintError::NoRandomness)?;
         let mut body = serde_json::to_vec(claims).expect("claims have a JSON form");

@@ -1,5 +1,4 @@
-//! Carries bytes between a tunnel and a guest, and tells who is listening that
-//! they moved.
+//! Carries bytes between a tunnel and a guest, and tells who is listening that they moved.
 
 use std::io;
 use std::pin::Pin;
@@ -31,10 +30,9 @@ pub enum Ended {
     Failed(io::Error),
 }
 
-/// Carries bytes both ways until both sides have closed, one fails, or `stop`
-/// is cancelled. A side that closes its half leaves the other half open.
-/// `activity` is called with every number of bytes that went to or came from
-/// the guest; it must be quick.
+/// Carries bytes both ways until both sides have closed, one fails, or `stop` is cancelled. A side that
+/// closes its half leaves the other half open. `activity` is called with every number of bytes that went to
+/// or came from the guest; it must be quick.
 pub async fn copy<T, G>(
     mut tunnel: T,
     guest: G,

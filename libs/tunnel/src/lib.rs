@@ -9,13 +9,11 @@
 //!               <=== guest's bytes ======> copy
 //! ```
 //!
-//! A frame is its length, four bytes big-endian, and a protobuf message of at
-//! most [`FRAME_MAX`] bytes. The client sends nothing after its frame until it
-//! is answered, so that whoever waits for a microVM to wake can be seen to
-//! hang up ([`Responder::abandoned`]).
+//! A frame is its length, four bytes big-endian, and a protobuf message of at most [`FRAME_MAX`] bytes. The
+//! client sends nothing after its frame until it is answered, so that whoever waits for a microVM to wake can
+//! be seen to hang up ([`Responder::abandoned`]).
 //!
-//! What this does not do: decide who may open what, wake microVMs, pool
-//! connections.
+//! What this does not do: decide who may open what, wake microVMs, pool connections.
 
 #![warn(missing_docs)]
 

@@ -72,8 +72,7 @@ impl Server {
     ) -> BoxFuture<'_, io::Result<Self>> {
         Box::pin(async move {
             let mut config = ServerConfig::clone(&identity.server_config());
-            // Sessions live in the tickets, so that a busy edge does not push
-            // another's out of a table.
+            // Sessions live in the tickets, so that a busy edge does not push another's out of a table.
             config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
             config.send_tls13_tickets = TICKETS;
             let listener = TcpListener::bind(address).await?;

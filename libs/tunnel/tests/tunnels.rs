@@ -26,8 +26,7 @@ fn request(port: u32) -> OpenRequest {
     OpenRequest { microvm_id: "microvm-x".into(), generation: 3, port, wake: true, ..Default::default() }
 }
 
-/// Echoes on port 1, closes on port 2, holds on port 3 and counts hang-ups,
-/// answers 4 with a phase.
+/// Echoes on port 1, closes on port 2, holds on port 3 and counts hang-ups, answers 4 with a phase.
 async fn handle(request: OpenRequest, mut responder: Responder, hung_up: Arc<AtomicUsize>) {
     match request.port {
         1 => {

@@ -73,8 +73,7 @@ impl Tally {
     }
 }
 
-/// Runs `plan`, its calls being of `kinds` kinds in turn. `call` gets the kind,
-/// from 0.
+/// Runs `plan`, its calls being of `kinds` kinds in turn. `call` gets the kind, from 0.
 pub async fn run<C, F>(plan: &Plan, kinds: usize, call: C) -> anyhow::Result<Outcome>
 where
     C: Fn(usize) -> F,

@@ -99,8 +99,7 @@ pub struct Limits {
     pub connect_ms: u64,
     /// Longest wait for the app's response headers, in milliseconds.
     pub response_ms: u64,
-    /// How long an unused tunnel is kept, in milliseconds; shorter than any
-    /// microVM's idle time.
+    /// How long an unused tunnel is kept, in milliseconds; shorter than any microVM's idle time.
     pub idle_tunnel_ms: u64,
     /// Most unused tunnels kept per microVM and port.
     pub idle_tunnels: usize,

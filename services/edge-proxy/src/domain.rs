@@ -1,6 +1,5 @@
-//! What the edge decides, without sockets: which microVM a host name means,
-//! which port a request wants, what is known of each microVM, and what the
-//! answers look like.
+//! What the edge decides, without sockets: which microVM a host name means, which port a request wants, what
+//! is known of each microVM, and what the answers look like.
 
 pub mod attempt;
 pub mod host;

@@ -1,6 +1,5 @@
-//! From the kernel's hand-over to a guest that can run an app: modules, root
-//! disk, mounts, link, identity files. Runs once, before the bake's snapshot, so
-//! it may take its time; a failure ends the microVM.
+//! From the kernel's hand-over to a guest that can run an app: modules, root disk, mounts, link, identity
+//! files. Runs once, before the bake's snapshot, so it may take its time; a failure ends the microVM.
 
 use std::fs;
 use std::io;

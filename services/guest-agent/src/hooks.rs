@@ -1,6 +1,5 @@
-//! The app's lifecycle hooks: one HTTP/1.1 POST on guest loopback, as AWS documents
-//! them. Only the status matters; the body of the answer is read and thrown away so
-//! that the app sees a finished exchange.
+//! The app's lifecycle hooks: one HTTP/1.1 POST on guest loopback, as AWS documents them. Only the status
+//! matters; the body of the answer is read and thrown away so that the app sees a finished exchange.
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};

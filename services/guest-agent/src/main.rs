@@ -4,9 +4,8 @@
 //! The same binary run as `app-init` (by itself, never by a person) is the short
 //! life between fork and exec of the app.
 //!
-//! It is deliberately plain: threads and blocking calls, no runtime. Right after a
-//! restore the guest's CPU is cold, and the repair exchange that runs then
-//! is on every wake's path; each page of code it touches costs.
+//! It is deliberately plain: threads and blocking calls, no runtime. Right after a restore the guest's CPU is
+//! cold, and the repair exchange that runs then is on every wake's path; each page of code it touches costs.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,7 @@
-//! TCP connections that a snapshot would leave with a dead peer: listed when the
-//! snapshot is prepared, aborted (ECONNABORTED for the app) after the restore, so that
-//! an app's stale connections fail at once instead of hanging. New connections have
-//! other cookies and are never touched. Speaks sock_diag; needs the modules inet_diag
-//! and tcp_diag, and without them does nothing.
+//! TCP connections that a snapshot would leave with a dead peer: listed when the snapshot is prepared,
+//! aborted (ECONNABORTED for the app) after the restore, so that an app's stale connections fail at once
+//! instead of hanging. New connections have other cookies and are never touched. Speaks sock_diag; needs the
+//! modules inet_diag and tcp_diag, and without them does nothing.
 #![allow(unsafe_code)] // netlink messages are plain structures read from bytes
 
 use std::mem::size_of;

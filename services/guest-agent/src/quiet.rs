@@ -1,9 +1,8 @@
 //! Whether the guest stands still.
 //!
-//! A server listens before it is ready more often than not: it forks workers, and those
-//! import the app. A snapshot of that moment makes every clone finish the start again, on
-//! the caller's time and in memory of its own. Without a ready hook, stillness is the only
-//! sign there is.
+//! A server listens before it is ready more often than not: it forks workers, and those import the app. A
+//! snapshot of that moment makes every clone finish the start again, on the caller's time and in memory of
+//! its own. Without a ready hook, stillness is the only sign there is.
 
 use std::fs;
 use std::time::{Duration, Instant};
@@ -40,8 +39,7 @@ impl Quiet {
     }
 }
 
-/// Ticks that the processors have not been idle since the guest's boot; waiting for the
-/// disk is not idle.
+/// Ticks that the processors have not been idle since the guest's boot; waiting for the disk is not idle.
 pub fn busy_ticks() -> Option<u64> {
     parse(&fs::read_to_string("/proc/stat").ok()?)
 }

@@ -1,5 +1,4 @@
-//! Waiting until the app can be snapshotted: its hook says so, or a port listens and the guest
-//! stands still.
+//! Waiting until the app can be snapshotted: its hook says so, or a port listens and the guest stands still.
 
 use std::time::{Duration, Instant};
 

@@ -1,10 +1,8 @@
-//! The relay: lets the host reach apps that listen only on guest loopback. The host
-//! connects, sends a port (u16, big-endian), gets one byte of [`RelayAnswer`], then
-//! bytes flow both ways with half-closes kept.
+//! The relay: lets the host reach apps that listen only on guest loopback. The host connects, sends a port
+//! (u16, big-endian), gets one byte of [`RelayAnswer`], then bytes flow both ways with half-closes kept.
 //!
-//! One thread polls all connections, so a wake's first request starts no thread.
-//! After a restore every connection from before it is dead without a word; the
-//! epoch tells them apart.
+//! One thread polls all connections, so a wake's first request starts no thread. After a restore every
+//! connection from before it is dead without a word; the epoch tells them apart.
 //!
 //! ```text
 //! Port ── two bytes ──> Connecting ── connected ──> Open ── both directions ended ──> gone
@@ -70,7 +68,7 @@ impl Epoch {
     }
 }
 
-enum Phase {
+enum ConnectionState {
     Port { have: Vec<u8>, deadline: Instant },
     Connecting { inner: TcpStream, deadline: Instant },
     Open { inner: TcpStream, inward: Pipe, outward: Pipe },
@@ -79,7 +77,7 @@ enum Phase {
 struct Connection {
     epoch: u64,
     outer: TcpStream,
-    phase: Phase,
+    phase: ConnectionState,
 }
 
 /// The relay's thread; owns all its connections.
@@ -158,7 +156,7 @@ impl Relay {
                 say(&outer, RelayAnswer::Busy);
                 continue;
             }
-            let phase = Phase::Port { have: Vec::new(), deadline: now + PORT_TIMEOUT };
+            let phase = ConnectionState::Port { have: Vec::new(), deadline: now + PORT_TIMEOUT };
             let mut connection = Connection { epoch, outer, phase };
             if connection.advance(now) {
                 self.connections.push(connection);
@@ -188,8 +186,10 @@ fn say(outer: &TcpStream, answer: RelayAnswer) -> bool {
 impl Connection {
     fn deadline(&self) -> Option<Instant> {
         match &self.phase {
-            Phase::Port { deadline, .. } | Phase::Connecting { deadline, .. } => Some(*deadline),
-            Phase::Open { .. } => None,
+            ConnectionState::Port { deadline, .. } | ConnectionState::Connecting { deadline, .. } => {
+                Some(*deadline)
+            }
+            ConnectionState::Open { .. } => None,
         }
     }
 
@@ -208,9 +208,9 @@ impl Connection {
             }
         };
         match &self.phase {
-            Phase::Port { .. } => add(self.outer.as_fd(), true, false),
-            Phase::Connecting { inner, .. } => add(inner.as_fd(), false, true),
-            Phase::Open { inner, inward, outward } => {
+            ConnectionState::Port { .. } => add(self.outer.as_fd(), true, false),
+            ConnectionState::Connecting { inner, .. } => add(inner.as_fd(), false, true),
+            ConnectionState::Open { inner, inward, outward } => {
                 add(self.outer.as_fd(), inward.wants_input(), outward.has_output());
                 add(inner.as_fd(), outward.wants_input(), inward.has_output());
             }
@@ -228,20 +228,21 @@ impl Connection {
 
     fn try_advance(&mut self, now: Instant) -> io::Result<bool> {
         if self.is_late(now) {
-            if matches!(self.phase, Phase::Connecting { .. }) {
+            if matches!(self.phase, ConnectionState::Connecting { .. }) {
                 say(&self.outer, RelayAnswer::Refused);
             }
             return Ok(false);
         }
         loop {
             match &mut self.phase {
-                Phase::Port { have, .. } => {
+                ConnectionState::Port { have, .. } => {
                     let Some(port) = read_port(&self.outer, have)? else {
                         return Ok(false);
                     };
                     match connect_to_loopback(port) {
                         Ok(inner) => {
-                            self.phase = Phase::Connecting { inner, deadline: now + CONNECT_TIMEOUT };
+                            self.phase =
+                                ConnectionState::Connecting { inner, deadline: now + CONNECT_TIMEOUT };
                         }
                         Err(_) => {
                             say(&self.outer, RelayAnswer::Refused);
@@ -249,7 +250,7 @@ impl Connection {
                         }
                     }
                 }
-                Phase::Connecting { inner, .. } => match connected(inner) {
+                ConnectionState::Connecting { inner, .. } => match connected(inner) {
                     None => return Ok(true),
                     Some(false) => {
                         say(&self.outer, RelayAnswer::Refused);
@@ -260,10 +261,11 @@ impl Connection {
                             return Ok(false);
                         }
                         let inner = inner.try_clone()?;
-                        self.phase = Phase::Open { inner, inward: Pipe::new(), outward: Pipe::new() };
+                        self.phase =
+                            ConnectionState::Open { inner, inward: Pipe::new(), outward: Pipe::new() };
                     }
                 },
-                Phase::Open { inner, inward, outward } => {
+                ConnectionState::Open { inner, inward, outward } => {
                     inward.pump(&self.outer, inner)?;
                     outward.pump(inner, &self.outer)?;
                     return Ok(!(inward.finished() && outward.finished()));

@@ -1,9 +1,8 @@
 //! The control connection: one host-agent at a time, frames in, frames out.
 //!
-//! Process 1's own thread polls the listener and the current connection. Identity
-//! repairs, which are on every wake's path, are done right there; whatever may wait
-//! goes to a few worker threads that exist beforehand, because starting a thread on a
-//! cold CPU costs more than the work.
+//! Process 1's own thread polls the listener and the current connection. Identity repairs, which are on every
+//! wake's path, are done right there; whatever may wait goes to a few worker threads that exist beforehand,
+//! because starting a thread on a cold CPU costs more than the work.
 //!
 //! A newer connection replaces the older: after a restore the older one's peer is
 //! gone for good. Closing it sends packets, so that waits for a quiet moment.

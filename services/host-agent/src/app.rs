@@ -1,6 +1,5 @@
-//! The composition root: binds sockets, puts what an earlier agent left into a
-//! true state, starts everything, and on SIGTERM stops without touching a
-//! microVM, so that the next agent finds them as they are.
+//! The composition root: binds sockets, puts what an earlier agent left into a true state, starts everything,
+//! and on SIGTERM stops without touching a microVM, so that the next agent finds them as they are.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -139,8 +139,7 @@ impl Bakes {
     }
 }
 
-/// Removes what bakes of an earlier agent left on the disk and in S3. Their
-/// engines have been reaped before.
+/// Removes what bakes of an earlier agent left on the disk and in S3. Their engines have been reaped before.
 pub async fn remove_leftovers(host: &Arc<Host>) {
     let Ok(entries) = std::fs::read_dir(host.data.bakes()) else {
         return;

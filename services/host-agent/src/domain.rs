@@ -1,6 +1,5 @@
-//! What a host-agent decides, free of clocks, files and sockets: what a
-//! microVM's state allows, which command is too old, when it is idle, what it
-//! used, and what to do with each one after a restart.
+//! What a host-agent decides, free of clocks, files and sockets: what a microVM's state allows, which command
+//! is too old, when it is idle, what it used, and what to do with each one after a restart.
 
 pub mod app_end;
 pub mod capacity;

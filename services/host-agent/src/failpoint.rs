@@ -1,6 +1,5 @@
-//! Named places where a test can kill this process, to see what a restart
-//! makes of it. Compiled always, so that what is tested is what ships, and
-//! honoured only when the setting `failpoints` is on.
+//! Named places where a test can kill this process, to see what a restart makes of it. Compiled always, so
+//! that what is tested is what ships, and honoured only when the setting `failpoints` is on.
 
 use std::sync::OnceLock;
 

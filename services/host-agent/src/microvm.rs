@@ -5,10 +5,9 @@
 //!                        <──view (watch channel)────────────────┘
 //! ```
 //!
-//! The driver does one thing at a time. While a launch, suspend or wake is
-//! under way it still reads its mailbox and sorts what comes by the admission
-//! table: callers of the same transition share its outcome, others queue, the
-//! end interrupts.
+//! The driver does one thing at a time. While a launch, suspend or wake is under way it still reads its
+//! mailbox and sorts what comes by the admission table: callers of the same transition share its outcome,
+//! others queue, the end interrupts.
 //!
 //! News of a microVM reach the scheduler by two ways. A command's *answer* is first and goes to the caller who waits for
 //! it; but the connection may break after the work is done, the caller may have given up, and a microVM that falls asleep by

@@ -253,8 +253,7 @@ impl Microvms {
         }
     }
 
-    /// What is to be reported: everything held, and the ends that the scheduler
-    /// does not know yet.
+    /// What is to be reported: everything held, and the ends that the scheduler does not know yet.
     pub fn unreported(&self) -> Vec<ObservedMicrovm> {
         self.observed_where(|ended| !ended.known)
     }

@@ -1,6 +1,5 @@
-//! Telling the scheduler's leader what this host is and observes: registration,
-//! then heartbeats at the interval it asks for, and at once when a microVM
-//! changes.
+//! Telling the scheduler's leader what this host is and observes: registration, then heartbeats at the
+//! interval it asks for, and at once when a microVM changes.
 
 use std::collections::HashMap;
 use std::sync::Arc;

@@ -29,8 +29,7 @@ impl Stopwatch {
         out
     }
 
-    /// Records a phase that something else has timed, `start` counted from the
-    /// start of the transition.
+    /// Records a phase that something else has timed, `start` counted from the start of the transition.
     pub fn record(&self, name: &str, start: Duration, duration: Duration) {
         tracing::debug!(transition = self.kind, phase = name, ms = duration.as_secs_f64() * 1000.0, "phase");
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner);

@@ -1,5 +1,4 @@
-//! What an image-builder touches: the kernel, files, buildah, etcd, S3 and its
-//! neighbours.
+//! What an image-builder touches: the kernel, files, buildah, etcd, S3 and its neighbours.
 
 pub mod buildah;
 pub mod catalog;

@@ -1,6 +1,5 @@
-//! Assembles an image-builder from its settings: binds its socket, cleans up
-//! what an earlier process left, then runs server, queue and remover until told
-//! to stop.
+//! Assembles an image-builder from its settings: binds its socket, cleans up what an earlier process left,
+//! then runs server, queue and remover until told to stop.
 
 use std::process::ExitCode;
 use std::sync::{Arc, Mutex};

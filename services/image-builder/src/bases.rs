@@ -1,6 +1,5 @@
-//! The platform's base images: which there are, where their files are, and how
-//! one is made. A base's version has a record in etcd, a compressed tar in S3, and
-//! a copy of the tar on each replica that has needed it.
+//! The platform's base images: which there are, where their files are, and how one is made. A base's version
+//! has a record in etcd, a compressed tar in S3, and a copy of the tar on each replica that has needed it.
 
 use std::io;
 use std::path::PathBuf;

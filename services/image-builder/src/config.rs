@@ -102,14 +102,12 @@ pub struct BuildSettings {
     /// Other names a request may use for a base image, and which it means: AWS's
     /// own base stands for ours, so that requests written for AWS work.
     pub base_image_aliases: BTreeMap<String, String>,
-    /// Extra CA bundle for RUN steps and registries; empty means none, absent
-    /// means the machine's own bundle.
+    /// Extra CA bundle for RUN steps and registries; empty means none, absent means the machine's own bundle.
     pub ca_bundle: Option<PathBuf>,
     pub files: Vec<BuildFile>,
     /// Variables for RUN steps only, for example a package index.
     pub environment: BTreeMap<String, String>,
-    /// Name servers for builds; empty means the machine's own that are not on
-    /// loopback.
+    /// Name servers for builds; empty means the machine's own that are not on loopback.
     pub resolvers: Vec<String>,
     /// Networks builds must not reach, besides the build machine itself.
     pub denied_networks: Vec<String>,

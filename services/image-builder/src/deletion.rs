@@ -1,7 +1,6 @@
-//! Removes images and versions that are DELETING: host caches, S3 objects, then
-//! the records. Everything can be repeated. When the image-builder dies anywhere in
-//! between, the records still say DELETING, and the next sweep of any replica goes
-//! on. Two replicas may remove the same version at the same time: each step is a
+//! Removes images and versions that are DELETING: host caches, S3 objects, then the records. Everything can
+//! be repeated. When the image-builder dies anywhere in between, the records still say DELETING, and the next
+//! sweep of any replica goes on. Two replicas may remove the same version at the same time: each step is a
 //! deletion of things that may be gone already, and the records are the last.
 
 use std::sync::Arc;
@@ -132,9 +131,8 @@ async fn remove_image(
     versions: &[Record<ImageVersion>],
 ) -> Result<(), Error> {
     let Image { name, image_arn, .. } = &image.value;
-    // A launch that read the record before it said DELETING may have come after
-    // the check of the call. It is in the scheduler's records by now, so this sees
-    // it, and the deletion waits until that microVM ends.
+    // A launch that read the record before it said DELETING may have come after the check of the call. It is
+    // in the scheduler's records by now, so this sees it, and the deletion waits until that microVM ends.
     still_unused(context, image_arn, None).await?;
     for version in versions {
         remove_files(context, &image.value, &version.value).await?;
@@ -156,15 +154,13 @@ async fn remove_version(context: &Context, image: &Image, version: &ImageVersion
     Ok(())
 }
 
-/// Writes the end of a version's deletion, successful or not, together with the
-/// image. The image is not UPDATING any more unless another of its versions is
-/// being deleted too.
+/// Writes the end of a version's deletion, successful or not, together with the image. The image is not
+/// UPDATING any more unless another of its versions is being deleted too.
 ///
-/// When two replicas end the last two versions of an image at the same time, both
-/// would see the other one's version DELETING and leave the image UPDATING for
-/// ever. So every end writes the image at the revision that it read before the
-/// versions: the slower replica conflicts, reads again, and sees that its version
-/// is the last one.
+/// When two replicas end the last two versions of an image at the same time, both would see the other one's
+/// version DELETING and leave the image UPDATING for ever. So every end writes the image at the revision that
+/// it read before the versions: the slower replica conflicts, reads again, and sees that its version is the
+/// last one.
 async fn end(context: &Context, version: &ImageVersion, change: Change) -> Result<(), CatalogError> {
     let (name, number) = (&version.image_name, &version.image_version);
     let mut attempts = 1..CONFLICTS_MAX;

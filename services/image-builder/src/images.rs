@@ -1,6 +1,5 @@
-//! What callers can do with images and versions. Each call is a few reads, a
-//! decision, and one transaction; the work behind it is the queue's and the
-//! remover's.
+//! What callers can do with images and versions. Each call is a few reads, a decision, and one transaction;
+//! the work behind it is the queue's and the remover's.
 
 use std::sync::Arc;
 

@@ -1,13 +1,10 @@
 //! The image-builder: turns artifacts into versions of images.
 //!
-//! A build goes from an S3 zip over buildah and an ext4 disk to a bake on a
-//! host, whose snapshot becomes a version. See [`pipeline`] for the steps,
-//! [`queue`] for the choice of a builder, [`adapters::sandbox`] for the place where
-//! a user's build steps run.
+//! A build goes from an S3 zip over buildah and an ext4 disk to a bake on a host, whose snapshot becomes a
+//! version. See [`pipeline`] for the steps, [`queue`] for the choice of a builder, [`adapters::sandbox`] for
+//! the place where a user's build steps run.
 //!
 //! A library so that its tests can run a whole image-builder in their process.
-
-#![allow(missing_docs)] // a library for its own tests only
 
 pub mod adapters;
 pub mod app;

@@ -1,5 +1,4 @@
-//! Logs of the builds that run on this replica: in files while they run, moved to
-//! S3 when they end.
+//! Logs of the builds that run on this replica: in files while they run, moved to S3 when they end.
 //!
 //! A log's size is bounded: once a build has written more than the bound, its
 //! output is drained and dropped, so that a build that writes for ever neither

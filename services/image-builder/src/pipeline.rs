@@ -4,11 +4,10 @@
 //! FETCH -> UNPACK -> CONTAINER -> DISK -> BAKE (-> VALIDATE) -> PUBLISH
 //! ```
 //!
-//! The state is in etcd: the build's record names the step it is in. Nothing
-//! before PUBLISH is kept when a builder dies; the builder that takes it over
-//! starts from the front with a higher attempt number, which is part of every
-//! S3 key and of the generation hosts are given, so that nothing an older
-//! attempt still does can be mistaken for the newer one's.
+//! The state is in etcd: the build's record names the step it is in. Nothing before PUBLISH is kept when a
+//! builder dies; the builder that takes it over starts from the front with a higher attempt number, which is
+//! part of every S3 key and of the generation hosts are given, so that nothing an older attempt still does
+//! can be mistaken for the newer one's.
 //!
 //! Every write of a running build names the revision of the build's record it
 //! replaces. Taking a build over writes that record, so that a builder that lost
@@ -114,8 +113,7 @@ pub async fn run(context: Arc<Context>, build: BuildLease, shutdown: Cancellatio
     let _ = lease.revoke().await;
 }
 
-/// Removes a work directory. Processes of a sandbox that was just killed may
-/// still hold it for a moment.
+/// Removes a work directory. Processes of a sandbox that was just killed may still hold it for a moment.
 async fn remove_work(work: Work, name: &str) {
     let removed = tokio::task::spawn_blocking(move || {
         let mut removed = work.remove();

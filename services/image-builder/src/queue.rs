@@ -1,11 +1,10 @@
 //! Claims builds that have no owner, as many at a time as the settings allow.
 //!
-//! A build that is not over has an entry in the queue; one that a builder works
-//! on has an owner key under that builder's lease. When a builder dies its lease
-//! runs out, the owner key goes, every replica sees it, and one of them takes
-//! the build over by a transaction that makes itself the owner, counts the
-//! attempt and writes the build's record. A build that was begun too often is
-//! failed instead, with the reason. So no build stays IN_PROGRESS for ever.
+//! A build that is not over has an entry in the queue; one that a builder works on has an owner key under
+//! that builder's lease. When a builder dies its lease runs out, the owner key goes, every replica sees it,
+//! and one of them takes the build over by a transaction that makes itself the owner, counts the attempt and
+//! writes the build's record. A build that was begun too often is failed instead, with the reason. So no
+//! build stays IN_PROGRESS for ever.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -107,14 +106,12 @@ async fn claim_next(context: &Context) -> Result<Option<BuildLease>, Error> {
 
 /// Takes one build over.
 ///
-/// When two replicas claim the same build, both transactions expect the owner key
-/// to be absent, so one of them conflicts. When an owner's lease runs out while its
-/// process still works (a pause, a cut network), the new owner's transaction also
-/// writes the build's record; the old owner names an older revision in its next
-/// write, conflicts, and stops. When this process dies between the lease and the
-/// transaction, nothing was written and the lease runs out unused; when it dies
-/// after the transaction, the owner key goes with the lease, and the attempt counts
-/// against `attempts_max`, so that a build that kills its builder ends.
+/// When two replicas claim the same build, both transactions expect the owner key to be absent, so one of
+/// them conflicts. When an owner's lease runs out while its process still works (a pause, a cut network), the
+/// new owner's transaction also writes the build's record; the old owner names an older revision in its next
+/// write, conflicts, and stops. When this process dies between the lease and the transaction, nothing was
+/// written and the lease runs out unused; when it dies after the transaction, the owner key goes with the
+/// lease, and the attempt counts against `attempts_max`, so that a build that kills its builder ends.
 async fn claim(context: &Context, entry: Record<QueueEntry>) -> Result<Option<BuildLease>, Error> {
     let catalog = &context.catalog;
     let QueueEntry { build_id, image_name, image_version, .. } = &entry.value;

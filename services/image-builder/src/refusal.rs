@@ -27,8 +27,7 @@ pub enum Refusal {
     /// The image with this ARN, or a version of it, cannot be deleted as it is.
     #[error("{sentence}")]
     NotDeletable { arn: String, sentence: String },
-    /// MicroVMs of the image, or of its version, are alive: the text is nothing,
-    /// or " version".
+    /// MicroVMs of the image, or of its version, are alive: the text is nothing, or " version".
     #[error("Cannot delete microvm image{0} with running microvms.")]
     InUse(&'static str),
     #[error("No active version found for MicroVM image {0}")]
@@ -38,8 +37,7 @@ pub enum Refusal {
     /// A base image could not be made; the sentence says why.
     #[error("{0}")]
     BaseImage(String),
-    /// Records changed between the call's reads and its write. Nothing was
-    /// written; the call may start over.
+    /// Records changed between the call's reads and its write. Nothing was written; the call may start over.
     #[error("The image changes too often; try again")]
     Conflict,
     /// A peer or a store did not answer.

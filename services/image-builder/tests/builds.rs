@@ -1,5 +1,4 @@
-//! Whole builds: real etcd, real S3 API, real buildah in its real sandbox.
-//! Needs root.
+//! Whole builds: real etcd, real S3 API, real buildah in its real sandbox. Needs root.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
@@ -252,8 +251,7 @@ async fn build_steps_reach_nothing_of_the_machine() {
     builder.stop().await;
 }
 
-/// The public walkthrough's app, on a base made from Debian's packages. Needs
-/// the package registries.
+/// The public walkthrough's app, on a base made from Debian's packages. Needs the package registries.
 #[tokio::test]
 async fn the_walkthrough_app_builds_within_a_minute() {
     let world = World::start().await;

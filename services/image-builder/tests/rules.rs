@@ -1,10 +1,8 @@
-//! The rules of images, versions, tokens, quotas, tags and bases, with the
-//! sentences callers read. Builds here fail at once, for their artifact does not
-//! exist; images in other states are written as builds leave them. No build gets
-//! as far as a sandbox, so that these tests need no machine of their own.
+//! The rules of images, versions, tokens, quotas, tags and bases, with the sentences callers read. Builds
+//! here fail at once, for their artifact does not exist; images in other states are written as builds leave
+//! them. No build gets as far as a sandbox, so that these tests need no machine of their own.
 //!
-//! One test per file, whose cases share an etcd and an S3. Each case has records
-//! of its own.
+//! One test per file, whose cases share an etcd and an S3. Each case has records of its own.
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
@@ -51,8 +49,7 @@ struct Cell<'a> {
     client: ImageServiceClient<Channel>,
 }
 
-/// Runs cases one after the other. The last name in the output is that of the
-/// case that failed.
+/// Runs cases one after the other. The last name in the output is that of the case that failed.
 macro_rules! run {
     ($($case:ident),* $(,)?) => {{
         let world = World::start().await;
@@ -87,8 +84,7 @@ impl<'a> Cell<'a> {
         let mut settings = Self::settings(world);
         change(&mut settings);
         let catalog = catalog(&settings).await;
-        // The remover's first sweep is over when this is gone; the next comes when
-        // the test is over.
+        // The remover's first sweep is over when this is gone; the next comes when the test is over.
         let sentinel =
             Image { name: SENTINEL.to_owned(), state: ImageState::Deleting.into(), ..Image::default() };
         catalog.apply(Change::new().image(&sentinel, None)).await.unwrap();

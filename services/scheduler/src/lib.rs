@@ -11,7 +11,6 @@
 //! whole when leadership is lost. It does not run anything itself: hosts do.
 
 // Read by this program and its tests only.
-#![allow(missing_docs)]
 
 pub mod adapters;
 pub mod app;

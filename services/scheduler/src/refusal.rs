@@ -1,5 +1,4 @@
-//! Why a call cannot be answered as asked. One list, so that one place turns it
-//! into a wire status.
+//! Why a call cannot be answered as asked. One list, so that one place turns it into a wire status.
 
 use std::time::Duration;
 

@@ -24,8 +24,7 @@ use crate::leader::Leader;
 use crate::refusal::Refusal;
 use crate::term::{Context, Term};
 
-/// Most bytes of one page: clients take messages of 4 MiB, and what callers
-/// named and tagged may be long.
+/// Most bytes of one page: clients take messages of 4 MiB, and what callers named and tagged may be long.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
 
 /// As many messages from the front as fit into a page, at least one.

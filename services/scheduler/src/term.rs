@@ -1,11 +1,9 @@
-//! One term of leadership: everything the leader knows, and every task it runs.
-//! A term is loaded when leadership is won and dropped whole when it is lost;
-//! nothing of it survives into the next.
+//! One term of leadership: everything the leader knows, and every task it runs. A term is loaded when
+//! leadership is won and dropped whole when it is lost; nothing of it survives into the next.
 //!
-//! Two locks, never held together with one another's waits: [`Memory`] for an
-//! instant, and one write lock per microVM around its compare-and-set. What is
-//! in memory is what etcd said last, except running totals. Connectors have
-//! locks of their own of the same two kinds, [`ConnectorStore`].
+//! Two locks, never held together with one another's waits: [`Memory`] for an instant, and one write lock per
+//! microVM around its compare-and-set. What is in memory is what etcd said last, except running totals.
+//! Connectors have locks of their own of the same two kinds, [`ConnectorStore`].
 
 pub mod access_keys;
 mod commit;
@@ -84,8 +82,7 @@ pub enum LoadError {
 }
 
 impl Term {
-    /// Reads everything, then starts the tasks that keep it true and finish
-    /// what an earlier leader began.
+    /// Reads everything, then starts the tasks that keep it true and finish what an earlier leader began.
     pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
         let now = context.clock.now();
         let token_keys = TokenKeys::load(&context.store, &leadership, now).await?;
@@ -169,8 +166,7 @@ impl Term {
         self.memory().get(id).ok_or_else(|| Refusal::MicrovmNotFound(id.clone()))
     }
 
-    /// Runs a task of the term; it is dropped where it stands when the term is
-    /// over.
+    /// Runs a task of the term; it is dropped where it stands when the term is over.
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let over = self.over.clone();
         self.tasks.spawn(async move {

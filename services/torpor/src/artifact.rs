@@ -1,6 +1,5 @@
-//! From what a user names as an artifact to an `s3://` URI: a URI stays, a zip
-//! is uploaded, a directory is zipped first. Uploads are named by content, so
-//! an unchanged app is not uploaded twice.
+//! From what a user names as an artifact to an `s3://` URI: a URI stays, a zip is uploaded, a directory is
+//! zipped first. Uploads are named by content, so an unchanged app is not uploaded twice.
 //!
 //! What is *in* the zip is image-builder's to judge, not ours.
 

@@ -68,8 +68,7 @@ impl CliError {
         Self::new(Kind::Usage, message)
     }
 
-    /// The same failure in the words of a command line: faults of fields name the
-    /// flags that filled them.
+    /// The same failure in the words of a command line: faults of fields name the flags that filled them.
     pub fn in_flags(mut self, flags: Flags) -> Self {
         let named = |(field, fault): (String, String)| format!("{}: {fault}", typed(flags, &field));
         let faults: Vec<String> = std::mem::take(&mut self.violations).into_iter().map(named).collect();

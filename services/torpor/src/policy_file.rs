@@ -1,7 +1,6 @@
-//! What a person writes about an access key, in IAM's JSON, and what the API
-//! takes. Only the form is judged here; bounds are the service's. A member we do
-//! not know would narrow or widen the policy in a way we cannot keep, so it is
-//! an error.
+//! What a person writes about an access key, in IAM's JSON, and what the API takes. Only the form is judged
+//! here; bounds are the service's. A member we do not know would narrow or widen the policy in a way we
+//! cannot keep, so it is an error.
 
 use api::access::v1::{Effect, Policy, Statement};
 use serde::Deserialize;

@@ -98,8 +98,7 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
         }
     }
 
-    /// A frame and its size. Between frames the guest may be silent for ever,
-    /// inside one it may not.
+    /// A frame and its size. Between frames the guest may be silent for ever, inside one it may not.
     async fn read_frame(&mut self) -> Result<Option<(Frame, usize)>, String> {
         let mut prefix = [0; PREFIX_BYTES];
         match self.input.read(&mut prefix[..1]).await {

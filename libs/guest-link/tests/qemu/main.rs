@@ -1,6 +1,5 @@
-//! The real guest-agent in a real microVM: boots the guest bundle in QEMU,
-//! starts an app, takes a snapshot, and restores clones of it. Needs root, QEMU, busybox-static,
-//! and once the kernel package.
+//! The real guest-agent in a real microVM: boots the guest bundle in QEMU, starts an app, takes a snapshot,
+//! and restores clones of it. Needs root, QEMU, busybox-static, and once the kernel package.
 
 #![allow(clippy::unwrap_used, reason = "a test")]
 
@@ -237,8 +236,7 @@ async fn a_flood_is_survived_and_stale_connections_are_aborted() -> Result<()> {
     Ok(())
 }
 
-/// What the repair adds to a wake, up to the app's first byte. Not a check; run it
-/// with `--ignored`.
+/// What the repair adds to a wake, up to the app's first byte. Not a check; run it with `--ignored`.
 #[tokio::test]
 #[ignore = "a measurement"]
 async fn wake_path_timings() -> Result<()> {

@@ -27,8 +27,7 @@ pub const MULTIPART_THRESHOLD_BYTES: u64 = 16 * 1024 * 1024;
 /// Size of every part but the last, in bytes.
 pub const PART_BYTES: u64 = 8 * 1024 * 1024;
 
-/// Largest file in either direction, in bytes: as many parts as S3 takes
-/// (10,000) are never reached.
+/// Largest file in either direction, in bytes: as many parts as S3 takes (10,000) are never reached.
 pub const FILE_BYTES_MAX: u64 = 64 * 1024 * 1024 * 1024;
 
 /// Parts on their way at once; memory for a file is this many parts.
@@ -44,18 +43,15 @@ const WRITE_BUFFER_BYTES: usize = 1024 * 1024;
 const ABORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Store {
-    /// Stores a file's content, in parts when it is over
-    /// [`MULTIPART_THRESHOLD_BYTES`]. Returns its length in bytes. The object
-    /// appears at once when everything is there, or not at all.
+    /// Stores a file's content, in parts when it is over [`MULTIPART_THRESHOLD_BYTES`]. Returns its length in
+    /// bytes. The object appears at once when everything is there, or not at all.
     ///
-    /// The file must not change meanwhile. On failure, and when the future is
-    /// dropped, the parts are given back to the store. If the process dies they
-    /// stay there unseen: a bucket should have a lifecycle rule that removes
-    /// incomplete uploads.
+    /// The file must not change meanwhile. On failure, and when the future is dropped, the parts are given
+    /// back to the store. If the process dies they stay there unseen: a bucket should have a lifecycle rule
+    /// that removes incomplete uploads.
     ///
     /// # Errors
-    /// [`Error::File`], [`Error::TooLarge`] over [`FILE_BYTES_MAX`], and those
-    /// of [`Store::put`].
+    /// [`Error::File`], [`Error::TooLarge`] over [`FILE_BYTES_MAX`], and those of [`Store::put`].
     pub fn put_file<'a>(
         &'a self,
         bucket: &'a str,
@@ -104,9 +100,8 @@ impl Store {
         })
     }
 
-    /// Writes an object to a file of at most `bytes_max` bytes, which is
-    /// created or emptied first. Returns its length. A download that breaks off
-    /// goes on where it stopped, if the object is still the same.
+    /// Writes an object to a file of at most `bytes_max` bytes, which is created or emptied first. Returns
+    /// its length. A download that breaks off goes on where it stopped, if the object is still the same.
     ///
     /// The file is not synced to disk. After an error it is gone; when the
     /// future is dropped its beginning may stay.

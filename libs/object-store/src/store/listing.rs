@@ -26,9 +26,8 @@ impl Store {
     /// Every object whose key starts with `prefix`, in the order of their keys.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when there are more than `keys_max` (or
-    /// [`LIST_KEYS_MAX`]); [`Error::NoSuchBucket`], [`Error::InvalidKey`],
-    /// [`Error::AccessDenied`], [`Error::Unavailable`].
+    /// [`Error::TooLarge`] when there are more than `keys_max` (or [`LIST_KEYS_MAX`]);
+    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
     pub fn list_prefix<'a>(
         &'a self,
         bucket: &'a str,

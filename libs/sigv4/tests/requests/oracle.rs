@@ -30,8 +30,7 @@ struct Case {
     signed_at: u64,
 }
 
-/// A piece of a path or query: characters that may stand there as they are, and
-/// escapes in either case.
+/// A piece of a path or query: characters that may stand there as they are, and escapes in either case.
 fn piece() -> impl Strategy<Value = String> {
     let raw = "[A-Za-z0-9._~!$'()*,;:@-]{0,8}";
     let escape = prop_oneof![

@@ -19,8 +19,7 @@ fn flipped_bytes(bytes: &[u8]) -> impl Iterator<Item = Vec<u8>> + '_ {
     })
 }
 
-/// What a query says: pairs, decoded, in no order; the signature without regard
-/// to the case of its digits.
+/// What a query says: pairs, decoded, in no order; the signature without regard to the case of its digits.
 fn meaning(query: &str) -> Vec<(Vec<u8>, Vec<u8>)> {
     let decode = |text: &str| percent_decode_str(&text.replace('+', "%20")).collect::<Vec<u8>>();
     let mut pairs: Vec<_> = (query.split('&'))

@@ -156,8 +156,7 @@ fn reaches(openable: &[&str], egress: &Egress, to: Ipv4Addr) -> bool {
     );
     let root = root_table(&settings(openable), &closed);
     let outside = Packet { incoming: "tp-h1-v3", outgoing: "eth0", ..packet };
-    // The slot's rules are the narrower ones; the machine's are there in case
-    // they fail.
+    // The slot's rules are the narrower ones; the machine's are there in case they fail.
     inside && passes(&[&root], "forward", outside)
 }
 

@@ -140,8 +140,7 @@ async fn guests_reach_neither_host_nor_each_other() {
     pool.shutdown(false).await.unwrap();
 }
 
-/// Stands in for the host's resolver: sends every question back with the
-/// answer bit.
+/// Stands in for the host's resolver: sends every question back with the answer bit.
 async fn resolver() -> SocketAddr {
     let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
     let address = socket.local_addr().unwrap();

@@ -141,9 +141,8 @@ impl Drop for Program {
     }
 }
 
-/// A namespace behind the host that plays the internet: every address given is
-/// served there on port 8080. The host is on a link with it, 198.41.<third>.0/30,
-/// and routes to the addresses.
+/// A namespace behind the host that plays the internet: every address given is served there on port 8080. The
+/// host is on a link with it, 198.41.<third>.0/30, and routes to the addresses.
 pub struct Internet {
     /// Lines of the server: the address each connection came from.
     pub lines: std::io::Lines<BufReader<ChildStdout>>,

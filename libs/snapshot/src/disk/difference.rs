@@ -42,13 +42,11 @@ pub struct DifferenceStats {
     pub file_bytes: u64,
 }
 
-/// Writes to `out`, which must not exist, what it takes to make `disk` from its
-/// original `base`. The file is synced to disk; after an error it is gone. A
-/// crash leaves a file that [`apply`] refuses.
+/// Writes to `out`, which must not exist, what it takes to make `disk` from its original `base`. The file is
+/// synced to disk; after an error it is gone. A crash leaves a file that [`apply`] refuses.
 ///
-/// Both must have the same size. Blocks that the two share are not read;
-/// what is left is compared page by page, so that writing the same bytes again
-/// costs nothing.
+/// Both must have the same size. Blocks that the two share are not read; what is left is compared page by
+/// page, so that writing the same bytes again costs nothing.
 ///
 /// # Errors
 /// [`Error::Invalid`] for unequal or too large disks, [`Error::File`].
@@ -130,9 +128,8 @@ fn compare(disk: &File, base: &File, offset: u64, length: usize, writer: &mut Wr
     Ok(())
 }
 
-/// Writes a difference onto `disk`, a copy of the original it was taken from,
-/// and syncs it. All of the difference is checked before the first write.
-/// Repeating after an error or a crash gives the same disk.
+/// Writes a difference onto `disk`, a copy of the original it was taken from, and syncs it. All of the
+/// difference is checked before the first write. Repeating after an error or a crash gives the same disk.
 ///
 /// # Errors
 /// [`Error::Corrupt`] naming the difference, [`Error::Invalid`] when the disk

@@ -65,8 +65,7 @@ struct Request {
     extents: [RawExtent; BATCH],
 }
 
-/// Whether equal physical offsets of two files in this file's file system mean
-/// the same block.
+/// Whether equal physical offsets of two files in this file's file system mean the same block.
 pub(super) fn comparable(file: &File) -> io::Result<bool> {
     let magic = rustix::fs::fstatfs(file)?.f_type;
     Ok(COMPARABLE.contains(&(magic as u64)))

@@ -12,8 +12,8 @@ use vmm::{Engine, ExitReason, Status};
 pub use failures::*;
 pub use processes::*;
 
-use crate::bench::{Bench, last_turn, line, turns, wait_for, wait_past};
 use crate::guest;
+use crate::world::{World, last_turn, line, turns, wait_for, wait_past};
 
 /// Enough for the guest; most cases do not depend on it.
 const MEMORY_MIB: u32 = 256;
@@ -22,12 +22,12 @@ const PAGE_BYTES: u64 = 4096;
 const BLOB_BYTES: u64 = 1 << 20;
 
 pub async fn a_cold_boot_says_hello(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let description = bench.engine.describe();
+    let world = World::new(engine, MEMORY_MIB)?;
+    let description = world.engine.describe();
     ensure!(!description.name.is_empty() && !description.platform_fingerprint.is_empty());
-    let spec = bench.spec("hello")?;
-    let memory = bench.path("memory");
-    let machine = bench.boot(&spec, &memory).await?;
+    let spec = world.spec("hello")?;
+    let memory = world.path("memory");
+    let machine = world.boot(&spec, &memory).await?;
     ensure!(machine.status().await? == Status::Running);
     wait_for(&*machine, |text| text.contains("ready") && text.contains("turn 1 word hello")).await?;
     let usage = machine.usage()?;
@@ -39,24 +39,24 @@ pub async fn a_cold_boot_says_hello(engine: Arc<dyn Engine>) -> Result<()> {
     ensure!(machine.exited().await == ExitReason::Killed(9));
     ensure!(machine.status().await? == Status::Ended);
     ensure!(machine.console().await?.contains("turn 1 word hello"), "the console is gone with the process");
-    let again = bench.engine.boot(&bench.spec("hello")?, &memory).await;
+    let again = world.engine.boot(&world.spec("hello")?, &memory).await;
     ensure!(again.is_err(), "a memory file was overwritten");
     Ok(())
 }
 
 pub async fn clones_of_one_base_share_nothing(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
     let before = digest(&base.memory)?;
-    let (first, second) = (bench.spec("alpha")?, bench.spec("beta")?);
-    let (first, second) = tokio::try_join!(bench.launch(&first, &base), bench.launch(&second, &base))?;
+    let (first, second) = (world.spec("alpha")?, world.spec("beta")?);
+    let (first, second) = tokio::try_join!(world.launch(&first, &base), world.launch(&second, &base))?;
     for (machine, own, other) in [(&first, "alpha", "beta"), (&second, "beta", "alpha")] {
         let console = wait_past(&**machine, base.turn + 20).await?;
         ensure!(console.contains(&format!(" word {own}")) && !console.contains(other), "{console}");
         ensure_follows(base.turn, &console)?;
     }
     // What both did is not in the base: one more clone starts where the first two did.
-    let third = bench.launch(&bench.spec("gamma")?, &base).await?;
+    let third = world.launch(&world.spec("gamma")?, &base).await?;
     ensure_follows(base.turn, &wait_past(&*third, base.turn + 2).await?)?;
     for machine in [&first, &second, &third] {
         machine.stop().await?;
@@ -66,11 +66,11 @@ pub async fn clones_of_one_base_share_nothing(engine: Arc<dyn Engine>) -> Result
 }
 
 pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
-    let mut machine = bench.launch(&spec, &base).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let (state, memory) = (world.path("state"), world.path("difference"));
+    let mut machine = world.launch(&spec, &base).await?;
     let mut turn = base.turn;
     let mut sizes = Vec::new();
     for round in 0..3 {
@@ -91,7 +91,7 @@ pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -
         machine.stop().await?;
 
         guest::order(&spec.disk, if round == 2 { "write" } else { "alpha" })?;
-        let restored = bench.restore(&spec, &base, Some((&state, &memory))).await?;
+        let restored = world.restore(&spec, &base, Some((&state, &memory))).await?;
         let phases: Vec<_> = restored.phases.iter().map(|phase| phase.name).collect();
         ensure!(phases == ["process", "difference", "state"], "{phases:?}");
         machine = restored.machine;
@@ -109,15 +109,15 @@ pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -
 }
 
 pub async fn a_page_that_became_zero_stays_zero(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let original = bench.launch(&bench.spec("sum")?, &base).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let original = world.launch(&world.spec("sum")?, &base).await?;
     let original_sum = line(&*original, "blob ").await?;
     original.stop().await?;
 
-    let spec = bench.spec("blank")?;
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
-    let machine = bench.launch(&spec, &base).await?;
+    let spec = world.spec("blank")?;
+    let (state, memory) = (world.path("state"), world.path("difference"));
+    let machine = world.launch(&spec, &base).await?;
     wait_for(&*machine, |text| text.contains("blanked")).await?;
     machine.pause().await?;
     let stats = machine.save_difference(&state, &memory).await?;
@@ -126,7 +126,7 @@ pub async fn a_page_that_became_zero_stays_zero(engine: Arc<dyn Engine>) -> Resu
     ensure!(stats.bytes < (stats.pages - stats.zero_pages + 64) * PAGE_BYTES, "zeros take room: {stats:?}");
 
     guest::order(&spec.disk, "sum")?;
-    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
+    let woken = world.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     let sum = line(&*woken, "blob ").await?;
     woken.stop().await?;
@@ -141,12 +141,12 @@ pub async fn a_page_that_became_zero_stays_zero(engine: Arc<dyn Engine>) -> Resu
 pub async fn the_difference_does_not_grow_with_the_memory(engine: Arc<dyn Engine>) -> Result<()> {
     let mut pages = Vec::new();
     for memory_mib in [512, 2048] {
-        let bench = Bench::new(engine.clone(), memory_mib)?;
-        let base = bench.bake().await?;
-        let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
+        let world = World::new(engine.clone(), memory_mib)?;
+        let base = world.bake().await?;
+        let machine = world.launch(&world.spec("alpha")?, &base).await?;
         wait_past(&*machine, base.turn + 10).await?;
         machine.pause().await?;
-        let stats = machine.save_difference(&bench.path("state"), &bench.path("difference")).await?;
+        let stats = machine.save_difference(&world.path("state"), &world.path("difference")).await?;
         machine.stop().await?;
         ensure!(stats.bytes < 16 << 20, "{memory_mib} MiB: {stats:?}");
         pages.push(stats.pages);

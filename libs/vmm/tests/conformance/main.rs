@@ -1,10 +1,10 @@
 //! What every engine must do, as tests. Each case is written once, against the traits; an engine joins with one line at the
 //! end of this file. Needs root, a guest kernel (see `guest`), busybox and cpio.
 
-mod bench;
 mod cases;
 mod guest;
 mod measure;
+mod world;
 
 use std::sync::Arc;
 

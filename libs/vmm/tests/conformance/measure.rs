@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 
-use crate::bench::{Bench, wait_past};
+use crate::world::{World, wait_past};
 
 const ROUNDS: usize = 15;
 
@@ -41,14 +41,14 @@ impl Times {
 #[ignore = "a measurement"]
 async fn measure_qemu() -> Result<()> {
     for memory_mib in [512, 2048, 8192] {
-        let bench = Bench::new(crate::qemu().await, memory_mib)?;
-        let base = bench.bake().await?;
+        let world = World::new(crate::qemu().await, memory_mib)?;
+        let base = world.bake().await?;
         let mut times = Times::default();
         let mut size = Vec::new();
         for _ in 0..ROUNDS {
-            let spec = bench.spec("alpha")?;
+            let spec = world.spec("alpha")?;
             let clock = Instant::now();
-            let launched = bench.restore(&spec, &base, None).await?;
+            let launched = world.restore(&spec, &base, None).await?;
             times.note("launch", clock.elapsed());
             times.phases("launch", &launched.phases);
             let machine = launched.machine;
@@ -61,7 +61,7 @@ async fn measure_qemu() -> Result<()> {
             let clock = Instant::now();
             machine.pause().await?;
             times.note("suspend: pause", clock.elapsed());
-            let (state, memory) = (bench.path("state"), bench.path("difference"));
+            let (state, memory) = (world.path("state"), world.path("difference"));
             let stats = machine.save_difference(&state, &memory).await?;
             times.note("suspend", clock.elapsed());
             times.phases("suspend", &stats.phases);
@@ -71,13 +71,13 @@ async fn measure_qemu() -> Result<()> {
             times.note("stop", clock.elapsed());
 
             let clock = Instant::now();
-            let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?;
+            let woken = world.restore(&spec, &base, Some((&state, &memory))).await?;
             times.note("wake", clock.elapsed());
             times.phases("wake", &woken.phases);
             woken.machine.stop().await?;
 
-            let prepared = bench.engine.prepare(&spec, &base.memory).await?;
-            bench.note(prepared.process());
+            let prepared = world.engine.prepare(&spec, &base.memory).await?;
+            world.note(prepared.process());
             let clock = Instant::now();
             let woken = prepared.load(&state, Some(&memory)).await?;
             times.note("wake prepared", clock.elapsed());

@@ -1,6 +1,5 @@
-//! Finds the host of a microVM and opens a tunnel to it, through launches,
-//! wakes and moves. Every wait is bounded: a launch or wake by `launch_wait`,
-//! the search for a host that takes the tunnel by `connect`.
+//! Finds the host of a microVM and opens a tunnel to it, through launches, wakes and moves. Every wait is
+//! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};

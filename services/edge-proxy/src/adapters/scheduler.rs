@@ -83,8 +83,7 @@ impl Scheduler {
                 Some(under_way) => under_way.clone(),
                 None => {
                     let (this, id) = (self.clone(), microvm_id.clone());
-                    // A task of its own: the wake goes on when the first request
-                    // for it hangs up.
+                    // A task of its own: the wake goes on when the first request for it hangs up.
                     let task = tokio::spawn(async move {
                         let result = this.resume_once(&id, wait).await;
                         this.resumes.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
@@ -143,8 +142,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
     Some((label, route))
 }
 
-/// The label of a microVM's endpoint; a record without one (deleted) is known by
-/// its id.
+/// The label of a microVM's endpoint; a record without one (deleted) is known by its id.
 pub(crate) fn label(microvm: &Microvm) -> Option<Uuid> {
     let text = match microvm.endpoint.split_once('.') {
         Some((label, _)) => label,

@@ -1,5 +1,4 @@
-//! HTTP connections through tunnels, kept for the next request to the same
-//! placement of the same microVM.
+//! HTTP connections through tunnels, kept for the next request to the same placement of the same microVM.
 //!
 //! An unused connection carries no bytes, so it keeps no microVM awake; when
 //! the microVM goes to sleep its host cuts the tunnel and the connection is
@@ -154,8 +153,7 @@ impl Tunnels {
         }
     }
 
-    /// Drops what was not used for a while. Requests on a dropped HTTP/2
-    /// connection go on to their end.
+    /// Drops what was not used for a while. Requests on a dropped HTTP/2 connection go on to their end.
     pub fn sweep(&self) {
         let (now, keep_for) = (Instant::now(), self.keep_for);
         let mut kept = self.kept();

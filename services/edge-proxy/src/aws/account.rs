@@ -35,9 +35,8 @@ impl Account {
         format!("arn:aws:lambda:{region}:{account}:{}:{identifier}", kind.name())
     }
 
-    /// Whether an identifier is the ARN of something that is not this account's,
-    /// or one spelt with a slash, which belongs to nobody. `managed` says that the
-    /// operation is about the service's own resources too.
+    /// Whether an identifier is the ARN of something that is not this account's, or one spelt with a slash,
+    /// which belongs to nobody. `managed` says that the operation is about the service's own resources too.
     pub(crate) fn is_foreign(&self, identifier: &str, managed: bool) -> bool {
         let mut parts = identifier.splitn(6, ':');
         let head = [parts.next(), parts.next(), parts.next(), parts.next()];
@@ -53,8 +52,7 @@ impl Account {
             && ((!known && (digits || account == "aws")) || resource.starts_with("microvm-image/"))
     }
 
-    /// Whether a text is the ARN of a resource of this kind and this account, well
-    /// spelt or not.
+    /// Whether a text is the ARN of a resource of this kind and this account, well spelt or not.
     pub(crate) fn is_own(&self, kind: Kind, text: &str) -> bool {
         let mut parts = text.splitn(7, ':').skip(4);
         is_arn(text) && parts.next() == Some(&self.account) && parts.next() == Some(kind.name())

@@ -28,9 +28,8 @@ pub struct AwsSettings {
     /// File that gets one line of JSON per request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub audit_file: Option<PathBuf>,
-    /// File for the records of requests that no key's holder is known to have
-    /// signed, so that they cannot push the others out; without it they go to
-    /// `audit_file` too.
+    /// File for the records of requests that no key's holder is known to have signed, so that they cannot
+    /// push the others out; without it they go to `audit_file` too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthenticated_audit_file: Option<PathBuf>,
     pub limits: ApiLimits,
@@ -56,8 +55,7 @@ pub struct ApiLimits {
     pub body_bytes: usize,
     /// Longest wait for a whole request body, in milliseconds.
     pub body_read_ms: u64,
-    /// Memory for the bodies of all requests together, in bytes; requests beyond
-    /// it are answered 429.
+    /// Memory for the bodies of all requests together, in bytes; requests beyond it are answered 429.
     pub body_memory_bytes: usize,
     /// Longest `runHookPayload`, in bytes; the scheduler has a limit of its own.
     pub run_hook_payload_bytes: usize,
@@ -79,9 +77,8 @@ pub struct Throttles {
     pub get_microvm: u32,
     pub create_microvm_auth_token: u32,
     pub create_microvm_shell_auth_token: u32,
-    /// Each operation that creates, updates, deletes, tags or untags an image or a
-    /// connector: what is written stays in etcd for a while, also when it is
-    /// overwritten.
+    /// Each operation that creates, updates, deletes, tags or untags an image or a connector: what is written
+    /// stays in etcd for a while, also when it is overwritten.
     pub changes: u32,
     pub other: u32,
 }

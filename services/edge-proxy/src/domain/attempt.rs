@@ -1,6 +1,5 @@
-//! How a request finds its microVM: what to do for a route as it stands, and
-//! what to make of a host's answer. The loop that acts on it is in
-//! `adapters::dial`.
+//! How a request finds its microVM: what to do for a route as it stands, and what to make of a host's answer.
+//! The loop that acts on it is in `adapters::dial`.
 
 use std::time::Duration;
 
@@ -50,8 +49,7 @@ pub enum Outcome {
     TooLate,
 }
 
-/// What to make of a host's answer: `None` means that the route was out of date
-/// and another look is worth it.
+/// What to make of a host's answer: `None` means that the route was out of date and another look is worth it.
 pub fn after(outcome: Outcome) -> Option<Refusal> {
     match outcome {
         Outcome::Elsewhere | Outcome::Unreachable => None,

@@ -1,9 +1,7 @@
-//! What is known of every microVM: a table that many requests read and one
-//! follower of the scheduler writes.
+//! What is known of every microVM: a table that many requests read and one follower of the scheduler writes.
 //!
-//! A listing replaces the table without a moment of emptiness: entries are
-//! renewed as they come, and what was not renewed goes when the listing ends.
-//! While the scheduler is away the table simply stays as it was.
+//! A listing replaces the table without a moment of emptiness: entries are renewed as they come, and what was
+//! not renewed goes when the listing ends. While the scheduler is away the table simply stays as it was.
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
@@ -76,8 +74,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// An empty table. At most `requests_per_microvm` requests are in flight to
-    /// one microVM.
+    /// An empty table. At most `requests_per_microvm` requests are in flight to one microVM.
     pub fn new(requests_per_microvm: usize) -> Self {
         let shard = || Shard { stored: RwLock::default(), changed: watch::Sender::new(()) };
         Self { shards: (0..SHARDS).map(|_| shard()).collect(), requests_per_microvm }

@@ -1,8 +1,7 @@
 //! Requests to endpoints: who may pass, and what everybody else is told.
 //!
-//! The order matters. The token is checked before anything is looked up at the
-//! scheduler, woken or opened, and a caller without a good token learns nothing
-//! about which microVMs exist.
+//! The order matters. The token is checked before anything is looked up at the scheduler, woken or opened,
+//! and a caller without a good token learns nothing about which microVMs exist.
 
 use std::net::IpAddr;
 use std::sync::Arc;

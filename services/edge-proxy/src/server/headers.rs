@@ -1,5 +1,4 @@
-//! Headers on their way through: what belongs to one hop, or to the edge,
-//! stays here.
+//! Headers on their way through: what belongs to one hop, or to the edge, stays here.
 
 use std::net::IpAddr;
 
@@ -56,8 +55,7 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
     });
     strip_hop(&mut parts.headers);
     strip_reserved(&mut parts.headers);
-    // The client's own waiting for "100 Continue" is answered by this hop, when
-    // the app begins to read.
+    // The client's own waiting for "100 Continue" is answered by this hop, when the app begins to read.
     parts.headers.remove(EXPECT);
     for name in [FORWARDED, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT] {
         parts.headers.remove(name);

@@ -1,5 +1,4 @@
-//! Client connections: accept, TLS, HTTP/1.1 or HTTP/2. What is served on them
-//! is a [`Handler`]'s business.
+//! Client connections: accept, TLS, HTTP/1.1 or HTTP/2. What is served on them is a [`Handler`]'s business.
 
 use std::convert::Infallible;
 use std::io;
@@ -27,8 +26,7 @@ use crate::config::{Bounds, Socket};
 
 /// Pause after a failed accept (out of descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// How often a silent HTTP/2 client is asked whether it is still there, and how
-/// long it may think about it.
+/// How often a silent HTTP/2 client is asked whether it is still there, and how long it may think about it.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 const H2: &[u8] = b"h2";

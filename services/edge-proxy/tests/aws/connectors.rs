@@ -1,5 +1,4 @@
-//! Connectors and tags: requests as the services get them, and answers as clients
-//! get them.
+//! Connectors and tags: requests as the services get them, and answers as clients get them.
 
 use api::connector::v1::*;
 use api::image::v1::{UntagImageRequest, UntagImageResponse};

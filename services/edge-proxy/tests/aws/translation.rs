@@ -1,5 +1,4 @@
-//! Requests as the services get them, and answers as clients get them, for what
-//! the recordings do not show.
+//! Requests as the services get them, and answers as clients get them, for what the recordings do not show.
 
 use std::collections::HashMap;
 

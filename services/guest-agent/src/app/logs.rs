@@ -1,6 +1,5 @@
-//! The app's output: split into lines, numbered, kept in a bounded ring until the
-//! host has them. An app that writes faster than it may loses lines, never time:
-//! lost lines are counted by the gaps in the numbers.
+//! The app's output: split into lines, numbered, kept in a bounded ring until the host has them. An app that
+//! writes faster than it may loses lines, never time: lost lines are counted by the gaps in the numbers.
 
 use std::collections::VecDeque;
 use std::fs::File;

@@ -1,5 +1,4 @@
-//! Who the app runs as: Docker's rules for `USER`, from the image's own
-//! /etc/passwd and /etc/group.
+//! Who the app runs as: Docker's rules for `USER`, from the image's own /etc/passwd and /etc/group.
 
 use std::fs;
 

@@ -1,7 +1,6 @@
-//! Kernel modules from the initramfs: `/modules/boot.list` names what every guest
-//! loads, in order; `/modules/extra.list` what an app with every
-//! capability may want (overlay, tun, fuse). The initramfs disappears from sight
-//! when the root is switched, so the extra ones are kept as open files.
+//! Kernel modules from the initramfs: `/modules/boot.list` names what every guest loads, in order;
+//! `/modules/extra.list` what an app with every capability may want (overlay, tun, fuse). The initramfs
+//! disappears from sight when the root is switched, so the extra ones are kept as open files.
 #![allow(unsafe_code)] // finit_module has no wrapper in libc
 
 use std::fs::{self, File};
@@ -20,8 +19,7 @@ const DIRECTORY: &str = "/modules";
 pub struct Extra(Mutex<Vec<File>>);
 
 impl Extra {
-    /// Loads them, in order, once. Best effort: an app that misses one finds out
-    /// with an error of its own.
+    /// Loads them, in order, once. Best effort: an app that misses one finds out with an error of its own.
     pub fn load(&self) {
         let files = self.0.lock().map(|mut files| std::mem::take(&mut *files)).unwrap_or_default();
         for file in files {

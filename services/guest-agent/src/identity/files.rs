@@ -1,7 +1,6 @@
-//! The files that say who this microVM is. They live in memory, in the agent's tmpfs,
-//! bound over the image's files where those have a place of their own. Those that a
-//! repair changes are mapped, so that changing them is a copy and no system call; their
-//! size is fixed and newlines fill the rest.
+//! The files that say who this microVM is. They live in memory, in the agent's tmpfs, bound over the image's
+//! files where those have a place of their own. Those that a repair changes are mapped, so that changing them
+//! is a copy and no system call; their size is fixed and newlines fill the rest.
 #![allow(unsafe_code)] // maps memory
 
 use std::fs::{self, File, OpenOptions};

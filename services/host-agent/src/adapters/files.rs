@@ -1,5 +1,4 @@
-//! The data directory: where everything lies, and the few file operations
-//! whose order matters.
+//! The data directory: where everything lies, and the few file operations whose order matters.
 //!
 //! ```text
 //! <data>/image-snapshots/<digest>/   image snapshots: memory, disk, device.state, manifest.json
@@ -27,8 +26,7 @@ pub struct DataDirectory {
 }
 
 impl DataDirectory {
-    /// Opens (and makes) the directory, and empties what never survives a
-    /// restart.
+    /// Opens (and makes) the directory, and empties what never survives a restart.
     pub fn open(root: &Path) -> Result<Self, HostError> {
         let this = Self { root: root.to_owned() };
         for directory in [
@@ -204,9 +202,8 @@ pub fn make_directory(path: &Path) -> Result<(), HostError> {
         .map_err(|error| HostError::io(path, &error))
 }
 
-/// Replaces `path` with `bytes`: a reader sees the old or the new file, never
-/// a part. With `durable` the new one also survives a power cut when this
-/// returns; without, it survives the death of this process.
+/// Replaces `path` with `bytes`: a reader sees the old or the new file, never a part. With `durable` the new
+/// one also survives a power cut when this returns; without, it survives the death of this process.
 pub fn replace(path: &Path, bytes: &[u8], durable: bool) -> Result<(), HostError> {
     let temporary = path.with_extension("tmp");
     let write = || -> std::io::Result<()> {

@@ -237,8 +237,7 @@ impl ImageSnapshots {
         }
     }
 
-    /// Removes the snapshot with this manifest key; one that is not there is
-    /// no error.
+    /// Removes the snapshot with this manifest key; one that is not there is no error.
     pub fn evict(&self, manifest_key: &str) -> Result<(), HostError> {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
         let digest = entries

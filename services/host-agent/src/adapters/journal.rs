@@ -1,10 +1,8 @@
-//! What the agent must still know after it died: one JSON file per microVM,
-//! replaced as a whole.
+//! What the agent must still know after it died: one JSON file per microVM, replaced as a whole.
 //!
-//! No write waits for the disk. They need to outlive this process, not a power cut,
-//! and the page cache does that. A power cut ends every engine too, so that only
-//! what slept is left of the sessions; and a snapshot's manifest, which is durable,
-//! has a copy of the journal as of its sleep in it. Of all there are, the one
+//! No write waits for the disk. They need to outlive this process, not a power cut, and the page cache does
+//! that. A power cut ends every engine too, so that only what slept is left of the sessions; and a snapshot's
+//! manifest, which is durable, has a copy of the journal as of its sleep in it. Of all there are, the one
 //! written last counts: see `recover`.
 
 use std::path::Path;
@@ -149,8 +147,7 @@ fn encode_spec(spec: &Spec) -> String {
     base64::engine::general_purpose::STANDARD.encode(spec.encoded())
 }
 
-/// What is left of a microVM that has ended: its last report, until nobody
-/// asks any more.
+/// What is left of a microVM that has ended: its last report, until nobody asks any more.
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tombstone {

@@ -1,6 +1,5 @@
-//! The host's record in etcd, under a lease, and what follows from losing it:
-//! a host whose lease is over carries no more traffic, because others may place
-//! its microVMs elsewhere from then on.
+//! The host's record in etcd, under a lease, and what follows from losing it: a host whose lease is over
+//! carries no more traffic, because others may place its microVMs elsewhere from then on.
 
 use std::time::Duration;
 

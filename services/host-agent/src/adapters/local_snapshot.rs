@@ -30,8 +30,7 @@ pub struct LocalManifest {
 }
 
 impl LocalManifest {
-    /// Reads a snapshot's manifest; `None` when there is none or the files do
-    /// not have the lengths it says.
+    /// Reads a snapshot's manifest; `None` when there is none or the files do not have the lengths it says.
     pub fn read(files: &SnapshotFiles) -> Option<Self> {
         let manifest: Self = serde_json::from_slice(&std::fs::read(files.manifest()).ok()?).ok()?;
         let length = |path: &Path| std::fs::metadata(path).map(|data| data.len()).ok();

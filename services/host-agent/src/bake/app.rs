@@ -1,5 +1,4 @@
-//! Starting the app in a booted guest as a container runtime would, and waiting
-//! until it is ready.
+//! Starting the app in a booted guest as a container runtime would, and waiting until it is ready.
 
 use std::time::Duration;
 

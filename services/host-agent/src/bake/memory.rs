@@ -15,9 +15,8 @@ const PAGE: usize = 4096;
 /// Bytes read at once.
 const WINDOW: usize = 1 << 20;
 
-/// Punches the zero pages of `path` out and returns the bytes that are left.
-/// Blocks. Dying in the middle loses nothing: a hole reads as the zeros that
-/// were there.
+/// Punches the zero pages of `path` out and returns the bytes that are left. Blocks. Dying in the middle
+/// loses nothing: a hole reads as the zeros that were there.
 pub fn punch_zero_pages(path: &Path) -> Result<u64, HostError> {
     let work = || -> std::io::Result<u64> {
         let file = File::options().read(true).write(true).open(path)?;

@@ -38,8 +38,7 @@ pub struct BakeJob {
     watch: Stopwatch,
 }
 
-/// Bakes, reporting to `progress`; ends early when the caller hangs up or
-/// `cancel` fires.
+/// Bakes, reporting to `progress`; ends early when the caller hangs up or `cancel` fires.
 pub async fn bake(
     host: &Arc<Host>,
     request: BakeRequest,
@@ -121,8 +120,7 @@ impl BakeJob {
         self.directory.join("disk.original")
     }
 
-    /// The root disk, and a copy of it that shares its blocks, to tell later
-    /// what the boot has written.
+    /// The root disk, and a copy of it that shares its blocks, to tell later what the boot has written.
     async fn fetch_disk(&self) -> Result<(), HostError> {
         self.progress.step("fetch").await;
         let disk = self.request.disk.clone().unwrap_or_default();
@@ -146,8 +144,7 @@ impl BakeJob {
         .await
     }
 
-    /// Boots, starts the app, waits for it, freezes it. Returns the guest's next
-    /// log line.
+    /// Boots, starts the app, waits for it, freezes it. Returns the guest's next log line.
     async fn boot_and_snapshot(&mut self) -> Result<u64, HostError> {
         self.progress.step("boot").await;
         let slot = self.watch.phase("slot", self.host.take_slot(slot::Egress::Internet)).await?;
@@ -277,8 +274,7 @@ impl BakeJob {
         self.host.image_snapshots.adopt(&kept, &published.manifest_digest, origin).await.map(drop)
     }
 
-    /// Gives everything back. Unless the caller was told of the snapshot, what
-    /// was stored of it goes too.
+    /// Gives everything back. Unless the caller was told of the snapshot, what was stored of it goes too.
     async fn clean(mut self, told: bool) {
         self.down().await;
         if !told && let Some(key) = &self.published {

@@ -1,5 +1,4 @@
-//! The validate hook: called on a throwaway clone of the new snapshot, before
-//! anyone else can see it.
+//! The validate hook: called on a throwaway clone of the new snapshot, before anyone else can see it.
 
 use std::time::{Duration, Instant};
 

@@ -59,8 +59,7 @@ impl Capacity {
         inner.idle_mib > 0 && inner.used_mib + inner.idle_mib > inner.total_mib
     }
 
-    /// Hands out `mib` even beyond the budget, for microVMs that already run
-    /// when the agent starts.
+    /// Hands out `mib` even beyond the budget, for microVMs that already run when the agent starts.
     pub fn reserve_adopted(&self, mib: u64) -> Reservation {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner).used_mib += mib;
         Reservation { capacity: self.clone(), mib, idle: false }

@@ -71,8 +71,7 @@ pub enum HostError {
 }
 
 impl HostError {
-    /// The message of an error with all its sources, and whether one of them
-    /// is a full disk.
+    /// The message of an error with all its sources, and whether one of them is a full disk.
     pub fn chain(error: &(dyn std::error::Error + 'static)) -> (String, bool) {
         let mut text = error.to_string();
         let mut full = false;

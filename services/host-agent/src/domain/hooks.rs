@@ -84,8 +84,7 @@ impl Hooks {
     }
 }
 
-/// Body of the run hook. The payload is a string inside the JSON, whatever it
-/// holds itself.
+/// Body of the run hook. The payload is a string inside the JSON, whatever it holds itself.
 pub fn run_body(microvm_id: &str, run_hook_payload: &str) -> String {
     serde_json::json!({ "microvmId": microvm_id, "runHookPayload": run_hook_payload }).to_string()
 }

@@ -3,8 +3,7 @@
 
 use std::time::Duration;
 
-/// Activity of a microVM's tunnel as the driver sees it, in milliseconds of
-/// one monotonic clock.
+/// Activity of a microVM's tunnel as the driver sees it, in milliseconds of one monotonic clock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Idleness {
     /// When bytes last moved, or the microVM became RUNNING if that is later.

@@ -7,8 +7,7 @@
 //!     +------------+--------------+-------------+-----------+--> Terminating --> Gone
 //! ```
 //!
-//! Not here: how a transition is carried out (`crate::microvm`), and whether a
-//! command is too old (`fence`).
+//! Not here: how a transition is carried out (`crate::microvm`), and whether a command is too old (`fence`).
 
 use serde::{Deserialize, Serialize};
 
@@ -88,10 +87,9 @@ pub enum Admission {
     Ended,
 }
 
-/// What `state` answers to `ask`. Wakes and launches are single-flight: the
-/// second caller joins the first. Only a launch or a wake may be interrupted; a
-/// suspend that has begun is finished first, because until its manifest is
-/// there the session exists nowhere else.
+/// What `state` answers to `ask`. Wakes and launches are single-flight: the second caller joins the first.
+/// Only a launch or a wake may be interrupted; a suspend that has begun is finished first, because until its
+/// manifest is there the session exists nowhere else.
 pub fn admit(state: LocalState, ask: Ask) -> Admission {
     use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
     match (state, ask) {

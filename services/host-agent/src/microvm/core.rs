@@ -1,6 +1,5 @@
-//! What a driver works on: the journal, the files, and while the microVM runs
-//! its engine, slot and link. The transitions are in the modules beside this
-//! one; here is what all of them do.
+//! What a driver works on: the journal, the files, and while the microVM runs its engine, slot and link. The
+//! transitions are in the modules beside this one; here is what all of them do.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
@@ -95,16 +94,14 @@ impl Core {
         self.journal.write(&self.files.journal())
     }
 
-    /// Numbers a new observation, shows it to everyone, and has it reported at
-    /// once.
+    /// Numbers a new observation, shows it to everyone, and has it reported at once.
     pub fn publish(&mut self) {
         self.publish_quietly();
         self.host.changed();
     }
 
-    /// Numbers a new observation that the next report may carry: a step on the
-    /// way to one that follows within milliseconds, or totals. A report of its
-    /// own would only take the processor from the work it tells of.
+    /// Numbers a new observation that the next report may carry: a step on the way to one that follows within
+    /// milliseconds, or totals. A report of its own would only take the processor from the work it tells of.
     pub fn publish_quietly(&mut self) {
         self.journal.observation += 1;
         let observed = self.observed();
@@ -157,8 +154,7 @@ impl Core {
         });
     }
 
-    /// Ends the engine of `live`, waits until it is reaped, and gives
-    /// everything back.
+    /// Ends the engine of `live`, waits until it is reaped, and gives everything back.
     pub async fn release(&mut self, live: Live) {
         live.gate.close();
         live.pump.abort();

@@ -1,6 +1,5 @@
-//! The task that drives one microVM: takes commands, engine ends, guest events
-//! and timers one after the other, and decides nothing that a table in `domain`
-//! can decide.
+//! The task that drives one microVM: takes commands, engine ends, guest events and timers one after the
+//! other, and decides nothing that a table in `domain` can decide.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -203,9 +202,8 @@ impl Driver {
         }
     }
 
-    /// When the launch fails, nothing of the microVM is left. A
-    /// failed hook is the app's own verdict and is reported as the microVM's end;
-    /// after any other failure the launch can be repeated here or elsewhere.
+    /// When the launch fails, nothing of the microVM is left. A failed hook is the app's own verdict and is
+    /// reported as the microVM's end; after any other failure the launch can be repeated here or elsewhere.
     async fn launch(&mut self, reply: oneshot::Sender<Outcome>) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         self.core.publish_quietly();

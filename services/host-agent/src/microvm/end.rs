@@ -99,8 +99,7 @@ pub fn exit_sentence(reason: &vmm::ExitReason) -> String {
     }
 }
 
-/// The kernel's own words in the line it gave up with. The guest wrote them, so
-/// they are cut and cleaned.
+/// The kernel's own words in the line it gave up with. The guest wrote them, so they are cut and cleaned.
 fn panic_message(line: &str) -> String {
     const MARK: &str = "Kernel panic - not syncing: ";
     let words = line.find(MARK).map_or(line, |start| &line[start + MARK.len()..]);

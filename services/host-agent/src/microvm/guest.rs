@@ -1,5 +1,4 @@
-//! Reaching the guest-agent after a boot or a restore, and what it is told
-//! about the clone it now is.
+//! Reaching the guest-agent after a boot or a restore, and what it is told about the clone it now is.
 
 use std::time::{Duration, Instant, SystemTime};
 
@@ -54,8 +53,7 @@ pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<G
     }
 }
 
-/// What a clone is told about itself. `first` for a launch, which also gets a
-/// machine id of its own.
+/// What a clone is told about itself. `first` for a launch, which also gets a machine id of its own.
 pub fn repair_request(
     id: &MicrovmId,
     restore_count: u64,

@@ -1,5 +1,4 @@
-//! What waits for a driver, and sorting what arrives while a transition is
-//! under way.
+//! What waits for a driver, and sorting what arrives while a transition is under way.
 
 use std::collections::VecDeque;
 

@@ -40,11 +40,10 @@ impl Core {
         self.run(&watch, live, "launched").await
     }
 
-    /// The guest is well: journal, then gate. The write outlives this process at
-    /// once and a power cut a moment later: a power cut in between ends the guest
-    /// too, and leaves the microVM as it last slept, or as never launched. A
-    /// journal that cannot be written fails the start, because a restart would not
-    /// know of the session.
+    /// The guest is well: journal, then gate. The write outlives this process at once and a power cut a
+    /// moment later: a power cut in between ends the guest too, and leaves the microVM as it last slept, or
+    /// as never launched. A journal that cannot be written fails the start, because a restart would not know
+    /// of the session.
     pub async fn run(&mut self, watch: &Stopwatch, live: Live, what: &str) -> Result<(), HostError> {
         let before = (self.journal.state, self.journal.reason.clone(), self.journal.state_since_ms);
         self.enter(Event::IsRunning, "");

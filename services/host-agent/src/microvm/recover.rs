@@ -1,10 +1,8 @@
-//! After a restart: what became of each microVM of the journal, and putting it
-//! into a true state.
+//! After a restart: what became of each microVM of the journal, and putting it into a true state.
 //!
-//! Two steps, because slots of engines that go must not be handed out and those
-//! of engines that stay must not be removed: [`load_journals`] looks at everything and
-//! ends what must not live, then the slot pool starts, then [`recover`] builds
-//! the drivers.
+//! Two steps, because slots of engines that go must not be handed out and those of engines that stay must not
+//! be removed: [`load_journals`] looks at everything and ends what must not live, then the slot pool starts,
+//! then [`recover`] builds the drivers.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -152,9 +150,8 @@ async fn load_journal(
     Ok(Some(Found { id, journal, spec, machine, decision, last_words }))
 }
 
-/// The journal written last: the file, or the copy in a snapshot's manifest. The
-/// copy is newer when the agent died right after a suspend, and all there is when a
-/// power cut damaged the file.
+/// The journal written last: the file, or the copy in a snapshot's manifest. The copy is newer when the agent
+/// died right after a suspend, and all there is when a power cut damaged the file.
 fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, HostError> {
     let copies = files.snapshot_sequences().into_iter();
     let copy = copies

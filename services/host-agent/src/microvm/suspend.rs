@@ -4,9 +4,8 @@
 //! hook -> gate shut -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
 //! ```
 //!
-//! Until the manifest is there the session lives in the paused engine, and any
-//! failure lets it run on. Once it is there the session is the snapshot, and the
-//! engine never runs again.
+//! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
+//! it is there the session is the snapshot, and the engine never runs again.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -61,8 +60,7 @@ impl Core {
         }
     }
 
-    /// Hook, pause, files, manifest. The flag in the error says whether the
-    /// guest had been paused.
+    /// Hook, pause, files, manifest. The flag in the error says whether the guest had been paused.
     async fn write_snapshot(
         &mut self,
         watch: &Stopwatch,
@@ -161,9 +159,8 @@ impl Core {
         self.publish_quietly();
     }
 
-    /// What nobody waits for, once a suspend has been answered. Dying before it
-    /// changes nothing: the next start does it. The files are touched on another
-    /// thread, because the answer is on its way on this one.
+    /// What nobody waits for, once a suspend has been answered. Dying before it changes nothing: the next
+    /// start does it. The files are touched on another thread, because the answer is on its way on this one.
     pub async fn after_suspend(&mut self) {
         self.journal.revision += 1;
         let (mut journal, files) = (self.journal.clone(), self.files.clone());
@@ -193,8 +190,7 @@ impl Core {
         }
     }
 
-    /// The suspend failed: the guest runs on, with a fresh gate where its
-    /// connections were cut.
+    /// The suspend failed: the guest runs on, with a fresh gate where its connections were cut.
     async fn run_on(&mut self, mut live: Live, paused: bool, failure: &HostError) {
         if paused {
             if let Err(error) = live.machine.resume().await {

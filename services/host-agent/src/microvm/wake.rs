@@ -1,6 +1,5 @@
-//! Launching from an image's snapshot, and waking from the microVM's own. The
-//! journal says RUNNING before the gate opens: a session whose answers have left
-//! the host must not be forgotten by the next agent.
+//! Launching from an image's snapshot, and waking from the microVM's own. The journal says RUNNING before the
+//! gate opens: a session whose answers have left the host must not be forgotten by the next agent.
 
 use std::path::Path;
 

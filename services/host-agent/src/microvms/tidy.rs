@@ -10,8 +10,7 @@ use crate::adapters::files;
 const INTERVAL: Duration = Duration::from_secs(5);
 
 impl Microvms {
-    /// Removes what S3 still has of the ended, and forgets the oldest of them.
-    /// Runs until it is dropped.
+    /// Removes what S3 still has of the ended, and forgets the oldest of them. Runs until it is dropped.
     pub async fn keep_tidy(self: Arc<Self>) {
         loop {
             tokio::time::sleep(INTERVAL).await;

@@ -138,8 +138,7 @@ impl Tunnels {
         Err(Refusal::busy("the microVM keeps changing its state"))
     }
 
-    /// The gate of a running guest, waking it or waiting for it as the state
-    /// and the request say.
+    /// The gate of a running guest, waking it or waiting for it as the state and the request say.
     async fn reach(&self, handle: &Handle, wake: bool, waited: &mut bool) -> Result<Arc<Gate>, Refusal> {
         let ask = if wake { Ask::OpenWaking } else { Ask::Open };
         let mut permit = None;

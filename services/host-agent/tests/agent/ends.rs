@@ -1,5 +1,4 @@
-//! Ends nobody asked for, and bakes that cannot succeed: a reason within two
-//! seconds, and nothing left.
+//! Ends nobody asked for, and bakes that cannot succeed: a reason within two seconds, and nothing left.
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
-//! The little of a scheduler that an agent talks to: it takes reports and
-//! remembers them.
+//! The little of a scheduler that an agent talks to: it takes reports and remembers them.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};

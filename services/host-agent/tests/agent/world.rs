@@ -1,6 +1,5 @@
-//! One fleet's surroundings (etcd, S3, CA, a scheduler's ear) and its agents,
-//! each with a loop-mounted XFS of its own. Dropping a world takes everything away,
-//! also after a failed assertion.
+//! One fleet's surroundings (etcd, S3, CA, a scheduler's ear) and its agents, each with a loop-mounted XFS of
+//! its own. Dropping a world takes everything away, also after a failed assertion.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};

@@ -1,9 +1,8 @@
 //! Drives buildah, always inside a sandbox.
 //!
-//! What RUN steps must not keep (the CA bundle, package index settings) is
-//! mounted under `/run/torpor`, a path that no package owns, and named by
-//! variables that [`crate::domain::dockerfile`] declares as arguments. The mount
-//! points this leaves in the tree are removed before the disk is made.
+//! What RUN steps must not keep (the CA bundle, package index settings) is mounted under `/run/torpor`, a
+//! path that no package owns, and named by variables that [`crate::domain::dockerfile`] declares as
+//! arguments. The mount points this leaves in the tree are removed before the disk is made.
 //!
 //! Limits: a program that broke out of buildah's chroot would still be in the
 //! sandbox, but could write to this replica's layer cache, which other builds
@@ -219,8 +218,7 @@ impl Buildah {
         self.run(self.spec(session, work, binds, command), OWN_STEP_TIMEOUT, line).await
     }
 
-    /// Builds the Dockerfile `text` in the work directory's context into an
-    /// image called `image`.
+    /// Builds the Dockerfile `text` in the work directory's context into an image called `image`.
     pub async fn build(
         &self,
         session: &Session,
@@ -264,8 +262,7 @@ impl Buildah {
         self.run(self.spec(session, work, binds, command), limit, line).await
     }
 
-    /// Makes an ext4 disk of `size` bytes from an image, and forgets the image
-    /// (its layers stay cached).
+    /// Makes an ext4 disk of `size` bytes from an image, and forgets the image (its layers stay cached).
     pub async fn disk(
         &self,
         session: &Session,

@@ -13,8 +13,7 @@
 //! base-locks/<name>                        builder's name, under its lease
 //! ```
 //!
-//! Every write names the revision it replaces. Records that must agree change
-//! in one transaction.
+//! Every write names the revision it replaces. Records that must agree change in one transaction.
 
 use api::image::v1::{BaseImage, Image, ImageBuild, ImageVersion};
 use model::VersionNumber;

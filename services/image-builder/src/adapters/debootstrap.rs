@@ -1,8 +1,7 @@
 //! Makes base images from Debian's packages with mmdebstrap.
 //!
-//! The packages come from where the build machine's own apt takes them, so a
-//! mirror configured there is used here too. The result is a tar of a minimal
-//! system; RUN steps that use apt find the same sources in it.
+//! The packages come from where the build machine's own apt takes them, so a mirror configured there is used
+//! here too. The result is a tar of a minimal system; RUN steps that use apt find the same sources in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -106,8 +105,7 @@ pub fn digest(path: &Path) -> io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// The machine's own source lists that have `suite`; none means mmdebstrap's
-/// default.
+/// The machine's own source lists that have `suite`; none means mmdebstrap's default.
 fn sources(apt: &Path, suite: &str) -> Vec<PathBuf> {
     let mut candidates = vec![apt.join("sources.list")];
     let listed = std::fs::read_dir(apt.join("sources.list.d")).into_iter().flatten().flatten();

@@ -1,7 +1,6 @@
-//! Control groups of one build: a bound on the memory and the number of all its
-//! processes together. Machines differ in what they have (version 1, version 2,
-//! neither delegated); what is there is used, and what is missing is logged
-//! once per build, not an error.
+//! Control groups of one build: a bound on the memory and the number of all its processes together. Machines
+//! differ in what they have (version 1, version 2, neither delegated); what is there is used, and what is
+//! missing is logged once per build, not an error.
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -20,16 +20,14 @@ pub struct Layout {
     owner: u32,
 }
 
-/// One build's directory. [`Work::remove`] removes it; what a crash leaves is
-/// removed at the next start.
+/// One build's directory. [`Work::remove`] removes it; what a crash leaves is removed at the next start.
 #[derive(Debug, Clone)]
 pub struct Work {
     root: PathBuf,
 }
 
 impl Layout {
-    /// The layout below `root`, with `owner` as the sandbox's root on this
-    /// machine.
+    /// The layout below `root`, with `owner` as the sandbox's root on this machine.
     pub fn new(root: PathBuf, owner: u32) -> Self {
         Self { root, owner }
     }
@@ -74,8 +72,7 @@ impl Layout {
         &self.root
     }
 
-    /// Makes an empty work directory called `name`, after removing what was
-    /// there. Blocking.
+    /// Makes an empty work directory called `name`, after removing what was there. Blocking.
     pub fn work(&self, name: &str) -> io::Result<Work> {
         let work = Work { root: self.root.join("work").join(name) };
         match std::fs::remove_dir_all(&work.root) {

@@ -1,12 +1,10 @@
 //! A build's way out: a network namespace with one link to the build machine,
 //! translated addresses, and a firewall.
 //!
-//! RUN steps reach what the machine reaches (package registries), but not the
-//! machine itself: its loopback is another namespace's, and everything that
-//! arrives over the build's link for an address of the machine is dropped. So
-//! no build talks to etcd, S3 or a gRPC port here. Networks named in the
-//! settings (link-local by default, where clouds keep credentials) are dropped
-//! as well.
+//! RUN steps reach what the machine reaches (package registries), but not the machine itself: its loopback is
+//! another namespace's, and everything that arrives over the build's link for an address of the machine is
+//! dropped. So no build talks to etcd, S3 or a gRPC port here. Networks named in the settings (link-local by
+//! default, where clouds keep credentials) are dropped as well.
 //!
 //! Limits: a machine-wide firewall that forbids forwarding is left as it is, and
 //! builds then have no network. What listens on *other* machines of the same
@@ -88,8 +86,7 @@ impl Networks {
             if network.path().exists() {
                 continue;
             }
-            // Dying after this line leaves a record of nothing, which the next
-            // start removes.
+            // Dying after this line leaves a record of nothing, which the next start removes.
             tokio::fs::write(self.records.join(number.to_string()), "").await?;
             // Fails when another process took the name meanwhile.
             if run("ip", &["netns", "add", &network.name()], "").await.is_err() {
@@ -121,16 +118,14 @@ impl Networks {
         );
         run("ip", &["-n", &name, "-batch", "-"], &inside).await?;
         run("nft", &["-f", "-"], &firewall(&link, theirs, &self.denied)).await?;
-        // Needed while anything forwards on this machine; left on, like every
-        // container runtime does.
+        // Needed while anything forwards on this machine; left on, like every container runtime does.
         if tokio::fs::read_to_string(FORWARDING).await?.trim() != "1" {
             tokio::fs::write(FORWARDING, "1").await?;
         }
         Ok(())
     }
 
-    /// Removes a network. Failures are logged; the record then stays for the
-    /// next start.
+    /// Removes a network. Failures are logged; the record then stays for the next start.
     pub async fn remove(&self, network: Network) {
         let (name, link) = (network.name(), network.link());
         let table = format!("{}\n{}\n", add_table(&link), delete_table(&link));
@@ -178,8 +173,7 @@ fn firewall(link: &str, inside: Ipv4Addr, denied: &[String]) -> String {
     )
 }
 
-/// Name servers a build can reach: the given ones, else the machine's that are
-/// not on its loopback.
+/// Name servers a build can reach: the given ones, else the machine's that are not on its loopback.
 pub async fn resolvers(given: &[String]) -> Vec<String> {
     if !given.is_empty() {
         return given.iter().take(RESOLVERS_MAX).cloned().collect();

@@ -1,5 +1,4 @@
-//! Lines of a program's output, each of bounded length, whatever the program
-//! writes.
+//! Lines of a program's output, each of bounded length, whatever the program writes.
 
 use std::io;
 
@@ -35,8 +34,7 @@ impl<R: AsyncRead + Unpin> Lines<R> {
         }
     }
 
-    /// The next line without its end, invalid UTF-8 replaced; `None` at the end
-    /// of the stream. Cancel safe.
+    /// The next line without its end, invalid UTF-8 replaced; `None` at the end of the stream. Cancel safe.
     pub async fn next(&mut self) -> io::Result<Option<String>> {
         loop {
             let unread = &self.buffer[self.start..self.end];

@@ -1,12 +1,10 @@
 //! Where a user's build steps run.
 //!
-//! A Dockerfile's RUN steps are the user's programs, run as root inside a
-//! chroot that buildah makes. A chroot is no boundary, so everything of buildah
-//! runs inside one: a user namespace (its root is an unused user id of this
-//! machine and owns nothing here), a root file system made of the machine's
-//! `/usr` read-only, six harmless devices and the directories the build needs,
-//! and its own processes, mounts, host name and network. Killing the first
-//! process kills all of it, and its mounts go with it.
+//! A Dockerfile's RUN steps are the user's programs, run as root inside a chroot that buildah makes. A chroot
+//! is no boundary, so everything of buildah runs inside one: a user namespace (its root is an unused user id
+//! of this machine and owns nothing here), a root file system made of the machine's `/usr` read-only, six
+//! harmless devices and the directories the build needs, and its own processes, mounts, host name and
+//! network. Killing the first process kills all of it, and its mounts go with it.
 //!
 //! ```text
 //! image-builder --spawn--> outer (real root): join network, make the root, pivot
@@ -14,13 +12,11 @@
 //!                                  `-> first process of new pid and mount namespaces: the command
 //! ```
 //!
-//! Each stage is this program again, so that nothing has to run between `fork`
-//! and `exec`. A stage ends when the one before it does: the builder may be
-//! killed at any moment and leaves no process behind.
+//! Each stage is this program again, so that nothing has to run between `fork` and `exec`. A stage ends when
+//! the one before it does: the builder may be killed at any moment and leaves no process behind.
 //!
-//! Not here: what is run. `no_new_privs` is not set, because set-user-id
-//! programs in an image can gain nothing but the sandbox's own powerless root,
-//! and Dockerfiles use `sudo`.
+//! Not here: what is run. `no_new_privs` is not set, because set-user-id programs in an image can gain
+//! nothing but the sandbox's own powerless root, and Dockerfiles use `sudo`.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -72,8 +68,7 @@ impl Bind {
 /// One command and all it may see.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Spec {
-    /// Network namespace to join, a path under `/run/netns`; absent means one
-    /// with nothing in it.
+    /// Network namespace to join, a path under `/run/netns`; absent means one with nothing in it.
     pub network: Option<PathBuf>,
     /// An empty directory for the root to be mounted on.
     pub root: PathBuf,
@@ -121,9 +116,8 @@ impl Sandbox {
         Ok(Self { program: program.map_or_else(std::env::current_exe, Ok)? })
     }
 
-    /// Runs a command and gives every line of its output (standard output and
-    /// error, in order) to `line`. Dropping the future kills everything in the
-    /// sandbox.
+    /// Runs a command and gives every line of its output (standard output and error, in order) to `line`.
+    /// Dropping the future kills everything in the sandbox.
     pub async fn run(&self, spec: &Spec, mut line: impl FnMut(String)) -> io::Result<ExitStatus> {
         let (reader, writer) = io::pipe()?;
         let mut child = Command::new(&self.program)

@@ -1,6 +1,5 @@
-//! Unpacks an artifact into a fresh directory. What may be in it is decided by
-//! [`crate::domain::archive`]; here the bytes are counted as they come out,
-//! whatever the archive's headers claim.
+//! Unpacks an artifact into a fresh directory. What may be in it is decided by [`crate::domain::archive`];
+//! here the bytes are counted as they come out, whatever the archive's headers claim.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom, Write as _};
@@ -13,8 +12,7 @@ use zip::result::ZipError;
 use crate::config::ArchiveSettings;
 use crate::domain::archive::{Checker, Kind, LINK_BYTES_MAX, Refusal, check_link, check_unpacked};
 
-/// Longest distance of the end record from the end of a zip: its comment may
-/// have 64 KiB.
+/// Longest distance of the end record from the end of a zip: its comment may have 64 KiB.
 const END_RECORD_WINDOW: u64 = 22 + 65_535;
 const END_RECORD: &[u8; 4] = b"PK\x05\x06";
 /// Bytes moved at a time.
@@ -114,8 +112,7 @@ fn plan(zip: &mut ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<(Str
     Ok(entries)
 }
 
-/// Reads the number of entries from the end of the file, before the zip library
-/// takes memory for all of them.
+/// Reads the number of entries from the end of the file, before the zip library takes memory for all of them.
 fn check_entry_count(file: &mut File, size: u64, limits: &ArchiveSettings) -> Result<(), Error> {
     let start = size.saturating_sub(END_RECORD_WINDOW);
     file.seek(SeekFrom::Start(start))?;

@@ -28,8 +28,7 @@ pub type Progress = mpsc::Receiver<Result<BuildBaseImageResponse, Refusal>>;
 type Sender = mpsc::Sender<Result<BuildBaseImageResponse, Refusal>>;
 
 impl BaseImages {
-    /// Starts to make a base image. The work ends when the caller drops the
-    /// receiver.
+    /// Starts to make a base image. The work ends when the caller drops the receiver.
     pub fn make(&self, request: BuildBaseImageRequest) -> Result<Progress, Refusal> {
         let recipe = RECIPES.into_iter().find(|recipe| recipe.name == request.name).ok_or_else(|| {
             let names: Vec<&str> = RECIPES.iter().map(|recipe| recipe.name).collect();
@@ -115,8 +114,7 @@ impl BaseImages {
         Ok(())
     }
 
-    /// Keeps the tar here and makes it known to buildah, so that the first build
-    /// need not.
+    /// Keeps the tar here and makes it known to buildah, so that the first build need not.
     async fn import(
         &self,
         work: &Work,
@@ -139,8 +137,7 @@ impl BaseImages {
     }
 }
 
-/// A work directory that goes when its owner does, also when the caller hangs up
-/// and the work is dropped.
+/// A work directory that goes when its owner does, also when the caller hangs up and the work is dropped.
 struct Cleaning {
     work: Work,
 }

@@ -1,6 +1,5 @@
-//! What may stand in an artifact. Names, kinds and links are checked here,
-//! before anything is written; sizes are checked again while unpacking, by the
-//! bytes that really come out.
+//! What may stand in an artifact. Names, kinds and links are checked here, before anything is written; sizes
+//! are checked again while unpacking, by the bytes that really come out.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -71,8 +70,7 @@ impl<'a> Checker<'a> {
         Ok(Self { limits, seen: BTreeMap::new(), parents: BTreeSet::new(), misplaced: None })
     }
 
-    /// Checks one entry's name and kind. Returns its path relative to the root,
-    /// without a trailing slash.
+    /// Checks one entry's name and kind. Returns its path relative to the root, without a trailing slash.
     pub fn entry(&mut self, name: &str, mode: Option<u32>) -> Result<(String, Kind), Refusal> {
         let kind = Kind::of(name, mode)?;
         let path = name.strip_suffix('/').unwrap_or(name);
@@ -131,9 +129,8 @@ pub fn check_unpacked(
     Ok(())
 }
 
-/// Checks where a link at `path` leads. Only targets below the root pass: any
-/// "..", all of them in front, may climb at most to the root, and what follows
-/// can only meet other links that were judged the same way.
+/// Checks where a link at `path` leads. Only targets below the root pass: any "..", all of them in front, may
+/// climb at most to the root, and what follows can only meet other links that were judged the same way.
 pub fn check_link(path: &str, target: &str) -> Result<(), Refusal> {
     let refuse = |why: &str| Err(Refusal::Invalid(format!("the link '{}' {why}", shown(path))));
     if target.is_empty() || target.contains('\0') {

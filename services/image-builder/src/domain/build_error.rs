@@ -94,8 +94,7 @@ impl BuildError {
         Self::new(step, Reason::InternalPlatformError, format!("The platform failed: {detail}."))
     }
 
-    /// A full disk is what people can do something about; every other I/O error
-    /// is ours.
+    /// A full disk is what people can do something about; every other I/O error is ours.
     pub fn io(step: BuildStep, what: &str, error: &std::io::Error) -> Self {
         if error.kind() == std::io::ErrorKind::StorageFull {
             return Self::disk_full(step);

@@ -55,8 +55,7 @@ impl S3Uri {
     }
 }
 
-/// Checks a configuration and returns it complete: base and its version, memory
-/// and connector filled in.
+/// Checks a configuration and returns it complete: base and its version, memory and connector filled in.
 pub fn complete(
     configuration: Option<ImageConfiguration>,
     offer: &Offer<'_>,

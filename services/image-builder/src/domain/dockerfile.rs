@@ -1,11 +1,9 @@
-//! What a Dockerfile needs from us before buildah sees it: its FROM lines name
-//! full image references, and RUN steps see variables (CA bundle, package
-//! index) that the image must not keep.
+//! What a Dockerfile needs from us before buildah sees it: its FROM lines name full image references, and RUN
+//! steps see variables (CA bundle, package index) that the image must not keep.
 //!
-//! Such variables are declared with ARG right after each FROM: by Dockerfile
-//! semantics an ARG is visible to RUN steps, loses against ENV, and is never
-//! part of an image. The line that this adds is taken out of buildah's step
-//! count again by [`Plan::translate`], so that logs speak of the user's steps.
+//! Such variables are declared with ARG right after each FROM: by Dockerfile semantics an ARG is visible to
+//! RUN steps, loses against ENV, and is never part of an image. The line that this adds is taken out of
+//! buildah's step count again by [`Plan::translate`], so that logs speak of the user's steps.
 //!
 //! This is no Dockerfile parser: instructions other than ARG and FROM pass
 //! through byte for byte, and buildah checks them.
@@ -55,9 +53,8 @@ pub struct Plan {
     shown: HashMap<String, String>,
 }
 
-/// Prepares a Dockerfile: resolves its FROM lines against `bases` (`pinned`
-/// gives the version of a base that the request chose) and declares `variables`
-/// for RUN steps.
+/// Prepares a Dockerfile: resolves its FROM lines against `bases` (`pinned` gives the version of a base that
+/// the request chose) and declares `variables` for RUN steps.
 pub fn prepare(
     source: &[u8],
     bases: &Bases,
@@ -145,8 +142,7 @@ impl Plan {
         }
     }
 
-    /// A line of buildah's output as the user should see it; `None` for one
-    /// that is about our own addition.
+    /// A line of buildah's output as the user should see it; `None` for one that is about our own addition.
     pub fn translate<'a>(&self, line: &'a str) -> Option<Cow<'a, str>> {
         let Some(step) = Step::parse(line) else {
             return Some(Cow::Borrowed(line));

@@ -1,6 +1,5 @@
-//! Changes of images, versions and builds as their records hold them. Which
-//! change is possible is decided by the state tables of [`model::state`]; here
-//! they meet the wire's enums and the fields that change along.
+//! Changes of images, versions and builds as their records hold them. Which change is possible is decided by
+//! the state tables of [`model::state`]; here they meet the wire's enums and the fields that change along.
 
 use std::time::SystemTime;
 
@@ -107,8 +106,7 @@ pub fn succeed(
     Ok(())
 }
 
-/// Ends a build, its version and its image's change: all failed. The reason is
-/// on the build.
+/// Ends a build, its version and its image's change: all failed. The reason is on the build.
 pub fn fail(
     of_build: &mut ImageBuild,
     of_version: &mut ImageVersion,
@@ -126,8 +124,7 @@ pub fn fail(
     Ok(())
 }
 
-/// Sets the versions an image names, from all versions it has. The newest of all
-/// only ever rises.
+/// Sets the versions an image names, from all versions it has. The newest of all only ever rises.
 pub fn recount(image: &mut Image, versions: &[ImageVersion]) {
     let newest = |wanted: &dyn Fn(&ImageVersion) -> bool| {
         let numbers = versions.iter().filter(|version| wanted(version));

@@ -9,8 +9,7 @@ use crate::domain::lifecycle;
 use crate::refusal::Refusal;
 
 impl Images {
-    /// Begins to delete an image with all its versions. One that is being
-    /// deleted is answered as it is.
+    /// Begins to delete an image with all its versions. One that is being deleted is answered as it is.
     pub async fn delete(&self, identifier: &str) -> Result<Image, Refusal> {
         let image = retry_on_conflict(|| self.try_delete(identifier)).await?;
         self.remover.notify(&image.name);
@@ -34,8 +33,7 @@ impl Images {
         Ok(image.value)
     }
 
-    /// Begins to delete one version. One that is being deleted is answered as
-    /// it is.
+    /// Begins to delete one version. One that is being deleted is answered as it is.
     pub async fn delete_version(&self, identifier: &str, number: &str) -> Result<ImageVersion, Refusal> {
         let version = retry_on_conflict(|| self.try_delete_version(identifier, number)).await?;
         self.remover.notify(&version.image_name);

@@ -26,9 +26,8 @@ impl BuildRequest {
         if self.create { "create" } else { "update" }
     }
 
-    /// Tells two requests with the same client token apart: the digest of a
-    /// request without its token. Maps have no order on the wire, so they are fed
-    /// in sorted.
+    /// Tells two requests with the same client token apart: the digest of a request without its token. Maps
+    /// have no order on the wire, so they are fed in sorted.
     pub(super) fn digest(&self) -> String {
         let mut configuration = self.configuration.clone().unwrap_or_default();
         let variables = std::mem::take(&mut configuration.environment_variables);

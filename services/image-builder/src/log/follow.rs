@@ -1,6 +1,5 @@
-//! Following a build's log: live from this replica's file, from S3 when the
-//! build is over. On a replica that does not run the build, its lines come when
-//! it is over; its state comes at once.
+//! Following a build's log: live from this replica's file, from S3 when the build is over. On a replica that
+//! does not run the build, its lines come when it is over; its state comes at once.
 
 use std::sync::Arc;
 

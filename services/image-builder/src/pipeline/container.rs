@@ -1,5 +1,4 @@
-//! CONTAINER and DISK: the Dockerfile becomes an image, the image an ext4 disk
-//! in S3.
+//! CONTAINER and DISK: the Dockerfile becomes an image, the image an ext4 disk in S3.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -73,8 +73,7 @@ impl Job {
         let key = object_keys::build_log(&self.entry.build_id);
         let bucket = &self.context.config.log_bucket;
         for attempt in 1..=LOG_ATTEMPTS {
-            // Dying after this line leaves a log under a key that the next
-            // attempt's log replaces.
+            // Dying after this line leaves a log under a key that the next attempt's log replaces.
             match self.context.objects.put_file(bucket, &key, self.log.path(), &|_, _| {}).await {
                 Ok(_) => {
                     self.build.value.log_key = key;
@@ -91,11 +90,10 @@ impl Job {
 
     /// Writes build, version and image in one transaction.
     ///
-    /// When a call changes the image between the reads and the write (its tags, the
-    /// status of another version), the transaction conflicts while the build's record
-    /// is as this builder left it: the records are read again. When another builder
-    /// has taken the build over, the build's record differs, and this builder writes
-    /// nothing. When the answer of etcd is lost, the build's record shows whether the
+    /// When a call changes the image between the reads and the write (its tags, the status of another
+    /// version), the transaction conflicts while the build's record is as this builder left it: the records
+    /// are read again. When another builder has taken the build over, the build's record differs, and this
+    /// builder writes nothing. When the answer of etcd is lost, the build's record shows whether the
     /// transaction took place.
     async fn end(&mut self, failure: Option<&BuildError>) -> Result<(), StepError> {
         for _ in 0..CONFLICTS_MAX {
@@ -117,9 +115,8 @@ impl Job {
                 tracing::error!(build_id = self.entry.build_id, %error, "records do not fit together");
                 return Err(StepError::Lost);
             }
-            // Dying before this line: the build is taken over or failed by another
-            // builder. Dying after it: the build is over; what is left in S3 is
-            // removed with the version.
+            // Dying before this line: the build is taken over or failed by another builder. Dying after it:
+            // the build is over; what is left in S3 is removed with the version.
             let change = Change::new()
                 .build(&build, Some(self.build.revision))
                 .version(&target.version.value, Some(target.version.revision))

@@ -78,15 +78,13 @@ impl Job {
         })
     }
 
-    /// The steps in order. When the builder dies in one of them, the next owner starts
-    /// at FETCH with a higher attempt. When the lease ran out unnoticed and another
-    /// builder owns the build by now, `enter` names a revision that is not the last,
-    /// and the steps stop before they touch anything that the new owner makes.
+    /// The steps in order. When the builder dies in one of them, the next owner starts at FETCH with a higher
+    /// attempt. When the lease ran out unnoticed and another builder owns the build by now, `enter` names a
+    /// revision that is not the last, and the steps stop before they touch anything that the new owner makes.
     pub(super) async fn steps(&mut self) -> Result<(), StepError> {
         if self.entry.attempt > 1 {
-            // What an attempt before this one may have left. Its builder is gone;
-            // a host that still works for it writes under that attempt's keys,
-            // which go with the version at the latest.
+            // What an attempt before this one may have left. Its builder is gone; a host that still works for
+            // it writes under that attempt's keys, which go with the version at the latest.
             self.remove_objects().await;
         }
         self.enter(BuildStep::Fetch).await?;
@@ -109,8 +107,7 @@ impl Job {
         self.build.value.set_step(step);
         self.build.value.log_lines = *self.log.end().borrow();
         tracing::info!(build_id = self.entry.build_id, step = step_name(step), "build step");
-        // Dying after this line: the build is taken over, or failed when it was
-        // its last attempt.
+        // Dying after this line: the build is taken over, or failed when it was its last attempt.
         self.save().await
     }
 

@@ -49,8 +49,7 @@ async fn hosts_and_apps_that_fail_are_told_apart() {
             "{name}"
         );
     }
-    // A host that breaks is not the app's fault: the bake is done again, under a
-    // higher generation.
+    // A host that breaks is not the app's fault: the bake is done again, under a higher generation.
     world.set(|script| {
         script.bakes = vec![BakeEnd::Break];
         script.requests.clear();
@@ -88,8 +87,7 @@ async fn a_dead_builders_build_is_taken_over_and_failed_when_it_dies_again() {
     let mut process = world.process(&first).await;
     until("the first builder has cleaned up", || async { machine::is_clean(&first.data_dir) }).await;
 
-    // Twice is enough. Here it dies in the middle of a RUN step, whose processes
-    // must not outlive it.
+    // Twice is enough. Here it dies in the middle of a RUN step, whose processes must not outlive it.
     let steps = "FROM debian-12\nRUN sleep 31337\nCMD [\"/x\"]\n";
     let order = world.order("doomed", &[("Dockerfile", steps)]).await;
     process.client.create_image(order).await.unwrap();

@@ -160,8 +160,7 @@ async fn an_image_waits_for_its_versions_that_go(world: &World) {
         "STATE_CONFLICT",
         "MicroVM Image is already in state: UPDATING",
     );
-    // Another one may go at the same time, and one that goes is told so again;
-    // this also wakes the remover.
+    // Another one may go at the same time, and one that goes is told so again; this also wakes the remover.
     for number in ["3.0", "1.0"] {
         let again = cell.delete_version("app", number).await;
         assert!(
@@ -190,8 +189,7 @@ async fn the_last_two_versions_do_not_go_together(world: &World) {
     cell.stop().await;
 }
 
-/// Each replica's remover sees both versions, and only the end of the second
-/// lets the image go on.
+/// Each replica's remover sees both versions, and only the end of the second lets the image go on.
 async fn replicas_that_delete_versions_of_one_image_agree(world: &World) {
     let cell = Cell::new(world).await;
     let second = cell.second().await;

@@ -1,5 +1,4 @@
-//! A scheduler with one host, scripted. They speak the real protocol; only what
-//! stands behind it is missing.
+//! A scheduler with one host, scripted. They speak the real protocol; only what stands behind it is missing.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -70,9 +70,8 @@ pub fn key(connector: &Connector) -> String {
     format!("{PREFIX}{}", connector.id)
 }
 
-/// The writes that bring etcd from one state of a connector to the next, the
-/// connector's own key first. `before` is what etcd holds and its revision;
-/// `after` is absent when the connector goes.
+/// The writes that bring etcd from one state of a connector to the next, the connector's own key first.
+/// `before` is what etcd holds and its revision; `after` is absent when the connector goes.
 pub fn writes(before: Option<(&Connector, i64)>, after: Option<&Connector>) -> Vec<Write> {
     let expect = before.map_or(Expect::Absent, |(_, revision)| Expect::Revision(revision));
     let (old, none) = (before.map(|(connector, _)| connector), BTreeMap::new());

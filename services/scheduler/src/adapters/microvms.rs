@@ -233,8 +233,7 @@ fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
     texts.iter().map(|text| text.parse()).collect()
 }
 
-/// What a host needs of a record to run it. Here connectors become what they
-/// mean; a host knows no ARN.
+/// What a host needs of a record to run it. Here connectors become what they mean; a host knows no ARN.
 pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
     let spec = &microvm.spec;
     MicrovmSpec {
@@ -253,8 +252,7 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
     }
 }
 
-/// What the customer's connectors let out, or without them the platform's. With
-/// neither nothing is let out.
+/// What the customer's connectors let out, or without them the platform's. With neither nothing is let out.
 fn reach(spec: &Spec) -> Option<Reach> {
     match &spec.egress_policy {
         Some(policy) => Some(Reach::Policy(policy.clone())),

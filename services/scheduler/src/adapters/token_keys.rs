@@ -1,5 +1,4 @@
-//! Token keys in etcd, `keys/<id>`: the leader makes and rotates them, the
-//! edges watch them.
+//! Token keys in etcd, `keys/<id>`: the leader makes and rotates them, the edges watch them.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
@@ -9,8 +8,7 @@ use records::{Expect, Leadership, Store};
 use token::{Claims, Key, KeySet};
 
 const PREFIX: &str = "keys/";
-/// How long an old key opens tokens after its successor took over: the longest
-/// token and a margin.
+/// How long an old key opens tokens after its successor took over: the longest token and a margin.
 const KEEP: Duration = Duration::from_secs(2 * 3600 + 3600);
 /// A new key seals only after this long, when every edge has seen it.
 const SETTLE: Duration = Duration::from_secs(10);

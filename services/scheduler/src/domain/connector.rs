@@ -5,10 +5,9 @@
 //! version    PENDING -> ACTIVE -> DELETING -> gone    immutable but for this
 //! ```
 //!
-//! A connector is a policy that launches read, so nothing has to be made or torn
-//! down: each state follows from the record's times and the time now. Only what
-//! has been DELETING for a while is removed, by whoever leads then. What launches
-//! read is in [`super::egress`].
+//! A connector is a policy that launches read, so nothing has to be made or torn down: each state follows
+//! from the record's times and the time now. Only what has been DELETING for a while is removed, by whoever
+//! leads then. What launches read is in [`super::egress`].
 
 use std::collections::{BTreeMap, VecDeque};
 use std::time::{Duration, SystemTime};
@@ -162,8 +161,7 @@ impl Connector {
         found.map(|(number, version)| (*number, version))
     }
 
-    /// The version a launch uses that names this one, or none; else the state that
-    /// forbids it.
+    /// The version a launch uses that names this one, or none; else the state that forbids it.
     pub fn to_launch(&self, version: Option<u64>, now: SystemTime) -> Result<&Version, ConnectorState> {
         let state = self.life.state(now);
         if state != ConnectorState::Active {

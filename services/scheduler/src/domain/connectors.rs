@@ -51,8 +51,7 @@ impl Connectors {
         self.by_name.values()
     }
 
-    /// One page by name, of those in a state if one is given, and whether more may
-    /// follow.
+    /// One page by name, of those in a state if one is given, and whether more may follow.
     pub fn page(
         &self,
         after: Option<&ConnectorName>,

@@ -1,9 +1,8 @@
 //! What a microVM may reach, from the customer connectors it is launched with.
 //!
-//! A connector lets out what its tag `torpor:allow-cidrs` lists, or everything
-//! its protocol speaks when it has none, except what `torpor:deny-cidrs` lists.
-//! Several connectors together let out what any of them allows and none of them
-//! denies. When in doubt nothing is let out.
+//! A connector lets out what its tag `torpor:allow-cidrs` lists, or everything its protocol speaks when it
+//! has none, except what `torpor:deny-cidrs` lists. Several connectors together let out what any of them
+//! allows and none of them denies. When in doubt nothing is let out.
 //!
 //! Everywhere is said by an empty allow list and never by 0.0.0.0/0: on a host,
 //! a list reaches private networks that its operator opened to lists.

@@ -76,8 +76,7 @@ impl Hosts {
         self.hosts.entry(id.clone()).or_insert_with(|| Host { lease_gone: Some(now), ..Host::default() })
     }
 
-    /// The host's lease is there, with what it says it is. True when its tunnel
-    /// address changed.
+    /// The host's lease is there, with what it says it is. True when its tunnel address changed.
     pub fn lease_seen(&mut self, id: &HostId, spec: HostSpec, now: SystemTime) -> bool {
         let host = self.entry(id, now);
         host.lease_gone = None;
@@ -124,8 +123,7 @@ impl Hosts {
         }
     }
 
-    /// The best host for a demand; `manifest_key` is the snapshot it would like
-    /// to find in the cache.
+    /// The best host for a demand; `manifest_key` is the snapshot it would like to find in the cache.
     pub fn choose(&self, demand: &Demand, manifest_key: &str, now: SystemTime) -> Result<HostId, NoRoom> {
         let mut baking: HashMap<&HostId, (u64, u64)> = HashMap::new();
         for bake in self.bakes.values().filter(|bake| bake.expires > now) {

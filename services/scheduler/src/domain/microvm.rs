@@ -4,10 +4,9 @@
 //! PENDING -> RUNNING -> SUSPENDING -> SUSPENDED -> RUNNING ... -> TERMINATING -> TERMINATED
 //! ```
 //!
-//! The table is `model::state`; this adds what goes with a transition. Intent
-//! is durable before a host is asked: [`Intent::Live`] with the placement of a
-//! launch, [`Intent::End`] with the reason of an end. Suspends and wakes need
-//! no intent, the host reports what became of them.
+//! The table is `model::state`; this adds what goes with a transition. Intent is durable before a host is
+//! asked: [`Intent::Live`] with the placement of a launch, [`Intent::End`] with the reason of an end.
+//! Suspends and wakes need no intent, the host reports what became of them.
 
 use std::fmt;
 use std::time::{Duration, SystemTime};

@@ -1,6 +1,5 @@
-//! Takes in what a host observed. Observations are ordered by generation, then
-//! by number; what is older than the record changes nothing, and what comes
-//! from an older placement is told to go.
+//! Takes in what a host observed. Observations are ordered by generation, then by number; what is older than
+//! the record changes nothing, and what comes from an older placement is told to go.
 
 use std::time::SystemTime;
 
@@ -54,12 +53,11 @@ pub enum MergeOutcome {
 
 /// Merges what `host` observed into the record.
 ///
-/// News of a microVM reaches the scheduler in two ways: in the host's answer to a
-/// launch, suspend or wake, and in the host's reports. Both carry the same
-/// numbered observations and both end here, so their order does not matter.
-/// When a wake's answer is lost, the next report says RUNNING with the number that
-/// the answer had, and whoever asked again finds it so. When a report overtakes
-/// the answer, the answer's number is not newer and changes nothing.
+/// News of a microVM reaches the scheduler in two ways: in the host's answer to a launch, suspend or wake,
+/// and in the host's reports. Both carry the same numbered observations and both end here, so their order
+/// does not matter. When a wake's answer is lost, the next report says RUNNING with the number that the
+/// answer had, and whoever asked again finds it so. When a report overtakes the answer, the answer's number
+/// is not newer and changes nothing.
 pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: SystemTime) -> MergeOutcome {
     let placement = &record.placement;
     if seen.generation > placement.generation {
@@ -112,8 +110,7 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     }
 }
 
-/// Brings the record's state to the observed one. False when the table has no
-/// way there.
+/// Brings the record's state to the observed one. False when the table has no way there.
 fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> bool {
     use MicrovmEvent as E;
     use MicrovmState as S;
@@ -143,8 +140,7 @@ fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> boo
     events.iter().all(|event| record.apply_event(*event, &reason, at).is_ok())
 }
 
-/// Copies of the newer snapshot; of the same one, a remote copy that was seen
-/// once stays known.
+/// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known.
 fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies) -> SnapshotCopies {
     match known {
         Some(known) if known.sequence > seen.sequence => known,

@@ -1,10 +1,8 @@
-//! Chooses a host. Pure and deterministic: the same hosts and the same demand
-//! give the same answer.
+//! Chooses a host. Pure and deterministic: the same hosts and the same demand give the same answer.
 //!
-//! A host qualifies when it takes placements, runs the snapshot's engine on a
-//! matching platform, and has room. Among those the best [`Score`] wins: first
-//! a host that has the snapshot in its cache (a launch from the local disk is
-//! an order of magnitude faster than one from S3), then the least loaded.
+//! A host qualifies when it takes placements, runs the snapshot's engine on a matching platform, and has
+//! room. Among those the best [`Score`] wins: first a host that has the snapshot in its cache (a launch from
+//! the local disk is an order of magnitude faster than one from S3), then the least loaded.
 
 use std::cmp::Reverse;
 
@@ -52,8 +50,7 @@ pub struct Score<'a> {
     id: Reverse<&'a HostId>,
 }
 
-/// Why no host qualified: how many failed at which question, asked in this
-/// order.
+/// Why no host qualified: how many failed at which question, asked in this order.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NoRoom {
     /// Hosts that take no placements.

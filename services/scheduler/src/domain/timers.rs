@@ -16,8 +16,7 @@ pub enum Due {
     Forget,
 }
 
-/// The next deadline of a record. `retention` is how long a terminated record
-/// stays readable.
+/// The next deadline of a record. `retention` is how long a terminated record stays readable.
 pub fn next(microvm: &Microvm, retention: Duration) -> Option<(SystemTime, Due)> {
     if let Some(ended) = microvm.terminate_time {
         return Some((ended + retention, Due::Forget));

@@ -1,5 +1,4 @@
-//! `torpor.access.v1.AccessKeyService`. For operators only: who holds a key
-//! makes no keys.
+//! `torpor.access.v1.AccessKeyService`. For operators only: who holds a key makes no keys.
 
 use api::access::v1::access_key_service_server::AccessKeyService;
 use api::access::v1::{

@@ -1,6 +1,5 @@
-//! Requests, checked field by field. Every violation is named, not just the
-//! first; field paths are those of the API's JSON. Rules that have a sentence of
-//! their own are told one at a time, after those.
+//! Requests, checked field by field. Every violation is named, not just the first; field paths are those of
+//! the API's JSON. Rules that have a sentence of their own are told one at a time, after those.
 
 pub mod access_keys;
 mod attached;
@@ -267,8 +266,7 @@ fn logging(logging: Option<&Logging>, violations: &mut Violations) {
     }
 }
 
-/// The token with the digest of everything else. Messages without maps encode
-/// the same way every time.
+/// The token with the digest of everything else. Messages without maps encode the same way every time.
 fn client_token(request: &RunMicrovmRequest, violations: &mut Violations) -> Option<TokenUse> {
     if request.client_token.is_empty() {
         return None;

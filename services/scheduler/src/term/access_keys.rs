@@ -22,8 +22,7 @@ pub struct NewAccessKey {
 }
 
 impl Term {
-    /// Makes a key; it is durable when this returns. The secret is in the answer
-    /// and in etcd, nowhere else.
+    /// Makes a key; it is durable when this returns. The secret is in the answer and in etcd, nowhere else.
     pub async fn create_access_key(
         self: &Arc<Self>,
         asked: NewAccessKey,

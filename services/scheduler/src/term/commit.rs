@@ -1,10 +1,8 @@
-//! Durable changes: compare-and-sets guarded by leadership, of one key or of
-//! several that belong together.
+//! Durable changes: compare-and-sets guarded by leadership, of one key or of several that belong together.
 //!
-//! A write whose fate is unknown is tried again with the same expectation until
-//! etcd says what became of it or leadership is lost ([`records::Store::commit`]).
-//! When etcd says that somebody else changed the key, what is there is the truth and
-//! memory follows it.
+//! A write whose fate is unknown is tried again with the same expectation until etcd says what became of it
+//! or leadership is lost ([`records::Store::commit`]). When etcd says that somebody else changed the key,
+//! what is there is the truth and memory follows it.
 //!
 //! When a leader is deposed between its last look at the leadership and its
 //! write, etcd refuses the write: the leadership is one of its conditions. So a
@@ -77,8 +75,7 @@ impl Term {
         }
     }
 
-    /// Writes a new record. Its handle's write lock must be held, so that
-    /// nobody acts on it before.
+    /// Writes a new record. Its handle's write lock must be held, so that nobody acts on it before.
     pub(crate) async fn create(&self, microvm: &Microvm) -> Result<i64, Refusal> {
         match self.commit(vec![put(microvm, Expect::Absent)]).await? {
             Committed::At(revision) => Ok(revision),

@@ -205,9 +205,8 @@ impl Term {
         }
     }
 
-    /// Removes what has been DELETING for long enough. When that fails, or the
-    /// leader dies before it, the next sweep or the next leader does it: the record
-    /// says since when it is being deleted.
+    /// Removes what has been DELETING for long enough. When that fails, or the leader dies before it, the
+    /// next sweep or the next leader does it: the record says since when it is being deleted.
     pub(crate) async fn remove_deleted_connectors(&self) {
         // A change under way goes first; the next sweep is soon.
         let Ok(_turn) = self.connectors.turn.try_lock() else {
@@ -253,8 +252,7 @@ impl Term {
         Refusal::Store("the network connector was changed by somebody else".to_owned())
     }
 
-    /// What the customer's connectors among these let out together; absent when
-    /// none is among them.
+    /// What the customer's connectors among these let out together; absent when none is among them.
     pub(crate) fn egress_policy(&self, connectors: &[ConnectorArn]) -> Result<Option<EgressPolicy>, Refusal> {
         let attached: Vec<ConnectorRef> = connectors.iter().filter_map(ConnectorRef::of).collect();
         if attached.is_empty() {

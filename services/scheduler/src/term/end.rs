@@ -21,8 +21,7 @@ use crate::refusal::Refusal;
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Term {
-    /// Ends a microVM; returns when the decision is durable. One that has ended
-    /// is a success.
+    /// Ends a microVM; returns when the decision is durable. One that has ended is a success.
     pub async fn terminate(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {
@@ -59,10 +58,9 @@ impl Term {
 
     /// Ends a microVM whose end is decided; returns when it is TERMINATED.
     ///
-    /// When a launch or wake is under way, it gives way at its next wait: `ending` is
-    /// cancelled before the turn is asked for, or else the end would wait for a hook
-    /// that hangs. The host may still be starting the guest then; it takes the end as
-    /// the next command of the same generation and stops what it has.
+    /// When a launch or wake is under way, it gives way at its next wait: `ending` is cancelled before the
+    /// turn is asked for, or else the end would wait for a hook that hangs. The host may still be starting
+    /// the guest then; it takes the end as the next command of the same generation and stops what it has.
     ///
     /// When the host stays away, this goes on until its lease has been gone for the
     /// grace. A host that comes back later reports the microVM, and is told to drop it.
@@ -89,8 +87,7 @@ impl Term {
         }
     }
 
-    /// Returns when the host holds nothing of it any more, as far as anybody
-    /// can know.
+    /// Returns when the host holds nothing of it any more, as far as anybody can know.
     async fn end_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Status> {
         let host = &microvm.placement.host;
         if self.is_lost(host) {

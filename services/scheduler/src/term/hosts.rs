@@ -122,8 +122,7 @@ impl Term {
         .await
     }
 
-    /// Merges one observation; durable when this returns, but for a state on the
-    /// way to another.
+    /// Merges one observation; durable when this returns, but for a state on the way to another.
     pub(crate) async fn observe(
         self: &Arc<Self>,
         host: &HostId,
@@ -180,10 +179,9 @@ impl Term {
 
     /// Deals with microVMs that a host's complete list does not have.
     ///
-    /// A list is older than it looks: the host made it, then a launch or wake came
-    /// and was answered, then the list arrived here. So a record that changed a
-    /// moment ago, and a microVM with an operation under way, are left alone; the
-    /// next complete list judges them.
+    /// A list is older than it looks: the host made it, then a launch or wake came and was answered, then the
+    /// list arrived here. So a record that changed a moment ago, and a microVM with an operation under way,
+    /// are left alone; the next complete list judges them.
     async fn mark_missing(
         self: &Arc<Self>,
         host: &HostId,

@@ -1,6 +1,5 @@
-//! Every record in memory, with the indexes that calls need. All changes go
-//! through [`Memory::insert`], [`Memory::publish`] and [`Memory::forget`], which
-//! keep indexes, bookings and timers in step.
+//! Every record in memory, with the indexes that calls need. All changes go through [`Memory::insert`],
+//! [`Memory::publish`] and [`Memory::forget`], which keep indexes, bookings and timers in step.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Bound;
@@ -24,8 +23,7 @@ use crate::refusal::Refusal;
 /// Most calls that wait for one microVM's operation.
 const WAITING_MAX: usize = 16;
 
-/// Most records a page looks at while a filter passes them over: the leader's
-/// memory is locked meanwhile.
+/// Most records a page looks at while a filter passes them over: the leader's memory is locked meanwhile.
 const PAGE_LOOKS_MAX: usize = 10_000;
 
 /// One microVM: its record and the locks around it.
@@ -67,9 +65,8 @@ impl Handle {
         self.operation.try_lock().is_ok()
     }
 
-    /// Runs an operation until it is done or the microVM's end is decided. An
-    /// operation that gives way is dropped where it stands; what its host does of
-    /// it meanwhile is undone by the end.
+    /// Runs an operation until it is done or the microVM's end is decided. An operation that gives way is
+    /// dropped where it stands; what its host does of it meanwhile is undone by the end.
     pub async fn unless_ending<T>(
         &self,
         operation: impl Future<Output = Result<T, Refusal>>,
@@ -162,8 +159,7 @@ impl Memory {
         self.microvms.len() - self.ended.len()
     }
 
-    /// Baseline memory of the microVMs that have not ended, suspended ones
-    /// included, MiB.
+    /// Baseline memory of the microVMs that have not ended, suspended ones included, MiB.
     pub fn allocated_mib(&self) -> u64 {
         self.allocated_mib
     }
@@ -267,8 +263,7 @@ impl Memory {
         self.subscribers.notify(&Change { microvm, tunnel_address: String::new(), deleted: true });
     }
 
-    /// Current microVMs with their tunnel addresses, and a queue of what
-    /// changes from this instant on.
+    /// Current microVMs with their tunnel addresses, and a queue of what changes from this instant on.
     pub fn subscribe(
         &mut self,
         only: Option<&MicrovmId>,

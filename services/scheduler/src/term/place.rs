@@ -1,6 +1,5 @@
-//! Which host a microVM is placed on: a new one, and one that has to move. The
-//! choice itself is [`crate::domain::placement`]; here it meets records, quotas
-//! and the hosts as they are now.
+//! Which host a microVM is placed on: a new one, and one that has to move. The choice itself is
+//! [`crate::domain::placement`]; here it meets records, quotas and the hosts as they are now.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -46,10 +45,9 @@ impl Term {
         let key = &microvm.spec.snapshot.manifest_key;
         let (host, fingerprint) = choose(&self.memory(), &demand, key, now)?;
         let from = microvm.placement.clone();
-        // When the scheduler dies after this write and before it asks the new host,
-        // the record names a host that has never heard of the microVM. The next
-        // launch or wake asks that host with this generation; the old host is told
-        // to drop its copy when it next reports it.
+        // When the scheduler dies after this write and before it asks the new host, the record names a host
+        // that has never heard of the microVM. The next launch or wake asks that host with this generation;
+        // the old host is told to drop its copy when it next reports it.
         let (moved, _) = self
             .update(handle, |record| {
                 if record.placement != from {

@@ -17,8 +17,7 @@ use crate::refusal::Refusal;
 const DRAIN_CONCURRENT: usize = 4;
 
 impl Term {
-    /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps
-    /// already is a success.
+    /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps already is a success.
     pub async fn suspend(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {

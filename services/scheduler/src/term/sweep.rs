@@ -1,6 +1,5 @@
-//! What happens by the clock: deadlines, hosts given up, drains, retention, key
-//! rotation, gauges. One task for deadlines and one for the rest, whatever the
-//! number of microVMs.
+//! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task
+//! for deadlines and one for the rest, whatever the number of microVMs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -51,9 +50,8 @@ impl Term {
         }
     }
 
-    /// Does what is due for one microVM. The timer was taken out to get here: when
-    /// this fails it is set again, and when the leader dies the next one sets the
-    /// timers of all records anew.
+    /// Does what is due for one microVM. The timer was taken out to get here: when this fails it is set
+    /// again, and when the leader dies the next one sets the timers of all records anew.
     async fn deadline(self: Arc<Self>, handle: Arc<Handle>) {
         let now = self.now();
         let microvm = handle.current();

@@ -66,8 +66,7 @@ impl Term {
         }
     }
 
-    /// Where it wakes: where it sleeps, or elsewhere when that host is gone or
-    /// drained and S3 has a copy.
+    /// Where it wakes: where it sleeps, or elsewhere when that host is gone or drained and S3 has a copy.
     async fn place_to_wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<Arc<Microvm>, Refusal> {
         let microvm = handle.current();
         let host = &microvm.placement.host;

@@ -1,5 +1,4 @@
-//! `torpor curl`: one HTTPS request to a microVM's endpoint, without DNS and
-//! without handling tokens by hand.
+//! `torpor curl`: one HTTPS request to a microVM's endpoint, without DNS and without handling tokens by hand.
 
 use std::io::Write;
 use std::path::Path;

@@ -153,8 +153,7 @@ pub async fn build(session: &Session, build_id: &str, verbose: bool) -> Result<I
     Ok(build)
 }
 
-/// Reads a build's log stream, taking it up again when it breaks; returns the
-/// build as last seen.
+/// Reads a build's log stream, taking it up again when it breaks; returns the build as last seen.
 async fn each_event(
     session: &Session,
     build_id: &str,

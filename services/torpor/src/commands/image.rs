@@ -191,8 +191,7 @@ pub async fn all(session: &Session, name_filter: &str) -> Result<Vec<ImageMessag
     session.all(ask, |page| (page.images, page.next_page_token)).await
 }
 
-/// What to say in place of an error about an image: that there is none of its name,
-/// when that is so.
+/// What to say in place of an error about an image: that there is none of its name, when that is so.
 pub async fn explained(session: &Session, image: &str, error: CliError) -> CliError {
     match fetch(session, image).await {
         Err(missing) if missing.kind == Kind::NotFound => {}

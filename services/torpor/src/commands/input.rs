@@ -5,8 +5,7 @@ use std::path::Path;
 
 use crate::output;
 
-/// Reads a file, or standard input for "-". The error says what is wrong, without the
-/// file's name.
+/// Reads a file, or standard input for "-". The error says what is wrong, without the file's name.
 pub fn read(path: &Path, bytes_max: u64) -> Result<Vec<u8>, String> {
     let mut bytes = Vec::new();
     let mut read_from = |source: &mut dyn io::Read| source.take(bytes_max + 1).read_to_end(&mut bytes);

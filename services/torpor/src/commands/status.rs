@@ -1,5 +1,4 @@
-//! `torpor status`: the components as their supervisor sees them, and the hosts
-//! as the scheduler sees them.
+//! `torpor status`: the components as their supervisor sees them, and the hosts as the scheduler sees them.
 
 use std::path::Path;
 use std::time::Duration;

@@ -1,10 +1,8 @@
-//! The fleet's own certificate authority: one CA, one certificate per role,
-//! kept between runs, renewed before they end. Keys are P-256, mode 0600, owned
-//! by the user that needs them.
+//! The fleet's own certificate authority: one CA, one certificate per role, kept between runs, renewed before
+//! they end. Keys are P-256, mode 0600, owned by the user that needs them.
 //!
-//! The certificates of the endpoints and of the AWS-compatible API are not a
-//! role's: they carry the names that clients dial only, so that what faces the
-//! public proves nothing inside the fleet.
+//! The certificates of the endpoints and of the AWS-compatible API are not a role's: they carry the names
+//! that clients dial only, so that what faces the public proves nothing inside the fleet.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -130,8 +128,7 @@ fn ca_params(name: &str, now: OffsetDateTime) -> Result<CertificateParams, CliEr
     Ok(params)
 }
 
-/// The UUID in the name of a CA of ours; `None` when the certificate is another's or of
-/// another key.
+/// The UUID in the name of a CA of ours; `None` when the certificate is another's or of another key.
 fn ca_name(certificate: &CertificateDer<'_>, key: &KeyPair) -> Option<String> {
     let anchor = anchor_from_trusted_cert(certificate).ok()?;
     // The anchor has the content of the key's DER without the header.
@@ -197,8 +194,7 @@ fn ensure_leaf(directory: &Path, leaf: &Leaf, ca: &Ca) -> Result<(), CliError> {
     Ok(())
 }
 
-/// True when a certificate can go on being used: issued by this CA, for these
-/// names, and for long enough.
+/// True when a certificate can go on being used: issued by this CA, for these names, and for long enough.
 fn fits(certificate: &CertificateDer<'_>, leaf: &Leaf, ca: &Ca) -> bool {
     let (Ok(parsed), Ok(anchor)) =
         (EndEntityCert::try_from(certificate), anchor_from_trusted_cert(&ca.certificate))

@@ -1,7 +1,6 @@
-//! The settings files of the services, written anew by every `torpor up`: mode
-//! 0600 and owned by the user the service runs as, because some hold an S3
-//! secret. Key names are those of each service's `config.rs`; a service that
-//! does not know one refuses to start and says which.
+//! The settings files of the services, written anew by every `torpor up`: mode 0600 and owned by the user the
+//! service runs as, because some hold an S3 secret. Key names are those of each service's `config.rs`; a
+//! service that does not know one refuses to start and says which.
 
 use std::path::Path;
 

@@ -1,14 +1,12 @@
-//! Files and directories of a fleet, with owner and mode set before anybody can
-//! see the content.
+//! Files and directories of a fleet, with owner and mode set before anybody can see the content.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _, chown};
 use std::path::Path;
 
-/// Writes a file with mode 0600, owned by `owner` (default: us). It appears
-/// whole or not at all: a crash leaves the old file, or none, and at most a
-/// stray temporary file that the next write replaces.
+/// Writes a file with mode 0600, owned by `owner` (default: us). It appears whole or not at all: a crash
+/// leaves the old file, or none, and at most a stray temporary file that the next write replaces.
 pub fn write_private(path: &Path, content: &[u8], owner: Option<u32>) -> io::Result<()> {
     write(path, content, 0o600, owner)
 }
@@ -46,8 +44,7 @@ fn write(path: &Path, content: &[u8], mode: u32, owner: Option<u32>) -> io::Resu
     result.map_err(|error| named(path, &error))
 }
 
-/// Makes a directory (its parent must exist) and sets its mode and owner, also
-/// when it is there already.
+/// Makes a directory (its parent must exist) and sets its mode and owner, also when it is there already.
 pub fn directory(path: &Path, mode: u32, owner: Option<u32>) -> io::Result<()> {
     let result = (|| {
         match fs::DirBuilder::new().mode(mode).create(path) {

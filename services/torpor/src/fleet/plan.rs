@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use crate::cli::fleet::Up;
 use crate::error::CliError;
 
-/// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients
-/// know its form.
+/// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients know its form.
 pub const REGION: &str = "us-east-1";
 /// Port of the AWS-compatible API of a fleet without a port offset.
 const API_PORT: u16 = 8444;
 pub const ACCOUNT: &str = "000000000000";
 pub const SERVICES: [&str; 4] = ["scheduler", "image-builder", "host-agent", "edge-proxy"];
 
-/// Numeric users of the components that need no rights. Nobody logs in as them,
-/// so they need no names.
+/// Numeric users of the components that need no rights. Nobody logs in as them, so they need no names.
 pub mod users {
     pub const ETCD: u32 = 61_001;
     pub const S3: u32 = 61_002;

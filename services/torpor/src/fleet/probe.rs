@@ -1,5 +1,4 @@
-//! Looking whether a component works: a real question and a real answer, with a
-//! short deadline.
+//! Looking whether a component works: a real question and a real answer, with a short deadline.
 
 use std::net::SocketAddr;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
-//! Telling one process from a later one with the same id: a pid and the time
-//! the kernel started it. Pid files survive a supervisor that was killed; the
-//! next one stops what they still name, and nothing else.
+//! Telling one process from a later one with the same id: a pid and the time the kernel started it. Pid files
+//! survive a supervisor that was killed; the next one stops what they still name, and nothing else.
 
 use std::path::Path;
 use std::time::{Duration, Instant};

@@ -44,9 +44,8 @@ pub fn directories(plan: &Plan) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Copies our programs into the data directory: the unprivileged components
-/// need not be able to read wherever they were built, and building anew does
-/// not change what runs.
+/// Copies our programs into the data directory: the unprivileged components need not be able to read wherever
+/// they were built, and building anew does not change what runs.
 pub fn install_programs(plan: &Plan) -> Result<(), CliError> {
     for program in super::components::programs(plan) {
         let (from, to) = (plan.binaries.join(program), plan.path("bin").join(program));

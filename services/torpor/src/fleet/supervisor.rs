@@ -171,8 +171,7 @@ impl Tender {
         let name = self.component.name.clone();
         let process = child.id().and_then(ProcessId::of);
         if let Some(process) = process {
-            // Dying before the pid file is there is harmless: the kernel kills
-            // the child together with us.
+            // Dying before the pid file is there is harmless: the kernel kills the child together with us.
             let _ = process.save(&self.shared.run_dir, &name);
         }
         self.shared.component(&name, |component| {

@@ -1,8 +1,7 @@
-//! Protobuf messages as JSON for scripts: the field names of proto3 JSON
-//! (camelCase), with three changes that make it pleasant to use with `jq`.
-//! Numbers are numbers, also 64-bit ones; enum values lose the prefix that
-//! protobuf style asks for ("RUNNING", null when unspecified); scalar fields
-//! are always there, absent messages are null.
+//! Protobuf messages as JSON for scripts: the field names of proto3 JSON (camelCase), with three changes that
+//! make it pleasant to use with `jq`. Numbers are numbers, also 64-bit ones; enum values lose the prefix that
+//! protobuf style asks for ("RUNNING", null when unspecified); scalar fields are always there, absent
+//! messages are null.
 
 use std::sync::LazyLock;
 

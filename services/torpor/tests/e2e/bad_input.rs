@@ -1,5 +1,4 @@
-//! Bad input, case by case: the message says what is wrong, and nothing is left
-//! behind.
+//! Bad input, case by case: the message says what is wrong, and nothing is left behind.
 
 use std::collections::HashMap;
 use std::time::Duration;

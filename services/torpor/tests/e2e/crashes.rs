@@ -1,6 +1,5 @@
-//! `kill -9` of each process of the fleet, in turn, with one microVM running and
-//! one asleep. (Crashes at chosen points inside the host-agent are in that
-//! service's own tests.)
+//! `kill -9` of each process of the fleet, in turn, with one microVM running and one asleep. (Crashes at
+//! chosen points inside the host-agent are in that service's own tests.)
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -80,8 +79,7 @@ fn kill(data_dir: &Path, component: &str) {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
 }
 
-/// Waits until both hosts are ready again, so that the next kill meets a whole
-/// fleet.
+/// Waits until both hosts are ready again, so that the next kill meets a whole fleet.
 async fn healthy(fleet: &World, component: &str) {
     use api::host::v1::{HostState, ListHostsRequest};
     fleet

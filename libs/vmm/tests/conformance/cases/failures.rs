@@ -10,8 +10,8 @@ use anyhow::{Result, ensure};
 use vmm::{Engine, Error, ExitReason, Status};
 
 use super::{MEMORY_MIB, ensure_follows};
-use crate::bench::{Bench, last_turn, wait_for, wait_past};
 use crate::guest;
+use crate::world::{World, last_turn, wait_for, wait_past};
 
 /// A file system that is full after one MiB; unmounted when dropped.
 struct Tiny(PathBuf);
@@ -33,11 +33,11 @@ impl Drop for Tiny {
 }
 
 pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let tiny = Tiny::mount(bench.path("tiny"))?;
-    let spec = bench.spec("fill")?;
-    let machine = bench.launch(&spec, &base).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let tiny = Tiny::mount(world.path("tiny"))?;
+    let spec = world.spec("fill")?;
+    let machine = world.launch(&spec, &base).await?;
     wait_for(&*machine, |text| text.contains("filled")).await?;
     machine.pause().await?;
     let turn = last_turn(&machine.console().await?);
@@ -57,11 +57,11 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
     wait_past(&*machine, turn + 3).await?;
     machine.pause().await?;
     let turn = last_turn(&machine.console().await?);
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let (state, memory) = (world.path("state"), world.path("difference"));
     let stats = machine.save_difference(&state, &memory).await?;
     ensure!(stats.bytes > 24 << 20, "{stats:?}");
     machine.stop().await?;
-    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
+    let woken = world.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     ensure_follows(turn, &wait_past(&*woken, turn + 2).await?)?;
     woken.stop().await?;
@@ -69,10 +69,10 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
 }
 
 pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let machine = world.launch(&world.spec("alpha")?, &base).await?;
+    let (state, memory) = (world.path("state"), world.path("difference"));
     let saved = machine.save_difference(&state, &memory).await;
     ensure!(matches!(saved, Err(Error::NotPaused { .. })), "{saved:?}");
     let saved = machine.save_device_state(&state).await;
@@ -85,7 +85,7 @@ pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<(
     ensure!(matches!(machine.usage(), Err(Error::Gone)));
 
     // A cold-booted machine has no base to differ from.
-    let booted = bench.boot(&bench.spec("alpha")?, &bench.path("memory")).await?;
+    let booted = world.boot(&world.spec("alpha")?, &world.path("memory")).await?;
     wait_past(&*booted, 1).await?;
     booted.pause().await?;
     ensure!(booted.save_difference(&state, &memory).await.is_err());
@@ -94,17 +94,17 @@ pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<(
 }
 
 pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let machine = bench.launch(&spec, &base).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let machine = world.launch(&spec, &base).await?;
     wait_past(&*machine, base.turn + 3).await?;
     machine.pause().await?;
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let (state, memory) = (world.path("state"), world.path("difference"));
     machine.save_difference(&state, &memory).await?;
     machine.stop().await?;
 
-    let (bad_state, bad_memory) = (bench.path("bad.state"), bench.path("bad.difference"));
+    let (bad_state, bad_memory) = (world.path("bad.state"), world.path("bad.difference"));
     let flip = |path: &PathBuf, at: u64| -> Result<()> {
         let file = fs::File::options().read(true).write(true).open(path)?;
         let mut byte = [0];
@@ -115,22 +115,22 @@ pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()
     for at in [0, 17, 24, 33, 130] {
         fs::copy(&memory, &bad_memory)?;
         flip(&bad_memory, at)?;
-        let refused = bench.restore(&spec, &base, Some((&state, &bad_memory))).await.err();
+        let refused = world.restore(&spec, &base, Some((&state, &bad_memory))).await.err();
         ensure!(
             matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_memory),
             "{at}: {refused:?}"
         );
     }
     fs::write(&bad_state, b"this is no device state")?;
-    let refused = bench.restore(&spec, &base, Some((&bad_state, &memory))).await.err();
+    let refused = world.restore(&spec, &base, Some((&bad_state, &memory))).await.err();
     ensure!(matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == bad_state), "{refused:?}");
-    let cut = bench.path("cut.memory");
+    let cut = world.path("cut.memory");
     fs::File::create(&cut)?.set_len(4096)?;
-    let refused = bench.engine.prepare(&spec, &cut).await.err();
+    let refused = world.engine.prepare(&spec, &cut).await.err();
     ensure!(matches!(&refused, Some(Error::Corrupt { path, .. }) if *path == cut), "{refused:?}");
 
     // Nothing of all this holds the disk or the rest: the good files still wake.
-    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
+    let woken = world.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     wait_past(&*woken, base.turn + 5).await?;
     woken.stop().await?;
@@ -138,39 +138,39 @@ pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()
 }
 
 pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
     for (word, expected) in [("poweroff", ExitReason::GuestShutdown), ("reboot", ExitReason::GuestReset)] {
-        let machine = bench.launch(&bench.spec(word)?, &base).await?;
+        let machine = world.launch(&world.spec(word)?, &base).await?;
         ensure!(machine.exited().await == expected, "{word}: {:?}", machine.exited().await);
         ensure!(machine.console().await?.contains(" word "), "{word}: the console is gone");
         machine.stop().await?;
     }
-    let machine = bench.launch(&bench.spec("panic")?, &base).await?;
+    let machine = world.launch(&world.spec("panic")?, &base).await?;
     match machine.exited().await {
         ExitReason::GuestPanic(line) => ensure!(line.contains("sysrq triggered crash"), "{line}"),
         other => anyhow::bail!("{other:?}"),
     }
-    let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
+    let machine = world.launch(&world.spec("alpha")?, &base).await?;
     let killed = Command::new("kill").args(["-9", &machine.process().pid.to_string()]).status()?;
     ensure!(killed.success() && machine.exited().await == ExitReason::Killed(9));
     Ok(())
 }
 
 pub async fn one_disk_belongs_to_one_machine(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let machine = bench.launch(&spec, &base).await?;
-    let second = bench.restore(&spec, &base, None).await.err();
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let machine = world.launch(&spec, &base).await?;
+    let second = world.restore(&spec, &base, None).await.err();
     ensure!(matches!(second, Some(Error::DiskInUse { .. })), "{second:?}");
     let process = machine.process();
     drop(machine);
-    let machine = bench.engine.adopt(&spec, &process).await?.expect("the first one is still there");
+    let machine = world.engine.adopt(&spec, &process).await?.expect("the first one is still there");
     guest::order(&spec.disk, "write")?;
     wait_for(&*machine, |text| text.contains("wrote")).await?;
     machine.stop().await?;
     // Free again at once.
-    bench.launch(&spec, &base).await?.stop().await?;
+    world.launch(&spec, &base).await?.stop().await?;
     Ok(())
 }

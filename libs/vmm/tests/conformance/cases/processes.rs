@@ -10,8 +10,8 @@ use anyhow::{Context, Result, ensure};
 use vmm::{Engine, Error, ExitReason, NetworkSpec, ProcessHandle, Status};
 
 use super::{MEMORY_MIB, ensure_follows};
-use crate::bench::{Bench, last_turn, wait_past};
 use crate::guest;
+use crate::world::{World, last_turn, wait_past};
 
 const DEADLINE: Duration = Duration::from_secs(60);
 /// Without a tick of CPU time for so long, a process stands still: a running guest takes one every few turns.
@@ -36,34 +36,34 @@ fn is_gone(process: &ProcessHandle) -> bool {
 }
 
 pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let machine = bench.launch(&spec, &base).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let machine = world.launch(&spec, &base).await?;
     let process = machine.process();
     wait_past(&*machine, base.turn + 3).await?;
     drop(machine);
 
     let wrong = ProcessHandle { start_time: process.start_time + 1, ..process };
-    ensure!(bench.engine.adopt(&spec, &wrong).await?.is_none());
-    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted")?;
+    ensure!(world.engine.adopt(&spec, &wrong).await?.is_none());
+    let machine = world.engine.adopt(&spec, &process).await?.context("not adopted")?;
     ensure!(machine.process() == process && machine.status().await? == Status::Running);
     wait_past(&*machine, base.turn + 6).await?;
     machine.pause().await?;
     drop(machine);
-    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted while paused")?;
+    let machine = world.engine.adopt(&spec, &process).await?.context("not adopted while paused")?;
     ensure!(machine.status().await? == Status::Paused);
 
     // An adopted machine can do everything a new one can.
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let (state, memory) = (world.path("state"), world.path("difference"));
     machine.save_difference(&state, &memory).await?;
     machine.resume().await?;
     let turn = last_turn(&machine.console().await?);
     wait_past(&*machine, turn + 2).await?;
     machine.stop().await?;
     poll("the adopted process is still there", || is_gone(&process)).await?;
-    ensure!(bench.engine.adopt(&spec, &process).await?.is_none());
-    let woken = bench.restore(&spec, &base, Some((&state, &memory))).await?.machine;
+    ensure!(world.engine.adopt(&spec, &process).await?.is_none());
+    let woken = world.restore(&spec, &base, Some((&state, &memory))).await?.machine;
     woken.resume().await?;
     wait_past(&*woken, base.turn + 8).await?;
     woken.stop().await?;
@@ -71,11 +71,11 @@ pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()>
 }
 
 pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
     for word in ["poweroff", "reboot", "panic"] {
-        let spec = bench.spec(word)?;
-        let machine = bench.restore(&spec, &base, None).await?.machine;
+        let spec = world.spec(word)?;
+        let machine = world.restore(&spec, &base, None).await?.machine;
         let process = machine.process();
         machine.resume().await?;
         drop(machine);
@@ -88,7 +88,7 @@ pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>)
             last.1.elapsed() > STILL
         })
         .await?;
-        let machine = bench.engine.adopt(&spec, &process).await?.context("it did not wait to be asked")?;
+        let machine = world.engine.adopt(&spec, &process).await?.context("it did not wait to be asked")?;
         match (word, machine.exited().await) {
             ("poweroff", ExitReason::GuestShutdown) | ("reboot", ExitReason::GuestReset) => {}
             ("panic", ExitReason::GuestPanic(line)) if line.contains("sysrq") => {}
@@ -100,16 +100,16 @@ pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>)
 }
 
 pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let mut spec = bench.spec("nobody")?;
-    let prepared = bench.engine.prepare(&spec, &base.memory).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let mut spec = world.spec("nobody")?;
+    let prepared = world.engine.prepare(&spec, &base.memory).await?;
     let process = prepared.process();
-    bench.note(process);
+    world.note(process);
     ensure!(prepared.is_alive());
 
     // Only now is it known whose it will be: another name for disk and run directory, another content.
-    let (disk, run_dir) = (bench.path("late.disk"), bench.path("late.run"));
+    let (disk, run_dir) = (world.path("late.disk"), world.path("late.run"));
     fs::rename(&spec.disk, &disk)?;
     fs::rename(&spec.run_dir, &run_dir)?;
     (spec.disk, spec.run_dir) = (disk, run_dir);
@@ -124,18 +124,18 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
     ensure_follows(base.turn, &console)?;
     ensure!(console.contains(" word alpha"), "the disk is not the one of the load: {console}");
     drop(machine);
-    let machine = bench.engine.adopt(&spec, &process).await?.context("not adopted where it was moved to")?;
+    let machine = world.engine.adopt(&spec, &process).await?.context("not adopted where it was moved to")?;
     wait_past(&*machine, base.turn + 4).await?;
 
     // Its suspend, and a wake in another process made ahead, whose disk is filled with the first one's.
     machine.pause().await?;
     let turn = last_turn(&machine.console().await?);
-    let (state, memory) = (bench.path("state"), bench.path("difference"));
+    let (state, memory) = (world.path("state"), world.path("difference"));
     machine.save_difference(&state, &memory).await?;
     machine.stop().await?;
-    let second = bench.spec("nobody")?;
-    let prepared = bench.engine.prepare(&second, &base.memory).await?;
-    bench.note(prepared.process());
+    let second = world.spec("nobody")?;
+    let prepared = world.engine.prepare(&second, &base.memory).await?;
+    world.note(prepared.process());
     guest::order(&second.disk, "beta")?;
     let woken = prepared.load(&state, Some(&memory)).await?.machine;
     woken.resume().await?;
@@ -146,24 +146,24 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
 }
 
 pub async fn an_unused_prepared_process_goes(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let stopped = bench.engine.prepare(&spec, &base.memory).await?;
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let stopped = world.engine.prepare(&spec, &base.memory).await?;
     let process = stopped.process();
-    bench.note(process);
+    world.note(process);
     stopped.stop().await?;
     ensure!(is_gone(&process), "it is still there after stop");
 
-    let dropped = bench.engine.prepare(&spec, &base.memory).await?;
+    let dropped = world.engine.prepare(&spec, &base.memory).await?;
     let process = dropped.process();
-    bench.note(process);
+    world.note(process);
     drop(dropped);
     poll("a dropped process is still there", || is_gone(&process)).await?;
 
     // What kills it from outside is noticed.
-    let killed = bench.engine.prepare(&bench.spec("alpha")?, &base.memory).await?;
-    bench.note(killed.process());
+    let killed = world.engine.prepare(&world.spec("alpha")?, &base.memory).await?;
+    world.note(killed.process());
     Command::new("kill").args(["-9", &killed.process().pid.to_string()]).status()?;
     poll("its end goes unnoticed", || !killed.is_alive()).await
 }
@@ -172,14 +172,14 @@ pub async fn a_machine_lives_in_its_network_namespace(engine: Arc<dyn Engine>) -
     let netns = Netns::add(&format!("vmm-test-{}", std::process::id()))?;
     netns.run(&["tuntap", "add", "dev", "tap0", "mode", "tap"])?;
     netns.run(&["link", "set", "tap0", "up"])?;
-    let mut bench = Bench::new(engine, MEMORY_MIB)?;
-    bench.network = Some(NetworkSpec {
+    let mut world = World::new(engine, MEMORY_MIB)?;
+    world.network = Some(NetworkSpec {
         netns: Some(netns.0.clone()),
         tap: "tap0".into(),
         mac: [6, 0, 0xa9, 0xfe, 0x64, 2],
     });
-    let base = bench.bake().await?;
-    let machine = bench.launch(&bench.spec("alpha")?, &base).await?;
+    let base = world.bake().await?;
+    let machine = world.launch(&world.spec("alpha")?, &base).await?;
     let process = format!("/proc/{}", machine.process().pid);
     let inside = fs::metadata(format!("{process}/ns/net"))?.ino();
     ensure!(inside == fs::metadata(format!("/run/netns/{}", netns.0))?.ino(), "another namespace");
@@ -225,15 +225,15 @@ impl Drop for Netns {
 }
 
 pub async fn an_abandoned_start_leaves_no_process(engine: Arc<dyn Engine>) -> Result<()> {
-    let bench = Bench::new(engine, MEMORY_MIB)?;
-    let base = bench.bake().await?;
-    let spec = bench.spec("alpha")?;
-    let marker = bench.path("").display().to_string();
+    let world = World::new(engine, MEMORY_MIB)?;
+    let base = world.bake().await?;
+    let spec = world.spec("alpha")?;
+    let marker = world.path("").display().to_string();
     for wait_ms in [0, 1, 3, 6, 12, 20, 25, 30] {
         // An abandoned start may still be on its way out; then the disk is not free yet.
         let deadline = Instant::now() + DEADLINE;
         loop {
-            let start = bench.restore(&spec, &base, None);
+            let start = world.restore(&spec, &base, None);
             match tokio::time::timeout(Duration::from_millis(wait_ms), start).await {
                 Ok(Ok(restored)) => restored.machine.stop().await?,
                 Ok(Err(Error::DiskInUse { .. })) if Instant::now() < deadline => continue,
@@ -245,7 +245,7 @@ pub async fn an_abandoned_start_leaves_no_process(engine: Arc<dyn Engine>) -> Re
     }
     let deadline = Instant::now() + DEADLINE;
     let machine = loop {
-        match bench.launch(&spec, &base).await {
+        match world.launch(&spec, &base).await {
             Ok(machine) => break machine,
             Err(error)
                 if matches!(error.downcast_ref(), Some(Error::DiskInUse { .. }))

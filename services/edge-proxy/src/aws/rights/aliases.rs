@@ -1,6 +1,5 @@
-//! The other names of what a request is about. A policy is asked about a
-//! resource under every name it has, so that none is a way around a denial: a
-//! connector has an id and a name, and a microVM belongs to an image.
+//! The other names of what a request is about. A policy is asked about a resource under every name it has, so
+//! that none is a way around a denial: a connector has an id and a name, and a microVM belongs to an image.
 //!
 //! Costs a look-up each, so it is done for keys that have a policy only.
 
@@ -29,8 +28,7 @@ impl Aliases {
     }
 }
 
-/// Finds the other names of everything that a request is about. What does not
-/// exist has none.
+/// Finds the other names of everything that a request is about. What does not exist has none.
 pub(crate) async fn find(
     services: &Services,
     account: &Account,

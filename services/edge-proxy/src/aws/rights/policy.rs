@@ -1,8 +1,7 @@
 //! What a key may do: statements that allow and statements that deny, over
 //! actions and resources with wildcards. Pure.
 //!
-//! Everything is denied unless a statement allows it, and nothing allows what a
-//! statement denies.
+//! Everything is denied unless a statement allows it, and nothing allows what a statement denies.
 
 use api::access::v1::{Effect, Policy as StoredPolicy, Statement as StoredStatement};
 use model::limits::{POLICY_PATTERNS_MAX, POLICY_RESOURCE_MAX, POLICY_STATEMENTS_MAX};

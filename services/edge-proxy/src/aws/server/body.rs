@@ -1,6 +1,5 @@
-//! Reads a request's body within bounds: its own length, a time, and a share of
-//! the memory for all bodies, taken as the bytes come, so that who announces much
-//! and sends little holds little.
+//! Reads a request's body within bounds: its own length, a time, and a share of the memory for all bodies,
+//! taken as the bytes come, so that who announces much and sends little holds little.
 
 use std::time::Duration;
 
@@ -9,8 +8,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::{Body, Incoming};
 use tokio::sync::{Semaphore, SemaphorePermit};
 
-/// How much of an unwanted body is read and thrown away, in multiples of the
-/// limit.
+/// How much of an unwanted body is read and thrown away, in multiples of the limit.
 const DISCARD: usize = 16;
 
 /// Bounds of bodies, and the memory they share.
@@ -42,8 +40,7 @@ pub enum BodyError {
 }
 
 impl Bodies {
-    /// Bodies of at most `bytes_max`, each within `wait`, all within `memory`
-    /// bytes.
+    /// Bodies of at most `bytes_max`, each within `wait`, all within `memory` bytes.
     pub fn new(bytes_max: usize, wait: Duration, memory: usize) -> Self {
         Self { bytes_max, wait, memory: Semaphore::new(memory.min(Semaphore::MAX_PERMITS)) }
     }

@@ -1,8 +1,7 @@
 //! Token buckets, one per operation. A bucket holds as many tokens as its
 //! operation may be called per second and fills at that rate.
 //!
-//! All keys of a fleet act for its one account, so these are the account's
-//! buckets; each edge has its own.
+//! All keys of a fleet act for its one account, so these are the account's buckets; each edge has its own.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};

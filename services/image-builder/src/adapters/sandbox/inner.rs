@@ -1,6 +1,5 @@
-//! Second stage: becomes root of a new user namespace. Third stage: first
-//! process of new pid and mount namespaces; finishes the root and runs the
-//! command.
+//! Second stage: becomes root of a new user namespace. Third stage: first process of new pid and mount
+//! namespaces; finishes the root and runs the command.
 
 use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};

@@ -28,8 +28,7 @@ pub(super) fn run() -> io::Result<i32> {
     root::enter(&spec)?;
     drop(input);
     let mut child = start_inner(&spec, &text)?;
-    // When the builder goes, so does this process; the next stage asked the
-    // kernel to be killed then.
+    // When the builder goes, so does this process; the next stage asked the kernel to be killed then.
     std::thread::spawn(|| {
         let _ = io::copy(&mut io::stdin().lock(), &mut io::sink());
         std::process::exit(EXIT_BROKEN);

@@ -1,6 +1,5 @@
-//! Requests about network connectors. Forms and lengths first, all of them;
-//! then what the service asks for although its model does not, one sentence at
-//! a time and in its order.
+//! Requests about network connectors. Forms and lengths first, all of them; then what the service asks for
+//! although its model does not, one sentence at a time and in its order.
 
 use std::collections::{BTreeMap, HashMap};
 

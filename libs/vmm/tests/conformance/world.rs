@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// `nobody`: the engine process keeps no rights.
 const RUN_AS: (u32, u32) = (65534, 65534);
 
-pub struct Bench {
+pub struct World {
     pub engine: Arc<dyn Engine>,
     pub memory_mib: u32,
     pub network: Option<NetworkSpec>,
@@ -38,7 +38,7 @@ pub struct Base {
     pub turn: u64,
 }
 
-impl Bench {
+impl World {
     pub fn new(engine: Arc<dyn Engine>, memory_mib: u32) -> Result<Self> {
         let directory = tempfile::tempdir()?;
         let guest = Guest::build(directory.path())?;
