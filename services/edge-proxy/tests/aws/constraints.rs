@@ -9,7 +9,7 @@ use tonic::Status;
 use crate::world::{World, signer};
 
 /// The names of the gRPC methods behind the operations.
-pub const METHODS: [&str; 32] = [
+pub const METHODS: [&str; 31] = [
     "CreateImage",
     "GetImage",
     "ListImages",
