@@ -8,7 +8,7 @@ use clock::Clock;
 use model::{ImageArn, ImageIdentifier, ImageName};
 use tokio::sync::Mutex;
 
-use crate::adapters::catalog::{Catalog, Record};
+use crate::adapters::catalog::{Catalog, Change, Record};
 use crate::adapters::peers::Peers;
 use crate::bases::BaseImages;
 use crate::config::Config;
@@ -84,6 +84,27 @@ impl Images {
     pub async fn get_build(&self, id: &str) -> Result<ImageBuild, Refusal> {
         let found = self.catalog.build(id).await?;
         Ok(found.ok_or_else(|| Refusal::BuildNotFound(id.to_owned()))?.value)
+    }
+
+    async fn versions_of(&self, image: &Image) -> Result<Vec<ImageVersion>, Refusal> {
+        let versions = self.catalog.versions(&image.name).await?;
+        Ok(versions.into_iter().map(|record| record.value).collect())
+    }
+
+    /// Writes a version, and with it the image, which names versions by what they have become.
+    async fn write_version(
+        &self,
+        image: &mut Record<Image>,
+        version: &Record<ImageVersion>,
+        mut others: Vec<ImageVersion>,
+    ) -> Result<(), Refusal> {
+        others.push(version.value.clone());
+        lifecycle::recount(&mut image.value, &others);
+        let change = Change::new()
+            .version(&version.value, Some(version.revision))
+            .image(&image.value, Some(image.revision));
+        self.catalog.apply(change).await?;
+        Ok(())
     }
 
     /// A version of an image by its number.

@@ -142,7 +142,7 @@ pub fn recount(image: &mut Image, versions: &[ImageVersion]) {
     image.latest_image_version = before.max(now).map(|number| number.to_string()).unwrap_or_default();
 }
 
-/// Whether a version delete is still under way, judged by when it began.
+/// Orders times; one that was never set comes first.
 pub fn earlier(one: Option<&Timestamp>, other: Option<&Timestamp>) -> std::cmp::Ordering {
     let key = |time: Option<&Timestamp>| time.map_or((0, 0), |time| (time.seconds, time.nanos));
     key(one).cmp(&key(other))

@@ -46,8 +46,7 @@ impl Images {
         if version.value.state() == VersionState::Deleting {
             return Ok(version.value);
         }
-        let mut all: Vec<ImageVersion> =
-            self.catalog.versions(&image.value.name).await?.into_iter().map(|record| record.value).collect();
+        let mut all = self.versions_of(&image.value).await?;
         let is_built = |version: &ImageVersion| {
             matches!(version.state(), VersionState::Pending | VersionState::InProgress)
         };
@@ -66,13 +65,8 @@ impl Images {
             return Err(not_deletable(&image.value, sentence));
         }
         self.check_unused(&image.value.image_arn, Some(number)).await?;
-        all.push(version.value.clone());
-        lifecycle::recount(&mut image.value, &all);
-        let change = Change::new()
-            .version(&version.value, Some(version.revision))
-            .image(&image.value, Some(image.revision));
         // Dying after this line: the next sweep of any replica goes on.
-        self.catalog.apply(change).await?;
+        self.write_version(&mut image, &version, all).await?;
         tracing::info!(image = image.value.name, version = number, "version DELETING");
         Ok(version.value)
     }

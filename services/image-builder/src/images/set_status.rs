@@ -3,7 +3,6 @@
 use api::image::v1::{ImageState, ImageVersion, VersionState, VersionStatus};
 
 use super::{Images, already, retry_on_conflict};
-use crate::adapters::catalog::Change;
 use crate::domain::lifecycle;
 use crate::refusal::Refusal;
 
@@ -42,15 +41,9 @@ impl Images {
         }
         version.value.set_status(status);
         version.value.update_time = Some(api::timestamp(self.clock.now()));
-        let others = self.catalog.versions(&image.value.name).await?;
-        let mut all: Vec<ImageVersion> = others.into_iter().map(|record| record.value).collect();
-        all.retain(|other| other.image_version != version.value.image_version);
-        all.push(version.value.clone());
-        lifecycle::recount(&mut image.value, &all);
-        let change = Change::new()
-            .version(&version.value, Some(version.revision))
-            .image(&image.value, Some(image.revision));
-        self.catalog.apply(change).await?;
+        let mut others = self.versions_of(&image.value).await?;
+        others.retain(|other| other.image_version != version.value.image_version);
+        self.write_version(&mut image, &version, others).await?;
         tracing::info!(
             image = image.value.name,
             version = number,
