@@ -94,8 +94,11 @@ pub fn bake_request(disk: DiskRef, environment: &[(&str, &str)], hooks: Option<H
     }
 }
 
+/// A bake up to the end of its stream: the result comes first, and the agent ends the stream when it has
+/// given back what the bake held.
 pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
     let (mut steps, mut lines) = (Vec::new(), Vec::new());
+    let mut result = Err(Status::unknown("ended without a result"));
     let mut stream = match client(agent, Role::ImageBuilder).bake(request).await {
         Ok(response) => response.into_inner(),
         Err(status) => {
@@ -109,12 +112,10 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
                     steps.push(message.step);
                 }
                 lines.extend(message.lines.into_iter().map(|line| line.text));
-                if let Some(result) = message.result {
-                    return Baked { steps, lines, result: Ok(result) };
-                }
+                result = message.result.map_or(result, Ok);
             }
             Ok(None) => {
-                return Baked { steps, lines, result: Err(Status::unknown("ended without a result")) };
+                return Baked { steps, lines, result };
             }
             Err(status) => {
                 return Baked { steps, lines, result: Err(status) };
