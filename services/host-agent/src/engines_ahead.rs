@@ -108,13 +108,17 @@ impl EnginesAhead {
     /// Gives back one engine of the image used longest ago; false when none waits.
     pub async fn give_one_back(&self) -> bool {
         let engine = self.state().pop_oldest(None);
-        match engine {
-            Some(engine) => {
-                engine.resources.release().await;
-                true
-            }
-            None => false,
-        }
+        give_back(engine).await
+    }
+
+    /// With all engines there may be, gives back one of an image used before this one; false when there is none.
+    async fn make_room_for(&self, digest: &str) -> bool {
+        let engine = {
+            let mut state = self.state();
+            let used = state.images.get(digest).map(|image| image.used);
+            used.and_then(|used| state.pop_oldest(Some(used)))
+        };
+        give_back(engine).await
     }
 
     /// Gives back engines until the microVMs' memory and theirs fit.
@@ -256,6 +260,13 @@ impl EngineAhead {
     }
 }
 
+/// Whether there was one to give back.
+async fn give_back(engine: Option<EngineAhead>) -> bool {
+    let Some(engine) = engine else { return false };
+    engine.resources.release().await;
+    true
+}
+
 /// Makes the files of an engine in `directory` one microVM's: they go to its places, and with `content` the disk gets what
 /// that file has.
 pub fn move_files(directory: &Path, to: &MicrovmFiles, content: Option<&Path>) -> Result<(), HostError> {
@@ -299,9 +310,7 @@ pub async fn keep_filled(host: Arc<Host>) {
             }
             match EngineAhead::make(&host, &digest, size).await {
                 Ok(engine) => {
-                    if let Some(unwanted) = ahead.add(&digest, engine) {
-                        unwanted.resources.release().await;
-                    }
+                    give_back(ahead.add(&digest, engine)).await;
                 }
                 Err(failure) => {
                     // The next launch, wake or sweep tries again; until then launches start their own process.
@@ -309,24 +318,6 @@ pub async fn keep_filled(host: Arc<Host>) {
                     break;
                 }
             }
-        }
-    }
-}
-
-impl EnginesAhead {
-    /// With all engines there may be, one of an image used before this one goes; false when there is none.
-    async fn make_room_for(&self, digest: &str) -> bool {
-        let engine = {
-            let mut state = self.state();
-            let used = state.images.get(digest).map(|image| image.used);
-            used.and_then(|used| state.pop_oldest(Some(used)))
-        };
-        match engine {
-            Some(engine) => {
-                engine.resources.release().await;
-                true
-            }
-            None => false,
         }
     }
 }

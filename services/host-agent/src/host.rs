@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
+use backoff::Backoff;
 use clock::Clock;
 use tokio::sync::watch;
 
@@ -141,11 +142,13 @@ impl Host {
         &self.config.snapshot_bucket
     }
 
-    /// Pauses between attempts, `retry_min_ms` doubling up to `retry_max_ms`.
-    pub fn retry_pause(&self, attempt: u32) -> Duration {
+    /// Pauses between attempts as the settings have them, none longer than `longest`.
+    pub fn retry_pauses(&self, longest: Duration) -> Backoff {
         let timeouts = &self.config.timeouts;
-        let pause = timeouts.retry_min_ms.saturating_mul(1 << attempt.min(16));
-        Duration::from_millis(pause.min(timeouts.retry_max_ms))
+        Backoff::new(
+            Duration::from_millis(timeouts.retry_min_ms),
+            Duration::from_millis(timeouts.retry_max_ms).min(longest),
+        )
     }
 }
 

@@ -7,15 +7,16 @@ use std::time::{Duration, Instant};
 
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::{HeartbeatRequest, HostSpec, ObservedMicrovm, RegisterHostRequest};
-use rpc::{Role, TlsIdentity};
+use backoff::Backoff;
+use rpc::{CallBounds, Replicas, Role, TlsIdentity};
 use tokio::sync::watch;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::host::Host;
 use crate::microvms::Microvms;
 
-const CALL_TIMEOUT: Duration = Duration::from_secs(5);
+const CALL: CallBounds =
+    CallBounds { attempt: Duration::from_secs(5), total: Duration::from_secs(5), retry: Duration::ZERO };
 /// Changes within this time of the last heartbeat wait and go in one.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Interval when the scheduler names none.
@@ -30,8 +31,7 @@ pub struct Reporter {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
     spec: HostSpec,
-    clients: Vec<HostServiceClient<Channel>>,
-    current: usize,
+    schedulers: Replicas,
     regained: watch::Receiver<u64>,
     /// What the leader has answered for: generation and observation by id.
     known: HashMap<String, (u64, u64)>,
@@ -42,40 +42,30 @@ impl Reporter {
         host: Arc<Host>,
         microvms: Arc<Microvms>,
         spec: HostSpec,
-        identity: &TlsIdentity,
+        identity: &Arc<TlsIdentity>,
         regained: watch::Receiver<u64>,
     ) -> Result<Self, Status> {
-        let clients = host
-            .config
-            .schedulers
-            .iter()
-            .map(|address| Ok(HostServiceClient::new(rpc::channel(identity, address, Role::Scheduler)?)))
-            .collect::<Result<_, Status>>()?;
-        Ok(Self { host, microvms, spec, clients, current: 0, regained, known: HashMap::new() })
+        let schedulers = Replicas::new(identity, &host.config.schedulers, Role::Scheduler)?;
+        Ok(Self { host, microvms, spec, schedulers, regained, known: HashMap::new() })
     }
 
     /// Reports until it is dropped.
     pub async fn run(mut self) {
-        let mut attempt = 0;
+        let mut pauses = self.host.retry_pauses(INTERVAL_DEFAULT);
         loop {
-            match self.session(&mut attempt).await {
-                Ok(()) => {}
-                Err(status) => {
-                    tracing::warn!(code = ?status.code(), message = status.message(), "the scheduler does not take reports");
-                    self.current = (self.current + 1) % self.clients.len();
-                    tokio::time::sleep(self.host.retry_pause(attempt).min(INTERVAL_DEFAULT)).await;
-                    attempt = attempt.saturating_add(1);
-                }
+            if let Err(status) = self.session(&mut pauses).await {
+                tracing::warn!(code = ?status.code(), message = status.message(), "the scheduler does not take reports");
+                pauses.pause().await;
             }
         }
     }
 
     /// Registers and reports until the leader asks for another registration, the
     /// lease has been regained, or a call fails.
-    async fn session(&mut self, attempt: &mut u32) -> Result<(), Status> {
+    async fn session(&mut self, pauses: &mut Backoff) -> Result<(), Status> {
         self.regained.mark_unchanged();
         let interval = self.register().await?;
-        *attempt = 0;
+        pauses.reset();
         let mut changes = self.host.changes.subscribe();
         changes.mark_changed();
         let mut completed = Instant::now();
@@ -101,7 +91,12 @@ impl Reporter {
     async fn register(&mut self) -> Result<Duration, Status> {
         let observed = self.microvms.unreported();
         let request = RegisterHostRequest { spec: Some(self.spec.clone()), observed: observed.clone() };
-        let response = timely(self.clients[self.current].register_host(rpc::request(request))).await?;
+        let response = self
+            .schedulers
+            .call(CALL, request, |channel, request| async move {
+                HostServiceClient::new(channel).register_host(request).await
+            })
+            .await?;
         tracing::info!(microvms = observed.len(), "registered");
         self.known.clear();
         self.answered(&observed);
@@ -125,7 +120,12 @@ impl Reporter {
             observed: observed.clone(),
             complete,
         };
-        let response = timely(self.clients[self.current].heartbeat(rpc::request(request))).await?;
+        let response = self
+            .schedulers
+            .call(CALL, request, |channel, request| async move {
+                HostServiceClient::new(channel).heartbeat(request).await
+            })
+            .await?;
         if response.register {
             return Ok(false);
         }
@@ -146,12 +146,5 @@ impl Reporter {
             let microvms = Arc::clone(&self.microvms);
             tokio::spawn(async move { microvms.drop_stale(&id).await });
         }
-    }
-}
-
-async fn timely<T>(call: impl Future<Output = Result<tonic::Response<T>, Status>>) -> Result<T, Status> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(answer) => Ok(answer?.into_inner()),
-        Err(_) => Err(Status::deadline_exceeded("the scheduler did not answer in time")),
     }
 }

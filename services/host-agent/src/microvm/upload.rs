@@ -2,6 +2,7 @@
 //! the middle leaves the files it reads alone, the next suspend ends it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use snapshot::{FileKind, FileSource, ManifestHead, Parent, SnapshotKind};
 use tokio::sync::mpsc;
@@ -79,7 +80,7 @@ impl Upload {
     async fn run(self) {
         // What is woken at once is not copied at all.
         tokio::time::sleep(BACKGROUND_DELAY).await;
-        let mut attempt = 0;
+        let (mut attempt, mut pauses) = (0, self.host.retry_pauses(Duration::MAX));
         loop {
             match self.once().await {
                 Ok((copy, difference_bytes)) => {
@@ -89,7 +90,7 @@ impl Upload {
                 Err(error) => {
                     tracing::warn!(microvm = self.id, sequence = self.sequence, attempt, %error, "upload failed");
                     self.host.metrics.upload_failed();
-                    tokio::time::sleep(self.host.retry_pause(attempt)).await;
+                    pauses.pause().await;
                     attempt += 1;
                 }
             }

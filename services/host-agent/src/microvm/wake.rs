@@ -1,5 +1,5 @@
-//! Launching from an image's snapshot, and waking from the microVM's own. The journal says RUNNING before the
-//! gate opens: a session whose answers have left the host must not be forgotten by the next agent.
+//! Waking a microVM from its own snapshot, here or as S3 has it. What follows the restore is the same as for a launch
+//! (`start`, [`Core::run`]).
 
 use std::path::Path;
 
