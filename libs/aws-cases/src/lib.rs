@@ -3,6 +3,7 @@
 //! example prints them as JSON lines.
 
 mod case;
+pub mod fuzz;
 mod samples;
 mod words;
 

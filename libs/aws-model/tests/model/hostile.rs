@@ -1,10 +1,9 @@
 //! Requests made of right ones by changing bytes: whatever comes, the answer is a refusal in the service's manner or the request
 //! passes; nothing panics, no message grows without bound, and no sensitive value comes back.
 //!
-//! Asks `ASKED` times from a fixed seed; `TORPOR_FUZZ_SECONDS` goes on for that long and `TORPOR_FUZZ_SEED` sets another seed.
+//! Asks `ASKED` times, see [`aws_cases::fuzz`] for other lengths and seeds.
 
-use std::time::{Duration, Instant};
-
+use aws_cases::fuzz::{Chance, Run};
 use aws_cases::{Case, cases};
 use aws_model::{Limits, Routed, parse, route};
 use serde_json::Value;
@@ -14,27 +13,6 @@ const ASKED: u64 = 20_000;
 const SECRET: &str = "correct-horse-battery";
 const SENSITIVE: [&str; 2] = ["runHookPayload", "environmentVariables"];
 const LIMITS: Limits = Limits { body_bytes_max: 1 << 16, run_hook_payload_bytes_max: 4096 };
-
-/// A small generator (SplitMix64): a run is repeated by its seed alone.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        value ^ (value >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.roll() % u64::try_from(bound.max(1)).unwrap()).unwrap()
-    }
-}
-
-fn setting(name: &str) -> Option<u64> {
-    std::env::var(name).ok().map(|text| text.parse().unwrap())
-}
 
 /// Pieces that parsers stumble over.
 const PIECES: [&[u8]; 20] = [
@@ -60,26 +38,26 @@ const PIECES: [&[u8]; 20] = [
     b"9999999999999999999999",
 ];
 
-fn change(bytes: &mut Vec<u8>, other: &[u8], dice: &mut Dice) {
-    for _ in 0..=dice.below(4) {
-        let at = dice.below(bytes.len() + 1);
-        match dice.below(6) {
+fn change(bytes: &mut Vec<u8>, other: &[u8], chance: &mut Chance) {
+    for _ in 0..=chance.below(4) {
+        let at = chance.below(bytes.len() + 1);
+        match chance.below(6) {
             0 => bytes.truncate(at),
-            1 => drop(bytes.splice(at..at, PIECES[dice.below(PIECES.len())].iter().copied())),
-            2 if at < bytes.len() => bytes[at] ^= 1 << dice.below(8),
+            1 => drop(bytes.splice(at..at, PIECES[chance.below(PIECES.len())].iter().copied())),
+            2 if at < bytes.len() => bytes[at] ^= 1 << chance.below(8),
             3 => {
-                let to = at + dice.below(bytes.len() - at + 1);
+                let to = at + chance.below(bytes.len() - at + 1);
                 let part = bytes[at..to].to_vec();
-                let times = 1 + dice.below(40);
+                let times = 1 + chance.below(40);
                 let repeated = part.repeat(times);
                 bytes.splice(at..at, repeated.into_iter().take(LIMITS.body_bytes_max));
             }
             4 => {
-                let from = dice.below(other.len() + 1);
+                let from = chance.below(other.len() + 1);
                 bytes.splice(at.., other[from..].iter().copied());
             }
             _ => {
-                let to = at + dice.below(bytes.len() - at + 1);
+                let to = at + chance.below(bytes.len() - at + 1);
                 bytes.drain(at..to);
             }
         }
@@ -143,28 +121,27 @@ fn with_secret(case: &Case) -> Vec<u8> {
 
 #[test]
 fn changed_requests_are_refused_or_pass() {
-    let seed = setting("TORPOR_FUZZ_SEED").unwrap_or(20_260_730);
-    let until = Instant::now() + Duration::from_secs(setting("TORPOR_FUZZ_SECONDS").unwrap_or(0));
-    let mut dice = Dice(seed);
+    let run = Run::from_environment(ASKED);
+    let mut chance = Chance::new(run.seed);
     let cases: Vec<(Case, Vec<u8>)> =
         cases(&LIMITS).into_iter().map(|case| (case.clone(), with_secret(&case))).collect();
     let mut asked = 0_u64;
-    while asked < ASKED || Instant::now() < until {
+    while run.goes_on(asked) {
         for _ in 0..100 {
-            let (case, body) = &cases[dice.below(cases.len())];
-            let (_, other) = &cases[dice.below(cases.len())];
+            let (case, body) = &cases[chance.below(cases.len())];
+            let (_, other) = &cases[chance.below(cases.len())];
             let (mut path, mut query, mut body) =
                 (case.path.clone().into_bytes(), case.query.clone().into_bytes(), body.clone());
-            match dice.below(4) {
-                0 => change(&mut path, b"/2025-09-09/microvm-images/%3A/versions/1/builds/%", &mut dice),
-                1 => change(&mut query, b"maxResults=1&nextToken=%3D&tagKeys=a&State=ACTIVE", &mut dice),
-                _ => change(&mut body, other, &mut dice),
+            match chance.below(4) {
+                0 => change(&mut path, b"/2025-09-09/microvm-images/%3A/versions/1/builds/%", &mut chance),
+                1 => change(&mut query, b"maxResults=1&nextToken=%3D&tagKeys=a&State=ACTIVE", &mut chance),
+                _ => change(&mut body, other, &mut chance),
             }
             ask(case.method, &path, &query, &body);
             asked += 1;
         }
     }
-    println!("{asked} requests from TORPOR_FUZZ_SEED={seed}");
+    println!("{asked} requests from TORPOR_FUZZ_SEED={}", run.seed);
 }
 
 #[test]

@@ -1,9 +1,9 @@
-//! Requests that were good once, changed at random: whatever comes of them, it is
-//! never the server's fault. Sends `SENT` requests from a fixed seed; TORPOR_FUZZ_SECONDS
-//! goes on for that long, TORPOR_FUZZ_SEED sets another seed.
+//! Requests that were good once, changed at random: whatever comes of them, it is never the server's fault. Sends `SENT`
+//! requests, see [`aws_cases::fuzz`] for other lengths and seeds.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use aws_cases::fuzz::{Chance, Run};
 use aws_cases::{Case, cases};
 use aws_model::{Limits, encode};
 use serde_json::{Map, Value};
@@ -16,31 +16,6 @@ use crate::world::{World, signer};
 const SENT: u64 = 3000;
 /// What this process may grow by, in bytes.
 const GROWTH_MAX: u64 = 256 << 20;
-
-/// A generator of numbers from a seed (splitmix64).
-struct Chance(u64);
-
-impl Chance {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound.max(1) as u64).unwrap()
-    }
-
-    fn one_in(&mut self, many: usize) -> bool {
-        self.below(many) == 0
-    }
-
-    fn of<T: Copy>(&mut self, all: &[T]) -> T {
-        all[self.below(all.len())]
-    }
-}
 
 const TEXTS: [&str; 16] = [
     "",
@@ -168,24 +143,19 @@ fn resident_bytes() -> u64 {
     pages * 4096
 }
 
-fn setting(name: &str, default: u64) -> u64 {
-    std::env::var(name).map_or(default, |text| text.parse().unwrap())
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_request_is_the_servers_fault() {
-    let seed = setting("TORPOR_FUZZ_SEED", 20_260_730);
-    let end = Instant::now() + Duration::from_secs(setting("TORPOR_FUZZ_SECONDS", 0));
+    let run = Run::from_environment(SENT);
     let world = World::start().await;
     nothing_is_found(&world);
     let seeds: Vec<Case> =
         cases(&Limits::default()).into_iter().filter(|case| case.valid && case.plain_path).collect();
-    let mut chance = Chance(seed);
+    let mut chance = Chance::new(run.seed);
     let mut connections = [world.connection(), world.http2()];
     let (mut sent, mut statuses) = (0_u64, std::collections::BTreeMap::<u16, u64>::new());
     let mut before = None;
-    while sent < SENT || Instant::now() < end {
-        let round = chance.0;
+    while run.goes_on(sent) {
+        let round = chance.seed();
         let case = &seeds[chance.below(seeds.len())];
         let (target, body) = (changed_target(&mut chance, case), changed_body(&mut chance, case));
         let mut request = signer().request(case.method, &target, body.clone());
@@ -226,7 +196,7 @@ async fn no_request_is_the_servers_fault() {
             before = Some(resident_bytes());
         }
     }
-    println!("{sent} requests from seed {seed}: {statuses:?}");
+    println!("{sent} requests from seed {}: {statuses:?}", run.seed);
     if let Some(before) = before {
         let growth = resident_bytes().saturating_sub(before);
         assert!(growth < GROWTH_MAX, "grew by {growth} bytes");
