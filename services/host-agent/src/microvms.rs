@@ -35,18 +35,23 @@ struct EndReport {
     remote_done: bool,
 }
 
+impl EndReport {
+    /// One that the scheduler has not been told of.
+    fn unknown(tombstone: Tombstone) -> Self {
+        let remote_done = tombstone.remote_prefix.is_empty();
+        Self { tombstone, known: false, remote_done }
+    }
+}
+
 impl Microvms {
-    /// A microvms with the reports an earlier agent left.
+    /// No microVMs yet, and the reports of ends that an earlier agent left.
     pub fn open(host: Arc<Host>) -> Arc<Self> {
         let mut ended = HashMap::new();
         if let Ok(entries) = std::fs::read_dir(host.data.ended()) {
             for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
                 let id = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
                 match (id, Tombstone::read(&path)) {
-                    (Some(id), Some(tombstone)) => {
-                        let remote_done = tombstone.remote_prefix.is_empty();
-                        ended.insert(id, EndReport { tombstone, known: false, remote_done });
-                    }
+                    (Some(id), Some(tombstone)) => drop(ended.insert(id, EndReport::unknown(tombstone))),
                     _ => files::discard(&path),
                 }
             }
@@ -71,8 +76,7 @@ impl Microvms {
 
     /// Keeps the report of a microVM that has ended.
     pub fn remember_end(&self, id: String, tombstone: Tombstone) {
-        let remote_done = tombstone.remote_prefix.is_empty();
-        self.ended().insert(id, EndReport { tombstone, known: false, remote_done });
+        self.ended().insert(id, EndReport::unknown(tombstone));
     }
 
     fn retire(&self, handle: &Handle) {

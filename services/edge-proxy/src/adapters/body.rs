@@ -9,13 +9,13 @@ use http_body_util::Full;
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-type Shelf = Arc<Mutex<Option<Incoming>>>;
+type Unread = Arc<Mutex<Option<Incoming>>>;
 
 /// A request body that can be had back until its first frame is asked for, so
 /// that a request which met a dead connection can be sent on another.
 #[derive(Debug)]
 pub struct ReplayBody {
-    shelf: Shelf,
+    unread: Unread,
     taken: Option<Incoming>,
     hint: SizeHint,
     ended: bool,
@@ -23,13 +23,13 @@ pub struct ReplayBody {
 
 /// The way back to the body.
 #[derive(Debug)]
-pub struct Replay(Shelf);
+pub struct Replay(Unread);
 
 impl ReplayBody {
     pub fn new(body: Incoming) -> (Self, Replay) {
         let (hint, ended) = (body.size_hint(), body.is_end_stream());
-        let shelf: Shelf = Arc::new(Mutex::new(Some(body)));
-        (Self { shelf: shelf.clone(), taken: None, hint, ended }, Replay(shelf))
+        let unread: Unread = Arc::new(Mutex::new(Some(body)));
+        (Self { unread: unread.clone(), taken: None, hint, ended }, Replay(unread))
     }
 }
 
@@ -49,7 +49,7 @@ impl Body for ReplayBody {
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         if self.taken.is_none() {
-            let body = self.shelf.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let body = self.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.taken = body;
         }
         match &mut self.taken {

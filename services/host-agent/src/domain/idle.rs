@@ -41,7 +41,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn verdicts() {
+    fn decisions() {
         let at = |last_activity_ms, limit_s: Option<u64>, now_ms| {
             decide(Idleness { last_activity_ms, limit: limit_s.map(Duration::from_secs) }, now_ms)
         };

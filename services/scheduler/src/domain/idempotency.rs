@@ -49,12 +49,12 @@ mod tests {
     fn a_token_means_one_request() {
         let first = TokenUse::of("token", b"parameters");
         let other = TokenUse::of("token", b"others");
-        for (recorded, asked, verdict) in [
+        for (recorded, asked, decision) in [
             (None, first, TokenDecision::New),
             (Some(&first), first, TokenDecision::Replay),
             (Some(&first), other, TokenDecision::Conflict),
         ] {
-            assert_eq!(decide(recorded, &asked), verdict);
+            assert_eq!(decide(recorded, &asked), decision);
         }
     }
 }

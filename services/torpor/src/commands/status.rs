@@ -47,7 +47,7 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
             output::remark(format_args!("AWS API: {api}"));
         }
     }
-    verdict(&record, &hosts)
+    health(&record, &hosts)
 }
 
 fn show_json(
@@ -114,7 +114,7 @@ fn show_tables(
     Ok(())
 }
 
-fn verdict(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, CliError>) -> Result<(), CliError> {
+fn health(record: &FleetRecord, hosts: &Result<Vec<api::host::v1::Host>, CliError>) -> Result<(), CliError> {
     // A fleet that was started without hosts is well without them.
     let with_hosts = record.components.iter().any(|component| component.name.starts_with("host-agent"));
     let sick: Vec<&str> = record
