@@ -32,6 +32,12 @@ pub const CONTROL_PORT: u16 = 1024;
 /// [`RelayAnswer`], then bytes flow both ways.
 pub const RELAY_PORT: u16 = 1025;
 
+/// TCP port of the guest-agent's shell: a WebSocket server that runs a terminal.
+pub const SHELL_PORT: u16 = 1026;
+
+/// The guest-agent's own ports, which are no app's.
+pub const AGENT_PORTS: [u16; 3] = [CONTROL_PORT, RELAY_PORT, SHELL_PORT];
+
 /// Longest line of app output that a log event carries, in bytes.
 pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 

@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::adapters::dial::Dialer;
 use crate::adapters::routes;
@@ -125,8 +126,15 @@ impl App {
                 client: self.client,
                 limits,
             };
-            let sender =
-                Sender { dialer, response_wait, tunnels: tunnels.clone(), metrics: self.metrics.clone() };
+            let (websockets, stop) = (TaskTracker::new(), CancellationToken::new());
+            let sender = Sender {
+                dialer,
+                response_wait,
+                tunnels: tunnels.clone(),
+                metrics: self.metrics.clone(),
+                websockets: websockets.clone(),
+                stop: stop.clone(),
+            };
             let endpoints = Arc::new(Endpoints {
                 domain: self.config.domain,
                 clock: self.clock,
@@ -143,6 +151,9 @@ impl App {
                 tokio::join!(serving, futures::future::OptionFuture::from(api))
             };
             serving.await;
+            stop.cancel();
+            websockets.close();
+            websockets.wait().await;
             sweeping.abort();
             tunnels.clear();
         })

@@ -7,3 +7,4 @@ pub mod port;
 pub mod refusal;
 pub mod route;
 pub mod timing;
+pub mod websocket;

@@ -27,6 +27,7 @@ pub struct Metrics {
     /// Requests sent again after they met a dead connection.
     pub resent: Counter,
     pub connections: Gauge,
+    pub websockets: Gauge,
 }
 
 impl Metrics {
@@ -42,6 +43,7 @@ impl Metrics {
                 Counter::default(),
             ),
             connections: part.add("connections", "Client connections", Gauge::default()),
+            websockets: part.add("websockets", "WebSockets that are open", Gauge::default()),
         })
     }
 }

@@ -4,3 +4,4 @@ pub mod endpoint;
 pub mod headers;
 pub mod listener;
 pub mod send;
+pub mod upgrade;

@@ -31,6 +31,11 @@ impl ReplayBody {
         let unread: Unread = Arc::new(Mutex::new(Some(body)));
         (Self { unread: unread.clone(), taken: None, hint, ended }, Replay(unread))
     }
+
+    /// No body.
+    pub fn empty() -> Self {
+        Self { unread: Unread::default(), taken: None, hint: SizeHint::with_exact(0), ended: true }
+    }
 }
 
 impl Replay {

@@ -13,6 +13,7 @@ use uuid::Uuid;
 use crate::adapters::scheduler::Scheduler;
 use crate::config::Limits;
 use crate::domain::attempt::{self, Move, Outcome};
+use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
 use crate::domain::route::{Route, RouteState, Table};
 use crate::domain::timing::Phase;
@@ -50,8 +51,8 @@ struct Search {
 }
 
 impl Dialer {
-    /// Opens a tunnel to a port.
-    pub async fn dial(&self, label: Uuid, port: u16, request_id: &str) -> Result<Dialed, Refusal> {
+    /// Opens a tunnel.
+    pub async fn dial(&self, label: Uuid, door: Door, request_id: &str) -> Result<Dialed, Refusal> {
         let mut search = Search {
             label,
             changes: self.table.changes(label),
@@ -66,7 +67,7 @@ impl Dialer {
                 Move::Refuse(refusal) => return Err(refusal),
                 Move::Wait => self.wait_for_host(&mut search, &route).await?,
                 Move::Resume => self.resume(&mut search, &route).await?,
-                Move::Open => match self.open(&search, &route, port, request_id).await {
+                Move::Open => match self.open(&search, &route, door, request_id).await {
                     Ok(dialed) => return Ok(dialed),
                     Err(outcome) => {
                         tracing::debug!(microvm_id = %route.microvm_id, ?outcome, "no tunnel");
@@ -136,14 +137,15 @@ impl Dialer {
         &self,
         search: &Search,
         route: &Route,
-        port: u16,
+        door: Door,
         request_id: &str,
     ) -> Result<Dialed, Outcome> {
         let address = route.tunnel_address.as_deref().ok_or(Outcome::Elsewhere)?;
         let request = OpenRequest {
             microvm_id: route.microvm_id.to_string(),
             generation: route.generation,
-            port: u32::from(port),
+            port: if let Door::Port(port) = door { port.into() } else { 0 },
+            shell: door == Door::Shell,
             wake: route.wake,
             request_id: request_id.to_owned(),
             traceparent: telemetry::current_traceparent().unwrap_or_default(),

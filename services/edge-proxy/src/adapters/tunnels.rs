@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tunnel::ClientStream;
 
 use crate::adapters::body::ReplayBody;
+use crate::domain::port::Door;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
 const BUFFER: usize = 128 * 1024;
@@ -26,7 +27,7 @@ const CONNECTION_WINDOW: u32 = 4 << 20;
 pub struct PortKey {
     pub microvm_id: Arc<str>,
     pub generation: u64,
-    pub port: u16,
+    pub door: Door,
 }
 
 #[derive(Debug)]
@@ -127,7 +128,7 @@ impl Tunnels {
             return Ok(Connection::Http2(sender));
         }
         let (sender, connection) = http1::Builder::new().max_buf_size(BUFFER).handshake(stream).await?;
-        spawn(connection, counted);
+        spawn(connection.with_upgrades(), counted);
         Ok(Connection::Http1(sender))
     }
 

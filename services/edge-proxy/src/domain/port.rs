@@ -2,6 +2,17 @@
 
 /// The port of requests that name none.
 pub const DEFAULT: u16 = 8080;
+/// What clients of a shell call its port; in the guest it is another.
+pub const SHELL: u16 = 8022;
+
+/// Where in the guest a request goes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Door {
+    /// An app's TCP port.
+    Port(u16),
+    /// The guest-agent's shell.
+    Shell,
+}
 
 /// Reads the values of the port header, of which there may be one.
 pub fn requested<'a>(mut values: impl Iterator<Item = &'a [u8]>) -> Result<u16, BadPort> {

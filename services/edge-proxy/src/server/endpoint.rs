@@ -9,7 +9,8 @@ use std::time::{Instant, UNIX_EPOCH};
 
 use clock::Clock;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
-use http::{HeaderValue, Method, Request, Response, StatusCode};
+use http::request::Parts;
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use token::{Claims, Kind, VerifyError};
@@ -20,16 +21,21 @@ use crate::adapters::body::ResponseBody;
 use crate::adapters::scheduler::Scheduler;
 use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
-use crate::domain::port;
+use crate::domain::port::{self, Door};
 use crate::domain::refusal::Refusal;
 use crate::domain::route::{Entry, Table};
+use crate::domain::websocket::Offer;
 use crate::metrics::{Metrics, Status};
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
+use crate::server::upgrade;
 
 /// When a microVM has all the requests it may have.
 const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+
+/// Where a shell is reached.
+const SHELL_PATH: &str = "/shell";
 
 pub struct Endpoints {
     pub domain: String,
@@ -82,42 +88,44 @@ impl Endpoints {
         let (parts, body) = request.into_parts();
         let host =
             headers::host(&parts).or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
-        let claims = self.claims(&parts.headers).await?;
+        let handshake = upgrade::handshake(&parts)?;
+        let offer = handshake.map(|_| upgrade::offer(&parts.headers));
+        let claims = self.claims(&parts.headers, offer.as_ref()).await?;
         let Target::Endpoint(label) = host::target(&host, &self.domain) else {
             return Err(Refusal::AuthenticationFailed);
         };
         let entry = self.entry(label, &claims).await?;
-        let wanted = parts.headers.get_all(headers::PORT).iter().map(HeaderValue::as_bytes);
-        let port = port::requested(wanted).map_err(|_| Refusal::BadRequest("Invalid port"))?;
-        if !claims.allows(port) {
-            return Err(Refusal::PortDenied);
-        }
-        if headers::is_websocket(&parts) || parts.method == Method::CONNECT {
-            return Err(Refusal::BadRequest("Upgrades are not supported"));
-        }
+        let door = door(&parts, &claims, offer.as_ref())?;
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
         let busy = Refusal::TooMany { retry_after: TOO_MANY_AGAIN };
         let permit = entry.permits.try_acquire_owned().map_err(|_| busy)?;
         let admitted = Admitted {
             label,
             route: entry.route,
-            port,
+            door,
             request_id: request_id.to_owned(),
             token_time: started.elapsed(),
             permit,
         };
-        self.sender.send(admitted, client, &host, Request::from_parts(parts, body)).await
+        let request = Request::from_parts(parts, body);
+        match handshake.zip(offer) {
+            Some(asked) => self.sender.upgrade(admitted, client, &host, request, asked).await,
+            None => self.sender.send(admitted, client, &host, request).await,
+        }
     }
 
-    async fn claims(&self, headers: &http::HeaderMap) -> Result<Claims, Refusal> {
+    /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers.
+    async fn claims(&self, headers: &http::HeaderMap, offer: Option<&Offer>) -> Result<Claims, Refusal> {
         let mut values = headers.get_all(headers::AUTH).iter();
-        let (first, more) = (values.next(), values.next());
-        let token = first.filter(|_| more.is_none()).and_then(|value| value.to_str().ok());
+        let token = match (values.next(), values.next()) {
+            (Some(value), None) => value.to_str().ok(),
+            (None, _) => offer.and_then(Offer::marked_token),
+            (Some(_), Some(_)) => None,
+        };
         let token = token.ok_or(Refusal::NoAuthentication)?;
         let now = self.clock.now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
         match self.keys.verify(token, now).await {
-            Ok(claims) if claims.kind == Kind::Endpoint => Ok(claims),
-            Ok(_) => Err(Refusal::AuthenticationFailed),
+            Ok(claims) => Ok(claims),
             Err(KeyError::NotReady) => Err(Refusal::NotReady),
             Err(KeyError::Token(VerifyError::Malformed)) => Err(Refusal::NoAuthentication),
             Err(KeyError::Token(VerifyError::UnknownKey | VerifyError::Bad | VerifyError::Expired)) => {
@@ -139,6 +147,28 @@ impl Endpoints {
         entry
             .filter(|entry| *entry.route.microvm_id == *claims.microvm_id)
             .ok_or(Refusal::AuthenticationFailed)
+    }
+}
+
+/// Where in the guest the request goes, when the token opens it.
+fn door(parts: &Parts, claims: &Claims, offer: Option<&Offer>) -> Result<Door, Refusal> {
+    let wanted = parts.headers.get_all(headers::PORT).iter().map(HeaderValue::as_bytes);
+    let named = if parts.headers.contains_key(headers::PORT) {
+        Some(port::requested(wanted))
+    } else {
+        offer.and_then(Offer::port)
+    };
+    let named = named.transpose().map_err(|_| Refusal::BadRequest("Invalid port"))?;
+    match claims.kind {
+        Kind::Endpoint => {
+            let port = named.unwrap_or(port::DEFAULT);
+            if claims.allows(port) { Ok(Door::Port(port)) } else { Err(Refusal::PortDenied) }
+        }
+        Kind::Shell if parts.uri.path() != SHELL_PATH => Err(Refusal::AuthenticationFailed),
+        Kind::Shell if named.is_some_and(|port| port != port::SHELL) => Err(Refusal::PortDenied),
+        // The shell speaks WebSocket and nothing else.
+        Kind::Shell if offer.is_none() => Err(Refusal::AppConnectFailed),
+        Kind::Shell => Ok(Door::Shell),
     }
 }
 

@@ -40,12 +40,6 @@ pub fn host(parts: &request::Parts) -> Option<&str> {
     })
 }
 
-/// True for a request to switch to the WebSocket protocol.
-pub fn is_websocket(parts: &request::Parts) -> bool {
-    let upgrade = parts.headers.get(UPGRADE).and_then(|value| value.to_str().ok());
-    upgrade.is_some_and(|value| value.trim().eq_ignore_ascii_case("websocket"))
-}
-
 /// Makes a client's request one for the app. `host` is the name it was for.
 pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: IpAddr, http2: bool) {
     let trailers = parts.headers.get_all(TE).iter().any(|value| {
@@ -89,6 +83,13 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
 pub fn forward_response(headers: &mut HeaderMap) {
     strip_hop(headers);
     strip_reserved(headers);
+}
+
+/// Names the phases of a request that had to wait for its microVM.
+pub fn add_server_timing(headers: &mut HeaderMap, text: Option<String>) {
+    if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
+        headers.append(SERVER_TIMING, value);
+    }
 }
 
 /// True for methods that may be sent twice.

@@ -140,7 +140,8 @@ impl<H: Handler> Connections<H> {
                     let answered = handler.clone().handle(client.clone(), request);
                     async move { Ok::<_, Infallible>(answered.await) }
                 });
-                let connection = builder.serve_connection(TokioIo::new(stream), service).into_owned();
+                let connection =
+                    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
                 if let Err(error) = watcher.watch(connection).await {
                     tracing::debug!(client = %address, %error, "a client connection broke");
                 }
@@ -163,6 +164,8 @@ fn http_builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
     builder
         .http2()
         .timer(TokioTimer::new())
+        // WebSockets over HTTP/2 (RFC 8441).
+        .enable_connect_protocol()
         .max_concurrent_streams(bounds.streams)
         .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
         .initial_stream_window_size(bounds.stream_window)

@@ -9,11 +9,14 @@ use http::{HeaderValue, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::TrySendError;
 use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::adapters::body::{ReplayBody, ResponseBody};
 use crate::adapters::dial::Dialer;
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
+use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
 use crate::domain::route::Route;
 use crate::domain::timing;
@@ -26,13 +29,17 @@ pub struct Sender {
     pub response_wait: Duration,
     pub tunnels: Arc<Tunnels>,
     pub metrics: Arc<Metrics>,
+    /// The tasks that carry WebSockets.
+    pub websockets: TaskTracker,
+    /// Cancelled when the edge stops: cuts the WebSockets.
+    pub stop: CancellationToken,
 }
 
 pub struct Admitted {
     pub label: Uuid,
     /// The route as it was at admission.
     pub route: Arc<Route>,
-    pub port: u16,
+    pub door: Door,
     pub request_id: String,
     /// How long the token took to check.
     pub token_time: Duration,
@@ -47,11 +54,11 @@ enum AttemptError {
     Resend(Box<Request<Incoming>>),
 }
 
-struct Opened {
-    connection: Connection,
+pub struct Opened {
+    pub connection: Connection,
     key: PortKey,
     reused: bool,
-    server_timing: Option<String>,
+    pub server_timing: Option<String>,
 }
 
 impl Sender {
@@ -86,18 +93,19 @@ impl Sender {
         }
     }
 
-    async fn connection(&self, admitted: &Admitted, http2: bool, fresh: bool) -> Result<Opened, Refusal> {
+    /// A connection to the app: a kept one unless it must be `fresh`.
+    pub async fn connection(&self, admitted: &Admitted, http2: bool, fresh: bool) -> Result<Opened, Refusal> {
         let key = |generation| PortKey {
             microvm_id: admitted.route.microvm_id.clone(),
             generation,
-            port: admitted.port,
+            door: admitted.door,
         };
         let kept = key(admitted.route.generation);
         if !fresh && let Some(connection) = self.tunnels.take(&kept, http2) {
             return Ok(Opened { connection, key: kept, reused: true, server_timing: None });
         }
         let started = Instant::now();
-        let dialed = self.dialer.dial(admitted.label, admitted.port, &admitted.request_id).await?;
+        let dialed = self.dialer.dial(admitted.label, admitted.door, &admitted.request_id).await?;
         self.metrics.tunnels_opened.inc();
         let open_time = started.elapsed();
         let waited = !dialed.phases.is_empty();
@@ -138,9 +146,7 @@ impl Sender {
                     self.tunnels.keep(key, sender);
                 }
                 headers::forward_response(response.headers_mut());
-                if let Some(value) = server_timing.and_then(|text| HeaderValue::try_from(text).ok()) {
-                    response.headers_mut().append(headers::SERVER_TIMING, value);
-                }
+                headers::add_server_timing(response.headers_mut(), server_timing);
                 return Ok(response);
             }
             Ok(Err(error)) => error,

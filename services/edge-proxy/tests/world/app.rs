@@ -14,6 +14,7 @@ use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
@@ -46,7 +47,7 @@ impl AppServer {
                         answer(request, served.fetch_add(1, Ordering::SeqCst))
                     });
                     let _ = auto::Builder::new(TokioExecutor::new())
-                        .serve_connection(TokioIo::new(stream), service)
+                        .serve_connection_with_upgrades(TokioIo::new(stream), service)
                         .await;
                 });
             }
@@ -59,6 +60,32 @@ type Answer = Result<Response<BoxBody<Bytes, hyper::Error>>, &'static str>;
 
 fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
     Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
+}
+
+fn socket(mut request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Error>> {
+    let value =
+        |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
+    let seen = ["upgrade", "sec-websocket-protocol", "sec-websocket-version", "x-aws-proxy-auth"]
+        .map(value)
+        .join(" ");
+    let selected = value("x-select");
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let mut stream = TokioIo::new(upgrade.await.unwrap());
+        stream.write_all(format!("{seen}\n").as_bytes()).await.unwrap();
+        let (mut read, mut write) = tokio::io::split(stream);
+        let _ = tokio::io::copy(&mut read, &mut write).await;
+        let _ = write.shutdown().await;
+    });
+    let mut response = Response::builder()
+        .status(101)
+        .header("connection", "upgrade")
+        .header("upgrade", "websocket")
+        .header("sec-websocket-accept", "from the app");
+    if selected != "-" {
+        response = response.header("sec-websocket-protocol", selected);
+    }
+    response.body(text("")).unwrap()
 }
 
 /// `served` counts the requests of this connection before this one.
@@ -79,6 +106,8 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
                 .header("keep-alive", "timeout=5");
             Ok(response.body(text(lines.join("\n"))).unwrap())
         }
+        // Switches protocols and sends back what comes, after the headers of the handshake that it saw.
+        "/socket" => Ok(socket(request)),
         "/echo" => Ok(Response::new(request.into_body().boxed())),
         // Dies on a connection that has been used, before it answers.
         "/flaky" if served > 0 => Err("the app falls over"),

@@ -61,7 +61,7 @@ impl World {
             Connection::Http2(sender)
         } else {
             let (sender, connection) = http1::handshake(stream).await.unwrap();
-            tokio::spawn(connection);
+            tokio::spawn(connection.with_upgrades());
             Connection::Http1(sender)
         }
     }

@@ -99,8 +99,7 @@ impl Tunnels {
         if tokio::time::timeout(LEASE_WAIT, held).await.is_err() {
             return Err(Refusal::new(OpenStatus::Fenced, "the host has lost its lease"));
         }
-        let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
-        let port = port.ok_or_else(|| Refusal::new(OpenStatus::Invalid, "the port must be 1 to 65535"))?;
+        let port = guest_port(request)?;
         let Some(handle) = self.microvms.get(&request.microvm_id) else {
             return Err(match self.microvms.end_reason(&request.microvm_id) {
                 Some(reason) => Refusal::ended(&reason),
@@ -184,6 +183,20 @@ impl Tunnels {
             Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
         }
     }
+}
+
+/// The port in the guest. The guest-agent's own are closed to apps' callers: a connection to its control port would take the
+/// host's place, and its relay opens ports that the caller's token may not cover.
+fn guest_port(request: &OpenRequest) -> Result<u16, Refusal> {
+    if request.shell {
+        return Ok(guest_link::SHELL_PORT);
+    }
+    let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
+    let port = port.ok_or_else(|| Refusal::new(OpenStatus::Invalid, "the port must be 1 to 65535"))?;
+    if guest_link::AGENT_PORTS.contains(&port) {
+        return Err(Refusal::new(OpenStatus::PortClosed, format!("port {port} is the platform's")));
+    }
+    Ok(port)
 }
 
 async fn wait(view: &mut watch::Receiver<View>, reason: &str) -> Result<(), Refusal> {

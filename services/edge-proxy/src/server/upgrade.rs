@@ -1,0 +1,190 @@
+//! WebSockets: the handshake goes to the app like any request, then bytes pass both ways unread.
+//!
+//! A client asks over HTTP/1.1 with `Upgrade`, over HTTP/2 with an extended CONNECT (RFC 8441); apps are always asked over
+//! HTTP/1.1. Extensions and frames are a matter of the two ends.
+
+use std::net::IpAddr;
+
+use base64::Engine as _;
+use http::header::{
+    CONNECTION, SEC_WEBSOCKET_ACCEPT, SEC_WEBSOCKET_KEY, SEC_WEBSOCKET_PROTOCOL, SEC_WEBSOCKET_VERSION,
+    UPGRADE,
+};
+use http::request::Parts;
+use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+use hyper::ext::Protocol;
+use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper_util::rt::TokioIo;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use crate::adapters::body::{ReplayBody, ResponseBody};
+use crate::adapters::tunnels::Connection;
+use crate::domain::refusal::Refusal;
+use crate::domain::websocket::{self, Offer};
+use crate::server::headers;
+use crate::server::send::{Admitted, Sender};
+
+/// Buffer per direction, in bytes: two TLS records.
+const BUFFER: usize = 32 * 1024;
+const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
+/// Bytes of a handshake's key (RFC 6455, section 4.1).
+const KEY_BYTES: usize = 16;
+
+/// How a request asks to become a WebSocket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Handshake {
+    /// `Upgrade: websocket` over HTTP/1.1.
+    Upgrade,
+    /// `:protocol: websocket` over HTTP/2.
+    ExtendedConnect,
+}
+
+/// Reads whether the request is a handshake.
+///
+/// # Errors
+/// When it is a CONNECT of another kind, or a handshake that breaks the rules: nothing good comes of passing either on.
+pub fn handshake(parts: &Parts) -> Result<Option<Handshake>, Refusal> {
+    let version = || parts.headers.get(SEC_WEBSOCKET_VERSION).is_some_and(|value| value == "13");
+    if parts.method == Method::CONNECT {
+        return match parts.extensions.get::<Protocol>() {
+            Some(protocol) if protocol.as_str() == "websocket" && version() => {
+                Ok(Some(Handshake::ExtendedConnect))
+            }
+            Some(_) => Err(Refusal::BadRequest("Invalid WebSocket handshake")),
+            None => Err(Refusal::BadRequest("CONNECT is not supported")),
+        };
+    }
+    let listed = |name, wanted: &str| {
+        let values = parts.headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).any(|one| one.trim().eq_ignore_ascii_case(wanted))
+    };
+    if !listed(UPGRADE, "websocket") {
+        return Ok(None);
+    }
+    let key = parts.headers.get(SEC_WEBSOCKET_KEY).is_some_and(|key| {
+        base64::prelude::BASE64_STANDARD.decode(key).is_ok_and(|bytes| bytes.len() == KEY_BYTES)
+    });
+    let upgrade = parts.method == Method::GET && parts.version == http::Version::HTTP_11;
+    if !(upgrade && key && version() && listed(CONNECTION, "upgrade")) {
+        return Err(Refusal::BadRequest("Invalid WebSocket handshake"));
+    }
+    Ok(Some(Handshake::Upgrade))
+}
+
+/// The subprotocols that the client offers.
+pub fn offer(headers: &HeaderMap) -> Offer {
+    Offer::read(headers.get_all(SEC_WEBSOCKET_PROTOCOL).iter().filter_map(|value| value.to_str().ok()))
+}
+
+impl Sender {
+    /// Sends the handshake; when the app agrees, carries bytes until either side closes or the edge stops. It always has a
+    /// tunnel of its own, since its connection serves nothing else afterwards.
+    pub async fn upgrade(
+        &self,
+        admitted: Admitted,
+        client: IpAddr,
+        host: &HeaderValue,
+        mut request: Request<Incoming>,
+        (handshake, offer): (Handshake, Offer),
+    ) -> Result<Response<ResponseBody>, Refusal> {
+        let client_side = hyper::upgrade::on(&mut request);
+        let (mut parts, body) = request.into_parts();
+        let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
+        headers::forward_request(&mut parts, host, client, false);
+        ask_app(&mut parts, key, &offer);
+        let opened = self.connection(&admitted, false, true).await?;
+        let Connection::Http1(mut sender) = opened.connection else {
+            return Err(Refusal::Internal);
+        };
+        // The body of a handshake is empty; over HTTP/2 it is the WebSocket itself, and belongs to `client_side`.
+        let (body, _) = ReplayBody::new(body);
+        let request = Request::from_parts(
+            parts,
+            if handshake == Handshake::Upgrade { body } else { ReplayBody::empty() },
+        );
+        let answered = tokio::time::timeout(self.response_wait, sender.send_request(request)).await;
+        let Ok(Ok(mut response)) = answered else {
+            return Err(Refusal::AppConnectFailed);
+        };
+        let app_side =
+            (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut response));
+        let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).cloned();
+        headers::forward_response(response.headers_mut());
+        headers::add_server_timing(response.headers_mut(), opened.server_timing);
+        let Some(app_side) = app_side else {
+            return Ok(response.map(|body| ResponseBody::app(body, admitted.permit)));
+        };
+        agree(&mut response, handshake, accept, &offer);
+        let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
+        self.websockets.spawn(async move {
+            metrics.websockets.inc();
+            carry(client_side, app_side, &stop, admitted.permit).await;
+            metrics.websockets.dec();
+        });
+        Ok(response.map(|_| ResponseBody::text("")))
+    }
+}
+
+/// Makes the request one for the app: what is hop by hop, and the subprotocols without the platform's.
+fn ask_app(parts: &mut Parts, key: Option<HeaderValue>, offer: &Offer) {
+    parts.method = Method::GET;
+    parts.extensions.remove::<Protocol>();
+    let headers = &mut parts.headers;
+    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    headers.insert(UPGRADE, WEBSOCKET);
+    headers.insert(SEC_WEBSOCKET_KEY, key.unwrap_or_else(new_key));
+    headers.remove(SEC_WEBSOCKET_PROTOCOL);
+    if let Ok(protocols) = HeaderValue::try_from(offer.app.join(", "))
+        && !offer.app.is_empty()
+    {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, protocols);
+    }
+}
+
+/// A key for a client that needed none. It proves nothing to anybody; it only has to be valid.
+fn new_key() -> HeaderValue {
+    let key = base64::prelude::BASE64_STANDARD.encode(uuid::Uuid::new_v4().as_bytes());
+    HeaderValue::try_from(key).expect("base64 is visible ASCII")
+}
+
+/// Makes the app's consent one for the client.
+fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<HeaderValue>, offer: &Offer) {
+    let headers = response.headers_mut();
+    if offer.marked && !headers.contains_key(SEC_WEBSOCKET_PROTOCOL) {
+        headers.insert(SEC_WEBSOCKET_PROTOCOL, HeaderValue::from_static(websocket::MARKER));
+    }
+    match handshake {
+        Handshake::Upgrade => {
+            headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+            headers.insert(UPGRADE, WEBSOCKET);
+            if let Some(accept) = accept {
+                headers.insert(SEC_WEBSOCKET_ACCEPT, accept);
+            }
+        }
+        Handshake::ExtendedConnect => {
+            headers.remove(SEC_WEBSOCKET_ACCEPT);
+            *response.status_mut() = StatusCode::OK;
+            *response.version_mut() = http::Version::HTTP_2;
+        }
+    }
+}
+
+/// Carries bytes until both sides have closed, one fails, or the edge stops. The permit is the WebSocket's place among the
+/// microVM's requests.
+async fn carry(client: OnUpgrade, app: OnUpgrade, stop: &CancellationToken, permit: OwnedSemaphorePermit) {
+    let copied = async {
+        let (client, app): (Upgraded, Upgraded) = tokio::try_join!(client, app)?;
+        let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
+        let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut app, BUFFER, BUFFER).await;
+        Ok::<_, hyper::Error>(())
+    };
+    tokio::select! {
+        copied = copied => if let Err(error) = copied {
+            tracing::debug!(%error, "a WebSocket did not begin");
+        },
+        () = stop.cancelled() => {}
+    }
+    drop(permit);
+}
