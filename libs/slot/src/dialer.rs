@@ -8,6 +8,7 @@ use std::time::Duration;
 use rustix::net::{AddressFamily, SocketFlags, SocketType, ipproto, socket_with};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UdpSocket};
 
+use crate::frozen::FrozenTcp;
 use crate::inside::{Inside, Namespace};
 
 /// Waiting connections of a listener in a slot.
@@ -38,6 +39,16 @@ impl Dialer {
         tokio::time::timeout(timeout, attempt).await.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))?
     }
 
+    /// A frozen connection, going on inside the slot.
+    ///
+    /// # Errors
+    /// What the kernel refused.
+    pub async fn thaw(&self, frozen: &FrozenTcp) -> io::Result<TcpStream> {
+        let socket = self.std_socket().await?;
+        frozen.thaw_into(&socket)?;
+        TcpStream::from_std(socket)
+    }
+
     /// A UDP socket bound inside the slot.
     ///
     /// # Errors
@@ -60,11 +71,15 @@ impl Dialer {
     }
 
     async fn tcp_socket(&self) -> io::Result<TcpSocket> {
+        // An unconnected socket: the conversion only carries the descriptor over.
+        Ok(TcpSocket::from_std_stream(self.std_socket().await?))
+    }
+
+    async fn std_socket(&self) -> io::Result<StdTcpStream> {
         let made = self.inside.run(&self.namespace, || {
             let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
             Ok(socket_with(AddressFamily::INET, SocketType::STREAM, flags, Some(ipproto::TCP))?)
         });
-        // An unconnected socket: the conversion only carries the descriptor over.
-        Ok(TcpSocket::from_std_stream(StdTcpStream::from(made.await?)))
+        Ok(StdTcpStream::from(made.await?))
     }
 }

@@ -23,6 +23,7 @@ mod dialer;
 mod error;
 mod firewall;
 mod forwarding;
+mod frozen;
 mod inside;
 mod policy;
 mod pool;
@@ -32,6 +33,7 @@ mod taken;
 
 pub use command::CommandError;
 pub use dialer::Dialer;
+pub use frozen::{FrozenTcp, freeze};
 pub use error::Error;
 pub use policy::{POLICY_NETWORKS_MAX, Policy, PolicyError};
 pub use pool::{Pool, Reserved};

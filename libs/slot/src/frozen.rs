@@ -1,0 +1,349 @@
+//! TCP connections that outlive their socket: while a guest sleeps, the host's end of a connection is a few numbers and the
+//! bytes in its queues, and when the guest wakes, in another slot or on another host, a new socket goes on from there. The
+//! guest's end is in the guest's memory and notices nothing but a pause.
+//!
+//! The kernel's interface is `TCP_REPAIR` (tcp(7) does not describe it; Linux `include/uapi/linux/tcp.h` does). It needs
+//! `CAP_NET_ADMIN`.
+#![allow(unsafe_code)] // socket options that no safe wrapper knows
+
+use std::io;
+use std::mem::{self, MaybeUninit};
+use std::net::{SocketAddr, SocketAddrV4};
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+
+use serde::{Deserialize, Serialize};
+
+/// Most bytes in either queue of a connection that can be frozen: what sockets of this kernel hold by default.
+pub const QUEUE_BYTES_MAX: usize = 8 << 20;
+
+const TCP_REPAIR: libc::c_int = 19;
+const TCP_REPAIR_QUEUE: libc::c_int = 20;
+const TCP_QUEUE_SEQ: libc::c_int = 21;
+const TCP_REPAIR_OPTIONS: libc::c_int = 22;
+const TCP_TIMESTAMP: libc::c_int = 24;
+const TCP_REPAIR_WINDOW: libc::c_int = 29;
+
+const REPAIR_ON: libc::c_int = 1;
+const REPAIR_OFF: libc::c_int = 0;
+/// Off, without telling the peer: for a socket that was only looked at.
+const REPAIR_OFF_QUIETLY: libc::c_int = -1;
+
+const OPTION_MSS: u32 = 2;
+const OPTION_WINDOW_SCALE: u32 = 3;
+const OPTION_SACK: u32 = 4;
+const OPTION_TIMESTAMPS: u32 = 8;
+/// Bits of `tcpi_options`.
+const INFO_TIMESTAMPS: u8 = 1;
+const INFO_SACK: u8 = 2;
+const INFO_WINDOW_SCALE: u8 = 4;
+const STATE_ESTABLISHED: u8 = 1;
+/// Bytes not sent yet (`linux/sockios.h`).
+const SIOCOUTQNSD: libc::c_ulong = 0x894B;
+/// Which buffers keep the size they were set to (`asm-generic/socket.h`).
+const SO_BUF_LOCK: libc::c_int = 72;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(i32)]
+enum Queue {
+    Receive = 1,
+    Send = 2,
+}
+
+/// `struct tcp_repair_window`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[repr(C)]
+struct Window {
+    snd_wl1: u32,
+    snd_wnd: u32,
+    max_window: u32,
+    rcv_wnd: u32,
+    rcv_wup: u32,
+}
+
+/// An established connection without its socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FrozenTcp {
+    local: SocketAddrV4,
+    remote: SocketAddrV4,
+    /// Sequence number of the first byte in the send queue.
+    send_seq: u32,
+    /// What was written and not acknowledged by the guest.
+    send_queue: Vec<u8>,
+    /// How many of its last bytes were never sent.
+    unsent: usize,
+    /// Sequence number of the first byte in the receive queue.
+    receive_seq: u32,
+    /// What the guest has sent and nobody has read.
+    receive_queue: Vec<u8>,
+    mss: u32,
+    /// The guest's scale and ours, when both are scaled.
+    window_scales: Option<(u8, u8)>,
+    sack: bool,
+    /// Our clock as the guest has last seen it, when there are timestamps.
+    timestamp: Option<u32>,
+    window: Window,
+}
+
+/// Copies the state of a connected socket. The socket stays as it is; the copy is of use as long as neither end moves a byte,
+/// so the guest must be standing still.
+///
+/// # Errors
+/// When the connection is not (or no longer) open in both directions, a queue is longer than [`QUEUE_BYTES_MAX`], or the
+/// kernel refuses.
+pub fn freeze(socket: &impl AsFd) -> io::Result<FrozenTcp> {
+    let fd = socket.as_fd();
+    set(fd, TCP_REPAIR, &REPAIR_ON)?;
+    let frozen = copy_state(fd);
+    set(fd, TCP_REPAIR, &REPAIR_OFF_QUIETLY)?;
+    frozen
+}
+
+fn copy_state(fd: BorrowedFd<'_>) -> io::Result<FrozenTcp> {
+    let info: [u8; 8] = get(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
+    let [state, _, _, _, _, options, scales, _] = info;
+    if state != STATE_ESTABLISHED {
+        return Err(io::Error::new(io::ErrorKind::NotConnected, "the connection is closing"));
+    }
+    let (receive_queue, received_to) = read_queue(fd, Queue::Receive, libc::FIONREAD)?;
+    let (send_queue, written_to) = read_queue(fd, Queue::Send, libc::TIOCOUTQ)?;
+    let has = |bit| options & bit != 0;
+    Ok(FrozenTcp {
+        local: ipv4(rustix::net::getsockname(fd)?.try_into()?)?,
+        remote: ipv4(rustix::net::getpeername(fd)?.ok_or(io::ErrorKind::NotConnected)?.try_into()?)?,
+        send_seq: written_to.wrapping_sub(length(&send_queue)?),
+        unsent: queued(fd, SIOCOUTQNSD)?.min(send_queue.len()),
+        send_queue,
+        receive_seq: received_to.wrapping_sub(length(&receive_queue)?),
+        receive_queue,
+        mss: get(fd, libc::IPPROTO_TCP, libc::TCP_MAXSEG)?,
+        // Two bit fields in one byte: the peer's in the low half.
+        window_scales: has(INFO_WINDOW_SCALE).then_some((scales & 0xf, scales >> 4)),
+        sack: has(INFO_SACK),
+        timestamp: if has(INFO_TIMESTAMPS) { Some(get(fd, libc::IPPROTO_TCP, TCP_TIMESTAMP)?) } else { None },
+        window: get(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW)?,
+    })
+}
+
+impl FrozenTcp {
+    /// Makes a fresh TCP socket this connection. It sends at once what was not sent yet, and shows the guest its window.
+    ///
+    /// # Errors
+    /// What the kernel refused; the socket is of no further use.
+    pub(crate) fn thaw_into(&self, socket: &impl AsFd) -> io::Result<()> {
+        let fd = socket.as_fd();
+        set(fd, TCP_REPAIR, &REPAIR_ON)?;
+        rustix::net::sockopt::set_socket_reuseaddr(fd, true)?;
+        rustix::net::bind(fd, &self.local)?;
+        set_buffers(fd, self.send_queue.len(), self.receive_queue.len())?;
+        set_sequence(fd, Queue::Send, self.send_seq)?;
+        set_sequence(fd, Queue::Receive, self.receive_seq)?;
+        // In repair this sends nothing.
+        rustix::net::connect(fd, &self.remote)?;
+        self.set_options(fd)?;
+        write_queue(fd, Queue::Receive, &self.receive_queue)?;
+        let sent = self.send_queue.len().saturating_sub(self.unsent);
+        let (sent, unsent) = self.send_queue.split_at(sent);
+        write_queue(fd, Queue::Send, sent)?;
+        set(fd, TCP_REPAIR_WINDOW, &self.window)?;
+        set(fd, TCP_REPAIR, &REPAIR_OFF)?;
+        rustix::net::sockopt::set_tcp_nodelay(fd, true)?;
+        write_all(fd, unsent)?;
+        // What is in them stays; without this they would double with every sleep of a guest that does not read.
+        set_buffers(fd, 0, 0)
+    }
+
+    fn set_options(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
+        #[derive(Clone, Copy)]
+        #[repr(C)]
+        struct Option {
+            code: u32,
+            value: u32,
+        }
+        set(fd, TCP_REPAIR_OPTIONS, &Option { code: OPTION_MSS, value: self.mss })?;
+        if let Some((guests, ours)) = self.window_scales {
+            let value = u32::from(guests) | u32::from(ours) << 16;
+            set(fd, TCP_REPAIR_OPTIONS, &Option { code: OPTION_WINDOW_SCALE, value })?;
+        }
+        if self.sack {
+            set(fd, TCP_REPAIR_OPTIONS, &Option { code: OPTION_SACK, value: 0 })?;
+        }
+        if let Some(timestamp) = self.timestamp {
+            set(fd, TCP_REPAIR_OPTIONS, &Option { code: OPTION_TIMESTAMPS, value: 0 })?;
+            set(fd, TCP_TIMESTAMP, &timestamp)?;
+        }
+        Ok(())
+    }
+}
+
+/// Buffers of a socket before the kernel sizes them by use, in bytes.
+const BUFFER_BYTES: usize = 128 * 1024;
+
+/// A fresh socket's buffers are small and grow with use; the frozen one's may have grown.
+fn set_buffers(fd: BorrowedFd<'_>, send: usize, receive: usize) -> io::Result<()> {
+    for (option, bytes) in [(libc::SO_SNDBUFFORCE, send), (libc::SO_RCVBUFFORCE, receive)] {
+        let size = libc::c_int::try_from(bytes.max(BUFFER_BYTES)).map_err(|_| io::ErrorKind::FileTooLarge)?;
+        set_at(fd, libc::SOL_SOCKET, option, &size)?;
+    }
+    // From here on the kernel sizes them again by itself.
+    set_at(fd, libc::SOL_SOCKET, SO_BUF_LOCK, &0i32)
+}
+
+/// The bytes of a queue, and the sequence number after the last.
+fn read_queue(fd: BorrowedFd<'_>, queue: Queue, count: libc::c_ulong) -> io::Result<(Vec<u8>, u32)> {
+    set(fd, TCP_REPAIR_QUEUE, &(queue as libc::c_int))?;
+    let end: u32 = get(fd, libc::IPPROTO_TCP, TCP_QUEUE_SEQ)?;
+    let length = queued(fd, count)?;
+    if length > QUEUE_BYTES_MAX {
+        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("a queue of {length} bytes")));
+    }
+    let mut bytes = vec![0; length];
+    if length > 0 {
+        let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
+        let (read, _) = rustix::net::recv(fd, &mut bytes[..], flags)?;
+        if read != length {
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{read} of {length} queued bytes")));
+        }
+    }
+    Ok((bytes, end))
+}
+
+fn set_sequence(fd: BorrowedFd<'_>, queue: Queue, sequence: u32) -> io::Result<()> {
+    set(fd, TCP_REPAIR_QUEUE, &(queue as libc::c_int))?;
+    set(fd, TCP_QUEUE_SEQ, &sequence)
+}
+
+/// In repair, what is written goes into the selected queue as if it had come or gone over the wire.
+fn write_queue(fd: BorrowedFd<'_>, queue: Queue, bytes: &[u8]) -> io::Result<()> {
+    set(fd, TCP_REPAIR_QUEUE, &(queue as libc::c_int))?;
+    write_all(fd, bytes)
+}
+
+/// A socket of ours takes what the frozen one held; one that does not is a failure, not a wait.
+fn write_all(fd: BorrowedFd<'_>, mut bytes: &[u8]) -> io::Result<()> {
+    while !bytes.is_empty() {
+        let written = rustix::net::send(fd, bytes, rustix::net::SendFlags::DONTWAIT)?;
+        bytes = &bytes[written..];
+    }
+    Ok(())
+}
+
+fn length(bytes: &[u8]) -> io::Result<u32> {
+    u32::try_from(bytes.len()).map_err(|_| io::ErrorKind::FileTooLarge.into())
+}
+
+fn ipv4(address: SocketAddr) -> io::Result<SocketAddrV4> {
+    match address {
+        SocketAddr::V4(address) => Ok(address),
+        SocketAddr::V6(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "connections to guests are IPv4")),
+    }
+}
+
+fn queued(fd: BorrowedFd<'_>, request: libc::c_ulong) -> io::Result<usize> {
+    let mut count: libc::c_int = 0;
+    // SAFETY: these requests write one int.
+    if unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut count) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    usize::try_from(count).map_err(|_| io::ErrorKind::InvalidData.into())
+}
+
+fn set<T: Copy>(fd: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<()> {
+    set_at(fd, libc::IPPROTO_TCP, name, value)
+}
+
+fn set_at<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
+    let size = libc::socklen_t::try_from(mem::size_of::<T>()).expect("options are small");
+    // SAFETY: the kernel reads `size` bytes of a plain value.
+    let set = unsafe {
+        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), size)
+    };
+    if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Reads an option. `T` is made of integers only, so that every bit pattern is one.
+fn get<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io::Result<T> {
+    let mut value = MaybeUninit::<T>::zeroed();
+    let mut size = libc::socklen_t::try_from(mem::size_of::<T>()).expect("options are small");
+    // SAFETY: the kernel writes at most `size` bytes; what it leaves is zero.
+    if unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut size) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: initialised, and every bit pattern of an integer is valid.
+    Ok(unsafe { value.assume_init() })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read as _, Write as _};
+    use std::net::{TcpListener, TcpStream};
+
+    use rustix::net::{AddressFamily, SocketType, ipproto, socket};
+
+    use super::*;
+
+    /// Closes without a word to the other end, as the end of a slot does.
+    fn vanish(socket: TcpStream) {
+        set(socket.as_fd(), TCP_REPAIR, &REPAIR_ON).unwrap();
+    }
+
+    fn run(program: &str, arguments: &[&str]) {
+        let status = std::process::Command::new(program).args(arguments).status().unwrap();
+        assert!(status.success(), "{program} {arguments:?}");
+    }
+
+    /// A network of this test's own, in which the other end can be made to stand still: nothing it sends arrives.
+    fn own_network() {
+        // SAFETY: changes this thread only, and it is the test's.
+        assert_eq!(unsafe { libc::unshare(libc::CLONE_NEWNET) }, 0, "{}", io::Error::last_os_error());
+        run("ip", &["link", "set", "lo", "up"]);
+        run("nft", &["add table ip t; add chain ip t out { type filter hook output priority 0; }"]);
+    }
+
+    #[test]
+    fn a_thawed_connection_goes_on_with_every_byte_in_its_queues() {
+        own_network();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut guests, _) = listener.accept().unwrap();
+        // Small buffers, so that much of what is written was never sent.
+        rustix::net::sockopt::set_socket_recv_buffer_size(&guests, 8192).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let (mut written, mut read, mut received) = (Vec::new(), Vec::new(), Vec::new());
+        for round in 0..5u8 {
+            guests.write_all(&[round; 5000]).unwrap();
+            loop {
+                let chunk = [round; 4096];
+                match ours.write(&chunk) {
+                    Ok(count) => written.extend_from_slice(&chunk[..count]),
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+                    Err(error) => panic!("{error}"),
+                }
+            }
+            run("nft", &["add rule ip t out drop"]);
+            let frozen = freeze(&ours).unwrap();
+            assert!(frozen.unsent > 0 && frozen.send_queue.len() > frozen.unsent, "{}", frozen.unsent);
+            assert_eq!(frozen.receive_queue, [round; 5000]);
+            // A copy changes nothing: it can be made again, and the connection goes on.
+            assert_eq!(freeze(&ours).unwrap().send_queue, frozen.send_queue);
+            vanish(ours);
+            let stored = serde_json::to_vec(&frozen).unwrap();
+            let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
+            serde_json::from_slice::<FrozenTcp>(&stored).unwrap().thaw_into(&fresh).unwrap();
+            ours = TcpStream::from(fresh);
+            run("nft", &["flush chain ip t out"]);
+            let mut chunk = [0; 5000];
+            ours.read_exact(&mut chunk).unwrap();
+            received.extend_from_slice(&chunk);
+            ours.set_nonblocking(true).unwrap();
+            // Most of what is on the way; what stays is frozen again in the next round.
+            let mut some = vec![0; written.len() - read.len() - 1000];
+            guests.read_exact(&mut some).unwrap();
+            read.extend_from_slice(&some);
+        }
+        rustix::net::shutdown(&ours, rustix::net::Shutdown::Write).unwrap();
+        assert_eq!(freeze(&ours).unwrap_err().kind(), io::ErrorKind::NotConnected);
+        guests.read_to_end(&mut read).unwrap();
+        assert!(read == written, "{} of {} bytes, or others", read.len(), written.len());
+        assert_eq!(received, (0..5u8).flat_map(|round| [round; 5000]).collect::<Vec<u8>>());
+    }
+}
