@@ -201,7 +201,10 @@ fn read_queue(fd: BorrowedFd<'_>, queue: Queue, count: libc::c_ulong) -> io::Res
         let flags = rustix::net::RecvFlags::PEEK | rustix::net::RecvFlags::DONTWAIT;
         let (read, _) = rustix::net::recv(fd, &mut bytes[..], flags)?;
         if read != length {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, format!("{read} of {length} queued bytes")));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                format!("{read} of {length} queued bytes"),
+            ));
         }
     }
     Ok((bytes, end))
@@ -234,7 +237,9 @@ fn length(bytes: &[u8]) -> io::Result<u32> {
 fn ipv4(address: SocketAddr) -> io::Result<SocketAddrV4> {
     match address {
         SocketAddr::V4(address) => Ok(address),
-        SocketAddr::V6(_) => Err(io::Error::new(io::ErrorKind::Unsupported, "connections to guests are IPv4")),
+        SocketAddr::V6(_) => {
+            Err(io::Error::new(io::ErrorKind::Unsupported, "connections to guests are IPv4"))
+        }
     }
 }
 
@@ -254,9 +259,8 @@ fn set<T: Copy>(fd: BorrowedFd<'_>, name: libc::c_int, value: &T) -> io::Result<
 fn set_at<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int, value: &T) -> io::Result<()> {
     let size = libc::socklen_t::try_from(mem::size_of::<T>()).expect("options are small");
     // SAFETY: the kernel reads `size` bytes of a plain value.
-    let set = unsafe {
-        libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), size)
-    };
+    let set =
+        unsafe { libc::setsockopt(fd.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), size) };
     if set < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
@@ -265,7 +269,8 @@ fn get<T: Copy>(fd: BorrowedFd<'_>, level: libc::c_int, name: libc::c_int) -> io
     let mut value = MaybeUninit::<T>::zeroed();
     let mut size = libc::socklen_t::try_from(mem::size_of::<T>()).expect("options are small");
     // SAFETY: the kernel writes at most `size` bytes; what it leaves is zero.
-    if unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut size) } < 0 {
+    if unsafe { libc::getsockopt(fd.as_raw_fd(), level, name, value.as_mut_ptr().cast(), &raw mut size) } < 0
+    {
         return Err(io::Error::last_os_error());
     }
     // SAFETY: initialised, and every bit pattern of an integer is valid.

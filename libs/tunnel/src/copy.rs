@@ -3,12 +3,19 @@
 use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Buffer per direction, in bytes: two TLS records.
 const BUFFER: usize = 32 * 1024;
+
+/// How long a guest that is about to sleep is waited for when it owes an answer.
+pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// After the last byte of the guest's for this long, its answer counts as complete.
+const QUIET: Duration = Duration::from_millis(20);
 
 /// How much was carried, in bytes.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -26,6 +33,8 @@ pub enum Ended {
     Closed,
     /// The token was cancelled; both connections were dropped where they stood.
     Cut,
+    /// The guest is about to sleep: nothing was lost, and the session can go on.
+    Held,
     /// One side failed.
     Failed(io::Error),
 }
@@ -34,7 +43,7 @@ pub enum Ended {
 /// closes its half leaves the other half open. `activity` is called with every number of bytes that went to
 /// or came from the guest; it must be quick.
 pub async fn copy<T, G>(
-    mut tunnel: T,
+    tunnel: T,
     guest: G,
     activity: impl FnMut(u64) + Unpin,
     stop: &CancellationToken,
@@ -43,57 +52,219 @@ where
     T: AsyncRead + AsyncWrite + Unpin,
     G: AsyncRead + AsyncWrite + Unpin,
 {
-    let mut guest = Counted { inner: guest, copied: Copied::default(), activity };
-    let ended = tokio::select! {
-        result = tokio::io::copy_bidirectional_with_sizes(&mut tunnel, &mut guest, BUFFER, BUFFER) => match result {
-            Ok(_) => Ended::Closed,
-            Err(error) => Ended::Failed(error),
-        },
-        () = stop.cancelled() => Ended::Cut,
-    };
-    (guest.copied, ended)
+    let mut session = Session::new(tunnel, guest);
+    let ended = session.carry(activity, stop, &CancellationToken::new()).await;
+    (session.progress.copied, ended)
 }
 
-/// A stream that counts what passes.
-struct Counted<S, A> {
-    inner: S,
+/// A tunnel and the guest's connection behind it. It can be held while the guest sleeps: what was read from one side and
+/// not written to the other yet stays in its buffers, and the tunnel stays open for the guest's next connection.
+#[derive(Debug)]
+pub struct Session<T, G> {
+    tunnel: T,
+    /// Absent while held.
+    guest: Option<G>,
+    up: Direction,
+    down: Direction,
+    progress: Progress,
+}
+
+#[derive(Debug, Default)]
+struct Progress {
     copied: Copied,
-    activity: A,
+    /// When bytes last went to the guest.
+    asked: Option<Instant>,
+    /// When bytes last came from it, if any have since.
+    answered: Option<Instant>,
 }
 
-impl<S: AsyncRead + Unpin, A: FnMut(u64) + Unpin> AsyncRead for Counted<S, A> {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
+/// The end of a direction at which its bytes are counted: the guest's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Counted {
+    Read,
+    Written,
+}
+
+/// One direction: bytes that were read and not yet written.
+#[derive(Debug, Default)]
+struct Direction {
+    /// Allocated with the first byte, given back while the guest sleeps.
+    buffer: Vec<u8>,
+    start: usize,
+    end: usize,
+    /// Written bytes may sit in the writer's own buffer.
+    unflushed: bool,
+    /// The reading side has closed its half.
+    ended: bool,
+    /// The writing side has been told so.
+    shut: bool,
+}
+
+impl<T, G> Session<T, G>
+where
+    T: AsyncRead + AsyncWrite + Unpin,
+    G: AsyncRead + AsyncWrite + Unpin,
+{
+    /// Nothing is carried yet.
+    pub fn new(tunnel: T, guest: G) -> Self {
+        let (up, down) = (Direction::default(), Direction::default());
+        Self { tunnel, guest: Some(guest), up, down, progress: Progress::default() }
+    }
+
+    /// As [`copy`], and also until `hold` is cancelled and nothing is under way any more, [`ANSWER_WAIT`] later at the latest:
+    /// what looks like a request by its bytes gets its answer first. A session in which one side has closed its half is not
+    /// held but cut.
+    pub async fn carry(
+        &mut self,
+        mut activity: impl FnMut(u64),
+        stop: &CancellationToken,
+        hold: &CancellationToken,
+    ) -> Ended {
+        let mut held_since = None;
+        loop {
+            if hold.is_cancelled() {
+                let since = *held_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= ANSWER_WAIT || !self.is_busy() {
+                    let closing = self.up.ended || self.down.ended || self.guest.is_none();
+                    return if closing { Ended::Cut } else { Ended::Held };
+                }
+            }
+            let look = async {
+                hold.cancelled().await;
+                if held_since.is_some() {
+                    tokio::time::sleep(QUIET).await;
+                }
+            };
+            let carried = std::future::poll_fn(|cx| self.poll_carry(cx, &mut activity));
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ended::Cut,
+                () = look => {}
+                result = carried => return match result {
+                    Ok(()) => Ended::Closed,
+                    Err(error) => Ended::Failed(error),
+                },
+            }
+        }
+    }
+
+    /// True while the guest owes an answer, as far as bytes tell, or is giving one.
+    fn is_busy(&self) -> bool {
+        let within = |since: Option<Instant>, time| since.is_some_and(|since| since.elapsed() < time);
+        match self.progress.answered {
+            None => within(self.progress.asked, ANSWER_WAIT),
+            answered => within(answered, QUIET),
+        }
+    }
+
+    fn poll_carry(&mut self, cx: &mut Context<'_>, activity: &mut impl FnMut(u64)) -> Poll<io::Result<()>> {
+        let Some(guest) = &mut self.guest else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let progress = &mut self.progress;
+        let up = self.up.poll(cx, &mut self.tunnel, guest, Counted::Written, &mut |count| {
+            progress.copied.to_guest += count;
+            (progress.asked, progress.answered) = (Some(Instant::now()), None);
+            activity(count);
+        })?;
+        let down = self.down.poll(cx, guest, &mut self.tunnel, Counted::Read, &mut |count| {
+            progress.copied.from_guest += count;
+            progress.answered = Some(Instant::now());
+            activity(count);
+        })?;
+        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+    }
+
+    /// Takes the guest's connection out, for the time that the guest sleeps.
+    pub fn take_guest(&mut self) -> Option<G> {
+        self.up.give_back();
+        self.down.give_back();
+        self.guest.take()
+    }
+
+    /// Goes on with the guest's connection of after its sleep.
+    pub fn attach(&mut self, guest: G) {
+        self.guest = Some(guest);
+    }
+
+    /// While held: waits for the client. True when it has sent something, which the guest will be given; false when it is
+    /// gone. Cancel-safe.
+    pub async fn client_speaks(&mut self) -> bool {
+        if self.up.start < self.up.end {
+            // The guest did not take what came before it slept: no news.
+            std::future::pending::<()>().await;
+        }
+        self.up.allocate();
+        match self.tunnel.read(&mut self.up.buffer).await {
+            Ok(0) | Err(_) => false,
+            Ok(count) => {
+                (self.up.start, self.up.end) = (0, count);
+                true
+            }
+        }
+    }
+}
+
+impl Direction {
+    fn allocate(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer.resize(BUFFER, 0);
+        }
+    }
+
+    fn give_back(&mut self) {
+        if self.start == self.end {
+            self.buffer = Vec::new();
+        }
+    }
+
+    /// Carries until there is nothing to carry; ready when the reading side has closed and the writing side knows.
+    fn poll(
+        &mut self,
         cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
+        reader: &mut (impl AsyncRead + Unpin),
+        writer: &mut (impl AsyncWrite + Unpin),
+        counted: Counted,
+        count: &mut impl FnMut(u64),
     ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        ready!(Pin::new(&mut self.inner).poll_read(cx, buffer))?;
-        let count = (buffer.filled().len() - before) as u64;
-        if count > 0 {
-            self.copied.from_guest += count;
-            (self.activity)(count);
+        self.allocate();
+        loop {
+            while self.start < self.end {
+                let bytes = &self.buffer[self.start..self.end];
+                let written = ready!(Pin::new(&mut *writer).poll_write(cx, bytes))?;
+                if written == 0 {
+                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+                }
+                self.start += written;
+                self.unflushed = true;
+                if counted == Counted::Written {
+                    count(written as u64);
+                }
+            }
+            if !self.ended {
+                let mut space = ReadBuf::new(&mut self.buffer);
+                if Pin::new(&mut *reader).poll_read(cx, &mut space)?.is_ready() {
+                    (self.start, self.end) = (0, space.filled().len());
+                    self.ended = self.end == 0;
+                    if counted == Counted::Read && !self.ended {
+                        count(self.end as u64);
+                    }
+                    continue;
+                }
+            }
+            if self.unflushed {
+                ready!(Pin::new(&mut *writer).poll_flush(cx))?;
+                self.unflushed = false;
+            }
+            if !self.ended {
+                return Poll::Pending;
+            }
+            if !self.shut {
+                ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
+                self.shut = true;
+            }
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin, A: FnMut(u64) + Unpin> AsyncWrite for Counted<S, A> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let count = ready!(Pin::new(&mut self.inner).poll_write(cx, bytes))?;
-        if count > 0 {
-            self.copied.to_guest += count as u64;
-            (self.activity)(count as u64);
-        }
-        Poll::Ready(Ok(count))
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.inner).poll_shutdown(cx)
     }
 }
 
@@ -139,5 +310,70 @@ mod tests {
         let (_, ended) = copy(tunnel, guest, |_| (), &stop).await;
         assert!(matches!(ended, Ended::Cut));
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_owed_comes_first() {
+        let (mut client, tunnel) = duplex(1024);
+        let (mut app, guest) = duplex(1024);
+        let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
+        let mut session = Session::new(tunnel, guest);
+        client.write_all(b"question").await.unwrap();
+        let begun = Instant::now();
+        let carried = session.carry(|_| (), &stop, &hold);
+        let conversation = async {
+            app.read_exact(&mut [0; 8]).await.unwrap();
+            hold.cancel();
+            tokio::time::sleep(ANSWER_WAIT / 2).await;
+            app.write_all(b"answer").await.unwrap();
+            client.read_exact(&mut [0; 6]).await.unwrap();
+            // Owed for ever: waited for no longer than is said.
+            client.write_all(b"another").await.unwrap();
+        };
+        let (ended, ()) = tokio::join!(carried, conversation);
+        assert!(matches!(ended, Ended::Held));
+        assert!((ANSWER_WAIT..=ANSWER_WAIT + QUIET * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_held_session_goes_on_where_it_stood() {
+        let (mut client, tunnel) = duplex(1024);
+        let (mut app, guest) = duplex(16);
+        let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
+        let mut session = Session::new(tunnel, guest);
+        // More than the guest's side takes: the rest stays in the session.
+        client.write_all(&[1; 100]).await.unwrap();
+        let ended = tokio::select! {
+            ended = session.carry(|_| (), &stop, &hold) => ended,
+            () = async { app.read_exact(&mut [0; 10]).await.unwrap(); hold.cancel(); std::future::pending().await } =>
+                unreachable!(),
+        };
+        assert!(matches!(ended, Ended::Held), "{ended:?}");
+        drop(session.take_guest().unwrap());
+        let mut taken = Vec::new();
+        app.read_to_end(&mut taken).await.unwrap();
+        assert!(taken.len() < 90);
+        let (mut app, guest) = duplex(1024);
+        session.attach(guest);
+        let hold = CancellationToken::new();
+        app.write_all(b"from the guest").await.unwrap();
+        let (mut rest, mut answer) = (vec![0; 90 - taken.len()], [0; 14]);
+        tokio::select! {
+            ended = session.carry(|_| (), &stop, &hold) => panic!("{ended:?}"),
+            () = async {
+                app.read_exact(&mut rest).await.unwrap();
+                client.read_exact(&mut answer).await.unwrap();
+            } => {}
+        }
+        assert_eq!((rest, &answer), (vec![1; 90 - taken.len()], b"from the guest"));
+        hold.cancel();
+        assert!(matches!(session.carry(|_| (), &stop, &hold).await, Ended::Held));
+        session.take_guest();
+        client.write_all(b"wake").await.unwrap();
+        assert!(session.client_speaks().await);
+        drop(client);
+        session.attach(duplex(1024).1);
+        let copied = session.progress.copied;
+        assert_eq!(copied, Copied { to_guest: 100, from_guest: 14 });
     }
 }

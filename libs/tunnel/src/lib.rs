@@ -23,6 +23,6 @@ mod frame;
 mod server;
 
 pub use client::{Client, ClientStream, OpenError};
-pub use copy::{Copied, Ended, copy};
+pub use copy::{ANSWER_WAIT, Copied, Ended, Session, copy};
 pub use frame::{FRAME_MAX, FrameError, read_frame, write_frame};
 pub use server::{Limits, Responder, Server, ServerStream};

@@ -18,7 +18,7 @@ use crate::adapters::dial::Dialer;
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
 use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
-use crate::domain::route::Route;
+use crate::domain::route::{Route, RouteState};
 use crate::domain::timing;
 use crate::metrics::Metrics;
 use crate::server::headers;
@@ -101,7 +101,12 @@ impl Sender {
             door: admitted.door,
         };
         let kept = key(admitted.route.generation);
-        if !fresh && let Some(connection) = self.tunnels.take(&kept, http2) {
+        // A kept connection sleeps and wakes with its microVM, but only a fresh tunnel says what the wake was made of.
+        let awake = admitted.route.state == RouteState::Running;
+        if awake
+            && !fresh
+            && let Some(connection) = self.tunnels.take(&kept, http2)
+        {
             return Ok(Opened { connection, key: kept, reused: true, server_timing: None });
         }
         let started = Instant::now();

@@ -45,6 +45,7 @@ pub fn build(
         log: Arc::new(log),
         notices,
         upload: None,
+        asleep: Vec::new(),
     };
     Ok((core, receiver))
 }

@@ -1,20 +1,22 @@
-//! The way into a running guest. A gate lives as long as one run of the
-//! engine: when it closes, every connection through it is cut.
+//! The way into a running guest. A gate lives as long as one run of the engine. When the guest falls asleep, its connections
+//! are frozen with it and go on through the next gate; when it ends, they are cut.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::host::Host;
 
 /// Longest wait for the guest's kernel to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest wait for connections to give their sockets up: each does when it owes no answer, or after its own wait for one.
+const HOLD_TIMEOUT: Duration = tunnel::ANSWER_WAIT.saturating_add(Duration::from_secs(2));
 /// Longest wait for the relay's answer.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -71,40 +73,111 @@ pub enum GateError {
 }
 
 /// The way into one run of a guest.
+///
+/// ```text
+/// open --hold--> held: no new connections; those there give their sockets up, to be frozen with the guest
+///   |              |
+///   +----close-----+--> closed: what is still connected is cut
+/// ```
 pub struct Gate {
     dialer: slot::Dialer,
     closed: CancellationToken,
+    hold: CancellationToken,
     connections: Arc<Semaphore>,
+    /// What connections send their sockets to when the guest is about to sleep; absent once it is.
+    held: Mutex<Option<mpsc::UnboundedSender<Held>>>,
+    collect: Mutex<Option<mpsc::UnboundedReceiver<Held>>>,
 }
 
 /// A connection to a guest port.
 pub struct GuestStream {
     pub stream: TcpStream,
+    pub pass: Pass,
+}
+
+/// A connection's place at the gate.
+pub struct Pass {
     /// Cancelled when the connection must be cut.
     pub closed: CancellationToken,
-    /// Its place among the microVM's connections.
-    pub permit: OwnedSemaphorePermit,
+    /// Cancelled when the guest is about to sleep: the connection then gives its socket up ([`Pass::give_up`]).
+    pub hold: CancellationToken,
+    held: mpsc::UnboundedSender<Held>,
+    _permit: OwnedSemaphorePermit,
+}
+
+/// A connection that waits for its guest to wake.
+pub struct Held {
+    pub stream: TcpStream,
+    /// Where its successor is sent; dropped when there will be none.
+    pub back: oneshot::Sender<GuestStream>,
+}
+
+impl Pass {
+    /// Gives the socket up for the time that the guest sleeps. What is returned brings the one to go on with, or fails when
+    /// the microVM has ended.
+    pub fn give_up(self, stream: TcpStream) -> oneshot::Receiver<GuestStream> {
+        let (back, successor) = oneshot::channel();
+        // A gate that no longer collects has closed: the successor then never comes.
+        let _ = self.held.send(Held { stream, back });
+        successor
+    }
 }
 
 impl Gate {
     /// A gate through `dialer` for at most `connections_max` connections.
     pub fn new(dialer: slot::Dialer, connections_max: usize) -> Self {
+        let (held, collect) = mpsc::unbounded_channel();
         Self {
             dialer,
             closed: CancellationToken::new(),
+            hold: CancellationToken::new(),
             connections: Arc::new(Semaphore::new(connections_max)),
+            held: Mutex::new(Some(held)),
+            collect: Mutex::new(Some(collect)),
         }
     }
 
     /// Cuts every connection; new ones are refused.
     pub fn close(&self) {
+        self.hold.cancel();
         self.closed.cancel();
+    }
+
+    /// Lets no new connection through and gathers the sockets of those there are, once. A connection that does not give its
+    /// socket up in time stays with the gate and is cut when that closes.
+    pub async fn hold(&self) -> Vec<Held> {
+        drop(lock(&self.held).take());
+        self.hold.cancel();
+        let mut gathered = Vec::new();
+        let Some(mut collect) = lock(&self.collect).take() else { return gathered };
+        let all = async {
+            // Ends when every connection has sent its socket or is gone.
+            while let Some(held) = collect.recv().await {
+                gathered.push(held);
+            }
+        };
+        let _ = tokio::time::timeout(HOLD_TIMEOUT, all).await;
+        gathered
+    }
+
+    /// Lets a connection that was held go on with a socket of this gate's guest.
+    pub fn rejoin(&self, stream: TcpStream, back: oneshot::Sender<GuestStream>) {
+        if let Ok(pass) = self.pass() {
+            // Nobody takes it when the client is gone meanwhile.
+            let _ = back.send(GuestStream { stream, pass });
+        }
+    }
+
+    fn pass(&self) -> Result<Pass, GateError> {
+        let held = lock(&self.held).clone().ok_or(GateError::Closed)?;
+        let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| GateError::Busy)?;
+        Ok(Pass { closed: self.closed.clone(), hold: self.hold.clone(), held, _permit: permit })
     }
 
     /// Connects to a guest port: straight to the guest's address, and where
     /// nothing listens there through the relay, for apps on guest loopback.
     pub async fn connect(&self, port: u16) -> Result<GuestStream, GateError> {
-        let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| GateError::Busy)?;
+        let pass = self.pass()?;
         let attempt = async {
             match self.dial(port).await {
                 Err(GateError::Refused) => self.relay(port).await,
@@ -113,10 +186,10 @@ impl Gate {
         };
         let stream = tokio::select! {
             biased;
-            () = self.closed.cancelled() => return Err(GateError::Closed),
+            () = self.hold.cancelled() => return Err(GateError::Closed),
             stream = attempt => stream?,
         };
-        Ok(GuestStream { stream, closed: self.closed.clone(), permit })
+        Ok(GuestStream { stream, pass })
     }
 
     async fn dial(&self, port: u16) -> Result<TcpStream, GateError> {
@@ -144,6 +217,10 @@ impl Gate {
             _ => Err(GateError::Refused),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Where the guest-agent listens, in every slot.

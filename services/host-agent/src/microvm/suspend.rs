@@ -1,17 +1,20 @@
 //! Putting a running microVM to sleep.
 //!
 //! ```text
-//! hook -> gate shut -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
+//! hook -> connections held -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
 //! ```
 //!
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
 //! it is there the session is the snapshot, and the engine never runs again.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::core::{Core, Live};
-use super::gate::Gate;
+use slot::FrozenTcp;
+
+use super::core::{AsleepConnection, Core, Live};
+use super::gate::{Gate, Held};
 use super::guest::call_hook;
 use super::start::engine_error;
 use crate::adapters::files::{self, SnapshotFiles};
@@ -40,32 +43,37 @@ impl Core {
         let Some(live) = self.live.take() else {
             return Err(HostError::Internal("a running microVM has no engine".to_owned()));
         };
-        // When the hook fails, the guest has not been stopped: it runs on behind the same gate. When it fails after the
-        // pause, for a full disk for example, the guest is resumed where it stood, but connections may have timed out
-        // meanwhile, so it gets a new gate. In neither case is anything left of the attempt.
+        // When the hook fails, the guest has not been stopped. When something fails after the pause, a full disk for example,
+        // the guest is resumed where it stood. In neither case is anything left of the attempt; connections that have given
+        // their sockets up get them back.
+        let mut held = Vec::new();
         let attempt = match began {
-            Ok(()) => self.write_snapshot(&watch, &live).await,
+            Ok(()) => self.write_snapshot(&watch, &live, &mut held).await,
             Err(failure) => Err((failure, false)),
         };
         match attempt {
-            Ok(manifest) => {
+            Ok((manifest, frozen)) => {
+                // The sockets go with the slot, in which nobody listens any more.
+                self.asleep = held.into_iter().zip(frozen).filter_map(asleep).collect();
                 self.live = Some(live);
                 self.settle_suspended(&watch, &manifest).await;
                 Ok(())
             }
             Err((failure, paused)) => {
-                self.run_on(live, paused, &failure).await;
+                self.run_on(live, paused, held, &failure).await;
                 Err(failure)
             }
         }
     }
 
-    /// Hook, pause, files, manifest. The flag in the error says whether the guest had been paused.
+    /// Hook, connections held, pause, files, manifest; with the manifest, the state of each connection. The flag in the error
+    /// says whether the guest had been paused.
     async fn write_snapshot(
         &mut self,
         watch: &Stopwatch,
         live: &Live,
-    ) -> Result<LocalManifest, (HostError, bool)> {
+        held: &mut Vec<Held>,
+    ) -> Result<(LocalManifest, Vec<io::Result<FrozenTcp>>), (HostError, bool)> {
         if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
             let link = live.link().map_err(|failure| (failure, false))?;
             watch
@@ -75,12 +83,16 @@ impl Core {
         }
         let sequence = self.journal.sequence + 1;
         let files = self.files.snapshot(sequence);
+        *held = watch.phase("hold", live.gate.hold()).await;
         watch.phase("pause", live.machine.pause()).await.map_err(|error| (engine_error(&error), true))?;
         failpoint::hit("suspend-paused");
-        self.snapshot_files(watch, live, sequence, &files).await.map_err(|failure| {
+        // The guest stands still: both ends of every connection are of one moment.
+        let frozen = held.iter().map(|held| slot::freeze(&held.stream)).collect();
+        let manifest = self.snapshot_files(watch, live, sequence, &files).await.map_err(|failure| {
             files::discard(files.directory());
             (failure, true)
-        })
+        })?;
+        Ok((manifest, frozen))
     }
 
     async fn snapshot_files(
@@ -190,16 +202,16 @@ impl Core {
         }
     }
 
-    /// The suspend failed: the guest runs on, with a fresh gate where its connections were cut.
-    async fn run_on(&mut self, mut live: Live, paused: bool, failure: &HostError) {
-        if paused {
-            if let Err(error) = live.machine.resume().await {
-                // The driver sees the engine's end next; there is nothing left to save here.
-                tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
-            }
-            live.gate.close();
-            live.gate =
-                Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
+    /// The suspend failed: the guest runs on, and its connections through a fresh gate.
+    async fn run_on(&mut self, mut live: Live, paused: bool, held: Vec<Held>, failure: &HostError) {
+        if paused && let Err(error) = live.machine.resume().await {
+            // The driver sees the engine's end next; there is nothing left to save here.
+            tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
+        }
+        live.gate.close();
+        live.gate = Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
+        for Held { stream, back } in held {
+            live.gate.rejoin(stream, back);
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());
@@ -208,5 +220,16 @@ impl Core {
         self.publish();
         tracing::warn!(microvm = %self.id, error = %failure, "suspend failed; the microVM runs on");
         self.log.append(format!("suspend failed: {failure}"));
+    }
+}
+
+/// A connection that could not be frozen, because it was closing for example, ends with its slot.
+fn asleep((held, frozen): (Held, io::Result<FrozenTcp>)) -> Option<AsleepConnection> {
+    match frozen {
+        Ok(frozen) => Some(AsleepConnection { frozen, back: held.back }),
+        Err(error) => {
+            tracing::debug!(%error, "a connection does not survive the sleep");
+            None
+        }
     }
 }

@@ -6,15 +6,16 @@ use std::time::Duration;
 
 use api::common::v1::Phase as WirePhase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
-use tokio::sync::{Semaphore, watch};
-use tunnel::Responder;
+use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, oneshot, watch};
+use tunnel::{Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
 use crate::adapters::lease::Fenced;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
 use crate::host::Host;
-use crate::microvm::{Command, Gate, GateError, Handle, View};
+use crate::microvm::{Command, Gate, GateError, GuestStream, Handle, View};
 use crate::microvms::Microvms;
 
 /// How often an open looks again because the gate closed under it.
@@ -79,21 +80,61 @@ impl Tunnels {
             return;
         };
         self.host.metrics.tunnel_opened();
-        let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
-        let count = move |bytes| activity.stamp(bytes, &host);
         let mut fenced = self.fenced.clone();
         tokio::select! {
-            _ = tunnel::copy(tunnel, guest.stream, count, &guest.closed) => {}
+            () = self.carry(handle, guest, tunnel, request.wake) => {}
             // Another host may run the microVM from now on.
             _ = fenced.wait_for(|fenced| *fenced == Fenced::Yes) => {}
         }
-        drop(guest.permit);
     }
 
-    async fn open(
+    /// Carries bytes between the edge and the guest, across the guest's sleeps: the edge's side stays open, and what the
+    /// client sends wakes the guest when its token lets it.
+    async fn carry(&self, handle: Handle, guest: GuestStream, tunnel: ServerStream, wake: bool) {
+        let GuestStream { stream, mut pass } = guest;
+        let mut session = tunnel::Session::new(tunnel, stream);
+        loop {
+            let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
+            let count = move |bytes| activity.stamp(bytes, &host);
+            match session.carry(count, &pass.closed, &pass.hold).await {
+                Ended::Held => {}
+                Ended::Closed | Ended::Cut | Ended::Failed(_) => return,
+            }
+            let Some(stream) = session.take_guest() else { return };
+            let successor = pass.give_up(stream);
+            let Some(guest) = self.await_successor(&handle, &mut session, successor, wake).await else {
+                return;
+            };
+            session.attach(guest.stream);
+            pass = guest.pass;
+        }
+    }
+
+    /// Waits until the guest is awake again, and wakes it when the client speaks. `None` when the client is gone, may not
+    /// wake it, or the microVM has ended.
+    async fn await_successor(
         &self,
-        request: &OpenRequest,
-    ) -> Result<(Handle, crate::microvm::GuestStream, Vec<WirePhase>), Refusal> {
+        handle: &Handle,
+        session: &mut tunnel::Session<ServerStream, TcpStream>,
+        mut successor: oneshot::Receiver<GuestStream>,
+        wake: bool,
+    ) -> Option<GuestStream> {
+        tokio::select! {
+            biased;
+            guest = &mut successor => return guest.ok(),
+            spoke = session.client_speaks() => if !(spoke && wake) {
+                return None;
+            },
+        }
+        handle.activity.stamp(0, &self.host);
+        if let Err(refusal) = self.wake(handle).await {
+            tracing::debug!(microvm = %handle.id, refusal.message, "a client's bytes did not wake the microVM");
+            return None;
+        }
+        successor.await.ok()
+    }
+
+    async fn open(&self, request: &OpenRequest) -> Result<(Handle, GuestStream, Vec<WirePhase>), Refusal> {
         let mut fenced = self.fenced.clone();
         let held = fenced.wait_for(|fenced| *fenced == Fenced::No);
         if tokio::time::timeout(LEASE_WAIT, held).await.is_err() {
