@@ -8,6 +8,8 @@
 mod app_disk;
 #[path = "agent/calls.rs"]
 mod calls;
+#[path = "agent/connections.rs"]
+mod connections;
 #[path = "agent/crashes.rs"]
 mod crashes;
 #[path = "agent/damage.rs"]

@@ -6,6 +6,12 @@ use std::process::Command;
 
 pub const APP_PORT: u32 = 8080;
 pub const HOOK_PORT: u32 = 9000;
+/// Sends back what it gets.
+pub const ECHO_PORT: u32 = 9001;
+/// The same, on guest loopback only.
+pub const LOOPBACK_ECHO_PORT: u32 = 9002;
+/// Counts, a line at a time, as long as somebody listens.
+pub const COUNT_PORT: u32 = 9003;
 
 const APPLETS: &[&str] = &[
     "sh", "httpd", "nc", "cat", "echo", "hostname", "mkfifo", "sleep", "poweroff", "head", "dd", "sync",
@@ -18,6 +24,9 @@ echo "app: starting with GREETING=$GREETING image=$AWS_LAMBDA_MICROVM_IMAGE_NAME
 [ -z "$EXIT_AT_ONCE" ] || exit "$EXIT_AT_ONCE"
 [ -z "$NEVER_LISTEN" ] || exec sleep 100000
 nc -ll -p 9000 -e /bin/hook &
+nc -ll -p 9001 -e cat &
+nc -ll -s 127.0.0.1 -p 9002 -e cat &
+nc -ll -p 9003 -e /bin/count &
 mkfifo /dev/shm/end
 httpd -f -p 8080 -h /www &
 exec 3<>/dev/shm/end
@@ -45,12 +54,15 @@ eval "fixed=\$HOOK_$name"
 printf 'HTTP/1.1 %s x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$status"
 "#;
 
+const COUNT: &str = "#!/bin/sh\nn=0\nwhile echo $n; do n=$((n + 1)); sleep 0.02; done\n";
+
 const PAGES: &[(&str, &str)] = &[
     ("count", "n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n"),
     ("uuid", "cat /proc/sys/kernel/random/uuid"),
     ("host", "hostname; cat /etc/machine-id"),
     ("hooks", "cat /dev/shm/hooks"),
     ("set", "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok"),
+    ("slow", "sleep 1; n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),
     ("panic", "echo c > /proc/sysrq-trigger"),
@@ -71,6 +83,7 @@ pub fn make(path: &Path) {
     }
     script(&root.join("bin/app"), APP);
     script(&root.join("bin/hook"), HOOK);
+    script(&root.join("bin/count"), COUNT);
     for (name, body) in PAGES {
         let page = format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n{body}\n");
         script(&root.join("www/cgi-bin").join(name), &page);

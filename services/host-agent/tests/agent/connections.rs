@@ -1,0 +1,134 @@
+//! Connections that stay open while their microVM sleeps: no byte is lost or repeated, and nobody connects anew.
+
+use std::time::{Duration, Instant};
+
+use api::microvm::v1::MicrovmState;
+use api::tunnel::v1::OpenStatus;
+use tokio::io::{
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf,
+};
+use tunnel::ClientStream;
+
+use crate::app_disk::{APP_PORT, COUNT_PORT, ECHO_PORT, LOOPBACK_ECHO_PORT};
+use crate::calls::*;
+use crate::world::{Agent, PATIENCE, World};
+
+/// What is sent before a sleep and again to wake up from it: more than the buffers of a socket's beginning.
+const CHUNK: usize = 150_000;
+const SLEEPS: u8 = 5;
+
+/// An echoing connection of which some is always under way.
+struct Echo {
+    read: ReadHalf<ClientStream>,
+    write: WriteHalf<ClientStream>,
+}
+
+impl Echo {
+    async fn open(agent: &Agent, id: &str, port: u32) -> Self {
+        let (read, write) = tokio::io::split(connect(agent, id, port, true).await);
+        Self { read, write }
+    }
+
+    /// Sends a chunk and reads as much.
+    async fn exchange(&mut self, sent: u8, expected: u8) {
+        let chunk = vec![sent; CHUNK];
+        let mut received = vec![0; CHUNK];
+        let both = async { tokio::join!(self.write.write_all(&chunk), self.read.read_exact(&mut received)) };
+        let (written, read) =
+            tokio::time::timeout(PATIENCE, both).await.expect("the connection stands still");
+        written.unwrap();
+        read.unwrap();
+        assert!(received.iter().all(|byte| *byte == expected), "other bytes came back in round {expected}");
+    }
+}
+
+async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream {
+    let (response, stream) = open(agent, id, port, wake).await;
+    assert_eq!(response.status(), OpenStatus::Connected, "{response:?}");
+    stream
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_sleep_and_wake_with_their_guest() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
+    let one = spec(&snapshot);
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
+    let mut loopback = Echo::open(&agent, id, LOOPBACK_ECHO_PORT).await;
+    let mut counting = BufReader::new(connect(&agent, id, COUNT_PORT, true).await).lines();
+    let mut next = 0;
+    // A chunk is always owed: written before the sleep, read after it.
+    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+    loopback.write.write_all(&[0; CHUNK]).await.unwrap();
+    for sleep in 0..SLEEPS {
+        for _ in 0..3 {
+            assert_eq!(counting.next_line().await.unwrap().unwrap(), next.to_string());
+            next += 1;
+        }
+        let suspended = suspend(&agent, id, 1).await.unwrap();
+        eprintln!("{}", steps(&suspended));
+        assert_eq!(suspended.state(), MicrovmState::Suspended);
+        // One of the two wakes it; the other finds it awake.
+        echo.exchange(sleep + 1, sleep).await;
+        until_state(&agent, id, MicrovmState::Running).await;
+        loopback.exchange(sleep + 1, sleep).await;
+        eprintln!("{}", steps(&observed(&agent).await[id]));
+    }
+    for _ in 0..50 {
+        assert_eq!(counting.next_line().await.unwrap().unwrap(), next.to_string());
+        next += 1;
+    }
+    assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), usize::from(SLEEPS));
+
+    // Awake by the scheduler's word, without a byte of the client's.
+    suspend(&agent, id, 1).await.unwrap();
+    resume(&agent, &one, 1, None).await.unwrap();
+    for _ in 0..50 {
+        let line = tokio::time::timeout(PATIENCE, counting.next_line()).await.unwrap();
+        assert_eq!(line.unwrap().unwrap(), next.to_string());
+        next += 1;
+    }
+
+    // One that may not wake it ends when its client speaks; the end of the microVM ends all.
+    let mut still = connect(&agent, id, ECHO_PORT, false).await;
+    suspend(&agent, id, 1).await.unwrap();
+    still.write_all(b"hello?").await.unwrap();
+    assert_eq!(tokio::time::timeout(PATIENCE, still.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0);
+    assert_eq!(observed(&agent).await[id].state(), MicrovmState::Suspended);
+    terminate(&agent, id, 1).await.unwrap();
+    let mut rest = Vec::new();
+    let ended = tokio::time::timeout(PATIENCE, echo.read.read_to_end(&mut rest)).await;
+    assert!(ended.is_ok(), "a connection outlived its microVM");
+    assert!(agent.engines().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_busy_microvm_answers_before_it_sleeps() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
+    let one = spec(&snapshot);
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    assert_eq!(get(&agent, id, "count").await, "1");
+    let mut request = connect(&agent, id, APP_PORT, true).await;
+    request.write_all(b"GET /cgi-bin/slow HTTP/1.0\r\n\r\n").await.unwrap();
+    // The request is in the guest when the microVM's bytes say so.
+    until(&agent, id, |one| one.metering.as_ref().is_some_and(|metering| metering.endpoint_bytes > 0)).await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let begun = Instant::now();
+    let (suspended, late) = tokio::join!(suspend(&agent, id, 1), async {
+        // Comes when no new ones are let in: it waits, and wakes the microVM again.
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        get(&agent, id, "count").await
+    });
+    eprintln!("{} after {:?}", steps(&suspended.unwrap()), begun.elapsed());
+    let mut answer = String::new();
+    tokio::time::timeout(PATIENCE, request.read_to_string(&mut answer)).await.unwrap().unwrap();
+    assert!(answer.ends_with("\r\n\r\n2\n"), "{answer}");
+    assert_eq!(late, "3");
+    assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), 1);
+}
