@@ -12,10 +12,12 @@ pub const ECHO_PORT: u32 = 9001;
 pub const LOOPBACK_ECHO_PORT: u32 = 9002;
 /// Counts, a line at a time, as long as somebody listens.
 pub const COUNT_PORT: u32 = 9003;
+/// Answers a line with the counter, a second later.
+pub const SLOW_PORT: u32 = 9004;
 
 const APPLETS: &[&str] = &[
     "sh", "httpd", "nc", "cat", "echo", "hostname", "mkfifo", "sleep", "poweroff", "head", "dd", "sync",
-    "md5sum",
+    "md5sum", "tcpsvd",
 ];
 
 const APP: &str = r#"#!/bin/sh
@@ -25,8 +27,9 @@ echo "app: starting with GREETING=$GREETING image=$AWS_LAMBDA_MICROVM_IMAGE_NAME
 [ -z "$NEVER_LISTEN" ] || exec sleep 100000
 nc -ll -p 9000 -e /bin/hook &
 nc -ll -p 9001 -e cat &
-nc -ll -s 127.0.0.1 -p 9002 -e cat &
+tcpsvd 127.0.0.1 9002 cat &
 nc -ll -p 9003 -e /bin/count &
+nc -ll -p 9004 -e /bin/slow &
 mkfifo /dev/shm/end
 httpd -f -p 8080 -h /www &
 exec 3<>/dev/shm/end
@@ -56,13 +59,14 @@ printf 'HTTP/1.1 %s x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$statu
 
 const COUNT: &str = "#!/bin/sh\nn=0\nwhile echo $n; do n=$((n + 1)); sleep 0.02; done\n";
 
+const SLOW: &str = "#!/bin/sh\nread -r line\nsleep 1\nn=$(cat /dev/shm/counter)\nn=$((n + 1))\necho $n > /dev/shm/counter\necho $n\n";
+
 const PAGES: &[(&str, &str)] = &[
     ("count", "n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n"),
     ("uuid", "cat /proc/sys/kernel/random/uuid"),
     ("host", "hostname; cat /etc/machine-id"),
     ("hooks", "cat /dev/shm/hooks"),
     ("set", "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok"),
-    ("slow", "sleep 1; n=$(cat /dev/shm/counter); n=$((n + 1)); echo $n > /dev/shm/counter; echo $n"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),
     ("panic", "echo c > /proc/sysrq-trigger"),
@@ -84,6 +88,7 @@ pub fn make(path: &Path) {
     script(&root.join("bin/app"), APP);
     script(&root.join("bin/hook"), HOOK);
     script(&root.join("bin/count"), COUNT);
+    script(&root.join("bin/slow"), SLOW);
     for (name, body) in PAGES {
         let page = format!("#!/bin/sh\nprintf 'Content-Type: text/plain\\r\\n\\r\\n'\n{body}\n");
         script(&root.join("www/cgi-bin").join(name), &page);
