@@ -94,7 +94,6 @@ impl ErrorClass {
         CLASSES.iter().find(|row| row.1 == stem).map(|row| row.0)
     }
 
-    /// Every class.
     pub fn all() -> impl Iterator<Item = Self> {
         CLASSES.iter().map(|row| row.0)
     }
@@ -104,7 +103,6 @@ impl ErrorClass {
         self.row().2
     }
 
-    /// The HTTP status.
     pub fn status(self) -> u16 {
         self.row().3
     }
@@ -155,7 +153,6 @@ impl std::fmt::Display for ErrorClass {
 /// A request that is refused, before it is worded for its service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rejection {
-    /// What kind of error it is.
     pub class: ErrorClass,
     /// What is wrong; null on the wire when absent.
     pub message: Option<String>,
@@ -166,7 +163,6 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// A rejection with a message.
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
         Self { class, message: Some(message.into()), details: Vec::new(), retry_after_seconds: None }
     }
@@ -182,7 +178,6 @@ impl Rejection {
         self
     }
 
-    /// Sets `Retry-After`.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
@@ -228,11 +223,9 @@ impl std::error::Error for Rejection {}
 /// An error answer, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorReply {
-    /// HTTP status.
     pub status: u16,
     /// Header names in lower case, and their values.
     pub headers: Vec<(&'static str, String)>,
-    /// The body.
     pub body: Vec<u8>,
 }
 

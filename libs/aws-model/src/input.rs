@@ -37,12 +37,10 @@ pub struct Input {
 }
 
 impl Input {
-    /// The operation that the members belong to.
     pub fn operation(&self) -> &'static Operation {
         self.operation
     }
 
-    /// The members.
     pub fn members(&self) -> Members<'_> {
         Members::from(&self.members)
     }

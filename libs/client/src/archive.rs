@@ -10,28 +10,14 @@ use zip::write::SimpleFileOptions;
 /// Why a directory cannot become an artifact.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// There is no Dockerfile at its root.
     #[error("{0} has no Dockerfile at its root")]
     NoDockerfile(PathBuf),
-    /// A path is not text.
     #[error("the file name {0} is not valid UTF-8")]
     Name(PathBuf),
-    /// It holds more than an artifact may.
     #[error("{directory} holds more than {limit} files")]
-    TooMany {
-        /// The directory.
-        directory: PathBuf,
-        /// Most files an artifact may have.
-        limit: usize,
-    },
-    /// Reading or writing failed.
+    TooMany { directory: PathBuf, limit: usize },
     #[error("cannot zip {path}")]
-    Io {
-        /// The file at hand.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 /// Most files one artifact may have; image-builder refuses more.

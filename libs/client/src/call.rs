@@ -7,9 +7,7 @@ use tonic::Status;
 
 /// A request that a service answers with one message.
 pub trait Call: Clone + Send + Sized + 'static {
-    /// The answer.
     type Answer: Send + 'static;
-    /// The service that answers.
     const ROLE: Role;
 
     /// Makes the call.

@@ -47,7 +47,6 @@ pub struct Context {
     pub ca: PathBuf,
     /// The admin certificate, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM.
     pub key: PathBuf,
     /// The S3 endpoint for artifacts. Its key pair is the fleet's root access
     /// key, which signs calls of the AWS-compatible API as well.
@@ -62,9 +61,7 @@ pub struct S3Access {
     pub endpoint: String,
     /// Region used in signatures.
     pub region: String,
-    /// Access key id.
     pub access_key_id: String,
-    /// Secret access key.
     pub secret_access_key: String,
 }
 
@@ -77,32 +74,15 @@ impl std::fmt::Debug for S3Access {
 /// Why a fleet's context cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// No fleet was ever started there.
     #[error("no fleet in {data_dir}")]
-    NoFleet {
-        /// The data directory.
-        data_dir: PathBuf,
-    },
-    /// The file is not ours to read or write.
+    NoFleet { data_dir: PathBuf },
     #[error("cannot use {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     /// The file is not what `torpor up` writes.
     #[error("{path} is damaged: {message}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The admin certificate cannot be used.
+    Damaged { path: PathBuf, message: String },
     #[error("cannot use the admin certificate")]
     Identity(#[from] IdentityError),
-    /// An address is malformed.
     #[error("{}", .0.message())]
     Address(Status),
 }

@@ -26,7 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Protocol spoken to the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HttpVersion {
-    /// HTTP/1.1.
     #[default]
     Http1,
     /// HTTP/2, agreed by ALPN.
@@ -36,26 +35,12 @@ pub enum HttpVersion {
 /// Why a request could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The CA file cannot be used.
     #[error("cannot use the CA certificate {path}")]
-    Ca {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The endpoint's name is no host name.
+    Ca { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("'{0}' is not a host name")]
     Name(String),
-    /// The edge cannot be reached, or TLS failed.
     #[error("cannot connect to the edge at {address}")]
-    Connect {
-        /// The edge's address.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The connection broke.
+    Connect { address: String, source: std::io::Error },
     #[error("the request failed")]
     Http(#[from] hyper::Error),
 }

@@ -17,13 +17,10 @@ pub const PREFIX_BYTES: usize = 4;
 /// Why bytes are not a frame, or a frame does not fit the wire.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The frame is larger than [`FRAME_BYTES_MAX`].
     #[error("frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
     TooLarge(usize),
-    /// The bytes are not an encoded [`Frame`].
     #[error("malformed frame")]
     Malformed(#[from] prost::DecodeError),
-    /// The stream failed, or ended inside a frame.
     #[error("frame stream failed")]
     Io(#[from] io::Error),
 }

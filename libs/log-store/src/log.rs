@@ -15,9 +15,7 @@ use crate::reader::{Reader, stored_lines};
 /// How large a log gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of one file.
     pub file_bytes_max: u64,
-    /// What happens then.
     pub full: Full,
 }
 
@@ -28,10 +26,7 @@ pub enum Full {
     /// before it: a log has at most two files.
     Rotate,
     /// A line says so, and only the platform's lines are still taken, up to this many more bytes.
-    Stop {
-        /// Bytes beyond the bound.
-        platform_bytes_max: u64,
-    },
+    Stop { platform_bytes_max: u64 },
 }
 
 /// A log that is being written.

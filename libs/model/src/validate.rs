@@ -34,7 +34,6 @@ impl Violations {
         }
     }
 
-    /// Whether nothing is wrong.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()

@@ -67,7 +67,6 @@ impl Store {
 }
 
 impl Lease {
-    /// etcd's id of the lease.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.shared.id

@@ -29,7 +29,6 @@ const LIST_ATTEMPTS: usize = 3;
 /// A value and the revision that wrote it, for the next compare-and-set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<T = Vec<u8>> {
-    /// The value.
     pub value: T,
     /// etcd's `mod_revision` of the key.
     pub revision: i64,
@@ -41,11 +40,9 @@ pub type Listing = (Vec<(String, Versioned)>, i64);
 /// What a write expects to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// The key does not exist.
     Absent,
     /// The key was last written at this revision.
     Revision(i64),
-    /// Anything.
     Any,
 }
 
@@ -58,16 +55,13 @@ pub enum Write {
         key: String,
         /// At most [`VALUE_BYTES_MAX`] bytes.
         value: Vec<u8>,
-        /// What must be there.
         expect: Expect,
         /// [`Lease::id`]; the key goes when the lease goes.
         lease: Option<i64>,
     },
-    /// Removes a key.
     Delete {
         /// Key without root.
         key: String,
-        /// What must be there.
         expect: Expect,
     },
 }

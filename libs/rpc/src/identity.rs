@@ -14,28 +14,12 @@ use crate::Role;
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// A file cannot be read.
     #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file holds no certificate or key.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path} holds no usable PEM: {message}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-    /// Certificate, key and CA do not fit together.
+    Pem { path: PathBuf, message: String },
     #[error("the TLS identity is not usable: {message}")]
-    Unusable {
-        /// What is wrong.
-        message: String,
-    },
+    Unusable { message: String },
 }
 
 /// Makes aws-lc-rs the process's crypto provider. Called by everything here that needs one; safe to repeat.

@@ -23,15 +23,8 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 /// Why a server could not start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be bound.
     #[error("cannot listen on {address}")]
-    Bind {
-        /// The address.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// TLS or the transport failed.
+    Bind { address: String, source: std::io::Error },
     #[error("the gRPC server failed")]
     Transport(#[from] tonic::transport::Error),
     /// The descriptors for reflection are broken: a bug.
@@ -69,7 +62,6 @@ pub struct BoundServer {
 }
 
 impl BoundServer {
-    /// The address it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr

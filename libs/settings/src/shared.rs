@@ -47,7 +47,6 @@ pub struct S3Settings {
     pub region: String,
     /// Access key id; absent means the usual AWS credential sources.
     pub access_key_id: Option<String>,
-    /// Secret access key.
     pub secret_access_key: Option<Secret>,
     /// Bucket in the path instead of the host name.
     pub path_style: bool,

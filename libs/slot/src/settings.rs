@@ -33,9 +33,7 @@ pub enum Egress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapOwner {
-    /// User id of the engine process.
     pub uid: u32,
-    /// Group id of the engine process.
     pub gid: u32,
 }
 
@@ -207,7 +205,6 @@ impl PoolSettings {
         Duration::from_millis(self.take_timeout_ms)
     }
 
-    /// Name of a slot's namespace.
     #[must_use]
     pub fn namespace(&self, index: u32) -> String {
         format!("{}-{index}", self.prefix)

@@ -62,7 +62,6 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// Every kind.
     pub const ALL: [Self; 5] =
         [Self::Memory, Self::Disk, Self::Device, Self::MemoryDifference, Self::DiskDifference];
 
@@ -99,7 +98,6 @@ pub struct Parent {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestHead {
-    /// What it is of.
     pub kind: SnapshotKind,
     /// Engine that made it, with its version; only the same one can read it.
     pub engine: String,
@@ -168,9 +166,7 @@ pub struct FileEntry {
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// What the snapshot is of.
     pub head: ManifestHead,
-    /// Its files, by kind.
     pub files: Vec<FileEntry>,
 }
 
@@ -263,7 +259,6 @@ impl ManifestHead {
 }
 
 impl Manifest {
-    /// The file of a kind, if the snapshot has one.
     #[must_use]
     pub fn file(&self, kind: FileKind) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.kind == kind)

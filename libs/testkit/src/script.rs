@@ -24,7 +24,6 @@ type Line = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<Messages, Status>> 
 
 /// A server with the services of one process. It stops when it is dropped.
 pub struct Script {
-    /// Where it listens.
     pub address: SocketAddr,
     inner: Arc<Inner>,
     stop: CancellationToken,

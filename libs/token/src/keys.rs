@@ -62,10 +62,8 @@ fn secret_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SECRET],
 /// Why a set of keys cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// The system gives no randomness.
     #[error("the system gives no randomness")]
     NoRandomness,
-    /// More keys than any rotation needs.
     #[error("more than {KEYS_MAX} keys")]
     TooMany,
 }
@@ -104,7 +102,6 @@ impl KeySet {
         self.keys.first()
     }
 
-    /// The key with an id.
     #[must_use]
     pub fn find(&self, id: Uuid) -> Option<&Key> {
         self.keys.iter().find(|key| key.id == id)

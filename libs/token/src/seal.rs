@@ -16,13 +16,10 @@ const TAG: usize = 16;
 /// Why no token was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    /// There is no key.
     #[error("there is no key to seal tokens with")]
     NoKey,
-    /// The claims do not fit in [`TOKEN_LENGTH_MAX`].
     #[error("the token would be longer than {TOKEN_LENGTH_MAX} characters")]
     TooLong,
-    /// The system gives no randomness.
     #[error("the system gives no randomness")]
     NoRandomness,
 }
@@ -30,16 +27,12 @@ pub enum MintError {
 /// Why a token does not open anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
-    /// Not a token of ours by its form.
     #[error("not a token")]
     Malformed,
-    /// Sealed with a key that is not in the set.
     #[error("sealed with an unknown key")]
     UnknownKey,
-    /// Not sealed by its key, or tampered with.
     #[error("the seal is broken")]
     Bad,
-    /// It was good once.
     #[error("expired")]
     Expired,
 }
