@@ -60,7 +60,6 @@ enum Outcome {
     Bare(bare::Cycle),
 }
 
-/// Runs it.
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
     let image = match &options.image {
