@@ -142,9 +142,6 @@ pub fn read(
 }
 
 /// [`read`], and then [`Draft::check`].
-///
-/// # Errors
-/// Those of both.
 pub fn parse(
     operation: &'static Operation,
     path: &PathParameters,

@@ -26,9 +26,6 @@ const FILES_MAX: usize = 10_000;
 /// Writes `directory` as a zip into `out`: files and directories in a fixed
 /// order with a fixed date, so that the same tree gives the same bytes.
 /// Symbolic links and special files are left out; `.git` is skipped.
-///
-/// # Errors
-/// When there is no Dockerfile, or something cannot be read or written.
 pub fn zip_directory(directory: &Path, out: impl Write + Seek) -> Result<(), ArchiveError> {
     if !directory.join("Dockerfile").is_file() {
         return Err(ArchiveError::NoDockerfile(directory.to_owned()));

@@ -11,9 +11,6 @@ pub trait Call: Clone + Send + Sized + 'static {
     const ROLE: Role;
 
     /// Makes the call.
-    ///
-    /// # Errors
-    /// As [`Replicas::call`].
     fn send(self, replicas: &Replicas, bounds: CallBounds) -> BoxFuture<'_, Result<Self::Answer, Status>>;
 }
 

@@ -95,9 +95,6 @@ impl Context {
     }
 
     /// Reads the context of the fleet in `data_dir`, environment applied.
-    ///
-    /// # Errors
-    /// When there is none, or it cannot be read.
     pub fn load(data_dir: &Path) -> Result<Self, ContextError> {
         let path = Self::file(data_dir);
         let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
@@ -138,9 +135,6 @@ impl Context {
     }
 
     /// The admin identity.
-    ///
-    /// # Errors
-    /// When a file is missing or unusable.
     pub fn identity(&self) -> Result<Arc<TlsIdentity>, ContextError> {
         Ok(TlsIdentity::load(&self.ca, &self.cert, &self.key)?)
     }
@@ -178,17 +172,11 @@ impl Context {
     }
 
     /// Client of the scheduler's microVM service, for its streams.
-    ///
-    /// # Errors
-    /// As [`Context::replicas`].
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
         Ok(MicrovmServiceClient::new(self.channel(Role::Scheduler)?))
     }
 
     /// Client of image-builder, for its streams.
-    ///
-    /// # Errors
-    /// As [`Context::replicas`].
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
         Ok(ImageServiceClient::new(self.channel(Role::ImageBuilder)?))
     }

@@ -53,9 +53,6 @@ pub struct EndpointClient {
 
 impl EndpointClient {
     /// Trusts the CA in the PEM file `ca`.
-    ///
-    /// # Errors
-    /// When the file holds no certificate.
     pub fn new(ca: &Path) -> Result<Self, EndpointError> {
         rpc::install_crypto_provider();
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| EndpointError::Ca {
@@ -73,9 +70,6 @@ impl EndpointClient {
     }
 
     /// Connects to the edge at `address` for the endpoint `host`.
-    ///
-    /// # Errors
-    /// When the edge is out of reach or its certificate does not fit.
     pub fn connect<'a>(
         &'a self,
         address: &'a str,
@@ -132,9 +126,6 @@ pub struct EndpointConnection {
 impl EndpointConnection {
     /// Sends a request whose URI is a path; answers when the response's head is
     /// there. The caller bounds the wait.
-    ///
-    /// # Errors
-    /// When the connection breaks.
     pub fn send(
         &mut self,
         mut request: Request<Full<Bytes>>,

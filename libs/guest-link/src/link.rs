@@ -193,9 +193,6 @@ impl Link {
     }
 
     /// Has the guest get ready for a snapshot; `sync` for bakes.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn prepare_snapshot(&self, sync: bool) -> Result<(), Error> {
         let request = Body::PrepareSnapshotRequest(PrepareSnapshotRequest { sync });
         match self.call("PrepareSnapshot", request, PREPARE_TIMEOUT).await? {
@@ -206,9 +203,6 @@ impl Link {
 
     /// Gives a restored clone its own identity. Let nothing reach the app before
     /// this has succeeded; on any error stop the microVM.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn repair_identity(
         &self,
         request: RepairIdentityRequest,
@@ -245,9 +239,6 @@ impl Link {
     }
 
     /// Reads what the guest uses. The guest's word: show it, bill nothing by it.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn stats(&self) -> Result<GetStatsResponse, Error> {
         match self.call("GetStats", Body::GetStatsRequest(GetStatsRequest {}), ANSWER_TIMEOUT).await? {
             Body::GetStatsResponse(response) => Ok(response),

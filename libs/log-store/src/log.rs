@@ -65,9 +65,6 @@ struct State {
 
 impl Log {
     /// Opens the log whose current file is `path`, or begins it. Its directory must be there.
-    ///
-    /// # Errors
-    /// When its file cannot be made.
     pub fn open(path: &Path, bounds: Bounds) -> io::Result<Self> {
         let files = Files::of(path);
         let (mut next, mut origin) = (0, 0);
@@ -82,9 +79,6 @@ impl Log {
     }
 
     /// Begins a log at `path` in place of one that may be there.
-    ///
-    /// # Errors
-    /// As [`Log::open`].
     pub fn begin(path: &Path, bounds: Bounds) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

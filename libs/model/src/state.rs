@@ -76,9 +76,6 @@ names!(
 
 impl MicrovmState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: MicrovmEvent) -> Result<Self, IllegalTransition> {
         use MicrovmEvent as E;
         Ok(match (self, event) {
@@ -138,9 +135,6 @@ names!(
 
 impl ImageState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: ImageEvent) -> Result<Self, IllegalTransition> {
         use ImageEvent as E;
         Ok(match (self, event) {
@@ -208,9 +202,6 @@ names!(
 
 impl VersionState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: VersionEvent) -> Result<Self, IllegalTransition> {
         use VersionEvent as E;
         Ok(match (self, event) {
@@ -252,9 +243,6 @@ names!(
 
 impl BuildState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: BuildEvent) -> Result<Self, IllegalTransition> {
         use BuildEvent as E;
         Ok(match (self, event) {

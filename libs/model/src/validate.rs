@@ -46,9 +46,6 @@ impl Violations {
     }
 
     /// `Ok` when nothing is wrong.
-    ///
-    /// # Errors
-    /// The violations themselves.
     pub fn finish(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
     }

@@ -123,9 +123,6 @@ impl Store {
     }
 
     /// Reads one key.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`].
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
             let mut kv = self.kv();
@@ -187,9 +184,6 @@ impl Store {
     }
 
     /// How many keys start with `prefix`.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`].
     pub fn count<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<usize>> {
         Box::pin(async move {
             let start = self.full(prefix)?;
@@ -217,9 +211,6 @@ impl Store {
     }
 
     /// Removes a key if it is as expected. Returns the revision of the removal.
-    ///
-    /// # Errors
-    /// As [`Store::put_if`].
     pub fn delete_if<'a>(
         &'a self,
         key: &str,
@@ -254,9 +245,6 @@ impl Store {
 
     /// Does all writes or none. With a guard, only while that leadership holds: checked by the local clock
     /// first and by etcd in the same transaction. Returns the revision of the transaction.
-    ///
-    /// # Errors
-    /// As [`Store::put_if`].
     pub fn txn<'a>(
         &'a self,
         writes: Vec<Write>,
@@ -306,9 +294,6 @@ impl Store {
     }
 
     /// The instance that holds an election now, if any.
-    ///
-    /// # Errors
-    /// As [`Store::get`].
     pub fn leader<'a>(&'a self, election: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
         Box::pin(async move {
             let value = self.get(&crate::election::election_key(election)).await?;

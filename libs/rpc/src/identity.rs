@@ -45,9 +45,6 @@ impl std::fmt::Debug for TlsIdentity {
 
 impl TlsIdentity {
     /// Loads PEM files: the fleet's CA, this process's chain, its key.
-    ///
-    /// # Errors
-    /// When a file is missing or they do not fit together.
     pub fn load(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<Self>, IdentityError> {
         install_crypto_provider();
         let read = |path: &Path| {

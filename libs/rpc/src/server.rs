@@ -37,9 +37,6 @@ pub struct ServerBuilder;
 
 impl ServerBuilder {
     /// Binds `address` ("127.0.0.1:0" for any port) and serves nothing yet.
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
     pub fn bind<'a>(
         address: &'a str,
         identity: &'a Arc<TlsIdentity>,
@@ -68,9 +65,6 @@ impl BoundServer {
     }
 
     /// Serves `routes`, health and reflection until `shutdown`, then gives running calls a moment to end.
-    ///
-    /// # Errors
-    /// When TLS cannot be set up or the listener fails.
     pub fn serve(
         self,
         routes: Routes,

@@ -52,9 +52,6 @@ pub enum Error {
 
 /// Loads the settings of `service` ("scheduler"). `None` means `--print-config`
 /// printed them and the caller should exit successfully.
-///
-/// # Errors
-/// [`Error`] says which source and which key is wrong.
 pub fn load<T: Serialize + DeserializeOwned>(service: &str, cli: &Cli) -> Result<Option<T>, Error> {
     let settings: T = load_from(service, cli.config.as_deref(), std::env::vars(), &cli.set)?;
     if cli.print_config {
@@ -67,9 +64,6 @@ pub fn load<T: Serialize + DeserializeOwned>(service: &str, cli: &Cli) -> Result
 }
 
 /// [`load`] with every source given, for tests and tools.
-///
-/// # Errors
-/// [`Error`] says which source and which key is wrong.
 pub fn load_from<T: DeserializeOwned>(
     service: &str,
     file: Option<&Path>,

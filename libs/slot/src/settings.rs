@@ -165,9 +165,6 @@ pub struct SettingsError(pub(crate) &'static str);
 
 impl PoolSettings {
     /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first rule that is broken.
     pub fn check(&self) -> Result<(), SettingsError> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.prefix.is_empty()

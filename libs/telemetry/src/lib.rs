@@ -63,9 +63,6 @@ impl Drop for Guard {
 }
 
 /// Starts logs, traces and metrics of `service` ("scheduler"). Needs a tokio runtime.
-///
-/// # Errors
-/// [`Error`] names the setting that cannot be used.
 pub fn init<'a>(
     service: &'static str,
     settings: &'a TelemetrySettings,

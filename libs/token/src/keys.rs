@@ -26,9 +26,6 @@ pub struct Key {
 
 impl Key {
     /// A fresh random key.
-    ///
-    /// # Errors
-    /// When the system gives no randomness.
     pub fn generate(now: u64) -> Result<Self, KeySetError> {
         let mut secret = [0; SECRET];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| KeySetError::NoRandomness)?;
@@ -77,9 +74,6 @@ pub struct KeySet {
 
 impl KeySet {
     /// A set of the given keys, in any order; of two with one id the first stays.
-    ///
-    /// # Errors
-    /// When there are too many.
     pub fn new(mut keys: Vec<Key>) -> Result<Self, KeySetError> {
         if keys.len() > KEYS_MAX {
             return Err(KeySetError::TooMany);
