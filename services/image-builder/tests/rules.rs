@@ -249,12 +249,9 @@ fn arn(name: &str) -> String {
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str, message: &str) -> Status {
-    let status = answer.unwrap_err();
-    assert_eq!(
-        (status.code(), reason_of(&status).as_deref(), status.message()),
-        (code, Some(reason), message)
-    );
+fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, reason: &str, message: &str) -> Status {
+    let status = testkit::refusal(answer, reason);
+    assert_eq!(status.message(), message);
     status
 }
 

@@ -35,7 +35,6 @@ async fn an_image_is_not_deleted_while_it_is_built(world: &World) {
     for (name, state) in [("first", "CREATING"), ("later", "UPDATING")] {
         let status = refused(
             cell.delete(name).await,
-            Code::FailedPrecondition,
             "NOT_DELETABLE",
             &format!("Cannot delete MicroVM image in its current state: {state}"),
         );
@@ -48,15 +47,9 @@ async fn what_microvms_live_of_is_not_deleted(world: &World) {
     let cell = Cell::new(world).await;
     cell.seed("app", ImageState::Updated, &[built("1.0"), built("2.0")]).await;
     living(&cell, true);
-    refused(
-        cell.delete("app").await,
-        Code::FailedPrecondition,
-        "IMAGE_IN_USE",
-        "Cannot delete microvm image with running microvms.",
-    );
+    refused(cell.delete("app").await, "IMAGE_IN_USE", "Cannot delete microvm image with running microvms.");
     refused(
         cell.delete_version("app", "1.0").await,
-        Code::FailedPrecondition,
         "IMAGE_IN_USE",
         "Cannot delete microvm image version with running microvms.",
     );
@@ -80,30 +73,18 @@ async fn an_image_being_deleted_keeps_its_name_and_answers_again(world: &World) 
     let taken = cell.client.clone().create_image(order.clone()).await;
     let status = refused(
         taken,
-        Code::AlreadyExists,
         "ALREADY_EXISTS",
         "A MicroVM image with the name 'app' already exists in this account",
     );
     assert_eq!(metadata(&status, "resource"), "app");
     let update = cell.update("app").await;
     let already = "MicroVM Image is already in state: DELETING";
-    refused(
-        cell.client.clone().update_image(update).await,
-        Code::FailedPrecondition,
-        "STATE_CONFLICT",
-        already,
-    );
-    refused(
-        cell.patch("app", "1.0", VersionStatus::Inactive).await,
-        Code::FailedPrecondition,
-        "STATE_CONFLICT",
-        already,
-    );
+    refused(cell.client.clone().update_image(update).await, "STATE_CONFLICT", already);
+    refused(cell.patch("app", "1.0", VersionStatus::Inactive).await, "STATE_CONFLICT", already);
     living(&cell, false);
     cell.until_gone("app").await;
     refused(
         cell.delete("app").await,
-        Code::NotFound,
         "NOT_FOUND",
         &format!("MicroVMImage not found for MicroVMImageID: {}", arn("app")),
     );
@@ -124,7 +105,6 @@ async fn a_deleted_version_leaves_the_image_with_the_others(world: &World) {
     assert_eq!(cell.versions("app").await, ["3.0", "1.0"]);
     refused(
         cell.delete_version("app", "2.0").await,
-        Code::NotFound,
         "NOT_FOUND",
         &format!("MicroVMImage not found for MicroVMImage: {}, Version: 2.0", arn("app")),
     );
@@ -135,7 +115,6 @@ async fn a_deleted_version_leaves_the_image_with_the_others(world: &World) {
     assert_eq!(image.latest_image_version, "3.0", "numbers are never used twice");
     let status = refused(
         cell.delete_version("app", "1.0").await,
-        Code::FailedPrecondition,
         "NOT_DELETABLE",
         "The last version of a MicroVM image cannot be deleted; delete the image",
     );
@@ -150,13 +129,11 @@ async fn an_image_waits_for_its_versions_that_go(world: &World) {
     cell.seed("app", ImageState::Updating, &[going("1.0"), going("2.0"), built("3.0"), built("4.0")]).await;
     refused(
         cell.delete("app").await,
-        Code::FailedPrecondition,
         "NOT_DELETABLE",
         "Cannot delete MicroVM image in its current state: UPDATING",
     );
     refused(
         cell.patch("app", "3.0", VersionStatus::Inactive).await,
-        Code::FailedPrecondition,
         "STATE_CONFLICT",
         "MicroVM Image is already in state: UPDATING",
     );

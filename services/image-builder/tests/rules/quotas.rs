@@ -14,7 +14,7 @@ async fn create(clients: &[ImageServiceClient<Channel>], orders: Vec<CreateImage
 
 #[track_caller]
 fn quota(status: Status, quota: &str, limit: &str, message: &str) {
-    let status = refused::<()>(Err(status), Code::ResourceExhausted, "QUOTA_EXCEEDED", message);
+    let status = refused::<()>(Err(status), "QUOTA_EXCEEDED", message);
     assert_eq!(
         (metadata(&status, "quota"), metadata(&status, "limit")),
         (quota.to_owned(), limit.to_owned())

@@ -56,7 +56,6 @@ async fn fifty_tags_in_all(world: &World) {
     tag(&cell, "app", many(0, 49)).await.unwrap();
     refused(
         tag(&cell, "app", many(49, 51)).await,
-        Code::InvalidArgument,
         "INVALID_ARGUMENT",
         "tags: must be at most 50, those of the image included",
     );
@@ -71,26 +70,22 @@ async fn tags_have_a_form_and_an_image(world: &World) {
     cell.seed("app", ImageState::Created, &[built("1.0")]).await;
     refused(
         tag(&cell, "app", tags(&[("k;", "v")])).await,
-        Code::InvalidArgument,
         "INVALID_ARGUMENT",
         "tags.k;: the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
     );
     refused(
         untag(&cell, "app", &["good", ""]).await,
-        Code::InvalidArgument,
         "INVALID_ARGUMENT",
         "tagKeys[1]: the key must have 1 to 128 letters, digits, spaces or _.:/=+-@",
     );
     refused(
         tag(&cell, "none", tags(&[("k", "v")])).await,
-        Code::NotFound,
         "NOT_FOUND",
         &format!("MicroVMImage not found for MicroVMImageID: {}", arn("none")),
     );
     cell.seed("going", ImageState::Deleting, &[]).await;
     refused(
         tag(&cell, "going", tags(&[("k", "v")])).await,
-        Code::FailedPrecondition,
         "STATE_CONFLICT",
         "MicroVM Image is already in state: DELETING",
     );

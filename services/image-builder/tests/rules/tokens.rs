@@ -17,8 +17,7 @@ async fn create(cell: &Cell<'_>, order: CreateImageRequest) -> Result<CreateImag
     Ok(cell.client.clone().create_image(order).await?.into_inner())
 }
 
-const CONFLICT: (Code, &str, &str) =
-    (Code::AlreadyExists, "CLIENT_TOKEN_CONFLICT", "The client token was used with other parameters");
+const CONFLICT: (&str, &str) = ("CLIENT_TOKEN_CONFLICT", "The client token was used with other parameters");
 
 #[tokio::test]
 async fn client_tokens() {
@@ -50,7 +49,7 @@ async fn a_create_token_gives_its_first_answer_for_ever(world: &World) {
 
     let mut other = order;
     other.tags.clear();
-    refused(create(&cell, other).await, CONFLICT.0, CONFLICT.1, CONFLICT.2);
+    refused(create(&cell, other).await, CONFLICT.0, CONFLICT.1);
     let (tokens, _) = cell.catalog.store().list("image-tokens/").await.unwrap();
     assert_eq!(tokens.len(), 2);
     for (_, token) in tokens {
@@ -84,7 +83,7 @@ async fn an_update_token_makes_one_version(world: &World) {
     assert_eq!(cell.versions("app").await, ["2.0", "1.0"]);
     let mut other = update.clone();
     other.configuration.as_mut().unwrap().description = "other".to_owned();
-    refused(call(other).await, CONFLICT.0, CONFLICT.1, CONFLICT.2);
+    refused(call(other).await, CONFLICT.0, CONFLICT.1);
 
     cell.delete("app").await.unwrap();
     cell.until_gone("app").await;
@@ -114,12 +113,7 @@ async fn tokens_have_a_form(world: &World) {
         if good {
             answer.unwrap();
         } else {
-            refused(
-                answer,
-                Code::InvalidArgument,
-                "INVALID_ARGUMENT",
-                "clientToken: must be 1 to 128 characters",
-            );
+            refused(answer, "INVALID_ARGUMENT", "clientToken: must be 1 to 128 characters");
         }
     }
     cell.until_state("image-128", ImageState::CreateFailed).await;
