@@ -49,13 +49,21 @@ struct Cell<'a> {
     client: ImageServiceClient<Channel>,
 }
 
-/// Runs cases one after the other. The last name in the output is that of the case that failed.
+/// Runs cases one after the other, each in a cell of its own; those after "own" make theirs. The last name in the
+/// output is that of the case that failed.
 macro_rules! run {
-    ($($case:ident),* $(,)?) => {{
+    ($($case:ident),* $(,)?) => { run![$($case),*; own] };
+    ($($case:ident),*; own $($own:ident),*) => {{
         let world = World::start().await;
         $(
             println!("case {}", stringify!($case));
-            $case(&world).await;
+            let cell = Cell::new(&world).await;
+            $case(&cell).await;
+            cell.stop().await;
+        )*
+        $(
+            println!("case {}", stringify!($own));
+            $own(&world).await;
         )*
     }};
 }

@@ -23,7 +23,7 @@ fn quota(status: Status, quota: &str, limit: &str, message: &str) {
 
 #[tokio::test]
 async fn quotas() {
-    run![five_builds_at_a_time, as_many_images_as_are_allowed, as_many_versions_as_are_allowed];
+    run![; own five_builds_at_a_time, as_many_images_as_are_allowed, as_many_versions_as_are_allowed];
 }
 
 async fn five_builds_at_a_time(world: &World) {

@@ -14,8 +14,7 @@ async fn states() {
     ];
 }
 
-async fn an_image_that_is_built_takes_no_other_change(world: &World) {
-    let cell = Cell::new(world).await;
+async fn an_image_that_is_built_takes_no_other_change(cell: &Cell<'_>) {
     let building = unbuilt("2.0", VersionState::InProgress);
     for (name, state, text, versions) in [
         ("later", ImageState::Updating, "UPDATING", &[built("1.0"), building][..]),
@@ -33,11 +32,9 @@ async fn an_image_that_is_built_takes_no_other_change(world: &World) {
         refused(answer, "STATE_CONFLICT", &busy);
         assert_eq!(cell.get(name).await.state(), state, "nothing changed");
     }
-    cell.stop().await;
 }
 
-async fn an_update_replaces_everything_and_makes_a_version(world: &World) {
-    let cell = Cell::new(world).await;
+async fn an_update_replaces_everything_and_makes_a_version(cell: &Cell<'_>) {
     cell.seed("app", ImageState::Created, &[built("1.0")]).await;
     let mut update = cell.update("app").await;
     let configuration = update.configuration.as_mut().unwrap();
@@ -65,11 +62,9 @@ async fn an_update_replaces_everything_and_makes_a_version(world: &World) {
     assert_eq!((configuration.hooks, configuration.description.as_str()), (None, ""));
     cell.until_state("app", ImageState::UpdateFailed).await;
     assert_eq!(cell.versions("app").await, ["3.0", "2.0", "1.0"]);
-    cell.stop().await;
 }
 
-async fn versions_are_retired_and_brought_back(world: &World) {
-    let cell = Cell::new(world).await;
+async fn versions_are_retired_and_brought_back(cell: &Cell<'_>) {
     let failed = unbuilt("3.0", VersionState::Failed);
     cell.seed("app", ImageState::UpdateFailed, &[built("1.0"), built("2.0"), failed]).await;
     let latest = || async { cell.get("app").await.latest_active_image_version };
@@ -98,11 +93,9 @@ async fn versions_are_retired_and_brought_back(world: &World) {
         "INVALID_ARGUMENT",
         "status: must be ACTIVE or INACTIVE",
     );
-    cell.stop().await;
 }
 
-async fn flips_at_the_same_time_all_count(world: &World) {
-    let cell = Cell::new(world).await;
+async fn flips_at_the_same_time_all_count(cell: &Cell<'_>) {
     let numbers: Vec<String> = (1..=4).map(|major| format!("{major}.0")).collect();
     let versions: Vec<Seed<'_>> = numbers.iter().map(|number| built(number)).collect();
     cell.seed("app", ImageState::Updated, &versions).await;
@@ -111,11 +104,9 @@ async fn flips_at_the_same_time_all_count(world: &World) {
         flipped.unwrap();
     }
     assert_eq!(cell.get("app").await.latest_active_image_version, "");
-    cell.stop().await;
 }
 
-async fn what_is_not_there_is_named(world: &World) {
-    let cell = Cell::new(world).await;
+async fn what_is_not_there_is_named(cell: &Cell<'_>) {
     cell.seed("app", ImageState::Created, &[built("1.0")]).await;
     let none = format!("MicroVMImage not found for MicroVMImageID: {}", arn("none"));
     let status = refused(cell.try_get("none").await, "NOT_FOUND", &none);
@@ -143,11 +134,9 @@ async fn what_is_not_there_is_named(world: &World) {
             &format!("Invalid ARN format: {identifier}"),
         );
     }
-    cell.stop().await;
 }
 
-async fn a_listing_goes_on_when_an_image_goes_in_between(world: &World) {
-    let cell = Cell::new(world).await;
+async fn a_listing_goes_on_when_an_image_goes_in_between(cell: &Cell<'_>) {
     for name in ["a", "b", "c"] {
         cell.seed(name, ImageState::Created, &[built("1.0")]).await;
     }
@@ -164,5 +153,4 @@ async fn a_listing_goes_on_when_an_image_goes_in_between(world: &World) {
     assert_eq!(second.images[0].name, "b");
     let last = page(second.next_page_token).await;
     assert_eq!((last.images[0].name.as_str(), last.next_page_token.as_str()), ("c", ""));
-    cell.stop().await;
 }
