@@ -6,24 +6,17 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
-#[path = "rules/bases.rs"]
 mod bases;
-#[path = "rules/deleting.rs"]
 mod deleting;
-#[path = "support/peers.rs"]
+#[path = "../support/peers.rs"]
 #[allow(dead_code)] // bakes are for tests of builds
 mod peers;
-#[path = "rules/quotas.rs"]
 mod quotas;
-#[path = "rules/requests.rs"]
 mod requests;
-#[path = "rules/states.rs"]
 mod states;
-#[path = "rules/tags.rs"]
 mod tags;
-#[path = "rules/tokens.rs"]
 mod tokens;
-#[path = "support/world.rs"]
+#[path = "../support/world.rs"]
 #[allow(dead_code)] // some of it is for tests of builds
 mod world;
 

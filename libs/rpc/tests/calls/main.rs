@@ -12,7 +12,6 @@ use testkit::{Script, certificates};
 use tonic::transport::Channel;
 use tonic::{Code, Request};
 
-#[path = "calls/replicas.rs"]
 mod replicas;
 
 struct World {
