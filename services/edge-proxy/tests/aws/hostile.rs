@@ -38,10 +38,7 @@ async fn bodies_that_are_no_request_are_refused() {
         ("an overlong encoding".into(), b"{\"imageIdentifier\": \"\xc0\xaf\"}".to_vec()),
         ("half a surrogate pair".into(), br#"{"imageIdentifier": "\ud800"}"#.to_vec()),
         ("a control character".into(), b"{\"imageIdentifier\": \"a\x00b\"}".to_vec()),
-        (
-            "a key twice".into(),
-            good.replace("imageVersion", "imageIdentifier").into(),
-        ),
+        ("a key twice".into(), good.replace("imageVersion", "imageIdentifier").into()),
         (
             "a key twice, one escaped".into(),
             good.replace("\"imageVersion\"", "\"image\\u0049dentifier\"").into(),
@@ -51,10 +48,7 @@ async fn bodies_that_are_no_request_are_refused() {
             br#"{"imageIdentifier": "a", "idlePolicy": {"autoResumeEnabled": true, "autoResumeEnabled": false}}"#
                 .to_vec(),
         ),
-        (
-            "a number beyond every type".into(),
-            good.replace("\"1.0\"", "1e999").into(),
-        ),
+        ("a number beyond every type".into(), good.replace("\"1.0\"", "1e999").into()),
         (
             "a number with a million digits".into(),
             format!("{{\"maximumDurationInSeconds\": {}}}", "9".repeat(1_000_000)).into(),
