@@ -34,7 +34,7 @@ const LABELS_MAX: usize = 64;
 const DIGEST_CHARS: usize = 64;
 
 /// What a snapshot is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotKind {
     /// A baked image version: memory, disk and device state, all whole.
@@ -42,6 +42,7 @@ pub enum SnapshotKind {
     /// A suspended microVM: differences to its image, and device state.
     Microvm,
     /// A disk alone.
+    #[default]
     Disk,
 }
 
@@ -94,8 +95,8 @@ pub struct Parent {
     pub manifest_digest: String,
 }
 
-/// What a snapshot is of, and what it takes to use it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a snapshot is of, and what it takes to use it. The default is a disk alone, with nothing else said.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestHead {
     pub kind: SnapshotKind,

@@ -45,20 +45,11 @@ pub async fn store_disk(world: &World) -> DiskRef {
     let size_bytes = std::fs::metadata(&path).unwrap().len();
     let head = ManifestHead {
         kind: SnapshotKind::Disk,
-        engine: String::new(),
-        platform_fingerprint: String::new(),
-        guest_bundle_version: String::new(),
-        memory_mib: 0,
-        vcpu_count: 0,
         disk_size_bytes: size_bytes,
         image_name: "app".to_owned(),
         image_version: "1.0".to_owned(),
-        microvm_id: None,
-        generation: None,
-        sequence: None,
-        parent: None,
         created_unix_ms: 1,
-        labels: std::collections::BTreeMap::new(),
+        ..ManifestHead::default()
     };
     let source = FileSource { kind: FileKind::Disk, path };
     let published =
