@@ -21,10 +21,6 @@ const SHELL_NEEDED: &str =
 const ALL_ALONE: &str = "ALL_INGRESS cannot be combined with other ingress network connectors; use \
                          HTTP_INGRESS and/or SHELL_INGRESS instead";
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
-}
-
 fn with_ingress(names: &[&str]) -> RunMicrovmRequest {
     RunMicrovmRequest {
         ingress_network_connectors: names.iter().map(|name| format!("{MANAGED}{name}")).collect(),

@@ -15,10 +15,6 @@ use crate::host::FakeHost;
 use crate::world::*;
 use MicrovmState::{Pending, Running, Suspended, Terminated, Terminating};
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
-}
-
 #[tokio::test]
 async fn run_suspend_resume_terminate() {
     let (_world, _scheduler, host, client) = World::with_host(&[]).await;

@@ -285,6 +285,10 @@ impl World {
     }
 }
 
+pub fn seconds(seconds: i64) -> Option<prost_types::Duration> {
+    Some(prost_types::Duration { seconds, nanos: 0 })
+}
+
 pub fn app() -> RunMicrovmRequest {
     RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() }
 }
