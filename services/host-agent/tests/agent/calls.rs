@@ -122,6 +122,16 @@ pub async fn image(world: &World, agent: &Agent, hooks: Option<Hooks>) -> Snapsh
     baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines)).snapshot.unwrap()
 }
 
+impl World {
+    /// With an agent on a disk of `mib` MiB, which has baked the app.
+    pub async fn with_image(mib: u64) -> (Self, Agent, SnapshotRef) {
+        let world = Self::start().await;
+        let agent = world.agent(mib).await;
+        let snapshot = image(&world, &agent, None).await;
+        (world, agent, snapshot)
+    }
+}
+
 pub fn hooks(names: &[&str]) -> Hooks {
     let hook = |name: &str| {
         let mode = if names.contains(&name) { HookMode::Enabled } else { HookMode::Disabled };

@@ -137,9 +137,7 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
-    let world = World::start().await;
-    let agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (world, agent, snapshot) = World::with_image(4096).await;
     let one = sleepy(spec(&snapshot), Duration::from_secs(2));
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
@@ -176,9 +174,7 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     const ALLOWED: &str = "ip daddr 45.1.2.0/24 meta l4proto tcp accept";
-    let world = World::start().await;
-    let mut agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (_world, mut agent, snapshot) = World::with_image(4096).await;
     let mut one = spec(&snapshot);
     let policy = |allow: &[&str]| {
         let policy = EgressPolicy {
