@@ -53,7 +53,6 @@ pub struct Context {
     pub s3: S3Access,
 }
 
-/// How to reach S3.
 #[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct S3Access {
@@ -71,7 +70,6 @@ impl std::fmt::Debug for S3Access {
     }
 }
 
-/// Why a fleet's context cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
     #[error("no fleet in {data_dir}")]

@@ -45,7 +45,6 @@ pub enum EndpointError {
     Http(#[from] hyper::Error),
 }
 
-/// Makes connections to endpoints.
 #[derive(Clone)]
 pub struct EndpointClient {
     tls: Arc<ClientConfig>,
@@ -117,7 +116,6 @@ enum Sender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// An open connection to one endpoint.
 pub struct EndpointConnection {
     sender: Sender,
     host: String,

@@ -78,6 +78,9 @@ impl Error {
     }
 }
 
+/// What the client library said, when it said something.
+type Source = Option<Box<dyn std::error::Error + Send + Sync>>;
+
 /// What a request was about, to name it in its error.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
@@ -95,11 +98,7 @@ impl Target<'_> {
         Error::TooLarge { bucket: self.bucket.to_owned(), key: self.key.to_owned(), limit }
     }
 
-    pub(crate) fn unavailable(
-        self,
-        detail: impl Into<String>,
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub(crate) fn unavailable(self, detail: impl Into<String>, source: Source) -> Error {
         Error::Unavailable {
             operation: self.operation,
             bucket: self.bucket.to_owned(),
@@ -109,11 +108,7 @@ impl Target<'_> {
         }
     }
 
-    pub(crate) fn other(
-        self,
-        detail: impl Into<String>,
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub(crate) fn other(self, detail: impl Into<String>, source: Source) -> Error {
         Error::Other {
             operation: self.operation,
             bucket: self.bucket.to_owned(),

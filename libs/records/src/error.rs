@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 
-/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A key is not as the caller expected; nothing was written.

@@ -20,7 +20,6 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long running calls may take to end after shutdown began; watches never end by themselves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why a server could not start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
     #[error("cannot listen on {address}")]
@@ -32,7 +31,6 @@ pub enum ServeError {
     Reflection(String),
 }
 
-/// Makes servers.
 pub struct ServerBuilder;
 
 impl ServerBuilder {

@@ -19,7 +19,6 @@ pub struct TlsSettings {
     pub key: PathBuf,
 }
 
-/// How to reach etcd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdSettings {
@@ -37,7 +36,6 @@ impl Default for EtcdSettings {
     }
 }
 
-/// How to reach S3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Settings {

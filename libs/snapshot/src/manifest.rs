@@ -161,7 +161,6 @@ pub struct FileEntry {
     pub chunks: Vec<ChunkEntry>,
 }
 
-/// A whole manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {

@@ -56,7 +56,6 @@ fn secret_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SECRET],
     bytes.try_into().map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
 }
 
-/// Why a set of keys cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
     #[error("the system gives no randomness")]

@@ -13,7 +13,6 @@ use crate::keys::{Key, KeySet};
 pub const TOKEN_LENGTH_MAX: usize = 8000;
 const TAG: usize = 16;
 
-/// Why no token was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
     #[error("there is no key to seal tokens with")]

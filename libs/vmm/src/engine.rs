@@ -85,7 +85,6 @@ pub struct Restored {
     pub phases: Vec<Phase>,
 }
 
-/// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// A process that waits for the state it should load.
@@ -97,7 +96,6 @@ pub enum Status {
     Ended,
 }
 
-/// Why a machine is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitReason {
     GuestShutdown,
@@ -128,7 +126,6 @@ pub struct DifferenceStats {
     pub phases: Vec<Phase>,
 }
 
-/// What a machine has used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
     /// CPU time of the whole process, guest and engine, in seconds.

@@ -7,7 +7,6 @@ use std::time::Duration;
 /// Result of every operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed operation on an engine or a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The description of the machine is not usable: a caller's bug or a bad setting.
