@@ -4,7 +4,6 @@ use serde_json::{Map, Value};
 
 use crate::operation::Service;
 
-/// A kind of error answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorClass {

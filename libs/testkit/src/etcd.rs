@@ -22,7 +22,6 @@ const PORTS: u16 = 15_000;
 /// Spreads processes that were started one after the other.
 const STRIDE: u32 = 97;
 
-/// A running etcd.
 #[derive(Debug)]
 pub struct Etcd {
     directory: tempfile::TempDir,
@@ -68,7 +67,6 @@ impl Etcd {
         Box::pin(async move { Store::connect(&settings).await.expect("loopback settings are usable") })
     }
 
-    /// Its data directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
