@@ -128,7 +128,6 @@ impl Options {
     }
 }
 
-/// Runs it.
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
     ensure!(!context.api.is_empty(), "the fleet does not serve the AWS-compatible API");

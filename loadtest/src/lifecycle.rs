@@ -60,7 +60,6 @@ enum Outcome {
     Bare(bare::Cycle),
 }
 
-/// Runs it.
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
     let image = match &options.image {
@@ -152,7 +151,7 @@ async fn cycles(options: &Options, fleet: &Target, bare: &Arc<Bare>) -> anyhow::
 /// Launches many at once, several times. What was launched ends after the burst, so
 /// that all of it runs at one time.
 async fn bursts(options: &Options, fleet: &Target) -> anyhow::Result<Burst> {
-    let mut latencies = Latencies::new();
+    let mut latencies = Latencies::default();
     let mut failed = 0;
     for _ in 0..options.bursts {
         tokio::time::sleep(Duration::from_millis(options.interval)).await;
@@ -184,17 +183,12 @@ async fn bursts(options: &Options, fleet: &Target) -> anyhow::Result<Burst> {
 }
 
 /// What became of the cycles.
+#[derive(Default)]
 pub struct Tally {
     /// Launch, suspend, wake.
     pub pairs: Box<[Pair; 3]>,
     pub shed: u32,
     pub failed: u32,
-}
-
-impl Default for Tally {
-    fn default() -> Self {
-        Self { pairs: Box::new([Pair::new(), Pair::new(), Pair::new()]), shed: 0, failed: 0 }
-    }
 }
 
 impl Tally {

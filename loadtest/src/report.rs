@@ -15,11 +15,13 @@ const MICROSECONDS_MAX: u64 = 600_000_000;
 /// Latencies of one kind of work, to three significant digits.
 pub struct Latencies(Histogram<u64>);
 
-impl Latencies {
-    pub fn new() -> Self {
+impl Default for Latencies {
+    fn default() -> Self {
         Self(Histogram::new_with_bounds(1, MICROSECONDS_MAX, 3).expect("the bounds are constants that fit"))
     }
+}
 
+impl Latencies {
     pub fn record(&mut self, latency: Duration) {
         let microseconds = u64::try_from(latency.as_micros()).unwrap_or(MICROSECONDS_MAX);
         self.0.saturating_record(microseconds.max(1));
@@ -39,6 +41,7 @@ impl Latencies {
 }
 
 /// Fleet and bare engine, side by side.
+#[derive(Default)]
 pub struct Pair {
     pub fleet: Latencies,
     pub bare: Latencies,
@@ -49,15 +52,6 @@ pub struct Pair {
 }
 
 impl Pair {
-    pub fn new() -> Self {
-        Self {
-            fleet: Latencies::new(),
-            bare: Latencies::new(),
-            phases: BTreeMap::new(),
-            differences: (Vec::new(), Vec::new()),
-        }
-    }
-
     fn summary(&self) -> Summary {
         let (p50, bare_p50) = (self.fleet.ms(0.5), self.bare.ms(0.5));
         Summary {
@@ -110,7 +104,7 @@ pub struct Summary {
     phases_p50_ms: BTreeMap<String, f64>,
 }
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Report {
     pub image: String,
     pub memory_mib: u32,
@@ -149,17 +143,7 @@ impl Burst {
 
 impl Report {
     pub fn new(image: String, memory_mib: u32, cycles: u32) -> Self {
-        Self {
-            image,
-            memory_mib,
-            cycles,
-            shed: 0,
-            failed: 0,
-            launch: None,
-            suspend: None,
-            wake: None,
-            burst: None,
-        }
+        Self { image, memory_mib, cycles, ..Self::default() }
     }
 
     pub fn set_cycles(&mut self, tally: &Tally) {

@@ -12,7 +12,6 @@ pub struct Case {
     pub operation: &'static str,
     /// Which member and which bound, "idlePolicy.maxIdleDurationSeconds: value 59".
     pub what: String,
-    /// HTTP method.
     pub method: &'static str,
     /// Encoded path.
     pub path: String,

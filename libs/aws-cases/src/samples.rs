@@ -76,7 +76,6 @@ pub(super) fn minimal(shape: &Shape) -> Value {
     }
 }
 
-/// Samples of a scalar.
 pub(super) fn scalars(shape: &Shape, limits: &Limits) -> Vec<Sample> {
     match shape {
         Shape::Text(text) => texts(text, limits),
@@ -101,7 +100,6 @@ fn integers(integer: &Integer) -> Vec<Sample> {
     samples
 }
 
-/// Samples of a text.
 pub(super) fn texts(text: &Text, limits: &Limits) -> Vec<Sample> {
     let mut samples = vec![Sample::good("an example", text.example.as_str())];
     for value in &text.values {

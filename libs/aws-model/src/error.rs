@@ -4,7 +4,6 @@ use serde_json::{Map, Value};
 
 use crate::operation::Service;
 
-/// A kind of error answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorClass {
@@ -94,7 +93,6 @@ impl ErrorClass {
         CLASSES.iter().find(|row| row.1 == stem).map(|row| row.0)
     }
 
-    /// Every class.
     pub fn all() -> impl Iterator<Item = Self> {
         CLASSES.iter().map(|row| row.0)
     }
@@ -104,7 +102,6 @@ impl ErrorClass {
         self.row().2
     }
 
-    /// The HTTP status.
     pub fn status(self) -> u16 {
         self.row().3
     }
@@ -155,7 +152,6 @@ impl std::fmt::Display for ErrorClass {
 /// A request that is refused, before it is worded for its service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rejection {
-    /// What kind of error it is.
     pub class: ErrorClass,
     /// What is wrong; null on the wire when absent.
     pub message: Option<String>,
@@ -166,7 +162,6 @@ pub struct Rejection {
 }
 
 impl Rejection {
-    /// A rejection with a message.
     pub fn new(class: ErrorClass, message: impl Into<String>) -> Self {
         Self { class, message: Some(message.into()), details: Vec::new(), retry_after_seconds: None }
     }
@@ -182,7 +177,6 @@ impl Rejection {
         self
     }
 
-    /// Sets `Retry-After`.
     pub fn retry_after(mut self, seconds: u64) -> Self {
         self.retry_after_seconds = Some(seconds);
         self
@@ -228,11 +222,9 @@ impl std::error::Error for Rejection {}
 /// An error answer, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ErrorReply {
-    /// HTTP status.
     pub status: u16,
     /// Header names in lower case, and their values.
     pub headers: Vec<(&'static str, String)>,
-    /// The body.
     pub body: Vec<u8>,
 }
 

@@ -37,12 +37,10 @@ pub struct Input {
 }
 
 impl Input {
-    /// The operation that the members belong to.
     pub fn operation(&self) -> &'static Operation {
         self.operation
     }
 
-    /// The members.
     pub fn members(&self) -> Members<'_> {
         Members::from(&self.members)
     }
@@ -144,9 +142,6 @@ pub fn read(
 }
 
 /// [`read`], and then [`Draft::check`].
-///
-/// # Errors
-/// Those of both.
 pub fn parse(
     operation: &'static Operation,
     path: &PathParameters,

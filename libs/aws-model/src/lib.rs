@@ -8,8 +8,6 @@
 //! Two files under `model/` describe `lambda-microvms` and the connector operations of `lambda-core`; everything here follows
 //! from them. Pure: no I/O and no clock. It knows no rule of the services beyond the constraints of the shapes.
 
-#![warn(missing_docs)]
-
 mod check;
 mod description;
 mod error;

@@ -15,17 +15,14 @@ impl<'a> From<&'a Map<String, Value>> for Members<'a> {
 }
 
 impl<'a> Members<'a> {
-    /// A member, if it was given.
     pub fn get(self, name: &str) -> Option<&'a Value> {
         self.0?.get(name)
     }
 
-    /// All of them.
     pub fn iter(self) -> impl Iterator<Item = (&'a String, &'a Value)> {
         self.0.into_iter().flatten()
     }
 
-    /// A text.
     pub fn text(self, name: &str) -> Option<&'a str> {
         self.get(name)?.as_str()
     }
@@ -50,22 +47,18 @@ impl<'a> Members<'a> {
         self.get(name).and_then(Value::as_bool).unwrap_or_default()
     }
 
-    /// A structure or a union.
     pub fn structure(self, name: &str) -> Option<Self> {
         self.get(name)?.as_object().map(Self::from)
     }
 
-    /// The texts of a list.
     pub fn texts(self, name: &str) -> impl Iterator<Item = &'a str> {
         self.list(name).filter_map(Value::as_str)
     }
 
-    /// The texts of a list, as one's own.
     pub fn strings(self, name: &str) -> Vec<String> {
         self.texts(name).map(str::to_owned).collect()
     }
 
-    /// The structures of a list.
     pub fn structures(self, name: &str) -> impl Iterator<Item = Self> {
         self.list(name).filter_map(Value::as_object).map(Self::from)
     }

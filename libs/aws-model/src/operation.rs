@@ -26,12 +26,10 @@ impl Service {
 macro_rules! names {
     ($($name:ident),* $(,)?) => {
         /// The name of an operation. Who must know all of them matches on it: a new one does not compile until it has its place.
-        #[expect(missing_docs, reason = "the names say it")]
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, serde::Deserialize)]
         pub enum OperationName { $($name),* }
 
         impl OperationName {
-            /// Every name.
             pub const ALL: &[Self] = &[$(Self::$name),*];
 
             /// "RunMicrovm".
@@ -78,9 +76,7 @@ names! {
 /// One operation: how it is asked for, what it takes and how it answers. There is one value per operation.
 #[non_exhaustive]
 pub struct Operation {
-    /// Its name.
     pub name: OperationName,
-    /// The service it belongs to.
     pub service: Service,
     /// HTTP method, upper case.
     pub method: &'static str,
@@ -92,7 +88,6 @@ pub struct Operation {
     pub action: &'static str,
     /// The error classes of its model.
     pub errors: Vec<ErrorClass>,
-    /// What it takes.
     pub input: Structure,
     /// Members that the live service asks for though their shapes call them optional.
     pub demands: Vec<Demand>,

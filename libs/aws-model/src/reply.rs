@@ -10,11 +10,9 @@ use crate::operation::{Operation, ReplyMember, Service};
 /// An answer of success, ready to be sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reply {
-    /// HTTP status.
     pub status: u16,
     /// "application/json"; `None` with an empty body.
     pub content_type: Option<&'static str>,
-    /// The body.
     pub body: Vec<u8>,
 }
 

@@ -26,7 +26,6 @@ pub enum Routed {
 pub struct PathParameters(Vec<(&'static str, String)>);
 
 impl PathParameters {
-    /// The parameter's value.
     pub fn get(&self, name: &str) -> Option<&str> {
         self.iter().find(|(found, _)| *found == name).map(|(_, value)| value)
     }

@@ -6,13 +6,10 @@ use crate::input::Limits;
 
 /// What a member holds.
 pub enum Shape {
-    /// A text.
     Text(Text),
     /// An integer of 32 bits.
     Integer(Integer),
-    /// True or false.
     Flag,
-    /// A list.
     List(List),
     /// Values by text.
     Map(Entries),
@@ -25,13 +22,10 @@ pub enum Shape {
 /// Inclusive bounds of a value, a length or a number of entries.
 #[derive(Clone, Copy)]
 pub struct Bounds {
-    /// The smallest.
     pub min: Option<i64>,
-    /// The largest.
     pub max: Option<i64>,
 }
 
-/// A text's constraints.
 pub struct Text {
     /// Bounds of the length, in characters, or bytes if `in_bytes`.
     pub bounds: Bounds,
@@ -79,15 +73,12 @@ impl Text {
     }
 }
 
-/// An integer's constraints.
 pub struct Integer {
-    /// Bounds of the value.
     pub bounds: Bounds,
     /// A value that fits.
     pub example: i64,
 }
 
-/// A list's constraints.
 pub struct List {
     /// The shape of an element.
     pub of: &'static Shape,
@@ -97,9 +88,7 @@ pub struct List {
 
 /// A map's constraints.
 pub struct Entries {
-    /// The shape of a key.
     pub key: &'static Text,
-    /// The shape of a value.
     pub value: &'static Shape,
     /// Bounds of the number of entries.
     pub bounds: Bounds,
@@ -111,31 +100,24 @@ pub struct Structure {
     pub members: Vec<Member>,
 }
 
-/// One of them.
 pub struct Member {
     /// As it is on the wire.
     pub name: &'static str,
-    /// What it holds.
     pub shape: &'static Shape,
-    /// Whether it must be there.
     pub required: bool,
-    /// Where it travels.
     pub place: Located,
 }
 
 /// Where a member travels.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Located {
-    /// In the path.
     Path,
     /// Under this key of the query.
     Query(&'static str),
-    /// In the body.
     Body,
 }
 
 impl Structure {
-    /// The member of that name.
     pub fn member(&self, name: &str) -> Option<&Member> {
         self.members.iter().find(|member| member.name == name)
     }
@@ -176,7 +158,6 @@ impl Pattern {
         Self { text: text.to_owned(), regex }
     }
 
-    /// True when the whole text matches.
     pub fn matches(&self, text: &str) -> bool {
         self.regex.is_match(text)
     }

@@ -10,28 +10,14 @@ use zip::write::SimpleFileOptions;
 /// Why a directory cannot become an artifact.
 #[derive(Debug, thiserror::Error)]
 pub enum ArchiveError {
-    /// There is no Dockerfile at its root.
     #[error("{0} has no Dockerfile at its root")]
     NoDockerfile(PathBuf),
-    /// A path is not text.
     #[error("the file name {0} is not valid UTF-8")]
     Name(PathBuf),
-    /// It holds more than an artifact may.
     #[error("{directory} holds more than {limit} files")]
-    TooMany {
-        /// The directory.
-        directory: PathBuf,
-        /// Most files an artifact may have.
-        limit: usize,
-    },
-    /// Reading or writing failed.
+    TooMany { directory: PathBuf, limit: usize },
     #[error("cannot zip {path}")]
-    Io {
-        /// The file at hand.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    Io { path: PathBuf, source: io::Error },
 }
 
 /// Most files one artifact may have; image-builder refuses more.
@@ -40,9 +26,6 @@ const FILES_MAX: usize = 10_000;
 /// Writes `directory` as a zip into `out`: files and directories in a fixed
 /// order with a fixed date, so that the same tree gives the same bytes.
 /// Symbolic links and special files are left out; `.git` is skipped.
-///
-/// # Errors
-/// When there is no Dockerfile, or something cannot be read or written.
 pub fn zip_directory(directory: &Path, out: impl Write + Seek) -> Result<(), ArchiveError> {
     if !directory.join("Dockerfile").is_file() {
         return Err(ArchiveError::NoDockerfile(directory.to_owned()));

@@ -7,15 +7,10 @@ use tonic::Status;
 
 /// A request that a service answers with one message.
 pub trait Call: Clone + Send + Sized + 'static {
-    /// The answer.
     type Answer: Send + 'static;
-    /// The service that answers.
     const ROLE: Role;
 
     /// Makes the call.
-    ///
-    /// # Errors
-    /// As [`Replicas::call`].
     fn send(self, replicas: &Replicas, bounds: CallBounds) -> BoxFuture<'_, Result<Self::Answer, Status>>;
 }
 

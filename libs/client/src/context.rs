@@ -47,14 +47,12 @@ pub struct Context {
     pub ca: PathBuf,
     /// The admin certificate, PEM.
     pub cert: PathBuf,
-    /// Its key, PEM.
     pub key: PathBuf,
     /// The S3 endpoint for artifacts. Its key pair is the fleet's root access
     /// key, which signs calls of the AWS-compatible API as well.
     pub s3: S3Access,
 }
 
-/// How to reach S3.
 #[derive(Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct S3Access {
@@ -62,9 +60,7 @@ pub struct S3Access {
     pub endpoint: String,
     /// Region used in signatures.
     pub region: String,
-    /// Access key id.
     pub access_key_id: String,
-    /// Secret access key.
     pub secret_access_key: String,
 }
 
@@ -74,35 +70,17 @@ impl std::fmt::Debug for S3Access {
     }
 }
 
-/// Why a fleet's context cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum ContextError {
-    /// No fleet was ever started there.
     #[error("no fleet in {data_dir}")]
-    NoFleet {
-        /// The data directory.
-        data_dir: PathBuf,
-    },
-    /// The file is not ours to read or write.
+    NoFleet { data_dir: PathBuf },
     #[error("cannot use {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
+    File { path: PathBuf, source: std::io::Error },
     /// The file is not what `torpor up` writes.
     #[error("{path} is damaged: {message}")]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        message: String,
-    },
-    /// The admin certificate cannot be used.
+    Damaged { path: PathBuf, message: String },
     #[error("cannot use the admin certificate")]
     Identity(#[from] IdentityError),
-    /// An address is malformed.
     #[error("{}", .0.message())]
     Address(Status),
 }
@@ -115,9 +93,6 @@ impl Context {
     }
 
     /// Reads the context of the fleet in `data_dir`, environment applied.
-    ///
-    /// # Errors
-    /// When there is none, or it cannot be read.
     pub fn load(data_dir: &Path) -> Result<Self, ContextError> {
         let path = Self::file(data_dir);
         let text = std::fs::read_to_string(&path).map_err(|source| match source.kind() {
@@ -158,9 +133,6 @@ impl Context {
     }
 
     /// The admin identity.
-    ///
-    /// # Errors
-    /// When a file is missing or unusable.
     pub fn identity(&self) -> Result<Arc<TlsIdentity>, ContextError> {
         Ok(TlsIdentity::load(&self.ca, &self.cert, &self.key)?)
     }
@@ -198,17 +170,11 @@ impl Context {
     }
 
     /// Client of the scheduler's microVM service, for its streams.
-    ///
-    /// # Errors
-    /// As [`Context::replicas`].
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
         Ok(MicrovmServiceClient::new(self.channel(Role::Scheduler)?))
     }
 
     /// Client of image-builder, for its streams.
-    ///
-    /// # Errors
-    /// As [`Context::replicas`].
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
         Ok(ImageServiceClient::new(self.channel(Role::ImageBuilder)?))
     }

@@ -26,7 +26,6 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Protocol spoken to the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum HttpVersion {
-    /// HTTP/1.1.
     #[default]
     Http1,
     /// HTTP/2, agreed by ALPN.
@@ -36,31 +35,16 @@ pub enum HttpVersion {
 /// Why a request could not be made.
 #[derive(Debug, thiserror::Error)]
 pub enum EndpointError {
-    /// The CA file cannot be used.
     #[error("cannot use the CA certificate {path}")]
-    Ca {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
-    },
-    /// The endpoint's name is no host name.
+    Ca { path: PathBuf, source: Box<dyn std::error::Error + Send + Sync> },
     #[error("'{0}' is not a host name")]
     Name(String),
-    /// The edge cannot be reached, or TLS failed.
     #[error("cannot connect to the edge at {address}")]
-    Connect {
-        /// The edge's address.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The connection broke.
+    Connect { address: String, source: std::io::Error },
     #[error("the request failed")]
     Http(#[from] hyper::Error),
 }
 
-/// Makes connections to endpoints.
 #[derive(Clone)]
 pub struct EndpointClient {
     tls: Arc<ClientConfig>,
@@ -68,9 +52,6 @@ pub struct EndpointClient {
 
 impl EndpointClient {
     /// Trusts the CA in the PEM file `ca`.
-    ///
-    /// # Errors
-    /// When the file holds no certificate.
     pub fn new(ca: &Path) -> Result<Self, EndpointError> {
         rpc::install_crypto_provider();
         let failed = |source: Box<dyn std::error::Error + Send + Sync>| EndpointError::Ca {
@@ -88,9 +69,6 @@ impl EndpointClient {
     }
 
     /// Connects to the edge at `address` for the endpoint `host`.
-    ///
-    /// # Errors
-    /// When the edge is out of reach or its certificate does not fit.
     pub fn connect<'a>(
         &'a self,
         address: &'a str,
@@ -138,7 +116,6 @@ enum Sender {
     Http2(http2::SendRequest<Full<Bytes>>),
 }
 
-/// An open connection to one endpoint.
 pub struct EndpointConnection {
     sender: Sender,
     host: String,
@@ -147,9 +124,6 @@ pub struct EndpointConnection {
 impl EndpointConnection {
     /// Sends a request whose URI is a path; answers when the response's head is
     /// there. The caller bounds the wait.
-    ///
-    /// # Errors
-    /// When the connection breaks.
     pub fn send(
         &mut self,
         mut request: Request<Full<Bytes>>,

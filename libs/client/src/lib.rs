@@ -2,8 +2,6 @@
 //! its endpoints over HTTPS, and the zip a directory becomes. The CLI and the
 //! load test stand on it; it makes no decision of its own.
 
-#![warn(missing_docs)]
-
 mod archive;
 mod call;
 mod context;

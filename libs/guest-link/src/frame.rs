@@ -17,21 +17,15 @@ pub const PREFIX_BYTES: usize = 4;
 /// Why bytes are not a frame, or a frame does not fit the wire.
 #[derive(Debug, thiserror::Error)]
 pub enum FrameError {
-    /// The frame is larger than [`FRAME_BYTES_MAX`].
     #[error("frame of {0} bytes is over the limit of {FRAME_BYTES_MAX}")]
     TooLarge(usize),
-    /// The bytes are not an encoded [`Frame`].
     #[error("malformed frame")]
     Malformed(#[from] prost::DecodeError),
-    /// The stream failed, or ended inside a frame.
     #[error("frame stream failed")]
     Io(#[from] io::Error),
 }
 
 /// Encodes a frame with its length prefix.
-///
-/// # Errors
-/// [`FrameError::TooLarge`].
 pub fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
     let length = frame.encoded_len();
     if length > FRAME_BYTES_MAX {
@@ -45,27 +39,18 @@ pub fn encode(frame: &Frame) -> Result<Vec<u8>, FrameError> {
 }
 
 /// Length of the frame that a prefix announces, in bytes.
-///
-/// # Errors
-/// [`FrameError::TooLarge`].
 pub fn announced_length(prefix: [u8; PREFIX_BYTES]) -> Result<usize, FrameError> {
     let length = u32::from_be_bytes(prefix) as usize;
     if length > FRAME_BYTES_MAX { Err(FrameError::TooLarge(length)) } else { Ok(length) }
 }
 
 /// Decodes the body of a frame (without its prefix).
-///
-/// # Errors
-/// [`FrameError::Malformed`].
 pub fn decode(body: &[u8]) -> Result<Frame, FrameError> {
     Ok(Frame::decode(body)?)
 }
 
 /// Takes the first frame out of `bytes`: the frame and how many bytes it took,
 /// or `None` while it is incomplete.
-///
-/// # Errors
-/// As [`announced_length`] and [`decode`].
 pub fn split_first(bytes: &[u8]) -> Result<Option<(Frame, usize)>, FrameError> {
     let Some(prefix) = bytes.first_chunk::<PREFIX_BYTES>() else {
         return Ok(None);
@@ -78,9 +63,6 @@ pub fn split_first(bytes: &[u8]) -> Result<Option<(Frame, usize)>, FrameError> {
 }
 
 /// Reads one frame; `None` when the stream ends cleanly between frames.
-///
-/// # Errors
-/// As [`FrameError`].
 pub fn read(stream: &mut impl Read) -> Result<Option<Frame>, FrameError> {
     let mut prefix = [0; PREFIX_BYTES];
     let mut filled = 0;

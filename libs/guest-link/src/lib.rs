@@ -14,8 +14,6 @@
 //! What this is not: it opens no connection (the caller brings the stream) and
 //! decides nothing about what an answer means.
 
-#![warn(missing_docs)]
-
 pub mod frame;
 #[cfg(feature = "host")]
 mod link;

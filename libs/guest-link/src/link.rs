@@ -50,28 +50,19 @@ const REPORT_SLACK: Duration = Duration::from_secs(2);
 /// Why an exchange has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
-    /// The link is dead; the reason says why.
     #[error("the link to the guest is closed: {0}")]
     Closed(String),
     /// The guest did not answer in time. The link may still work.
     #[error("the guest did not answer {call} within {after:?}")]
-    TimedOut {
-        /// Name of the exchange.
-        call: &'static str,
-        /// The time it had.
-        after: Duration,
-    },
-    /// The guest answered that the request failed.
+    TimedOut { call: &'static str, after: Duration },
     #[error("the guest failed {call}: {message}")]
     Failed {
-        /// Name of the exchange.
         call: &'static str,
         /// The guest's sentence, cut at 512 bytes.
         message: String,
         /// True when the guest found the request itself wrong.
         invalid: bool,
     },
-    /// The guest answered with another message than the one asked for.
     #[error("the guest answered {0} with another message")]
     Protocol(&'static str),
     /// More exchanges at a time than a link carries, or a request over the frame limit.
@@ -92,10 +83,7 @@ pub enum Event {
     /// The app's first process has ended. Sent again on every new link.
     AppExited(AppExited),
     /// The link is dead; the last event.
-    Closed {
-        /// Why.
-        reason: String,
-    },
+    Closed { reason: String },
 }
 
 /// One link to one guest. Cloning gives another handle to the same link; the
@@ -205,9 +193,6 @@ impl Link {
     }
 
     /// Has the guest get ready for a snapshot; `sync` for bakes.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn prepare_snapshot(&self, sync: bool) -> Result<(), Error> {
         let request = Body::PrepareSnapshotRequest(PrepareSnapshotRequest { sync });
         match self.call("PrepareSnapshot", request, PREPARE_TIMEOUT).await? {
@@ -218,9 +203,6 @@ impl Link {
 
     /// Gives a restored clone its own identity. Let nothing reach the app before
     /// this has succeeded; on any error stop the microVM.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn repair_identity(
         &self,
         request: RepairIdentityRequest,
@@ -257,9 +239,6 @@ impl Link {
     }
 
     /// Reads what the guest uses. The guest's word: show it, bill nothing by it.
-    ///
-    /// # Errors
-    /// As [`Error`].
     pub async fn stats(&self) -> Result<GetStatsResponse, Error> {
         match self.call("GetStats", Body::GetStatsRequest(GetStatsRequest {}), ANSWER_TIMEOUT).await? {
             Body::GetStatsResponse(response) => Ok(response),

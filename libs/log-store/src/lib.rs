@@ -7,8 +7,6 @@
 //!
 //! Not here: rates, what the lines mean, and where a log goes in the end.
 
-#![warn(missing_docs)]
-
 mod line;
 mod log;
 mod reader;

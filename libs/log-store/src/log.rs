@@ -15,9 +15,7 @@ use crate::reader::{Reader, stored_lines};
 /// How large a log gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Bounds {
-    /// Bytes of one file.
     pub file_bytes_max: u64,
-    /// What happens then.
     pub full: Full,
 }
 
@@ -28,10 +26,7 @@ pub enum Full {
     /// before it: a log has at most two files.
     Rotate,
     /// A line says so, and only the platform's lines are still taken, up to this many more bytes.
-    Stop {
-        /// Bytes beyond the bound.
-        platform_bytes_max: u64,
-    },
+    Stop { platform_bytes_max: u64 },
 }
 
 /// A log that is being written.
@@ -70,9 +65,6 @@ struct State {
 
 impl Log {
     /// Opens the log whose current file is `path`, or begins it. Its directory must be there.
-    ///
-    /// # Errors
-    /// When its file cannot be made.
     pub fn open(path: &Path, bounds: Bounds) -> io::Result<Self> {
         let files = Files::of(path);
         let (mut next, mut origin) = (0, 0);
@@ -87,9 +79,6 @@ impl Log {
     }
 
     /// Begins a log at `path` in place of one that may be there.
-    ///
-    /// # Errors
-    /// As [`Log::open`].
     pub fn begin(path: &Path, bounds: Bounds) -> io::Result<Self> {
         match std::fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),

@@ -44,9 +44,6 @@ impl Reader {
     }
 
     /// The next lines, at most a message full; none when there are no more yet. Blocking.
-    ///
-    /// # Errors
-    /// When the file cannot be read.
     pub fn read(&mut self) -> io::Result<Vec<LogLine>> {
         while !self.batch.is_full() {
             if let Some(file) = &mut self.file {

@@ -56,7 +56,6 @@ impl ManagedConnector {
         }
     }
 
-    /// The connector of that name.
     #[must_use]
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|connector| connector.name() == name)
@@ -100,7 +99,6 @@ pub enum ConnectorResource {
 }
 
 impl ConnectorArn {
-    /// ARN of a platform connector.
     #[must_use]
     pub fn managed(region: &str, connector: ManagedConnector) -> Self {
         let name = connector.name().parse().expect("the platform's names have the form of names");
@@ -116,7 +114,6 @@ impl ConnectorArn {
         }
     }
 
-    /// ARN of an account's connector.
     #[must_use]
     pub fn customer(region: &str, account: &str, key: ConnectorName, version: Option<u64>) -> Self {
         Self {

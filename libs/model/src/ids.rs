@@ -28,7 +28,6 @@ macro_rules! text_id {
         pub struct $name(String);
 
         impl $name {
-            /// The id as text.
             #[must_use]
             pub fn as_str(&self) -> &str {
                 &self.0
@@ -101,13 +100,11 @@ const ROLE_ARN_LENGTH: std::ops::RangeInclusive<usize> = 20..=2048;
 const KMS_KEY_BYTES_MAX: usize = 2048;
 
 impl MicrovmId {
-    /// The id made from a UUID.
     #[must_use]
     pub fn from_uuid(uuid: Uuid) -> Self {
         Self(format!("{MICROVM_PREFIX}{}", uuid.hyphenated()))
     }
 
-    /// The UUID in the id.
     #[must_use]
     pub fn uuid(&self) -> Uuid {
         Uuid::parse_str(&self.0[MICROVM_PREFIX.len()..]).expect("checked when it was parsed")
@@ -299,7 +296,6 @@ pub struct ImageArn {
     pub region: String,
     /// Account, 12 digits, or "aws" for a platform image.
     pub account: String,
-    /// Name of the image.
     pub name: ImageName,
 }
 
@@ -345,13 +341,11 @@ impl ImageIdentifier {
         Ok(Self(arn.name))
     }
 
-    /// The image's name.
     #[must_use]
     pub fn name(&self) -> &ImageName {
         &self.0
     }
 
-    /// The image's name, by value.
     #[must_use]
     pub fn into_name(self) -> ImageName {
         self.0

@@ -2,8 +2,6 @@
 //! way a request's violations are collected. Pure: no I/O, no clock, no wire
 //! types. Services translate their wire messages into these at the edge.
 
-#![warn(missing_docs)]
-
 pub mod connectors;
 pub mod ids;
 pub mod limits;

@@ -84,8 +84,6 @@ pub const RUNTIME_HOOK_TIMEOUT_MAX: Duration = Duration::from_secs(60);
 pub const BUILD_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(30);
 /// Window of the other hooks when the image gives none.
 pub const RUNTIME_HOOK_TIMEOUT_DEFAULT: Duration = Duration::from_secs(1);
-/// Guest port a request goes to when it names none.
-pub const DEFAULT_GUEST_PORT: u16 = 8080;
 /// Most statements of an access key's policy. The scheduler that stores a policy and
 /// the edges that read it agree on these.
 pub const POLICY_STATEMENTS_MAX: usize = 20;

@@ -15,9 +15,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("{event} is not possible in state {state}")]
 pub struct IllegalTransition {
-    /// Wire name of the state.
     pub state: &'static str,
-    /// Name of the event.
     pub event: &'static str,
 }
 
@@ -29,7 +27,6 @@ macro_rules! names {
             $($(#[$vdoc])* #[serde(rename = $wire)] $variant),+
         }
         impl $name {
-            /// Every value, in order.
             pub const ALL: &'static [Self] = &[$(Self::$variant),+];
 
             /// The name on the wire.
@@ -53,13 +50,9 @@ names!(
         Pending = "PENDING",
         /// The endpoint answers.
         Running = "RUNNING",
-        /// Being put to sleep.
         Suspending = "SUSPENDING",
-        /// Asleep.
         Suspended = "SUSPENDED",
-        /// Being ended.
         Terminating = "TERMINATING",
-        /// Ended for good.
         Terminated = "TERMINATED",
     }
 );
@@ -68,7 +61,6 @@ names!(
     MicrovmEvent {
         /// The launch or wake succeeded.
         Started = "started",
-        /// A suspend began.
         SuspendBegan = "suspend-began",
         /// The suspend is durable.
         SuspendDone = "suspend-done",
@@ -76,7 +68,6 @@ names!(
         SuspendFailed = "suspend-failed",
         /// A wake failed; it sleeps on.
         WakeFailed = "wake-failed",
-        /// The end began.
         TerminateBegan = "terminate-began",
         /// Everything is released, whoever caused it.
         Ended = "ended",
@@ -85,9 +76,6 @@ names!(
 
 impl MicrovmState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: MicrovmEvent) -> Result<Self, IllegalTransition> {
         use MicrovmEvent as E;
         Ok(match (self, event) {
@@ -122,11 +110,9 @@ names!(
         Updated = "UPDATED",
         /// A later version failed.
         UpdateFailed = "UPDATE_FAILED",
-        /// Being deleted.
         Deleting = "DELETING",
         /// Could not be deleted.
         DeleteFailed = "DELETE_FAILED",
-        /// Gone.
         Deleted = "DELETED",
     }
 );
@@ -135,28 +121,20 @@ names!(
     ImageEvent {
         /// A build of a new version began.
         UpdateBegan = "update-began",
-        /// The build succeeded.
         BuildSucceeded = "build-succeeded",
-        /// The build failed.
         BuildFailed = "build-failed",
         /// The delete of one of its versions began.
         TrimBegan = "trim-began",
         /// No version of it is being deleted any more.
         TrimEnded = "trim-ended",
-        /// A delete began.
         DeleteBegan = "delete-began",
-        /// The delete failed.
         DeleteFailed = "delete-failed",
-        /// Everything is gone.
         DeleteDone = "delete-done",
     }
 );
 
 impl ImageState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: ImageEvent) -> Result<Self, IllegalTransition> {
         use ImageEvent as E;
         Ok(match (self, event) {
@@ -200,15 +178,10 @@ names!(
     VersionState {
         /// Waiting for a builder.
         Pending = "PENDING",
-        /// Being built.
         InProgress = "IN_PROGRESS",
-        /// Built.
         Successful = "SUCCESSFUL",
-        /// Failed.
         Failed = "FAILED",
-        /// Being deleted.
         Deleting = "DELETING",
-        /// Gone.
         Deleted = "DELETED",
         /// Could not be deleted.
         DeleteFailed = "DELETE_FAILED",
@@ -219,24 +192,16 @@ names!(
     VersionEvent {
         /// A builder took its build.
         BuildBegan = "build-began",
-        /// The build succeeded.
         BuildSucceeded = "build-succeeded",
-        /// The build failed.
         BuildFailed = "build-failed",
-        /// A delete began.
         DeleteBegan = "delete-began",
-        /// The delete failed.
         DeleteFailed = "delete-failed",
-        /// Everything is gone.
         DeleteDone = "delete-done",
     }
 );
 
 impl VersionState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: VersionEvent) -> Result<Self, IllegalTransition> {
         use VersionEvent as E;
         Ok(match (self, event) {
@@ -261,11 +226,8 @@ names!(
     BuildState {
         /// Waiting for a builder.
         Pending = "PENDING",
-        /// Running.
         InProgress = "IN_PROGRESS",
-        /// Done.
         Successful = "SUCCESSFUL",
-        /// Failed.
         Failed = "FAILED",
     }
 );
@@ -274,18 +236,13 @@ names!(
     BuildEvent {
         /// A builder took it.
         Began = "began",
-        /// It succeeded.
         Succeeded = "succeeded",
-        /// It failed.
         Failed = "failed",
     }
 );
 
 impl BuildState {
     /// The state after `event`.
-    ///
-    /// # Errors
-    /// When the state does not allow it.
     pub fn next(self, event: BuildEvent) -> Result<Self, IllegalTransition> {
         use BuildEvent as E;
         Ok(match (self, event) {
@@ -307,9 +264,7 @@ names!(
         Pending = "PENDING",
         /// May be passed to launches.
         Active = "ACTIVE",
-        /// Being deleted.
         Deleting = "DELETING",
-        /// Gone.
         Deleted = "DELETED",
     }
 );

@@ -34,7 +34,6 @@ impl Violations {
         }
     }
 
-    /// Whether nothing is wrong.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
@@ -47,9 +46,6 @@ impl Violations {
     }
 
     /// `Ok` when nothing is wrong.
-    ///
-    /// # Errors
-    /// The violations themselves.
     pub fn finish(self) -> Result<(), Self> {
         if self.is_empty() { Ok(()) } else { Err(self) }
     }

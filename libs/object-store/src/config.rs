@@ -12,7 +12,6 @@ pub struct Config {
     pub region: String,
     /// Access key; requests are not signed when this or the secret is missing.
     pub access_key_id: Option<String>,
-    /// Secret of the access key.
     pub secret_access_key: Option<String>,
     /// Bucket in the path instead of in the host name; nearly every server but AWS wants it.
     pub path_style: bool,

@@ -6,101 +6,50 @@ use aws_sdk_s3::error::{ProvideErrorMetadata, SdkError};
 ///
 /// *Determinate* errors say that the store was not changed by the call;
 /// after the others it may or may not have been, see [`Error::determinate`].
+/// Of a list, `key` is the prefix; a `detail` is the store's code or the kind of failure.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Nothing is stored under the key. A request without an answer body (head)
     /// cannot tell this from a missing bucket.
     #[error("s3://{bucket}/{key} does not exist")]
-    NotFound {
-        /// Bucket asked.
-        bucket: String,
-        /// Key asked for.
-        key: String,
-    },
-    /// There is no such bucket.
+    NotFound { bucket: String, key: String },
     #[error("the bucket {bucket} does not exist")]
-    NoSuchBucket {
-        /// Bucket asked.
-        bucket: String,
-    },
+    NoSuchBucket { bucket: String },
     /// The credentials are wrong or have no right to the object.
     #[error("access to s3://{bucket}/{key} was denied ({code})")]
-    AccessDenied {
-        /// Bucket asked.
-        bucket: String,
-        /// Key asked for; a prefix for lists.
-        key: String,
-        /// The store's own code, such as `SignatureDoesNotMatch`.
-        code: String,
-    },
-    /// A body, file or list is larger than the caller's or our own limit.
+    AccessDenied { bucket: String, key: String, code: String },
+    /// A body, file or list is larger than the caller's or our own limit: bytes, or keys of a list.
     #[error("s3://{bucket}/{key} is over the limit of {limit}")]
-    TooLarge {
-        /// Bucket asked.
-        bucket: String,
-        /// Key asked for; a prefix for lists.
-        key: String,
-        /// The limit: bytes for bodies and files, keys for lists.
-        limit: u64,
-    },
+    TooLarge { bucket: String, key: String, limit: u64 },
     /// The object is already there, or is not the version expected.
     ///
     /// A conditional put whose first attempt was applied but whose answer was
     /// lost ends here too, when its second attempt meets the object of the
     /// first. Compare the content before concluding that someone else wrote it.
     #[error("s3://{bucket}/{key} is not in the state the request asked for")]
-    PreconditionFailed {
-        /// Bucket asked.
-        bucket: String,
-        /// Key asked for.
-        key: String,
-    },
+    PreconditionFailed { bucket: String, key: String },
     /// The store did not answer in time, answered 5xx, or broke off; all
     /// attempts are used up. Trying again later is reasonable.
     #[error("S3 is unavailable for {operation} of s3://{bucket}/{key}: {detail}")]
     Unavailable {
-        /// What was attempted, such as `put`.
         operation: &'static str,
-        /// Bucket asked.
         bucket: String,
-        /// Key asked for; a prefix for lists.
         key: String,
-        /// The store's code or the kind of failure.
         detail: String,
-        /// What the client library said, when it said something.
-        #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
-    /// The key may not be used with any store.
+    /// The key, cut to 80 characters here, may not be used with any store.
     #[error("the object key {key:?} is not allowed: {reason}")]
-    InvalidKey {
-        /// The key, cut to 80 characters.
-        key: String,
-        /// The rule it breaks.
-        reason: &'static str,
-    },
-    /// Reading or writing the local file failed.
+    InvalidKey { key: String, reason: &'static str },
     #[error("local file {path}")]
-    File {
-        /// The file.
-        path: std::path::PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: std::io::Error,
-    },
+    File { path: std::path::PathBuf, source: std::io::Error },
     /// The store refused the request for a reason of its own.
     #[error("S3 refused {operation} of s3://{bucket}/{key}: {detail}")]
     Other {
-        /// What was attempted.
         operation: &'static str,
-        /// Bucket asked.
         bucket: String,
-        /// Key asked for; a prefix for lists.
         key: String,
-        /// The store's code or the kind of failure.
         detail: String,
-        /// What the client library said, when it said something.
-        #[source]
         source: Option<Box<dyn std::error::Error + Send + Sync>>,
     },
 }
@@ -129,6 +78,9 @@ impl Error {
     }
 }
 
+/// What the client library said, when it said something.
+type Source = Option<Box<dyn std::error::Error + Send + Sync>>;
+
 /// What a request was about, to name it in its error.
 #[derive(Clone, Copy)]
 pub(crate) struct Target<'a> {
@@ -146,11 +98,7 @@ impl Target<'_> {
         Error::TooLarge { bucket: self.bucket.to_owned(), key: self.key.to_owned(), limit }
     }
 
-    pub(crate) fn unavailable(
-        self,
-        detail: impl Into<String>,
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub(crate) fn unavailable(self, detail: impl Into<String>, source: Source) -> Error {
         Error::Unavailable {
             operation: self.operation,
             bucket: self.bucket.to_owned(),
@@ -160,11 +108,7 @@ impl Target<'_> {
         }
     }
 
-    pub(crate) fn other(
-        self,
-        detail: impl Into<String>,
-        source: Option<Box<dyn std::error::Error + Send + Sync>>,
-    ) -> Error {
+    pub(crate) fn other(self, detail: impl Into<String>, source: Source) -> Error {
         Error::Other {
             operation: self.operation,
             bucket: self.bucket.to_owned(),

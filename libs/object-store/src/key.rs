@@ -8,9 +8,6 @@ pub const KEY_BYTES_MAX: usize = 1024;
 /// Refuses keys that S3 or a server that keeps objects as files would read
 /// differently from how they were meant: empty ones, ones with empty, `.` or
 /// `..` segments, control characters, or more than [`KEY_BYTES_MAX`] bytes.
-///
-/// # Errors
-/// [`Error::InvalidKey`] with the rule that is broken.
 pub fn check_key(key: &str) -> Result<(), Error> {
     let reason = if key.is_empty() {
         "it is empty"

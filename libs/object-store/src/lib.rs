@@ -11,8 +11,6 @@
 //! Any S3-compatible endpoint will do. Checksums are sent only where the
 //! protocol demands them, because servers other than AWS refuse the rest.
 
-#![warn(missing_docs)]
-
 mod config;
 mod error;
 mod key;

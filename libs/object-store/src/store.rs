@@ -43,6 +43,9 @@ pub struct ObjectHead {
 }
 
 /// A handle on one S3 endpoint; clones share connections.
+///
+/// Every request may end with [`Error::NoSuchBucket`] (one for a single object: [`Error::NotFound`]),
+/// [`Error::InvalidKey`], [`Error::AccessDenied`] or [`Error::Unavailable`]; a method names what else it may.
 #[derive(Debug, Clone)]
 pub struct Store {
     client: Client,
@@ -137,8 +140,7 @@ impl Store {
     /// old object or all of the new one.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] over [`BODY_BYTES_MAX`], [`Error::InvalidKey`],
-    /// [`Error::NoSuchBucket`], [`Error::AccessDenied`], [`Error::Unavailable`].
+    /// [`Error::TooLarge`] over [`BODY_BYTES_MAX`].
     pub fn put<'a>(&'a self, bucket: &'a str, key: &'a str, body: Bytes) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(self.put_object(Target { operation: "put", bucket, key }, body, None))
     }
@@ -182,8 +184,7 @@ impl Store {
     /// The object's bytes, if they are at most `bytes_max`.
     ///
     /// # Errors
-    /// [`Error::NotFound`], [`Error::TooLarge`] (also over [`BODY_BYTES_MAX`]),
-    /// [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
+    /// [`Error::TooLarge`], also over [`BODY_BYTES_MAX`].
     pub fn get<'a>(
         &'a self,
         bucket: &'a str,
@@ -255,10 +256,6 @@ impl Store {
     }
 
     /// Size and version tag of an object.
-    ///
-    /// # Errors
-    /// [`Error::NotFound`] also for a missing bucket, [`Error::InvalidKey`],
-    /// [`Error::AccessDenied`], [`Error::Unavailable`].
     pub fn head<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<ObjectHead, Error>> {
         Box::pin(async move {
             let target = Target { operation: "head", bucket, key };
@@ -280,9 +277,6 @@ impl Store {
     }
 
     /// Deletes an object; one that is not there is fine.
-    ///
-    /// # Errors
-    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
     pub fn delete<'a>(&'a self, bucket: &'a str, key: &'a str) -> BoxFuture<'a, Result<(), Error>> {
         Box::pin(async move {
             let target = Target { operation: "delete", bucket, key };

@@ -2,7 +2,6 @@
 
 use std::error::Error as StdError;
 
-/// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// A key is not as the caller expected; nothing was written.
@@ -19,32 +18,20 @@ pub enum Error {
     LeaseLost,
     /// A key, value, list or transaction is over its bound; nothing was written.
     #[error("{what} exceeds its limit of {limit}")]
-    TooLarge {
-        /// What is too large.
-        what: String,
-        /// The bound.
-        limit: usize,
-    },
+    TooLarge { what: String, limit: usize },
     /// etcd did not answer in time or is out of reach.
     #[error("etcd is unavailable: {detail}")]
     Unavailable {
         /// True when a write certainly did not happen.
         determinate: bool,
-        /// What was seen.
         detail: String,
     },
     /// etcd answered no (credentials, a bad argument); repeating will not help.
     #[error("etcd refused: {detail}")]
-    Refused {
-        /// etcd's words.
-        detail: String,
-    },
+    Refused { detail: String },
     /// A setting does not make sense (address, certificate file).
     #[error("etcd settings: {detail}")]
-    Settings {
-        /// What is wrong.
-        detail: String,
-    },
+    Settings { detail: String },
 }
 
 impl Error {

@@ -49,9 +49,6 @@ impl Drop for Shared {
 
 impl Store {
     /// Takes a lease that lives `ttl` (whole seconds, at least 1) beyond its last keepalive.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`].
     pub fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease>> {
         Box::pin(async move {
             let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
@@ -67,7 +64,6 @@ impl Store {
 }
 
 impl Lease {
-    /// etcd's id of the lease.
     #[must_use]
     pub fn id(&self) -> i64 {
         self.shared.id

@@ -8,8 +8,6 @@
 //!
 //! Not here: what the values mean. They are bytes.
 
-#![warn(missing_docs)]
-
 mod commit;
 mod election;
 mod error;

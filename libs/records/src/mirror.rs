@@ -108,13 +108,11 @@ impl<T> Entries<T> {
         Self { all: BTreeMap::new(), entries_max, read: Box::new(read) }
     }
 
-    /// The entries by key.
     #[must_use]
     pub fn all(&self) -> &BTreeMap<String, T> {
         &self.all
     }
 
-    /// Takes in one event.
     pub fn apply(&mut self, event: Event) {
         match event {
             Event::Snapshot(listed) => {

@@ -11,9 +11,7 @@ use crate::{Error, Result};
 pub struct TlsFiles {
     /// Authority that signed etcd's certificate.
     pub ca: PathBuf,
-    /// Our certificate.
     pub cert: PathBuf,
-    /// Our key.
     pub key: PathBuf,
 }
 

@@ -29,7 +29,6 @@ const LIST_ATTEMPTS: usize = 3;
 /// A value and the revision that wrote it, for the next compare-and-set.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Versioned<T = Vec<u8>> {
-    /// The value.
     pub value: T,
     /// etcd's `mod_revision` of the key.
     pub revision: i64,
@@ -41,11 +40,9 @@ pub type Listing = (Vec<(String, Versioned)>, i64);
 /// What a write expects to find.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Expect {
-    /// The key does not exist.
     Absent,
     /// The key was last written at this revision.
     Revision(i64),
-    /// Anything.
     Any,
 }
 
@@ -58,16 +55,13 @@ pub enum Write {
         key: String,
         /// At most [`VALUE_BYTES_MAX`] bytes.
         value: Vec<u8>,
-        /// What must be there.
         expect: Expect,
         /// [`Lease::id`]; the key goes when the lease goes.
         lease: Option<i64>,
     },
-    /// Removes a key.
     Delete {
         /// Key without root.
         key: String,
-        /// What must be there.
         expect: Expect,
     },
 }
@@ -129,9 +123,6 @@ impl Store {
     }
 
     /// Reads one key.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`].
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
             let mut kv = self.kv();
@@ -193,9 +184,6 @@ impl Store {
     }
 
     /// How many keys start with `prefix`.
-    ///
-    /// # Errors
-    /// [`Error::Unavailable`], [`Error::Refused`].
     pub fn count<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<usize>> {
         Box::pin(async move {
             let start = self.full(prefix)?;
@@ -223,9 +211,6 @@ impl Store {
     }
 
     /// Removes a key if it is as expected. Returns the revision of the removal.
-    ///
-    /// # Errors
-    /// As [`Store::put_if`].
     pub fn delete_if<'a>(
         &'a self,
         key: &str,
@@ -260,9 +245,6 @@ impl Store {
 
     /// Does all writes or none. With a guard, only while that leadership holds: checked by the local clock
     /// first and by etcd in the same transaction. Returns the revision of the transaction.
-    ///
-    /// # Errors
-    /// As [`Store::put_if`].
     pub fn txn<'a>(
         &'a self,
         writes: Vec<Write>,
@@ -312,9 +294,6 @@ impl Store {
     }
 
     /// The instance that holds an election now, if any.
-    ///
-    /// # Errors
-    /// As [`Store::get`].
     pub fn leader<'a>(&'a self, election: &'a str) -> BoxFuture<'a, Result<Option<String>>> {
         Box::pin(async move {
             let value = self.get(&crate::election::election_key(election)).await?;

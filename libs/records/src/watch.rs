@@ -27,9 +27,7 @@ const RELIST_AFTER: Duration = Duration::from_secs(60);
 pub enum Event {
     /// Everything there is: replaces all that was known.
     Snapshot(Vec<(String, Versioned)>),
-    /// A key was written.
     Put(String, Versioned),
-    /// A key was removed.
     Delete(String),
 }
 

@@ -20,9 +20,6 @@ const HEADERS_MAX: u32 = 64 * 1024;
 
 /// A channel to `address` ("host:port") that connects when first used,
 /// reconnects by itself, and accepts only a server with the given role.
-///
-/// # Errors
-/// INVALID_ARGUMENT when the address is malformed.
 pub fn channel(identity: &TlsIdentity, address: &str, server: Role) -> Result<Channel, Status> {
     let malformed = |error: tonic::transport::Error| {
         errors::status(

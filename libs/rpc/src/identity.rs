@@ -11,31 +11,14 @@ use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
 
 use crate::Role;
 
-/// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
-    /// A file cannot be read.
     #[error("cannot read {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// A file holds no certificate or key.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path} holds no usable PEM: {message}")]
-    Pem {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong.
-        message: String,
-    },
-    /// Certificate, key and CA do not fit together.
+    Pem { path: PathBuf, message: String },
     #[error("the TLS identity is not usable: {message}")]
-    Unusable {
-        /// What is wrong.
-        message: String,
-    },
+    Unusable { message: String },
 }
 
 /// Makes aws-lc-rs the process's crypto provider. Called by everything here that needs one; safe to repeat.
@@ -61,9 +44,6 @@ impl std::fmt::Debug for TlsIdentity {
 
 impl TlsIdentity {
     /// Loads PEM files: the fleet's CA, this process's chain, its key.
-    ///
-    /// # Errors
-    /// When a file is missing or they do not fit together.
     pub fn load(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<Self>, IdentityError> {
         install_crypto_provider();
         let read = |path: &Path| {

@@ -29,7 +29,6 @@ tokio::task_local! {
 pub struct RequestId(String);
 
 impl RequestId {
-    /// The id as text.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.0

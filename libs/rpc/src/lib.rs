@@ -5,8 +5,6 @@
 //! process's [`Role`]. Servers ask every caller for a certificate of the fleet's
 //! CA; handlers say which roles may call them with [`authorize`].
 
-#![warn(missing_docs)]
-
 mod channel;
 mod identity;
 mod layer;

@@ -88,9 +88,6 @@ impl Replicas {
 
     /// As [`Replicas::new`] with several channels to each replica, for many calls at
     /// once: all bytes of a channel pass through one task.
-    ///
-    /// # Errors
-    /// As [`Replicas::new`].
     pub fn with_connections(
         identity: &Arc<TlsIdentity>,
         addresses: &[String],

@@ -23,22 +23,16 @@ thread_local! {
 /// What a process is, as its certificate says.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Role {
-    /// The scheduler.
     Scheduler,
-    /// The image-builder.
     ImageBuilder,
-    /// The edge-proxy.
     EdgeProxy,
-    /// A host-agent.
     HostAgent,
     /// An operator: the CLI and platform teams' clients.
     Admin,
-    /// An etcd member.
     Etcd,
 }
 
 impl Role {
-    /// Every role.
     pub const ALL: [Self; 6] =
         [Self::Scheduler, Self::ImageBuilder, Self::EdgeProxy, Self::HostAgent, Self::Admin, Self::Etcd];
 

@@ -20,18 +20,10 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long running calls may take to end after shutdown began; watches never end by themselves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Why a server could not start or stopped.
 #[derive(Debug, thiserror::Error)]
 pub enum ServeError {
-    /// The address cannot be bound.
     #[error("cannot listen on {address}")]
-    Bind {
-        /// The address.
-        address: String,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// TLS or the transport failed.
+    Bind { address: String, source: std::io::Error },
     #[error("the gRPC server failed")]
     Transport(#[from] tonic::transport::Error),
     /// The descriptors for reflection are broken: a bug.
@@ -39,14 +31,10 @@ pub enum ServeError {
     Reflection(String),
 }
 
-/// Makes servers.
 pub struct ServerBuilder;
 
 impl ServerBuilder {
     /// Binds `address` ("127.0.0.1:0" for any port) and serves nothing yet.
-    ///
-    /// # Errors
-    /// When the address cannot be bound.
     pub fn bind<'a>(
         address: &'a str,
         identity: &'a Arc<TlsIdentity>,
@@ -69,16 +57,12 @@ pub struct BoundServer {
 }
 
 impl BoundServer {
-    /// The address it listens on.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
         self.local_addr
     }
 
     /// Serves `routes`, health and reflection until `shutdown`, then gives running calls a moment to end.
-    ///
-    /// # Errors
-    /// When TLS cannot be set up or the listener fails.
     pub fn serve(
         self,
         routes: Routes,

@@ -5,8 +5,6 @@
 //! secrets hidden. Values from the environment and from flags are read as TOML when they parse as TOML, else
 //! as text.
 
-#![warn(missing_docs)]
-
 mod load;
 mod secret;
 mod shared;

@@ -38,43 +38,20 @@ impl Cli {
 /// Why the settings cannot be used. Each message names the source and the key.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The file cannot be read.
     #[error("cannot read the settings file {path}")]
-    Read {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// The file is not TOML.
+    Read { path: PathBuf, source: std::io::Error },
     #[error("{path} is not valid TOML: {message}")]
-    Parse {
-        /// The file.
-        path: PathBuf,
-        /// What the parser says, with line and column.
-        message: String,
-    },
+    Parse { path: PathBuf, message: String },
     /// `--set` without `=`, or through something that is not a table.
     #[error("--set {argument}: {message}")]
-    Set {
-        /// The argument.
-        argument: String,
-        /// What is wrong.
-        message: &'static str,
-    },
+    Set { argument: String, message: &'static str },
     /// A key is unknown, or a value has the wrong type or breaks a rule.
     #[error("settings: {message}")]
-    Invalid {
-        /// What is wrong, with the key.
-        message: String,
-    },
+    Invalid { message: String },
 }
 
 /// Loads the settings of `service` ("scheduler"). `None` means `--print-config`
 /// printed them and the caller should exit successfully.
-///
-/// # Errors
-/// [`Error`] says which source and which key is wrong.
 pub fn load<T: Serialize + DeserializeOwned>(service: &str, cli: &Cli) -> Result<Option<T>, Error> {
     let settings: T = load_from(service, cli.config.as_deref(), std::env::vars(), &cli.set)?;
     if cli.print_config {
@@ -87,9 +64,6 @@ pub fn load<T: Serialize + DeserializeOwned>(service: &str, cli: &Cli) -> Result
 }
 
 /// [`load`] with every source given, for tests and tools.
-///
-/// # Errors
-/// [`Error`] says which source and which key is wrong.
 pub fn load_from<T: DeserializeOwned>(
     service: &str,
     file: Option<&Path>,

@@ -12,7 +12,6 @@ pub struct Secret(String);
 const HIDDEN: &str = "<hidden>";
 
 impl Secret {
-    /// Wraps a secret.
     #[must_use]
     pub fn new(secret: impl Into<String>) -> Self {
         Self(secret.into())

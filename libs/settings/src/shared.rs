@@ -19,7 +19,6 @@ pub struct TlsSettings {
     pub key: PathBuf,
 }
 
-/// How to reach etcd.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct EtcdSettings {
@@ -37,7 +36,6 @@ impl Default for EtcdSettings {
     }
 }
 
-/// How to reach S3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct S3Settings {
@@ -47,7 +45,6 @@ pub struct S3Settings {
     pub region: String,
     /// Access key id; absent means the usual AWS credential sources.
     pub access_key_id: Option<String>,
-    /// Secret access key.
     pub secret_access_key: Option<Secret>,
     /// Bucket in the path instead of the host name.
     pub path_style: bool,

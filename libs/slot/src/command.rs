@@ -14,29 +14,12 @@ const COMPLAINT_MAX: usize = 512;
 /// A command that did not do its work.
 #[derive(Debug, thiserror::Error)]
 pub enum CommandError {
-    /// It could not be started or spoken to.
     #[error("cannot run {program}")]
-    Io {
-        /// Which command.
-        program: &'static str,
-        /// What the system said.
-        #[source]
-        source: std::io::Error,
-    },
-    /// It ran too long and was killed.
+    Io { program: &'static str, source: std::io::Error },
     #[error("{program} took longer than {} s", COMMAND_TIMEOUT.as_secs())]
-    TimedOut {
-        /// Which command.
-        program: &'static str,
-    },
-    /// It reported failure.
+    TimedOut { program: &'static str },
     #[error("{program} failed: {complaint}")]
-    Failed {
-        /// Which command.
-        program: &'static str,
-        /// The beginning of its standard error.
-        complaint: String,
-    },
+    Failed { program: &'static str, complaint: String },
 }
 
 /// Runs `program` with `script` as its input and returns its output.

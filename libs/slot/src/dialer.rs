@@ -50,9 +50,6 @@ impl Dialer {
     }
 
     /// A UDP socket bound inside the slot.
-    ///
-    /// # Errors
-    /// What binding met, `AddrInUse` for example.
     pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         let socket = self.inside.run(&self.namespace, move || StdUdpSocket::bind(address)).await?;
         socket.set_nonblocking(true)?;
@@ -60,9 +57,6 @@ impl Dialer {
     }
 
     /// A TCP listener inside the slot.
-    ///
-    /// # Errors
-    /// What binding met, `AddrInUse` for example.
     pub async fn listen(&self, address: SocketAddr) -> io::Result<TcpListener> {
         let socket = self.tcp_socket().await?;
         socket.set_reuseaddr(true)?;

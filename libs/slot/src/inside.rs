@@ -24,7 +24,6 @@ pub(crate) struct Namespace {
 }
 
 impl Namespace {
-    /// Opens a named namespace.
     pub(crate) fn open(name: &str) -> io::Result<Self> {
         let fd = OwnedFd::from(File::open(format!("/run/netns/{name}"))?);
         Ok(Self { name: name.to_owned(), fd })

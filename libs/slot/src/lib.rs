@@ -15,8 +15,6 @@
 //! namespace safe to reuse: a slot is destroyed after one microVM, and the caller hands it back only when the
 //! engine process has been reaped.
 
-#![warn(missing_docs)]
-
 mod command;
 mod creation;
 mod dialer;

@@ -29,7 +29,6 @@ pub struct Policy {
 pub struct PolicyError {
     /// "allow_cidrs" or "deny_cidrs", with the index of the network at fault.
     pub field: String,
-    /// The rule that is broken.
     pub message: String,
 }
 

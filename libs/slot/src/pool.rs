@@ -114,9 +114,6 @@ impl Pool {
 
     /// Takes a ready slot, waiting a bounded time for one. Its rules are in force
     /// when this returns; on any error the slot is removed.
-    ///
-    /// # Errors
-    /// [`Error::Exhausted`] when none came free in time.
     pub async fn take(&self, egress: Egress) -> Result<Slot, Error> {
         let waited = self.shared.settings.take_timeout();
         let reserved = tokio::time::timeout(waited, self.shared.next_ready())

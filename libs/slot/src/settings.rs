@@ -33,9 +33,7 @@ pub enum Egress {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct TapOwner {
-    /// User id of the engine process.
     pub uid: u32,
-    /// Group id of the engine process.
     pub gid: u32,
 }
 
@@ -167,9 +165,6 @@ pub struct SettingsError(pub(crate) &'static str);
 
 impl PoolSettings {
     /// Checks every field.
-    ///
-    /// # Errors
-    /// Names the first rule that is broken.
     pub fn check(&self) -> Result<(), SettingsError> {
         let allowed = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
         if self.prefix.is_empty()
@@ -207,7 +202,6 @@ impl PoolSettings {
         Duration::from_millis(self.take_timeout_ms)
     }
 
-    /// Name of a slot's namespace.
     #[must_use]
     pub fn namespace(&self, index: u32) -> String {
         format!("{}-{index}", self.prefix)

@@ -55,9 +55,6 @@ impl Slot {
     }
 
     /// A UDP socket bound inside the slot.
-    ///
-    /// # Errors
-    /// What binding met.
     pub async fn bind_udp(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         self.dialer.bind_udp(address).await
     }

@@ -3,48 +3,26 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-/// Why a snapshot or disk operation failed.
+/// Why a snapshot or disk operation failed. An `object` is `s3://bucket/key`, or the path of a local file.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// Stored bytes are not what their manifest says, or not readable, or missing although a manifest names
     /// them. Nothing was started from them; trying again does not help.
     #[error("{object} is corrupt: {detail}")]
-    Corrupt {
-        /// `s3://bucket/key`, or the path of a local file.
-        object: String,
-        /// What does not fit.
-        detail: String,
-    },
+    Corrupt { object: String, detail: String },
     /// There is no such snapshot: its manifest does not exist.
     #[error("there is no snapshot {object}")]
-    NotFound {
-        /// `s3://bucket/key` of the manifest.
-        object: String,
-    },
+    NotFound { object: String },
     /// A different snapshot is published under the prefix; it was left alone.
     #[error("another snapshot is already published as {object}")]
-    AlreadyPublished {
-        /// `s3://bucket/key` of the manifest.
-        object: String,
-    },
+    AlreadyPublished { object: String },
     /// The request makes no sense; a bug of the caller.
     #[error("invalid snapshot request: {detail}")]
-    Invalid {
-        /// The rule that is broken.
-        detail: String,
-    },
-    /// The object store failed.
+    Invalid { detail: String },
     #[error("the object store failed")]
     Store(#[from] object_store::Error),
-    /// A local file could not be read or written.
     #[error("local file {path}")]
-    File {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
-    },
+    File { path: PathBuf, source: io::Error },
 }
 
 impl Error {

@@ -19,7 +19,6 @@ use crate::transfer::{DOWNLOADS_IN_FLIGHT, Piece, Tally, address, blocking, for_
 /// A snapshot that lies in a local folder.
 #[derive(Debug)]
 pub struct Fetched {
-    /// Its manifest.
     pub manifest: Manifest,
     /// blake3 of the manifest, in hexadecimal.
     pub manifest_digest: String,
@@ -32,14 +31,12 @@ pub struct Fetched {
 pub struct Problem {
     /// `s3://bucket/key`.
     pub object: String,
-    /// What does not fit.
     pub detail: String,
 }
 
 /// Outcome of [`verify`].
 #[derive(Debug)]
 pub struct Verification {
-    /// The manifest, which is in order.
     pub manifest: Manifest,
     /// blake3 of the manifest, in hexadecimal.
     pub manifest_digest: String,

@@ -22,8 +22,6 @@
 //! [`disk`] has what happens to disk files on a host: copies that share blocks,
 //! the difference between a copy and its original, and putting it back.
 
-#![warn(missing_docs)]
-
 mod chunk;
 pub mod disk;
 mod error;

@@ -34,7 +34,7 @@ const LABELS_MAX: usize = 64;
 const DIGEST_CHARS: usize = 64;
 
 /// What a snapshot is of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum SnapshotKind {
     /// A baked image version: memory, disk and device state, all whole.
@@ -42,6 +42,7 @@ pub enum SnapshotKind {
     /// A suspended microVM: differences to its image, and device state.
     Microvm,
     /// A disk alone.
+    #[default]
     Disk,
 }
 
@@ -62,7 +63,6 @@ pub enum FileKind {
 }
 
 impl FileKind {
-    /// Every kind.
     pub const ALL: [Self; 5] =
         [Self::Memory, Self::Disk, Self::Device, Self::MemoryDifference, Self::DiskDifference];
 
@@ -95,11 +95,10 @@ pub struct Parent {
     pub manifest_digest: String,
 }
 
-/// What a snapshot is of, and what it takes to use it.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+/// What a snapshot is of, and what it takes to use it. The default is a disk alone, with nothing else said.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ManifestHead {
-    /// What it is of.
     pub kind: SnapshotKind,
     /// Engine that made it, with its version; only the same one can read it.
     pub engine: String,
@@ -162,15 +161,12 @@ pub struct FileEntry {
     pub chunks: Vec<ChunkEntry>,
 }
 
-/// A whole manifest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Manifest {
     /// [`FORMAT`].
     pub format: u32,
-    /// What the snapshot is of.
     pub head: ManifestHead,
-    /// Its files, by kind.
     pub files: Vec<FileEntry>,
 }
 
@@ -263,7 +259,6 @@ impl ManifestHead {
 }
 
 impl Manifest {
-    /// The file of a kind, if the snapshot has one.
     #[must_use]
     pub fn file(&self, kind: FileKind) -> Option<&FileEntry> {
         self.files.iter().find(|file| file.kind == kind)

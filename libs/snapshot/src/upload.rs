@@ -21,7 +21,6 @@ use crate::transfer::{Piece, Tally, UPLOADS_IN_FLIGHT, address, blocking, for_ea
 /// A local file that becomes part of a snapshot.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSource {
-    /// What it holds.
     pub kind: FileKind,
     /// Where it is; must not change during the upload.
     pub path: PathBuf,
@@ -30,11 +29,9 @@ pub struct FileSource {
 /// What became of one file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileStats {
-    /// What it holds.
     pub kind: FileKind,
     /// Its length in bytes, holes included.
     pub logical_size: u64,
-    /// Objects stored for it.
     pub objects: u64,
     /// Length of those objects in bytes.
     pub stored_bytes: u64,
@@ -49,7 +46,6 @@ pub struct Published {
     pub manifest_digest: String,
     /// Length of all its objects in bytes, the manifest included.
     pub stored_bytes: u64,
-    /// Its files, by kind.
     pub files: Vec<FileStats>,
 }
 

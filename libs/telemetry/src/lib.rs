@@ -4,8 +4,6 @@
 //! [`init`] is called once, by [`run_service`], which every service's `main`
 //! calls; dropping the [`Guard`] flushes what is still buffered.
 
-#![warn(missing_docs)]
-
 mod context;
 mod metrics;
 mod service;
@@ -32,28 +30,12 @@ pub use service::{run_service, shutdown_on_signal};
 /// Why telemetry could not start.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The filter is not in `tracing`'s syntax.
     #[error("telemetry.log_filter '{filter}' is not a filter")]
-    Filter {
-        /// The filter.
-        filter: String,
-        /// What the parser says.
-        source: tracing_subscriber::filter::ParseError,
-    },
-    /// The OTLP endpoint cannot be used.
+    Filter { filter: String, source: tracing_subscriber::filter::ParseError },
     #[error("telemetry.otlp_endpoint cannot be used: {message}")]
-    Otlp {
-        /// Why.
-        message: String,
-    },
-    /// `/metrics` cannot be served.
+    Otlp { message: String },
     #[error("telemetry.metrics_address {address} cannot be used")]
-    Metrics {
-        /// The address.
-        address: std::net::SocketAddr,
-        /// Why.
-        source: std::io::Error,
-    },
+    Metrics { address: std::net::SocketAddr, source: std::io::Error },
 }
 
 /// Keeps telemetry alive; dropping it flushes buffered spans.
@@ -81,9 +63,6 @@ impl Drop for Guard {
 }
 
 /// Starts logs, traces and metrics of `service` ("scheduler"). Needs a tokio runtime.
-///
-/// # Errors
-/// [`Error`] names the setting that cannot be used.
 pub fn init<'a>(
     service: &'static str,
     settings: &'a TelemetrySettings,

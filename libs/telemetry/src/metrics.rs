@@ -47,9 +47,6 @@ pub fn register<T>(
 }
 
 /// Serves `/metrics` on `address` until the process ends; returns the bound address.
-///
-/// # Errors
-/// When the address cannot be bound.
 pub fn serve_metrics(
     address: SocketAddr,
     registry: Arc<Mutex<Registry>>,

@@ -62,9 +62,6 @@ where
 
 /// A token that the first SIGTERM or SIGINT cancels. From this call on neither
 /// ends the process by itself. Needs a tokio runtime.
-///
-/// # Errors
-/// When a signal cannot be listened for.
 pub fn shutdown_on_signal() -> std::io::Result<CancellationToken> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;

@@ -9,9 +9,6 @@ use settings::TlsSettings;
 
 /// Writes "ca.pem", and "<name>.pem" and "<name>.key" for each role and for each
 /// of `servers`: a name with its DNS names or addresses.
-///
-/// # Panics
-/// When the directory cannot be written.
 pub fn write(directory: &Path, servers: &[(&str, &[&str])]) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::new(Vec::new()).unwrap();
@@ -40,9 +37,6 @@ pub fn files(directory: &Path, name: &str) -> TlsSettings {
 }
 
 /// The identity of a role.
-///
-/// # Panics
-/// When [`write`] did not write to this directory.
 #[must_use]
 pub fn identity(directory: &Path, role: Role) -> Arc<TlsIdentity> {
     let files = files(directory, &role.to_string());

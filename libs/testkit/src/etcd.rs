@@ -22,7 +22,6 @@ const PORTS: u16 = 15_000;
 /// Spreads processes that were started one after the other.
 const STRIDE: u32 = 97;
 
-/// A running etcd.
 #[derive(Debug)]
 pub struct Etcd {
     directory: tempfile::TempDir,
@@ -34,17 +33,11 @@ pub struct Etcd {
 
 impl Etcd {
     /// Starts an etcd without TLS and waits until it answers.
-    ///
-    /// # Panics
-    /// When it does not start.
     pub fn start() -> BoxFuture<'static, Self> {
         Self::start_with(None)
     }
 
     /// Starts an etcd, with TLS and client certificates if given.
-    ///
-    /// # Panics
-    /// When it does not start.
     pub fn start_with(tls: Option<TlsSettings>) -> BoxFuture<'static, Self> {
         Box::pin(async {
             let directory = tempfile::tempdir().expect("a temporary directory can be made");
@@ -69,15 +62,11 @@ impl Etcd {
     }
 
     /// A store on this etcd.
-    ///
-    /// # Panics
-    /// When its certificates are unusable.
     pub fn store(&self) -> BoxFuture<'static, Store> {
         let settings = self.settings();
         Box::pin(async move { Store::connect(&settings).await.expect("loopback settings are usable") })
     }
 
-    /// Its data directory.
     #[must_use]
     pub fn directory(&self) -> &Path {
         self.directory.path()
@@ -92,9 +81,6 @@ impl Etcd {
     }
 
     /// Starts it again on the same ports and data.
-    ///
-    /// # Panics
-    /// When it does not start.
     pub fn restart(&mut self) -> BoxFuture<'_, ()> {
         self.kill();
         Box::pin(self.spawn())
@@ -140,9 +126,6 @@ impl Drop for Etcd {
 /// A loopback port that is free, and that nobody else who asks here gets while
 /// this process lives. Not of the range the kernel takes the ports of outgoing
 /// connections from: one of those may come between this and its use.
-///
-/// # Panics
-/// When loopback has none.
 #[must_use]
 pub fn free_port() -> u16 {
     static KEPT: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());

@@ -28,9 +28,6 @@ pub struct TestS3 {
 
 impl TestS3 {
     /// Starts a server on a free loopback port.
-    ///
-    /// # Panics
-    /// When there is no temporary folder or no free port.
     pub fn start() -> BoxFuture<'static, Self> {
         Box::pin(Self::serve())
     }
@@ -84,9 +81,6 @@ impl TestS3 {
     }
 
     /// A handle on the server.
-    ///
-    /// # Panics
-    /// Never: the configuration is known to be good.
     #[must_use]
     pub fn store(&self) -> Store {
         Store::connect(&self.config()).expect("the test server's configuration is complete")

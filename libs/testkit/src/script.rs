@@ -24,7 +24,6 @@ type Line = Arc<dyn Fn(Vec<u8>) -> BoxFuture<'static, Result<Messages, Status>> 
 
 /// A server with the services of one process. It stops when it is dropped.
 pub struct Script {
-    /// Where it listens.
     pub address: SocketAddr,
     inner: Arc<Inner>,
     stop: CancellationToken,
@@ -56,9 +55,6 @@ enum Kept {
 
 impl Script {
     /// Serves as `identity`, and refuses every caller that has none of the roles.
-    ///
-    /// # Panics
-    /// When loopback has no free port.
     pub fn start(identity: &Arc<TlsIdentity>, callers: &'static [Role]) -> BoxFuture<'static, Self> {
         let identity = Arc::clone(identity);
         Box::pin(async move {
@@ -87,9 +83,6 @@ impl Script {
     }
 
     /// From now on `method` answers as `line` says.
-    ///
-    /// # Panics
-    /// In the server, when a request is not of the type.
     pub fn react<T: Message + Default, R: Message + 'static>(
         &self,
         method: &str,
@@ -99,9 +92,6 @@ impl Script {
     }
 
     /// Like [`Script::react`], for a `line` that waits.
-    ///
-    /// # Panics
-    /// In the server, when a request is not of the type.
     pub fn react_later<T: Message + Default, R: Message, F>(
         &self,
         method: &str,
@@ -120,9 +110,6 @@ impl Script {
 
     /// From now on `method` answers with the messages of a stream. [`Script::take`]
     /// leaves its calls out: processes follow by themselves.
-    ///
-    /// # Panics
-    /// In the server, when a request is not of the type.
     pub fn stream<T: Message + Default, R: Message + 'static>(
         &self,
         method: &str,
@@ -145,9 +132,6 @@ impl Script {
     }
 
     /// The calls since the last time.
-    ///
-    /// # Panics
-    /// When a call panicked.
     pub fn take(&self) -> Vec<Call> {
         std::mem::take(&mut *self.inner.calls.lock().unwrap())
     }

@@ -12,9 +12,6 @@ pub struct Xfs {
 
 impl Xfs {
     /// Makes and mounts one of `mib` MiB.
-    ///
-    /// # Panics
-    /// When this process may not mount.
     #[must_use]
     pub fn mount(mib: u64) -> Self {
         let folder = tempfile::tempdir().unwrap();

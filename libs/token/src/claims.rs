@@ -23,7 +23,6 @@ pub enum PortScope {
 }
 
 impl PortScope {
-    /// Every port.
     pub const ALL: Self = Self::Range(1, u16::MAX);
 
     /// True when the port is in the set.
@@ -42,9 +41,7 @@ pub struct Claims {
     /// The one microVM it is good for, "microvm-<uuid>".
     #[serde(rename = "vm")]
     pub microvm_id: String,
-    /// What it opens.
     pub kind: Kind,
-    /// The ports it opens.
     pub ports: Vec<PortScope>,
     /// When it was made, in seconds since 1970.
     #[serde(rename = "iat")]

@@ -26,9 +26,6 @@ pub struct Key {
 
 impl Key {
     /// A fresh random key.
-    ///
-    /// # Errors
-    /// When the system gives no randomness.
     pub fn generate(now: u64) -> Result<Self, KeySetError> {
         let mut secret = [0; SECRET];
         aws_lc_rs::rand::fill(&mut secret).map_err(|_| KeySetError::NoRandomness)?;
@@ -59,13 +56,10 @@ fn secret_in<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; SECRET],
     bytes.try_into().map_err(|_| serde::de::Error::custom("a key's secret is 32 bytes of base64"))
 }
 
-/// Why a set of keys cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum KeySetError {
-    /// The system gives no randomness.
     #[error("the system gives no randomness")]
     NoRandomness,
-    /// More keys than any rotation needs.
     #[error("more than {KEYS_MAX} keys")]
     TooMany,
 }
@@ -79,9 +73,6 @@ pub struct KeySet {
 
 impl KeySet {
     /// A set of the given keys, in any order; of two with one id the first stays.
-    ///
-    /// # Errors
-    /// When there are too many.
     pub fn new(mut keys: Vec<Key>) -> Result<Self, KeySetError> {
         if keys.len() > KEYS_MAX {
             return Err(KeySetError::TooMany);
@@ -104,7 +95,6 @@ impl KeySet {
         self.keys.first()
     }
 
-    /// The key with an id.
     #[must_use]
     pub fn find(&self, id: Uuid) -> Option<&Key> {
         self.keys.iter().find(|key| key.id == id)

@@ -13,16 +13,12 @@ use crate::keys::{Key, KeySet};
 pub const TOKEN_LENGTH_MAX: usize = 8000;
 const TAG: usize = 16;
 
-/// Why no token was made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum MintError {
-    /// There is no key.
     #[error("there is no key to seal tokens with")]
     NoKey,
-    /// The claims do not fit in [`TOKEN_LENGTH_MAX`].
     #[error("the token would be longer than {TOKEN_LENGTH_MAX} characters")]
     TooLong,
-    /// The system gives no randomness.
     #[error("the system gives no randomness")]
     NoRandomness,
 }
@@ -30,16 +26,12 @@ pub enum MintError {
 /// Why a token does not open anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum VerifyError {
-    /// Not a token of ours by its form.
     #[error("not a token")]
     Malformed,
-    /// Sealed with a key that is not in the set.
     #[error("sealed with an unknown key")]
     UnknownKey,
-    /// Not sealed by its key, or tampered with.
     #[error("the seal is broken")]
     Bad,
-    /// It was good once.
     #[error("expired")]
     Expired,
 }
@@ -54,9 +46,6 @@ struct Header {
 
 impl KeySet {
     /// Seals claims with the newest key.
-    ///
-    /// # Errors
-    /// See [`MintError`].
     pub fn mint(&self, claims: &Claims) -> Result<String, MintError> {
         let key = self.newest().ok_or(MintError::NoKey)?;
         let header = Header { kid: key.id, alg: "dir".to_owned(), enc: "A256GCM".to_owned() };
@@ -80,9 +69,6 @@ impl KeySet {
 
     /// Opens a token with whichever key sealed it. The seal is compared in
     /// constant time; nothing of the claims is looked at before it holds.
-    ///
-    /// # Errors
-    /// See [`VerifyError`].
     pub fn verify(&self, token: &str, now: u64) -> Result<Claims, VerifyError> {
         if token.len() > TOKEN_LENGTH_MAX {
             return Err(VerifyError::Malformed);

@@ -63,7 +63,6 @@ pub struct RestoreSpec {
 pub struct EngineDescription {
     /// `qemu`.
     pub name: String,
-    /// The engine's own version.
     pub version: String,
     /// Digest over everything that device state depends on: version, machine type, accelerator, CPU features.
     pub platform_fingerprint: String,
@@ -74,9 +73,7 @@ pub struct EngineDescription {
 pub struct Phase {
     /// Short stable name.
     pub name: &'static str,
-    /// When it began.
     pub start: SystemTime,
-    /// How long it took.
     pub duration: Duration,
 }
 
@@ -88,12 +85,10 @@ pub struct Restored {
     pub phases: Vec<Phase>,
 }
 
-/// What a machine is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Status {
     /// A process that waits for the state it should load.
     Prepared,
-    /// The guest runs.
     Running,
     /// The guest stands still, ready to run.
     Paused,
@@ -101,10 +96,8 @@ pub enum Status {
     Ended,
 }
 
-/// Why a machine is over.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ExitReason {
-    /// The guest powered off.
     GuestShutdown,
     /// The guest rebooted; machines do not come back from that.
     GuestReset,
@@ -114,7 +107,6 @@ pub enum ExitReason {
     Killed(i32),
     /// The process ended by itself; no code if it was not this program's child.
     Failed {
-        /// Exit code, if known.
         code: Option<i32>,
         /// Last words on standard error.
         message: String,
@@ -134,7 +126,6 @@ pub struct DifferenceStats {
     pub phases: Vec<Phase>,
 }
 
-/// What a machine has used.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Usage {
     /// CPU time of the whole process, guest and engine, in seconds.
@@ -200,7 +191,6 @@ pub trait Machine: Send + Sync {
     /// The process, to be recorded.
     fn process(&self) -> ProcessHandle;
 
-    /// What the machine is doing now.
     async fn status(&self) -> Result<Status>;
 
     /// Stands the guest still. Idempotent.

@@ -7,77 +7,39 @@ use std::time::Duration;
 /// Result of every operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// A failed operation on an engine or a machine.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The description of the machine is not usable: a caller's bug or a bad setting.
     #[error("machine description: {0}")]
     Spec(String),
-    /// The engine's program is missing or does not say what it is.
     #[error("engine program {}: {reason}", binary.display())]
-    Engine {
-        /// The program that was tried.
-        binary: PathBuf,
-        /// What it did instead.
-        reason: String,
-    },
+    Engine { binary: PathBuf, reason: String },
     /// The process did not come up; nothing of it is left.
     #[error("the engine process did not start: {0}")]
     Start(String),
     /// The file system under this path is full or over quota. The machine is untouched: paused, ready to `resume`.
     #[error("no space left to write {}", path.display())]
-    DiskFull {
-        /// The file that did not fit.
-        path: PathBuf,
-    },
-    /// Another machine has this disk open.
+    DiskFull { path: PathBuf },
     #[error("the disk {} is in use by another machine", path.display())]
-    DiskInUse {
-        /// The disk.
-        path: PathBuf,
-    },
+    DiskInUse { path: PathBuf },
     /// A snapshot file is not what it claims to be; using it again will fail again.
     #[error("{} is corrupt: {reason}", path.display())]
-    Corrupt {
-        /// The file.
-        path: PathBuf,
-        /// The first rule it broke.
-        reason: String,
-    },
-    /// The operation needs a paused machine.
+    Corrupt { path: PathBuf, reason: String },
     #[error("the machine is {status}, not paused")]
-    NotPaused {
-        /// The engine's own word for its state.
-        status: String,
-    },
+    NotPaused { status: String },
     /// The process has ended or its control connection is gone.
     #[error("the machine has ended")]
     Gone,
-    /// The engine refused a command.
     #[error("{command}: {message}")]
-    Command {
-        /// The command.
-        command: &'static str,
-        /// The engine's words.
-        message: String,
-    },
-    /// The engine said something outside its protocol.
+    Command { command: &'static str, message: String },
     #[error("the engine broke its protocol: {0}")]
     Protocol(String),
-    /// The engine took longer than this step may take.
     #[error("{step} took longer than {limit:?}")]
-    Timeout {
-        /// The step.
-        step: &'static str,
-        /// Its limit.
-        limit: Duration,
-    },
-    /// A call to the kernel failed.
+    Timeout { step: &'static str, limit: Duration },
     #[error("{action}")]
     Io {
         /// What was being done, with the path if there is one.
         action: String,
-        /// Why it failed.
         source: io::Error,
     },
 }

@@ -15,8 +15,6 @@
 //!
 //! Not here: disks (only passed through), networks (only entered), uploads, and deciding when any of this happens.
 
-#![warn(missing_docs)]
-
 pub mod difference;
 mod engine;
 mod error;

@@ -31,7 +31,6 @@ const TICKS_PER_SECOND: f64 = 100.0;
 /// Names one process for good: ids are reused, but not together with the start time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ProcessHandle {
-    /// Process id.
     pub pid: u32,
     /// Start time in clock ticks since the host booted.
     pub start_time: u64,
@@ -101,7 +100,6 @@ impl Process {
         let _ = pidfd_send_signal(&*self.pidfd, Signal::KILL);
     }
 
-    /// Waits for the end.
     pub(crate) async fn exited(&self) -> Exit {
         let mut exit = self.exit.clone();
         match exit.wait_for(Option::is_some).await {

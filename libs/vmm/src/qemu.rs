@@ -70,9 +70,6 @@ pub struct Qemu {
 
 impl Qemu {
     /// Finds out what QEMU and what host this is.
-    ///
-    /// # Errors
-    /// [`Error::Engine`] when the program does not run.
     pub async fn new(settings: QemuSettings) -> Result<Self> {
         Ok(Self { platform: Platform::detect(&settings).await? })
     }

@@ -32,6 +32,7 @@ pub struct Plan {
 }
 
 /// What became of one kind of call.
+#[derive(Default)]
 pub struct Tally {
     pub latencies: Latencies,
     pub failed: u64,
@@ -55,10 +56,6 @@ impl Outcome {
 }
 
 impl Tally {
-    fn new() -> Self {
-        Self { latencies: Latencies::new(), failed: 0, throttled: 0 }
-    }
-
     fn take(&mut self, result: anyhow::Result<()>, latency: Duration) {
         match result {
             Ok(()) => self.latencies.record(latency),
@@ -84,7 +81,8 @@ where
     let template = "{msg:24} {bar:40} {pos}/{len}, {eta} left";
     bar.set_style(ProgressStyle::with_template(template)?);
     bar.set_message(format!("{}, {}/s", plan.name, plan.rate));
-    let tallies: Arc<Vec<Mutex<Tally>>> = Arc::new((0..kinds).map(|_| Mutex::new(Tally::new())).collect());
+    let tallies: Arc<Vec<Mutex<Tally>>> =
+        Arc::new((0..kinds).map(|_| Mutex::new(Tally::default())).collect());
     let permits = Arc::new(Semaphore::new(UNDER_WAY_MAX));
     let (mut shed, mut calls) = (0, JoinSet::new());
     let cpu = own_cpu()?;
@@ -119,7 +117,7 @@ where
     bar.finish_and_clear();
     let taken = |tally: &Mutex<Tally>| {
         let mut tally = tally.lock().unwrap_or_else(PoisonError::into_inner);
-        std::mem::replace(&mut *tally, Tally::new())
+        std::mem::take(&mut *tally)
     };
     Ok(Outcome { tallies: tallies.iter().map(taken).collect(), shed, elapsed, own_cpu })
 }

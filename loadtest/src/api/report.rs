@@ -8,7 +8,7 @@ use super::calls::PAGE_SIZE;
 use super::pace::{Outcome, Plan, Tally};
 use crate::report::round;
 
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 pub struct Report {
     /// Always true: nothing ran on the hosts.
     pub hosts_are_simulated: bool,
@@ -64,10 +64,7 @@ impl Report {
             connections: options.connections,
             microvms: options.microvms,
             page_size: PAGE_SIZE,
-            get_microvm_rest_and_grpc: None,
-            get_microvm: Vec::new(),
-            list_microvms: Vec::new(),
-            run_microvm: Vec::new(),
+            ..Self::default()
         }
     }
 

@@ -35,7 +35,6 @@ pub struct Config {
     pub memory_peak_factor: u32,
     pub slots: slot::PoolSettings,
     pub engine: EngineSettings,
-    /// Time limits, in milliseconds.
     pub timeouts: Timeouts,
     /// Bounds on what is kept and what may wait.
     pub limits: Limits,

@@ -34,10 +34,8 @@ pub struct Config {
     pub etcd: EtcdSettings,
     pub s3: S3Settings,
     pub telemetry: TelemetrySettings,
-    /// What a build may use and see.
     pub build: BuildSettings,
     pub archive: ArchiveSettings,
-    /// How a built disk becomes a snapshot.
     pub bake: BakeSettings,
     pub log: LogSettings,
 }

@@ -44,9 +44,7 @@ pub struct Config {
     pub heartbeat_interval_ms: u64,
     /// Age at which the newest token key gets a successor, seconds.
     pub key_rotation_seconds: u64,
-    /// Bounds of what a caller may ask for.
     pub limits: Limits,
-    /// Most of what the account may have.
     pub quotas: Quotas,
     pub timeouts: Timeouts,
     pub tls: TlsSettings,

@@ -28,6 +28,7 @@ use rpc::Replicas;
 use crate::cli::{Cli, Command};
 use crate::error::CliError;
 use crate::output::{self, Format, json};
+use microvm::Change;
 
 pub struct Session {
     pub context: Context,
@@ -84,14 +85,10 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Run(arguments) => microvm::run(&session()?, arguments).await,
         Command::List(arguments) => microvm::list(&session()?, arguments).await,
         Command::Get(arguments) => microvm::get(&session()?, arguments).await,
-        Command::Suspend(arguments) => {
-            microvm::change(&session()?, &arguments.ids, microvm::Change::Suspend).await
-        }
-        Command::Resume(arguments) => {
-            microvm::change(&session()?, &arguments.ids, microvm::Change::Resume).await
-        }
+        Command::Suspend(arguments) => microvm::change(&session()?, &arguments.ids, Change::Suspend).await,
+        Command::Resume(arguments) => microvm::change(&session()?, &arguments.ids, Change::Resume).await,
         Command::Terminate(arguments) => {
-            microvm::change(&session()?, &arguments.ids, microvm::Change::Terminate).await
+            microvm::change(&session()?, &arguments.ids, Change::Terminate).await
         }
         Command::Token(arguments) => microvm::token(&session()?, arguments).await,
         Command::Logs(arguments) => logs::run(&session()?, arguments).await,

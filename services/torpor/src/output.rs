@@ -59,16 +59,21 @@ fn colour(terminal: bool) -> bool {
     terminal && std::env::var_os("NO_COLOR").is_none()
 }
 
-/// Writes rows under a header; `empty` stands in for a table without rows.
-pub fn table(header: &[&str], rows: Vec<Vec<String>>, empty: &str) -> Result<(), CliError> {
-    if rows.is_empty() {
+/// Writes a row for each item under a header; `empty` stands in for a table without rows.
+pub fn table<T, const N: usize>(
+    header: [&str; N],
+    items: &[T],
+    row: impl Fn(&T) -> [String; N],
+    empty: &str,
+) -> Result<(), CliError> {
+    if items.is_empty() {
         return line(empty);
     }
     let colour = colour(std::io::stdout().is_terminal());
     let mut table = new_table();
     table.set_header(header.iter().map(|name| Cell::new(name.to_uppercase())));
-    for row in rows {
-        table.add_row(row.into_iter().map(|text| cell(text, colour)));
+    for item in items {
+        table.add_row(row(item).map(|text| cell(text, colour)));
     }
     line(trimmed(&table))
 }

@@ -26,8 +26,7 @@ impl Store {
     /// Every object whose key starts with `prefix`, in the order of their keys.
     ///
     /// # Errors
-    /// [`Error::TooLarge`] when there are more than `keys_max` (or [`LIST_KEYS_MAX`]);
-    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`], [`Error::Unavailable`].
+    /// [`Error::TooLarge`] when there are more than `keys_max` (or [`LIST_KEYS_MAX`]).
     pub fn list_prefix<'a>(
         &'a self,
         bucket: &'a str,
@@ -60,8 +59,7 @@ impl Store {
     /// End the prefix with `/` unless `app-1` may take `app-10` with it.
     ///
     /// # Errors
-    /// [`Error::NoSuchBucket`], [`Error::InvalidKey`], [`Error::AccessDenied`],
-    /// [`Error::Unavailable`]; [`Error::TooLarge`] after [`LIST_KEYS_MAX`] keys.
+    /// [`Error::TooLarge`] after [`LIST_KEYS_MAX`] keys.
     pub fn delete_prefix<'a>(
         &'a self,
         bucket: &'a str,

@@ -1,47 +1,44 @@
 //! Finding the leader among real servers.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::errors;
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::{HeartbeatRequest, HeartbeatResponse};
 use rpc::{CallBounds, Replicas, Role};
+use testkit::Script;
 use tonic::{Code, Status};
 
-use super::{Answer, World};
+use super::World;
 
 const BOUNDS: CallBounds =
     CallBounds { attempt: Duration::from_secs(5), total: Duration::from_secs(10), retry: Duration::ZERO };
 const SOON: Duration = Duration::from_millis(1);
 
-/// A replica whose answer a test can change, and how often it was asked.
-#[derive(Clone)]
+/// A replica whose answer a test can change, and which counts how often it was asked.
 struct Replica {
+    script: Script,
     address: String,
-    answer: Arc<Mutex<Answer>>,
-    asked: Arc<AtomicUsize>,
 }
 
 impl Replica {
     async fn start(world: &World) -> Self {
-        let answer = Arc::new(Mutex::new(Ok(HeartbeatResponse::default())));
-        let asked = Arc::new(AtomicUsize::new(0));
-        let (says, counter) = (Arc::clone(&answer), Arc::clone(&asked));
-        let heartbeat = move || {
-            counter.fetch_add(1, Ordering::Relaxed);
-            says.lock().unwrap().clone()
-        };
-        Self { address: world.serve_answering(Role::Scheduler, heartbeat).await, answer, asked }
+        Self::start_as(world, Role::Scheduler).await
+    }
+
+    async fn start_as(world: &World, role: Role) -> Self {
+        let script = Script::start(&world.identity(role), &[Role::HostAgent]).await;
+        let replica = Self { address: script.address.to_string(), script };
+        replica.leads();
+        replica
     }
 
     fn leads(&self) {
-        *self.answer.lock().unwrap() = Ok(HeartbeatResponse::default());
+        self.script.answer("Heartbeat", Ok(HeartbeatResponse::default()));
     }
 
     fn refuses(&self, status: Status) {
-        *self.answer.lock().unwrap() = Err(status);
+        self.script.answer::<HeartbeatResponse>("Heartbeat", Err(status));
     }
 
     fn follows(&self, leader: &str) {
@@ -49,7 +46,7 @@ impl Replica {
     }
 
     fn asked(&self) -> usize {
-        self.asked.swap(0, Ordering::Relaxed)
+        self.script.take().len()
     }
 }
 
@@ -93,9 +90,9 @@ async fn an_address_that_no_setting_lists_is_followed_if_the_role_is_right() {
     assert_eq!((first.asked(), second.asked()), (1, 2));
 
     // A server without the scheduler's role, a stranger and nonsense are not asked.
-    let host = world.serve_answering(Role::HostAgent, || Ok(HeartbeatResponse::default())).await;
+    let host = Replica::start_as(&world, Role::HostAgent).await;
     let stranger = Replica::start(&World::new()).await;
-    for address in [host.as_str(), stranger.address.as_str(), "no address", "127.0.0.1:1"] {
+    for address in [host.address.as_str(), stranger.address.as_str(), "no address", "127.0.0.1:1"] {
         first.follows(address);
         let one = replicas(&world, &[&first.address]);
         let status = heartbeat(&one, BOUNDS).await.unwrap_err();

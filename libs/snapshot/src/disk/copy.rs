@@ -28,9 +28,6 @@ pub enum CopyMethod {
 ///
 /// A reflink first writes back what the source has not on disk yet, so a file
 /// that was just written should be synced when that costs nobody time.
-///
-/// # Errors
-/// [`Error::File`] naming the copy or the source.
 pub fn reflink(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
     let from = File::open(source).map_err(Error::file(source))?;
     let to =
@@ -45,9 +42,6 @@ pub fn reflink(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
 
 /// Makes `copy`, which exists and is as long as `source`, the same as `source`, whoever has it open. Like [`reflink`]
 /// otherwise; after an error its content is undefined.
-///
-/// # Errors
-/// [`Error::File`] naming the copy or the source.
 pub fn refill(source: &Path, copy: &Path) -> Result<CopyMethod, Error> {
     let from = File::open(source).map_err(Error::file(source))?;
     let to = OpenOptions::new().write(true).open(copy).map_err(Error::file(copy))?;
@@ -109,9 +103,6 @@ fn copy_piece(from: &File, to: &File, offset: u64, length: u64) -> io::Result<u6
 }
 
 /// Whether files in `folder` can share blocks. Tries it on two nameless files.
-///
-/// # Errors
-/// [`Error::File`] when nothing can be written there.
 pub fn is_reflink_filesystem(folder: &Path) -> Result<bool, Error> {
     probe(folder).map_err(|error| Error::File { path: folder.to_owned(), source: error.into() })
 }

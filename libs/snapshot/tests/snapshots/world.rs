@@ -1,6 +1,5 @@
 //! A server, a bucket and files to store, for the tests beside it.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
@@ -24,18 +23,15 @@ pub fn head() -> ManifestHead {
         guest_bundle_version: "1".to_owned(),
         memory_mib: 512,
         vcpu_count: 1,
-        disk_size_bytes: 0,
         image_name: "app".to_owned(),
         image_version: "1.0".to_owned(),
-        microvm_id: None,
         generation: Some(1),
         sequence: Some(1),
         parent: Some(Parent {
             manifest_key: "images/app/manifest.json".to_owned(),
             manifest_digest: "00".repeat(32),
         }),
-        created_unix_ms: 0,
-        labels: BTreeMap::new(),
+        ..ManifestHead::default()
     }
 }
 

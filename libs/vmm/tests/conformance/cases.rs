@@ -45,8 +45,7 @@ pub async fn a_cold_boot_says_hello(engine: Arc<dyn Engine>) -> Result<()> {
 }
 
 pub async fn clones_of_one_base_share_nothing(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let before = digest(&base.memory)?;
     let (first, second) = (world.spec("alpha")?, world.spec("beta")?);
     let (first, second) = tokio::try_join!(world.launch(&first, &base), world.launch(&second, &base))?;
@@ -66,8 +65,7 @@ pub async fn clones_of_one_base_share_nothing(engine: Arc<dyn Engine>) -> Result
 }
 
 pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let (state, memory) = (world.path("state"), world.path("difference"));
     let mut machine = world.launch(&spec, &base).await?;
@@ -109,8 +107,7 @@ pub async fn a_wake_goes_on_where_the_suspend_stopped(engine: Arc<dyn Engine>) -
 }
 
 pub async fn a_page_that_became_zero_stays_zero(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let original = world.launch(&world.spec("sum")?, &base).await?;
     let original_sum = line(&*original, "blob ").await?;
     original.stop().await?;

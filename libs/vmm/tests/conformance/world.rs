@@ -46,6 +46,13 @@ impl World {
         Ok(Self { engine, memory_mib, network: None, guest, directory, undertaker, count })
     }
 
+    /// With a base.
+    pub async fn baked(engine: Arc<dyn Engine>, memory_mib: u32) -> Result<(Self, Base)> {
+        let world = Self::new(engine, memory_mib)?;
+        let base = world.bake().await?;
+        Ok((world, base))
+    }
+
     pub fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }

@@ -38,15 +38,12 @@ pub(crate) struct AccessKey {
 pub(crate) enum AccessKeyError {
     #[error("an access key id has {} to {} letters, digits and underscores", ID_LENGTH.start(), ID_LENGTH.end())]
     Id,
-    /// The secret is empty or too long.
     #[error(transparent)]
     Secret(#[from] sigv4::SecretLength),
-    /// It acts for somebody else's account.
     #[error("acts for the account {0}, not for the fleet's")]
     Account(String),
     #[error("policy: {0}")]
     Policy(#[from] PolicyError),
-    /// Its expiry is no time.
     #[error("the expiry is not a time")]
     Expiry,
 }

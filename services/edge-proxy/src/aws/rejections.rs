@@ -11,7 +11,6 @@ use tonic_types::StatusExt as _;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Invalid,
-    /// There is no such thing.
     NotFound,
     /// Not now, or not with this client token.
     Conflict,

@@ -23,31 +23,23 @@ fn told(answer: &Answer) -> (u16, String) {
     (answer.status, answer.class().to_owned())
 }
 
-/// What is sent, status, class and part of the message.
-type Case = (&'static str, Request<Full<bytes::Bytes>>, u16, &'static str, &'static str);
+/// What is sent, class and part of the message.
+type Case = (&'static str, Request<Full<bytes::Bytes>>, &'static str, &'static str);
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn signatures_are_checked_as_aws_checks_them() {
     let world = world().await;
     let now = SystemTime::now();
     let ask = |signer: Signer| signer.request("GET", TARGET, "");
-    let with = |change: fn(&mut Signer)| {
-        let mut signer = signer();
-        change(&mut signer);
-        signer
-    };
     let edited = |edit: fn(&mut Request<Full<bytes::Bytes>>)| {
         let mut request = ask(signer());
         edit(&mut request);
         request
     };
-    let mut old = signer();
-    old.time = now - Duration::from_secs(6 * 60);
-    let mut early = signer();
-    early.time = now + Duration::from_secs(6 * 60);
-    let mut presigned_old = signer();
-    presigned_old.time = now - Duration::from_secs(61);
-    presigned_old.presigned = Some(Duration::from_secs(60));
+    let old = Signer { time: now - Duration::from_secs(6 * 60), ..signer() };
+    let early = Signer { time: now + Duration::from_secs(6 * 60), ..signer() };
+    let presigned = Some(Duration::from_secs(60));
+    let presigned_old = Signer { time: now - Duration::from_secs(61), presigned, ..signer() };
     let invalid = "InvalidSignatureException";
     let cases: Vec<Case> = vec![
         (
@@ -55,7 +47,6 @@ async fn signatures_are_checked_as_aws_checks_them() {
             edited(|request| {
                 request.headers_mut().remove("authorization");
             }),
-            403,
             "MissingAuthenticationTokenException",
             "Missing Authentication Token",
         ),
@@ -65,7 +56,6 @@ async fn signatures_are_checked_as_aws_checks_them() {
                 let value = HeaderValue::from_static("Bearer abc");
                 request.headers_mut().insert("authorization", value);
             }),
-            403,
             "IncompleteSignatureException",
             "",
         ),
@@ -74,73 +64,63 @@ async fn signatures_are_checked_as_aws_checks_them() {
             edited(|request| {
                 request.headers_mut().remove("x-amz-date");
             }),
-            403,
             "IncompleteSignatureException",
             "",
         ),
         (
             "an unknown key",
             ask(Signer::new("AKIANOBODY0000000000", KEY.1)),
-            403,
             "UnrecognizedClientException",
             "The security token included in the request is invalid.",
         ),
         (
             "another's secret",
             ask(Signer::new(KEY.0, "guess")),
-            403,
             invalid,
             "The request signature we calculated does not match the signature you provided.",
         ),
         (
             "another path",
             edited(|request| *request.uri_mut() = "/2025-09-09/microvms".parse().unwrap()),
-            403,
             invalid,
             "does not match",
         ),
         (
             "another method",
             edited(|request| *request.method_mut() = http::Method::PUT),
-            403,
             invalid,
             "does not match",
         ),
         (
             "another query",
             edited(|request| *request.uri_mut() = format!("{TARGET}?x=1").parse().unwrap()),
-            403,
             invalid,
             "does not match",
         ),
         (
             "a body that was not signed",
             edited(|request| *request.body_mut() = Full::from("{}")),
-            403,
             invalid,
             "does not match",
         ),
-        ("too old", ask(old), 403, invalid, "Signature expired: "),
-        ("too early", ask(early), 403, invalid, "Signature not yet current: "),
-        ("presigned, too old", ask(presigned_old), 403, invalid, "Signature expired: "),
+        ("too old", ask(old), invalid, "Signature expired: "),
+        ("too early", ask(early), invalid, "Signature not yet current: "),
+        ("presigned, too old", ask(presigned_old), invalid, "Signature expired: "),
         (
             "another region",
-            ask(with(|signer| signer.region = "eu-west-1")),
-            403,
+            ask(Signer { region: "eu-west-1", ..signer() }),
             invalid,
             "Credential should be scoped to a valid region.",
         ),
         (
             "another service",
-            ask(with(|signer| signer.service = "lambda-microvms")),
-            403,
+            ask(Signer { service: "lambda-microvms", ..signer() }),
             invalid,
             "Credential should be scoped to correct service: 'lambda'.",
         ),
         (
             "a session token",
-            ask(with(|signer| signer.token = Some("token".into()))),
-            403,
+            ask(Signer { token: Some("token".into()), ..signer() }),
             "UnrecognizedClientException",
             "The security token included in the request is invalid.",
         ),
@@ -150,14 +130,13 @@ async fn signatures_are_checked_as_aws_checks_them() {
                 let first = request.headers()["authorization"].clone();
                 request.headers_mut().append("authorization", first);
             }),
-            403,
             invalid,
             "must not be sent more than once",
         ),
     ];
-    for (what, request, status, class, message) in cases {
+    for (what, request, class, message) in cases {
         let answer = world.connection().send(request).await;
-        assert_eq!(told(&answer), (status, class.to_owned()), "{what}");
+        assert_eq!(told(&answer), (403, class.to_owned()), "{what}");
         assert!(answer.message().contains(message), "{what}: {}", answer.message());
     }
     assert!(world.scheduler.take().is_empty(), "nobody was let in");
@@ -166,10 +145,8 @@ async fn signatures_are_checked_as_aws_checks_them() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn good_signatures_pass_in_every_form() {
     let world = world().await;
-    let mut presigned = signer();
-    presigned.presigned = Some(Duration::from_secs(60));
-    let mut unsigned = signer();
-    unsigned.unsigned_payload = true;
+    let presigned = Signer { presigned: Some(Duration::from_secs(60)), ..signer() };
+    let unsigned = Signer { unsigned_payload: true, ..signer() };
     for signer in [signer(), presigned, unsigned] {
         for mut connection in [world.connection(), world.http2()] {
             let answer = connection.send(signer.request("GET", TARGET, "")).await;

@@ -20,7 +20,6 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-/// Signs requests.
 #[derive(Debug, Clone)]
 pub struct Signer {
     pub id: String,
@@ -149,7 +148,6 @@ impl Connection {
         }
     }
 
-    /// The bare stream.
     pub async fn stream(&self) -> TlsStream<TcpStream> {
         let mut roots = rustls::RootCertStore::empty();
         roots.add(self.ca.clone()).unwrap();

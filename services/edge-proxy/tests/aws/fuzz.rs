@@ -77,7 +77,6 @@ fn change(chance: &mut Chance, at: &mut Value) {
     }
 }
 
-/// Changes bytes.
 fn disturb(chance: &mut Chance, bytes: &mut Vec<u8>) {
     for _ in 0..=chance.below(4) {
         let at = chance.below(bytes.len() + 1);

@@ -63,7 +63,6 @@ pub fn unlimited() -> Throttles {
     }
 }
 
-/// A key as it is stored.
 pub fn stored_key((id, secret): (&str, &str), change: impl FnOnce(&mut AccessKey)) -> Vec<u8> {
     let mut key =
         AccessKey { access_key_id: id.to_owned(), account_id: ACCOUNT.to_owned(), ..AccessKey::default() };

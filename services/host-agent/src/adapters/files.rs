@@ -192,7 +192,6 @@ impl SnapshotFiles {
     }
 }
 
-/// Makes a directory and its parents.
 pub fn make_directory(path: &Path) -> Result<(), HostError> {
     use std::os::unix::fs::DirBuilderExt as _;
     std::fs::DirBuilder::new()

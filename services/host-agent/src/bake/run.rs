@@ -238,12 +238,10 @@ impl BakeJob {
             disk_size_bytes: std::fs::metadata(self.file(FileKind::Disk)).map_or(0, |data| data.len()),
             image_name: self.request.image_name.clone(),
             image_version: self.request.image_version.clone(),
-            microvm_id: None,
             generation: Some(self.request.generation),
-            sequence: None,
-            parent: None,
             created_unix_ms: self.host.now_ms(),
             labels: [(LOG_LABEL.to_owned(), log_next.to_string())].into(),
+            ..ManifestHead::default()
         };
         let sources = [FileKind::Memory, FileKind::Disk, FileKind::Device]
             .map(|kind| FileSource { kind, path: self.file(kind) });

@@ -4,10 +4,8 @@
 /// Why a command failed. `Display` is the sentence for people.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum HostError {
-    /// The command belongs to an older placement.
     #[error("generation {offered} is older than {held}, which this host holds")]
     StaleGeneration { held: u64, offered: u64 },
-    /// The host does not hold it.
     #[error("this host does not hold {id}")]
     NotHere { id: String },
     #[error("the microVM has ended: {reason}")]
@@ -37,11 +35,7 @@ pub enum HostError {
     #[error(
         "no space left on the host's disk for {path} (limit: {limit}); free space or grow the file system, then try again"
     )]
-    DiskFull {
-        /// What could not be written.
-        path: String,
-        limit: String,
-    },
+    DiskFull { path: String, limit: String },
     #[error("{message}")]
     Hook {
         hook: &'static str,

@@ -8,8 +8,8 @@ pub const APP_PORT: u32 = 8080;
 pub const HOOK_PORT: u32 = 9000;
 /// Sends back what it gets.
 pub const ECHO_PORT: u32 = 9001;
-/// The same, on guest loopback only.
-pub const LOOPBACK_ECHO_PORT: u32 = 9002;
+/// The pages, on guest loopback only.
+pub const LOOPBACK_PORT: u32 = 9002;
 /// Counts, a line at a time, as long as somebody listens.
 pub const COUNT_PORT: u32 = 9003;
 /// Answers a line with the counter, a second later.
@@ -17,7 +17,7 @@ pub const SLOW_PORT: u32 = 9004;
 
 const APPLETS: &[&str] = &[
     "sh", "httpd", "nc", "cat", "echo", "hostname", "mkfifo", "sleep", "poweroff", "head", "dd", "sync",
-    "md5sum", "tcpsvd",
+    "md5sum",
 ];
 
 const APP: &str = r#"#!/bin/sh
@@ -27,7 +27,7 @@ echo "app: starting with GREETING=$GREETING image=$AWS_LAMBDA_MICROVM_IMAGE_NAME
 [ -z "$NEVER_LISTEN" ] || exec sleep 100000
 nc -ll -p 9000 -e /bin/hook &
 nc -ll -p 9001 -e cat &
-tcpsvd 127.0.0.1 9002 cat &
+httpd -p 127.0.0.1:9002 -h /www
 nc -ll -p 9003 -e /bin/count &
 nc -ll -p 9004 -e /bin/slow &
 mkfifo /dev/shm/end
@@ -67,6 +67,7 @@ const PAGES: &[(&str, &str)] = &[
     ("host", "hostname; cat /etc/machine-id"),
     ("hooks", "cat /dev/shm/hooks"),
     ("set", "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok"),
+    ("counting", "exec /bin/count"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),
     ("panic", "echo c > /proc/sysrq-trigger"),

@@ -45,20 +45,11 @@ pub async fn store_disk(world: &World) -> DiskRef {
     let size_bytes = std::fs::metadata(&path).unwrap().len();
     let head = ManifestHead {
         kind: SnapshotKind::Disk,
-        engine: String::new(),
-        platform_fingerprint: String::new(),
-        guest_bundle_version: String::new(),
-        memory_mib: 0,
-        vcpu_count: 0,
         disk_size_bytes: size_bytes,
         image_name: "app".to_owned(),
         image_version: "1.0".to_owned(),
-        microvm_id: None,
-        generation: None,
-        sequence: None,
-        parent: None,
         created_unix_ms: 1,
-        labels: std::collections::BTreeMap::new(),
+        ..ManifestHead::default()
     };
     let source = FileSource { kind: FileKind::Disk, path };
     let published =
@@ -129,6 +120,16 @@ pub async fn image(world: &World, agent: &Agent, hooks: Option<Hooks>) -> Snapsh
     let disk = store_disk(world).await;
     let baked = bake(agent, bake_request(disk, &[], hooks)).await;
     baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines)).snapshot.unwrap()
+}
+
+impl World {
+    /// With an agent on a disk of `mib` MiB, which has baked the app.
+    pub async fn with_image(mib: u64) -> (Self, Agent, SnapshotRef) {
+        let world = Self::start().await;
+        let agent = world.agent(mib).await;
+        let snapshot = image(&world, &agent, None).await;
+        (world, agent, snapshot)
+    }
 }
 
 pub fn hooks(names: &[&str]) -> Hooks {

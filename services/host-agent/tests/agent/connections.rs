@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
 use tokio::io::{
-    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, ReadHalf, WriteHalf,
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines, ReadHalf, WriteHalf,
 };
 use tunnel::ClientStream;
 
-use crate::app_disk::{COUNT_PORT, ECHO_PORT, LOOPBACK_ECHO_PORT, SLOW_PORT};
+use crate::app_disk::{COUNT_PORT, ECHO_PORT, LOOPBACK_PORT, SLOW_PORT};
 use crate::calls::*;
 use crate::world::{Agent, PATIENCE, World};
 
@@ -42,6 +42,26 @@ impl Echo {
     }
 }
 
+/// A connection on which the guest counts.
+struct Counting {
+    lines: Lines<BufReader<ClientStream>>,
+    next: u32,
+}
+
+impl Counting {
+    fn of(stream: ClientStream) -> Self {
+        Self { lines: BufReader::new(stream).lines(), next: 0 }
+    }
+
+    async fn expect(&mut self, count: u32) {
+        for _ in 0..count {
+            let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await.expect("nobody counts");
+            assert_eq!(line.unwrap().unwrap(), self.next.to_string());
+            self.next += 1;
+        }
+    }
+}
+
 async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream {
     let (response, stream) = open(agent, id, port, wake).await;
     assert_eq!(response.status(), OpenStatus::Connected, "{response:?}");
@@ -57,40 +77,29 @@ async fn they_sleep_and_wake_with_their_guest() {
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
     let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
-    let mut loopback = Echo::open(&agent, id, LOOPBACK_ECHO_PORT).await;
-    let mut counting = BufReader::new(connect(&agent, id, COUNT_PORT, true).await).lines();
-    let mut next = 0;
+    let mut counting = Counting::of(connect(&agent, id, COUNT_PORT, true).await);
+    let mut loopback = connect(&agent, id, LOOPBACK_PORT, true).await;
+    loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut loopback = Counting::of(loopback);
+    while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
     // A chunk is always owed: written before the sleep, read after it.
     echo.write.write_all(&[0; CHUNK]).await.unwrap();
-    loopback.write.write_all(&[0; CHUNK]).await.unwrap();
     for sleep in 0..SLEEPS {
-        for _ in 0..3 {
-            assert_eq!(counting.next_line().await.unwrap().unwrap(), next.to_string());
-            next += 1;
-        }
+        counting.expect(3).await;
+        loopback.expect(3).await;
         let suspended = suspend(&agent, id, 1).await.unwrap();
         eprintln!("{}", steps(&suspended));
         assert_eq!(suspended.state(), MicrovmState::Suspended);
-        // One of the two wakes it; the other finds it awake.
         echo.exchange(sleep + 1, sleep).await;
-        until_state(&agent, id, MicrovmState::Running).await;
-        loopback.exchange(sleep + 1, sleep).await;
         eprintln!("{}", steps(&observed(&agent).await[id]));
-    }
-    for _ in 0..50 {
-        assert_eq!(counting.next_line().await.unwrap().unwrap(), next.to_string());
-        next += 1;
     }
     assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), usize::from(SLEEPS));
 
     // Awake by the scheduler's word, without a byte of the client's.
     suspend(&agent, id, 1).await.unwrap();
     resume(&agent, &one, 1, None).await.unwrap();
-    for _ in 0..50 {
-        let line = tokio::time::timeout(PATIENCE, counting.next_line()).await.unwrap();
-        assert_eq!(line.unwrap().unwrap(), next.to_string());
-        next += 1;
-    }
+    counting.expect(50).await;
+    loopback.expect(50).await;
 
     // One that may not wake it ends when its client speaks; the end of the microVM ends all.
     let mut still = connect(&agent, id, ECHO_PORT, false).await;

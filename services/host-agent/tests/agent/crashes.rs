@@ -10,9 +10,7 @@ use crate::world::{Agent, BUCKET, PATIENCE, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn launches_suspends_and_wakes_survive_the_agent() {
-    let world = World::start().await;
-    let mut agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (_world, mut agent, snapshot) = World::with_image(4096).await;
 
     for point in ["launch-begun", "launch-restored", "launch-identity", "launch-journaled"] {
         let one = spec(&snapshot);

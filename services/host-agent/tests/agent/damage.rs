@@ -11,9 +11,7 @@ use crate::world::{BUCKET, World};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_full_disk_keeps_the_session_running() {
-    let world = World::start().await;
-    let agent = world.agent(1024).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (_world, agent, snapshot) = World::with_image(1024).await;
     let one = spec(&snapshot);
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
@@ -46,9 +44,7 @@ fn fill(path: &std::path::Path) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_starts_on_bad_bytes() {
-    let world = World::start().await;
-    let agent = world.agent(2048).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (world, agent, snapshot) = World::with_image(2048).await;
     let evict =
         api::hostagent::v1::EvictImageRequest { manifest_key: snapshot.manifest_key.clone(), generation: 0 };
     client(&agent, Role::Scheduler).evict_image(evict).await.unwrap();

@@ -15,9 +15,7 @@ const NOTICED: Duration = Duration::from_secs(2);
 
 #[tokio::test(flavor = "multi_thread")]
 async fn every_end_has_its_reason() {
-    let world = World::start().await;
-    let agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (_world, agent, snapshot) = World::with_image(4096).await;
     for (cause, reason) in [
         ("exit", "The application exited with status 3."),
         ("off", "The guest powered off."),

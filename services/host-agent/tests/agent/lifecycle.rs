@@ -137,9 +137,7 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
-    let world = World::start().await;
-    let agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (world, agent, snapshot) = World::with_image(4096).await;
     let one = sleepy(spec(&snapshot), Duration::from_secs(2));
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
@@ -164,11 +162,7 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     let before = stored().await;
     assert!(!before.is_empty());
     world.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![id.to_owned()]);
-    let began = std::time::Instant::now();
-    while !agent.names("microvms").is_empty() {
-        assert!(began.elapsed() < crate::world::PATIENCE);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    testkit::until("the copy is dropped", || async { agent.names("microvms").is_empty() }).await;
     assert!(
         agent.names("ended").is_empty(),
         "a stale one leaves no report, or its host would remove it from S3"
@@ -180,9 +174,7 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     const ALLOWED: &str = "ip daddr 45.1.2.0/24 meta l4proto tcp accept";
-    let world = World::start().await;
-    let mut agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
+    let (_world, mut agent, snapshot) = World::with_image(4096).await;
     let mut one = spec(&snapshot);
     let policy = |allow: &[&str]| {
         let policy = EgressPolicy {
@@ -208,11 +200,7 @@ async fn an_egress_policy_is_in_force_for_as_long_as_the_guest_runs() {
     assert_eq!(get(&agent, id, "count").await, "2");
     assert_eq!(agent.slots_with_rule(ALLOWED), 1, "adopted");
     suspend(&agent, id, 1).await.unwrap();
-    let began = std::time::Instant::now();
-    while agent.slots_with_rule(ALLOWED) > 0 {
-        assert!(began.elapsed() < crate::world::PATIENCE, "the slot outlives its guest");
-        tokio::time::sleep(Duration::from_millis(50)).await;
-    }
+    testkit::until("the slot goes with its guest", || async { agent.slots_with_rule(ALLOWED) == 0 }).await;
     assert_eq!(get(&agent, id, "count").await, "3");
     assert_eq!(agent.slots_with_rule(ALLOWED), 1, "woken");
     terminate(&agent, id, 1).await.unwrap();

@@ -71,7 +71,6 @@ impl Peers {
         }
     }
 
-    /// Begins a bake on a host.
     pub async fn bake(&self, address: &str, request: BakeRequest) -> Result<Streaming<BakeResponse>, Status> {
         let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
         let mut client = HostAgentServiceClient::new(channel);

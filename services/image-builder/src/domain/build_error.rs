@@ -13,15 +13,10 @@ const SENTENCE_BYTES_MAX: usize = 1024;
 pub enum Reason {
     S3AccessDenied,
     S3NoSuchKey,
-    /// The artifact's bucket does not exist.
     S3NoSuchBucket,
-    /// The artifact is no usable zip.
     ArchiveInvalid,
-    /// The artifact is over a bound.
     ArchiveTooLarge,
-    /// The artifact has no Dockerfile at its root.
     ArchiveDockerfileNotFound,
-    /// A step of the Dockerfile failed.
     ContainerBuildFailed,
     /// The image of a FROM line is in no registry, nor here.
     BaseImageNotFound,
@@ -29,15 +24,11 @@ pub enum Reason {
     NoStartCommand,
     /// The build needs more disk than there is or the class has.
     DiskStorageFull,
-    /// The ready hook did not answer in its window.
     ReadyHookTimeout,
-    /// A hook answered with an error.
     HookFailed,
-    /// The app ended before it was ready.
     AppExited,
     /// The guest could not be booted or did not answer.
     GuestFailed,
-    /// No host has room for the bake.
     InsufficientCapacity,
     BuildTimeout,
     /// Builders died under the build too often.

@@ -28,19 +28,10 @@ pub enum Refusal {
     NoFrom,
     /// A FROM line without an image, or with a variable that is not set.
     #[error("The Dockerfile's line {line} names no image: {text}")]
-    EmptyFrom {
-        /// Line number, from 1.
-        line: usize,
-        text: String,
-    },
+    EmptyFrom { line: usize, text: String },
     /// A FROM line names one of our bases that does not exist here.
     #[error("The Dockerfile's line {line} names the base image '{name}', which does not exist here. {bases}")]
-    UnknownBase {
-        /// Line number, from 1.
-        line: usize,
-        name: String,
-        bases: String,
-    },
+    UnknownBase { line: usize, name: String, bases: String },
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -193,20 +193,12 @@ impl Job {
         let elapsed = self.context.clock.now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
         ManifestHead {
             kind: SnapshotKind::Disk,
-            engine: String::new(),
-            platform_fingerprint: String::new(),
-            guest_bundle_version: String::new(),
-            memory_mib: 0,
-            vcpu_count: 0,
             disk_size_bytes: size,
             image_name: self.entry.image_name.clone(),
             image_version: self.entry.image_version.clone(),
-            microvm_id: None,
             generation: Some(u64::from(self.entry.attempt)),
-            sequence: None,
-            parent: None,
             created_unix_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            labels: BTreeMap::new(),
+            ..ManifestHead::default()
         }
     }
 }

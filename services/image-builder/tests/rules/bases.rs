@@ -37,10 +37,9 @@ async fn bases_and_their_versions() {
     ];
 }
 
-async fn bases_are_listed_once_and_their_versions_newest_first(world: &World) {
-    let cell = Cell::new(world).await;
+async fn bases_are_listed_once_and_their_versions_newest_first(cell: &Cell<'_>) {
     for version in ["2", "10"] {
-        add(&cell, version).await;
+        add(cell, version).await;
     }
     let request = ListBaseImagesRequest::default();
     let bases = cell.client.clone().list_base_images(request).await.unwrap();
@@ -52,7 +51,7 @@ async fn bases_are_listed_once_and_their_versions_newest_first(world: &World) {
         let mut found = Vec::new();
         let mut token = String::new();
         loop {
-            let page = versions(&cell, identifier, 2, token).await.unwrap();
+            let page = versions(cell, identifier, 2, token).await.unwrap();
             found.extend(page.versions);
             token = page.next_page_token;
             if token.is_empty() {
@@ -66,42 +65,30 @@ async fn bases_are_listed_once_and_their_versions_newest_first(world: &World) {
             assert_eq!(version.status(), BaseImageVersionStatus::Available);
         }
     }
-    cell.stop().await;
 }
 
-async fn an_alias_has_the_versions_of_its_base(world: &World) {
-    let cell = Cell::new(world).await;
-    add(&cell, "2").await;
+async fn an_alias_has_the_versions_of_its_base(cell: &Cell<'_>) {
+    add(cell, "2").await;
     let arn = "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1";
-    let found = versions(&cell, arn, 0, String::new()).await.unwrap().versions;
+    let found = versions(cell, arn, 0, String::new()).await.unwrap().versions;
     let shown: Vec<_> =
         found.iter().map(|version| (version.image_arn.as_str(), version.version.as_str())).collect();
     assert_eq!(shown, [(arn, "2"), (arn, "1")]);
-    cell.stop().await;
 }
 
-async fn a_base_that_is_not_there_is_named(world: &World) {
-    let cell = Cell::new(world).await;
+async fn a_base_that_is_not_there_is_named(cell: &Cell<'_>) {
     let none = "arn:aws:lambda:us-east-1:aws:microvm-image:none";
     for identifier in ["none", none] {
         refused(
-            versions(&cell, identifier, 0, String::new()).await,
-            Code::NotFound,
+            versions(cell, identifier, 0, String::new()).await,
             "NOT_FOUND",
             &format!("MicroVMImage not found for MicroVMImageID: {none}"),
         );
     }
     refused(
-        versions(&cell, "arn:aws:lambda", 0, String::new()).await,
-        Code::InvalidArgument,
+        versions(cell, "arn:aws:lambda", 0, String::new()).await,
         "INVALID_ARGUMENT",
         "Invalid ARN format: arn:aws:lambda",
     );
-    refused(
-        versions(&cell, ARN, 51, String::new()).await,
-        Code::InvalidArgument,
-        "INVALID_ARGUMENT",
-        "page_size: must be 0 to 50",
-    );
-    cell.stop().await;
+    refused(versions(cell, ARN, 51, String::new()).await, "INVALID_ARGUMENT", "page_size: must be 0 to 50");
 }

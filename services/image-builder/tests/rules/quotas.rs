@@ -14,7 +14,7 @@ async fn create(clients: &[ImageServiceClient<Channel>], orders: Vec<CreateImage
 
 #[track_caller]
 fn quota(status: Status, quota: &str, limit: &str, message: &str) {
-    let status = refused::<()>(Err(status), Code::ResourceExhausted, "QUOTA_EXCEEDED", message);
+    let status = refused::<()>(Err(status), "QUOTA_EXCEEDED", message);
     assert_eq!(
         (metadata(&status, "quota"), metadata(&status, "limit")),
         (quota.to_owned(), limit.to_owned())
@@ -23,7 +23,7 @@ fn quota(status: Status, quota: &str, limit: &str, message: &str) {
 
 #[tokio::test]
 async fn quotas() {
-    run![five_builds_at_a_time, as_many_images_as_are_allowed, as_many_versions_as_are_allowed];
+    run![; own five_builds_at_a_time, as_many_images_as_are_allowed, as_many_versions_as_are_allowed];
 }
 
 async fn five_builds_at_a_time(world: &World) {

@@ -1,6 +1,5 @@
 //! A scheduler with one host, scripted. They speak the real protocol; only what stands behind it is missing.
 
-use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -124,12 +123,8 @@ async fn publish(store: &Store, request: &BakeRequest) -> BakeResult {
         disk_size_bytes: disk.size_bytes,
         image_name: request.image_name.clone(),
         image_version: request.image_version.clone(),
-        microvm_id: None,
         generation: Some(request.generation),
-        sequence: None,
-        parent: None,
-        created_unix_ms: 0,
-        labels: BTreeMap::new(),
+        ..ManifestHead::default()
     };
     let sources = [FileSource { kind: FileKind::Memory, path: file.path().to_owned() }];
     let prefix = &request.destination_prefix;

@@ -13,7 +13,6 @@ const ID_ALPHABET: &[u8; 32] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567";
 /// Random bytes of a secret: 40 characters of base64.
 const SECRET_BYTES: usize = 30;
 
-/// The system gives no randomness.
 #[derive(Debug, thiserror::Error)]
 #[error("the system gives no randomness")]
 pub struct NoRandomness;

@@ -32,18 +32,10 @@ pub enum CodecError {
     Malformed(String),
     #[error("record format {0} is not known")]
     Format(u32),
-}
-
-impl From<IdError> for CodecError {
-    fn from(error: IdError) -> Self {
-        Self::Malformed(error.to_string())
-    }
-}
-
-impl From<api::ConversionError> for CodecError {
-    fn from(error: api::ConversionError) -> Self {
-        Self::Malformed(error.to_string())
-    }
+    #[error("not a microVM record: {0}")]
+    Id(#[from] IdError),
+    #[error("not a microVM record: {0}")]
+    Conversion(#[from] api::ConversionError),
 }
 
 /// What was asked for. Connectors are kept as they were named; what a host is

@@ -1,10 +1,7 @@
 //! `torpor.access.v1.AccessKeyService`. For operators only: who holds a key makes no keys.
 
 use api::access::v1::access_key_service_server::AccessKeyService;
-use api::access::v1::{
-    CreateAccessKeyRequest, CreateAccessKeyResponse, DeleteAccessKeyRequest, DeleteAccessKeyResponse,
-    ListAccessKeysRequest, ListAccessKeysResponse,
-};
+use api::access::v1::*;
 use rpc::Role::Admin;
 use tonic::Request;
 

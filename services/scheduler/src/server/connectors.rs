@@ -3,14 +3,7 @@
 use std::collections::BTreeMap;
 
 use api::connector::v1::network_connector_service_server::NetworkConnectorService;
-use api::connector::v1::{
-    CreateNetworkConnectorRequest, CreateNetworkConnectorResponse, DeleteNetworkConnectorRequest,
-    DeleteNetworkConnectorResponse, GetNetworkConnectorRequest, GetNetworkConnectorResponse,
-    ListNetworkConnectorVersionsRequest, ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest,
-    ListNetworkConnectorsResponse, NetworkConnector, TagNetworkConnectorRequest, TagNetworkConnectorResponse,
-    UntagNetworkConnectorRequest, UntagNetworkConnectorResponse, UpdateNetworkConnectorRequest,
-    UpdateNetworkConnectorResponse,
-};
+use api::connector::v1::*;
 use model::Violations;
 use model::limits::CONNECTOR_PAGES;
 use model::state::ConnectorState;

@@ -3,11 +3,7 @@
 use std::time::Duration;
 
 use api::host::v1::host_service_server::HostService;
-use api::host::v1::{
-    DrainHostRequest, DrainHostResponse, HeartbeatRequest, HeartbeatResponse, ListHostsRequest,
-    ListHostsResponse, PlaceBakeRequest, PlaceBakeResponse, RegisterHostRequest, RegisterHostResponse,
-    ReleaseBakeRequest, ReleaseBakeResponse, UndrainHostRequest, UndrainHostResponse,
-};
+use api::host::v1::*;
 use model::{HostId, Violations};
 use rpc::Role::{Admin, EdgeProxy, HostAgent, ImageBuilder};
 use tonic::Request;

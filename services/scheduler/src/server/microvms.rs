@@ -6,14 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::microvm::v1::microvm_service_server::MicrovmService;
-use api::microvm::v1::{
-    CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, CreateMicrovmShellAuthTokenRequest,
-    CreateMicrovmShellAuthTokenResponse, FollowMicrovmLogRequest, FollowMicrovmLogResponse,
-    GetMicrovmRequest, GetMicrovmResponse, ListMicrovmsRequest, ListMicrovmsResponse, ResumeMicrovmRequest,
-    ResumeMicrovmResponse, RunMicrovmRequest, RunMicrovmResponse, SuspendMicrovmRequest,
-    SuspendMicrovmResponse, TerminateMicrovmRequest, TerminateMicrovmResponse, WatchMicrovmsRequest,
-    WatchMicrovmsResponse,
-};
+use api::microvm::v1::*;
 use futures::{Stream, StreamExt as _};
 use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;

@@ -15,10 +15,6 @@ use crate::host::FakeHost;
 use crate::world::*;
 use MicrovmState::{Pending, Running, Suspended, Terminated, Terminating};
 
-fn seconds(seconds: i64) -> Option<prost_types::Duration> {
-    Some(prost_types::Duration { seconds, nanos: 0 })
-}
-
 #[tokio::test]
 async fn run_suspend_resume_terminate() {
     let (_world, _scheduler, host, client) = World::with_host(&[]).await;
@@ -48,8 +44,8 @@ async fn run_suspend_resume_terminate() {
     assert!(ended.terminate_time.is_some());
     assert_eq!(terminate(&client, id).await.unwrap().state(), Terminated, "again is a success");
     let text = format!("The MicroVM {id} has been terminated and its state cannot be changed.");
-    refused(suspend(&client, id).await, Code::FailedPrecondition, reason::TERMINATED, &text);
-    refused(resume(&client, id).await, Code::FailedPrecondition, reason::TERMINATED, &text);
+    refused(suspend(&client, id).await, reason::TERMINATED, &text);
+    refused(resume(&client, id).await, reason::TERMINATED, &text);
     let told = host.asked(|inner| inner.terminates.clone());
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].reason.as_str(), told[0].discard), ("Success.", false));
@@ -72,7 +68,7 @@ async fn what_cannot_be_run_says_why() {
         (of("retired", ""), format!("{none}retired")),
         (of("app", "2.0"), format!("{none}app and version 2.0")),
     ] {
-        refused(run(&client, request).await, Code::NotFound, reason::NO_ACTIVE_VERSION, &text);
+        refused(run(&client, request).await, reason::NO_ACTIVE_VERSION, &text);
     }
     let payload = RunMicrovmRequest { run_hook_payload: "x".into(), ..of("plain", "1.0") };
     let text = "The run hook must be enabled in the MicroVM image to pass the run hook payload";
@@ -81,7 +77,7 @@ async fn what_cannot_be_run_says_why() {
             .filter(|answer| answer.as_ref().is_err_and(|status| status.code() != Code::NotFound))
     })
     .await;
-    refused(answer, Code::InvalidArgument, reason::INVALID_ARGUMENT, text);
+    refused(answer, reason::INVALID_ARGUMENT, text);
     let bad = RunMicrovmRequest { maximum_duration: seconds(0), ..of("bad name!", "x") };
     let status = run(&client, bad).await.unwrap_err();
     for field in ["imageIdentifier", "imageVersion", "maximumDurationInSeconds"] {
@@ -89,16 +85,16 @@ async fn what_cannot_be_run_says_why() {
     }
     let first = running(&client).await;
     running(&client).await;
-    refused(run(&client, app()).await, Code::ResourceExhausted, reason::QUOTA_EXCEEDED, "limit of 2");
+    refused(run(&client, app()).await, reason::QUOTA_EXCEEDED, "limit of 2");
     terminate(&client, &first.microvm_id).await.unwrap();
     becomes(&client, &first.microvm_id, Terminated).await;
     running(&client).await;
     let stranger = world.client(&scheduler, Role::HostAgent);
-    refused(run(&stranger, app()).await, Code::PermissionDenied, reason::PERMISSION_DENIED, "host-agent");
+    refused(run(&stranger, app()).await, reason::PERMISSION_DENIED, "host-agent");
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let text = format!("MicroVM not found: {unknown}");
-    refused(get(&client, unknown).await, Code::NotFound, reason::NOT_FOUND, &text);
-    refused(get(&client, "mvm-1").await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "microvm-");
+    refused(get(&client, unknown).await, reason::NOT_FOUND, &text);
+    refused(get(&client, "mvm-1").await, reason::INVALID_ARGUMENT, "microvm-");
 }
 
 #[tokio::test]
@@ -119,7 +115,6 @@ async fn one_client_token_is_one_microvm() {
     let other = RunMicrovmRequest { maximum_duration: seconds(100), ..request };
     refused(
         run(&client, other).await,
-        Code::AlreadyExists,
         reason::CLIENT_TOKEN_CONFLICT,
         "The client token was used before with other parameters.",
     );
@@ -160,7 +155,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
     assert_eq!(found, ids);
     assert_eq!(list("", String::new()).await.unwrap().microvms[0].microvm_id, other.microvm_id);
     assert!(list("absent", String::new()).await.unwrap().microvms.is_empty());
-    refused(list("", "made-up".into()).await, Code::InvalidArgument, reason::INVALID_ARGUMENT, "nextToken");
+    refused(list("", "made-up".into()).await, reason::INVALID_ARGUMENT, "nextToken");
 }
 
 #[tokio::test]
@@ -191,10 +186,10 @@ async fn tokens_open_what_they_name(world: &World, client: &Client) {
     assert!(claims.allows(8080) && !claims.allows(8081));
     terminate(client, &id).await.unwrap();
     let answer = client.clone().create_microvm_auth_token(request.clone()).await;
-    refused(answer, Code::FailedPrecondition, reason::TERMINATED, &id);
+    refused(answer, reason::TERMINATED, &id);
     let bad = CreateMicrovmAuthTokenRequest { expiration: seconds(3601), allowed_ports: vec![], ..request };
     let answer = client.clone().create_microvm_auth_token(bad).await;
-    refused(answer, Code::InvalidArgument, reason::INVALID_ARGUMENT, "allowedPorts");
+    refused(answer, reason::INVALID_ARGUMENT, "allowedPorts");
 }
 
 #[tokio::test]
@@ -246,5 +241,5 @@ async fn logs_are_the_hosts(host: &FakeHost, client: &Client) {
     assert_eq!((line.text.as_str(), line.sequence), ("hello", 7));
     host.script(|inner| inner.held.clear());
     let gone = client.clone().follow_microvm_log(request).await.map(|_| ());
-    refused(gone, Code::NotFound, reason::NOT_FOUND, "no longer available");
+    refused(gone, reason::NOT_FOUND, "no longer available");
 }

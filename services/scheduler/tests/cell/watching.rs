@@ -2,7 +2,7 @@
 
 use api::errors::reason;
 use api::microvm::v1::{MicrovmState, WatchMicrovmsRequest, WatchMicrovmsResponse};
-use tonic::{Code, Streaming};
+use tonic::Streaming;
 
 use crate::world::*;
 
@@ -46,7 +46,7 @@ async fn a_watch_lists_then_follows() {
     assert_eq!(seen, [MicrovmState::Pending, MicrovmState::Running]);
     let unknown = WatchMicrovmsRequest { microvm_id: "microvm-0190a5e2-7c3b-3f00-8000-000000000001".into() };
     let answer = client.clone().watch_microvms(unknown).await.map(|_| ());
-    refused(answer, Code::NotFound, reason::NOT_FOUND, "not found");
+    refused(answer, reason::NOT_FOUND, "not found");
     scheduler.kill();
     let ended = async {
         loop {

@@ -32,19 +32,16 @@ async fn list(session: &Session) -> Result<(), CliError> {
 }
 
 fn show(bases: &[BaseImage]) -> Result<(), CliError> {
-    let rows = bases
-        .iter()
-        .map(|base| {
-            vec![
-                base.name.clone(),
-                base.version.clone(),
-                output::bytes(base.size_bytes),
-                durations::rfc3339(base.create_time.as_ref()),
-            ]
-        })
-        .collect();
+    let row = |base: &BaseImage| {
+        [
+            base.name.clone(),
+            base.version.clone(),
+            output::bytes(base.size_bytes),
+            durations::rfc3339(base.create_time.as_ref()),
+        ]
+    };
     let empty = "no base images; make one: torpor base build debian-12";
-    output::table(&["name", "version", "size", "created"], rows, empty)
+    output::table(["name", "version", "size", "created"], bases, row, empty)
 }
 
 async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) -> Result<(), CliError> {

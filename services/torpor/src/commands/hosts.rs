@@ -32,7 +32,8 @@ fn one(session: &Session, host: &Host) -> Result<(), CliError> {
 }
 
 pub fn table(hosts: &[Host]) -> Result<(), CliError> {
-    output::table(&HEADER, rows(hosts), "no hosts")
+    let header = ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
+    output::table(header, hosts, row, "no hosts")
 }
 
 pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
@@ -56,25 +57,19 @@ async fn resolve(session: &Session, given: &str) -> Result<String, CliError> {
     }
 }
 
-const HEADER: [&str; 8] =
-    ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
-
-fn rows(hosts: &[Host]) -> Vec<Vec<String>> {
-    let row = |host: &Host| {
-        let spec = host.spec.clone().unwrap_or_default();
-        let usage = host.usage.clone().unwrap_or_default();
-        vec![
-            spec.host_id,
-            json::short_name(host.state().as_str_name(), "HostState"),
-            usage.running.to_string(),
-            usage.suspended.to_string(),
-            format!("{}/{} MiB", usage.memory_used_mib, spec.memory_capacity_mib),
-            format!("{}/{}", usage.slots_used, spec.slot_capacity),
-            output::bytes(usage.disk_free_bytes),
-            spec.engines.join(", "),
-        ]
-    };
-    hosts.iter().map(row).collect()
+fn row(host: &Host) -> [String; 8] {
+    let spec = host.spec.clone().unwrap_or_default();
+    let usage = host.usage.clone().unwrap_or_default();
+    [
+        spec.host_id,
+        json::short_name(host.state().as_str_name(), "HostState"),
+        usage.running.to_string(),
+        usage.suspended.to_string(),
+        format!("{}/{} MiB", usage.memory_used_mib, spec.memory_capacity_mib),
+        format!("{}/{}", usage.slots_used, spec.slot_capacity),
+        output::bytes(usage.disk_free_bytes),
+        spec.engines.join(", "),
+    ]
 }
 
 /// True when a host takes placements and has reported lately.

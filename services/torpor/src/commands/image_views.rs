@@ -36,71 +36,63 @@ pub fn image(image: &Image) -> Result<(), CliError> {
 
 pub fn images(images: &[Image]) -> Result<(), CliError> {
     let now = SystemTime::now();
-    let rows = images
-        .iter()
-        .map(|image| {
-            vec![
-                image.name.clone(),
-                image_state(image),
-                image.latest_active_image_version.clone(),
-                image.latest_image_version.clone(),
-                durations::age(image.update_time.as_ref(), now),
-            ]
-        })
-        .collect();
+    let row = |image: &Image| {
+        [
+            image.name.clone(),
+            image_state(image),
+            image.latest_active_image_version.clone(),
+            image.latest_image_version.clone(),
+            durations::age(image.update_time.as_ref(), now),
+        ]
+    };
     let empty = "no images; build one: torpor image create NAME --artifact DIR";
-    output::table(&["name", "state", "active", "newest", "changed"], rows, empty)
+    output::table(["name", "state", "active", "newest", "changed"], images, row, empty)
 }
 
 pub fn versions(versions: &[ImageVersion]) -> Result<(), CliError> {
     let now = SystemTime::now();
-    let rows = versions
-        .iter()
-        .map(|version| {
-            let asked = version.configuration.as_ref().and_then(|configuration| configuration.resources);
-            let baseline = asked.map_or(0, |resources| resources.minimum_memory_mib);
-            let peak = version.snapshot.as_ref().map_or(0, |snapshot| snapshot.memory_mib);
-            vec![
-                version.image_version.clone(),
-                json::short_name(version.state().as_str_name(), "VersionState"),
-                json::short_name(version.status().as_str_name(), "VersionStatus"),
-                output::memory(baseline, peak),
-                durations::age(version.create_time.as_ref(), now),
-                version.state_reason.clone(),
-            ]
-        })
-        .collect();
-    output::table(&["version", "state", "status", "guest memory", "created", "reason"], rows, "no versions")
+    let row = |version: &ImageVersion| {
+        let asked = version.configuration.as_ref().and_then(|configuration| configuration.resources);
+        let baseline = asked.map_or(0, |resources| resources.minimum_memory_mib);
+        let peak = version.snapshot.as_ref().map_or(0, |snapshot| snapshot.memory_mib);
+        [
+            version.image_version.clone(),
+            json::short_name(version.state().as_str_name(), "VersionState"),
+            json::short_name(version.status().as_str_name(), "VersionStatus"),
+            output::memory(baseline, peak),
+            durations::age(version.create_time.as_ref(), now),
+            version.state_reason.clone(),
+        ]
+    };
+    let header = ["version", "state", "status", "guest memory", "created", "reason"];
+    output::table(header, versions, row, "no versions")
 }
 
 pub fn builds(builds: &[ImageBuild]) -> Result<(), CliError> {
-    let rows = builds
-        .iter()
-        .map(|build| {
-            let sizes = build.snapshot_build.unwrap_or_default();
-            let size = |bytes: u64| {
-                if bytes == 0 { "-".to_owned() } else { output::bytes(bytes) }
-            };
-            let took = match (build.create_time, build.end_time) {
-                (Some(from), Some(to)) => durations::short(durations::between(&from, &to)),
-                _ => "-".to_owned(),
-            };
-            vec![
-                build.build_id.clone(),
-                build.image_version.clone(),
-                json::short_name(build.state().as_str_name(), "BuildState"),
-                step_name(build.step()).to_owned(),
-                took,
-                size(sizes.code_install_size_bytes),
-                size(sizes.memory_snapshot_size_bytes),
-                size(sizes.disk_snapshot_size_bytes),
-                size(sizes.stored_size_bytes),
-                build.state_reason.clone(),
-            ]
-        })
-        .collect();
+    let row = |build: &ImageBuild| {
+        let sizes = build.snapshot_build.unwrap_or_default();
+        let size = |bytes: u64| {
+            if bytes == 0 { "-".to_owned() } else { output::bytes(bytes) }
+        };
+        let took = match (build.create_time, build.end_time) {
+            (Some(from), Some(to)) => durations::short(durations::between(&from, &to)),
+            _ => "-".to_owned(),
+        };
+        [
+            build.build_id.clone(),
+            build.image_version.clone(),
+            json::short_name(build.state().as_str_name(), "BuildState"),
+            step_name(build.step()).to_owned(),
+            took,
+            size(sizes.code_install_size_bytes),
+            size(sizes.memory_snapshot_size_bytes),
+            size(sizes.disk_snapshot_size_bytes),
+            size(sizes.stored_size_bytes),
+            build.state_reason.clone(),
+        ]
+    };
     let header = ["build", "version", "state", "step", "took", "code", "memory", "disk", "stored", "reason"];
-    output::table(&header, rows, "no builds")
+    output::table(header, builds, row, "no builds")
 }
 
 /// What a build that has just ended made.

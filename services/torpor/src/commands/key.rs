@@ -66,23 +66,17 @@ async fn list(session: &Session) -> Result<(), CliError> {
     if session.json() {
         return output::value(&json::messages(KEY, &keys));
     }
-    let rows = keys
-        .iter()
-        .map(|key| {
-            vec![
-                key.access_key_id.clone(),
-                key.description.clone(),
-                allowed(key),
-                durations::age(key.create_time.as_ref(), SystemTime::now()),
-                expires(key, SystemTime::now()),
-            ]
-        })
-        .collect();
-    output::table(
-        &["id", "description", "may do", "created", "expires"],
-        rows,
-        "no access keys; make one: torpor key create --description NAME",
-    )?;
+    let row = |key: &AccessKey| {
+        [
+            key.access_key_id.clone(),
+            key.description.clone(),
+            allowed(key),
+            durations::age(key.create_time.as_ref(), SystemTime::now()),
+            expires(key, SystemTime::now()),
+        ]
+    };
+    let empty = "no access keys; make one: torpor key create --description NAME";
+    output::table(["id", "description", "may do", "created", "expires"], &keys, row, empty)?;
     let root = &session.context.s3.access_key_id;
     output::remark(format_args!(
         "the fleet's root access key {root} is in a file and not listed; torpor env exports it"

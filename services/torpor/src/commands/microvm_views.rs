@@ -18,23 +18,21 @@ pub fn state(microvm: &Microvm) -> String {
 
 pub fn microvms(microvms: &[Microvm]) -> Result<(), CliError> {
     let now = SystemTime::now();
-    let rows = microvms
-        .iter()
-        .map(|microvm| {
-            vec![
-                microvm.microvm_id.clone(),
-                state(microvm),
-                format!("{}:{}", microvm.image_name, microvm.image_version),
-                output::memory(microvm.baseline_memory_mib, microvm.memory_mib),
-                microvm.host_id.clone(),
-                durations::age(microvm.start_time.as_ref(), now),
-                durations::age(microvm.state_time.as_ref(), now),
-                microvm.state_reason.clone(),
-            ]
-        })
-        .collect();
+    let row = |microvm: &Microvm| {
+        [
+            microvm.microvm_id.clone(),
+            state(microvm),
+            format!("{}:{}", microvm.image_name, microvm.image_version),
+            output::memory(microvm.baseline_memory_mib, microvm.memory_mib),
+            microvm.host_id.clone(),
+            durations::age(microvm.start_time.as_ref(), now),
+            durations::age(microvm.state_time.as_ref(), now),
+            microvm.state_reason.clone(),
+        ]
+    };
     let empty = "no microVMs; start one: torpor run IMAGE";
-    output::table(&["id", "state", "image", "memory", "host", "started", "changed", "reason"], rows, empty)
+    let header = ["id", "state", "image", "memory", "host", "started", "changed", "reason"];
+    output::table(header, microvms, row, empty)
 }
 
 pub fn microvm(microvm: &Microvm) -> Result<(), CliError> {

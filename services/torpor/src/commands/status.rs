@@ -88,22 +88,18 @@ fn show_tables(
     hosts: &Result<Vec<api::host::v1::Host>, CliError>,
     with_hosts: bool,
 ) -> Result<(), CliError> {
-    let rows = record
-        .components
-        .iter()
-        .map(|component| {
-            vec![
-                component.name.clone(),
-                component.health.name().to_owned(),
-                component.process.map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
-                uptime(component)
-                    .map_or_else(|| "-".to_owned(), |s| durations::coarse(Duration::from_secs(s))),
-                component.restarts.to_string(),
-                component.detail.clone(),
-            ]
-        })
-        .collect();
-    output::table(&["component", "health", "pid", "uptime", "restarts", "detail"], rows, "no components")?;
+    let row = |component: &ComponentRecord| {
+        [
+            component.name.clone(),
+            component.health.name().to_owned(),
+            component.process.map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
+            uptime(component).map_or_else(|| "-".to_owned(), |s| durations::coarse(Duration::from_secs(s))),
+            component.restarts.to_string(),
+            component.detail.clone(),
+        ]
+    };
+    let header = ["component", "health", "pid", "uptime", "restarts", "detail"];
+    output::table(header, &record.components, row, "no components")?;
     if with_hosts {
         output::line("")?;
         match hosts {

@@ -33,8 +33,7 @@ impl Drop for Tiny {
 }
 
 pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let tiny = Tiny::mount(world.path("tiny"))?;
     let spec = world.spec("fill")?;
     let machine = world.launch(&spec, &base).await?;
@@ -69,8 +68,7 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
 }
 
 pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let machine = world.launch(&world.spec("alpha")?, &base).await?;
     let (state, memory) = (world.path("state"), world.path("difference"));
     let saved = machine.save_difference(&state, &memory).await;
@@ -94,8 +92,7 @@ pub async fn only_a_paused_machine_is_saved(engine: Arc<dyn Engine>) -> Result<(
 }
 
 pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let machine = world.launch(&spec, &base).await?;
     wait_past(&*machine, base.turn + 3).await?;
@@ -138,8 +135,7 @@ pub async fn a_corrupt_snapshot_is_refused(engine: Arc<dyn Engine>) -> Result<()
 }
 
 pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     for (word, expected) in [("poweroff", ExitReason::GuestShutdown), ("reboot", ExitReason::GuestReset)] {
         let machine = world.launch(&world.spec(word)?, &base).await?;
         ensure!(machine.exited().await == expected, "{word}: {:?}", machine.exited().await);
@@ -158,8 +154,7 @@ pub async fn exit_reasons(engine: Arc<dyn Engine>) -> Result<()> {
 }
 
 pub async fn one_disk_belongs_to_one_machine(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let machine = world.launch(&spec, &base).await?;
     let second = world.restore(&spec, &base, None).await.err();

@@ -36,8 +36,7 @@ fn is_gone(process: &ProcessHandle) -> bool {
 }
 
 pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let machine = world.launch(&spec, &base).await?;
     let process = machine.process();
@@ -71,8 +70,7 @@ pub async fn a_dropped_machine_is_adopted(engine: Arc<dyn Engine>) -> Result<()>
 }
 
 pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     for word in ["poweroff", "reboot", "panic"] {
         let spec = world.spec(word)?;
         let machine = world.restore(&spec, &base, None).await?.machine;
@@ -100,8 +98,7 @@ pub async fn the_end_of_a_guest_nobody_watched_is_known(engine: Arc<dyn Engine>)
 }
 
 pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let mut spec = world.spec("nobody")?;
     let prepared = world.engine.prepare(&spec, &base.memory).await?;
     let process = prepared.process();
@@ -146,8 +143,7 @@ pub async fn a_prepared_process_loads_later(engine: Arc<dyn Engine>) -> Result<(
 }
 
 pub async fn an_unused_prepared_process_goes(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let stopped = world.engine.prepare(&spec, &base.memory).await?;
     let process = stopped.process();
@@ -225,8 +221,7 @@ impl Drop for Netns {
 }
 
 pub async fn an_abandoned_start_leaves_no_process(engine: Arc<dyn Engine>) -> Result<()> {
-    let world = World::new(engine, MEMORY_MIB)?;
-    let base = world.bake().await?;
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
     let spec = world.spec("alpha")?;
     let marker = world.path("").display().to_string();
     for wait_ms in [0, 1, 3, 6, 12, 20, 25, 30] {

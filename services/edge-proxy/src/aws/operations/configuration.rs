@@ -154,18 +154,14 @@ fn write_group(hooks: &[(HookNames, Option<Hook>)]) -> Value {
     let mut group = Map::new();
     for ((name, timeout), hook) in hooks {
         let Some(hook) = hook else { continue };
-        match hook.mode() {
-            HookMode::Unspecified => {}
-            HookMode::Enabled => {
-                group.insert((*name).to_owned(), "ENABLED".into());
-            }
-            HookMode::Disabled => {
-                group.insert((*name).to_owned(), "DISABLED".into());
-            }
-        }
-        if let Some(given) = &hook.timeout {
-            group.insert((*timeout).to_owned(), given.seconds.into());
-        }
+        let mode = match hook.mode() {
+            HookMode::Unspecified => Value::Null,
+            HookMode::Enabled => "ENABLED".into(),
+            HookMode::Disabled => "DISABLED".into(),
+        };
+        let seconds = hook.timeout.map_or(Value::Null, |given| given.seconds.into());
+        let members = [(*name, mode), (*timeout, seconds)].into_iter().filter(|(_, value)| !value.is_null());
+        group.extend(members.map(|(name, value)| (name.to_owned(), value)));
     }
     if group.is_empty() { Value::Null } else { Value::Object(group) }
 }

@@ -1,12 +1,6 @@
 //! Network connectors.
 
-use api::connector::v1::{
-    ComputeResourceType, CreateNetworkConnectorRequest, DeleteNetworkConnectorRequest, ElasticIpType,
-    GetNetworkConnectorRequest, GetNetworkConnectorResponse, ListNetworkConnectorVersionsRequest,
-    ListNetworkConnectorVersionsResponse, ListNetworkConnectorsRequest, ListNetworkConnectorsResponse,
-    NetworkConnector, NetworkConnectorConfiguration, NetworkConnectorState, NetworkProtocol,
-    UpdateNetworkConnectorRequest, UpdateStatus,
-};
+use api::connector::v1::*;
 use aws_model::{Members, Rejection};
 use serde_json::{Value, json};
 

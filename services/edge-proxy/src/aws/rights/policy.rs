@@ -26,10 +26,8 @@ pub enum PolicyError {
     Statements,
     #[error("a statement allows or denies")]
     Effect,
-    /// No patterns, or too many.
     #[error("a statement has 1 to {POLICY_PATTERNS_MAX} actions and as many resources")]
     Patterns,
-    /// An empty pattern, or one that is too long.
     #[error("an action or resource has 1 to {POLICY_RESOURCE_MAX} bytes")]
     Pattern,
 }

@@ -29,7 +29,6 @@ pub struct Held<'a> {
 /// Why there is no body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BodyError {
-    /// It is longer than the limit.
     TooLarge,
     /// It did not come in time.
     TooSlow,
@@ -45,7 +44,6 @@ impl Bodies {
         Self { bytes_max, wait, memory: Semaphore::new(memory.min(Semaphore::MAX_PERMITS)) }
     }
 
-    /// Reads a body to its end.
     pub async fn read(&self, mut body: Incoming) -> Result<Held<'_>, BodyError> {
         if body.is_end_stream() {
             return Ok(Held { bytes: Bytes::new(), _share: None });

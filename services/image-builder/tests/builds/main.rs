@@ -2,15 +2,12 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
-#[path = "builds/failing.rs"]
 mod failing;
-#[path = "builds/machine.rs"]
 mod machine;
-#[path = "support/peers.rs"]
+#[path = "../support/peers.rs"]
 mod peers;
-#[path = "builds/updating.rs"]
 mod updating;
-#[path = "support/world.rs"]
+#[path = "../support/world.rs"]
 mod world;
 
 use std::collections::HashMap;

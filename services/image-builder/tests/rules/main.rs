@@ -6,24 +6,17 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
-#[path = "rules/bases.rs"]
 mod bases;
-#[path = "rules/deleting.rs"]
 mod deleting;
-#[path = "support/peers.rs"]
+#[path = "../support/peers.rs"]
 #[allow(dead_code)] // bakes are for tests of builds
 mod peers;
-#[path = "rules/quotas.rs"]
 mod quotas;
-#[path = "rules/requests.rs"]
 mod requests;
-#[path = "rules/states.rs"]
 mod states;
-#[path = "rules/tags.rs"]
 mod tags;
-#[path = "rules/tokens.rs"]
 mod tokens;
-#[path = "support/world.rs"]
+#[path = "../support/world.rs"]
 #[allow(dead_code)] // some of it is for tests of builds
 mod world;
 
@@ -49,13 +42,21 @@ struct Cell<'a> {
     client: ImageServiceClient<Channel>,
 }
 
-/// Runs cases one after the other. The last name in the output is that of the case that failed.
+/// Runs cases one after the other, each in a cell of its own; those after "own" make theirs. The last name in the
+/// output is that of the case that failed.
 macro_rules! run {
-    ($($case:ident),* $(,)?) => {{
+    ($($case:ident),* $(,)?) => { run![$($case),*; own] };
+    ($($case:ident),*; own $($own:ident),*) => {{
         let world = World::start().await;
         $(
             println!("case {}", stringify!($case));
-            $case(&world).await;
+            let cell = Cell::new(&world).await;
+            $case(&cell).await;
+            cell.stop().await;
+        )*
+        $(
+            println!("case {}", stringify!($own));
+            $own(&world).await;
         )*
     }};
 }
@@ -249,12 +250,9 @@ fn arn(name: &str) -> String {
 }
 
 #[track_caller]
-fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, code: Code, reason: &str, message: &str) -> Status {
-    let status = answer.unwrap_err();
-    assert_eq!(
-        (status.code(), reason_of(&status).as_deref(), status.message()),
-        (code, Some(reason), message)
-    );
+fn refused<T: std::fmt::Debug>(answer: Result<T, Status>, reason: &str, message: &str) -> Status {
+    let status = testkit::refusal(answer, reason);
+    assert_eq!(status.message(), message);
     status
 }
 

@@ -12,9 +12,7 @@ use settings::EtcdSettings;
 use testkit::{Etcd, PATIENCE, certificates, free_port, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-#[path = "conformance/commit.rs"]
 mod commit;
-#[path = "conformance/mirror.rs"]
 mod mirror;
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -6,21 +6,13 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use sigv4::{Error, Payload, Request, Secret, Verifier, parse};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-#[path = "requests/ambiguous.rs"]
 mod ambiguous;
-#[path = "requests/hostile.rs"]
 mod hostile;
-#[path = "requests/oracle.rs"]
 mod oracle;
-#[path = "requests/recorded.rs"]
 mod recorded;
-#[path = "requests/refusals.rs"]
 mod refusals;
-#[path = "requests/tampered.rs"]
 mod tampered;
-#[path = "requests/texts.rs"]
 mod texts;
-#[path = "requests/times.rs"]
 mod times;
 
 /// A request as it comes in, to be changed at will.
