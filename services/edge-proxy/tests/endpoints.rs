@@ -225,6 +225,7 @@ async fn hosts_refusals_become_answers() {
         (OpenStatus::Suspended, 502, None, "", None),
         (OpenStatus::WakeFailed, 502, None, "", None),
         (OpenStatus::PortClosed, 502, Some("APP_CONNECT_FAILED"), "", None),
+        (OpenStatus::NoRoom, 503, None, "", Some("1")),
         (OpenStatus::Busy, 429, None, "", Some("3")),
         (OpenStatus::NoIngress, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
         (OpenStatus::Invalid, 500, None, "", None),
@@ -279,6 +280,20 @@ async fn requests_wait_for_wakes_and_launches() {
     };
     let (answer, ()) = tokio::join!(waiting, placed);
     assert_eq!(answer.status, 200);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_microvm_whose_host_is_full_is_woken_where_there_is_room() {
+    let world = World::start(limits()).await;
+    let identity = testkit::certificates::identity(world.directory.path(), rpc::Role::HostAgent);
+    let roomy = world::host::Host::start(&identity, world.app.address).await;
+    world.microvm(ONE, Suspended);
+    world.host.conduct(world::id(ONE), Conduct::Refuse(OpenStatus::NoRoom));
+    let mut placed = microvm(ONE, Running, &roomy.address.to_string());
+    placed.microvm.as_mut().unwrap().generation = 2;
+    world.scheduler.on_resume(placed);
+    assert_eq!(world.get(ONE, "/").await.status, 200);
+    assert_eq!((world.scheduler.resumes(), roomy.requests().len()), (1, 1));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -48,6 +48,8 @@ struct Search {
     /// Set by the first host that does not take the tunnel.
     stop_looking: Option<Instant>,
     pauses: Backoff,
+    /// The last host that was asked had no room to wake the microVM.
+    no_room: bool,
 }
 
 impl Dialer {
@@ -59,6 +61,7 @@ impl Dialer {
             give_up: Instant::now() + self.limits.launch_wait(),
             stop_looking: None,
             pauses: PAUSES,
+            no_room: false,
         };
         loop {
             search.changes.mark_unchanged();
@@ -73,7 +76,10 @@ impl Dialer {
                         tracing::debug!(microvm_id = %route.microvm_id, ?outcome, "no tunnel");
                         match attempt::after(outcome) {
                             Some(refusal) => return Err(refusal),
-                            None => self.look_again(&mut search, &route).await?,
+                            None => {
+                                search.no_room = outcome == Outcome::NoRoom;
+                                self.look_again(&mut search, &route).await?;
+                            }
                         }
                     }
                 },
@@ -86,7 +92,7 @@ impl Dialer {
         if left.is_zero() {
             // A launch that takes this long is still no failure of the microVM.
             let pending = route.state == RouteState::Pending;
-            return Err(if pending { Refusal::Asleep } else { Refusal::MicrovmConnectFailed });
+            return Err(if pending { Refusal::NotReady } else { Refusal::MicrovmConnectFailed });
         }
         let _ = tokio::time::timeout(left, search.changes.changed()).await;
         Ok(())
@@ -95,13 +101,13 @@ impl Dialer {
     async fn resume(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
         let left = search.give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            return Err(Refusal::Asleep);
+            return Err(Refusal::NotReady);
         }
         match self.scheduler.resume(&route.microvm_id, left).await {
             // The route with the new host is on its way, or here.
             Ok(()) => search.pause().await,
             Err(tonic::Code::Unavailable | tonic::Code::FailedPrecondition | tonic::Code::Aborted) => {
-                self.still_looking(search).map_err(|_| Refusal::Asleep)?;
+                self.still_looking(search).map_err(|_| Refusal::NotReady)?;
                 search.pause().await;
             }
             Err(code) => {
@@ -116,8 +122,8 @@ impl Dialer {
     async fn look_again(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
         self.still_looking(search)?;
         if route.state == RouteState::Suspended && route.wake {
-            // Its host is gone, perhaps for good; the scheduler knows whether
-            // another may have it. Whatever it says, the route tells.
+            // Its host is gone, perhaps for good, or full; the scheduler knows whether another may have it. Whatever it says,
+            // the route tells.
             let left = search.give_up.saturating_duration_since(Instant::now());
             if let Err(code) = self.scheduler.resume(&route.microvm_id, left).await {
                 tracing::debug!(microvm_id = %route.microvm_id, ?code, "not placed elsewhere");
@@ -130,7 +136,11 @@ impl Dialer {
     fn still_looking(&self, search: &mut Search) -> Result<(), Refusal> {
         let now = Instant::now();
         let stop = *search.stop_looking.get_or_insert(now + self.limits.connect());
-        if now >= stop || now >= search.give_up { Err(Refusal::MicrovmConnectFailed) } else { Ok(()) }
+        match now >= stop || now >= search.give_up {
+            false => Ok(()),
+            true if search.no_room => Err(Refusal::NotReady),
+            true => Err(Refusal::MicrovmConnectFailed),
+        }
     }
 
     async fn open(
@@ -185,6 +195,7 @@ fn refused(response: &OpenResponse) -> Option<Outcome> {
         OpenStatus::NotHere | OpenStatus::Fenced => Outcome::Elsewhere,
         OpenStatus::Suspended => Outcome::Suspended,
         OpenStatus::WakeFailed => Outcome::WakeFailed,
+        OpenStatus::NoRoom => Outcome::NoRoom,
         OpenStatus::PortClosed => Outcome::PortClosed,
         OpenStatus::Terminated => Outcome::Ended,
         OpenStatus::Busy => Outcome::Busy(retry_after.unwrap_or(BUSY_FOR)),

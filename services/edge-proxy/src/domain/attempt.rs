@@ -39,6 +39,8 @@ pub enum Outcome {
     Suspended,
     /// It could not be woken.
     WakeFailed,
+    /// Its host has no room to wake it.
+    NoRoom,
     PortClosed,
     Ended,
     Busy(Duration),
@@ -52,10 +54,11 @@ pub enum Outcome {
 /// What to make of a host's answer: `None` means that the route was out of date and another look is worth it.
 pub fn after(outcome: Outcome) -> Option<Refusal> {
     match outcome {
-        Outcome::Elsewhere | Outcome::Unreachable => None,
+        Outcome::Elsewhere | Outcome::Unreachable | Outcome::NoRoom => None,
         Outcome::Suspended | Outcome::WakeFailed => Some(Refusal::Asleep),
         Outcome::PortClosed => Some(Refusal::AppConnectFailed),
-        Outcome::Ended | Outcome::TooLate => Some(Refusal::MicrovmConnectFailed),
+        Outcome::Ended => Some(Refusal::MicrovmConnectFailed),
+        Outcome::TooLate => Some(Refusal::NotReady),
         Outcome::Busy(retry_after) => Some(Refusal::TooMany { retry_after }),
         Outcome::NoIngress => Some(Refusal::PortDenied),
         Outcome::Invalid => Some(Refusal::Internal),

@@ -23,7 +23,7 @@ pub enum Refusal {
     MicrovmConnectFailed,
     /// The microVM sleeps and is not woken, or could not be.
     Asleep,
-    /// The edge does not know enough yet to answer.
+    /// The edge does not know enough yet to answer, or the microVM is not awake within the time that a request is held.
     NotReady,
     /// A bug, here or at the host.
     Internal,

@@ -218,7 +218,7 @@ impl Tunnels {
         let woken = tokio::spawn(async move { handle.command(Command::Resume(None), None).await }).await;
         match woken {
             Ok(Ok(_)) => Ok(()),
-            Ok(Err(HostError::Capacity(message))) => Err(Refusal::busy(&message)),
+            Ok(Err(HostError::Capacity(message))) => Err(Refusal::new(OpenStatus::NoRoom, message)),
             Ok(Err(HostError::Ended { reason })) => Err(Refusal::ended(&reason)),
             Ok(Err(failure)) => Err(Refusal::new(OpenStatus::WakeFailed, failure.to_string())),
             Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
