@@ -26,6 +26,7 @@ pub mod plan;
 pub mod prerequisites;
 pub mod probe;
 pub mod process;
+pub mod reach;
 pub mod record;
 pub mod s3;
 pub mod spawn;

@@ -79,9 +79,9 @@ impl ApiServer {
         Ok(Some(Self { listener, api, records }))
     }
 
-    /// Where the API will be served.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_address()
+    /// Where the API will be served, in the order of the setting.
+    pub fn local_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.listener.local_addresses()
     }
 
     /// Serves until `shutdown`, drains, returns.
