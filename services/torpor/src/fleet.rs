@@ -28,6 +28,7 @@ pub mod probe;
 pub mod process;
 pub mod reach;
 pub mod record;
+pub mod roots;
 pub mod s3;
 pub mod spawn;
 pub mod storage;

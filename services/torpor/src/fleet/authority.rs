@@ -47,7 +47,7 @@ pub fn ensure(plan: &Plan) -> Result<(), CliError> {
     for leaf in leaves(&plan.domain) {
         ensure_leaf(&directory, &leaf, &ca)?;
     }
-    Ok(())
+    super::roots::write(&ca_file(plan))
 }
 
 pub fn ca_file(plan: &Plan) -> PathBuf {
