@@ -74,6 +74,7 @@ impl ApiServer {
                 body_bytes_max: aws.limits.body_bytes,
                 run_hook_payload_bytes_max: aws.limits.run_hook_payload_bytes,
             },
+            arm_64_is_own: aws.arm_64_is_own,
             metrics: Metrics::register(registry),
         };
         Ok(Some(Self { listener, api, records }))

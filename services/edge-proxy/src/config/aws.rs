@@ -32,6 +32,9 @@ pub struct AwsSettings {
     /// push the others out; without it they go to `audit_file` too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthenticated_audit_file: Option<PathBuf>,
+    /// Whether `ARM_64` in `cpuConfigurations` means the architecture that the fleet has: many clients send it whatever
+    /// they run on, because the service has no other.
+    pub arm_64_is_own: bool,
     pub limits: ApiLimits,
     pub throttles: Throttles,
 }
@@ -91,6 +94,7 @@ impl Default for AwsSettings {
             key: PathBuf::new(),
             audit_file: None,
             unauthenticated_audit_file: None,
+            arm_64_is_own: false,
             limits: ApiLimits::default(),
             throttles: Throttles::default(),
         }

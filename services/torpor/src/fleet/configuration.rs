@@ -152,6 +152,7 @@ fn edge_proxy(plan: &Plan) -> Table {
         "key" = text(&api_key),
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
+        "arm_64_is_own" = true,
     };
     let own = table! {
         "listen" = addresses(&plan.edge()),

@@ -56,6 +56,8 @@ pub(crate) struct Api {
     /// Requests that may be worked on.
     pub in_flight: Arc<Semaphore>,
     pub limits: Limits,
+    /// See [`crate::config::AwsSettings`].
+    pub arm_64_is_own: bool,
     pub metrics: Metrics,
 }
 
@@ -265,7 +267,8 @@ impl Api {
         // Constraints of the model before the call: the services behind it see well-formed requests only.
         let input = draft.check(&self.limits)?;
         let (services, account, tokens) = (&self.services, &self.account, &self.tokens);
-        let call = Call { services, account, tokens, operation, request_id, input };
+        let arm_64_is_own = self.arm_64_is_own;
+        let call = Call { services, account, tokens, arm_64_is_own, operation, request_id, input };
         Ok((row.run)(&call).await?)
     }
 
