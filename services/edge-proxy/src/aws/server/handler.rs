@@ -182,7 +182,7 @@ impl Api {
         };
         if routed == Routed::NoSuchPath {
             self.discard(parts, body).await;
-            served.answer = Answer::error("NoSuchPath", no_such_path());
+            served.answer = Answer::error("NoSuchPath", no_such_path(parts.uri.path()));
             return served;
         }
 
