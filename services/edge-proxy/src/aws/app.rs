@@ -65,6 +65,7 @@ impl ApiServer {
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
+            sts_verifier: Verifier::new(region.as_str(), aws_model::sts::SERVICE),
             access_keys: AccessKeys::follow(store, account.clone()),
             bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
             buckets: Buckets::new(clock.instant(), |name| (row(name).rate)(&aws.throttles)),

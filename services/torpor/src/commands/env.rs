@@ -66,6 +66,7 @@ fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> 
         variables.extend([
             ("AWS_ENDPOINT_URL_LAMBDA_MICROVMS", context.api.clone()),
             ("AWS_ENDPOINT_URL_LAMBDA_CORE", context.api.clone()),
+            ("AWS_ENDPOINT_URL_STS", context.api.clone()),
         ]);
     }
     // Node adds its file to the CAs that it trusts anyway; the others take theirs instead of the system's.
