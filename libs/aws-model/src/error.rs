@@ -37,7 +37,7 @@ pub enum ErrorClass {
     Serialization,
     /// 413, the body is longer than the limit.
     RequestTooLarge,
-    /// 404, the path is known, but not with this method.
+    /// 404, no operation has this path, or not with this method.
     UnknownOperation,
     /// 403, no signature at all.
     MissingAuthenticationToken,
@@ -129,8 +129,7 @@ impl ErrorClass {
             (Service::Core, C::TooManyRequests) => {
                 &[("Reason", Some("CallerRateLimitExceeded")), ("Type", Some("User"))]
             }
-            (Service::Core, C::ResourceNotFound)
-            | (
+            (
                 _,
                 C::TooManyRequests
                 | C::InvalidParameterValue
@@ -228,8 +227,15 @@ pub struct ErrorReply {
     pub body: Vec<u8>,
 }
 
-/// The answer to a path that no operation has. The service's gateway gives it, so it is a page and not JSON.
-pub fn no_such_path() -> ErrorReply {
+/// What the path of an image has when its ARN is spelt with a slash instead of the last colon.
+const SLASHED_IMAGE: &str = "microvm-image/";
+
+/// The answer to a path that no operation has. To the ARN of an image that is spelt with a slash the service's gateway gives
+/// it, and so it is a page and not JSON.
+pub fn no_such_path(raw_path: &str) -> ErrorReply {
+    if !raw_path.contains(SLASHED_IMAGE) {
+        return Rejection::silent(ErrorClass::UnknownOperation).reply(Service::Microvms);
+    }
     ErrorReply {
         status: 404,
         headers: vec![("content-type", "text/html".to_owned())],

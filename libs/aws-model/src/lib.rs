@@ -21,6 +21,7 @@ mod route;
 mod sentence;
 pub mod shape;
 mod strict;
+pub mod sts;
 
 pub use error::{ErrorClass, ErrorReply, Rejection, no_such_method, no_such_path};
 pub use input::{Draft, Input, Limits, parse, read};

@@ -39,10 +39,10 @@ pub fn main() -> ExitCode {
         async |config: Config, telemetry: &telemetry::Guard| {
             let shutdown = telemetry::shutdown_on_signal()?;
             let app = App::build(config, Clock::system(), &telemetry.registry()).await?;
-            tracing::info!(address = %app.local_address()?, "serving endpoints");
+            tracing::info!(addresses = ?app.local_addresses()?, "serving endpoints");
             #[cfg(feature = "aws")]
-            if let Some(address) = app.api_address()? {
-                tracing::info!(%address, "serving the AWS-compatible API");
+            if let Some(addresses) = app.api_addresses()? {
+                tracing::info!(?addresses, "serving the AWS-compatible API");
             }
             app.run(shutdown).await;
             anyhow::Ok(())
@@ -92,15 +92,15 @@ impl App {
         })
     }
 
-    /// Where the endpoints will be served.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_address()
+    /// Where the endpoints will be served, in the order of the setting.
+    pub fn local_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.listener.local_addresses()
     }
 
     /// Where the AWS-compatible API will be served, if it will.
     #[cfg(feature = "aws")]
-    pub fn api_address(&self) -> std::io::Result<Option<SocketAddr>> {
-        self.api.as_ref().map(ApiServer::local_address).transpose()
+    pub fn api_addresses(&self) -> std::io::Result<Option<Vec<SocketAddr>>> {
+        self.api.as_ref().map(ApiServer::local_addresses).transpose()
     }
 
     /// Serves until `shutdown`, drains, returns. Requests that come before the first keys and routes wait for them, within

@@ -21,10 +21,13 @@ const STREAMS: u32 = 128;
 const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
-/// A socket to bind, with the names of its settings for error messages.
+/// Most addresses that one listener has.
+pub(crate) const ADDRESSES_MAX: usize = 16;
+
+/// Addresses to bind, with the names of their settings for error messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Socket<'a> {
-    pub address: SocketAddr,
+    pub addresses: &'a [SocketAddr],
     pub certificate: &'a Path,
     /// The key of that certificate, PEM.
     pub key: &'a Path,
@@ -53,8 +56,8 @@ pub(crate) struct Bounds {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Config {
-    /// Where the endpoints are served, over TLS.
-    pub listen: SocketAddr,
+    /// Where the endpoints are served, over TLS: one or more addresses.
+    pub listen: Vec<SocketAddr>,
     /// Domain of the endpoints, "<uuid>.<domain>".
     pub domain: String,
     /// Certificate chain for `*.<domain>`, PEM.
@@ -110,7 +113,7 @@ pub struct Limits {
 impl Default for Config {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8443)),
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8443))],
             domain: "microvms.localhost".to_owned(),
             endpoint_cert: PathBuf::new(),
             endpoint_key: PathBuf::new(),
@@ -161,6 +164,7 @@ impl Config {
             limits.drain_ms,
         ];
         let rules = [
+            ((1..=ADDRESSES_MAX).contains(&self.listen.len()), "listen: 1 to 16 addresses"),
             (
                 !self.domain.is_empty()
                     && self.domain.chars().all(domain_ok)
@@ -196,7 +200,7 @@ impl Config {
 
     pub(crate) fn endpoint_socket(&self) -> Socket<'_> {
         Socket {
-            address: self.listen,
+            addresses: &self.listen,
             certificate: &self.endpoint_cert,
             key: &self.endpoint_key,
             names: ["listen", "endpoint_cert", "endpoint_key"],
@@ -245,6 +249,7 @@ mod tests {
         ok.check().unwrap();
         type Change = fn(&mut Config);
         let broken: &[(&str, Change)] = &[
+            ("listen", |config| config.listen.clear()),
             ("domain", |config| config.domain = "Example.com".into()),
             ("domain", |config| config.domain = ".example.com".into()),
             ("schedulers", |config| config.schedulers.clear()),

@@ -101,6 +101,16 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_address_is_served() {
+    let mut world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    for address in world.edges.clone() {
+        world.edge = address;
+        assert_eq!(world.get(ONE, "/").await.status, 200, "{address}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn requests_arrive_clean_in_both_protocols() {
     let world = World::start(limits()).await;
     world.microvm(ONE, Running);

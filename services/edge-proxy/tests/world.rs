@@ -28,7 +28,10 @@ pub const WAIT: Duration = Duration::from_secs(10);
 
 /// Everything a test talks to. Dropping it stops everything.
 pub struct World {
+    /// The address that clients use.
     pub edge: SocketAddr,
+    /// All addresses that the edge listens on.
+    pub edges: Vec<SocketAddr>,
     pub host: host::Host,
     pub scheduler: scheduler::Scheduler,
     pub app: app::AppServer,
@@ -60,7 +63,7 @@ impl World {
         let scheduler = scheduler::Scheduler::start(&identity(directory.path(), Role::Scheduler)).await;
         let file = |name: &str| directory.path().join(name);
         let config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: vec!["127.0.0.1:0".parse().unwrap(), "127.0.0.2:0".parse().unwrap()],
             domain: DOMAIN.into(),
             endpoint_cert: file("endpoints.pem"),
             endpoint_key: file("endpoints.key"),
@@ -72,9 +75,21 @@ impl World {
         };
         let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
         let app_under_test = App::build(config, Clock::system(), &registry).await.unwrap();
-        let (edge, shutdown) = (app_under_test.local_address().unwrap(), CancellationToken::new());
+        let (edges, shutdown) = (app_under_test.local_addresses().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
-        Self { edge, host, scheduler, app, keys, store, directory, shutdown, serving, _etcd: etcd }
+        Self {
+            edge: edges[0],
+            edges,
+            host,
+            scheduler,
+            app,
+            keys,
+            store,
+            directory,
+            shutdown,
+            serving,
+            _etcd: etcd,
+        }
     }
 
     /// Tells the scheduler of a microVM on the host; returns it for changes.

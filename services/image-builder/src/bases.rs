@@ -51,9 +51,10 @@ impl BaseImages {
         page("bases", self.all().await?, wanted, |base: &BaseImage| base.name.clone())
     }
 
-    /// Every base with its newest version, by name.
+    /// Every base, under each of its names, with its newest version.
     async fn all(&self) -> Result<Vec<BaseImage>, CatalogError> {
-        Ok(base_images::bases(self.entries().await?, &self.config.region))
+        let aliases = &self.config.build.base_image_aliases;
+        Ok(base_images::bases(self.entries().await?, aliases, &self.config.region))
     }
 
     /// The versions of one base, newest first.

@@ -24,6 +24,7 @@ pub struct Config {
     pub account: String,
     /// Domain of endpoints; a microVM's is "<uuid>.<domain>".
     pub endpoint_domain: String,
+    /// Port of endpoints in their URLs; 443 is left out of them.
     pub endpoint_port: u16,
     /// Largest run-hook payload, bytes.
     pub run_hook_payload_bytes_max: usize,

@@ -31,7 +31,7 @@ fn errors_have_the_members_of_their_class() {
         (C::AccessDenied, Microvms, json!({"Message": "m"})),
         (C::Serialization, Microvms, json!({"Message": "m"})),
         (C::ResourceNotFound, Microvms, json!({"message": "m", "resourceId": null, "resourceType": null})),
-        (C::ResourceNotFound, Core, json!({"Message": "m", "Type": "User"})),
+        (C::ResourceNotFound, Core, json!({"Message": "m"})),
         (C::Conflict, Microvms, json!({"message": "m", "resourceId": null, "resourceType": null})),
         (
             C::ServiceQuotaExceeded,

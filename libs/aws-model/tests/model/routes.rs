@@ -77,8 +77,15 @@ fn other_paths_and_methods_lead_nowhere() {
         route("POST", "/2026-04-04/network-connectors/a/versions"),
         Routed::NoSuchMethod(Service::Core)
     );
-    assert_eq!(aws_model::no_such_path().status, 404);
-    assert!(aws_model::no_such_path().headers.contains(&("content-type", "text/html".to_owned())));
+    for (path, form) in [
+        ("/2015-03-31/functions", "application/json"),
+        ("//", "application/json"),
+        ("/2025-09-09/microvm-images/arn:aws:lambda:us-east-1:000000000000:microvm-image/app", "text/html"),
+    ] {
+        let reply = aws_model::no_such_path(path);
+        assert_eq!(reply.status, 404);
+        assert!(reply.headers.contains(&("content-type", form.to_owned())), "{path}");
+    }
     assert_eq!(aws_model::no_such_method(Service::Core).status, 404);
 }
 

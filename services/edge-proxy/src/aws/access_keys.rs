@@ -26,7 +26,7 @@ pub(crate) struct AccessKey {
     pub id: String,
     pub secret: Secret,
     pub account: String,
-    /// Name of who holds it, as in `arn:aws:iam::<account>:user/<name>`.
+    /// Name of who holds it, as in its ARN.
     pub user: String,
     /// What it may do; absent means everything.
     pub policy: Option<Policy>,
@@ -70,6 +70,11 @@ impl AccessKey {
             expires: expires.map_err(|_| AccessKeyError::Expiry)?,
             id,
         })
+    }
+
+    /// The ARN of who holds it.
+    pub fn arn(&self) -> String {
+        format!("arn:aws:iam::{}:user/{}", self.account, self.user)
     }
 
     pub fn expired(&self, now: SystemTime) -> bool {

@@ -65,6 +65,7 @@ impl ApiServer {
             services: services.context("schedulers and image_builders")?,
             tokens: PageTokens::new(&seal),
             verifier: Verifier::new(region.as_str(), SERVICE),
+            sts_verifier: Verifier::new(region.as_str(), aws_model::sts::SERVICE),
             access_keys: AccessKeys::follow(store, account.clone()),
             bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
             buckets: Buckets::new(clock.instant(), |name| (row(name).rate)(&aws.throttles)),
@@ -74,14 +75,15 @@ impl ApiServer {
                 body_bytes_max: aws.limits.body_bytes,
                 run_hook_payload_bytes_max: aws.limits.run_hook_payload_bytes,
             },
+            arm_64_is_own: aws.arm_64_is_own,
             metrics: Metrics::register(registry),
         };
         Ok(Some(Self { listener, api, records }))
     }
 
-    /// Where the API will be served.
-    pub fn local_address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_address()
+    /// Where the API will be served, in the order of the setting.
+    pub fn local_addresses(&self) -> std::io::Result<Vec<SocketAddr>> {
+        self.listener.local_addresses()
     }
 
     /// Serves until `shutdown`, drains, returns.

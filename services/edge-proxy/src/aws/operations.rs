@@ -132,6 +132,7 @@ pub(crate) struct Call<'a> {
     pub services: &'a Services,
     pub account: &'a Account,
     pub tokens: &'a PageTokens,
+    pub arm_64_is_own: bool,
     pub operation: &'static Operation,
     pub request_id: &'a str,
     pub input: Input,

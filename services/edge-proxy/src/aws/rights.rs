@@ -141,10 +141,8 @@ impl Missing {
     /// What the key's holder is told.
     pub(crate) fn rejection(&self, key: &AccessKey) -> Rejection {
         let Self { action, resource } = self;
-        let AccessKey { account, user, .. } = key;
-        let message = format!(
-            "User: arn:aws:iam::{account}:user/{user} is not authorized to perform: {action} on resource: {resource}"
-        );
+        let user = key.arn();
+        let message = format!("User: {user} is not authorized to perform: {action} on resource: {resource}");
         Rejection::new(ErrorClass::AccessDenied, message)
     }
 }

@@ -5,4 +5,5 @@ mod answer;
 pub(super) mod audit;
 pub(super) mod body;
 pub(super) mod handler;
+mod identity;
 pub(super) mod throttle;

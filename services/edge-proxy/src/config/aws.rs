@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Bounds, Socket, TIME_MAX_MS};
+use super::{ADDRESSES_MAX, Bounds, Socket, TIME_MAX_MS};
 
 /// Requests at one time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -19,8 +19,8 @@ const CONNECTION_WINDOW: u32 = 256 * 1024;
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct AwsSettings {
-    /// Where the API is served, over TLS.
-    pub listen: SocketAddr,
+    /// Where the API is served, over TLS: one or more addresses.
+    pub listen: Vec<SocketAddr>,
     /// Certificate chain of the API, PEM. Empty: the API is not served.
     pub cert: PathBuf,
     /// The key of that certificate, PEM.
@@ -32,6 +32,9 @@ pub struct AwsSettings {
     /// push the others out; without it they go to `audit_file` too.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub unauthenticated_audit_file: Option<PathBuf>,
+    /// Whether `ARM_64` in `cpuConfigurations` means the architecture that the fleet has: many clients send it whatever
+    /// they run on, because the service has no other.
+    pub arm_64_is_own: bool,
     pub limits: ApiLimits,
     pub throttles: Throttles,
 }
@@ -86,11 +89,12 @@ pub struct Throttles {
 impl Default for AwsSettings {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 8444)),
+            listen: vec![SocketAddr::from(([127, 0, 0, 1], 8444))],
             cert: PathBuf::new(),
             key: PathBuf::new(),
             audit_file: None,
             unauthenticated_audit_file: None,
+            arm_64_is_own: false,
             limits: ApiLimits::default(),
             throttles: Throttles::default(),
         }
@@ -138,7 +142,7 @@ impl AwsSettings {
 
     pub(crate) fn socket(&self) -> Socket<'_> {
         Socket {
-            address: self.listen,
+            addresses: &self.listen,
             certificate: &self.cert,
             key: &self.key,
             names: ["aws.listen", "aws.cert", "aws.key"],
@@ -146,7 +150,7 @@ impl AwsSettings {
     }
 
     /// Rules of these settings: whether each holds, and its text.
-    pub(super) fn rules(&self) -> [(bool, &'static str); 7] {
+    pub(super) fn rules(&self) -> [(bool, &'static str); 8] {
         let limits = &self.limits;
         let times = [
             limits.handshake_ms,
@@ -160,6 +164,7 @@ impl AwsSettings {
                 self.served() != self.key.as_os_str().is_empty(),
                 "aws.key: the API's certificate and its key go together",
             ),
+            ((1..=ADDRESSES_MAX).contains(&self.listen.len()), "aws.listen: 1 to 16 addresses"),
             (limits.connections > 0, "aws.limits.connections: at least 1"),
             ((1..=65_536).contains(&limits.requests), "aws.limits.requests: 1 to 65536"),
             ((8192..=1 << 20).contains(&limits.header_bytes), "aws.limits.header_bytes: 8192 to 1048576"),
@@ -209,6 +214,7 @@ mod tests {
         type Change = fn(&mut AwsSettings);
         let broken: &[(&str, Change)] = &[
             ("aws.key", |aws| aws.cert = "a".into()),
+            ("aws.listen", |aws| aws.listen = vec![([127, 0, 0, 1], 1).into(); ADDRESSES_MAX + 1]),
             ("aws.limits.body_bytes", |aws| aws.limits.body_bytes = 0),
             ("aws.limits", |aws| aws.limits.call_ms = 0),
         ];

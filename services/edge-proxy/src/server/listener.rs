@@ -1,9 +1,11 @@
 //! Client connections: accept, TLS, HTTP/1.1 or HTTP/2. What is served on them is a [`Handler`]'s business.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -53,9 +55,10 @@ pub struct Client {
     pub server_name: Option<Arc<str>>,
 }
 
-/// A bound socket and what it takes to serve on it.
+/// Bound sockets and what it takes to serve on them. The bounds are for all of them together.
 pub struct Listener {
-    listener: TcpListener,
+    /// At least one.
+    sockets: Vec<TcpListener>,
     acceptor: TlsAcceptor,
     bounds: Bounds,
 }
@@ -65,19 +68,22 @@ impl Listener {
     pub async fn bind(socket: Socket<'_>, bounds: Bounds) -> anyhow::Result<Self> {
         let tls = tls_config(socket)?;
         let [listen, ..] = socket.names;
-        let listener = TcpListener::bind(socket.address)
-            .await
-            .map_err(|error| anyhow::anyhow!("{listen}: cannot bind {}: {error}", socket.address))?;
-        Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(tls)), bounds })
+        let mut sockets = Vec::with_capacity(socket.addresses.len());
+        for address in socket.addresses {
+            let bound = TcpListener::bind(address).await;
+            sockets.push(bound.map_err(|error| anyhow::anyhow!("{listen}: cannot bind {address}: {error}"))?);
+        }
+        Ok(Self { sockets, acceptor: TlsAcceptor::from(Arc::new(tls)), bounds })
     }
 
-    pub fn local_address(&self) -> io::Result<SocketAddr> {
-        self.listener.local_addr()
+    /// The addresses, in the order of the setting.
+    pub fn local_addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(TcpListener::local_addr).collect()
     }
 
     /// Serves until `shutdown`, then lets requests in flight end, within the drain time.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
-        let Self { listener, acceptor, bounds } = self;
+        let Self { mut sockets, acceptor, bounds } = self;
         let builder = http_builder(&bounds);
         let server = Arc::new(Connections {
             acceptor,
@@ -90,7 +96,7 @@ impl Listener {
         let graceful = GracefulShutdown::new();
         loop {
             let accepted = tokio::select! {
-                accepted = listener.accept() => accepted,
+                accepted = accept(&mut sockets) => accepted,
                 () = shutdown.cancelled() => break,
             };
             let (stream, client) = match accepted {
@@ -111,11 +117,22 @@ impl Listener {
                 drop(permit);
             });
         }
-        drop(listener);
+        drop(sockets);
         if tokio::time::timeout(bounds.drain, graceful.shutdown()).await.is_err() {
             tracing::warn!(drain_ms = bounds.drain.as_millis(), "requests were still in flight");
         }
     }
+}
+
+/// The next connection of any of the sockets. Each is asked first in its turn, so that a busy one does not keep the others
+/// waiting.
+async fn accept(sockets: &mut [TcpListener]) -> io::Result<(TcpStream, SocketAddr)> {
+    sockets.rotate_left(1);
+    poll_fn(|context| {
+        let ready = sockets.iter().map(|socket| socket.poll_accept(context)).find(Poll::is_ready);
+        ready.unwrap_or(Poll::Pending)
+    })
+    .await
 }
 
 struct Connections<H> {

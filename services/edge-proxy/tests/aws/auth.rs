@@ -174,7 +174,8 @@ async fn every_request_leaves_a_record() {
     connection.send(wrong).await;
     let nowhere = signer().request("GET", "/2025-09-09/nothing", "");
     let nowhere = connection.send(nowhere).await;
-    assert_eq!(nowhere.status, 404);
+    assert_eq!(told(&nowhere), (404, "UnknownOperationException".to_owned()));
+    assert_eq!(nowhere.header("content-type"), Some("application/json"));
     let records = world.audited(3).await;
     let arn = "arn:aws:lambda:us-east-1:000000000000:microvm:microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let expected = [

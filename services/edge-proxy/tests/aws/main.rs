@@ -14,5 +14,6 @@ mod permissions;
 mod recordings;
 mod samples;
 mod services;
+mod sts;
 mod translation;
 mod world;

@@ -87,6 +87,27 @@ fn everything() -> (Value, ImageConfiguration) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn arm_64_may_mean_the_fleets_own() {
+    let body = json!({
+        "name": "app", "codeArtifact": {"uri": "s3://bucket/code.zip"},
+        "baseImageArn": "arn:aws:lambda:us-east-1:aws:microvm-image:al2023-1",
+        "buildRoleArn": "arn:aws:iam::000000000000:role/build",
+        "cpuConfigurations": [{"architecture": "ARM_64"}],
+    });
+    let arm = CpuConfiguration { architecture: Architecture::Arm64.into() };
+    for (own, handed_on) in [(false, vec![arm]), (true, vec![])] {
+        let world = World::with(|config| config.aws.arm_64_is_own = own).await;
+        world.image_builder.react("CreateImage", |request: CreateImageRequest| {
+            let version = ImageVersion { configuration: request.configuration, ..samples::version() };
+            Ok(CreateImageResponse { image: Some(samples::image()), version: Some(version) })
+        });
+        ok(&world.ask("POST", IMAGES, &body.to_string()).await, 201);
+        let asked: CreateImageRequest = world.image_builder.only("CreateImage");
+        assert_eq!(asked.configuration.unwrap().cpu_configurations, handed_on);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn images_are_created_and_updated_with_everything() {
     let world = World::start().await;
     world.image_builder.react("CreateImage", |request: CreateImageRequest| {

@@ -98,7 +98,7 @@ impl World {
         let image_builder =
             Script::start(&identity(directory.path(), Role::ImageBuilder), &[Role::EdgeProxy]).await;
         let mut config = Config {
-            listen: "127.0.0.1:0".parse().unwrap(),
+            listen: vec!["127.0.0.1:0".parse().unwrap()],
             domain: "microvms.test".into(),
             endpoint_cert: file("endpoints.pem"),
             endpoint_key: file("endpoints.key"),
@@ -107,7 +107,7 @@ impl World {
             region: REGION.into(),
             account: ACCOUNT.into(),
             aws: AwsSettings {
-                listen: "127.0.0.1:0".parse().unwrap(),
+                listen: vec!["127.0.0.1:0".parse().unwrap()],
                 cert: file("api.pem"),
                 key: file("api.key"),
                 audit_file: Some(file("audit.jsonl")),
@@ -121,7 +121,7 @@ impl World {
         change(&mut config);
         let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
         let app = App::build(config, clock, &registry).await.unwrap();
-        let (api, shutdown) = (app.api_address().unwrap().unwrap(), CancellationToken::new());
+        let (api, shutdown) = (app.api_addresses().unwrap().unwrap()[0], CancellationToken::new());
         let serving = tokio::spawn(app.run(shutdown.clone()));
         Self { api, scheduler, image_builder, store, directory, shutdown, serving, _etcd: etcd }
     }

@@ -66,13 +66,18 @@ pub fn base_version(configuration: &ImageConfiguration) -> Option<u64> {
     number(&configuration.base_image_version)
 }
 
-/// One entry per base, by name: its newest version, made since its first.
+/// One entry per base and per other name of it, by name: its newest version, made since its first.
 /// `versions` has an entry per version, in any order.
-pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
+pub fn bases(versions: Vec<BaseImage>, aliases: &Aliases, region: &str) -> Vec<BaseImage> {
     let mut by_name: BTreeMap<String, BTreeMap<u64, BaseImage>> = BTreeMap::new();
     for version in versions {
         if let Some(number) = number(&version.version) {
             by_name.entry(version.name.clone()).or_default().insert(number, version);
+        }
+    }
+    for (alias, stored) in aliases {
+        if let Some(versions) = by_name.get(stored).cloned() {
+            by_name.entry(alias.clone()).or_insert(versions);
         }
     }
     by_name
@@ -83,6 +88,7 @@ pub fn bases(versions: Vec<BaseImage>, region: &str) -> Vec<BaseImage> {
             let (_, newest) = versions.into_iter().next_back()?;
             Some(BaseImage {
                 image_arn: arn(region, &name),
+                name: name.to_string(),
                 create_time: first,
                 update_time: newest.create_time,
                 ..newest
@@ -136,7 +142,8 @@ mod tests {
     fn bases_show_their_newest_version_and_their_whole_life() {
         let entries =
             vec![entry("b", "2", 20), entry("b", "10", 100), entry("b", "1", 10), entry("a", "1", 5)];
-        let bases = bases(entries.clone(), "us-east-1");
+        let aliases = Aliases::from([("z".to_owned(), "b".to_owned()), ("none".to_owned(), "c".to_owned())]);
+        let bases = bases(entries.clone(), &aliases, "us-east-1");
         let shown: Vec<_> = bases
             .iter()
             .map(|base| {
@@ -149,8 +156,9 @@ mod tests {
                 )
             })
             .collect();
-        assert_eq!(shown, [("a", "1", 5, 5), ("b", "10", 10, 100)]);
+        assert_eq!(shown, [("a", "1", 5, 5), ("b", "10", 10, 100), ("z", "10", 10, 100)]);
         assert_eq!(bases[1].image_arn, "arn:aws:lambda:us-east-1:aws:microvm-image:b");
+        assert_eq!(bases[2].image_arn, "arn:aws:lambda:us-east-1:aws:microvm-image:z");
         let versions = versions(entries, "b", &"alias".parse().unwrap(), "us-east-1");
         let numbers: Vec<&str> = versions.iter().map(|version| version.version.as_str()).collect();
         assert_eq!(numbers, ["10", "2", "1"]);

@@ -109,7 +109,8 @@ fn sizes(given: &mut ImageConfiguration, offer: &Offer<'_>, violations: &mut Vio
             violations.add(
                 format!("{path}[{index}].architecture"),
                 format!(
-                    "No host of this fleet has the CPU architecture {}; it has {}.",
+                    "No host of this fleet has the CPU architecture {}; it has {}. Leave cpuConfigurations out to build for \
+                     what it has.",
                     short_name(cpu.architecture()),
                     offered.join(" and "),
                 ),

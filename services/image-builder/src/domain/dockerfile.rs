@@ -11,7 +11,7 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::domain::base_images::Bases;
+use crate::domain::base_images::{Aliases, Bases, stored_name};
 use crate::domain::reference::{Reference, local_name, parse as parse_reference};
 
 /// Largest Dockerfile, in bytes.
@@ -32,6 +32,23 @@ pub enum Refusal {
     /// A FROM line names one of our bases that does not exist here.
     #[error("The Dockerfile's line {line} names the base image '{name}', which does not exist here. {bases}")]
     UnknownBase { line: usize, name: String, bases: String },
+    /// A FROM line asks for the images of another CPU.
+    #[error(
+        "The Dockerfile's line {line} asks for images for {asked}, but the hosts of this fleet run linux/{own} and emulate no \
+         other CPU: leave --platform out, or write --platform=linux/{own}."
+    )]
+    OtherPlatform { line: usize, asked: String, own: &'static str },
+}
+
+/// What FROM lines may name.
+#[derive(Debug, Clone, Copy)]
+pub struct Offered<'a> {
+    pub bases: &'a Bases,
+    pub aliases: &'a Aliases,
+    /// Name and version of the base that the request chose.
+    pub pinned: Option<(&'a str, u64)>,
+    /// CPU of the build, as container images name it: "amd64" or "arm64".
+    pub cpu: &'static str,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,12 +61,10 @@ pub struct Plan {
     shown: HashMap<String, String>,
 }
 
-/// Prepares a Dockerfile: resolves its FROM lines against `bases` (`pinned` gives the version of a base that
-/// the request chose) and declares `variables` for RUN steps.
+/// Prepares a Dockerfile: resolves its FROM lines against what is `offered` and declares `variables` for RUN steps.
 pub fn prepare(
     source: &[u8],
-    bases: &Bases,
-    pinned: Option<(&str, u64)>,
+    offered: Offered<'_>,
     variables: &BTreeMap<String, String>,
 ) -> Result<Plan, Refusal> {
     if source.len() > DOCKERFILE_BYTES_MAX {
@@ -81,9 +96,12 @@ pub fn prepare(
             return Err(Refusal::Unreadable("has more than 100 stages"));
         }
         let from = From::read(&instruction, &arguments)?;
+        if let Some(asked) = from.other_platform(&arguments, offered.cpu) {
+            return Err(Refusal::OtherPlatform { line: instruction.line, asked, own: offered.cpu });
+        }
         let resolved = match stages.contains(&from.image.to_ascii_lowercase()) {
             true => from.image.clone(),
-            false => plan.resolve(&from, &instruction, bases, pinned)?,
+            false => plan.resolve(&from, &instruction, offered)?,
         };
         stages.extend(from.stage.as_deref().map(str::to_ascii_lowercase));
         let line = from.line(&resolved);
@@ -108,16 +126,16 @@ impl Plan {
         &mut self,
         from: &From,
         instruction: &Instruction<'_>,
-        bases: &Bases,
-        pinned: Option<(&str, u64)>,
+        Offered { bases, aliases, pinned, .. }: Offered<'_>,
     ) -> Result<String, Refusal> {
-        match parse_reference(&from.image, |name| bases.0.contains_key(name)) {
+        match parse_reference(&from.image, |name| bases.0.contains_key(stored_name(name, aliases))) {
             Reference::Scratch => Ok("scratch".to_owned()),
             Reference::Remote(name) => {
                 self.remote_images.push(name.clone());
                 Ok(name)
             }
             Reference::Local { name, version } => {
+                let name = stored_name(&name, aliases).to_owned();
                 let chosen = pinned.filter(|(base, _)| version.is_none() && *base == name);
                 let found =
                     chosen.map(|(_, number)| number).or_else(|| bases.resolve(&name, version.as_deref()));
@@ -267,6 +285,19 @@ impl From {
             _ => None,
         };
         Ok(Self { flags, image, stage })
+    }
+
+    /// The platform that the line asks for, when it is Linux on another CPU. One whose variables are not known here is
+    /// buildah's to judge.
+    fn other_platform(&self, arguments: &HashMap<String, String>, own: &str) -> Option<String> {
+        let asked = self.flags.iter().find_map(|flag| flag.strip_prefix("--platform="))?;
+        let asked = expand(unquoted(asked), arguments);
+        let cpu = match asked.strip_prefix("linux/")?.split('/').next()? {
+            "aarch64" => "arm64",
+            "x86_64" => "amd64",
+            cpu => cpu,
+        };
+        (!cpu.is_empty() && cpu != own).then_some(asked)
     }
 
     fn line(&self, resolved: &str) -> String {

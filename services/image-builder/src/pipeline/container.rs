@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use api::common::v1::LogSource;
+use api::common::v1::{Architecture, LogSource};
 use api::hostagent::v1::DiskRef;
 use api::image::v1::{AppConfiguration, BuildStep, SnapshotBuild};
 use model::MemoryClass;
@@ -16,7 +16,7 @@ use crate::domain::app;
 use crate::domain::archive::DOCKERFILE;
 use crate::domain::base_images::{Bases, base_name, base_version, stored_name};
 use crate::domain::build_error::{BuildError, Reason};
-use crate::domain::dockerfile::{DOCKERFILE_BYTES_MAX, Plan, Refusal as DockerfileRefusal, prepare};
+use crate::domain::dockerfile::{DOCKERFILE_BYTES_MAX, Offered, Plan, Refusal as DockerfileRefusal, prepare};
 use crate::domain::object_keys;
 use crate::domain::transcript::Transcript;
 
@@ -64,13 +64,18 @@ impl Job {
         let source = tokio::fs::read(&path).await.map_err(broken)?;
         let known = self.bases().await?;
         let configuration = self.version.configuration.as_ref();
+        let aliases = &self.context.config.build.base_image_aliases;
         let pinned = configuration.and_then(|configuration| {
-            let aliases = &self.context.config.build.base_image_aliases;
             let name = stored_name(base_name(configuration), aliases);
             Some((name, base_version(configuration)?))
         });
         let variables = self.context.buildah.run_variables();
-        prepare(&source, &known, pinned, &variables).map_err(|refusal| {
+        let cpu = match self.build.value.architecture() {
+            Architecture::Arm64 => "arm64",
+            Architecture::X8664 | Architecture::Unspecified => "amd64",
+        };
+        let offered = Offered { bases: &known, aliases, pinned, cpu };
+        prepare(&source, offered, &variables).map_err(|refusal| {
             let reason = match refusal {
                 DockerfileRefusal::UnknownBase { .. } => Reason::BaseImageNotFound,
                 _ => Reason::ContainerBuildFailed,

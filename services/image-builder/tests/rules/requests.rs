@@ -151,7 +151,8 @@ async fn only_architectures_of_hosts_are_built_for(world: &World) {
     invalid(
         answer,
         "cpuConfigurations[0].architecture",
-        "No host of this fleet has the CPU architecture ARM_64; it has X86_64.",
+        "No host of this fleet has the CPU architecture ARM_64; it has X86_64. Leave cpuConfigurations out to build for what \
+         it has.",
     );
     create(&cell, "x86", |c| {
         c.cpu_configurations = cpu(Architecture::X8664);

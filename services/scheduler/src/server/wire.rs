@@ -13,6 +13,13 @@ use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;
 use crate::term::subscribers::Change;
 
+/// Port that an HTTPS URL does not name.
+const HTTPS_PORT: u16 = 443;
+
+fn endpoint_url(endpoint: &str, port: u16) -> String {
+    if port == HTTPS_PORT { format!("https://{endpoint}/") } else { format!("https://{endpoint}:{port}/") }
+}
+
 /// A record on the wire. The payload and the client token are never shown.
 pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
     let spec = &record.spec;
@@ -20,7 +27,7 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
     wire::Microvm {
         microvm_id: record.id.to_string(),
         state: wire_state(record.state).into(),
-        endpoint_url: format!("https://{endpoint}:{}/", config.endpoint_port),
+        endpoint_url: endpoint_url(&endpoint, config.endpoint_port),
         endpoint,
         image_arn: spec.image.to_string(),
         image_name: spec.image.name.to_string(),
@@ -85,5 +92,19 @@ pub fn change(change: &Change, config: &Config) -> wire::WatchMicrovmsResponse {
         tunnel_address: change.tunnel_address.clone(),
         synced: false,
         deleted: change.deleted,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_url_names_the_port_only_where_a_client_needs_it() {
+        for (port, url) in
+            [(443, "https://x.microvms.localhost/"), (8443, "https://x.microvms.localhost:8443/")]
+        {
+            assert_eq!(endpoint_url("x.microvms.localhost", port), url);
+        }
     }
 }

@@ -25,12 +25,13 @@ pub struct Up {
     /// Return when everything is healthy and leave it running.
     #[arg(long)]
     pub detach: bool,
-    /// Port of the endpoints (HTTPS).
-    #[arg(long, value_name = "PORT", default_value_t = 8443)]
-    pub edge_port: u16,
-    /// Address the endpoints listen on.
-    #[arg(long, value_name = "IP", default_value = "127.0.0.1")]
-    pub edge_address: std::net::IpAddr,
+    /// Port of the endpoints (HTTPS); default: 443 where it is free, else 8443; 8443 plus the
+    /// port offset for a fleet that has one.
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub edge_port: Option<u16>,
+    /// Address the endpoints listen on; may be repeated. Default: 127.0.0.1 and ::1.
+    #[arg(long, value_name = "IP")]
+    pub edge_address: Vec<std::net::IpAddr>,
     /// Port of the AWS-compatible API (HTTPS, on loopback); default: 8444 plus the port offset.
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub api_port: Option<u16>,

@@ -7,7 +7,18 @@ use client::ARTIFACT_BUCKET;
 
 use super::Session;
 use crate::error::CliError;
+use crate::fleet::roots;
 use crate::output;
+
+/// What clients read the CAs they trust from: the AWS CLI and SDKs, curl, Python's requests, OpenSSL (and with it httpx and
+/// Rust's native roots), gRPC.
+const INSTEAD_OF_SYSTEM_CAS: [&str; 5] = [
+    "AWS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "REQUESTS_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
+];
 
 /// Prints the exports (or one JSON object).
 pub fn run(data_dir: &Path, session: &Session) -> Result<(), CliError> {
@@ -55,9 +66,14 @@ fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> 
         variables.extend([
             ("AWS_ENDPOINT_URL_LAMBDA_MICROVMS", context.api.clone()),
             ("AWS_ENDPOINT_URL_LAMBDA_CORE", context.api.clone()),
-            ("AWS_CA_BUNDLE", path(&context.ca)),
+            ("AWS_ENDPOINT_URL_STS", context.api.clone()),
         ]);
     }
+    // Node adds its file to the CAs that it trusts anyway; the others take theirs instead of the system's.
+    variables.push(("NODE_EXTRA_CA_CERTS", path(&context.ca)));
+    let roots = roots::file(&context.ca);
+    let roots = if roots.is_file() { path(&roots) } else { path(&context.ca) };
+    variables.extend(INSTEAD_OF_SYSTEM_CAS.map(|name| (name, roots.clone())));
     variables
 }
 

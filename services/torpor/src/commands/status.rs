@@ -43,8 +43,14 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
         show_json(&record, &hosts, api)?;
     } else {
         show_tables(&record, &hosts, with_hosts)?;
+        if with_edge {
+            output::remark(format_args!("endpoints: {}", record.endpoints));
+        }
         if let Some(api) = api {
             output::remark(format_args!("AWS API: {api}"));
+        }
+        for remark in &record.remarks {
+            output::remark(format_args!("note: {remark}"));
         }
     }
     health(&record, &hosts)
@@ -76,6 +82,8 @@ fn show_json(
         "components": components,
         "hosts": hosts,
         "api": api,
+        "endpoints": record.endpoints,
+        "remarks": record.remarks,
     }))
 }
 

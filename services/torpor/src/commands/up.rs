@@ -33,7 +33,7 @@ pub async fn run(data_dir: &Path, arguments: &Up) -> Result<(), CliError> {
     bringup::run(plan, own_arguments, Until::Asked, move |record| {
         let came_up = progress.show(record);
         if let (true, Some(plan)) = (came_up, &summary) {
-            greet(plan);
+            greet(plan, record);
             output::remark("Ctrl-C puts everything to sleep and stops it.");
         }
     })
@@ -61,7 +61,7 @@ async fn detach(plan: &Plan, arguments: Vec<String>) -> Result<(), CliError> {
         if let Some(record) = &record {
             if progress.show(record) {
                 output::remark(format_args!("up in {:.1} s", started.elapsed().as_secs_f64()));
-                greet(plan);
+                greet(plan, record);
                 return Ok(());
             }
             if record.state == FleetState::Failed {
@@ -92,12 +92,11 @@ fn give_up(child: &mut std::process::Child, failure: CliError) -> Result<(), Cli
     Err(failure)
 }
 
-fn greet(plan: &Plan) {
-    output::remark(format_args!(
-        "endpoints: https://<name>.{}:{}/ (torpor get ID says the name)",
-        plan.domain,
-        plan.edge.port()
-    ));
+fn greet(plan: &Plan, record: &FleetRecord) {
+    for remark in &record.remarks {
+        output::remark(format_args!("note: {remark}"));
+    }
+    output::remark(format_args!("endpoints: {} (torpor get ID says the name)", record.endpoints));
     output::remark(format_args!(
         "AWS API:   {} (eval \"$(torpor env)\" points the AWS CLI and SDKs at it; artifacts go to s3://{})",
         plan.api_url(),

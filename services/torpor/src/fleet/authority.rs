@@ -47,7 +47,7 @@ pub fn ensure(plan: &Plan) -> Result<(), CliError> {
     for leaf in leaves(&plan.domain) {
         ensure_leaf(&directory, &leaf, &ca)?;
     }
-    Ok(())
+    super::roots::write(&ca_file(plan))
 }
 
 pub fn ca_file(plan: &Plan) -> PathBuf {
@@ -77,7 +77,7 @@ fn leaves(domain: &str) -> Vec<Leaf> {
         .collect();
     leaves.push(Leaf {
         name: ENDPOINTS,
-        dns: vec![format!("*.{domain}"), domain.to_owned(), "localhost".to_owned(), "127.0.0.1".to_owned()],
+        dns: [&format!("*.{domain}"), domain, "localhost", "127.0.0.1", "::1"].map(str::to_owned).to_vec(),
         client: false,
         owner: Some(users::EDGE_PROXY),
     });

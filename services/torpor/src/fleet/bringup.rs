@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::components::{self, Component};
 use super::plan::Plan;
 use super::process::{self, ProcessId};
+use super::reach;
 use super::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use super::supervisor::{Shared, Tender};
 use super::{authority, configuration, credentials, drain, lock, prerequisites, storage};
@@ -29,7 +30,7 @@ pub enum Until {
 
 /// Runs a fleet from start to stop. `observe` sees every change of its record.
 pub async fn run(
-    plan: Plan,
+    mut plan: Plan,
     arguments: Vec<String>,
     until: Until,
     mut observe: impl FnMut(&FleetRecord) + Send + 'static,
@@ -38,8 +39,13 @@ pub async fn run(
     prerequisites::check(&plan)?;
     storage::directories(&plan)?;
     let _lock = lock::take(&plan.run_dir())?;
+    for name in process::stop_stale(&plan.run_dir())? {
+        crate::output::remark(format_args!("stopped {name}, left over from a supervisor that was killed"));
+    }
+    // Before anything is made of the plan, and after the last edge has left its port.
+    let port_taken = reach::settle(&mut plan);
     let components = components::all(&plan);
-    let shared = Shared::new(first_record(&components, arguments), plan.run_dir());
+    let shared = Shared::new(first_record(&plan, &components, port_taken, arguments), plan.run_dir());
     let mut changes = shared.watch();
     let observer = tokio::spawn(async move {
         loop {
@@ -49,6 +55,8 @@ pub async fn run(
             }
         }
     });
+    let names =
+        plan.wants("edge-proxy").then(|| tokio::spawn(reach::check_names(plan.domain.clone(), plan.edge())));
     let mut fleet = LocalFleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
     let started = tokio::select! {
         result = fleet.start(components) => result,
@@ -56,7 +64,12 @@ pub async fn run(
     };
     let up = started.is_ok();
     if up {
+        let names = match names {
+            Some(names) => names.await.unwrap_or_default(),
+            None => None,
+        };
         shared.update(|record| {
+            record.remarks.extend(names);
             record.state = FleetState::Running;
             record.message.clear();
         });
@@ -88,7 +101,12 @@ pub async fn run(
     result
 }
 
-fn first_record(components: &[Component], arguments: Vec<String>) -> FleetRecord {
+fn first_record(
+    plan: &Plan,
+    components: &[Component],
+    remark: Option<String>,
+    arguments: Vec<String>,
+) -> FleetRecord {
     let waiting = |component: &Component| ComponentRecord {
         name: component.name.clone(),
         process: None,
@@ -105,6 +123,8 @@ fn first_record(components: &[Component], arguments: Vec<String>) -> FleetRecord
         supervisor: ProcessId::own(),
         started: unix_now(),
         components: components.iter().map(waiting).collect(),
+        endpoints: plan.endpoints(),
+        remarks: remark.into_iter().collect(),
         arguments,
     }
 }
@@ -137,11 +157,6 @@ struct LocalFleet {
 
 impl LocalFleet {
     async fn start(&mut self, components: Vec<Component>) -> Result<(), CliError> {
-        for name in process::stop_stale(&self.plan.run_dir())? {
-            crate::output::remark(format_args!(
-                "stopped {name}, left over from a supervisor that was killed"
-            ));
-        }
         prerequisites::check_ports(&self.plan)?;
         authority::ensure(&self.plan)?;
         configuration::write(&self.plan)?;

@@ -32,6 +32,8 @@ pub struct Component {
     pub clean_environment: bool,
     /// Numeric user and group; absent means root.
     pub user: Option<u32>,
+    /// Whether it may listen on ports that are not for everybody, without being root.
+    pub binds_low_ports: bool,
     /// Files of audit records that it opens anew when they are moved, and how many
     /// older ones the supervisor keeps of each.
     pub audit: Vec<(PathBuf, u8)>,
@@ -50,6 +52,7 @@ impl Component {
             arguments,
             clean_environment: false,
             user: None,
+            binds_low_ports: false,
             audit: Vec::new(),
             probe,
             stage: 0,
@@ -85,6 +88,7 @@ pub fn all(plan: &Plan) -> Vec<Component> {
     components.push(service(plan, "image-builder", "image-builder", builder_probe, None, 2));
     let edge_probe = Probe::Tls(plan.edge_reachable(), plan.domain.clone());
     let mut edge = service(plan, "edge-proxy", "edge-proxy", edge_probe, Some(users::EDGE_PROXY), 3);
+    edge.binds_low_ports = plan.edge_binds_low_ports();
     edge.audit =
         vec![(plan.audit(), AUDIT_FILES), (plan.unauthenticated_audit(), UNAUTHENTICATED_AUDIT_FILES)];
     components.push(edge);

@@ -2,6 +2,7 @@
 //! service runs as, because some hold an S3 secret. Key names are those of each service's `config.rs`; a
 //! service that does not know one refuses to start and says which.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use rpc::Role;
@@ -70,6 +71,10 @@ fn text(path: &Path) -> String {
     path.display().to_string()
 }
 
+fn addresses(addresses: &[SocketAddr]) -> Vec<String> {
+    addresses.iter().map(ToString::to_string).collect()
+}
+
 fn tls(plan: &Plan, name: &str) -> Table {
     let (cert, key) = authority::pair(plan, name);
     table! { "ca" = text(&authority::ca_file(plan)), "cert" = text(&cert), "key" = text(&key) }
@@ -122,7 +127,7 @@ fn scheduler(plan: &Plan) -> Table {
         "listen" = plan.scheduler().to_string(),
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
-        "endpoint_port" = i64::from(plan.edge.port()),
+        "endpoint_port" = i64::from(plan.edge_port),
     };
     service(plan, Role::Scheduler, 7501, own)
 }
@@ -142,14 +147,15 @@ fn edge_proxy(plan: &Plan) -> Table {
     let (cert, key) = authority::pair(plan, authority::ENDPOINTS);
     let (api_cert, api_key) = authority::pair(plan, authority::API);
     let aws = table! {
-        "listen" = plan.api.to_string(),
+        "listen" = addresses(&plan.api()),
         "cert" = text(&api_cert),
         "key" = text(&api_key),
         "audit_file" = text(&plan.audit()),
         "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
+        "arm_64_is_own" = true,
     };
     let own = table! {
-        "listen" = plan.edge.to_string(),
+        "listen" = addresses(&plan.edge()),
         "domain" = plan.domain.as_str(),
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
@@ -219,7 +225,8 @@ mod tests {
         }
         assert_eq!(context(&plan, &key).s3.region, "eu-west-1");
         assert_eq!(edge["image_builders"][0].as_str(), Some("127.0.0.1:7502"));
-        assert_eq!(edge["aws"]["listen"].as_str(), Some("127.0.0.1:8544"));
+        assert_eq!(edge["aws"]["listen"][0].as_str(), Some("127.0.0.1:8544"));
+        assert_eq!(edge["listen"][1].as_str(), Some("[::1]:8543"));
         assert_eq!(context(&plan, &key).api, "https://localhost:8544");
     }
 }

@@ -1,6 +1,6 @@
 //! What one `torpor up` runs: paths, ports, users. Pure; nothing is touched.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use crate::cli::fleet::Up;
@@ -8,6 +8,12 @@ use crate::error::CliError;
 
 /// Region of the fleet's ARNs and signatures unless told otherwise: AWS's clients know its form.
 pub const REGION: &str = "us-east-1";
+/// Port of the endpoints of a fleet without a port offset, where it is free: the one that clients of HTTPS assume.
+const EDGE_PORT: u16 = 443;
+/// Port of the endpoints where that is taken. A port offset is added to it.
+const EDGE_PORT_ELSE: u16 = 8443;
+/// Ports below this are for processes with a right of their own.
+const LOW_PORTS_END: u16 = 1024;
 /// Port of the AWS-compatible API of a fleet without a port offset.
 const API_PORT: u16 = 8444;
 pub const ACCOUNT: &str = "000000000000";
@@ -27,8 +33,14 @@ pub mod users {
 pub struct Plan {
     pub data_dir: PathBuf,
     pub hosts: u16,
-    pub edge: SocketAddr,
-    pub api: SocketAddr,
+    /// The loopback addresses of this machine.
+    pub loopback: Vec<IpAddr>,
+    /// Where the endpoints are served; empty means on loopback.
+    pub edge_addresses: Vec<IpAddr>,
+    pub edge_port: u16,
+    /// The port of the endpoints where `edge_port` is taken; absent when `edge_port` was asked for.
+    pub edge_port_else: Option<u16>,
+    pub api_port: u16,
     pub region: String,
     pub port_offset: u16,
     pub domain: String,
@@ -48,16 +60,22 @@ impl Plan {
             .parent()
             .map(Path::to_owned)
             .ok_or_else(|| CliError::failed("the torpor binary has no directory"))?;
+        let offset = arguments.port_offset;
+        let (edge_port, edge_port_else) = match arguments.edge_port {
+            Some(port) => (port, None),
+            None if offset == 0 => (EDGE_PORT, Some(EDGE_PORT_ELSE)),
+            None => (EDGE_PORT_ELSE + offset, None),
+        };
         Ok(Self {
             data_dir: data_dir.to_owned(),
             hosts: arguments.hosts,
-            edge: SocketAddr::new(arguments.edge_address, arguments.edge_port),
-            api: SocketAddr::new(
-                Ipv4Addr::LOCALHOST.into(),
-                arguments.api_port.unwrap_or(API_PORT + arguments.port_offset),
-            ),
+            loopback: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
+            edge_addresses: arguments.edge_address.clone(),
+            edge_port,
+            edge_port_else,
+            api_port: arguments.api_port.unwrap_or(API_PORT + offset),
             region: arguments.region.clone(),
-            port_offset: arguments.port_offset,
+            port_offset: offset,
             domain: arguments.domain.clone(),
             bundle: match &arguments.bundle {
                 Some(path) => std::path::absolute(path)?,
@@ -139,18 +157,39 @@ impl Plan {
         self.internal(7411 + 10 * (number - 1))
     }
 
+    /// Where the endpoints are served.
+    pub fn edge(&self) -> Vec<SocketAddr> {
+        let given = if self.edge_addresses.is_empty() { &self.loopback } else { &self.edge_addresses };
+        given.iter().map(|address| SocketAddr::new(*address, self.edge_port)).collect()
+    }
+
     /// Where the edge can be reached from this machine.
     pub fn edge_reachable(&self) -> SocketAddr {
-        match self.edge.ip() {
-            ip if ip.is_unspecified() => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), self.edge.port()),
-            _ => self.edge,
-        }
+        let first = self.edge_addresses.first().copied();
+        let address = first.filter(|address| !address.is_unspecified());
+        SocketAddr::new(address.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.edge_port)
+    }
+
+    /// URLs of the endpoints, for people.
+    pub fn endpoints(&self) -> String {
+        let port = if self.edge_port == EDGE_PORT { String::new() } else { format!(":{}", self.edge_port) };
+        format!("https://<name>.{}{port}/", self.domain)
+    }
+
+    /// Where the AWS-compatible API is served.
+    pub fn api(&self) -> Vec<SocketAddr> {
+        self.loopback.iter().map(|address| SocketAddr::new(*address, self.api_port)).collect()
+    }
+
+    /// Whether the edge needs the right to listen on ports that are not for everybody.
+    pub fn edge_binds_low_ports(&self) -> bool {
+        self.edge_port.min(self.api_port) < LOW_PORTS_END
     }
 
     /// URL of the AWS-compatible API. By name, because that is what its certificate
     /// and a person's configuration are about.
     pub fn api_url(&self) -> String {
-        format!("https://localhost:{}", self.api.port())
+        format!("https://localhost:{}", self.api_port)
     }
 
     /// Every address something will listen on, with its component.
@@ -161,9 +200,9 @@ impl Plan {
             ("s3".to_owned(), self.s3()),
             ("scheduler".to_owned(), self.scheduler()),
             ("image-builder".to_owned(), self.image_builder()),
-            ("edge-proxy".to_owned(), self.edge),
-            ("edge-proxy".to_owned(), self.api),
         ];
+        let edge = self.edge().into_iter().chain(self.api());
+        all.extend(edge.map(|address| ("edge-proxy".to_owned(), address)));
         for number in 1..=self.hosts {
             all.push((format!("host-agent-{number}"), self.host_grpc(number)));
             all.push((format!("host-agent-{number}"), self.host_tunnel(number)));
@@ -231,11 +270,14 @@ pub mod tests {
 
     #[test]
     fn ports_of_all_listeners_differ() {
-        let mut ports: Vec<u16> = plan(&["--hosts", "8"]).listeners().iter().map(|(_, a)| a.port()).collect();
+        let listeners = plan(&["--hosts", "8"]).listeners();
+        let mut ports: Vec<u16> =
+            listeners.iter().filter(|(_, a)| a.is_ipv4()).map(|(_, a)| a.port()).collect();
         let count = ports.len();
         ports.sort_unstable();
         ports.dedup();
         assert_eq!((ports.len(), count), (23, 23));
+        assert_eq!(listeners.len(), 25, "endpoints and API on [::1] too");
     }
 
     #[test]
@@ -255,7 +297,8 @@ pub mod tests {
         assert_ne!(first.slot_subnet(1), second.slot_subnet(1));
         assert_eq!(first.slot_subnet(16), "10.201.240.0/20");
         assert_ne!(first.scheduler(), second.scheduler());
-        assert_ne!(first.api, second.api);
+        assert_ne!(first.api_port, second.api_port);
+        assert_ne!(first.edge_port, second.edge_port);
     }
 
     #[test]
@@ -268,7 +311,7 @@ pub mod tests {
         ] {
             let plan = plan(line);
             assert_eq!(plan.api_url(), url);
-            assert!(plan.api.ip().is_loopback(), "{line:?}");
+            assert!(plan.api().iter().all(|address| address.ip().is_loopback()), "{line:?}");
         }
     }
 
@@ -284,7 +327,40 @@ pub mod tests {
     }
 
     #[test]
-    fn an_edge_on_every_address_is_reached_on_loopback() {
-        assert_eq!(plan(&["--edge-address", "0.0.0.0"]).edge_reachable().to_string(), "127.0.0.1:8443");
+    fn endpoints_are_on_the_port_of_https_unless_told_otherwise() {
+        for (line, addresses, reachable, endpoints) in [
+            (&[][..], "127.0.0.1:443 [::1]:443", "127.0.0.1:443", "https://<name>.microvms.localhost/"),
+            (
+                &["--edge-port", "9443"],
+                "127.0.0.1:9443 [::1]:9443",
+                "127.0.0.1:9443",
+                "https://<name>.microvms.localhost:9443/",
+            ),
+            (
+                &["--port-offset", "100", "--domain", "vms.test"],
+                "127.0.0.1:8543 [::1]:8543",
+                "127.0.0.1:8543",
+                "https://<name>.vms.test:8543/",
+            ),
+            (
+                &["--edge-address", "0.0.0.0"],
+                "0.0.0.0:443",
+                "127.0.0.1:443",
+                "https://<name>.microvms.localhost/",
+            ),
+            (
+                &["--edge-address", "192.0.2.1", "--edge-address", "2001:db8::1"],
+                "192.0.2.1:443 [2001:db8::1]:443",
+                "192.0.2.1:443",
+                "https://<name>.microvms.localhost/",
+            ),
+        ] {
+            let plan = plan(line);
+            let listening: Vec<String> = plan.edge().iter().map(ToString::to_string).collect();
+            assert_eq!(listening.join(" "), addresses);
+            assert_eq!(plan.edge_reachable().to_string(), reachable);
+            assert_eq!(plan.endpoints(), endpoints);
+            assert_eq!(plan.edge_port_else.is_some(), plan.edge_port == 443, "{line:?}");
+        }
     }
 }

@@ -108,7 +108,7 @@ pub fn check_ports(plan: &Plan) -> Result<(), CliError> {
                 Kind::Conflict,
                 format!("{component} cannot listen on {address}: {error}"),
             )
-            .next("another fleet? choose other ports: --port-offset 1000 --edge-port 9443"));
+            .next("another fleet? choose other ports: --port-offset 1000"));
         }
     }
     Ok(())

@@ -77,6 +77,12 @@ pub struct FleetRecord {
     pub supervisor: ProcessId,
     pub started: u64,
     pub components: Vec<ComponentRecord>,
+    /// URLs of the endpoints, for people.
+    #[serde(default)]
+    pub endpoints: String,
+    /// What a person should know of this fleet: a port that was taken, names that do not resolve.
+    #[serde(default)]
+    pub remarks: Vec<String>,
     /// Arguments it was started with, for a supervisor that must come back.
     pub arguments: Vec<String>,
 }
@@ -134,6 +140,8 @@ mod tests {
                 ready_ms: Some(3),
                 detail: "killed".to_owned(),
             }],
+            endpoints: "https://<name>.microvms.localhost/".to_owned(),
+            remarks: vec!["port 443 is taken".to_owned()],
             arguments: vec!["up".to_owned()],
         };
         record.save(directory.path()).unwrap();

@@ -14,9 +14,12 @@ use serde::Deserialize;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
+use self::bucket_settings::BucketSettings;
 use super::credentials::S3Credentials;
 use crate::error::CliError;
 use crate::output;
+
+mod bucket_settings;
 
 /// How long open requests may take to end when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -51,6 +54,7 @@ pub async fn serve(config: &Path) -> Result<(), CliError> {
         keys.register(key.access_key_id, key.secret_access_key.into());
     }
     builder.set_auth(keys);
+    builder.set_route(BucketSettings::new(&settings.root));
     let listener = TcpListener::bind(settings.listen)
         .await
         .map_err(|error| CliError::failed(format!("cannot listen on {}: {error}", settings.listen)))?;

@@ -11,6 +11,8 @@ use std::process::Stdio;
 
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
+use rustix::process::{Gid, Uid};
+use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use tokio::process::{Child, Command};
 
 use super::components::Component;
@@ -33,17 +35,15 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
     if component.clean_environment {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     }
-    let unprivileged = component.user.is_some();
-    if let Some(user) = component.user {
-        command.uid(user).gid(user);
-    }
+    let (user, binds_low_ports) = (component.user, component.binds_low_ports);
     let parent = nix::unistd::getpid();
     // SAFETY: the closure makes system calls only, allocates nothing and takes no lock.
     unsafe {
         command.pre_exec(move || {
             // The limit of the machine may be lower; then what we have stays.
             let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX);
-            if unprivileged {
+            if let Some(user) = user {
+                become_user(user, binds_low_ports)?;
                 nix::sys::prctl::set_no_new_privs()?;
             }
             // After the change of user, which resets it.
@@ -56,6 +56,22 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
         });
     }
     command.spawn()
+}
+
+/// Changes the calling process, which has one thread, into an unprivileged user's. Of all that root may do it keeps at most
+/// the right to listen on low ports, and hands it on to the program that it starts.
+fn become_user(user: u32, binds_low_ports: bool) -> io::Result<()> {
+    thread::set_keep_capabilities(binds_low_ports)?;
+    thread::set_thread_groups(&[])?;
+    thread::set_thread_gid(Gid::from_raw(user))?;
+    thread::set_thread_uid(Uid::from_raw(user))?;
+    if binds_low_ports {
+        let right = CapabilitySet::NET_BIND_SERVICE;
+        let sets = CapabilitySets { effective: right, permitted: right, inheritable: right };
+        thread::set_capabilities(None, sets)?;
+        thread::configure_capability_in_ambient_set(right, true)?;
+    }
+    Ok(())
 }
 
 /// Opens a log for appending, so that it can be cut while it is written.

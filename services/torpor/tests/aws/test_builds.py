@@ -83,12 +83,15 @@ def failures(images: Images) -> dict[str, Image]:
     """Images whose builds fail, each in its own way; all are begun before the first is waited for."""
     app = images.app()
     short = {"port": 8080, "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 5}}
-    broken_step = apps.dockerfile() + "RUN echo about to fail && exit 3\n"
+    # The name that the service's own base has is good in FROM too.
+    broken_step = apps.dockerfile().replace("debian-12", "al2023-1") + "RUN echo about to fail && exit 3\n"
+    other_cpu = apps.dockerfile().replace("FROM ", "FROM --platform=linux/arm64 ")
     cases = {
         # The slow ones first: they share the two builders.
         "ready-hangs": (app, {"hooks": short, "environmentVariables": {"READY_HANGS": "1"}}),
         "ready-refuses": (app, {"hooks": READY_HOOK, "environmentVariables": {"READY_STATUS": "404"}}),
         "dockerfile": (images.upload("broken-step", apps.app_zip(broken_step)), {}),
+        "platform": (images.upload("platform", apps.app_zip(other_cpu)), {}),
         "no-dockerfile": (images.upload("no-dockerfile", apps.zip_of({"app.py": "pass"})), {}),
         "no-zip": (images.upload("no-zip", b"PK but not a zip"), {}),
         "no-key": (images.absent(), {}),
@@ -116,6 +119,11 @@ def test_a_failing_step_has_no_sizes(failures: dict[str, Image], images: Images)
     assert build["buildState"] == "FAILED"
     assert "CONTAINER_BUILD_FAILED" in build["stateReason"]
     assert "snapshotBuild" not in build
+
+
+def test_images_for_another_cpu(failures: dict[str, Image], images: Images) -> None:
+    said = reason(images, failures["platform"])
+    assert "line 1 asks for images for linux/arm64" in said and "write --platform=linux/amd64" in said, said
 
 
 @pytest.mark.row(22)

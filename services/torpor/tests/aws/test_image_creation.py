@@ -291,6 +291,12 @@ def test_an_architecture_by_name(create, architecture: str) -> None:
     assert answer.json()["cpuConfigurations"] == [{"architecture": architecture}]
 
 
+def test_the_architecture_that_clients_have_hard_coded(create) -> None:
+    """A fleet of `torpor up` reads it as its own, which is what it builds for when nothing is said."""
+    answer = create("arm", cpuConfigurations=[{"architecture": "ARM_64"}])
+    assert (answer.status, answer.json()["cpuConfigurations"]) == (201, None), answer
+
+
 @pytest.mark.row(74)
 def test_a_client_token_stands_for_its_creation_for_ever(create, images: Images, api, fleet: Fleet) -> None:
     token = fleet.name("token")

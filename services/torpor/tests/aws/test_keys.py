@@ -327,3 +327,9 @@ def test_every_request_is_recorded(wire: Wire, fleet: Fleet, hooked: Image, micr
         record = json.loads(line)
         assert {name: record[name] for name in facts} == facts
         assert "for nobody else" not in line and fleet.variables["AWS_SECRET_ACCESS_KEY"] not in line
+
+
+def test_a_key_without_rights_may_ask_whose_it_is(make_key, wire: Wire, fleet: Fleet, journal: Journal) -> None:
+    key = make_key(deny("*"))
+    known(wire, key)
+    assert Boto(fleet, journal, key.pair).client("sts").get_caller_identity()["UserId"] == key.id

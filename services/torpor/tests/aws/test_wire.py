@@ -123,6 +123,15 @@ def test_paths_that_lead_nowhere(wire: Wire, path: str) -> None:
 
 
 @pytest.mark.parametrize(
+    ("method", "path"), [("GET", "/2015-03-31/functions"), ("POST", "/2026-04-04/nothing"), ("DELETE", IMAGES)]
+)
+def test_operations_that_there_are_not(wire: Wire, method: str, path: str) -> None:
+    answer = wire.request(method, path)
+    assert (answer.status, answer.error) == (404, "UnknownOperationException"), answer
+    assert (answer.headers["Content-Type"], answer.json()) == ("application/json", {"message": None})
+
+
+@pytest.mark.parametrize(
     ("method", "path"), [("DELETE", IMAGES), ("PUT", MICROVMS), ("PATCH", CONNECTORS), ("TRACE", IMAGES)]
 )
 def test_methods_that_a_path_does_not_have(wire: Wire, method: str, path: str) -> None:

@@ -20,9 +20,11 @@ const RESUME: HookNames = ("resume", "resumeTimeoutInSeconds");
 const SUSPEND: HookNames = ("suspend", "suspendTimeoutInSeconds");
 const TERMINATE: HookNames = ("terminate", "terminateTimeoutInSeconds");
 
-pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
-    let cpu =
-        |cpu: Members<'_>| CpuConfiguration { architecture: architecture(cpu.text("architecture")).into() };
+/// Reads a configuration. `arm_64_is_own` leaves `ARM_64` out, so that image-builder takes the architecture of the fleet.
+pub(super) fn read(request: Members<'_>, arm_64_is_own: bool) -> ImageConfiguration {
+    let cpus = request.structures("cpuConfigurations").map(|cpu| architecture(cpu.text("architecture")));
+    let cpus = cpus.filter(|cpu| !(arm_64_is_own && *cpu == Architecture::Arm64));
+    let cpu = |architecture: Architecture| CpuConfiguration { architecture: architecture.into() };
     let resources = |resources: Members<'_>| Resources {
         minimum_memory_mib: resources.number("minimumMemoryInMiB").unwrap_or(0),
     };
@@ -34,7 +36,7 @@ pub(super) fn read(request: Members<'_>) -> ImageConfiguration {
         build_role_arn: request.string("buildRoleArn"),
         description: request.string("description"),
         resources: request.structures("resources").map(resources).next(),
-        cpu_configurations: request.structures("cpuConfigurations").map(cpu).collect(),
+        cpu_configurations: cpus.map(cpu).collect(),
         additional_os_capabilities: request.strings("additionalOsCapabilities"),
         environment_variables: request.map("environmentVariables"),
         egress_network_connectors: request.strings("egressNetworkConnectors"),
@@ -197,12 +199,26 @@ mod tests {
             "resources": [{"minimumMemoryInMiB": 512}],
         });
         let Value::Object(request) = all.clone() else { panic!("an object was written above") };
-        assert_eq!(Value::Object(write(read(Members::from(&request)))), all);
+        assert_eq!(Value::Object(write(read(Members::from(&request), false))), all);
+    }
+
+    #[test]
+    fn arm_64_is_left_out_where_it_means_the_fleets_own() {
+        let request = |architectures: &[&str]| {
+            let given: Vec<Value> = architectures.iter().map(|name| json!({"architecture": name})).collect();
+            let Value::Object(request) = json!({"cpuConfigurations": given}) else {
+                panic!("an object was written above")
+            };
+            read(Members::from(&request), true).cpu_configurations.len()
+        };
+        for (architectures, left) in [(&["ARM_64"][..], 0), (&["X86_64"], 1), (&["ARM_64", "X86_64"], 1)] {
+            assert_eq!(request(architectures), left, "{architectures:?}");
+        }
     }
 
     #[test]
     fn what_is_not_given_is_null() {
-        let nothing = write(read(Members::default()));
+        let nothing = write(read(Members::default(), false));
         assert!(nothing.values().all(Value::is_null), "{nothing:?}");
         assert_eq!(nothing.len(), 13);
     }
@@ -212,7 +228,7 @@ mod tests {
         let Value::Object(request) = json!({"logging": {"disabled": {}}, "hooks": {}}) else {
             panic!("an object was written above")
         };
-        let written = write(read(Members::from(&request)));
+        let written = write(read(Members::from(&request), false));
         assert_eq!(written["logging"], json!({"disabled": {}}));
         assert_eq!(written["hooks"], json!({}));
     }

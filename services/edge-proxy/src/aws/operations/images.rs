@@ -12,7 +12,7 @@ use super::{Answer, Call, configuration, map, members, text, word};
 pub(super) fn create(call: &Call<'_>) -> Result<CreateImageRequest, Rejection> {
     Ok(CreateImageRequest {
         name: call.members().string("name"),
-        configuration: Some(configuration::read(call.members())),
+        configuration: Some(configuration::read(call.members(), call.arm_64_is_own)),
         tags: call.members().map("tags"),
         client_token: call.client_token(),
     })
@@ -29,7 +29,7 @@ pub(super) fn created(call: &Call<'_>, made: CreateImageResponse) -> Answer {
 pub(super) fn update(call: &Call<'_>) -> Result<UpdateImageRequest, Rejection> {
     Ok(UpdateImageRequest {
         image_identifier: call.image()?,
-        configuration: Some(configuration::read(call.members())),
+        configuration: Some(configuration::read(call.members(), call.arm_64_is_own)),
         client_token: call.client_token(),
     })
 }

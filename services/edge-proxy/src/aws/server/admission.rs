@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use aws_model::{ErrorClass, Operation, Rejection};
+use aws_model::{ErrorClass, Operation, Rejection, sts};
 use http::Version;
 use http::header::EXPECT;
 use http::request::Parts;
 use hyper::body::Incoming;
-use sigv4::{Payload, UnverifiedSignature};
+use sigv4::{Payload, UnverifiedSignature, Verifier};
 
 use super::body::{BodyError, Held};
 use super::handler::Api;
@@ -40,11 +40,13 @@ impl Api {
         now: SystemTime,
     ) -> (Admission, Result<Held<'_>, Rejection>) {
         let mut admission = Admission::default();
+        let for_sts = sts::is_asked(parts.method.as_str(), parts.uri.path());
+        let verifier = if for_sts { &self.sts_verifier } else { &self.verifier };
         // The head first: nobody's body is read whose head is wrong or names no key.
         let named = match read_head(parts) {
             Ok(claim) => {
                 clip(claim.access_key_id(), AUDIT_ID_MAX).clone_into(&mut admission.access_key_id);
-                self.named_key(&claim, operation, now).await.map(|key| (claim, key))
+                self.named_key(verifier, &claim, operation, now).await.map(|key| (claim, key))
             }
             Err(rejection) => Err(rejection),
         };
@@ -59,7 +61,7 @@ impl Api {
             Ok(body) => body,
             Err(error) => return (admission, Err(self.unreadable(error, operation))),
         };
-        if let Err(error) = self.verifier.verify(&claim, &key.secret, Payload::Bytes(&body.bytes), now) {
+        if let Err(error) = verifier.verify(&claim, &key.secret, Payload::Bytes(&body.bytes), now) {
             return (admission, Err(unsigned(&error)));
         }
         // Only its holder is told that a key has expired.
@@ -82,11 +84,12 @@ impl Api {
     /// The key that a claim names, when everything is right about the claim that can be told without the body.
     async fn named_key(
         &self,
+        verifier: &Verifier,
         claim: &UnverifiedSignature<'_>,
         operation: Option<&Operation>,
         now: SystemTime,
     ) -> Result<Arc<AccessKey>, Rejection> {
-        self.verifier.check(claim, now).map_err(|error| unsigned(&error))?;
+        verifier.check(claim, now).map_err(|error| unsigned(&error))?;
         // There are no temporary credentials here.
         if claim.security_token().is_some() {
             return Err(unsigned(&sigv4::Error::UnrecognizedClient));

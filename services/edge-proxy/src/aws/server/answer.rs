@@ -25,6 +25,11 @@ impl Answer {
         Self { result: "ok", response }
     }
 
+    /// An error in a form of its own; `result` names it in the audit record.
+    pub fn refusal(result: &'static str, reply: Reply) -> Self {
+        Self { result, ..Self::success(reply) }
+    }
+
     /// An error; `result` names it in the audit record.
     pub fn error(result: &'static str, reply: ErrorReply) -> Self {
         let mut response = response(reply.status, reply.body);

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use aws_model::{
     Draft, ErrorClass, Limits, Operation, PageTokens, PathParameters, Rejection, Routed, Service,
-    no_such_method, no_such_path, route,
+    no_such_method, no_such_path, route, sts,
 };
 use bytes::Bytes;
 use clock::Clock;
@@ -49,6 +49,8 @@ pub(crate) struct Api {
     pub services: Services,
     pub tokens: PageTokens,
     pub verifier: Verifier,
+    /// The same for signatures whose scope is STS.
+    pub sts_verifier: Verifier,
     pub access_keys: AccessKeys,
     pub bodies: Bodies,
     pub buckets: Buckets,
@@ -56,6 +58,8 @@ pub(crate) struct Api {
     /// Requests that may be worked on.
     pub in_flight: Arc<Semaphore>,
     pub limits: Limits,
+    /// See [`crate::config::AwsSettings`].
+    pub arm_64_is_own: bool,
     pub metrics: Metrics,
 }
 
@@ -70,14 +74,17 @@ struct Signed<'a> {
 }
 
 /// What came of a request, for its answer and its record.
-struct Served {
-    operation: Option<&'static Operation>,
-    admission: Admission,
+pub(super) struct Served {
+    /// Name of the operation; empty when the path leads nowhere.
+    pub name: &'static str,
+    /// The action of policies; empty when the path leads nowhere.
+    pub action: &'static str,
+    pub admission: Admission,
     /// What the request is about, as far as it was read; may be empty.
-    resource: String,
+    pub resource: String,
     /// The right that the key lacks, when that is why.
-    missing_right: String,
-    answer: Answer,
+    pub missing_right: String,
+    pub answer: Answer,
 }
 
 /// Why a signed request is not carried out.
@@ -136,10 +143,13 @@ impl Api {
     ) -> Response<Full<Bytes>> {
         let (arrived, started) = (self.clock.now(), self.clock.instant());
         let (parts, body) = request.into_parts();
-        let Served { operation, admission, resource, missing_right, answer } =
-            self.serve(&parts, body, &request_id, arrived).await;
+        let served = if sts::is_asked(parts.method.as_str(), parts.uri.path()) {
+            self.identify(&parts, body, &request_id, arrived).await
+        } else {
+            self.serve(&parts, body, &request_id, arrived).await
+        };
+        let Served { name, action, admission, resource, missing_right, answer } = served;
         let (took, status) = (self.clock.instant() - started, answer.status());
-        let name = operation.map_or("", |operation| operation.name.as_str());
         self.metrics.requests.get_or_create(&metrics::Request { operation: name, code: status }).inc();
         self.metrics
             .seconds
@@ -152,7 +162,7 @@ impl Api {
             authenticated: admission.signer.is_some(),
             account_id: admission.signer.map_or_else(String::new, |key| key.account.clone()),
             source_address,
-            action: operation.map_or("", |operation| operation.action),
+            action,
             resource: clip(&resource, AUDIT_RESOURCE_MAX).to_owned(),
             missing_right,
             result: answer.result,
@@ -172,7 +182,8 @@ impl Api {
             Routed::NoSuchPath => (Service::Microvms, None),
         };
         let mut served = Served {
-            operation,
+            name: operation.map_or("", |operation| operation.name.as_str()),
+            action: operation.map_or("", |operation| operation.action),
             admission: Admission::default(),
             resource: self.resource_in_path(&routed),
             missing_right: String::new(),
@@ -180,7 +191,7 @@ impl Api {
         };
         if routed == Routed::NoSuchPath {
             self.discard(parts, body).await;
-            served.answer = Answer::error("NoSuchPath", no_such_path());
+            served.answer = Answer::error("NoSuchPath", no_such_path(parts.uri.path()));
             return served;
         }
 
@@ -265,7 +276,8 @@ impl Api {
         // Constraints of the model before the call: the services behind it see well-formed requests only.
         let input = draft.check(&self.limits)?;
         let (services, account, tokens) = (&self.services, &self.account, &self.tokens);
-        let call = Call { services, account, tokens, operation, request_id, input };
+        let arm_64_is_own = self.arm_64_is_own;
+        let call = Call { services, account, tokens, arm_64_is_own, operation, request_id, input };
         Ok((row.run)(&call).await?)
     }
 
@@ -292,7 +304,7 @@ fn routed(parts: &Parts) -> Routed {
 }
 
 /// What a part of the work gives; `None` when a bug ended it. What is known by then is recorded all the same.
-async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
+pub(super) async fn caught<T>(work: impl Future<Output = T>) -> Option<T> {
     let done = AssertUnwindSafe(work).catch_unwind().await;
     done.inspect_err(|_| tracing::error!("a bug ended a request")).ok()
 }

@@ -115,7 +115,8 @@ fn both_sides_of_every_rule() {
         |c| c.cpu_configurations = vec![cpu(Architecture::Arm64)],
         &[(
             "cpuConfigurations[0].architecture",
-            "No host of this fleet has the CPU architecture ARM_64; it has X86_64.",
+            "No host of this fleet has the CPU architecture ARM_64; it has X86_64. Leave cpuConfigurations out to build for \
+             what it has.",
         )],
     );
     check(|c| c.additional_os_capabilities = vec!["ALL".to_owned()], &[]);

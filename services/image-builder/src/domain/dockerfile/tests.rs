@@ -9,9 +9,18 @@ fn variables() -> BTreeMap<String, String> {
     BTreeMap::from([("PIP_CERT".to_owned(), "/run/torpor/ca.pem".to_owned())])
 }
 
+fn aliases() -> Aliases {
+    Aliases::from([("al2023-1".to_owned(), "debian-12".to_owned())])
+}
+
+fn prepared(source: &[u8], variables: &BTreeMap<String, String>) -> Result<Plan, Refusal> {
+    let (bases, aliases) = (bases(), aliases());
+    prepare(source, Offered { bases: &bases, aliases: &aliases, pinned: None, cpu: "amd64" }, variables)
+}
+
 #[track_caller]
 fn check(source: &str, expected: &str) {
-    let plan = prepare(source.as_bytes(), &bases(), None, &BTreeMap::new()).unwrap();
+    let plan = prepared(source.as_bytes(), &BTreeMap::new()).unwrap();
     assert_eq!(plan.text, expected, "{source}");
 }
 
@@ -19,6 +28,7 @@ fn check(source: &str, expected: &str) {
 fn from_lines_are_resolved_and_the_rest_is_left_alone() {
     check("FROM debian-12\nRUN true\n", "FROM localhost/torpor/debian-12:2\nRUN true\n");
     check("# hi\nfrom debian-12:1 as build", "# hi\nFROM localhost/torpor/debian-12:1 AS build\n");
+    check("FROM al2023-1\nRUN true\n", "FROM localhost/torpor/debian-12:2\nRUN true\n");
     check("FROM python:3.12\n", "FROM docker.io/library/python:3.12\n");
     check("FROM --platform=linux/amd64 scratch\n", "FROM --platform=linux/amd64 scratch\n");
     check(
@@ -42,16 +52,19 @@ fn from_lines_are_resolved_and_the_rest_is_left_alone() {
 #[test]
 fn the_request_pins_its_base_unless_the_line_names_a_version() {
     let with = |source: &str| {
-        prepare(source.as_bytes(), &bases(), Some(("debian-12", 1)), &BTreeMap::new()).unwrap().local_bases
+        let (bases, aliases) = (bases(), aliases());
+        let offered =
+            Offered { bases: &bases, aliases: &aliases, pinned: Some(("debian-12", 1)), cpu: "amd64" };
+        prepare(source.as_bytes(), offered, &BTreeMap::new()).unwrap().local_bases
     };
     assert_eq!(with("FROM debian-12"), [("debian-12".to_owned(), 1)]);
     assert_eq!(with("FROM debian-12:2"), [("debian-12".to_owned(), 2)]);
+    assert_eq!(with("FROM al2023-1"), [("debian-12".to_owned(), 1)]);
 }
 
 #[test]
 fn unusable_dockerfiles_say_why() {
-    let error =
-        |source: &str| prepare(source.as_bytes(), &bases(), None, &BTreeMap::new()).unwrap_err().to_string();
+    let error = |source: &str| prepared(source.as_bytes(), &BTreeMap::new()).unwrap_err().to_string();
     assert_eq!(error("RUN true\n"), "The Dockerfile has no FROM line.");
     assert_eq!(error(""), "The Dockerfile has no FROM line.");
     assert_eq!(error("FROM\n"), "The Dockerfile's line 1 names no image: FROM ");
@@ -62,14 +75,37 @@ fn unusable_dockerfiles_say_why() {
         "{unknown}"
     );
     assert_eq!(
-        prepare(b"FROM \xff", &bases(), None, &BTreeMap::new()).unwrap_err().to_string(),
+        prepared(b"FROM \xff", &BTreeMap::new()).unwrap_err().to_string(),
         "The Dockerfile is not UTF-8 text."
     );
 }
 
 #[test]
+fn images_for_another_cpu_are_refused_in_words() {
+    let refused =
+        |source: &str| prepared(source.as_bytes(), &BTreeMap::new()).err().map(|error| error.to_string());
+    assert_eq!(
+        refused("FROM --platform=linux/arm64 al2023-1\n").as_deref(),
+        Some(
+            "The Dockerfile's line 1 asks for images for linux/arm64, but the hosts of this fleet run linux/amd64 and \
+             emulate no other CPU: leave --platform out, or write --platform=linux/amd64."
+        )
+    );
+    for other in ["linux/aarch64", "linux/arm64/v8", "$P"] {
+        assert!(
+            refused(&format!("ARG P=linux/arm64\nFROM --platform={other} scratch\n")).is_some(),
+            "{other}"
+        );
+    }
+    for own in ["linux/amd64", "linux/x86_64", "linux/amd64/v2", "$BUILDPLATFORM", "windows/amd64", "linux/"]
+    {
+        assert_eq!(refused(&format!("FROM --platform={own} scratch\n")), None, "{own}");
+    }
+}
+
+#[test]
 fn variables_are_arguments_and_stay_out_of_the_step_count() {
-    let plan = prepare(b"FROM debian-12\nRUN true\n", &bases(), None, &variables()).unwrap();
+    let plan = prepared(b"FROM debian-12\nRUN true\n", &variables()).unwrap();
     assert_eq!(plan.text, "FROM localhost/torpor/debian-12:2\nARG PIP_CERT=/run/torpor/ca.pem\nRUN true\n");
     for (line, shown) in [
         ("STEP 1/3: FROM localhost/torpor/debian-12:2", Some("STEP 1/2: FROM debian-12")),
@@ -88,7 +124,7 @@ fn variables_are_arguments_and_stay_out_of_the_step_count() {
 proptest! {
     #[test]
     fn any_bytes_are_an_answer_not_a_panic(source in proptest::collection::vec(any::<u8>(), 0..400)) {
-        let _ = prepare(&source, &bases(), None, &variables());
+        let _ = prepared(&source, &variables());
     }
 
     #[test]
@@ -99,7 +135,7 @@ proptest! {
 
     #[test]
     fn any_line_translates(line in ".{0,80}") {
-        let plan = prepare(b"FROM debian-12\n", &bases(), None, &variables()).unwrap();
+        let plan = prepared(b"FROM debian-12\n", &variables()).unwrap();
         let _ = plan.translate(&line);
         let _ = plan.translate(&format!("STEP {line}"));
     }
