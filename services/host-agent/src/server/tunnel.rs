@@ -98,7 +98,10 @@ impl Tunnels {
             let count = move |bytes| activity.stamp(bytes, &host);
             match session.carry(count, &pass.closed, &pass.hold).await {
                 Ended::Held => {}
-                Ended::Closed | Ended::Cut | Ended::Failed(_) => return,
+                ended => {
+                    tracing::debug!(microvm = %handle.id, ?ended, "a tunnel ended");
+                    return;
+                }
             }
             let Some(stream) = session.take_guest() else { return };
             let successor = pass.give_up(stream);

@@ -46,17 +46,18 @@ impl Echo {
 struct Counting {
     lines: Lines<BufReader<ClientStream>>,
     next: u32,
+    port: u32,
 }
 
 impl Counting {
-    fn of(stream: ClientStream) -> Self {
-        Self { lines: BufReader::new(stream).lines(), next: 0 }
+    fn of(stream: ClientStream, port: u32) -> Self {
+        Self { lines: BufReader::new(stream).lines(), next: 0, port }
     }
 
     async fn expect(&mut self, count: u32) {
         for _ in 0..count {
             let line = tokio::time::timeout(PATIENCE, self.lines.next_line()).await.expect("nobody counts");
-            assert_eq!(line.unwrap().unwrap(), self.next.to_string());
+            assert_eq!(line.unwrap(), Some(self.next.to_string()), "port {}", self.port);
             self.next += 1;
         }
     }
@@ -77,10 +78,10 @@ async fn they_sleep_and_wake_with_their_guest() {
     let id = one.microvm_id.as_str();
     launch(&agent, &one, 1).await.unwrap();
     let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
-    let mut counting = Counting::of(connect(&agent, id, COUNT_PORT, true).await);
+    let mut counting = Counting::of(connect(&agent, id, COUNT_PORT, true).await, COUNT_PORT);
     let mut loopback = connect(&agent, id, LOOPBACK_PORT, true).await;
     loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut loopback = Counting::of(loopback);
+    let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
     while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
     // A chunk is always owed: written before the sleep, read after it.
     echo.write.write_all(&[0; CHUNK]).await.unwrap();

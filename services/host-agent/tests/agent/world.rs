@@ -104,7 +104,7 @@ lease_ttl_ms = 4000
 metering_interval_ms = 500
 retry_min_ms = 200
 [telemetry]
-log_filter = "info,torpor_host_agent=debug"
+log_filter = "info,host_agent=debug"
 "#,
             data = data.display(),
             scheduler = self.scheduler.address,
