@@ -7,6 +7,7 @@ mod bare;
 mod hosts;
 mod image;
 mod lifecycle;
+mod pace;
 mod report;
 mod target;
 
@@ -14,6 +15,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Load tests for Torpor.
 ///
@@ -97,4 +99,18 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns when somebody wants the program to end.
+async fn interrupted() -> anyhow::Error {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return anyhow::anyhow!("signals cannot be waited for");
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    anyhow::anyhow!("interrupted; what was launched is ended and removed")
 }
