@@ -39,7 +39,7 @@ pub use host::{Options as HostOptions, serve as serve_host};
 use load::{Protocol, Question, Shape, Target};
 pub use processor::Division;
 pub use report::Report;
-use report::{Cell, OneConnection, Real, Sample};
+use report::{Cell, OneConnection, Sample};
 use rivals::{Rival, Setting};
 use websocket::NotSupported;
 
@@ -51,6 +51,8 @@ const FILES: [(&str, &str); 2] =
 const TICK: Duration = Duration::from_micros(200);
 /// Highest rate of an open loop.
 const RATE_MAX: u32 = 200_000;
+/// Name of the series through a real microVM, HTTP/1.1.
+const REAL: &str = "real_http1";
 /// One connection asks each target so often in a row, and so often in turn.
 const BLOCK: usize = 100;
 const BLOCKS: usize = 20;
@@ -304,9 +306,10 @@ impl Run<'_> {
             let target = endpoint.target(context, load::tls(&context.ca)?)?;
             let proxy = Proxy { target, pid: self.edge.pid, host_pid: None };
             let path = self.options.real_path.clone();
-            let question = Question { protocol: Protocol::Http1, path: path.clone(), length: None };
-            let [edge] = self.series("real microVM", &question, [&proxy]).await?;
-            report.real_microvm = Some(Real { microvm_id: id.clone(), path, edge });
+            let question = Question { protocol: Protocol::Http1, path, length: None };
+            let [edge] = self.series(REAL, &question, [&proxy]).await?;
+            let none = || Cell::Words("not measured: only the edge reaches a microVM".to_owned());
+            report.series.insert(REAL, report::Series::new([edge, none(), none()]));
         }
         if let Some(count) = self.options.idle {
             report.idle_connections = Some(idle::measure(&self.edge.target, self.edge.pid, count).await?);

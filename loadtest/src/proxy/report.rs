@@ -25,8 +25,6 @@ pub struct Report {
     /// Requests at a time on each HTTP/2 connection; the connections are so many fewer.
     pub streams: u16,
     pub series: BTreeMap<&'static str, Series>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub real_microvm: Option<Real>,
     /// The edge's p50 less the direct connection's, one HTTP/1.1 connection and 1 KiB bodies.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub added_latency_us: Option<f64>,
@@ -75,14 +73,6 @@ pub struct Figures {
     /// That of the host's end of the tunnels, which only the edge's requests need.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub host_cpu_us: Option<f64>,
-}
-
-/// The series through a real microVM, in front of which only the edge is.
-#[derive(Serialize)]
-pub struct Real {
-    pub microvm_id: String,
-    pub path: String,
-    pub edge: Cell,
 }
 
 #[derive(Serialize)]
@@ -200,7 +190,6 @@ impl Report {
             connections: options.connections,
             streams: options.streams,
             series: BTreeMap::new(),
-            real_microvm: None,
             added_latency_us: None,
             one_connection_p50_us: None,
             idle_connections: None,
@@ -218,9 +207,6 @@ impl Report {
             add(&mut table, name, "edge", &series.edge, None);
             add(&mut table, "", "nginx", &series.nginx, series.ratio_rps_nginx);
             add(&mut table, "", "haproxy", &series.haproxy, series.ratio_rps_haproxy);
-        }
-        if let Some(real) = &self.real_microvm {
-            add(&mut table, "real microVM", "edge", &real.edge, None);
         }
         let aside = match self.processors_set_aside {
             0 => "shared by all".to_owned(),
