@@ -3,7 +3,6 @@
 
 mod calls;
 mod http;
-mod pace;
 mod report;
 mod sign;
 
@@ -11,20 +10,19 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail, ensure};
-use api::image::v1::{GetImageRequest, ListBaseImagesRequest};
-use api::microvm::v1::{ListMicrovmsRequest, MicrovmState, TerminateMicrovmRequest};
+use anyhow::{Context as _, ensure};
+use api::image::v1::GetImageRequest;
 use clap::ValueEnum;
 use client::Context;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
-use indicatif::ProgressBar;
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::hosts::{self, Hosts};
-use crate::image::Draft;
-use calls::{Caller, PAGE_SIZE, Throttled};
+use crate::image::{self, Draft, PAGE_SIZE};
+use crate::interrupted;
+use crate::pace::{self, Plan};
+use calls::Caller;
+pub use calls::Throttled;
 use http::Connections;
-use pace::Plan;
 pub use report::Report;
 use report::{Pair, Run};
 
@@ -37,8 +35,8 @@ const FILES: [(&str, &str); 2] =
 const CONCURRENT: usize = 32;
 /// Longest wait for simulated hosts to have launched what was accepted.
 const LAUNCH_TIMEOUT: Duration = Duration::from_secs(30);
-/// Longest wait for everything launched to be ended.
-const END_TIMEOUT: Duration = Duration::from_secs(300);
+/// Calls that are due within this of each other begin together.
+const TICK: Duration = Duration::from_millis(1);
 /// Between two runs, for what the first left to do.
 const PAUSE: Duration = Duration::from_secs(1);
 const POLL: Duration = Duration::from_millis(50);
@@ -139,8 +137,8 @@ pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
         options.hosts,
         hosts::SLOTS
     );
-    let base = base(&context).await?;
-    let hosts = Hosts::start(&context, data_dir, options.hosts).await?;
+    let base = image::any_base(&context).await?;
+    let hosts = Hosts::start(&context, data_dir, options.hosts, None).await?;
     let ran = with_hosts(&context, options, &hosts, &base).await;
     let stopped = hosts.stop().await;
     let report = ran?;
@@ -159,7 +157,7 @@ async fn with_hosts(
         ran = with_image(context, options, hosts, &draft) => ran,
         interrupted = interrupted() => Err(interrupted),
     };
-    let cleaned = clean_up(context, &draft).await;
+    let cleaned = draft.clean_up(context).await;
     let report = ran?;
     cleaned?;
     Ok(report)
@@ -203,7 +201,7 @@ struct Load<'a> {
 
 impl Load<'_> {
     fn plan(&self, name: &str, rate: u32) -> Plan {
-        Plan { name: name.to_owned(), rate, duration: Duration::from_secs(self.options.duration) }
+        Plan { name: name.to_owned(), rate, duration: Duration::from_secs(self.options.duration), tick: TICK }
     }
 
     async fn pair(&self) -> anyhow::Result<Pair> {
@@ -265,13 +263,6 @@ async fn pair(caller: Arc<Caller>, kind: usize) -> anyhow::Result<()> {
     }
 }
 
-/// A base for the image to name; nothing of it is used.
-async fn base(context: &Context) -> anyhow::Result<String> {
-    let listed = context.call(ListBaseImagesRequest::default()).await.context("list the base images")?;
-    let first = listed.base_images.into_iter().next();
-    Ok(first.context("no base image to name; make one with: torpor base build debian-12")?.name)
-}
-
 async fn arn(context: &Context, name: &str) -> anyhow::Result<String> {
     let request = GetImageRequest { image_identifier: name.to_owned() };
     let found = context.call(request).await?.image;
@@ -297,69 +288,4 @@ async fn wait_launched(hosts: &Hosts, count: u64) -> anyhow::Result<()> {
         tokio::time::sleep(POLL).await;
     }
     Ok(())
-}
-
-/// Ends every microVM of the image, then deletes it. Over gRPC: no throttle is in
-/// the way.
-async fn clean_up(context: &Context, draft: &Draft) -> anyhow::Result<()> {
-    let bar = ProgressBar::new_spinner();
-    bar.enable_steady_tick(Duration::from_millis(100));
-    bar.set_message("ending what was launched");
-    let deadline = Instant::now() + END_TIMEOUT;
-    while end_all(context, &draft.name).await? > 0 {
-        if Instant::now() > deadline {
-            bail!("microVMs of {} are left over", draft.name);
-        }
-        tokio::time::sleep(POLL).await;
-    }
-    bar.set_message(format!("deleting {}", draft.name));
-    let removed = draft.remove(context).await;
-    bar.finish_and_clear();
-    removed
-}
-
-/// Asks every microVM of an image to end; how many have not ended yet.
-async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
-    let mut client = context.microvms()?;
-    let (mut alive, mut page_token) = (Vec::new(), String::new());
-    loop {
-        let request = ListMicrovmsRequest {
-            page_size: PAGE_SIZE as u32,
-            page_token,
-            image_identifier: image.to_owned(),
-            image_version: String::new(),
-        };
-        let page = client.list_microvms(request).await.context("list the microVMs")?.into_inner();
-        let left = page.microvms.into_iter().filter(|one| one.state() != MicrovmState::Terminated);
-        alive.extend(left);
-        page_token = page.next_page_token;
-        if page_token.is_empty() {
-            break;
-        }
-    }
-    let wanted = alive.iter().filter(|one| one.state() != MicrovmState::Terminating);
-    let ends = wanted.map(|one| {
-        let (mut client, microvm_id) = (client.clone(), one.microvm_id.clone());
-        async move { client.terminate_microvm(TerminateMicrovmRequest { microvm_id }).await }
-    });
-    let ends: Vec<_> = ends.collect();
-    let mut ends = stream::iter(ends).buffer_unordered(CONCURRENT);
-    while let Some(ended) = ends.next().await {
-        ended.context("end a microVM")?;
-    }
-    Ok(alive.len())
-}
-
-/// Returns when somebody wants the program to end.
-async fn interrupted() -> anyhow::Error {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
-        return anyhow::anyhow!("signals cannot be waited for");
-    };
-    tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
-    }
-    anyhow::anyhow!("interrupted; what was launched is ended and removed")
 }

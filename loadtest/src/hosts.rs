@@ -1,6 +1,7 @@
 //! Simulated hosts: host-agents without machines. Each registers and reports to the scheduler as a real one
 //! does, with the fleet's own certificates, and answers Bake, Launch, Suspend, Resume and Terminate at once
-//! from a table in memory. Nothing runs on them: they are for measuring what is in front of hosts.
+//! from a table in memory. Nothing runs on them: they are for measuring what is in front of hosts. Tunnels
+//! they leave to whoever starts them.
 //!
 //! Their engine is "sim", which no real host has: what they baked is placed on them only. Their room is far
 //! more than any real host's, so that a bake goes to them and not to a real host beside them.
@@ -64,7 +65,13 @@ struct Wiring {
 
 impl Hosts {
     /// Starts `count` hosts on loopback and waits until the scheduler takes them.
-    pub async fn start(context: &Context, data_dir: &Path, count: u16) -> anyhow::Result<Self> {
+    /// Tunnels to their microVMs go to `tunnels`, "address:port"; without it nobody answers there.
+    pub async fn start(
+        context: &Context,
+        data_dir: &Path,
+        count: u16,
+        tunnels: Option<&str>,
+    ) -> anyhow::Result<Self> {
         ensure_alone(context).await?;
         let wiring = Wiring::load(context, data_dir).await?;
         let cache = Cache::default();
@@ -76,7 +83,7 @@ impl Hosts {
         };
         let mut started = Ok(());
         for number in 1..=count {
-            started = hosts.add(&wiring, number, &cache).await;
+            started = hosts.add(&wiring, number, &cache, tunnels).await;
             if started.is_err() {
                 break;
             }
@@ -92,10 +99,16 @@ impl Hosts {
         Ok(hosts)
     }
 
-    async fn add(&mut self, wiring: &Wiring, number: u16, cache: &Cache) -> anyhow::Result<()> {
+    async fn add(
+        &mut self,
+        wiring: &Wiring,
+        number: u16,
+        cache: &Cache,
+        tunnels: Option<&str>,
+    ) -> anyhow::Result<()> {
         let server = ServerBuilder::bind("127.0.0.1:0", &wiring.identity).await?;
         let address = server.local_addr().to_string();
-        let spec = spec(number, &address);
+        let spec = spec(number, &address, tunnels.unwrap_or(&address));
         let table = Arc::new(Table::new(cache.clone()));
         let routes = Routes::new(HostAgentServiceServer::new(HostAgent::new(table.clone())));
         let stop = self.stop.clone();
@@ -140,9 +153,7 @@ impl Hosts {
 
 impl Wiring {
     async fn load(context: &Context, data_dir: &Path) -> anyhow::Result<Self> {
-        let role = Role::HostAgent;
-        let file = |end: &str| data_dir.join(format!("ca/{role}.{end}"));
-        let tls = TlsSettings { ca: context.ca.clone(), cert: file("pem"), key: file("key") };
+        let tls = certificate(context, data_dir);
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key)
             .context("simulated hosts need the host-agents' certificate: run beside the fleet, as root")?;
         let etcd = EtcdSettings { tls: Some(tls), ..etcd(data_dir)? };
@@ -152,6 +163,12 @@ impl Wiring {
             scheduler: context.scheduler.clone(),
         })
     }
+}
+
+/// The files of the certificate that the fleet's host-agents share.
+pub fn certificate(context: &Context, data_dir: &Path) -> TlsSettings {
+    let file = |end: &str| data_dir.join(format!("ca/{}.{end}", Role::HostAgent));
+    TlsSettings { ca: context.ca.clone(), cert: file("pem"), key: file("key") }
 }
 
 /// Where the fleet's etcd is: clients are not told, its scheduler is.
@@ -166,7 +183,7 @@ fn etcd(data_dir: &Path) -> anyhow::Result<EtcdSettings> {
     Ok(settings.etcd)
 }
 
-fn spec(number: u16, address: &str) -> HostSpec {
+fn spec(number: u16, address: &str, tunnel_address: &str) -> HostSpec {
     let architecture = match cfg!(target_arch = "aarch64") {
         true => Architecture::Arm64,
         false => Architecture::X8664,
@@ -174,8 +191,7 @@ fn spec(number: u16, address: &str) -> HostSpec {
     HostSpec {
         host_id: format!("{ID_PREFIX}{number}"),
         grpc_address: address.to_owned(),
-        // Nobody tunnels to what does not run; the address is only looked at.
-        tunnel_address: address.to_owned(),
+        tunnel_address: tunnel_address.to_owned(),
         architecture: architecture.into(),
         chipset: "EMULATED".to_owned(),
         engines: vec![ENGINE.to_owned()],

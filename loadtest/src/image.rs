@@ -5,12 +5,20 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail, ensure};
 use api::common::v1::Resources;
 use api::image::v1::*;
+use api::microvm::v1::{ListMicrovmsRequest, MicrovmState, TerminateMicrovmRequest};
 use client::Context;
+use futures::stream::{self, StreamExt as _};
 use indicatif::ProgressBar;
 use tonic::Code;
 
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(90);
+/// Longest wait for everything launched to be ended.
+const END_TIMEOUT: Duration = Duration::from_secs(300);
+/// MicroVMs on a listed page: the most that the API gives.
+pub const PAGE_SIZE: usize = 50;
+/// Calls at a time that end microVMs.
+const CONCURRENT: usize = 32;
 const POLL: Duration = Duration::from_millis(250);
 const DOCKERFILE: &str = include_str!("../../deploy/walkthrough/Dockerfile");
 const APP: &str = include_str!("../../deploy/walkthrough/app.py");
@@ -129,6 +137,64 @@ impl Draft {
         }
         self.remove_artifact(context).await
     }
+
+    /// Ends every microVM of the image, then deletes it. Over gRPC: no throttle is in
+    /// the way.
+    pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
+        let bar = ProgressBar::new_spinner();
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar.set_message("ending what was launched");
+        let deadline = Instant::now() + END_TIMEOUT;
+        while end_all(context, &self.name).await? > 0 {
+            if Instant::now() > deadline {
+                bail!("microVMs of {} are left over", self.name);
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        bar.set_message(format!("deleting {}", self.name));
+        let removed = self.remove(context).await;
+        bar.finish_and_clear();
+        removed
+    }
+}
+
+/// Asks every microVM of an image to end; how many have not ended yet.
+async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
+    let mut client = context.microvms()?;
+    let (mut alive, mut page_token) = (Vec::new(), String::new());
+    loop {
+        let request = ListMicrovmsRequest {
+            page_size: PAGE_SIZE as u32,
+            page_token,
+            image_identifier: image.to_owned(),
+            image_version: String::new(),
+        };
+        let page = client.list_microvms(request).await.context("list the microVMs")?.into_inner();
+        let left = page.microvms.into_iter().filter(|one| one.state() != MicrovmState::Terminated);
+        alive.extend(left);
+        page_token = page.next_page_token;
+        if page_token.is_empty() {
+            break;
+        }
+    }
+    let wanted = alive.iter().filter(|one| one.state() != MicrovmState::Terminating);
+    let ends = wanted.map(|one| {
+        let (mut client, microvm_id) = (client.clone(), one.microvm_id.clone());
+        async move { client.terminate_microvm(TerminateMicrovmRequest { microvm_id }).await }
+    });
+    let ends: Vec<_> = ends.collect();
+    let mut ends = stream::iter(ends).buffer_unordered(CONCURRENT);
+    while let Some(ended) = ends.next().await {
+        ended.context("end a microVM")?;
+    }
+    Ok(alive.len())
+}
+
+/// A base for the image to name; nothing of it is used.
+pub async fn any_base(context: &Context) -> anyhow::Result<String> {
+    let listed = context.call(ListBaseImagesRequest::default()).await.context("list the base images")?;
+    let first = listed.base_images.into_iter().next();
+    Ok(first.context("no base image to name; make one with: torpor base build debian-12")?.name)
 }
 
 async fn wait_for_build(context: &Context, name: &str) -> anyhow::Result<()> {

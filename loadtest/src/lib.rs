@@ -7,6 +7,8 @@ mod bare;
 mod hosts;
 mod image;
 mod lifecycle;
+mod pace;
+mod proxy;
 mod report;
 mod target;
 
@@ -14,6 +16,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::runtime;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Load tests for Torpor.
 ///
@@ -62,6 +65,24 @@ enum Command {
     /// afterwards, also after Ctrl-C. Use a fleet of its own: while this runs,
     /// other images' bakes may go to simulated hosts.
     Api(api::Options),
+    /// The edge's throughput and latency, beside nginx and HAProxy.
+    ///
+    /// All three terminate TLS with the fleet's certificate in front of the same
+    /// plain local app, in the same run, with the same connections, worker threads
+    /// and processors. The edge also checks a token and goes through a tunnel to a
+    /// host, which is simulated: this program serves the host's end of the tunnels
+    /// and the app, each in a process of its own. nginx and HAProxy are started as
+    /// children with settings of the run's own, on loopback.
+    ///
+    /// An image is made for the run; it, its microVM, the host and the proxies are
+    /// removed afterwards, also after Ctrl-C.
+    Proxy(proxy::Options),
+    /// The app of `proxy`.
+    #[command(hide = true)]
+    ProxyApp,
+    /// The host's end of the tunnels of `proxy`.
+    #[command(hide = true)]
+    ProxyHost(proxy::HostOptions),
 }
 
 /// Runs the command line that the process was started with.
@@ -70,16 +91,27 @@ enum Command {
 /// What kept it from measuring.
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let division = match &cli.command {
+        Command::Proxy(options) => options.divide()?,
+        _ => None,
+    };
     let mut builder = match cli.command {
-        Command::Lifecycle(_) => runtime::Builder::new_multi_thread(),
+        Command::Lifecycle(_) | Command::ProxyApp | Command::ProxyHost(_) => {
+            runtime::Builder::new_multi_thread()
+        }
+        // One processor is left to the load: threads would only hand it to each other.
+        Command::Proxy(_) if std::thread::available_parallelism()?.get() == 1 => {
+            runtime::Builder::new_current_thread()
+        }
+        Command::Proxy(_) => runtime::Builder::new_multi_thread(),
         // One thread leaves more of the machine to the fleet that is measured:
         // nothing of ours wakes another thread.
         Command::Api(_) => runtime::Builder::new_current_thread(),
     };
-    builder.enable_all().build()?.block_on(run(cli))
+    builder.enable_all().build()?.block_on(run(cli, division))
 }
 
-async fn run(cli: Cli) -> anyhow::Result<()> {
+async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> {
     match cli.command {
         Command::Lifecycle(options) => {
             let report = lifecycle::run(&cli.data_dir, &options).await?;
@@ -95,6 +127,29 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
                 Output::Table => println!("{}", report.table()),
             }
         }
+        Command::Proxy(options) => {
+            let report = proxy::run(&cli.data_dir, &options, division.as_ref()).await?;
+            match cli.output {
+                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
+                Output::Table => println!("{}", report.table()),
+            }
+        }
+        Command::ProxyApp => proxy::serve_app().await?,
+        Command::ProxyHost(options) => proxy::serve_host(&options).await?,
     }
     Ok(())
+}
+
+/// Returns when somebody wants the program to end.
+async fn interrupted() -> anyhow::Error {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return anyhow::anyhow!("signals cannot be waited for");
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    anyhow::anyhow!("interrupted; what was launched is ended and removed")
 }

@@ -27,6 +27,11 @@ impl Latencies {
         self.0.saturating_record(microseconds.max(1));
     }
 
+    /// Adds what another has recorded.
+    pub fn add(&mut self, other: &Self) {
+        self.0.add(&other.0).expect("the bounds of both are the same");
+    }
+
     pub fn count(&self) -> u64 {
         self.0.len()
     }

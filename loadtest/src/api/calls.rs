@@ -18,9 +18,8 @@ use tonic::transport::Channel;
 
 use super::http::Connections;
 use super::sign::{DATE, INVOCATION_ID, Signer, Unsigned};
+use crate::image::PAGE_SIZE;
 
-/// MicroVMs on a listed page: the most that the API gives.
-pub const PAGE_SIZE: usize = 50;
 /// Everything a run makes ends by itself after this, in seconds, also when the run was killed.
 const LIFE_SECONDS: u32 = 3600;
 const PATH: &str = "/2025-09-09/microvms";

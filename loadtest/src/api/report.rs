@@ -4,8 +4,8 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::Options;
-use super::calls::PAGE_SIZE;
-use super::pace::{Outcome, Plan, Tally};
+use crate::image::PAGE_SIZE;
+use crate::pace::{Outcome, Plan, Tally};
 use crate::report::round;
 
 #[derive(Default, Serialize)]

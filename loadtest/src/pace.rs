@@ -10,15 +10,12 @@ use nix::sys::time::TimeValLike as _;
 use tokio::sync::{Semaphore, mpsc};
 use tokio::task::JoinSet;
 
-use super::calls::Throttled;
+use crate::api::Throttled;
 use crate::report::Latencies;
 
 /// Most calls under way at once; one more is shed, so that a fleet that cannot
 /// keep up does not take the machine with it.
 const UNDER_WAY_MAX: usize = 1024;
-/// Calls that are due within this of each other may begin together: a machine
-/// that is busy with the fleet should not be kept busy by waking up.
-const TICK: Duration = Duration::from_millis(1);
 /// Time from the decision to begin to the first call.
 const LEAD: Duration = Duration::from_millis(100);
 const FAILURES_PRINTED_MAX: u64 = 5;
@@ -29,6 +26,9 @@ pub struct Plan {
     pub name: String,
     pub rate: u32,
     pub duration: Duration,
+    /// Calls that are due within this of each other may begin together: a machine
+    /// that is busy with the fleet should not be kept busy by waking up.
+    pub tick: Duration,
 }
 
 /// What became of one kind of call.
@@ -87,7 +87,7 @@ where
     let (mut shed, mut calls) = (0, JoinSet::new());
     let cpu = own_cpu()?;
     let start = Instant::now() + LEAD;
-    let mut due = clock(plan.rate, total, start);
+    let mut due = clock(plan, total, start);
     let mut count: u64 = 0;
     while let Some(due) = due.recv().await {
         let kind = usize::try_from(count)? % kinds;
@@ -128,14 +128,15 @@ fn total(plan: &Plan) -> u64 {
 
 /// Tells when calls are due, once they are. A thread of its own: the runtime's
 /// timers are coarser than the latencies to be measured.
-fn clock(rate: u32, total: u64, start: Instant) -> mpsc::Receiver<Instant> {
+fn clock(plan: &Plan, total: u64, start: Instant) -> mpsc::Receiver<Instant> {
+    let (rate, tick) = (plan.rate, plan.tick);
     let (sender, receiver) = mpsc::channel(UNDER_WAY_MAX);
     std::thread::spawn(move || {
         let due = |number: u64| start + Duration::from_secs_f64(number as f64 / f64::from(rate));
         let mut number = 0;
         let mut woken = Instant::now();
         while number < total {
-            let wake = due(number).max(woken + TICK);
+            let wake = due(number).max(woken + tick);
             std::thread::sleep(wake.saturating_duration_since(Instant::now()));
             woken = Instant::now();
             while number < total && due(number) <= woken {
@@ -162,7 +163,8 @@ mod tests {
 
     #[tokio::test(flavor = "multi_thread")]
     async fn latency_counts_from_the_due_time_and_kinds_take_turns() {
-        let plan = Plan { name: "test".to_owned(), rate: 200, duration: Duration::from_millis(500) };
+        let (duration, tick) = (Duration::from_millis(500), Duration::from_millis(1));
+        let plan = Plan { name: "test".to_owned(), rate: 200, duration, tick };
         let outcome = run(&plan, 2, |kind| async move {
             // A call that blocks its thread makes the ones behind it late.
             tokio::time::sleep(Duration::from_millis(20)).await;
