@@ -32,6 +32,11 @@ pub const CONTROL_PORT: u16 = 1024;
 /// [`RelayAnswer`], then bytes flow both ways.
 pub const RELAY_PORT: u16 = 1025;
 
+/// TCP port of the guest-agent's shells.
+///
+/// It speaks WebSocket at the path `/shell`: a terminal with a root shell in the app's container for every connection.
+pub const SHELL_PORT: u16 = 1026;
+
 /// Longest line of app output that a log event carries, in bytes.
 pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 
