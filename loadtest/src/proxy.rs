@@ -379,7 +379,7 @@ impl Run<'_> {
         let [nginx, haproxy] = &self.proxies;
         let mut each = Vec::new();
         for target in [&self.direct, &self.edge.target, &nginx.target, &haproxy.target] {
-            each.push((load::open(target, &question, shape).await?, Latencies::new()));
+            each.push((load::open(target, &question, shape).await?, Latencies::default()));
         }
         for _ in 0..BLOCKS {
             for (slots, latencies) in &mut each {

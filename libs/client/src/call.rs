@@ -46,6 +46,7 @@ calls! {
         resume_microvm(ResumeMicrovmRequest) -> ResumeMicrovmResponse;
         terminate_microvm(TerminateMicrovmRequest) -> TerminateMicrovmResponse;
         create_microvm_auth_token(CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse;
+        create_microvm_shell_auth_token(CreateMicrovmShellAuthTokenRequest) -> CreateMicrovmShellAuthTokenResponse;
     }
     Scheduler host::host_service_client::HostServiceClient {
         list_hosts(ListHostsRequest) -> ListHostsResponse;

@@ -18,6 +18,7 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 /// Header that carries the token.
 pub const AUTH_HEADER: &str = "x-aws-proxy-auth";
@@ -45,6 +46,10 @@ pub enum EndpointError {
     Http(#[from] hyper::Error),
 }
 
+/// A TLS connection to the edge, for one endpoint.
+pub type EndpointStream = TlsStream<TcpStream>;
+
+/// Makes connections to endpoints.
 #[derive(Clone)]
 pub struct EndpointClient {
     tls: Arc<ClientConfig>,
@@ -68,13 +73,16 @@ impl EndpointClient {
         Ok(Self { tls: Arc::new(tls) })
     }
 
-    /// Connects to the edge at `address` for the endpoint `host`.
-    pub fn connect<'a>(
+    /// Opens a TLS connection to the edge at `address` for the endpoint `host`; `version` is what it will carry.
+    ///
+    /// # Errors
+    /// When the edge is out of reach or its certificate does not fit.
+    pub fn open<'a>(
         &'a self,
         address: &'a str,
         host: &'a str,
         version: HttpVersion,
-    ) -> BoxFuture<'a, Result<EndpointConnection, EndpointError>> {
+    ) -> BoxFuture<'a, Result<EndpointStream, EndpointError>> {
         Box::pin(async move {
             let failed = |source| EndpointError::Connect { address: address.to_owned(), source };
             let name =
@@ -89,10 +97,25 @@ impl EndpointClient {
                 stream.set_nodelay(true)?;
                 TlsConnector::from(Arc::new(tls)).connect(name, stream).await
             };
-            let stream = tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            tokio::time::timeout(CONNECT_TIMEOUT, connecting)
                 .await
                 .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-                .map_err(failed)?;
+                .map_err(failed)
+        })
+    }
+
+    /// Connects to the edge at `address` for requests to the endpoint `host`.
+    ///
+    /// # Errors
+    /// As [`EndpointClient::open`].
+    pub fn connect<'a>(
+        &'a self,
+        address: &'a str,
+        host: &'a str,
+        version: HttpVersion,
+    ) -> BoxFuture<'a, Result<EndpointConnection, EndpointError>> {
+        Box::pin(async move {
+            let stream = self.open(address, host, version).await?;
             let sender = match version {
                 HttpVersion::Http1 => {
                     let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;

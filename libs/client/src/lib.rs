@@ -10,4 +10,6 @@ mod endpoint;
 pub use archive::{ArchiveError, zip_directory};
 pub use call::Call;
 pub use context::{ARTIFACT_BUCKET, Context, ContextError, DEFAULT_DATA_DIR, S3Access};
-pub use endpoint::{AUTH_HEADER, EndpointClient, EndpointConnection, EndpointError, HttpVersion};
+pub use endpoint::{
+    AUTH_HEADER, EndpointClient, EndpointConnection, EndpointError, EndpointStream, HttpVersion,
+};

@@ -30,7 +30,8 @@ pub const CONTROL_PORT: u16 = 1024;
 /// [`RelayAnswer`], then bytes flow both ways.
 pub const RELAY_PORT: u16 = 1025;
 
-/// TCP port of the guest-agent's shell: a WebSocket server that runs a terminal.
+/// TCP port of the guest-agent's shells: WebSockets at the path `/shell`, each a terminal with a root shell in the app's
+/// container.
 pub const SHELL_PORT: u16 = 1026;
 
 /// The guest-agent's own ports, which are no app's.

@@ -138,7 +138,7 @@ pub async fn closed(slots: &mut Vec<Slot>, duration: Duration) -> anyhow::Result
     for slot in slots.drain(..) {
         tasks.spawn(slot.repeat(began + duration));
     }
-    let mut all = Closed { latencies: Latencies::new(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
+    let mut all = Closed { latencies: Latencies::default(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
     let mut last = None;
     while let Some(ended) = tasks.join_next().await {
         let (slot, one, error) = ended?;
@@ -222,7 +222,8 @@ impl Slot {
     }
 
     async fn repeat(mut self, until: Instant) -> (Self, Closed, Option<anyhow::Error>) {
-        let mut one = Closed { latencies: Latencies::new(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
+        let mut one =
+            Closed { latencies: Latencies::default(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
         let mut error = None;
         while Instant::now() < until && one.failed < FAILURES_MAX {
             let began = Instant::now();

@@ -107,11 +107,11 @@ pub struct Sample {
 impl Sample {
     pub fn new() -> Self {
         Self {
-            closed: Latencies::new(),
+            closed: Latencies::default(),
             bytes: 0,
             elapsed: Duration::ZERO,
             failed: 0,
-            paced: Latencies::new(),
+            paced: Latencies::default(),
             rate: 0,
             shed: 0,
             cpu: Duration::ZERO,

@@ -21,6 +21,7 @@ use nix::unistd::{Pid, pipe2};
 use prost::Message as _;
 
 mod capabilities;
+pub mod enter;
 mod environment;
 pub mod init;
 pub mod logs;
@@ -30,9 +31,13 @@ mod view;
 use logs::Logs;
 
 use crate::boot::mounts::APP_CGROUP;
+use crate::shell::process::Process;
 
 /// Name under which the agent runs itself between fork and exec of the app.
 pub const INIT_NAME: &str = "torpor-app-init";
+
+/// Name under which the agent runs itself between fork and exec of a shell.
+pub const SHELL_INIT_NAME: &str = "torpor-shell-init";
 
 const SIGKILL: i32 = nix::sys::signal::Signal::SIGKILL as i32;
 /// A shell's exit status for a command that a signal ended, less the signal.
@@ -60,8 +65,17 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> StartErro
 enum State {
     #[default]
     NotStarted,
-    Running,
+    Starting,
+    Running(Arc<Container>),
     Exited(AppExited),
+}
+
+/// What a running app lives in, for those who enter it later.
+#[derive(Debug)]
+struct Container {
+    /// Its process 1 in the guest's own numbers.
+    app: Pid,
+    request: StartAppRequest,
 }
 
 /// The one app of the microVM.
@@ -82,13 +96,23 @@ impl App {
     pub fn exited(&self) -> Option<AppExited> {
         match &*self.state() {
             State::Exited(exited) => Some(*exited),
-            State::NotStarted | State::Running => None,
+            State::NotStarted | State::Starting | State::Running(_) => None,
         }
     }
 
     /// User and group id of the app; root until it is started.
     pub fn owner(&self) -> (u32, u32) {
         *self.owner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a root shell in the app's container, on the terminal of that path. The error is a sentence.
+    pub fn open_shell(&self, terminal: &str) -> Result<Process, String> {
+        let container = match &*self.state() {
+            State::Running(container) => Arc::clone(container),
+            State::NotStarted | State::Starting => return Err("the app does not run yet".to_owned()),
+            State::Exited(_) => return Err("the app has ended".to_owned()),
+        };
+        enter::spawn(&container, terminal)
     }
 
     /// Starts the app; its process id in the guest. `on_exit` runs once, when it
@@ -106,11 +130,13 @@ impl App {
             if !matches!(*state, State::NotStarted) {
                 return Err(StartError::Invalid("the app was started before".to_owned()));
             }
-            *state = State::Running;
+            *state = State::Starting;
         }
         let launched = self.launch(request);
         match launched {
             Ok((pid, collector)) => {
+                let container = Container { app: pid, request: request.clone() };
+                *self.state() = State::Running(Arc::new(container));
                 let app = Arc::clone(self);
                 let waiter = thread::Builder::new().name("app-wait".to_owned());
                 waiter

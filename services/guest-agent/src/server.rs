@@ -25,6 +25,7 @@ use crate::console::say;
 use crate::identity::{self, Identity, ResolverFile};
 use crate::netlink;
 use crate::relay::{Epoch, Relay};
+use crate::shell::Shells;
 
 mod connection;
 mod forwarder;
@@ -100,6 +101,13 @@ impl Server {
             Err(error) => say(&format!("the relay ended: {error}")),
         })?;
         let app = Arc::new(App::default());
+        let shell_listener =
+            network::listen(settings.shell_port, SEND_TIMEOUT).step("listen on the shells' port")?;
+        let shells = Shells::new(shell_listener, HOST.into(), {
+            let app = Arc::clone(&app);
+            Arc::new(move |terminal: &str| app.open_shell(terminal))
+        });
+        spawn("shells", move || shells.run())?;
         let forwarder = Forwarder::start(Arc::clone(&app.logs)).step("start the log forwarder")?;
         let shared = Arc::new(Shared {
             settings,

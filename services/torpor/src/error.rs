@@ -195,6 +195,7 @@ fn advice(status: &Status, reason: Option<&str>) -> Option<&'static str> {
         Some(reason::INSUFFICIENT_CAPACITY) => {
             Some("make room (torpor suspend ID, torpor terminate ID) or see torpor hosts")
         }
+        Some(reason::SHELL_NOT_ALLOWED) => Some("start one that lets shells in: torpor run IMAGE --shell"),
         Some(reason::TERMINATED) => Some("start a new one: torpor run IMAGE"),
         Some(reason::DISK_FULL) => Some("free space in the data directory, then try again"),
         Some(reason::CORRUPT_OBJECT) => Some("build the image again: torpor image update NAME --artifact …"),

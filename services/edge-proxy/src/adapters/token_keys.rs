@@ -59,7 +59,8 @@ impl TokenKeys {
         match known.verify(token, now) {
             Err(VerifyError::UnknownKey) => {
                 let is_known = |set: &KeySet| set.verify(token, now) != Err(VerifyError::UnknownKey);
-                let known = self.0.when(NEW_KEY, is_known).await;
+                // Boxed, like all that most requests never wait for: its state would be part of every idle connection.
+                let known = Box::pin(self.0.when(NEW_KEY, is_known)).await;
                 known.map_or(Err(VerifyError::UnknownKey), |set| set.verify(token, now))
             }
             result => result,

@@ -109,7 +109,7 @@ impl Endpoints {
         };
         let request = Request::from_parts(parts, body);
         match handshake.zip(offer) {
-            Some(asked) => self.sender.upgrade(admitted, client, &host, request, asked).await,
+            Some(asked) => Box::pin(self.sender.upgrade(admitted, client, &host, request, asked)).await,
             None => self.sender.send(admitted, client, &host, request).await,
         }
     }
@@ -139,7 +139,7 @@ impl Endpoints {
     async fn entry(&self, label: Uuid, claims: &Claims) -> Result<Entry, Refusal> {
         let entry = match self.table.get(label) {
             Some(entry) => Some(entry),
-            None => match self.scheduler.look_up(&claims.microvm_id).await {
+            None => match Box::pin(self.scheduler.look_up(&claims.microvm_id)).await {
                 Some((found, route)) if found == label => Some(self.table.put_if_absent(label, route)),
                 _ => None,
             },

@@ -154,7 +154,8 @@ impl<H: Handler> Connections<H> {
                     if stream.get_ref().1.alpn_protocol() == Some(H2) { &self.http2 } else { &self.http1 };
                 let handler = self.handler.clone();
                 let service = service_fn(move |request| {
-                    let answered = handler.clone().handle(client.clone(), request);
+                    // Boxed: hyper keeps room for it in every connection, idle ones too.
+                    let answered = Box::pin(handler.clone().handle(client.clone(), request));
                     async move { Ok::<_, Infallible>(answered.await) }
                 });
                 let connection =

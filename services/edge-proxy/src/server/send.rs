@@ -85,8 +85,8 @@ impl Sender {
         };
         self.metrics.resent.inc();
         let (parts, body) = again.into_parts();
-        let opened = self.connection(&admitted, http2, true).await?;
-        match self.attempt(opened, parts, body).await {
+        let opened = Box::pin(self.connection(&admitted, http2, true)).await?;
+        match Box::pin(self.attempt(opened, parts, body)).await {
             Ok(response) => Ok(finish(response, admitted.permit)),
             Err(AttemptError::Final(refusal)) => Err(refusal),
             Err(AttemptError::Resend(_)) => Err(Refusal::AppConnectFailed),
@@ -110,7 +110,7 @@ impl Sender {
             return Ok(Opened { connection, key: kept, reused: true, server_timing: None });
         }
         let started = Instant::now();
-        let dialed = self.dialer.dial(admitted.label, admitted.door, &admitted.request_id).await?;
+        let dialed = Box::pin(self.dialer.dial(admitted.label, admitted.door, &admitted.request_id)).await?;
         self.metrics.tunnels_opened.inc();
         let open_time = started.elapsed();
         let waited = !dialed.phases.is_empty();
@@ -119,7 +119,7 @@ impl Sender {
         }
         let server_timing = waited.then(|| timing::header(admitted.token_time, open_time, &dialed.phases));
         let key = key(dialed.generation);
-        let connection = self.tunnels.connect(&key, dialed.stream, http2).await;
+        let connection = Box::pin(self.tunnels.connect(&key, dialed.stream, http2)).await;
         let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
         Ok(Opened { connection, key, reused: false, server_timing })
     }

@@ -40,7 +40,7 @@ pub fn main() -> ExitCode {
     ExitCode::FAILURE
 }
 
-fn reason<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> String {
+pub(super) fn reason<E: std::fmt::Display>(step: &str) -> impl FnOnce(E) -> String {
     move |error| format!("{step}: {error}")
 }
 
@@ -51,32 +51,38 @@ fn become_app(status: &File) -> Result<Infallible, String> {
     let request = StartAppRequest::decode(plan.as_slice()).map_err(reason("read the request"))?;
     let all = request.all_capabilities;
 
-    settle_process()?;
+    settle_process(APP_CGROUP)?;
     view::make(all)?;
     let user = user::resolve_in_root(&request.user)?;
     enter_working_directory(&request.working_directory)?;
     settle_streams(&user)?;
 
-    let mask = if all { u64::MAX } else { capabilities::default_mask() };
-    if !all {
+    become_user(&user, all)?;
+    run(&request, &user)
+}
+
+/// The user's ids, and no more capabilities than the container has.
+pub(super) fn become_user(user: &user::User, all_capabilities: bool) -> Result<(), String> {
+    let mask = if all_capabilities { u64::MAX } else { capabilities::default_mask() };
+    if !all_capabilities {
         capabilities::bound(mask).map_err(reason("drop capabilities"))?;
     }
     let groups: Vec<Gid> = user.groups.iter().copied().map(Gid::from_raw).collect();
     setgroups(&groups).map_err(reason("set groups"))?;
     setgid(Gid::from_raw(user.gid)).map_err(reason("set the group"))?;
     setuid(Uid::from_raw(user.uid)).map_err(reason("set the user"))?;
-    if user.uid == 0 && !all {
+    if user.uid == 0 && !all_capabilities {
         // For another user setuid has cleared them.
         capabilities::set(mask).map_err(reason("set capabilities"))?;
     }
-    run(&request, &user)
+    Ok(())
 }
 
-/// Session, cgroup, limits, signals: what the app inherits from no one.
-fn settle_process() -> Result<(), String> {
+/// Session, cgroup, limits, signals: what a process of the container inherits from no one.
+pub(super) fn settle_process(cgroup: &str) -> Result<(), String> {
     setsid().map_err(reason("start a session"))?;
     // "0" is the writer itself, whatever its number in this namespace.
-    fs::write(format!("{APP_CGROUP}/cgroup.procs"), "0").map_err(reason("join the app's cgroup"))?;
+    fs::write(format!("{cgroup}/cgroup.procs"), "0").map_err(reason("join the app's cgroup"))?;
     fs::write("/proc/self/oom_score_adj", "0").map_err(reason("give up the agent's OOM protection"))?;
     setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX).map_err(reason("limit open files"))?;
     umask(Mode::from_bits_truncate(0o022));
@@ -110,10 +116,11 @@ fn settle_streams(user: &user::User) -> Result<(), String> {
     Ok(())
 }
 
+pub(super) fn strings(words: &[String]) -> Result<Vec<CString>, String> {
+    words.iter().map(|word| CString::new(word.as_str()).map_err(reason("argument"))).collect()
+}
+
 fn run(request: &StartAppRequest, user: &user::User) -> Result<Infallible, String> {
-    let strings = |words: &[String]| -> Result<Vec<CString>, String> {
-        words.iter().map(|word| CString::new(word.as_str()).map_err(reason("argument"))).collect()
-    };
     let environment = environment::complete(&request.environment, &user.home);
     let argv = strings(&request.argv)?;
     let envp = strings(&environment)?;

@@ -7,6 +7,8 @@ pub struct Settings {
     pub agent_port: u16,
     /// `torpor.relay_port`: TCP port of the relay to guest loopback.
     pub relay_port: u16,
+    /// `torpor.shell_port`: TCP port of the shells.
+    pub shell_port: u16,
     /// `torpor.root`: block device of the root file system (ext4).
     pub root: String,
 }
@@ -16,6 +18,7 @@ impl Default for Settings {
         Self {
             agent_port: guest_link::CONTROL_PORT,
             relay_port: guest_link::RELAY_PORT,
+            shell_port: guest_link::SHELL_PORT,
             root: "/dev/vda".to_owned(),
         }
     }
@@ -30,6 +33,7 @@ impl Settings {
             match word.split_once('=') {
                 Some(("torpor.agent_port", value)) => set_port(&mut settings.agent_port, value),
                 Some(("torpor.relay_port", value)) => set_port(&mut settings.relay_port, value),
+                Some(("torpor.shell_port", value)) => set_port(&mut settings.shell_port, value),
                 Some(("torpor.root", value)) if value.starts_with("/dev/") => {
                     value.clone_into(&mut settings.root)
                 }
@@ -59,8 +63,13 @@ mod tests {
             ("console=ttyS0 quiet torpor.other=1", default.clone()),
             ("torpor.agent_port=0 torpor.relay_port=x torpor.root=/etc", default.clone()),
             (
-                "quiet torpor.agent_port=2000 torpor.relay_port=2001 torpor.root=/dev/vdb\n",
-                Settings { agent_port: 2000, relay_port: 2001, root: "/dev/vdb".to_owned() },
+                "quiet torpor.agent_port=2000 torpor.relay_port=2001 torpor.shell_port=2002 torpor.root=/dev/vdb\n",
+                Settings {
+                    agent_port: 2000,
+                    relay_port: 2001,
+                    shell_port: 2002,
+                    root: "/dev/vdb".to_owned(),
+                },
             ),
         ] {
             assert_eq!(Settings::parse(line), expected, "{line}");

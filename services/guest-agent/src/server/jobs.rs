@@ -67,7 +67,8 @@ fn work(shared: &Arc<Shared>, job: Job) {
     let answer = match body {
         Body::StartAppRequest(request) => start_app(shared, &request).map(Body::StartAppResponse),
         Body::AwaitReadyRequest(request) => {
-            let own_ports = [shared.settings.agent_port, shared.settings.relay_port];
+            let settings = &shared.settings;
+            let own_ports = [settings.agent_port, settings.relay_port, settings.shell_port];
             let exited = || shared.app.exited().is_some();
             ready::await_ready(&request, &own_ports, exited, || connection.is_retired())
                 .map(Body::AwaitReadyResponse)

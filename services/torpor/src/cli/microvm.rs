@@ -14,6 +14,7 @@ Examples:
   torpor run web
   torpor run web --idle 60s --suspended 2h       sleeps after a minute, ends after two hours asleep
   torpor run web --token-ttl 30m                 with a token for port 8080
+  torpor run web --shell                         for torpor shell
   torpor run web -o json --no-wait               for scripts")]
 pub struct Run {
     /// Name or ARN of the image.
@@ -45,6 +46,9 @@ pub struct Run {
     /// Role the app acts as (ARN).
     #[arg(long, value_name = "ARN")]
     pub execution_role: Option<String>,
+    /// Let shells in beside requests: the connectors HTTP_INGRESS and SHELL_INGRESS; see torpor shell.
+    #[arg(long, conflicts_with = "ingress")]
+    pub shell: bool,
     /// Ingress connector (ARN); may be repeated.
     #[arg(long, value_name = "ARN")]
     pub ingress: Vec<String>,
@@ -169,4 +173,30 @@ pub struct Curl {
     /// Afterwards say on standard error how long it took.
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// Arguments of `torpor shell`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor run web --shell                 start a microVM that lets shells in
+  torpor shell ID
+  echo 'ps aux' | torpor shell ID        from a script
+
+It is a root shell in the app's container, with the app's files, environment and
+working directory. Processes that it leaves behind go on; a shell ends with its
+connection. When the connection breaks, torpor connects again, after pauses that
+grow, and opens a new shell.
+
+At the beginning of a line ~. leaves a shell that hangs, and ~~ types a tilde.
+
+Where standard input is not a terminal, its lines are typed into the shell, and
+after the last one \"exit\". The output is a terminal's: prompts and echo are in it.
+The exit code is 0 once the shell has exited, whatever its own exit code.")]
+pub struct Shell {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Longest wait until the shell is open.
+    #[arg(short, long, value_name = "TIME", value_parser = parse, default_value = "60s")]
+    pub max_time: Duration,
 }

@@ -9,7 +9,7 @@ use super::microvm::fetch;
 use crate::error::{CliError, Kind};
 
 /// What is wrong, in a word; the edge takes it out of what apps answer.
-const ERROR: &str = "x-aws-proxy-error";
+pub const ERROR: &str = "x-aws-proxy-error";
 /// Headers that the edge's own answers may have.
 const OWN: [HeaderName; 4] = [CONTENT_LENGTH, DATE, RETRY_AFTER, HeaderName::from_static("x-amzn-requestid")];
 

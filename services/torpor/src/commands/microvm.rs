@@ -8,6 +8,7 @@ use api::microvm::v1::{
     MicrovmState, PortRange, PortScope, ResumeMicrovmRequest, RunMicrovmRequest, SuspendMicrovmRequest,
     TerminateMicrovmRequest, port_scope::Scope,
 };
+use model::{ConnectorArn, ManagedConnector};
 
 use super::Session;
 use super::calls::{all_microvms, client_token, microvm_id};
@@ -38,7 +39,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         maximum_duration: arguments.max_duration.map(api::duration_proto),
         run_hook_payload: arguments.payload.unwrap_or_default(),
         logging: None,
-        ingress_network_connectors: arguments.ingress,
+        ingress_network_connectors: if arguments.shell { shell_ingress(session) } else { arguments.ingress },
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
         kms_key_identifier: String::new(),
@@ -73,6 +74,14 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
     }
     output::remark(format_args!("next: torpor curl {} /", short_id(&microvm.microvm_id)));
     Ok(())
+}
+
+/// The connectors of a microVM that lets requests and shells in.
+fn shell_ingress(session: &Session) -> Vec<String> {
+    let region = &session.context.s3.region;
+    [ManagedConnector::HttpIngress, ManagedConnector::ShellIngress]
+        .map(|connector| ConnectorArn::managed(region, connector).to_string())
+        .to_vec()
 }
 
 /// Enough of an id to type.

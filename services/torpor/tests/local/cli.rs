@@ -49,6 +49,8 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["image", "create", "--help"], "torpor image create web --artifact ./app"),
         (vec!["run", "--help"], "torpor run web --idle 60s"),
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
+        (vec!["shell", "--help"], "~. leaves a shell that hangs"),
+        (vec!["run", "--help"], "--shell"),
         (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
