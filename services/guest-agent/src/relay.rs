@@ -1,8 +1,9 @@
 //! The relay: lets the host reach apps that listen only on guest loopback. The host connects, sends a port
 //! (u16, big-endian), gets one byte of [`RelayAnswer`], then bytes flow both ways with half-closes kept.
 //!
-//! One thread polls all connections, so a wake's first request starts no thread. After a restore every
-//! connection from before it is dead without a word; the epoch tells them apart.
+//! One thread polls all connections, so a wake's first request starts no thread. In a clone of an image every connection
+//! from before is dead without a word; the epoch tells them apart. Over a sleep the host carries them; one that it could not
+//! carry is found dead by keep-alive probes.
 //!
 //! ```text
 //! Port ── two bytes ──> Connecting ── connected ──> Open ── both directions ended ──> gone
@@ -20,7 +21,9 @@ use guest_link::RelayAnswer;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, connect, getsockopt, socket, sockopt};
+use nix::sys::socket::{
+    AddressFamily, SockFlag, SockType, SockaddrIn, connect, getsockopt, setsockopt, socket, sockopt,
+};
 
 mod pipe;
 
@@ -78,6 +81,14 @@ struct Connection {
     epoch: u64,
     outer: TcpStream,
     phase: ConnectionState,
+}
+
+/// Finds out within a minute and a half that the host is gone from a silent connection.
+fn keep_alive(outer: &TcpStream) {
+    let _ = setsockopt(outer, sockopt::KeepAlive, &true);
+    let _ = setsockopt(outer, sockopt::TcpKeepIdle, &60);
+    let _ = setsockopt(outer, sockopt::TcpKeepInterval, &10);
+    let _ = setsockopt(outer, sockopt::TcpKeepCount, &3);
 }
 
 /// The relay's thread; owns all its connections.
@@ -152,6 +163,7 @@ impl Relay {
                 continue;
             }
             let _ = outer.set_nodelay(true);
+            keep_alive(&outer);
             if self.connections.len() >= CONNECTIONS_MAX {
                 say(&outer, RelayAnswer::Busy);
                 continue;

@@ -254,13 +254,16 @@ impl Server {
                 return connection.fail(exchange, &error.to_string(), invalid);
             }
         };
-        if repaired {
+        // What was open when the image was made is dead in every clone. What was open when a microVM fell asleep is not: the
+        // host carries it across.
+        let first = repaired && request.restore_count == FIRST_RESTORE;
+        if first {
             // Before the answer: whatever the host opens after it belongs to the new epoch.
             self.relay_epoch.advance();
         }
         let answer = Body::RepairIdentityResponse(RepairIdentityResponse { repaired });
         connection.send(&Frame { exchange, body: Some(answer) });
-        if repaired {
+        if first {
             self.relay_epoch.sweep();
             let doomed = std::mem::take(&mut *self.shared.doomed());
             // A kernel without SOCK_DESTROY leaves them to their own time-outs.
@@ -268,6 +271,9 @@ impl Server {
         }
     }
 }
+
+/// Number of the restore that makes a clone of an image.
+const FIRST_RESTORE: u64 = 1;
 
 fn spawn(name: &str, run: impl FnOnce() + Send + 'static) -> Result<(), Error> {
     thread::Builder::new().name(name.to_owned()).spawn(run).step(format!("start the {name} thread")).map(drop)

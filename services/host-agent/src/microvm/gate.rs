@@ -163,7 +163,7 @@ impl Gate {
     /// Lets a connection that was held go on with a socket of this gate's guest.
     pub fn rejoin(&self, stream: TcpStream, back: oneshot::Sender<GuestStream>) {
         if let Ok(pass) = self.pass() {
-            // Nobody takes it when the client is gone meanwhile.
+            // When the client is gone meanwhile, nobody takes it: it is closed.
             let _ = back.send(GuestStream { stream, pass });
         }
     }

@@ -196,7 +196,8 @@ impl Core {
     async fn thaw_connections(&mut self, dialer: &slot::Dialer) -> Vec<TcpStream> {
         let mut thawed = Vec::new();
         let (mut kept, asleep) = (Vec::new(), std::mem::take(&mut self.asleep));
-        for connection in asleep.into_iter().filter(|connection| !connection.back.is_closed()) {
+        // Also those whose client has gone meanwhile: their sockets are closed when the gate opens, and so the app hears of it.
+        for connection in asleep {
             match dialer.thaw(&connection.frozen).await {
                 Ok(stream) => {
                     thawed.push(stream);
