@@ -94,6 +94,8 @@ async fn they_sleep_and_wake_with_their_guest() {
         echo.exchange(sleep + 1, sleep).await;
         eprintln!("{}", steps(&observed(&agent).await[id]));
     }
+    counting.expect(3).await;
+    loopback.expect(3).await;
     assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), usize::from(SLEEPS));
 
     // Awake by the scheduler's word, without a byte of the client's.
