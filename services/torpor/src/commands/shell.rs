@@ -40,7 +40,10 @@ pub async fn run(session: &Session, arguments: Shell) -> Result<(), CliError> {
     loop {
         let why = match talk::talk(line, &mut console, &mut std::io::stdout()).await? {
             End::Exited => return Ok(()),
-            End::Left(leave) => return left(leave),
+            End::Left(leave) => {
+                console.say("left the shell");
+                return left(leave);
+            }
             End::Refused(error) => return Err(error),
             End::Broken(why) => why,
         };

@@ -10,5 +10,6 @@ mod crashes;
 mod endings;
 mod isolation;
 mod lifecycle;
+mod shell;
 mod storage;
 mod world;
