@@ -10,15 +10,10 @@ use crate::error::CliError;
 use crate::fleet::roots;
 use crate::output;
 
-/// What clients read the CAs they trust from: the AWS CLI and SDKs, curl, Python's requests, OpenSSL (and with it httpx and
-/// Rust's native roots), gRPC.
-const INSTEAD_OF_SYSTEM_CAS: [&str; 5] = [
-    "AWS_CA_BUNDLE",
-    "CURL_CA_BUNDLE",
-    "REQUESTS_CA_BUNDLE",
-    "SSL_CERT_FILE",
-    "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH",
-];
+/// What clients read the CAs they trust from, instead of the system's: curl, Python's requests, OpenSSL (and with it httpx
+/// and Rust's native roots), gRPC.
+const INSTEAD_OF_SYSTEM_CAS: [&str; 4] =
+    ["CURL_CA_BUNDLE", "REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"];
 
 /// Prints the exports (or one JSON object).
 pub fn run(data_dir: &Path, session: &Session) -> Result<(), CliError> {
@@ -62,18 +57,21 @@ fn variables(data_dir: &Path, session: &Session) -> Vec<(&'static str, String)> 
         ("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required".to_owned()),
         ("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required".to_owned()),
     ];
+    let roots = Some(roots::file(&context.ca)).filter(|roots| roots.is_file());
     if !context.api.is_empty() {
         variables.extend([
             ("AWS_ENDPOINT_URL_LAMBDA_MICROVMS", context.api.clone()),
             ("AWS_ENDPOINT_URL_LAMBDA_CORE", context.api.clone()),
             ("AWS_ENDPOINT_URL_STS", context.api.clone()),
+            ("AWS_CA_BUNDLE", path(roots.as_deref().unwrap_or(&context.ca))),
         ]);
     }
-    // Node adds its file to the CAs that it trusts anyway; the others take theirs instead of the system's.
+    // Node adds its file to the CAs that it trusts anyway. The others would trust the fleet alone without the system's CAs
+    // in the file, and every other HTTPS call of theirs would fail.
     variables.push(("NODE_EXTRA_CA_CERTS", path(&context.ca)));
-    let roots = roots::file(&context.ca);
-    let roots = if roots.is_file() { path(&roots) } else { path(&context.ca) };
-    variables.extend(INSTEAD_OF_SYSTEM_CAS.map(|name| (name, roots.clone())));
+    if let Some(roots) = roots {
+        variables.extend(INSTEAD_OF_SYSTEM_CAS.map(|name| (name, path(&roots))));
+    }
     variables
 }
 
