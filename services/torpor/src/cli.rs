@@ -27,7 +27,7 @@ state, 5 unavailable, 6 timed out.";
 
 /// MicroVMs that sleep when nobody calls.
 #[derive(Debug, Parser)]
-#[command(name = "torpor", version, about, after_help = AFTER_HELP, propagate_version = true)]
+#[command(name = "torpor", version, about, after_help = AFTER_HELP)]
 pub struct Cli {
     #[command(flatten)]
     pub global: Global,

@@ -180,7 +180,8 @@ impl Gate {
         let pass = self.pass()?;
         let attempt = async {
             match self.dial(port).await {
-                Err(GateError::Refused) => self.relay(port).await,
+                // An older guest-agent has no shell; what listens on that port of its loopback is no substitute.
+                Err(GateError::Refused) if port != guest_link::SHELL_PORT => self.relay(port).await,
                 other => other,
             }
         };

@@ -9,9 +9,12 @@ RUN_STATUS          what run answers (200)
 A run hook whose payload is "slow" answers after ten seconds.
 """
 
+import base64
+import hashlib
 import itertools
 import json
 import os
+import struct
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -54,6 +57,32 @@ def answer_to(hook):
     return 200
 
 
+GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
+TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
+
+
+def read_frame(stream):
+    """One WebSocket frame of a client: its opcode and its payload."""
+    opcode, length = stream.read(2)
+    opcode, length = opcode & 0x0F, length & 0x7F
+    if length == 126:
+        (length,) = struct.unpack(">H", stream.read(2))
+    elif length == 127:
+        (length,) = struct.unpack(">Q", stream.read(8))
+    mask = stream.read(4)
+    data = stream.read(length)
+    return opcode, bytes(byte ^ mask[index % 4] for index, byte in enumerate(data))
+
+
+def write_frame(stream, opcode, data):
+    head = bytes([0x80 | opcode])
+    if len(data) < 126:
+        head += bytes([len(data)])
+    else:
+        head += bytes([126]) + struct.pack(">H", len(data))
+    stream.write(head + data)
+
+
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
@@ -76,8 +105,29 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(10)
         self.answer(answer_to(hook), {})
 
+    def echo_socket(self):
+        """A WebSocket that first says what it was asked for, and then sends everything back."""
+        key = self.headers["sec-websocket-key"].encode()
+        offered = self.headers.get("sec-websocket-protocol", "")
+        self.send_response(101)
+        self.send_header("upgrade", "websocket")
+        self.send_header("connection", "upgrade")
+        self.send_header("sec-websocket-accept", base64.b64encode(hashlib.sha1(key + GUID).digest()).decode())
+        if offered:
+            self.send_header("sec-websocket-protocol", offered.split(",")[0].strip())
+        self.end_headers()
+        write_frame(self.wfile, TEXT, json.dumps({"offered": offered, "pid": os.getpid()}).encode())
+        while True:
+            opcode, data = read_frame(self.rfile)
+            write_frame(self.wfile, PONG if opcode == PING else opcode, data)
+            if opcode == CLOSE:
+                self.close_connection = True
+                return
+
     def do_GET(self):
-        if self.path == "/":
+        if self.path == "/socket":
+            self.echo_socket()
+        elif self.path == "/":
             self.answer(200, {"count": next(requests), "pid": os.getpid()})
         elif self.path == "/hooks":
             self.answer(200, {"calls": calls})
