@@ -202,16 +202,20 @@ impl Core {
         }
     }
 
-    /// The suspend failed: the guest runs on, and its connections through a fresh gate.
+    /// The suspend failed: the guest runs on. Before the pause its gate is as it was; after it the connections have given
+    /// their sockets up, and get them back through a fresh gate.
     async fn run_on(&mut self, mut live: Live, paused: bool, held: Vec<Held>, failure: &HostError) {
-        if paused && let Err(error) = live.machine.resume().await {
-            // The driver sees the engine's end next; there is nothing left to save here.
-            tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
-        }
-        live.gate.close();
-        live.gate = Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
-        for Held { stream, back } in held {
-            live.gate.rejoin(stream, back);
+        if paused {
+            if let Err(error) = live.machine.resume().await {
+                // The driver sees the engine's end next; there is nothing left to save here.
+                tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
+            }
+            live.gate.close();
+            live.gate =
+                Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
+            for Held { stream, back } in held {
+                live.gate.rejoin(stream, back);
+            }
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use api::common::v1::Hooks;
+use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
 use tokio::io::{
@@ -63,6 +65,16 @@ impl Counting {
     }
 }
 
+/// A world with one microVM that runs.
+async fn running(hooks: Option<Hooks>) -> (World, Agent, MicrovmSpec) {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, hooks).await;
+    let one = MicrovmSpec { hooks, ..spec(&snapshot) };
+    launch(&agent, &one, 1).await.unwrap();
+    (world, agent, one)
+}
+
 async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream {
     let (response, stream) = open(agent, id, port, wake).await;
     assert_eq!(response.status(), OpenStatus::Connected, "{response:?}");
@@ -71,12 +83,8 @@ async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream
 
 #[tokio::test(flavor = "multi_thread")]
 async fn they_sleep_and_wake_with_their_guest() {
-    let world = World::start().await;
-    let agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
-    let one = spec(&snapshot);
+    let (_world, agent, one) = running(None).await;
     let id = one.microvm_id.as_str();
-    launch(&agent, &one, 1).await.unwrap();
     let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
     let mut counting = Counting::of(connect(&agent, id, COUNT_PORT, true).await, COUNT_PORT);
     let mut loopback = connect(&agent, id, LOOPBACK_PORT, true).await;
@@ -119,12 +127,8 @@ async fn they_sleep_and_wake_with_their_guest() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_microvm_answers_before_it_sleeps() {
-    let world = World::start().await;
-    let agent = world.agent(4096).await;
-    let snapshot = image(&world, &agent, None).await;
-    let one = spec(&snapshot);
+    let (_world, agent, one) = running(None).await;
     let id = one.microvm_id.as_str();
-    launch(&agent, &one, 1).await.unwrap();
     assert_eq!(get(&agent, id, "count").await, "1");
     let mut request = connect(&agent, id, SLOW_PORT, true).await;
     request.write_all(b"go\n").await.unwrap();
@@ -143,4 +147,16 @@ async fn a_busy_microvm_answers_before_it_sleeps() {
     assert_eq!(answer, "2\n");
     assert_eq!(late, "3");
     assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_suspend_whose_hook_fails_leaves_them_open() {
+    let (_world, agent, one) = running(Some(hooks(&["suspend"]))).await;
+    let id = one.microvm_id.as_str();
+    let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
+    echo.exchange(1, 1).await;
+    assert_eq!(get(&agent, id, "set?suspend=500").await, "ok");
+    suspend(&agent, id, 1).await.unwrap_err();
+    echo.exchange(2, 2).await;
+    assert_eq!(observed(&agent).await[id].state(), MicrovmState::Running);
 }
