@@ -18,8 +18,8 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::hosts::{self, Hosts};
 use crate::image::{self, Draft, PAGE_SIZE};
-use crate::interrupted;
 use crate::pace::{self, Plan};
+use crate::{chosen, interrupted};
 use calls::Caller;
 pub use calls::Throttled;
 use http::Connections;
@@ -103,10 +103,7 @@ pub enum Part {
 
 impl Options {
     fn parts(&self) -> &[Part] {
-        match self.only.is_empty() {
-            true => Part::value_variants(),
-            false => &self.only,
-        }
+        chosen(&self.only)
     }
 
     fn rate(&self, part: Part) -> u32 {

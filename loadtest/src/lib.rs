@@ -140,6 +140,11 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
     Ok(())
 }
 
+/// The parts of a measurement that were asked for: all when none was.
+fn chosen<P: ValueEnum>(only: &[P]) -> &[P] {
+    if only.is_empty() { P::value_variants() } else { only }
+}
+
 /// Returns when somebody wants the program to end.
 async fn interrupted() -> anyhow::Error {
     let (Ok(mut interrupt), Ok(mut terminate)) =

@@ -29,9 +29,9 @@ use client::Context;
 
 use crate::hosts::{self, Hosts};
 use crate::image::{self, Draft};
-use crate::interrupted;
 use crate::pace::Plan;
 use crate::report::{Latencies, round};
+use crate::{chosen, interrupted};
 pub use app::serve as serve_app;
 use child::Child;
 use fleet::Endpoint;
@@ -161,10 +161,7 @@ impl Part {
 
 impl Options {
     fn parts(&self) -> &[Part] {
-        match self.only.is_empty() {
-            true => Part::value_variants(),
-            false => &self.only,
-        }
+        chosen(&self.only)
     }
 
     fn shape(&self, protocol: Protocol) -> Shape {
@@ -325,7 +322,7 @@ impl Run<'_> {
         proxies: [&Proxy; N],
     ) -> anyhow::Result<[Cell; N]> {
         let shape = self.options.shape(question.protocol);
-        let mut samples: [Result<Sample, String>; N] = std::array::from_fn(|_| Ok(Sample::new()));
+        let mut samples: [Result<Sample, String>; N] = std::array::from_fn(|_| Ok(Sample::default()));
         for _ in 0..self.options.rounds {
             for (proxy, sample) in proxies.iter().zip(&mut samples) {
                 let Ok(taken) = sample else { continue };

@@ -90,6 +90,7 @@ pub struct Slot {
 }
 
 /// What a closed loop did.
+#[derive(Default)]
 pub struct Closed {
     pub latencies: Latencies,
     pub bytes: u64,
@@ -138,7 +139,7 @@ pub async fn closed(slots: &mut Vec<Slot>, duration: Duration) -> anyhow::Result
     for slot in slots.drain(..) {
         tasks.spawn(slot.repeat(began + duration));
     }
-    let mut all = Closed { latencies: Latencies::default(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
+    let mut all = Closed::default();
     let mut last = None;
     while let Some(ended) = tasks.join_next().await {
         let (slot, one, error) = ended?;
@@ -222,8 +223,7 @@ impl Slot {
     }
 
     async fn repeat(mut self, until: Instant) -> (Self, Closed, Option<anyhow::Error>) {
-        let mut one =
-            Closed { latencies: Latencies::default(), bytes: 0, failed: 0, elapsed: Duration::ZERO };
+        let mut one = Closed::default();
         let mut error = None;
         while Instant::now() < until && one.failed < FAILURES_MAX {
             let began = Instant::now();

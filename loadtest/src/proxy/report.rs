@@ -92,6 +92,7 @@ pub struct Idle {
 }
 
 /// Everything that was measured of one proxy in one series.
+#[derive(Default)]
 pub struct Sample {
     closed: Latencies,
     bytes: u64,
@@ -105,20 +106,6 @@ pub struct Sample {
 }
 
 impl Sample {
-    pub fn new() -> Self {
-        Self {
-            closed: Latencies::default(),
-            bytes: 0,
-            elapsed: Duration::ZERO,
-            failed: 0,
-            paced: Latencies::default(),
-            rate: 0,
-            shed: 0,
-            cpu: Duration::ZERO,
-            host_cpu: None,
-        }
-    }
-
     /// Adds a closed loop, and the processor time that proxy and host used in it.
     pub fn add_closed(&mut self, closed: &Closed, cpu: Duration, host_cpu: Option<Duration>) {
         self.closed.add(&closed.latencies);

@@ -14,7 +14,7 @@ use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use hyper::ext::Protocol;
-use hyper::upgrade::{OnUpgrade, Upgraded};
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
@@ -26,8 +26,6 @@ use crate::domain::websocket::{self, Offer};
 use crate::server::headers;
 use crate::server::send::{Admitted, Sender};
 
-/// Buffer per direction, in bytes: two TLS records.
-const BUFFER: usize = 32 * 1024;
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 /// Bytes of a handshake's key (RFC 6455, section 4.1).
 const KEY_BYTES: usize = 16;
@@ -174,17 +172,12 @@ fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<Hea
 /// Carries bytes until both sides have closed, one fails, or the edge stops. The permit is the WebSocket's place among the
 /// microVM's requests.
 async fn carry(client: OnUpgrade, app: OnUpgrade, stop: &CancellationToken, permit: OwnedSemaphorePermit) {
-    let copied = async {
-        let (client, app): (Upgraded, Upgraded) = tokio::try_join!(client, app)?;
-        let (mut client, mut app) = (TokioIo::new(client), TokioIo::new(app));
-        let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut app, BUFFER, BUFFER).await;
-        Ok::<_, hyper::Error>(())
-    };
-    tokio::select! {
-        copied = copied => if let Err(error) = copied {
-            tracing::debug!(%error, "a WebSocket did not begin");
-        },
-        () = stop.cancelled() => {}
+    match stop.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
+        Some(Ok((client, app))) => {
+            tunnel::copy(TokioIo::new(client), TokioIo::new(app), |_| (), stop).await;
+        }
+        Some(Err(error)) => tracing::debug!(%error, "a WebSocket did not begin"),
+        None => {}
     }
     drop(permit);
 }
