@@ -125,6 +125,12 @@ fn copy_state(fd: BorrowedFd<'_>) -> io::Result<FrozenTcp> {
 }
 
 impl FrozenTcp {
+    /// Bytes in both queues.
+    #[must_use]
+    pub fn queued_bytes(&self) -> usize {
+        self.send_queue.len() + self.receive_queue.len()
+    }
+
     /// Makes a fresh TCP socket this connection. It sends at once what was not sent yet, and shows the guest its window.
     ///
     /// # Errors

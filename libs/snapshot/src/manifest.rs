@@ -60,11 +60,19 @@ pub enum FileKind {
     MemoryDifference,
     /// Disk blocks that differ from the parent's.
     DiskDifference,
+    /// Connections of the guest that go on when it wakes.
+    Connections,
 }
 
 impl FileKind {
-    pub const ALL: [Self; 5] =
-        [Self::Memory, Self::Disk, Self::Device, Self::MemoryDifference, Self::DiskDifference];
+    pub const ALL: [Self; 6] = [
+        Self::Memory,
+        Self::Disk,
+        Self::Device,
+        Self::MemoryDifference,
+        Self::DiskDifference,
+        Self::Connections,
+    ];
 
     /// Name in keys, in manifests and of fetched files.
     #[must_use]
@@ -75,6 +83,7 @@ impl FileKind {
             Self::Device => "device",
             Self::MemoryDifference => "memory-difference",
             Self::DiskDifference => "disk-difference",
+            Self::Connections => "connections",
         }
     }
 }

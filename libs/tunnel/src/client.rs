@@ -15,6 +15,7 @@ use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
+use crate::channel::Channel;
 use crate::frame::{FrameError, read_frame, write_frame};
 
 /// The client's end of a tunnel.
@@ -82,7 +83,7 @@ impl Client {
 
     /// Connects to a host's tunnel address ("host:port"), asks, and waits for
     /// the answer, which may take as long as a launch or a wake: `timeout`
-    /// bounds the wait for it, connecting has a bound of its own. The stream
+    /// bounds the wait for it, connecting has a bound of its own. The channel
     /// carries the guest's bytes only when the answer's status is CONNECTED.
     ///
     /// # Errors
@@ -92,7 +93,7 @@ impl Client {
         address: &'a str,
         request: &'a OpenRequest,
         timeout: Duration,
-    ) -> BoxFuture<'a, Result<(OpenResponse, ClientStream), OpenError>> {
+    ) -> BoxFuture<'a, Result<(OpenResponse, Channel<ClientStream>), OpenError>> {
         Box::pin(async move {
             let refused = |source| OpenError::Connect { address: address.to_owned(), source };
             let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address))
@@ -107,7 +108,7 @@ impl Client {
                 .await
                 .map_err(|_| OpenError::TimedOut { address: address.to_owned(), waited: timeout })?
                 .map_err(|source| OpenError::Broken { address: address.to_owned(), source })?;
-            Ok((response, stream))
+            Ok((response, Channel::new(stream)))
         })
     }
 

@@ -18,6 +18,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::channel::Channel;
 use crate::frame::{FrameError, read_frame, write_frame};
 
 /// The host's end of a tunnel.
@@ -183,16 +184,19 @@ impl Responder {
     }
 
     /// Says CONNECTED, with the phases of a launch or wake that was waited for,
-    /// and gives the stream for [`copy`](crate::copy).
+    /// and gives the channel for a [`Session`](crate::Session).
     ///
     /// # Errors
     /// When the peer is gone.
-    pub fn connect(mut self, phases: Vec<Phase>) -> BoxFuture<'static, Result<ServerStream, FrameError>> {
+    pub fn connect(
+        mut self,
+        phases: Vec<Phase>,
+    ) -> BoxFuture<'static, Result<Channel<ServerStream>, FrameError>> {
         Box::pin(async move {
             let response =
                 OpenResponse { status: OpenStatus::Connected.into(), phases, ..Default::default() };
             self.send(&response).await?;
-            Ok(self.stream)
+            Ok(Channel::new(self.stream))
         })
     }
 

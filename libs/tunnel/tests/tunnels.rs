@@ -105,7 +105,7 @@ async fn opening_again_resumes_the_session_and_is_quick() {
         let (_, mut stream) = client.open(&served.address, &request(1), WAIT).await.unwrap();
         stream.write_all(b"x").await.unwrap();
         stream.read_exact(&mut [0; 1]).await.unwrap();
-        let kind = stream.get_ref().1.handshake_kind().unwrap();
+        let kind = stream.get_ref().get_ref().1.handshake_kind().unwrap();
         assert_eq!(round > 0, kind == rustls::HandshakeKind::Resumed, "round {round}: {kind:?}");
         slowest = slowest.max(started.elapsed());
     }

@@ -120,12 +120,12 @@ impl App {
             ));
             let sweeping = tokio::spawn(sweep(tunnels.clone()));
             let response_wait = limits.response();
-            let dialer = Dialer {
+            let dialer = Arc::new(Dialer {
                 table: table.clone(),
                 scheduler: self.scheduler.clone(),
                 client: self.client,
                 limits,
-            };
+            });
             let (websockets, stop) = (TaskTracker::new(), CancellationToken::new());
             let sender = Sender {
                 dialer,

@@ -16,6 +16,7 @@
 //! answer. Both carry the same observation, numbered by the driver and rising within a generation: the higher number
 //! wins, whichever way it came, and the scheduler takes each only once.
 
+mod asleep;
 mod core;
 mod create;
 mod driver;
@@ -42,7 +43,7 @@ pub use self::create::create;
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
 pub use self::end::remote_prefix;
-pub use self::gate::{Activity, Gate, GateError, GuestStream};
+pub use self::gate::{Activity, Gate, GateError, GuestStream, Pass, Portable};
 pub use self::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
 pub use self::observed::{metering, phases};
 pub use self::recover::{Found, Recovered, load_journals, recover};

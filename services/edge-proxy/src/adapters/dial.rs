@@ -1,13 +1,16 @@
 //! Finds the host of a microVM and opens a tunnel to it, through launches, wakes and moves. Every wait is
 //! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`.
 
+use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
 use backoff::Backoff;
+use futures::future::BoxFuture;
 use tokio::sync::watch;
-use tunnel::{ClientStream, OpenError};
+use tokio_util::sync::CancellationToken;
+use tunnel::{Channel, ClientStream, OpenError};
 use uuid::Uuid;
 
 use crate::adapters::scheduler::Scheduler;
@@ -23,8 +26,11 @@ const PAUSES: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_s
 /// When a host that is busy does not say for how long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
+/// A stream to a port of a guest, across its sleeps and moves.
+pub type GuestStream = tunnel::Stream<ClientStream>;
+
 pub struct Dialed {
-    pub stream: ClientStream,
+    pub stream: GuestStream,
     /// Generation of the placement it leads to.
     pub generation: u64,
     /// Phases of the launch or wake that was waited for; empty when none was.
@@ -40,6 +46,30 @@ pub struct Dialer {
     pub limits: Limits,
 }
 
+/// What a tunnel is asked for.
+#[derive(Debug, Clone)]
+struct Wanted {
+    label: Uuid,
+    door: Door,
+    request_id: String,
+    stream_id: Uuid,
+    /// Takes up a stream that slept.
+    resume: bool,
+}
+
+/// A tunnel as a host has opened it.
+struct Found {
+    channel: Channel<ClientStream>,
+    generation: u64,
+    phases: Vec<Phase>,
+}
+
+/// How a stream finds its guest again.
+struct Way {
+    dialer: Arc<Dialer>,
+    wanted: Wanted,
+}
+
 /// One search: its clocks and its place in the changes.
 struct Search {
     label: Uuid,
@@ -53,8 +83,27 @@ struct Search {
 }
 
 impl Dialer {
-    /// Opens a tunnel.
-    pub async fn dial(&self, label: Uuid, door: Door, request_id: &str) -> Result<Dialed, Refusal> {
+    /// Opens a stream.
+    pub async fn dial(
+        self: &Arc<Self>,
+        label: Uuid,
+        door: Door,
+        request_id: &str,
+    ) -> Result<Dialed, Refusal> {
+        let wanted = Wanted {
+            label,
+            door,
+            request_id: request_id.to_owned(),
+            stream_id: Uuid::new_v4(),
+            resume: false,
+        };
+        let Found { channel, generation, phases } = self.find(&wanted).await?;
+        let way = Way { dialer: self.clone(), wanted: Wanted { resume: true, ..wanted } };
+        Ok(Dialed { stream: GuestStream::new(channel, Box::new(way)), generation, phases })
+    }
+
+    async fn find(&self, wanted: &Wanted) -> Result<Found, Refusal> {
+        let label = wanted.label;
         let mut search = Search {
             label,
             changes: self.table.changes(label),
@@ -70,8 +119,8 @@ impl Dialer {
                 Move::Refuse(refusal) => return Err(refusal),
                 Move::Wait => self.wait_for_host(&mut search, &route).await?,
                 Move::Resume => self.resume(&mut search, &route).await?,
-                Move::Open => match self.open(&search, &route, door, request_id).await {
-                    Ok(dialed) => return Ok(dialed),
+                Move::Open => match self.open(&search, &route, wanted).await {
+                    Ok(found) => return Ok(found),
                     Err(outcome) => {
                         tracing::debug!(microvm_id = %route.microvm_id, ?outcome, "no tunnel");
                         match attempt::after(outcome) {
@@ -143,25 +192,21 @@ impl Dialer {
         }
     }
 
-    async fn open(
-        &self,
-        search: &Search,
-        route: &Route,
-        door: Door,
-        request_id: &str,
-    ) -> Result<Dialed, Outcome> {
+    async fn open(&self, search: &Search, route: &Route, wanted: &Wanted) -> Result<Found, Outcome> {
         let address = route.tunnel_address.as_deref().ok_or(Outcome::Elsewhere)?;
         let request = OpenRequest {
             microvm_id: route.microvm_id.to_string(),
             generation: route.generation,
-            port: if let Door::Port(port) = door { port.into() } else { 0 },
-            shell: door == Door::Shell,
+            port: if let Door::Port(port) = wanted.door { port.into() } else { 0 },
+            shell: wanted.door == Door::Shell,
             wake: route.wake,
-            request_id: request_id.to_owned(),
+            request_id: wanted.request_id.clone(),
+            stream_id: wanted.stream_id.as_bytes().to_vec(),
+            resume: wanted.resume,
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
         };
         let left = search.give_up.saturating_duration_since(Instant::now());
-        let (response, stream) = self.client.open(address, &request, left).await.map_err(|error| {
+        let (response, channel) = self.client.open(address, &request, left).await.map_err(|error| {
             tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
             match error {
                 OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
@@ -170,8 +215,32 @@ impl Dialer {
         })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
-            None => Ok(Dialed { stream, generation: route.generation, phases: phases(&response) }),
+            None => Ok(Found { channel, generation: route.generation, phases: phases(&response) }),
         }
+    }
+}
+
+impl tunnel::Reattach<ClientStream> for Way {
+    fn reattach(&self, wake: CancellationToken) -> BoxFuture<'static, io::Result<Channel<ClientStream>>> {
+        let (dialer, wanted) = (self.dialer.clone(), self.wanted.clone());
+        Box::pin(async move {
+            let mut changes = dialer.table.changes(wanted.label);
+            let asleep = || {
+                let route = dialer.table.get(wanted.label).map(|entry| entry.route.state);
+                matches!(route, Some(RouteState::Suspended | RouteState::Pending))
+            };
+            while asleep() && !wake.is_cancelled() {
+                tokio::select! {
+                    _ = changes.changed() => {}
+                    () = wake.cancelled() => {}
+                }
+            }
+            let found = dialer.find(&wanted).await.map_err(|refusal| {
+                tracing::debug!(stream_id = %wanted.stream_id, ?refusal, "a stream did not survive a sleep");
+                io::Error::from(io::ErrorKind::ConnectionReset)
+            })?;
+            Ok(found.channel)
+        })
     }
 }
 
@@ -196,6 +265,7 @@ fn refused(response: &OpenResponse) -> Option<Outcome> {
         OpenStatus::Suspended => Outcome::Suspended,
         OpenStatus::WakeFailed => Outcome::WakeFailed,
         OpenStatus::NoRoom => Outcome::NoRoom,
+        OpenStatus::StreamGone => Outcome::StreamGone,
         OpenStatus::PortClosed => Outcome::PortClosed,
         OpenStatus::Terminated => Outcome::Ended,
         OpenStatus::Busy => Outcome::Busy(retry_after.unwrap_or(BUSY_FOR)),

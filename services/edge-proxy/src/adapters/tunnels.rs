@@ -1,8 +1,7 @@
 //! HTTP connections through tunnels, kept for the next request to the same placement of the same microVM.
 //!
-//! An unused connection carries no bytes, so it keeps no microVM awake; when
-//! the microVM goes to sleep its host cuts the tunnel and the connection is
-//! seen to be closed. A request that still meets a dead one is sent again.
+//! An unused connection carries no bytes, so it keeps no microVM awake, and sleeps with it. A request that meets a dead one
+//! is sent again.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,9 +10,9 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
-use tunnel::ClientStream;
 
 use crate::adapters::body::ReplayBody;
+use crate::adapters::dial::GuestStream;
 use crate::domain::port::Door;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
@@ -109,7 +108,7 @@ impl Tunnels {
     pub async fn connect(
         &self,
         key: &PortKey,
-        stream: ClientStream,
+        stream: GuestStream,
         http2: bool,
     ) -> hyper::Result<Connection> {
         let stream = TokioIo::new(stream);

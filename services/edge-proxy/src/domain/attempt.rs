@@ -41,6 +41,8 @@ pub enum Outcome {
     WakeFailed,
     /// Its host has no room to wake it.
     NoRoom,
+    /// It has no stream of that name, or not yet.
+    StreamGone,
     PortClosed,
     Ended,
     Busy(Duration),
@@ -54,7 +56,7 @@ pub enum Outcome {
 /// What to make of a host's answer: `None` means that the route was out of date and another look is worth it.
 pub fn after(outcome: Outcome) -> Option<Refusal> {
     match outcome {
-        Outcome::Elsewhere | Outcome::Unreachable | Outcome::NoRoom => None,
+        Outcome::Elsewhere | Outcome::Unreachable | Outcome::NoRoom | Outcome::StreamGone => None,
         Outcome::Suspended | Outcome::WakeFailed => Some(Refusal::Asleep),
         Outcome::PortClosed => Some(Refusal::AppConnectFailed),
         Outcome::Ended => Some(Refusal::MicrovmConnectFailed),

@@ -24,7 +24,7 @@ use crate::metrics::Metrics;
 use crate::server::headers;
 
 pub struct Sender {
-    pub dialer: Dialer,
+    pub dialer: Arc<Dialer>,
     /// Longest wait for the app's response headers.
     pub response_wait: Duration,
     pub tunnels: Arc<Tunnels>,

@@ -186,6 +186,11 @@ impl SnapshotFiles {
         self.directory.join("disk.diff")
     }
 
+    /// Connections of the guest that go on when it wakes; absent when there are none.
+    pub fn connections(&self) -> PathBuf {
+        self.directory.join("connections")
+    }
+
     /// Written last: with it the snapshot exists, without it it does not.
     pub fn manifest(&self) -> PathBuf {
         self.directory.join("manifest.json")

@@ -305,6 +305,7 @@ pub fn file_name(kind: FileKind) -> &'static str {
         FileKind::Device => "device.state",
         FileKind::MemoryDifference => "memory.diff",
         FileKind::DiskDifference => "disk.diff",
+        FileKind::Connections => "connections",
     }
 }
 

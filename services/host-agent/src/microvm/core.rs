@@ -7,12 +7,12 @@ use std::time::Instant;
 use api::host::v1::ObservedMicrovm;
 use guest_link::Link;
 use model::ids::MicrovmId;
-use tokio::net::TcpStream;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::View;
-use super::gate::{Activity, Gate, GuestStream};
+use super::asleep::Asleep;
+use super::gate::{Activity, Gate};
 use super::observed::observed;
 use crate::adapters::files::MicrovmFiles;
 use crate::adapters::journal::{Journal, RemoteCopy};
@@ -43,14 +43,7 @@ pub struct Core {
     pub notices: mpsc::Sender<Notice>,
     pub upload: Option<AbortHandle>,
     /// Connections that wait for the guest to wake.
-    pub asleep: Vec<AsleepConnection>,
-}
-
-/// A connection of a guest that sleeps.
-pub struct AsleepConnection {
-    pub frozen: slot::FrozenTcp,
-    /// Where its successor goes; dropping it ends the connection.
-    pub back: oneshot::Sender<GuestStream>,
+    pub asleep: Asleep,
 }
 
 /// What background work tells the driver.
@@ -76,8 +69,6 @@ pub struct Live {
     /// When use was sampled last.
     pub sampled: Instant,
     pub pump: AbortHandle,
-    /// Sockets of the connections that slept, to be let through when the gate opens.
-    pub thawed: Vec<TcpStream>,
 }
 
 impl Live {

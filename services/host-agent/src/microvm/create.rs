@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::ids::MicrovmId;
 use tokio::sync::{mpsc, watch};
 
+use super::asleep::Asleep;
 use super::core::{Core, Notice};
 use super::driver::{Driver, NOTICES_MAX};
 use super::gate::Activity;
@@ -45,7 +46,7 @@ pub fn build(
         log: Arc::new(log),
         notices,
         upload: None,
-        asleep: Vec::new(),
+        asleep: Asleep::default(),
     };
     Ok((core, receiver))
 }

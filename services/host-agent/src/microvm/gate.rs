@@ -1,11 +1,13 @@
 //! The way into a running guest. A gate lives as long as one run of the engine. When the guest falls asleep, its connections
 //! are frozen with it and go on through the next gate; when it ends, they are cut.
 
+use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
@@ -17,6 +19,9 @@ use crate::host::Host;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for connections to give their sockets up: each does when it owes no answer, or after its own wait for one.
 const HOLD_TIMEOUT: Duration = tunnel::ANSWER_WAIT.saturating_add(Duration::from_secs(2));
+/// How long a connection of a guest that has woken waits for its edge. Edges follow the scheduler's word of it within
+/// moments; one that has not come by then has no client any more.
+const CLAIM_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for the relay's answer.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -70,6 +75,19 @@ pub enum GateError {
     Busy,
     /// The guest does not answer.
     Silent,
+    /// Nothing of that name waits for its edge.
+    Gone,
+}
+
+/// An edge's name for a stream, unique within the microVM.
+pub type StreamId = [u8; 16];
+
+/// What makes a sleeping connection independent of this process.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Portable {
+    pub stream_id: StreamId,
+    /// What the client has sent and the guest has not taken.
+    pub for_guest: Vec<u8>,
 }
 
 /// The way into one run of a guest.
@@ -87,6 +105,8 @@ pub struct Gate {
     /// What connections send their sockets to when the guest is about to sleep; absent once it is.
     held: Mutex<Option<mpsc::UnboundedSender<Held>>>,
     collect: Mutex<Option<mpsc::UnboundedReceiver<Held>>>,
+    /// Connections that slept and whose edge is still to come.
+    unclaimed: Mutex<HashMap<StreamId, (TcpStream, Vec<u8>)>>,
 }
 
 /// A connection to a guest port.
@@ -108,17 +128,24 @@ pub struct Pass {
 /// A connection that waits for its guest to wake.
 pub struct Held {
     pub stream: TcpStream,
-    /// Where its successor is sent; dropped when there will be none.
-    pub back: oneshot::Sender<GuestStream>,
+    pub waiting: Waiting,
+}
+
+/// The other side of a sleeping connection.
+pub struct Waiting {
+    /// Absent when the stream can go on over its present tunnel only.
+    pub portable: Option<Portable>,
+    /// Where the successor is sent; dropped when there will be none. Absent when no tunnel of this process waits for it.
+    pub back: Option<oneshot::Sender<GuestStream>>,
 }
 
 impl Pass {
     /// Gives the socket up for the time that the guest sleeps. What is returned brings the one to go on with, or fails when
     /// the microVM has ended.
-    pub fn give_up(self, stream: TcpStream) -> oneshot::Receiver<GuestStream> {
+    pub fn give_up(self, stream: TcpStream, portable: Option<Portable>) -> oneshot::Receiver<GuestStream> {
         let (back, successor) = oneshot::channel();
         // A gate that no longer collects has closed: the successor then never comes.
-        let _ = self.held.send(Held { stream, back });
+        let _ = self.held.send(Held { stream, waiting: Waiting { portable, back: Some(back) } });
         successor
     }
 }
@@ -134,6 +161,7 @@ impl Gate {
             connections: Arc::new(Semaphore::new(connections_max)),
             held: Mutex::new(Some(held)),
             collect: Mutex::new(Some(collect)),
+            unclaimed: Mutex::default(),
         }
     }
 
@@ -141,6 +169,7 @@ impl Gate {
     pub fn close(&self) {
         self.hold.cancel();
         self.closed.cancel();
+        lock(&self.unclaimed).clear();
     }
 
     /// Lets no new connection through and gathers the sockets of those there are, once. A connection that does not give its
@@ -148,7 +177,13 @@ impl Gate {
     pub async fn hold(&self) -> Vec<Held> {
         drop(lock(&self.held).take());
         self.hold.cancel();
-        let mut gathered = Vec::new();
+        let unclaimed = std::mem::take(&mut *lock(&self.unclaimed)).into_iter();
+        let mut gathered: Vec<_> = unclaimed
+            .map(|(stream_id, (stream, for_guest))| {
+                let portable = Some(Portable { stream_id, for_guest });
+                Held { stream, waiting: Waiting { portable, back: None } }
+            })
+            .collect();
         let Some(mut collect) = lock(&self.collect).take() else { return gathered };
         let all = async {
             // Ends when every connection has sent its socket or is gone.
@@ -160,12 +195,40 @@ impl Gate {
         gathered
     }
 
-    /// Lets a connection that was held go on with a socket of this gate's guest.
-    pub fn rejoin(&self, stream: TcpStream, back: oneshot::Sender<GuestStream>) {
-        if let Ok(pass) = self.pass() {
-            // When the client is gone meanwhile, nobody takes it: it is closed.
-            let _ = back.send(GuestStream { stream, pass });
+    /// Lets a connection that was held go on with a socket of this gate's guest: over the tunnel that waits for it, or over
+    /// the one that its edge opens next ([`Gate::claim`]), if it comes in time.
+    pub fn rejoin(self: &Arc<Self>, stream: TcpStream, waiting: Waiting) {
+        let Waiting { portable, back } = waiting;
+        if let Some(back) = back.filter(|back| !back.is_closed()) {
+            if let Ok(pass) = self.pass() {
+                // When the client is gone meanwhile, nobody takes it: it is closed.
+                let _ = back.send(GuestStream { stream, pass });
+            }
+        } else if let Some(Portable { stream_id, for_guest }) = portable {
+            lock(&self.unclaimed).insert(stream_id, (stream, for_guest));
         }
+    }
+
+    /// Closes what no edge has come for in time. To be called when the gate opens.
+    pub fn expire_unclaimed(self: &Arc<Self>) {
+        if lock(&self.unclaimed).is_empty() {
+            return;
+        }
+        let gate = Arc::clone(self);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = gate.hold.cancelled() => {}
+                () = tokio::time::sleep(CLAIM_WAIT) => lock(&gate.unclaimed).clear(),
+            }
+        });
+    }
+
+    /// The connection of a stream that slept, and what its guest is to be given first.
+    pub fn claim(&self, stream_id: &[u8]) -> Result<(GuestStream, Vec<u8>), GateError> {
+        let pass = self.pass()?;
+        let stream_id: StreamId = stream_id.try_into().map_err(|_| GateError::Gone)?;
+        let (stream, for_guest) = lock(&self.unclaimed).remove(&stream_id).ok_or(GateError::Gone)?;
+        Ok((GuestStream { stream, pass }, for_guest))
     }
 
     fn pass(&self) -> Result<Pass, GateError> {

@@ -44,7 +44,7 @@ impl Core {
     /// moment later: a power cut in between ends the guest too, and leaves the microVM as it last slept, or
     /// as never launched. A journal that cannot be written fails the start, because a restart would not know
     /// of the session.
-    pub async fn run(&mut self, watch: &Stopwatch, mut live: Live, what: &str) -> Result<(), HostError> {
+    pub async fn run(&mut self, watch: &Stopwatch, live: Live, what: &str) -> Result<(), HostError> {
         let before = (self.journal.state, self.journal.reason.clone(), self.journal.state_since_ms);
         self.enter(Event::IsRunning, "");
         if let Err(failure) = watch.phase("journal", async { self.save() }).await {
@@ -53,10 +53,7 @@ impl Core {
             return Err(failure);
         }
         failpoint::hit(if what == "launched" { "launch-journaled" } else { "wake-journaled" });
-        let asleep = std::mem::take(&mut self.asleep);
-        for (connection, stream) in asleep.into_iter().zip(std::mem::take(&mut live.thawed)) {
-            live.gate.rejoin(stream, connection.back);
-        }
+        self.asleep.rejoin(&live.gate);
         self.live = Some(live);
         self.finished(watch.finish());
         self.publish();

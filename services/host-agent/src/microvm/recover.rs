@@ -251,7 +251,7 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
     }
     core.idle_floor_ms = core.host.monotonic_ms();
     let sampled = core.host.clock.instant();
-    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, pump, thawed: Vec::new() });
+    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, pump });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

@@ -7,7 +7,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
@@ -61,7 +60,8 @@ impl Core {
         let (hook, first) = (plan.hook.clone(), plan.own.is_none());
         let mut restored = self.restore_guest(watch, plan).await?;
         failpoint::hit(if first { "launch-restored" } else { "wake-restored" });
-        let thawed = self.thaw_connections(&restored.dialer).await;
+        // Before the guest runs and looks for its peers.
+        self.asleep.thaw(&self.id, &restored.dialer).await;
         let repaired = tokio::select! {
             biased;
             () = cancel.cancelled() => Err(HostError::Interrupted("the microVM is being terminated".to_owned())),
@@ -81,16 +81,7 @@ impl Core {
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
                 self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live {
-                    machine,
-                    resources,
-                    dialer,
-                    link,
-                    gate,
-                    sampled: self.host.clock.instant(),
-                    pump,
-                    thawed,
-                })
+                Ok(Live { machine, resources, dialer, link, gate, sampled: self.host.clock.instant(), pump })
             }
             Err(failure) => {
                 restored.resources.release().await;
@@ -189,27 +180,6 @@ impl Core {
             memory_difference: plan.own.as_ref().map(|own| own.memory_difference.clone()),
         };
         timed_restore(watch, self.host.engine.restore(&spec, &from)).await
-    }
-
-    /// Sockets for the connections that slept, before the guest looks for its peers. Until the wake has succeeded, the frozen
-    /// ones are kept: a wake that fails leaves the guest's memory as it was, and them too.
-    async fn thaw_connections(&mut self, dialer: &slot::Dialer) -> Vec<TcpStream> {
-        let mut thawed = Vec::new();
-        let (mut kept, asleep) = (Vec::new(), std::mem::take(&mut self.asleep));
-        // Also those whose client has gone meanwhile: their sockets are closed when the gate opens, and so the app hears of it.
-        for connection in asleep {
-            match dialer.thaw(&connection.frozen).await {
-                Ok(stream) => {
-                    thawed.push(stream);
-                    kept.push(connection);
-                }
-                Err(error) => {
-                    tracing::warn!(microvm = %self.id, %error, "a connection did not survive the sleep");
-                }
-            }
-        }
-        self.asleep = kept;
-        thawed
     }
 
     /// Lets the guest run, gives it its identity, calls its hook.

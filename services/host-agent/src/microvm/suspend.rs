@@ -7,13 +7,13 @@
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
 //! it is there the session is the snapshot, and the engine never runs again.
 
-use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
 use slot::FrozenTcp;
 
-use super::core::{AsleepConnection, Core, Live};
+use super::asleep::Asleep;
+use super::core::{Core, Live};
 use super::gate::{Gate, Held};
 use super::guest::call_hook;
 use super::start::engine_error;
@@ -54,7 +54,7 @@ impl Core {
         match attempt {
             Ok((manifest, frozen)) => {
                 // The sockets go with the slot, in which nobody listens any more.
-                self.asleep = held.into_iter().zip(frozen).filter_map(asleep).collect();
+                self.asleep = Asleep::new(manifest.sequence, held, frozen);
                 self.live = Some(live);
                 self.settle_suspended(&watch, &manifest).await;
                 Ok(())
@@ -73,7 +73,7 @@ impl Core {
         watch: &Stopwatch,
         live: &Live,
         held: &mut Vec<Held>,
-    ) -> Result<(LocalManifest, Vec<io::Result<FrozenTcp>>), (HostError, bool)> {
+    ) -> Result<(LocalManifest, Vec<Option<FrozenTcp>>), (HostError, bool)> {
         if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
             let link = live.link().map_err(|failure| (failure, false))?;
             watch
@@ -86,9 +86,9 @@ impl Core {
         *held = watch.phase("hold", live.gate.hold()).await;
         watch.phase("pause", live.machine.pause()).await.map_err(|error| (engine_error(&error), true))?;
         failpoint::hit("suspend-paused");
-        // The guest stands still: both ends of every connection are of one moment.
-        let frozen = held.iter().map(|held| slot::freeze(&held.stream)).collect();
-        let manifest = self.snapshot_files(watch, live, sequence, &files).await.map_err(|failure| {
+        let frozen = Asleep::freeze(sequence, held);
+        let written = self.snapshot_files(watch, live, sequence, &files, (held, &frozen)).await;
+        let manifest = written.map_err(|failure| {
             files::discard(files.directory());
             (failure, true)
         })?;
@@ -101,9 +101,11 @@ impl Core {
         live: &Live,
         sequence: u64,
         files: &SnapshotFiles,
+        (held, frozen): (&[Held], &[Option<FrozenTcp>]),
     ) -> Result<LocalManifest, HostError> {
         files::remove(files.directory())?;
         files::make_directory(files.directory())?;
+        Asleep::write(&files.connections(), held, frozen)?;
         let (device_state, difference) = (files.device_state(), files.memory_difference());
         let memory = watch.phase("memory", live.machine.save_difference(&device_state, &difference));
         let (live_disk, disk) = (self.files.live_disk(), files.disk());
@@ -213,9 +215,10 @@ impl Core {
             live.gate.close();
             live.gate =
                 Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
-            for Held { stream, back } in held {
-                live.gate.rejoin(stream, back);
+            for Held { stream, waiting } in held {
+                live.gate.rejoin(stream, waiting);
             }
+            live.gate.expire_unclaimed();
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());
@@ -224,16 +227,5 @@ impl Core {
         self.publish();
         tracing::warn!(microvm = %self.id, error = %failure, "suspend failed; the microVM runs on");
         self.log.append(format!("suspend failed: {failure}"));
-    }
-}
-
-/// A connection that could not be frozen, because it was closing for example, ends with its slot.
-fn asleep((held, frozen): (Held, io::Result<FrozenTcp>)) -> Option<AsleepConnection> {
-    match frozen {
-        Ok(frozen) => Some(AsleepConnection { frozen, back: held.back }),
-        Err(error) => {
-            tracing::debug!(%error, "a connection does not survive the sleep");
-            None
-        }
     }
 }

@@ -16,6 +16,10 @@ use crate::domain::{HostError, Spec};
 use crate::host::Host;
 use crate::resources::BACKGROUND_DELAY;
 
+/// How often the guest had been restored when it fell asleep: whoever wakes it next counts on from there, because a guest
+/// takes a repair of its identity that it knows for a repeat.
+pub const RESTORES_LABEL: &str = "restores";
+
 struct Upload {
     host: Arc<Host>,
     id: String,
@@ -129,13 +133,20 @@ impl Upload {
             }),
             // The snapshot's own time, so that an upload repeated after a crash makes the same manifest.
             created_unix_ms: manifest.created_ms,
-            labels: std::collections::BTreeMap::new(),
+            labels: manifest
+                .journal
+                .map(|journal| (RESTORES_LABEL.to_owned(), journal.restore_count.to_string()))
+                .into_iter()
+                .collect(),
         };
-        let sources = [
+        let mut sources = vec![
             FileSource { kind: FileKind::Device, path: self.files.device_state() },
             FileSource { kind: FileKind::MemoryDifference, path: self.files.memory_difference() },
             FileSource { kind: FileKind::DiskDifference, path: self.files.disk_difference() },
         ];
+        if self.files.connections().exists() {
+            sources.push(FileSource { kind: FileKind::Connections, path: self.files.connections() });
+        }
         let published =
             snapshot::upload(&self.host.store, self.host.bucket(), &prefix, &head, &sources, &|_, _| ())
                 .await;

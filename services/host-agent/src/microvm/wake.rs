@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::ResumeOrder;
 use super::core::Core;
 use super::start::{OwnState, Plan, clone_disk};
+use super::upload::RESTORES_LABEL;
 use crate::adapters::files;
 use crate::adapters::image_snapshots::{ImageSnapshotLease, fetch_error};
 use crate::adapters::journal::RemoteCopy;
@@ -53,16 +54,17 @@ impl Core {
         order: Option<Box<ResumeOrder>>,
         cancel: &CancellationToken,
     ) -> Result<(), HostError> {
-        self.journal.restore_count += 1;
         if let Some(order) = order {
             self.take_placement(watch, *order).await?;
         }
+        self.journal.restore_count += 1;
         self.save()?;
         failpoint::hit("wake-begun");
         let base = self.base(watch).await?;
         let snapshot = self.files.snapshot(self.journal.sequence);
         let manifest = LocalManifest::read(&snapshot)
             .ok_or_else(|| HostError::Corrupt { object: snapshot.directory().display().to_string() })?;
+        self.asleep.load(self.journal.sequence, &snapshot.connections());
         let hook = self.spec.hooks.enabled(HookName::Resume).map(|hook| (hook, String::new()));
         let plan = Plan {
             device_state: snapshot.device_state(),
@@ -121,11 +123,14 @@ impl Core {
             .await
             .map_err(|error| fetch_error(&error, &temporary));
         let result = match fetched {
-            Ok(fetched) => self.assemble(&fetched, &base, &remote).await,
+            Ok(fetched) => self.assemble(&fetched, &base, &remote).await.map(|manifest| (fetched, manifest)),
             Err(failure) => Err(failure),
         };
         files::discard(&temporary);
-        let manifest = result?;
+        let (fetched, manifest) = result?;
+        let labels = &fetched.manifest.head.labels;
+        let restores = labels.get(RESTORES_LABEL).and_then(|count| count.parse().ok()).unwrap_or(0);
+        self.journal.restore_count = self.journal.restore_count.max(restores);
         self.journal.sequence = manifest.sequence;
         self.journal.difference_bytes = manifest.difference_bytes;
         self.journal.meter.snapshot_bytes_read += manifest.difference_bytes;
@@ -150,6 +155,7 @@ impl Core {
         let device = part(snapshot::FileKind::Device)?;
         let memory = part(snapshot::FileKind::MemoryDifference)?;
         let disk = part(snapshot::FileKind::DiskDifference)?;
+        let connections = part(snapshot::FileKind::Connections).ok();
         let target = self.files.snapshot(remote.sequence);
         let base_disk = base.disk();
         let (generation, base_digest, sequence) =
@@ -161,6 +167,10 @@ impl Core {
             let io = |path: &Path, error: std::io::Error| HostError::io(path, &error);
             std::fs::rename(&device, target.device_state()).map_err(|error| io(&device, error))?;
             std::fs::rename(&memory, target.memory_difference()).map_err(|error| io(&memory, error))?;
+            if let Some(connections) = connections {
+                std::fs::rename(&connections, target.connections())
+                    .map_err(|error| io(&connections, error))?;
+            }
             clone_disk(&base_disk, &target.disk())?;
             snapshot::disk::apply(&disk, &target.disk())
                 .map_err(|error| fetch_error(&error, &target.disk()))?;

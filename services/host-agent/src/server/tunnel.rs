@@ -8,15 +8,17 @@ use api::common::v1::Phase as WirePhase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
-use tunnel::{Ended, Responder, ServerStream};
+use tunnel::{Channel, Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
 use crate::adapters::lease::Fenced;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
 use crate::host::Host;
-use crate::microvm::{Command, Gate, GateError, GuestStream, Handle, View};
+use crate::microvm::{Command, Gate, GateError, GuestStream, Handle, Pass, Portable, View};
 use crate::microvms::Microvms;
+
+type Session = tunnel::Session<Channel<ServerStream>, TcpStream>;
 
 /// How often an open looks again because the gate closed under it.
 const ROUNDS_MAX: usize = 8;
@@ -33,6 +35,16 @@ pub struct Tunnels {
     microvms: Arc<Microvms>,
     fenced: watch::Receiver<Fenced>,
     waiting: Arc<Semaphore>,
+}
+
+/// The guest's side of a tunnel.
+struct Opened {
+    handle: Handle,
+    guest: GuestStream,
+    /// What the guest is to be given first: of a stream that slept.
+    for_guest: Vec<u8>,
+    /// Of the launch or wake that was waited for.
+    phases: Vec<WirePhase>,
 }
 
 struct Refusal {
@@ -69,20 +81,24 @@ impl Tunnels {
             // A wake that was begun goes on: others may wait for it.
             () = responder.abandoned() => return,
         };
-        let (handle, guest, phases) = match opened {
+        let opened = match opened {
             Ok(opened) => opened,
             Err(refusal) => {
                 tracing::debug!(microvm = request.microvm_id, status = ?refusal.status, "tunnel refused");
                 return responder.refuse(refusal.status, refusal.message, refusal.retry_after).await;
             }
         };
+        let Opened { handle, guest, for_guest, phases } = opened;
+        // Dying here, or an edge that does not get the answer, ends a stream that slept: it has left its gate.
         let Ok(tunnel) = responder.connect(phases).await else {
             return;
         };
         self.host.metrics.tunnel_opened();
+        let mut session = tunnel::Session::new(tunnel, guest.stream);
+        session.put_for_guest(for_guest);
         let mut fenced = self.fenced.clone();
         tokio::select! {
-            () = self.carry(handle, guest, tunnel, request.wake) => {}
+            () = self.carry(&handle, &request, session, guest.pass) => {}
             // Another host may run the microVM from now on.
             _ = fenced.wait_for(|fenced| *fenced == Fenced::Yes) => {}
         }
@@ -90,9 +106,7 @@ impl Tunnels {
 
     /// Carries bytes between the edge and the guest, across the guest's sleeps: the edge's side stays open, and what the
     /// client sends wakes the guest when its token lets it.
-    async fn carry(&self, handle: Handle, guest: GuestStream, tunnel: ServerStream, wake: bool) {
-        let GuestStream { stream, mut pass } = guest;
-        let mut session = tunnel::Session::new(tunnel, stream);
+    async fn carry(&self, handle: &Handle, request: &OpenRequest, mut session: Session, mut pass: Pass) {
         loop {
             let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
             let count = move |bytes| activity.stamp(bytes, &host);
@@ -103,9 +117,14 @@ impl Tunnels {
                     return;
                 }
             }
+            let stream_id = session.stop_edge().await.then(|| request.stream_id.as_slice().try_into().ok());
+            let portable = stream_id
+                .flatten()
+                .map(|stream_id| Portable { stream_id, for_guest: session.for_guest().to_vec() });
             let Some(stream) = session.take_guest() else { return };
-            let successor = pass.give_up(stream);
-            let Some(guest) = self.await_successor(&handle, &mut session, successor, wake).await else {
+            let successor = pass.give_up(stream, portable);
+            let Some(guest) = self.await_successor(handle, &mut session, successor, request.wake).await
+            else {
                 return;
             };
             session.attach(guest.stream);
@@ -118,7 +137,7 @@ impl Tunnels {
     async fn await_successor(
         &self,
         handle: &Handle,
-        session: &mut tunnel::Session<ServerStream, TcpStream>,
+        session: &mut Session,
         mut successor: oneshot::Receiver<GuestStream>,
         wake: bool,
     ) -> Option<GuestStream> {
@@ -137,7 +156,7 @@ impl Tunnels {
         successor.await.ok()
     }
 
-    async fn open(&self, request: &OpenRequest) -> Result<(Handle, GuestStream, Vec<WirePhase>), Refusal> {
+    async fn open(&self, request: &OpenRequest) -> Result<Opened, Refusal> {
         let mut fenced = self.fenced.clone();
         let held = fenced.wait_for(|fenced| *fenced == Fenced::No);
         if tokio::time::timeout(LEASE_WAIT, held).await.is_err() {
@@ -160,25 +179,21 @@ impl Tunnels {
         let mut waited = false;
         for _ in 0..ROUNDS_MAX {
             let gate = self.reach(&handle, request.wake, &mut waited).await?;
-            match gate.connect(port).await {
-                Ok(guest) => {
+            let reached = if request.resume {
+                gate.claim(&request.stream_id)
+            } else {
+                gate.connect(port).await.map(|guest| (guest, Vec::new()))
+            };
+            match reached {
+                Ok((guest, for_guest)) => {
                     let phases = if waited { last_phases(&handle) } else { Vec::new() };
-                    return Ok((handle, guest, phases));
+                    return Ok(Opened { handle, guest, for_guest, phases });
                 }
                 Err(GateError::Closed) => {}
-                Err(GateError::Refused) => {
-                    return Err(Refusal::new(
-                        OpenStatus::PortClosed,
-                        format!("nothing listens on port {port}"),
-                    ));
-                }
-                Err(GateError::Busy) => return Err(Refusal::busy("too many connections to the microVM")),
-                Err(GateError::Silent) => {
-                    return Err(Refusal::new(OpenStatus::PortClosed, "the guest does not answer"));
-                }
+                Err(failure) => return Err(unreached(&failure, port)),
             }
         }
-        Err(Refusal::busy("the microVM keeps changing its state"))
+        Err(unreached(&GateError::Closed, port))
     }
 
     /// The gate of a running guest, waking it or waiting for it as the state and the request say.
@@ -229,10 +244,10 @@ impl Tunnels {
     }
 }
 
-/// The port in the guest. The guest-agent's own are closed to apps' callers: a connection to its control port would take the
+/// The port in the guest; of no meaning to a stream that is taken up again. The guest-agent's own are closed to apps' callers: a connection to its control port would take the
 /// host's place, and its relay opens ports that the caller's token may not cover.
 fn guest_port(request: &OpenRequest) -> Result<u16, Refusal> {
-    if request.shell {
+    if request.shell || request.resume {
         return Ok(guest_link::SHELL_PORT);
     }
     let port = u16::try_from(request.port).ok().filter(|port| *port > 0);
@@ -241,6 +256,17 @@ fn guest_port(request: &OpenRequest) -> Result<u16, Refusal> {
         return Err(Refusal::new(OpenStatus::PortClosed, format!("port {port} is the platform's")));
     }
     Ok(port)
+}
+
+/// What a guest that runs and cannot be reached means to the edge.
+fn unreached(failure: &GateError, port: u16) -> Refusal {
+    match failure {
+        GateError::Refused => Refusal::new(OpenStatus::PortClosed, format!("nothing listens on port {port}")),
+        GateError::Silent => Refusal::new(OpenStatus::PortClosed, "the guest does not answer"),
+        GateError::Busy => Refusal::busy("too many connections to the microVM"),
+        GateError::Closed => Refusal::busy("the microVM keeps changing its state"),
+        GateError::Gone => Refusal::new(OpenStatus::StreamGone, "no stream of that name slept here"),
+    }
 }
 
 async fn wait(view: &mut watch::Receiver<View>, reason: &str) -> Result<(), Refusal> {

@@ -238,7 +238,12 @@ pub async fn until_state(agent: &Agent, id: &str, state: MicrovmState) -> (Obser
 }
 
 /// Opens a tunnel as an edge does.
-pub async fn open(agent: &Agent, id: &str, port: u32, wake: bool) -> (OpenResponse, tunnel::ClientStream) {
+pub async fn open(
+    agent: &Agent,
+    id: &str,
+    port: u32,
+    wake: bool,
+) -> (OpenResponse, tunnel::Channel<tunnel::ClientStream>) {
     let client = tunnel::Client::new(&agent.identity(Role::EdgeProxy));
     let request = OpenRequest { microvm_id: id.to_owned(), generation: 1, port, wake, ..Default::default() };
     client.open(&agent.tunnel, &request, PATIENCE).await.unwrap()

@@ -1,18 +1,20 @@
 //! Connections that stay open while their microVM sleeps: no byte is lost or repeated, and nobody connects anew.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::common::v1::Hooks;
 use api::hostagent::v1::MicrovmSpec;
-use api::microvm::v1::MicrovmState;
+use api::microvm::v1::{MicrovmState, SnapshotCopies};
 use api::tunnel::v1::OpenStatus;
 use tokio::io::{
-    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Lines, ReadHalf, WriteHalf,
+    AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, DuplexStream, Lines, ReadHalf,
+    WriteHalf,
 };
-use tunnel::ClientStream;
 
 use crate::app_disk::{COUNT_PORT, ECHO_PORT, LOOPBACK_PORT, SLOW_PORT};
 use crate::calls::*;
+use crate::edge::Edge;
 use crate::world::{Agent, PATIENCE, World};
 
 /// What is sent before a sleep and again to wake up from it: more than the buffers of a socket's beginning.
@@ -21,13 +23,13 @@ const SLEEPS: u8 = 5;
 
 /// An echoing connection of which some is always under way.
 struct Echo {
-    read: ReadHalf<ClientStream>,
-    write: WriteHalf<ClientStream>,
+    read: ReadHalf<DuplexStream>,
+    write: WriteHalf<DuplexStream>,
 }
 
 impl Echo {
-    async fn open(agent: &Agent, id: &str, port: u32) -> Self {
-        let (read, write) = tokio::io::split(connect(agent, id, port, true).await);
+    async fn open(edge: &Arc<Edge>) -> Self {
+        let (read, write) = tokio::io::split(connect(edge, ECHO_PORT, true).await);
         Self { read, write }
     }
 
@@ -46,13 +48,13 @@ impl Echo {
 
 /// A connection on which the guest counts.
 struct Counting {
-    lines: Lines<BufReader<ClientStream>>,
+    lines: Lines<BufReader<DuplexStream>>,
     next: u32,
     port: u32,
 }
 
 impl Counting {
-    fn of(stream: ClientStream, port: u32) -> Self {
+    fn of(stream: DuplexStream, port: u32) -> Self {
         Self { lines: BufReader::new(stream).lines(), next: 0, port }
     }
 
@@ -75,8 +77,8 @@ async fn running(hooks: Option<Hooks>) -> (World, Agent, MicrovmSpec) {
     (world, agent, one)
 }
 
-async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream {
-    let (response, stream) = open(agent, id, port, wake).await;
+async fn connect(edge: &Arc<Edge>, port: u32, wake: bool) -> DuplexStream {
+    let (response, stream) = edge.open(port, wake).await;
     assert_eq!(response.status(), OpenStatus::Connected, "{response:?}");
     stream
 }
@@ -85,9 +87,10 @@ async fn connect(agent: &Agent, id: &str, port: u32, wake: bool) -> ClientStream
 async fn they_sleep_and_wake_with_their_guest() {
     let (_world, agent, one) = running(None).await;
     let id = one.microvm_id.as_str();
-    let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
-    let mut counting = Counting::of(connect(&agent, id, COUNT_PORT, true).await, COUNT_PORT);
-    let mut loopback = connect(&agent, id, LOOPBACK_PORT, true).await;
+    let edge = Edge::new(&agent, id, 1);
+    let mut echo = Echo::open(&edge).await;
+    let mut counting = Counting::of(connect(&edge, COUNT_PORT, true).await, COUNT_PORT);
+    let mut loopback = connect(&edge, LOOPBACK_PORT, true).await;
     loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
     let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
     while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
@@ -113,12 +116,14 @@ async fn they_sleep_and_wake_with_their_guest() {
     loopback.expect(50).await;
 
     // One that may not wake it ends when its client speaks; the end of the microVM ends all.
-    let mut still = connect(&agent, id, ECHO_PORT, false).await;
+    let mut still = connect(&edge, ECHO_PORT, false).await;
+    edge.is_awake(false);
     suspend(&agent, id, 1).await.unwrap();
     still.write_all(b"hello?").await.unwrap();
     assert_eq!(tokio::time::timeout(PATIENCE, still.read(&mut [0; 1])).await.unwrap().unwrap_or(0), 0);
     assert_eq!(observed(&agent).await[id].state(), MicrovmState::Suspended);
     terminate(&agent, id, 1).await.unwrap();
+    edge.is_awake(true);
     let mut rest = Vec::new();
     let ended = tokio::time::timeout(PATIENCE, echo.read.read_to_end(&mut rest)).await;
     assert!(ended.is_ok(), "a connection outlived its microVM");
@@ -129,8 +134,9 @@ async fn they_sleep_and_wake_with_their_guest() {
 async fn a_busy_microvm_answers_before_it_sleeps() {
     let (_world, agent, one) = running(None).await;
     let id = one.microvm_id.as_str();
+    let edge = Edge::new(&agent, id, 1);
     assert_eq!(get(&agent, id, "count").await, "1");
-    let mut request = connect(&agent, id, SLOW_PORT, true).await;
+    let mut request = connect(&edge, SLOW_PORT, true).await;
     request.write_all(b"go\n").await.unwrap();
     // The request is in the guest when the microVM's bytes say so.
     until(&agent, id, |one| one.metering.as_ref().is_some_and(|metering| metering.endpoint_bytes > 0)).await;
@@ -153,10 +159,72 @@ async fn a_busy_microvm_answers_before_it_sleeps() {
 async fn a_suspend_whose_hook_fails_leaves_them_open() {
     let (_world, agent, one) = running(Some(hooks(&["suspend"]))).await;
     let id = one.microvm_id.as_str();
-    let mut echo = Echo::open(&agent, id, ECHO_PORT).await;
+    let edge = Edge::new(&agent, id, 1);
+    let mut echo = Echo::open(&edge).await;
     echo.exchange(1, 1).await;
     assert_eq!(get(&agent, id, "set?suspend=500").await, "ok");
     suspend(&agent, id, 1).await.unwrap_err();
     echo.exchange(2, 2).await;
     assert_eq!(observed(&agent).await[id].state(), MicrovmState::Running);
+}
+
+/// Waits until the snapshot is in S3; where it is there.
+async fn uploaded(agent: &Agent, id: &str) -> SnapshotCopies {
+    let (one, _) = until(agent, id, |one| one.snapshot.as_ref().is_some_and(|copies| copies.remote)).await;
+    one.snapshot.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn they_move_to_another_host_and_outlive_its_agent() {
+    let (world, first, one) = running(None).await;
+    let id = one.microvm_id.as_str();
+    let edge = Edge::new(&first, id, 1);
+    let mut echo = Echo::open(&edge).await;
+    let mut counting = Counting::of(connect(&edge, COUNT_PORT, true).await, COUNT_PORT);
+    let mut loopback = connect(&edge, LOOPBACK_PORT, true).await;
+    loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
+    while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
+    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+
+    let mut agents = [first, world.agent(4096).await];
+    let (mut at, mut owed) = (0, 0);
+    // An odd round moves it, an even one kills the agent and starts it again.
+    for round in 1..=6u8 {
+        let generation = u64::from(round / 2) + 1;
+        counting.expect(3).await;
+        loopback.expect(3).await;
+        edge.is_awake(false);
+        suspend(&agents[at], id, generation).await.unwrap();
+        if round % 2 == 1 {
+            let copies = uploaded(&agents[at], id).await;
+            let left = at;
+            at = 1 - left;
+            edge.is_at(&agents[at], generation + 1);
+            let woken = resume(&agents[at], &one, generation + 1, Some(copies)).await.unwrap();
+            eprintln!("{}", steps(&woken));
+            // The host that it has left hears of it, and ends what waits there.
+            world.reports.lock().unwrap().stale.insert(agents[left].host_id.clone(), vec![id.to_owned()]);
+            testkit::until("the copy is dropped", || async { agents[left].names("microvms").is_empty() })
+                .await;
+            edge.is_awake(true);
+        } else {
+            agents[at].kill();
+            agents[at].start(None).await;
+        }
+        // After the agent's death this wakes it.
+        echo.exchange(round, owed).await;
+        owed = round;
+        edge.is_awake(true);
+    }
+    counting.expect(3).await;
+    loopback.expect(3).await;
+
+    // Nobody comes for one whose client has left: the app hears of it, and the others go on.
+    suspend(&agents[at], id, 4).await.unwrap();
+    drop(loopback);
+    resume(&agents[at], &one, 4, None).await.unwrap();
+    counting.expect(50).await;
+    echo.exchange(7, owed).await;
+    terminate(&agents[at], id, 4).await.unwrap();
 }

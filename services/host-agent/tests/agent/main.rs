@@ -9,6 +9,7 @@ mod calls;
 mod connections;
 mod crashes;
 mod damage;
+mod edge;
 mod ends;
 mod engines_ahead;
 mod lifecycle;
