@@ -3,6 +3,7 @@
 mod tidy;
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use api::host::v1::{HostUsage, ObservedMicrovm};
@@ -26,6 +27,7 @@ pub struct Microvms {
     host: Arc<Host>,
     live: Mutex<HashMap<String, Handle>>,
     ended: Mutex<HashMap<String, EndReport>>,
+    draining: AtomicBool,
 }
 
 struct EndReport {
@@ -56,7 +58,22 @@ impl Microvms {
                 }
             }
         }
-        Arc::new(Self { host, live: Mutex::default(), ended: Mutex::new(ended) })
+        Arc::new(Self {
+            host,
+            live: Mutex::default(),
+            ended: Mutex::new(ended),
+            draining: AtomicBool::new(false),
+        })
+    }
+
+    /// Notes what the scheduler says of the host.
+    pub fn set_draining(&self, draining: bool) {
+        self.draining.store(draining, Ordering::Relaxed);
+    }
+
+    /// True while the host is being drained, as far as it has heard.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 
     /// Drives a microVM and remembers it until it is gone.

@@ -101,6 +101,7 @@ impl Reporter {
         self.known.clear();
         self.answered(&observed);
         self.drop_stale(response.stale_microvm_ids);
+        self.microvms.set_draining(response.draining);
         let interval = response.heartbeat_interval.as_ref().and_then(|interval| api::duration(interval).ok());
         Ok(interval.unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
     }
@@ -131,6 +132,7 @@ impl Reporter {
         }
         self.answered(&observed);
         self.drop_stale(response.stale_microvm_ids);
+        self.microvms.set_draining(response.draining);
         Ok(true)
     }
 

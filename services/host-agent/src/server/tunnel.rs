@@ -230,7 +230,12 @@ impl Tunnels {
         }
     }
 
+    /// Wakes the microVM here, which is the host's own decision; not while it is being drained, since the scheduler then
+    /// knows a better place.
     async fn wake(&self, handle: &Handle) -> Result<(), Refusal> {
+        if self.microvms.is_draining() {
+            return Err(Refusal::new(OpenStatus::NoRoom, "the host is being drained"));
+        }
         let handle = handle.clone();
         // Its own task: a caller that hangs up must not stop a wake that others have joined.
         let woken = tokio::spawn(async move { handle.command(Command::Resume(None), None).await }).await;

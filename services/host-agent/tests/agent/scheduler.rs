@@ -39,12 +39,12 @@ pub async fn serve(identity: &Arc<rpc::TlsIdentity>) -> (Script, Arc<Mutex<Repor
         let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
         let stale_microvm_ids = reports.hear(&spec.host_id, request.observed);
         reports.spec = spec;
-        Ok(RegisterHostResponse { heartbeat_interval, stale_microvm_ids })
+        Ok(RegisterHostResponse { heartbeat_interval, stale_microvm_ids, draining: false })
     });
     let heard = Arc::clone(&reports);
     script.react("Heartbeat", move |request: HeartbeatRequest| {
         let stale_microvm_ids = heard.lock().unwrap().hear(&request.host_id, request.observed);
-        Ok(HeartbeatResponse { register: false, stale_microvm_ids })
+        Ok(HeartbeatResponse { register: false, stale_microvm_ids, draining: false })
     });
     (script, reports)
 }

@@ -28,6 +28,7 @@ impl HostService for Handlers {
             Ok(RegisterHostResponse {
                 heartbeat_interval: Some(api::duration_proto(interval)),
                 stale_microvm_ids: reply.stale,
+                draining: reply.draining,
             })
         })
         .await
@@ -37,7 +38,11 @@ impl HostService for Handlers {
         self.answer(request, &[HostAgent], |term, request| async move {
             let host = host_id(&request.host_id, "hostId")?;
             let reply = term.heartbeat(host, request.usage, request.observed, request.complete).await?;
-            Ok(HeartbeatResponse { register: reply.register, stale_microvm_ids: reply.stale })
+            Ok(HeartbeatResponse {
+                register: reply.register,
+                stale_microvm_ids: reply.stale,
+                draining: reply.draining,
+            })
         })
         .await
     }

@@ -39,6 +39,8 @@ const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snap
 pub struct RegisterReply {
     pub register: bool,
     pub stale: Vec<String>,
+    /// It wakes nothing by itself.
+    pub draining: bool,
 }
 
 impl Term {
@@ -62,7 +64,8 @@ impl Term {
         let term = Arc::clone(self);
         self.spawn(async move { term.context.agents.warm(&address).await });
         let stale = self.merge_report(&host, observed, true).await?;
-        Ok(RegisterReply { register: false, stale })
+        let draining = self.memory().hosts.get(&host).is_some_and(|host| host.draining);
+        Ok(RegisterReply { register: false, stale, draining })
     }
 
     pub async fn heartbeat(
@@ -73,10 +76,11 @@ impl Term {
         complete: bool,
     ) -> Result<RegisterReply, Refusal> {
         if !self.memory().hosts.report(&host, usage, self.now()) {
-            return Ok(RegisterReply { register: true, stale: Vec::new() });
+            return Ok(RegisterReply { register: true, ..RegisterReply::default() });
         }
         let stale = self.merge_report(&host, observed, complete).await?;
-        Ok(RegisterReply { register: false, stale })
+        let draining = self.memory().hosts.get(&host).is_some_and(|host| host.draining);
+        Ok(RegisterReply { register: false, stale, draining })
     }
 
     /// Merges a report and returns what the host must drop. Answers only when
