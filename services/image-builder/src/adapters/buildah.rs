@@ -218,15 +218,15 @@ impl Buildah {
         self.run(self.spec(session, work, binds, command), OWN_STEP_TIMEOUT, line).await
     }
 
-    /// Builds the Dockerfile `text` in the work directory's context into an image called `image`.
+    /// Builds the Dockerfile `text` in the work directory's context and returns the image's id. It has no name: nobody's FROM
+    /// reaches it, and it stays as the layer cache of the next build, until that is pruned.
     pub async fn build(
         &self,
         session: &Session,
         work: &Work,
         text: &str,
-        image: &str,
         line: impl FnMut(String),
-    ) -> Result<(), Error> {
+    ) -> Result<String, Error> {
         self.used.store(true, Ordering::Relaxed);
         tokio::fs::write(work.shared().join("Dockerfile"), text).await?;
         let processes = self.settings.processes_max;
@@ -255,14 +255,17 @@ impl Buildah {
             command.push(format!("--volume={FILES}/{name}:{FILES}/{name}:ro"));
         }
         command.extend(
-            ["--tag", image, "--file", "/build/shared/Dockerfile", "/build/context"].map(str::to_owned),
+            ["--iidfile=/build/shared/image-id", "--file=/build/shared/Dockerfile", "/build/context"]
+                .map(str::to_owned),
         );
         let binds = vec![Bind::read_only(work.context(), "/build/context")];
         let limit = Duration::from_secs(self.settings.timeout_seconds);
-        self.run(self.spec(session, work, binds, command), limit, line).await
+        self.run(self.spec(session, work, binds, command), limit, line).await?;
+        let id = tokio::fs::read_to_string(work.shared().join("image-id")).await?;
+        Ok(id.trim().to_owned())
     }
 
-    /// Makes an ext4 disk of `size` bytes from an image, and forgets the image (its layers stay cached).
+    /// Makes an ext4 disk of `size` bytes from an image.
     pub async fn disk(
         &self,
         session: &Session,

@@ -27,7 +27,7 @@ pub(super) struct Prepared {
 }
 
 impl Job {
-    /// Builds the Dockerfile; returns the image's name.
+    /// Builds the Dockerfile; returns the image's id.
     pub(super) async fn container(&mut self) -> Result<String, StepError> {
         let step = BuildStep::Container;
         let broken = |error: std::io::Error| BuildError::io(step, "cannot build", &error);
@@ -37,7 +37,6 @@ impl Job {
             self.note(format!("Base image {base} version {version}."));
             self.import(base, &version.to_string()).await?;
         }
-        let image = format!("localhost/torpor-build/{}:{}", self.entry.build_id, self.entry.attempt);
         let mut transcript = Transcript::default();
         let session = self.session.as_ref().expect("made above");
         let log = Arc::clone(&self.log);
@@ -47,9 +46,8 @@ impl Job {
                 log.append(LogSource::Stdout, shown);
             }
         };
-        let built = self.context.buildah.build(session, &self.work, &plan.text, &image, line).await;
-        built.map_err(|error| self.container_failure(error, &transcript, &plan))?;
-        Ok(image)
+        let built = self.context.buildah.build(session, &self.work, &plan.text, line).await;
+        Ok(built.map_err(|error| self.container_failure(error, &transcript, &plan))?)
     }
 
     async fn plan(&self) -> Result<Plan, StepError> {

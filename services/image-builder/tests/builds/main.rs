@@ -88,8 +88,9 @@ async fn an_image_is_built_updated_and_deleted() {
     assert_eq!(refused.message(), "A MicroVM image with the name 'app' already exists in this account");
 
     // A second version fails; the first stays active.
+    let begins_alike: String = APP.lines().take(2).map(|line| format!("{line}\n")).collect();
     let broken =
-        world.order("app", &[("Dockerfile", "FROM debian-12\nRUN true\nRUN false\nCMD [\"/x\"]\n")]).await;
+        world.order("app", &[("Dockerfile", &format!("{begins_alike}RUN false\nCMD [\"/x\"]\n"))]).await;
     let update = UpdateImageRequest {
         image_identifier: image.image_arn.clone(),
         configuration: broken.configuration,
@@ -109,6 +110,11 @@ async fn an_image_is_built_updated_and_deleted() {
         "The container image build failed at step 3/4: RUN false (exit status 1)."
     );
     assert_eq!(failed.snapshot_build, None, "there is nothing to have a size");
+    let (lines, _) = log(&mut client, &failed.build_id, false).await;
+    assert!(
+        lines.iter().any(|line| line.contains("Using cache")),
+        "a build that succeeded left no cache: {lines:#?}"
+    );
     let image = client.get_image(GetImageRequest { image_identifier: "app".into() }).await.unwrap();
     let image = image.into_inner().image.unwrap();
     assert_eq!(image.state(), ImageState::UpdateFailed);

@@ -1,4 +1,4 @@
-# Makes /build/shared/disk.ext4 from an image. Arguments: its name, KiB of the disk.
+# Makes /build/shared/disk.ext4 from an image. Arguments: its id, KiB of the disk.
 b() { buildah --root=/storage --runroot=/run/buildah --storage-driver=overlay "$@"; }
 out=/build/shared
 container=$(b from --pull-never "$1")
@@ -22,4 +22,3 @@ mke2fs -q -t ext4 -b 4096 -m 0 -J size=8 -L root -d "$tree" \
     -E hash_seed=5c0d6f6e-8a0b-4f57-9d6c-1d7d8a6d2b33,assume_storage_prezeroed=1,lazy_itable_init=0,lazy_journal_init=0 \
     $out/disk.ext4 "$2k"
 b rm "$container" >/dev/null
-b rmi --force "$1" >/dev/null 2>&1 || true
