@@ -2,12 +2,10 @@
 
 import functools
 import json
-import os
 import subprocess
 from dataclasses import dataclass
-from pathlib import Path
 
-from .fleet import REPOSITORY
+from .fleet import fleet_program
 
 BUILD = "cargo build --release -p aws-cases --example boundary"
 
@@ -37,8 +35,7 @@ class Case:
 @functools.cache
 def cases() -> tuple[Case, ...]:
     """Every case."""
-    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
-    program = target / "release" / "examples" / "boundary"
+    program = fleet_program().parent / "examples" / "boundary"
     assert program.is_file(), f"{program} is missing: {BUILD}"
     lines = subprocess.run([program], capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
     return tuple(_case(json.loads(line)) for line in lines)

@@ -53,9 +53,7 @@ class Fleet:
         """The fleet in TORPOR_E2E_DATA_DIR."""
         data_dir = os.environ.get("TORPOR_E2E_DATA_DIR")
         assert data_dir, "these tests need a running fleet: run deploy/test, or set TORPOR_E2E_DATA_DIR"
-        target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
-        program = Path(os.environ.get("TORPOR_PROGRAM", target / "release" / "torpor"))
-        fleet = cls(Path(data_dir), program)
+        fleet = cls(Path(data_dir), fleet_program())
         fleet.variables = fleet.json("env")
         missing = [name for name in AWS_VARIABLES if not fleet.variables.get(name)]
         assert not missing, f"torpor env lacks {', '.join(missing)}"
@@ -129,6 +127,12 @@ class Fleet:
         components = json.loads(self.torpor("status", "-o", "json", must=False))["components"]
         (found,) = [component for component in components if component["name"] == name]
         return found
+
+
+def fleet_program() -> Path:
+    """The `torpor` under test; beside it are the examples that were compiled with it."""
+    target = Path(os.environ.get("CARGO_TARGET_DIR", REPOSITORY / "target"))
+    return Path(os.environ.get("TORPOR_PROGRAM", target / "release" / "torpor"))
 
 
 def required_program(name: str) -> str:
