@@ -16,6 +16,9 @@ const BUFFER: usize = 32 * 1024;
 
 /// How long a guest that is about to sleep is waited for when it owes an answer.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
+/// How long what the client still sends is thrown away after the app has answered and closed. Closing at once would reset the
+/// connection and take the answer's last bytes with it.
+const LINGER: Duration = Duration::from_secs(30);
 /// After the last byte of the guest's for this long, its answer counts as complete.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -101,6 +104,8 @@ struct Direction {
     ended: bool,
     /// The writing side has been told so.
     shut: bool,
+    /// The guest reads no more, though it may still be answering: what comes for it is thrown away.
+    refused: bool,
 }
 
 impl<T, G> Session<T, G>
@@ -135,7 +140,7 @@ where
             if hold.is_cancelled() {
                 let since = *held_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= ANSWER_WAIT || !self.is_busy() {
-                    let closing = self.up.ended || self.down.ended || self.guest.is_none();
+                    let closing = self.up.ended || self.up.refused || self.down.ended || self.guest.is_none();
                     return if closing { Ended::Cut } else { Ended::Held };
                 }
             }
@@ -151,10 +156,23 @@ where
                 () = stop.cancelled() => return Ended::Cut,
                 () = look => {}
                 result = carried => return match result {
+                    Ok(()) if self.up.refused => self.linger(stop).await,
                     Ok(()) => Ended::Closed,
                     Err(error) => Ended::Failed(error),
                 },
             }
+        }
+    }
+
+    /// The app has answered and closed without reading everything: waits until the edge has closed too.
+    async fn linger(&mut self, stop: &CancellationToken) -> Ended {
+        self.up.allocate();
+        let discard =
+            async { while self.tunnel.read(&mut self.up.buffer).await.is_ok_and(|count| count > 0) {} };
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Ended::Cut,
+            _ = tokio::time::timeout(LINGER, discard) => Ended::Closed,
         }
     }
 
@@ -182,7 +200,11 @@ where
             progress.answered = Some(Instant::now());
             activity(count);
         })?;
-        if up.is_ready() && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
+        if (up.is_ready() || self.up.refused) && down.is_ready() {
+            Poll::Ready(Ok(()))
+        } else {
+            Poll::Pending
+        }
     }
 }
 
@@ -199,7 +221,8 @@ impl Direction {
         }
     }
 
-    /// Carries until there is nothing to carry; ready when the reading side has closed and the writing side knows.
+    /// Carries until there is nothing to carry; ready when the reading side has closed and the writing side knows. A guest that
+    /// takes no more is no error: an app may answer and close without reading its request to the end.
     fn poll(
         &mut self,
         cx: &mut Context<'_>,
@@ -210,12 +233,21 @@ impl Direction {
     ) -> Poll<io::Result<()>> {
         self.allocate();
         loop {
+            if self.refused {
+                self.start = self.end;
+            }
             while self.start < self.end {
                 let bytes = &self.buffer[self.start..self.end];
-                let written = ready!(Pin::new(&mut *writer).poll_write(cx, bytes))?;
-                if written == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-                }
+                let written = match ready!(Pin::new(&mut *writer).poll_write(cx, bytes)) {
+                    Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                    Ok(written) => written,
+                    Err(_) if counted == Counted::Written => {
+                        self.refused = true;
+                        self.start = self.end;
+                        break;
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                };
                 self.start += written;
                 self.unflushed = true;
                 if counted == Counted::Written {
@@ -233,14 +265,14 @@ impl Direction {
                     continue;
                 }
             }
-            if self.unflushed {
+            if self.unflushed && !self.refused {
                 ready!(Pin::new(&mut *writer).poll_flush(cx))?;
                 self.unflushed = false;
             }
             if !self.ended {
                 return Poll::Pending;
             }
-            if !self.shut {
+            if !self.shut && !self.refused {
                 ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
                 self.shut = true;
             }
@@ -280,6 +312,26 @@ mod tests {
         assert_eq!(copied, Copied { to_guest: 8, from_guest: 9 });
         assert!(matches!(ended, Ended::Closed));
         assert_eq!(seen, 17);
+    }
+
+    #[tokio::test]
+    async fn an_answer_arrives_though_the_app_reads_nothing() {
+        let (mut client, tunnel) = duplex(1024);
+        let (mut app, guest) = duplex(1024);
+        let carried =
+            tokio::spawn(async move { copy(tunnel, guest, |_| (), &CancellationToken::new()).await });
+        app.write_all(b"no").await.unwrap();
+        drop(app);
+        // Many times what the ways hold.
+        client.write_all(&[0; 100_000]).await.unwrap();
+        let mut answer = String::new();
+        client.read_to_string(&mut answer).await.unwrap();
+        assert_eq!(answer, "no");
+        client.write_all(&[0; 100_000]).await.unwrap();
+        drop(client);
+        let (copied, ended) = carried.await.unwrap();
+        assert_eq!(copied, Copied { to_guest: 0, from_guest: 2 });
+        assert!(matches!(ended, Ended::Closed), "{ended:?}");
     }
 
     #[tokio::test]

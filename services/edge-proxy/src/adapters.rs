@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod dial;
+pub mod expect;
 pub mod routes;
 pub mod scheduler;
 pub mod token_keys;

@@ -2,10 +2,12 @@
 //! matters; the body of the answer is read and thrown away so that the app sees a finished exchange.
 
 use std::io::{self, Read as _, Write as _};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 use api::guest::v1::{CallHookRequest, CallHookResponse, HookKind};
+
+use crate::loopback::Addresses;
 
 /// Largest head of an answer, in bytes.
 const HEAD_BYTES_MAX: usize = 16 * 1024;
@@ -72,8 +74,7 @@ pub fn call(request: &CallHookRequest) -> Result<CallHookResponse, &'static str>
 
 /// Posts to a port of guest loopback; the status of the answer, which came before `deadline`.
 pub fn post(port: u16, path: &str, body: &str, deadline: Instant) -> Result<u16, Error> {
-    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let mut stream = TcpStream::connect_timeout(&address, left(deadline)?)?;
+    let mut stream = connect(port, deadline)?;
     let mut request = format!(
         "POST {path} HTTP/1.1\r\nHost: localhost:{port}\r\nConnection: close\r\nContent-Length: {}\r\n",
         body.len()
@@ -87,6 +88,22 @@ pub fn post(port: u16, path: &str, body: &str, deadline: Instant) -> Result<u16,
     stream.set_write_timeout(Some(left(deadline)?))?;
     stream.write_all(request.as_bytes())?;
     read_status(&mut stream, deadline)
+}
+
+/// A connection to the first address of guest loopback at which the port listens.
+fn connect(port: u16, deadline: Instant) -> Result<TcpStream, Error> {
+    let mut refused = None;
+    for address in Addresses::of(port) {
+        match TcpStream::connect_timeout(&address, left(deadline)?) {
+            Ok(stream) => return Ok(stream),
+            Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(Error::TimedOut),
+            // What 127.0.0.1 says is the reason; a guest without IPv6 says another thing of ::1.
+            Err(error) => {
+                refused.get_or_insert(error);
+            }
+        }
+    }
+    Err(refused.map_or(Error::Refused, Error::from))
 }
 
 fn left(deadline: Instant) -> Result<Duration, Error> {
@@ -173,7 +190,14 @@ mod tests {
 
     /// One connection of a server that answers with `answer` (then closes if `close`).
     fn server(answer: &'static [u8], close: bool) -> (u16, thread::JoinHandle<String>) {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        server_on(TcpListener::bind("127.0.0.1:0").unwrap(), answer, close)
+    }
+
+    fn server_on(
+        listener: TcpListener,
+        answer: &'static [u8],
+        close: bool,
+    ) -> (u16, thread::JoinHandle<String>) {
         let port = listener.local_addr().unwrap().port();
         let served = thread::spawn(move || {
             let (mut stream, _) = listener.accept().unwrap();
@@ -212,6 +236,15 @@ mod tests {
             let status = post(port, "/x", "", soon()).map_err(|error| error.to_string());
             assert_eq!(status, expected.map_err(str::to_owned), "{name}");
             drop(served);
+        }
+    }
+
+    #[test]
+    fn every_kind_of_loopback_listener_is_reached() {
+        for listener in crate::loopback::tests::listeners() {
+            let address = listener.local_addr().unwrap();
+            let (port, _served) = server_on(listener, b"HTTP/1.1 200 OK\r\n\r\n", true);
+            assert_eq!(post(port, "/x", "", soon()).map_err(|error| error.to_string()), Ok(200), "{address}");
         }
     }
 

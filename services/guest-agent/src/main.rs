@@ -14,6 +14,7 @@ mod boot;
 mod console;
 mod hooks;
 mod identity;
+mod loopback;
 mod netlink;
 mod quiet;
 mod ready;

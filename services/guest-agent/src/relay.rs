@@ -7,11 +7,11 @@
 //!
 //! ```text
 //! Port ── two bytes ──> Connecting ── connected ──> Open ── both directions ended ──> gone
-//!   └─ 5 s ─> gone          └─ refused, 3 s ─> answer, gone
+//!   └─ 5 s ─> gone          └─ refused everywhere, 3 s ─> answer, gone
 //! ```
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddrV4, TcpListener, TcpStream};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -22,12 +22,14 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::EventFd;
 use nix::sys::socket::{
-    AddressFamily, SockFlag, SockType, SockaddrIn, connect, getsockopt, setsockopt, socket, sockopt,
+    AddressFamily, SockFlag, SockType, SockaddrStorage, connect, getsockopt, setsockopt, socket, sockopt,
 };
+
+use crate::loopback::Addresses;
 
 mod pipe;
 
-use pipe::Pipe;
+use pipe::{Pipe, Refusal};
 
 /// Most connections at a time; more are answered Busy.
 const CONNECTIONS_MAX: usize = 256;
@@ -72,9 +74,21 @@ impl Epoch {
 }
 
 enum ConnectionState {
-    Port { have: Vec<u8>, deadline: Instant },
-    Connecting { inner: TcpStream, deadline: Instant },
-    Open { inner: TcpStream, inward: Pipe, outward: Pipe },
+    Port {
+        have: Vec<u8>,
+        deadline: Instant,
+    },
+    /// `rest` are the addresses to try when this one refuses.
+    Connecting {
+        inner: TcpStream,
+        rest: Addresses,
+        deadline: Instant,
+    },
+    Open {
+        inner: TcpStream,
+        inward: Pipe,
+        outward: Pipe,
+    },
 }
 
 struct Connection {
@@ -251,30 +265,31 @@ impl Connection {
                     let Some(port) = read_port(&self.outer, have)? else {
                         return Ok(false);
                     };
-                    match connect_to_loopback(port) {
-                        Ok(inner) => {
-                            self.phase =
-                                ConnectionState::Connecting { inner, deadline: now + CONNECT_TIMEOUT };
-                        }
-                        Err(_) => {
-                            say(&self.outer, RelayAnswer::Refused);
-                            return Ok(false);
-                        }
-                    }
-                }
-                ConnectionState::Connecting { inner, .. } => match connected(inner) {
-                    None => return Ok(true),
-                    Some(false) => {
+                    let mut rest = Addresses::of(port);
+                    let Some(inner) = begin_to_connect(&mut rest) else {
                         say(&self.outer, RelayAnswer::Refused);
                         return Ok(false);
+                    };
+                    self.phase = ConnectionState::Connecting { inner, rest, deadline: now + CONNECT_TIMEOUT };
+                }
+                ConnectionState::Connecting { inner, rest, .. } => match connected(inner) {
+                    None => return Ok(true),
+                    Some(false) => {
+                        let Some(next) = begin_to_connect(rest) else {
+                            say(&self.outer, RelayAnswer::Refused);
+                            return Ok(false);
+                        };
+                        *inner = next;
                     }
                     Some(true) => {
                         if !say(&self.outer, RelayAnswer::Connected) {
                             return Ok(false);
                         }
                         let inner = inner.try_clone()?;
+                        // An app may answer and close without reading to the end; its answer counts.
+                        let inward = Pipe::new(Refusal::Discards);
                         self.phase =
-                            ConnectionState::Open { inner, inward: Pipe::new(), outward: Pipe::new() };
+                            ConnectionState::Open { inner, inward, outward: Pipe::new(Refusal::Ends) };
                     }
                 },
                 ConnectionState::Open { inner, inward, outward } => {
@@ -302,11 +317,16 @@ fn read_port(mut outer: &TcpStream, have: &mut Vec<u8>) -> io::Result<Option<u16
     }
 }
 
-fn connect_to_loopback(port: u16) -> nix::Result<TcpStream> {
+/// A connection attempt at the first of the addresses that does not refuse it at once; `None` when all do.
+fn begin_to_connect(addresses: &mut Addresses) -> Option<TcpStream> {
+    addresses.find_map(|address| begin_to_connect_to(address).ok())
+}
+
+fn begin_to_connect_to(address: SocketAddr) -> nix::Result<TcpStream> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
-    let inner = socket(AddressFamily::Inet, SockType::Stream, flags, None)?;
-    let address = SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, port));
-    match connect(inner.as_raw_fd(), &address) {
+    let family = if address.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let inner = socket(family, SockType::Stream, flags, None)?;
+    match connect(inner.as_raw_fd(), &SockaddrStorage::from(address)) {
         Ok(()) | Err(Errno::EINPROGRESS) => {
             let inner = TcpStream::from(inner);
             let _ = inner.set_nodelay(true);

@@ -1,33 +1,64 @@
-//! Which TCP ports listen, from /proc/net/tcp and tcp6.
+//! Where TCP sockets listen, from /proc/net/tcp and tcp6.
 
 use std::collections::BTreeSet;
-use std::fs;
+use std::fs::File;
+use std::io::{self, Read as _};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// Value of the state column for a listening socket.
 const LISTEN: &str = "0A";
 
+/// Most bytes of one table that are read. The kernel names the listening sockets first, in lines of 150 bytes (180 in tcp6):
+/// this holds a thousand of them, however many connections the guest has.
+const TABLE_BYTES_MAX: u64 = 192 * 1024;
+
 /// Ports that listen on an address an app's traffic can reach, except `own`.
 pub fn listening_ports(own: &[u16]) -> BTreeSet<u16> {
-    let mut ports = BTreeSet::new();
-    for path in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        // A kernel without IPv6 has no tcp6.
-        if let Ok(table) = fs::read_to_string(path) {
-            ports.extend(parse_listening(&table));
-        }
-    }
-    ports.retain(|port| !own.contains(port));
-    ports
+    let ports = listening_addresses().into_iter().map(|address| address.port());
+    ports.filter(|port| !own.contains(port)).collect()
 }
 
-/// Ports of the listening sockets in one table. Lines that do not parse are skipped.
-fn parse_listening(table: &str) -> impl Iterator<Item = u16> {
+/// The addresses of all listening sockets.
+pub fn listening_addresses() -> Vec<SocketAddr> {
+    let tables = ["/proc/net/tcp", "/proc/net/tcp6"].into_iter();
+    // A kernel without IPv6 has no tcp6.
+    tables
+        .filter_map(|path| read(path).ok())
+        .flat_map(|table| parse_listening(&table).collect::<Vec<_>>())
+        .collect()
+}
+
+fn read(path: &str) -> io::Result<String> {
+    let mut table = String::new();
+    File::open(path)?.take(TABLE_BYTES_MAX).read_to_string(&mut table)?;
+    Ok(table)
+}
+
+/// Addresses of the listening sockets in one table. Lines that do not parse are skipped.
+fn parse_listening(table: &str) -> impl Iterator<Item = SocketAddr> {
     table.lines().skip(1).filter_map(|line| {
         let mut columns = line.split_ascii_whitespace().skip(1);
         let local = columns.next()?;
         let state = columns.nth(1)?;
-        let (_, port) = local.rsplit_once(':')?;
-        (state == LISTEN).then(|| u16::from_str_radix(port, 16).ok())?
+        let (address, port) = local.rsplit_once(':')?;
+        let port = u16::from_str_radix(port, 16).ok()?;
+        (state == LISTEN).then(|| Some(SocketAddr::new(parse_address(address)?, port)))?
     })
+}
+
+/// An address as the tables write it: 32-bit words in hexadecimal digits, each in the machine's byte order. An IPv4 address
+/// in its IPv6 form is an IPv4 address.
+fn parse_address(text: &str) -> Option<IpAddr> {
+    let word = |at: usize| u32::from_str_radix(text.get(at..at + 8)?, 16).ok().map(u32::to_ne_bytes);
+    match text.len() {
+        8 => word(0).map(IpAddr::from),
+        32 => {
+            let words = [word(0)?, word(8)?, word(16)?, word(24)?];
+            let bytes: [u8; 16] = words.concat().try_into().ok()?;
+            Some(Ipv6Addr::from(bytes).to_canonical())
+        }
+        _ => None,
+    }
 }
 
 #[cfg(test)]
@@ -45,14 +76,21 @@ garbage
     const TCP6: &str = "\
   sl  local_address                         remote_address                        st tx_queue
    0: 00000000000000000000000000000000:2328 00000000000000000000000000000000:0000 0A 00000000:00000000
+   1: 00000000000000000000000001000000:1F90 00000000000000000000000000000000:0000 0A 00000000:00000000
+   2: 0000000000000000FFFF00000200007F:1F91 00000000000000000000000000000000:0000 0A 00000000:00000000
 ";
 
     #[test]
-    fn listening_ports_of_a_table() {
-        for (table, expected) in
-            [("", vec![]), ("header\n", vec![]), (TCP, vec![8080, 80]), (TCP6, vec![9000])]
-        {
-            assert_eq!(parse_listening(table).collect::<Vec<_>>(), expected);
+    fn listening_addresses_of_a_table() {
+        let cases: [(&str, &[&str]); 4] = [
+            ("", &[]),
+            ("header\n", &[]),
+            (TCP, &["127.0.0.1:8080", "0.0.0.0:80"]),
+            (TCP6, &["[::]:9000", "[::1]:8080", "127.0.0.2:8081"]),
+        ];
+        for (table, expected) in cases {
+            let addresses: Vec<String> = parse_listening(table).map(|address| address.to_string()).collect();
+            assert_eq!(addresses, expected);
         }
     }
 

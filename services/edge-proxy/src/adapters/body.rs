@@ -2,50 +2,66 @@
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Full;
+use futures::future::BoxFuture;
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
-type Unread = Arc<Mutex<Option<Incoming>>>;
+use crate::adapters::expect::{Consent, Waiting};
 
-/// A request body that can be had back until its first frame is asked for, so
-/// that a request which met a dead connection can be sent on another.
+/// How long a body that nobody wants any more is read and thrown away. A client that sends before it reads, as most do, would
+/// otherwise find its connection reset instead of the answer.
+const DISCARD_TIME: Duration = Duration::from_secs(30);
+
+type Unread = Arc<Mutex<Option<ClientBody>>>;
+
+/// Why a request's body did not reach the app.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    #[error(transparent)]
+    Client(#[from] hyper::Error),
+    #[error("the app has turned the body away")]
+    TurnedAway,
+}
+
+/// A client's body. What is left of it when it is dropped is thrown away, unless the client waits to be asked for it.
 #[derive(Debug)]
-pub struct ReplayBody {
-    unread: Unread,
-    taken: Option<Incoming>,
-    hint: SizeHint,
-    ended: bool,
+pub struct ClientBody {
+    body: Option<Incoming>,
+    /// The client waits for "100 Continue".
+    held_back: bool,
 }
 
-/// The way back to the body.
-#[derive(Debug)]
-pub struct Replay(Unread);
-
-impl ReplayBody {
-    pub fn new(body: Incoming) -> (Self, Replay) {
-        let (hint, ended) = (body.size_hint(), body.is_end_stream());
-        let unread: Unread = Arc::new(Mutex::new(Some(body)));
-        (Self { unread: unread.clone(), taken: None, hint, ended }, Replay(unread))
+impl ClientBody {
+    pub fn new(body: Incoming, held_back: bool) -> Self {
+        Self { body: Some(body), held_back }
     }
 
-    /// No body.
-    pub fn empty() -> Self {
-        Self { unread: Unread::default(), taken: None, hint: SizeHint::with_exact(0), ended: true }
+    fn get(&self) -> &Incoming {
+        self.body.as_ref().expect("taken by its drop only")
     }
 }
 
-impl Replay {
-    /// The body, if nothing of it was read.
-    pub fn back(self) -> Option<Incoming> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+impl Drop for ClientBody {
+    fn drop(&mut self) {
+        let Some(mut body) = self.body.take().filter(|body| !self.held_back && !body.is_end_stream()) else {
+            return;
+        };
+        // Without a runtime the process ends, and the connection with it.
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(async move {
+                let discard = async { while body.frame().await.is_some_and(|frame| frame.is_ok()) {} };
+                tokio::time::timeout(DISCARD_TIME, discard).await
+            });
+        }
     }
 }
 
-impl Body for ReplayBody {
+impl Body for ClientBody {
     type Data = Bytes;
     type Error = hyper::Error;
 
@@ -53,12 +69,77 @@ impl Body for ReplayBody {
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        self.held_back = false;
+        Pin::new(self.body.as_mut().expect("taken by its drop only")).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.get().is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.get().size_hint()
+    }
+}
+
+/// A request body that can be had back until its first frame is asked for, so
+/// that a request which met a dead connection can be sent on another.
+pub struct ReplayBody {
+    unread: Unread,
+    taken: Option<ClientBody>,
+    hint: SizeHint,
+    ended: bool,
+    /// Until the app has agreed to have it.
+    verdict: Option<BoxFuture<'static, bool>>,
+}
+
+/// The way back to the body.
+#[derive(Debug)]
+pub struct Replay(Unread);
+
+impl ReplayBody {
+    /// Goes to the app at once, or when it agrees.
+    pub fn new(body: ClientBody, waiting: Option<Waiting>) -> (Self, Replay) {
+        let (hint, ended) = (body.size_hint(), body.is_end_stream());
+        let unread: Unread = Arc::new(Mutex::new(Some(body)));
+        let verdict = waiting.map(|waiting| -> BoxFuture<'static, bool> { Box::pin(waiting.verdict()) });
+        (Self { unread: unread.clone(), taken: None, hint, ended, verdict }, Replay(unread))
+    }
+
+    /// No body.
+    pub fn empty() -> Self {
+        let hint = SizeHint::with_exact(0);
+        Self { unread: Unread::default(), taken: None, hint, ended: true, verdict: None }
+    }
+}
+
+impl Replay {
+    /// The body, if nothing of it was read.
+    pub fn back(self) -> Option<ClientBody> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl Body for ReplayBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        if let Some(verdict) = &mut self.verdict {
+            if !ready!(verdict.as_mut().poll(cx)) {
+                return Poll::Ready(Some(Err(BodyError::TurnedAway)));
+            }
+            self.verdict = None;
+        }
         if self.taken.is_none() {
             let body = self.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
             self.taken = body;
         }
         match &mut self.taken {
-            Some(body) => Pin::new(body).poll_frame(cx),
+            Some(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
             None => Poll::Ready(None),
         }
     }
@@ -78,6 +159,8 @@ impl Body for ReplayBody {
 pub struct ResponseBody {
     source: Source,
     _permit: Option<OwnedSemaphorePermit>,
+    /// A request's body that was turned away is given up when its response has been sent.
+    _consent: Option<Consent>,
 }
 
 #[derive(Debug)]
@@ -87,13 +170,13 @@ enum Source {
 }
 
 impl ResponseBody {
-    pub fn app(body: Incoming, permit: OwnedSemaphorePermit) -> Self {
-        Self { source: Source::App(body), _permit: Some(permit) }
+    pub fn app(body: Incoming, permit: OwnedSemaphorePermit, consent: Option<Consent>) -> Self {
+        Self { source: Source::App(body), _permit: Some(permit), _consent: consent }
     }
 
     /// A text of the edge's own.
     pub fn text(text: &'static str) -> Self {
-        Self { source: Source::Edge(Full::from(text)), _permit: None }
+        Self { source: Source::Edge(Full::from(text)), _permit: None, _consent: None }
     }
 }
 

@@ -17,7 +17,7 @@ use token::{Claims, Kind, VerifyError};
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use crate::adapters::body::ResponseBody;
+use crate::adapters::body::{ClientBody, ResponseBody};
 use crate::adapters::scheduler::Scheduler;
 use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
@@ -86,6 +86,7 @@ impl Endpoints {
     ) -> Result<Response<ResponseBody>, Refusal> {
         let started = Instant::now();
         let (parts, body) = request.into_parts();
+        let body = ClientBody::new(body, headers::is_held_back(&parts));
         let host =
             headers::host(&parts).or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
         let handshake = upgrade::handshake(&parts)?;

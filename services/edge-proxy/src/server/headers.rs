@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName, HeaderValue, TE,
-    TRANSFER_ENCODING, UPGRADE,
+    CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
+    HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Scheme;
 use http::{Method, Uri, Version, request};
@@ -40,6 +40,30 @@ pub fn host(parts: &request::Parts) -> Option<&str> {
     })
 }
 
+/// True when the app is to be asked over HTTP/2 without TLS: the client says so, or it is gRPC, which is never HTTP/1.1.
+/// (gRPC-Web is.)
+pub fn wants_http2(parts: &request::Parts) -> bool {
+    let forced = parts.headers.get(FORCE_H2).is_some_and(|value| value.as_bytes() == b"true");
+    let grpc = || {
+        let kind = parts.headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let rest = kind.and_then(|kind| kind.strip_prefix("application/grpc"));
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['+', ';']))
+    };
+    forced || (parts.version == Version::HTTP_2 && grpc())
+}
+
+/// True when the client waits for "100 Continue" before it sends its body. Before HTTP/1.1 there was no such thing.
+pub fn is_held_back(parts: &request::Parts) -> bool {
+    let expected = parts.headers.get(EXPECT);
+    parts.version > Version::HTTP_10
+        && expected.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+/// True when the app will be asked whether it wants the body.
+pub fn expects(parts: &request::Parts, body: &impl hyper::body::Body) -> bool {
+    parts.headers.contains_key(EXPECT) && !body.is_end_stream()
+}
+
 /// Makes a client's request one for the app. `host` is the name it was for.
 pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: IpAddr, http2: bool) {
     let trailers = parts.headers.get_all(TE).iter().any(|value| {
@@ -49,8 +73,10 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
     });
     strip_hop(&mut parts.headers);
     strip_reserved(&mut parts.headers);
-    // The client's own waiting for "100 Continue" is answered by this hop, when the app begins to read.
-    parts.headers.remove(EXPECT);
+    // Only an app that speaks HTTP/1.1 is heard when it says 100: hyper does not tell of it in HTTP/2.
+    if http2 || !is_held_back(parts) {
+        parts.headers.remove(EXPECT);
+    }
     for name in [FORWARDED, FORWARDED_FOR, FORWARDED_HOST, FORWARDED_PORT] {
         parts.headers.remove(name);
     }
@@ -175,7 +201,7 @@ mod tests {
             .header("content-length", "0")
             .header("transfer-encoding", "chunked")
             .header("te", "gzip, trailers")
-            .header("expect", "100-continue")
+            .header("expect", "something-else")
             .header("x-aws-proxy-auth", "secret")
             .header("x-aws-proxy-anything", "1")
             .header("x-forwarded-for", "6.6.6.6")
@@ -203,6 +229,41 @@ mod tests {
             ]
         );
         assert_eq!(parts.uri, "/path?x=1");
+    }
+
+    #[test]
+    fn an_expectation_reaches_apps_that_can_answer_it() {
+        for (value, version, http2, passed) in [
+            ("100-continue", Version::HTTP_11, false, true),
+            ("100-Continue", Version::HTTP_2, false, true),
+            ("100-continue", Version::HTTP_10, false, false),
+            ("100-continue", Version::HTTP_2, true, false),
+            ("100-continue, more", Version::HTTP_11, false, false),
+        ] {
+            let request = Request::put("/").version(version).header("expect", value);
+            assert_eq!(forwarded(request, http2).headers.contains_key(EXPECT), passed, "{value} {version:?}");
+        }
+    }
+
+    #[test]
+    fn grpc_and_who_asks_for_it_get_http2() {
+        for (kind, forced, version, expected) in [
+            ("application/grpc", None, Version::HTTP_2, true),
+            ("application/grpc+proto", None, Version::HTTP_2, true),
+            ("application/grpc;charset=utf-8", None, Version::HTTP_2, true),
+            ("application/grpc", None, Version::HTTP_11, false),
+            ("application/grpc-web", None, Version::HTTP_2, false),
+            ("application/json", None, Version::HTTP_2, false),
+            ("application/json", Some("true"), Version::HTTP_11, true),
+            ("application/json", Some("false"), Version::HTTP_2, false),
+        ] {
+            let mut request = Request::post("/").version(version).header("content-type", kind);
+            if let Some(value) = forced {
+                request = request.header(FORCE_H2, value);
+            }
+            let (parts, ()) = request.body(()).unwrap().into_parts();
+            assert_eq!(wants_http2(&parts), expected, "{kind} {forced:?} {version:?}");
+        }
     }
 
     #[test]

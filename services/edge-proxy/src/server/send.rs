@@ -8,13 +8,15 @@ use http::request::Parts;
 use http::{HeaderValue, Request, Response};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::TrySendError;
+use hyper::ext::on_informational;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use crate::adapters::body::{ReplayBody, ResponseBody};
+use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
 use crate::adapters::dial::Dialer;
+use crate::adapters::expect::Consent;
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
 use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
@@ -51,7 +53,13 @@ pub struct Admitted {
 enum AttemptError {
     Final(Refusal),
     /// The connection was dead; here is the request again.
-    Resend(Box<Request<Incoming>>),
+    Resend(Box<Request<ClientBody>>),
+}
+
+/// The app's response, and its word on the request's body if that was held back.
+struct Answered {
+    response: Response<Incoming>,
+    consent: Option<Consent>,
 }
 
 pub struct Opened {
@@ -72,14 +80,14 @@ impl Sender {
         admitted: Admitted,
         client: IpAddr,
         host: &HeaderValue,
-        request: Request<Incoming>,
+        request: Request<ClientBody>,
     ) -> Result<Response<ResponseBody>, Refusal> {
-        let http2 = request.headers().get(headers::FORCE_H2).is_some_and(|value| value.as_bytes() == b"true");
         let (mut parts, body) = request.into_parts();
+        let http2 = headers::wants_http2(&parts);
         headers::forward_request(&mut parts, host, client, http2);
         let opened = self.connection(&admitted, http2, false).await?;
         let again = match self.attempt(opened, parts, body).await {
-            Ok(response) => return Ok(finish(response, admitted.permit)),
+            Ok(answered) => return Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => return Err(refusal),
             Err(AttemptError::Resend(request)) => request,
         };
@@ -87,7 +95,7 @@ impl Sender {
         let (parts, body) = again.into_parts();
         let opened = Box::pin(self.connection(&admitted, http2, true)).await?;
         match Box::pin(self.attempt(opened, parts, body)).await {
-            Ok(response) => Ok(finish(response, admitted.permit)),
+            Ok(answered) => Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => Err(refusal),
             Err(AttemptError::Resend(_)) => Err(Refusal::AppConnectFailed),
         }
@@ -128,14 +136,18 @@ impl Sender {
         &self,
         opened: Opened,
         parts: Parts,
-        body: Incoming,
-    ) -> Result<Response<Incoming>, AttemptError> {
+        body: ClientBody,
+    ) -> Result<Answered, AttemptError> {
         let Opened { connection, key, reused, server_timing } = opened;
         // Only a kept connection can have died while it was unused: what is needed to send again is kept for it alone. The
         // body can be had back only until its first frame is asked for.
         let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
-        let (body, replay) = ReplayBody::new(body);
-        let request = Request::from_parts(parts, body);
+        let (consent, waiting) = headers::expects(&parts, &body).then(Consent::unsaid).unzip();
+        let (body, replay) = ReplayBody::new(body, waiting);
+        let mut request = Request::from_parts(parts, body);
+        if let Some(consent) = consent.clone() {
+            on_informational(&mut request, move |response| consent.hear(response.status()));
+        }
         let limit = self.response_wait;
         let (sent, sender) = match connection {
             Connection::Http1(mut sender) => {
@@ -152,7 +164,10 @@ impl Sender {
                 }
                 headers::forward_response(response.headers_mut());
                 headers::add_server_timing(response.headers_mut(), server_timing);
-                return Ok(response);
+                if let Some(consent) = &consent {
+                    consent.hear(response.status());
+                }
+                return Ok(Answered { response, consent });
             }
             Ok(Err(error)) => error,
             Err(_) => return Err(AttemptError::Final(Refusal::AppConnectFailed)),
@@ -175,6 +190,8 @@ fn may_resend<T>(mut error: TrySendError<T>, parts: &Parts, empty_body: bool) ->
     never_sent || headers::is_idempotent(&parts.method) || !empty_body
 }
 
-fn finish(response: Response<Incoming>, permit: OwnedSemaphorePermit) -> Response<ResponseBody> {
-    response.map(|body| ResponseBody::app(body, permit))
+impl Answered {
+    fn finish(self, permit: OwnedSemaphorePermit) -> Response<ResponseBody> {
+        self.response.map(|body| ResponseBody::app(body, permit, self.consent))
+    }
 }

@@ -12,14 +12,13 @@ use http::header::{
 };
 use http::request::Parts;
 use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
-use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::body::{ReplayBody, ResponseBody};
+use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
 use crate::adapters::tunnels::Connection;
 use crate::domain::refusal::Refusal;
 use crate::domain::websocket::{self, Offer};
@@ -84,7 +83,7 @@ impl Sender {
         admitted: Admitted,
         client: IpAddr,
         host: &HeaderValue,
-        mut request: Request<Incoming>,
+        mut request: Request<ClientBody>,
         (handshake, offer): (Handshake, Offer),
     ) -> Result<Response<ResponseBody>, Refusal> {
         let client_side = hyper::upgrade::on(&mut request);
@@ -97,7 +96,7 @@ impl Sender {
             return Err(Refusal::Internal);
         };
         // The body of a handshake is empty; over HTTP/2 it is the WebSocket itself, and belongs to `client_side`.
-        let (body, _) = ReplayBody::new(body);
+        let (body, _) = ReplayBody::new(body, None);
         let request = Request::from_parts(
             parts,
             if handshake == Handshake::Upgrade { body } else { ReplayBody::empty() },
@@ -112,7 +111,7 @@ impl Sender {
         headers::forward_response(response.headers_mut());
         headers::add_server_timing(response.headers_mut(), opened.server_timing);
         let Some(app_side) = app_side else {
-            return Ok(response.map(|body| ResponseBody::app(body, admitted.permit)));
+            return Ok(response.map(|body| ResponseBody::app(body, admitted.permit, None)));
         };
         agree(&mut response, handshake, accept, &offer);
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());

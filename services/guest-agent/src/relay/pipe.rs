@@ -14,12 +14,23 @@ pub struct Pipe {
     end: usize,
     ended: bool,
     shut: bool,
+    refusal: Refusal,
+}
+
+/// What it means when the output fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refusal {
+    /// The connection is over.
+    Ends,
+    /// The other end reads no more and may still have something to say: what comes is thrown away until it has.
+    Discards,
 }
 
 impl Pipe {
     /// An empty, open direction.
-    pub fn new() -> Self {
-        Self { buffer: vec![0; BUFFER_BYTES].into(), start: 0, end: 0, ended: false, shut: false }
+    pub fn new(refusal: Refusal) -> Self {
+        let buffer = vec![0; BUFFER_BYTES].into();
+        Self { buffer, start: 0, end: 0, ended: false, shut: false, refusal }
     }
 
     /// True while it makes sense to wait for input.
@@ -42,7 +53,7 @@ impl Pipe {
         while !self.shut {
             if self.start == self.end {
                 if self.ended {
-                    to.shutdown(Shutdown::Write)?;
+                    self.accept(to.shutdown(Shutdown::Write))?;
                     self.shut = true;
                     return Ok(());
                 }
@@ -54,13 +65,24 @@ impl Pipe {
                     }
                 }
             } else {
-                match not_blocked(to.write(&self.buffer[self.start..self.end]))? {
-                    None => return Ok(()),
-                    Some(count) => self.start += count,
+                let written = not_blocked(to.write(&self.buffer[self.start..self.end]));
+                match self.accept(written)? {
+                    Some(None) => return Ok(()),
+                    Some(Some(count)) => self.start += count,
+                    None => self.start = self.end,
                 }
             }
         }
         Ok(())
+    }
+
+    /// What the output says; `None` when it takes no more and that is no reason to end.
+    fn accept<T>(&self, result: io::Result<T>) -> io::Result<Option<T>> {
+        match result {
+            Ok(value) => Ok(Some(value)),
+            Err(_) if self.refusal == Refusal::Discards => Ok(None),
+            Err(error) => Err(error),
+        }
     }
 }
 

@@ -10,7 +10,7 @@ fn relay() -> (std::net::SocketAddr, Arc<Epoch>) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = listener.local_addr().unwrap();
     let epoch = Epoch::new().unwrap();
-    let relay = Relay::new(listener, Ipv4Addr::LOCALHOST.into(), Arc::clone(&epoch)).unwrap();
+    let relay = Relay::new(listener, std::net::Ipv4Addr::LOCALHOST.into(), Arc::clone(&epoch)).unwrap();
     thread::spawn(move || relay.run());
     (address, epoch)
 }
@@ -26,7 +26,10 @@ fn open(relay: std::net::SocketAddr, port: u16) -> (TcpStream, Option<RelayAnswe
 
 /// Echoes one connection until its input ends, then says goodbye.
 fn echo() -> u16 {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    echo_on(TcpListener::bind("127.0.0.1:0").unwrap())
+}
+
+fn echo_on(listener: TcpListener) -> u16 {
     let port = listener.local_addr().unwrap().port();
     thread::spawn(move || {
         for stream in listener.incoming().flatten() {
@@ -56,6 +59,41 @@ fn bytes_and_half_closes_pass_both_ways() {
     stream.read_to_end(&mut received).unwrap();
     writing.join().unwrap();
     assert!(received == [sent.as_slice(), b"bye"].concat());
+}
+
+#[test]
+fn every_kind_of_loopback_listener_is_reached() {
+    let (relay, _epoch) = relay();
+    for listener in crate::loopback::tests::listeners() {
+        let address = listener.local_addr().unwrap();
+        let (mut stream, answer) = open(relay, echo_on(listener));
+        assert_eq!(answer, Some(RelayAnswer::Connected), "{address}");
+        stream.write_all(b"hello").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        let mut received = String::new();
+        stream.read_to_string(&mut received).unwrap();
+        assert_eq!(received, "hellobye", "{address}");
+    }
+}
+
+#[test]
+fn an_answer_arrives_though_the_app_reads_nothing() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    thread::spawn(move || {
+        // Closes with input unread, which resets the connection.
+        let (mut stream, _) = listener.accept().unwrap();
+        stream.read_exact(&mut [0]).unwrap();
+        stream.write_all(b"no").unwrap();
+    });
+    let (relay, _epoch) = relay();
+    let (mut stream, _) = open(relay, port);
+    let mut writer = stream.try_clone().unwrap();
+    let writing = thread::spawn(move || writer.write_all(&vec![0; 20_000_000]));
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).unwrap();
+    assert_eq!(answer, "no");
+    writing.join().unwrap().expect("what the app does not read is thrown away");
 }
 
 #[test]

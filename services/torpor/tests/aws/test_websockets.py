@@ -49,6 +49,7 @@ def token(running: Running) -> str:
     return running.microvms.token(running.id)
 
 
+@pytest.mark.row(132, 133, 134, 136)
 @pytest.mark.parametrize(
     ("more", "seen", "selected"),
     [([], "", MARKER), (["chat", f"{MARKER}.port.8081", "mqtt"], "chat, mqtt", "chat")],
@@ -62,6 +63,7 @@ def test_token_and_port_as_subprotocols(running: Running, token: str, more: list
             assert client.recv(timeout=_SECONDS) == message
 
 
+@pytest.mark.row(135)
 def test_without_the_marker_there_is_none(running: Running, token: str) -> None:
     with pytest.raises(InvalidStatus) as refused:
         dial(running, f"{MARKER}.authentication.{token}")
