@@ -19,6 +19,7 @@ use crate::adapters::files;
 use crate::adapters::image_snapshots::{LOG_LABEL, Origin, fetch_error, file_name};
 use crate::domain::HostError;
 use crate::domain::app_end::AppEnd;
+use crate::domain::transition::Cause;
 use crate::failpoint;
 use crate::host::Host;
 use crate::microvm::{self, GuestConnection, connect_guest, engine_error, exit_sentence, link_error};
@@ -59,7 +60,7 @@ pub async fn bake(
         resources,
         pump: None,
         published: None,
-        watch: Stopwatch::start("bake"),
+        watch: Stopwatch::start("bake", Cause::requested()),
     };
     let outcome = tokio::select! {
         biased;
@@ -322,6 +323,8 @@ async fn pump(
             Event::AppExited(exit) => {
                 ended.send_replace(Some(exit.into()));
             }
+            // A bake is not put to sleep.
+            Event::KeepAwake(_) => {}
             Event::Closed { .. } => return,
         }
     }

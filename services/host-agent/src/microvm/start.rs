@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::microvm::v1::ActivityKind;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
@@ -80,7 +81,7 @@ impl Core {
                 let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
-                self.idle_floor_ms = self.host.monotonic_ms();
+                self.activity.begin(ActivityKind::Start, &self.host);
                 Ok(Live {
                     machine,
                     resources,
@@ -88,6 +89,7 @@ impl Core {
                     link,
                     gate,
                     sampled: self.host.clock.instant(),
+                    cpu: None,
                     pump,
                     thawed,
                 })

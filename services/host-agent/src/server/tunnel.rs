@@ -82,7 +82,7 @@ impl Tunnels {
         self.host.metrics.tunnel_opened();
         let mut fenced = self.fenced.clone();
         tokio::select! {
-            () = self.carry(handle, guest, tunnel, request.wake) => {}
+            () = self.carry(handle, guest, tunnel, &request) => {}
             // Another host may run the microVM from now on.
             _ = fenced.wait_for(|fenced| *fenced == Fenced::Yes) => {}
         }
@@ -90,12 +90,14 @@ impl Tunnels {
 
     /// Carries bytes between the edge and the guest, across the guest's sleeps: the edge's side stays open, and what the
     /// client sends wakes the guest when its token lets it.
-    async fn carry(&self, handle: Handle, guest: GuestStream, tunnel: ServerStream, wake: bool) {
+    async fn carry(&self, handle: Handle, guest: GuestStream, tunnel: ServerStream, request: &OpenRequest) {
         let GuestStream { stream, mut pass } = guest;
         let mut session = tunnel::Session::new(tunnel, stream);
+        let shell = request.shell;
+        let _open = handle.activity.opened(shell);
         loop {
             let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
-            let count = move |bytes| activity.stamp(bytes, &host);
+            let count = move |bytes| activity.moved(bytes, shell, &host);
             match session.carry(count, &pass.closed, &pass.hold).await {
                 Ended::Held => {}
                 ended => {
@@ -105,7 +107,8 @@ impl Tunnels {
             }
             let Some(stream) = session.take_guest() else { return };
             let successor = pass.give_up(stream);
-            let Some(guest) = self.await_successor(&handle, &mut session, successor, wake).await else {
+            let Some(guest) = self.await_successor(&handle, &mut session, successor, request.wake).await
+            else {
                 return;
             };
             session.attach(guest.stream);
@@ -129,7 +132,7 @@ impl Tunnels {
                 return None;
             },
         }
-        handle.activity.stamp(0, &self.host);
+        handle.activity.request(&self.host);
         if let Err(refusal) = self.wake(handle).await {
             tracing::debug!(microvm = %handle.id, refusal.message, "a client's bytes did not wake the microVM");
             return None;
@@ -156,7 +159,7 @@ impl Tunnels {
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
         }
-        handle.activity.stamp(0, &self.host);
+        handle.activity.request(&self.host);
         let mut waited = false;
         for _ in 0..ROUNDS_MAX {
             let gate = self.reach(&handle, request.wake, &mut waited).await?;
