@@ -38,7 +38,7 @@ use std::time::Duration;
 
 use api::host::v1::ObservedMicrovm;
 use api::microvm::v1::{SnapshotCopies, TransitionCause};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::activity::Activity;
 pub use self::create::create;
@@ -125,6 +125,8 @@ pub struct Handle {
     /// When it sleeps by itself; fixed for life.
     pub idle: IdlePolicy,
     pub log: Arc<Log>,
+    /// Places for tunnel requests that wait for it.
+    pub waiting: Arc<Semaphore>,
     mailbox: mpsc::Sender<Message>,
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::microvm::v1::TransitionCause;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Notice};
@@ -68,6 +68,7 @@ impl Driver {
             activity: Arc::clone(&core.activity),
             idle: core.spec.idle,
             log: Arc::clone(&core.log),
+            waiting: Arc::new(Semaphore::new(limits.waiting_opens_per_microvm)),
             mailbox: sender,
         };
         let inbox = Inbox::new(mailbox, notices, limits.mailbox);

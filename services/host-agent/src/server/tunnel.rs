@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tunnel::{Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
+use super::waiting::wait_in;
 use crate::adapters::lease::Fenced;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
@@ -206,8 +207,7 @@ impl Tunnels {
                 _ => {}
             }
             if permit.is_none() {
-                let taken = Arc::clone(&self.waiting).try_acquire_owned();
-                permit = Some(taken.map_err(|_| Refusal::busy("too many requests wait for microVMs"))?);
+                permit = Some(wait_in(&handle.waiting, &self.waiting).map_err(Refusal::busy)?);
             }
             *waited = true;
             if admission == Admission::Begin {
