@@ -131,6 +131,7 @@ fn baked(request: &BakeRequest) -> BakeResult {
         disk_difference_bytes: 0,
         stored_bytes: STORED_BYTES,
         phases: STEPS.map(phase).to_vec(),
+        warnings: Vec::new(),
     }
 }
 

@@ -36,6 +36,8 @@ pub struct BakeJob {
     pub resources: Resources,
     pump: Option<AbortHandle>,
     published: Option<String>,
+    /// What the image's owner should know though the bake succeeds.
+    warnings: Vec<String>,
     watch: Stopwatch,
 }
 
@@ -60,6 +62,7 @@ pub async fn bake(
         resources,
         pump: None,
         published: None,
+        warnings: Vec::new(),
         watch: Stopwatch::start("bake", Cause::requested()),
     };
     let outcome = tokio::select! {
@@ -105,6 +108,7 @@ impl BakeJob {
             disk_difference_bytes,
             stored_bytes: published.stored_bytes,
             phases: Vec::new(),
+            warnings: self.warnings.clone(),
         };
         self.keep(&published, log_next).await?;
         let transition = self.watch.finish();
@@ -172,7 +176,7 @@ impl BakeJob {
         let start = app::start(&link, &self.request, &region);
         alive(&machine, self.watch.phase("start", start)).await?;
         let ready = app::await_ready(&link, &self.request, &self.progress, &mut ended);
-        alive(&machine, self.watch.phase("ready", ready)).await?;
+        self.warnings.extend(alive(&machine, self.watch.phase("ready", ready)).await?);
         failpoint::hit("bake-ready");
 
         self.progress.step("snapshot").await;
