@@ -74,6 +74,7 @@ impl Target {
                 max_idle_duration: Some(api::duration_proto(day)),
                 suspended_duration: Some(api::duration_proto(day)),
                 auto_resume_enabled: true,
+                awake_while: None,
             }),
             ..RunMicrovmRequest::default()
         };
@@ -142,7 +143,7 @@ impl Target {
     }
 
     async fn phases(&mut self, id: &str) -> anyhow::Result<Vec<Phase>> {
-        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        let request = GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false };
         let microvm = self.microvms.get_microvm(request).await?.into_inner().microvm.context("no microVM")?;
         Ok(microvm.last_transition.map(|transition| transition.phases).unwrap_or_default())
     }

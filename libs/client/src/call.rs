@@ -44,6 +44,7 @@ calls! {
         list_microvms(ListMicrovmsRequest) -> ListMicrovmsResponse;
         suspend_microvm(SuspendMicrovmRequest) -> SuspendMicrovmResponse;
         resume_microvm(ResumeMicrovmRequest) -> ResumeMicrovmResponse;
+        keep_microvm_awake(KeepMicrovmAwakeRequest) -> KeepMicrovmAwakeResponse;
         terminate_microvm(TerminateMicrovmRequest) -> TerminateMicrovmResponse;
         create_microvm_auth_token(CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse;
         create_microvm_shell_auth_token(CreateMicrovmShellAuthTokenRequest) -> CreateMicrovmShellAuthTokenResponse;

@@ -5,7 +5,7 @@
 //! host-agent                                       guest-agent (process 1)
 //!   Link ── u32 BE length ── Frame{exchange: n, ...Request} ──>
 //!        <── u32 BE length ── Frame{exchange: n, ...Response | Failure} ──
-//!        <── u32 BE length ── Frame{exchange: 0, logs | app exited} ──
+//!        <── u32 BE length ── Frame{exchange: 0, logs | app exited | keep awake} ──
 //! ```
 //!
 //! [`frame`] is the codec both ends share. [`Link`] (feature `host`) is the host's end. It treats everything
@@ -13,6 +13,9 @@
 //!
 //! What this is not: it opens no connection (the caller brings the stream) and
 //! decides nothing about what an answer means.
+
+use std::ops::RangeInclusive;
+use std::time::Duration;
 
 pub mod frame;
 #[cfg(feature = "host")]
@@ -42,6 +45,13 @@ pub const LOG_LINE_BYTES_MAX: usize = 16 * 1024;
 
 /// Most lines in one log event.
 pub const LOG_LINES_PER_EVENT_MAX: usize = 256;
+
+/// What an app may ask for when it keeps its microVM awake, in seconds.
+pub const KEEP_AWAKE_SECONDS: RangeInclusive<u64> = 1..=28_800;
+
+/// Shortest time between two such requests. The guest-agent refuses what comes sooner; the host, which must not rely on
+/// that, drops what comes in less than half of it.
+pub const KEEP_AWAKE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Fewest bytes of entropy a repair takes.
 pub const ENTROPY_BYTES_MIN: usize = 64;

@@ -82,6 +82,8 @@ pub enum Event {
     },
     /// The app's first process has ended. Sent again on every new link.
     AppExited(AppExited),
+    /// The app asks not to be put to sleep for this long, a time of [`crate::KEEP_AWAKE_SECONDS`]; `None` gives that up.
+    KeepAwake(Option<Duration>),
     /// The link is dead; the last event.
     Closed { reason: String },
 }

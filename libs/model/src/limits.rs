@@ -1,6 +1,7 @@
 //! Limits of the API. Where a deployment may choose, the service's settings
 //! hold the value and these are the defaults.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 const GIB: u64 = 1 << 30;
@@ -39,6 +40,12 @@ pub const MAXIMUM_DURATION: Duration = Duration::from_secs(28_800);
 pub const IDLE_DURATION_MIN: Duration = Duration::from_secs(60);
 /// Longest idle window a caller may ask for.
 pub const IDLE_DURATION_MAX: Duration = Duration::from_secs(28_800);
+/// What a policy may name as the CPU use that keeps a microVM awake, in percent of one CPU.
+pub const CPU_PERCENT: RangeInclusive<u32> = 1..=100;
+/// Shortest keep-awake lease.
+pub const KEEP_AWAKE_MIN: Duration = Duration::from_secs(1);
+/// Longest keep-awake lease.
+pub const KEEP_AWAKE_MAX: Duration = MAXIMUM_DURATION;
 /// Longest suspended window a caller may ask for: the API gives no bound but
 /// its integers', and the life ends before it anyway.
 pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(i32::MAX as u64);

@@ -113,7 +113,7 @@ impl Caller {
     /// The same over gRPC, asked of the scheduler, which is who answers REST's.
     pub async fn get_grpc(&self) -> anyhow::Result<()> {
         let id = self.next();
-        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        let request = GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false };
         let found = self.grpc.clone().get_microvm(request).await?.into_inner().microvm;
         let found = found.context("an answer without a microVM")?;
         ensure!(found.microvm_id == id, "asked for {id}, got {}", found.microvm_id);

@@ -72,6 +72,16 @@ impl HostAgentService for HostAgent {
         Ok(Response::new(SuspendResponse { observed: Some(observed) }))
     }
 
+    async fn get_idleness(&self, request: Request<GetIdlenessRequest>) -> Answer<GetIdlenessResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        Ok(Response::new(GetIdlenessResponse { idleness: None }))
+    }
+
+    async fn keep_awake(&self, request: Request<KeepAwakeRequest>) -> Answer<KeepAwakeResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        Err(Status::unimplemented("a simulated host's microVMs do not fall asleep by themselves"))
+    }
+
     async fn resume(&self, request: Request<ResumeRequest>) -> Answer<ResumeResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let ResumeRequest { generation, spec, .. } = request.into_inner();
@@ -121,6 +131,7 @@ fn baked(request: &BakeRequest) -> BakeResult {
         disk_difference_bytes: 0,
         stored_bytes: STORED_BYTES,
         phases: STEPS.map(phase).to_vec(),
+        warnings: Vec::new(),
     }
 }
 

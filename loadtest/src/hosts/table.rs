@@ -174,7 +174,7 @@ impl Table {
             observed.state_time = Some(api::timestamp(SystemTime::now()));
             observed.observation += 1;
             observed.metering = Some(Metering::default());
-            observed.last_transition = Some(LastTransition { kind: kind.to_owned(), phases: Vec::new() });
+            observed.last_transition = Some(LastTransition { kind: kind.to_owned(), ..Default::default() });
             if state == MicrovmState::Suspended {
                 let copies = observed.snapshot.get_or_insert_with(SnapshotCopies::default);
                 copies.local = true;

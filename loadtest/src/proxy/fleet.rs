@@ -34,7 +34,7 @@ impl Endpoint {
     }
 
     pub async fn existing(context: &Context, id: &str) -> anyhow::Result<Self> {
-        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        let request = GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false };
         let microvm = context.call(request).await.with_context(|| format!("--real {id}"))?.microvm;
         Self::of(context, microvm.context("an answer without a microVM")?).await
     }

@@ -93,6 +93,8 @@ pub struct Limits {
     pub connections_per_microvm: usize,
     /// Tunnel requests of the whole host that may wait for launches and wakes.
     pub waiting_opens: usize,
+    /// Those of them that may wait for one microVM.
+    pub waiting_opens_per_microvm: usize,
     pub bakes: usize,
     /// Engines that wait for a microVM, per image in use; 0 makes none.
     pub engines_ahead: usize,
@@ -163,6 +165,7 @@ impl Default for Limits {
             mailbox: 64,
             connections_per_microvm: 128,
             waiting_opens: 1024,
+            waiting_opens_per_microvm: 64,
             bakes: 4,
             engines_ahead: 2,
             engines_ahead_total: 8,
@@ -187,6 +190,7 @@ impl Config {
             ("limits.mailbox", self.limits.mailbox),
             ("limits.connections_per_microvm", self.limits.connections_per_microvm),
             ("limits.waiting_opens", self.limits.waiting_opens),
+            ("limits.waiting_opens_per_microvm", self.limits.waiting_opens_per_microvm),
             ("limits.bakes", self.limits.bakes),
             ("limits.tombstones", self.limits.tombstones),
         ] {

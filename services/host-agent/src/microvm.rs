@@ -16,6 +16,7 @@
 //! answer. Both carry the same observation, numbered by the driver and rising within a generation: the higher number
 //! wins, whichever way it came, and the scheduler takes each only once.
 
+mod activity;
 mod asleep;
 mod core;
 mod create;
@@ -34,22 +35,25 @@ mod upload;
 mod wake;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::host::v1::ObservedMicrovm;
-use api::microvm::v1::SnapshotCopies;
-use tokio::sync::{mpsc, oneshot, watch};
+use api::microvm::v1::{SnapshotCopies, TransitionCause};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+pub use self::activity::Activity;
 pub use self::create::create;
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
 pub use self::end::remote_prefix;
-pub use self::gate::{Activity, Gate, GateError, GuestStream, Pass, Portable};
+pub use self::gate::{Gate, GateError, GuestStream, Pass, Portable};
 pub use self::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
 pub use self::observed::{metering, phases};
 pub use self::recover::{Found, Recovered, load_journals, recover};
 pub use self::start::{clone_disk, engine_error};
 
 use crate::adapters::logs::Log;
+use crate::domain::idle::IdlePolicy;
 use crate::domain::{HostError, LocalState, Spec};
 
 /// What others see of a microVM.
@@ -67,7 +71,10 @@ pub struct View {
 pub enum Command {
     /// A repeat of the launch that made it.
     Launch,
-    Suspend,
+    /// Asked for, or because the host is drained.
+    Suspend(TransitionCause),
+    /// Keep it awake for this long from now; `None` gives the lease up.
+    KeepAwake(Option<Duration>),
     Resume(Option<Box<ResumeOrder>>),
     End(EndOrder),
 }
@@ -116,7 +123,11 @@ pub struct Handle {
     pub no_ingress: bool,
     pub view: watch::Receiver<View>,
     pub activity: Arc<Activity>,
+    /// When it sleeps by itself; fixed for life.
+    pub idle: IdlePolicy,
     pub log: Arc<Log>,
+    /// Places for tunnel requests that wait for it.
+    pub waiting: Arc<Semaphore>,
     mailbox: mpsc::Sender<Message>,
 }
 

@@ -5,9 +5,10 @@ mod tidy;
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use api::host::v1::{HostUsage, ObservedMicrovm};
-use api::microvm::v1::{MicrovmState, SnapshotCopies};
+use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies, TransitionCause};
 use model::ids::MicrovmId;
 use tokio::sync::oneshot;
 
@@ -183,8 +184,35 @@ impl Microvms {
     }
 
     /// Puts a microVM to sleep; answers when it is SUSPENDED.
-    pub async fn suspend(&self, id: &str, generation: u64) -> Outcome {
-        self.held(id)?.command(Command::Suspend, Some(generation)).await
+    pub async fn suspend(&self, id: &str, generation: u64, cause: TransitionCause) -> Outcome {
+        self.held(id)?.command(Command::Suspend(cause), Some(generation)).await
+    }
+
+    /// Keeps a running microVM from falling asleep by itself for `duration` from now; `None` gives that up.
+    pub async fn keep_awake(
+        &self,
+        id: &str,
+        generation: u64,
+        duration: Option<Duration>,
+    ) -> Result<Option<Idleness>, HostError> {
+        let handle = self.held(id)?;
+        handle.command(Command::KeepAwake(duration), Some(generation)).await?;
+        Ok(self.idleness_of(&handle))
+    }
+
+    /// What keeps a microVM awake and when it sleeps; `None` when it does not run.
+    pub fn idleness(&self, id: &str, generation: u64) -> Result<Option<Idleness>, HostError> {
+        let handle = self.held(id)?;
+        let held = handle.view.borrow().generation;
+        match fence(held, generation) {
+            Fence::Stale => Err(HostError::StaleGeneration { held, offered: generation }),
+            Fence::Same | Fence::Newer => Ok(self.idleness_of(&handle)),
+        }
+    }
+
+    fn idleness_of(&self, handle: &Handle) -> Option<Idleness> {
+        let running = handle.view.borrow().state == LocalState::Running;
+        running.then(|| handle.activity.idleness(&handle.idle, &self.host))
     }
 
     /// Wakes a microVM; answers when it is RUNNING. One that this host does not

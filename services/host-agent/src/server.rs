@@ -4,3 +4,4 @@ pub mod host_agent;
 mod log_stream;
 pub mod status;
 pub mod tunnel;
+mod waiting;

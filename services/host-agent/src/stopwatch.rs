@@ -3,7 +3,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::domain::transition::{Phase, Transition};
+use crate::domain::transition::{Cause, Phase, Transition};
 
 const PHASES_MAX: usize = 32;
 
@@ -12,13 +12,14 @@ const PHASES_MAX: usize = 32;
 pub struct Stopwatch {
     began: Instant,
     kind: &'static str,
+    cause: Arc<Cause>,
     phases: Arc<Mutex<Vec<Phase>>>,
 }
 
 impl Stopwatch {
     /// Starts timing a transition of this kind.
-    pub fn start(kind: &'static str) -> Self {
-        Self { began: Instant::now(), kind, phases: Arc::default() }
+    pub fn start(kind: &'static str, cause: Cause) -> Self {
+        Self { began: Instant::now(), kind, cause: Arc::new(cause), phases: Arc::default() }
     }
 
     /// Runs `work` as the phase `name`; failed phases are recorded too.
@@ -42,12 +43,12 @@ impl Stopwatch {
         self.began.elapsed()
     }
 
-    /// Ends it: its phases in the order they ended, then "total".
+    /// What it is made of so far: its phases in the order they ended, then "total".
     pub fn finish(&self) -> Transition {
         let total = self.began.elapsed();
         let mut phases = self.phases.lock().unwrap_or_else(PoisonError::into_inner).clone();
         phases.push(Phase { name: "total".to_owned(), start: Duration::ZERO, duration: total });
-        Transition { kind: self.kind.to_owned(), phases }
+        Transition { kind: self.kind.to_owned(), phases, cause: (*self.cause).clone() }
     }
 }
 
@@ -57,7 +58,7 @@ mod tests {
 
     #[tokio::test]
     async fn steps_are_kept_in_order_and_bounded() {
-        let watch = Stopwatch::start("wake");
+        let watch = Stopwatch::start("wake", Cause::traffic());
         assert_eq!(watch.phase("restore", async { 7 }).await, 7);
         for _ in 0..100 {
             watch.record("again", Duration::ZERO, Duration::from_millis(1));

@@ -41,7 +41,7 @@ pub enum Refusal {
     StateConflict {
         id: MicrovmId,
         state: MicrovmState,
-        /// "suspended", "resumed".
+        /// "suspended", "resumed", "kept awake".
         action: &'static str,
     },
     #[error("Too many calls wait for {0}.")]

@@ -10,6 +10,7 @@ mod commit;
 pub mod connectors;
 mod end;
 pub mod hosts;
+mod idleness;
 pub mod launch;
 mod logs;
 pub mod memory;

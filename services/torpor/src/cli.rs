@@ -102,6 +102,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Get(microvm::One),
     /// Put microVMs to sleep.
     Suspend(microvm::Some),
+    /// Keep a running microVM awake for a time.
+    Awake(microvm::Awake),
     /// Wake microVMs.
     Resume(microvm::Some),
     /// End microVMs for good.

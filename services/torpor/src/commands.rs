@@ -87,6 +87,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::List(arguments) => microvm::list(&session()?, arguments).await,
         Command::Get(arguments) => microvm::get(&session()?, arguments).await,
         Command::Suspend(arguments) => microvm::change(&session()?, &arguments.ids, Change::Suspend).await,
+        Command::Awake(arguments) => microvm::awake(&session()?, arguments).await,
         Command::Resume(arguments) => microvm::change(&session()?, &arguments.ids, Change::Resume).await,
         Command::Terminate(arguments) => {
             microvm::change(&session()?, &arguments.ids, Change::Terminate).await

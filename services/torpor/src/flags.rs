@@ -9,6 +9,7 @@ pub const RUN: Flags = &[
     ("imageVersion", "--version"),
     ("idlePolicy.maxIdleDurationSeconds", "--idle"),
     ("idlePolicy.suspendedDurationSeconds", "--suspended"),
+    ("idlePolicy.awakeWhile.cpuPercent", "--awake-while"),
     ("maximumDurationInSeconds", "--max-duration"),
     ("executionRoleArn", "--execution-role"),
     ("runHookPayload", "--payload"),
@@ -19,6 +20,8 @@ pub const RUN: Flags = &[
 ];
 
 pub const TOKEN: Flags = &[("expirationInMinutes", "--ttl"), ("allowedPorts", "--port")];
+
+pub const AWAKE: Flags = &[("duration", "--for")];
 
 pub const LIST: Flags = &[("imageIdentifier", "--image"), ("imageVersion", "--version")];
 
@@ -90,6 +93,7 @@ mod tests {
         for (path, flags) in [
             (&["run"][..], RUN),
             (&["token"], TOKEN),
+            (&["awake"], AWAKE),
             (&["list"], LIST),
             (&["image", "create"], IMAGE),
             (&["image", "update"], IMAGE),

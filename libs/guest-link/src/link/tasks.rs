@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::guest::v1::StreamLogsResponse;
+use api::guest::v1::{KeepAwake, StreamLogsResponse};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -11,7 +11,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Event, Waiting};
 use crate::frame::{self, Body, Frame, PREFIX_BYTES};
-use crate::{LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX, truncate_text};
+use crate::{
+    KEEP_AWAKE_INTERVAL, KEEP_AWAKE_SECONDS, LOG_LINE_BYTES_MAX, LOG_LINES_PER_EVENT_MAX, truncate_text,
+};
 
 /// Places in the event queue for what is never dropped: AppExited and Closed.
 pub(super) const EVENTS_RESERVED: usize = 2;
@@ -44,8 +46,14 @@ pub(super) async fn run<S>(
 {
     let (input, output) = tokio::io::split(stream);
     let reading = async {
-        let mut reader =
-            Reader { input: Box::pin(input), waiting: &waiting, events: &events, lost: 0, exited: false };
+        let mut reader = Reader {
+            input: Box::pin(input),
+            waiting: &waiting,
+            events: &events,
+            lost: 0,
+            exited: false,
+            kept_awake: None,
+        };
         reader.run().await
     };
     let reason = tokio::select! {
@@ -77,6 +85,8 @@ struct Reader<'a, R> {
     lost: u64,
     /// AppExited was passed on; a guest that repeats it is not.
     exited: bool,
+    /// When the guest last asked to be kept awake.
+    kept_awake: Option<Instant>,
 }
 
 impl<R: AsyncRead + Unpin> Reader<'_, R> {
@@ -129,6 +139,10 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
                 }
                 Ok(())
             }
+            Some(Body::KeepAwake(KeepAwake { duration })) => {
+                self.take_keep_awake(duration.as_ref());
+                Ok(())
+            }
             Some(body) if frame.exchange != 0 => {
                 self.waiting.answer(frame.exchange, body);
                 Ok(())
@@ -136,6 +150,19 @@ impl<R: AsyncRead + Unpin> Reader<'_, R> {
             // An event this host does not know: a newer guest-agent.
             Some(_) | None => Ok(()),
         }
+    }
+
+    /// What comes too often, is out of bounds or finds no place is dropped: a guest-agent sends none of it.
+    fn take_keep_awake(&mut self, duration: Option<&prost_types::Duration>) {
+        let now = Instant::now();
+        let soon = self.kept_awake.is_some_and(|at| now.duration_since(at) < KEEP_AWAKE_INTERVAL / 2);
+        let asked = duration.map(api::duration).transpose();
+        let good = asked
+            .ok()
+            .filter(|asked| asked.is_none_or(|asked| KEEP_AWAKE_SECONDS.contains(&asked.as_secs())));
+        let Some(asked) = good.filter(|_| !soon && self.events.capacity() > EVENTS_RESERVED) else { return };
+        self.kept_awake = Some(now);
+        let _ = self.events.try_send(Event::KeepAwake(asked));
     }
 
     fn take_logs(&mut self, logs: StreamLogsResponse) -> Result<(), String> {

@@ -146,7 +146,7 @@ async fn clone(fixture: &Fixture, name: &str, seed: u8) -> Result<Vec<String>> {
             match newer_events.recv().await {
                 Some(Event::AppExited(exited)) => return Ok(exited),
                 Some(Event::Closed { reason }) => anyhow::bail!(reason),
-                Some(Event::Logs { .. }) => {}
+                Some(Event::Logs { .. } | Event::KeepAwake(_)) => {}
                 None => anyhow::bail!("events ended"),
             }
         }

@@ -51,6 +51,9 @@ pub struct Journal {
     pub transition: Transition,
     /// True when its end, once begun, leaves no report and nothing in S3 is touched.
     pub discard: bool,
+    /// End of its keep-awake lease, in milliseconds since 1970; 0 when it has none. A sleep ends it.
+    #[serde(default)]
+    pub awake_until_ms: u64,
     /// First line of the guest's own log numbering that belongs to this microVM.
     pub log_start: u64,
 }
@@ -94,6 +97,7 @@ impl Journal {
             meter: Meter::default(),
             transition: Transition::default(),
             discard: false,
+            awake_until_ms: 0,
             log_start: 0,
         }
     }
@@ -113,6 +117,7 @@ impl Journal {
     pub fn slept(&mut self, sequence: u64, difference_bytes: u64) {
         self.sequence = sequence;
         self.difference_bytes = difference_bytes;
+        self.awake_until_ms = 0;
         self.meter.snapshot_bytes_written += difference_bytes;
     }
 

@@ -68,13 +68,13 @@ fn environment(request: &BakeRequest, region: &str) -> Vec<String> {
 }
 
 /// Waits for the ready hook, or without one for a port to listen; without a
-/// hook the wait running out is no failure.
+/// hook the wait running out is no failure, but returned as a warning.
 pub async fn await_ready(
     link: &Link,
     request: &BakeRequest,
     progress: &Progress,
     ended: &mut watch::Receiver<Option<AppEnd>>,
-) -> Result<(), HostError> {
+) -> Result<Option<String>, HostError> {
     let hook = Hooks::from_wire(request.hooks.as_ref()).enabled(HookName::Ready);
     let settle = request.settle_timeout.as_ref().and_then(|timeout| api::duration(timeout).ok());
     let timeout = hook.map_or(settle.unwrap_or(SETTLE_TIMEOUT_DEFAULT), |hook| hook.timeout);
@@ -92,13 +92,12 @@ pub async fn await_ready(
             if answer.listening_port > 0 {
                 progress.say(format!("port {} listens", answer.listening_port)).await;
             }
-            Ok(())
+            Ok(None)
         }
         (ReadyOutcome::TimedOut, None) => {
-            let text =
-                format!("no port of {ports:?} listens after {seconds} s; taking the snapshot as it is");
-            progress.say(text).await;
-            Ok(())
+            let warning = not_up(&ports, seconds);
+            progress.say(warning.clone()).await;
+            Ok(Some(warning))
         }
         (ReadyOutcome::AppExited, _) => Err(exited(ended, request.memory_mib).await),
         (ReadyOutcome::TimedOut, Some(_)) => Err(HostError::Hook {
@@ -114,6 +113,19 @@ pub async fn await_ready(
             timed_out: false,
         }),
     }
+}
+
+/// What is said of an app that was not up in time. The snapshot is taken all the same: not every app listens.
+fn not_up(ports: &[u32], seconds: u64) -> String {
+    let which = match ports {
+        [port] => format!("port {port}"),
+        _ => format!("any of the ports {}", ports.iter().map(u32::to_string).collect::<Vec<_>>().join(", ")),
+    };
+    format!(
+        "The application did not listen on {which} within {seconds} s, so its snapshot was taken as it was and \
+         every launch waits for the rest of its start. EXPOSE the port it listens on in the Dockerfile, or \
+         enable the ready hook, whose timeout is longer."
+    )
 }
 
 /// The app ended before it was ready.
@@ -133,6 +145,16 @@ pub async fn exited(ended: &mut watch::Receiver<Option<AppEnd>>, memory_mib: u32
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_warning_names_ports_time_and_next_step() {
+        for (ports, which) in
+            [(&[8080][..], "on port 8080 within 30 s"), (&[80, 90], "any of the ports 80, 90 within")]
+        {
+            let warning = not_up(ports, 30);
+            assert!(warning.contains(which) && warning.contains("EXPOSE"), "{warning}");
+        }
+    }
 
     #[test]
     fn later_values_replace_earlier_ones() {

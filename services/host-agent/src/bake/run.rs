@@ -19,6 +19,7 @@ use crate::adapters::files;
 use crate::adapters::image_snapshots::{LOG_LABEL, Origin, fetch_error, file_name};
 use crate::domain::HostError;
 use crate::domain::app_end::AppEnd;
+use crate::domain::transition::Cause;
 use crate::failpoint;
 use crate::host::Host;
 use crate::microvm::{self, GuestConnection, connect_guest, engine_error, exit_sentence, link_error};
@@ -35,6 +36,8 @@ pub struct BakeJob {
     pub resources: Resources,
     pump: Option<AbortHandle>,
     published: Option<String>,
+    /// What the image's owner should know though the bake succeeds.
+    warnings: Vec<String>,
     watch: Stopwatch,
 }
 
@@ -59,7 +62,8 @@ pub async fn bake(
         resources,
         pump: None,
         published: None,
-        watch: Stopwatch::start("bake"),
+        warnings: Vec::new(),
+        watch: Stopwatch::start("bake", Cause::requested()),
     };
     let outcome = tokio::select! {
         biased;
@@ -104,6 +108,7 @@ impl BakeJob {
             disk_difference_bytes,
             stored_bytes: published.stored_bytes,
             phases: Vec::new(),
+            warnings: self.warnings.clone(),
         };
         self.keep(&published, log_next).await?;
         let transition = self.watch.finish();
@@ -171,7 +176,7 @@ impl BakeJob {
         let start = app::start(&link, &self.request, &region);
         alive(&machine, self.watch.phase("start", start)).await?;
         let ready = app::await_ready(&link, &self.request, &self.progress, &mut ended);
-        alive(&machine, self.watch.phase("ready", ready)).await?;
+        self.warnings.extend(alive(&machine, self.watch.phase("ready", ready)).await?);
         failpoint::hit("bake-ready");
 
         self.progress.step("snapshot").await;
@@ -322,6 +327,8 @@ async fn pump(
             Event::AppExited(exit) => {
                 ended.send_replace(Some(exit.into()));
             }
+            // A bake is not put to sleep.
+            Event::KeepAwake(_) => {}
             Event::Closed { .. } => return,
         }
     }

@@ -54,6 +54,8 @@ pub enum Ask {
     /// Start it (a repeat of the command that made it).
     Launch,
     Suspend,
+    /// Keep it from falling asleep, or give that up.
+    KeepAwake,
     Resume,
     /// Connect to it without waking it.
     Open,
@@ -65,8 +67,15 @@ pub enum Ask {
 impl Ask {
     /// Every question, for tests over the whole table.
     #[cfg(test)]
-    pub const ALL: [Self; 6] =
-        [Self::Launch, Self::Suspend, Self::Resume, Self::Open, Self::OpenWaking, Self::Terminate];
+    pub const ALL: [Self; 7] = [
+        Self::Launch,
+        Self::Suspend,
+        Self::KeepAwake,
+        Self::Resume,
+        Self::Open,
+        Self::OpenWaking,
+        Self::Terminate,
+    ];
 }
 
 /// How a state answers an [`Ask`].
@@ -94,18 +103,21 @@ pub fn admit(state: LocalState, ask: Ask) -> Admission {
     use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
     match (state, ask) {
         (LocalState::Launching, Ask::Launch | Ask::Resume) => Join,
-        (LocalState::Launching | LocalState::Waking, Ask::Suspend | Ask::Open | Ask::OpenWaking) => After,
+        (
+            LocalState::Launching | LocalState::Waking,
+            Ask::Suspend | Ask::KeepAwake | Ask::Open | Ask::OpenWaking,
+        ) => After,
         (LocalState::Launching | LocalState::Waking, Ask::Terminate) => Interrupt,
 
         (LocalState::Running, Ask::Launch | Ask::Resume | Ask::Open | Ask::OpenWaking) => Already,
-        (LocalState::Running, Ask::Suspend | Ask::Terminate) => Begin,
+        (LocalState::Running, Ask::Suspend | Ask::KeepAwake | Ask::Terminate) => Begin,
 
         (LocalState::Suspending, Ask::Suspend) => Join,
         (LocalState::Suspending, _) => After,
 
         (LocalState::Suspended, Ask::Launch | Ask::Suspend) => Already,
         (LocalState::Suspended, Ask::Resume | Ask::OpenWaking | Ask::Terminate) => Begin,
-        (LocalState::Suspended, Ask::Open) => Asleep,
+        (LocalState::Suspended, Ask::Open | Ask::KeepAwake) => Asleep,
 
         (LocalState::Waking, Ask::Resume) => Join,
         (LocalState::Waking, Ask::Launch) => After,

@@ -3,14 +3,17 @@
 //! There is one way in, for a command at the door and for a journal after a restart alike, so that nothing behind it
 //! looks for a field that may be missing.
 
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
+use api::common::v1::IdlePolicy as WireIdlePolicy;
 use api::hostagent::v1 as wire;
 use model::ids::MicrovmId;
+use model::limits::CPU_PERCENT;
 use prost::Message as _;
 
 use super::error::HostError;
 use super::hooks::Hooks;
+use super::idle::{AwakeWhile, IdlePolicy};
 
 /// A field that breaks a rule, and the rule.
 pub type Violations = Vec<(String, String)>;
@@ -22,8 +25,7 @@ pub struct Spec {
     pub image_version: String,
     pub snapshot: ImageSnapshot,
     pub hooks: Hooks,
-    /// Time without activity after which it sleeps; `None` never.
-    pub idle_limit: Option<Duration>,
+    pub idle: IdlePolicy,
     pub run_hook_payload: String,
     pub ingress: Ingress,
     pub egress: slot::Egress,
@@ -78,15 +80,12 @@ impl Spec {
         let snapshot = image_snapshot(&spec).map_err(|found| violations.push(found));
         let egress = egress(spec.egress.as_ref()).map_err(|found| violations.push(found));
         let ingress = spec.ingress.ok_or_else(|| violations.push(violation("spec.ingress", "is required")));
-        let idle = spec.idle_policy.as_ref().and_then(|policy| policy.max_idle_duration.as_ref());
-        let idle_limit = idle.map(api::duration).transpose().map_err(|_| {
-            violations.push(violation("spec.idle_policy.max_idle_duration", "must be a duration"));
-        });
+        let idle = idle(spec.idle_policy.as_ref()).map_err(|found| violations.push(found));
         let deadline = spec.deadline.as_ref().map(api::system_time).transpose().map_err(|_| {
             violations.push(violation("spec.deadline", "must be a point in time"));
         });
-        let (Ok(id), Ok(snapshot), Ok(egress), Ok(ingress), Ok(idle_limit), Ok(deadline)) =
-            (id, snapshot, egress, ingress, idle_limit, deadline)
+        let (Ok(id), Ok(snapshot), Ok(egress), Ok(ingress), Ok(idle), Ok(deadline)) =
+            (id, snapshot, egress, ingress, idle, deadline)
         else {
             return Err(violations);
         };
@@ -94,7 +93,7 @@ impl Spec {
             id,
             snapshot,
             hooks: Hooks::from_wire(spec.hooks.as_ref()),
-            idle_limit,
+            idle,
             ingress: Ingress { http: ingress.http, shell: ingress.shell },
             egress,
             deadline,
@@ -124,6 +123,18 @@ impl Spec {
 
 fn violation(field: impl Into<String>, rule: impl Into<String>) -> (String, String) {
     (field.into(), rule.into())
+}
+
+fn idle(policy: Option<&WireIdlePolicy>) -> Result<IdlePolicy, (String, String)> {
+    let Some(policy) = policy else { return Ok(IdlePolicy::default()) };
+    let limit = policy.max_idle_duration.as_ref().map(api::duration).transpose();
+    let limit = limit.map_err(|_| violation("spec.idle_policy.max_idle_duration", "must be a duration"))?;
+    let awake = policy.awake_while.unwrap_or_default();
+    if awake.cpu_percent.is_some_and(|percent| !CPU_PERCENT.contains(&percent)) {
+        return Err(violation("spec.idle_policy.awake_while.cpu_percent", "must be 1 to 100"));
+    }
+    let awake_while = AwakeWhile { stream: awake.stream, shell: awake.shell, cpu_percent: awake.cpu_percent };
+    Ok(IdlePolicy { limit, awake_while })
 }
 
 fn image_snapshot(spec: &wire::MicrovmSpec) -> Result<ImageSnapshot, (String, String)> {
@@ -163,6 +174,7 @@ fn egress(egress: Option<&wire::Egress>) -> Result<slot::Egress, (String, String
 #[cfg(test)]
 pub mod tests {
     use super::*;
+    use api::common::v1::AwakeWhile;
 
     pub fn wire_spec() -> wire::MicrovmSpec {
         wire::MicrovmSpec {
@@ -197,6 +209,10 @@ pub mod tests {
             }),
             ("spec.ingress", |s| s.ingress = None),
             ("spec.egress", |s| s.egress = None),
+            ("spec.idle_policy.awake_while.cpu_percent", |s| {
+                let awake_while = AwakeWhile { cpu_percent: Some(101), ..Default::default() };
+                s.idle_policy = Some(WireIdlePolicy { awake_while: Some(awake_while), ..Default::default() });
+            }),
             ("spec.egress.policy.deny_cidrs[1]", |s| {
                 s.egress = Some(reach(&["10.0.0.0/8"], &["10.1.0.0/16", "10.1.0.0"]));
             }),

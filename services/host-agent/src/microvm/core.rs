@@ -2,7 +2,7 @@
 //! transitions are in the modules beside this one; here is what all of them do.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use api::host::v1::ObservedMicrovm;
 use guest_link::Link;
@@ -11,8 +11,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
 
 use super::View;
+use super::activity::Activity;
 use super::asleep::Asleep;
-use super::gate::{Activity, Gate};
+use super::gate::Gate;
 use super::observed::observed;
 use crate::adapters::files::MicrovmFiles;
 use crate::adapters::journal::{Journal, RemoteCopy};
@@ -22,8 +23,11 @@ use crate::domain::local_state::{Event, next};
 use crate::domain::metering::Sample;
 use crate::domain::transition::Transition;
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::Host;
+use crate::host::{Host, unix_ms};
 use crate::resources::Resources;
+
+/// Shortest time that a CPU use is worked out over.
+const CPU_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// A microVM's state, owned by its driver.
 pub struct Core {
@@ -36,8 +40,6 @@ pub struct Core {
     /// The running engine and what belongs to it.
     pub live: Option<Live>,
     pub activity: Arc<Activity>,
-    /// Idle time is counted from here when that is later than the last activity.
-    pub idle_floor_ms: u64,
     pub log: Arc<Log>,
     /// What background work tells the driver.
     pub notices: mpsc::Sender<Notice>,
@@ -55,6 +57,8 @@ pub enum Notice {
         difference_bytes: u64,
     },
     AppExited(AppEnd),
+    /// The app asks not to be put to sleep for this long; `None` gives that up.
+    KeepAwake(Option<Duration>),
 }
 
 /// A running engine and what belongs to it.
@@ -68,6 +72,8 @@ pub struct Live {
     pub gate: Arc<Gate>,
     /// When use was sampled last.
     pub sampled: Instant,
+    /// When the CPU use was worked out last, and the CPU time of the engine then, in seconds; `None` before its first sample.
+    pub cpu: Option<(Instant, f64)>,
     pub pump: AbortHandle,
 }
 
@@ -127,6 +133,7 @@ impl Core {
         tracing::info!(
             microvm = %self.id,
             kind = transition.kind,
+            cause = transition.cause.reason,
             phases = transition
                 .phases
                 .iter()
@@ -138,6 +145,33 @@ impl Core {
         self.journal.transition = transition;
     }
 
+    /// Keeps it awake for `duration` from now, at most to the end of its life, or gives that up. Of two leases the longer
+    /// counts.
+    pub fn keep_awake(&mut self, duration: Option<Duration>) -> Result<(), HostError> {
+        let now_ms = self.host.now_ms();
+        let before = self.journal.awake_until_ms;
+        self.journal.awake_until_ms = duration.map_or(0, |duration| {
+            let asked_ms = now_ms.saturating_add(u64::try_from(duration.as_millis()).unwrap_or(u64::MAX));
+            let life_ms = self.spec.deadline.map_or(u64::MAX, unix_ms);
+            asked_ms.min(life_ms).max(before)
+        });
+        // Dying after this line keeps the lease: the next agent reads it here.
+        if let Err(failure) = self.save() {
+            self.journal.awake_until_ms = before;
+            return Err(failure);
+        }
+        self.apply_lease();
+        tracing::info!(microvm = %self.id, until_ms = self.journal.awake_until_ms, "keep-awake lease");
+        Ok(())
+    }
+
+    /// Shows the journal's lease to the idle timer, on the timer's clock.
+    pub fn apply_lease(&self) {
+        let left_ms = self.journal.awake_until_ms.saturating_sub(self.host.now_ms());
+        let end_ms = if left_ms == 0 { 0 } else { self.host.monotonic_ms() + left_ms };
+        self.activity.set_lease_end(end_ms);
+    }
+
     /// Samples what the engine has used since the last sample.
     pub fn sample(&mut self) {
         let now = self.host.clock.instant();
@@ -145,6 +179,20 @@ impl Core {
         let interval = now.duration_since(live.sampled);
         live.sampled = now;
         let Ok(usage) = live.machine.usage() else { return };
+        match live.cpu {
+            Some((since, before)) if now.duration_since(since) >= CPU_INTERVAL_MIN => {
+                let used = (usage.cpu_seconds - before).max(0.0) / now.duration_since(since).as_secs_f64();
+                #[allow(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "a small percentage"
+                )]
+                self.activity.set_cpu((used * 100.0) as u32);
+                live.cpu = Some((now, usage.cpu_seconds));
+            }
+            Some(_) => {}
+            None => live.cpu = Some((now, usage.cpu_seconds)),
+        }
         let sample =
             Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes, interval };
         self.journal.meter.endpoint_bytes = self.activity.bytes();

@@ -2,13 +2,14 @@
 
 use std::sync::Arc;
 
+use api::microvm::v1::ActivityKind;
 use model::ids::MicrovmId;
 use tokio::sync::{mpsc, watch};
 
+use super::activity::Activity;
 use super::asleep::Asleep;
 use super::core::{Core, Notice};
 use super::driver::{Driver, NOTICES_MAX};
-use super::gate::Activity;
 use super::observed::observed;
 use super::{Handle, View};
 use crate::adapters::files;
@@ -29,8 +30,8 @@ pub fn build(
     let log =
         Log::open(&files.logs(), limits.log_file_bytes, limits.log_bytes_per_second, journal.log_start)?;
     let (notices, receiver) = mpsc::channel(NOTICES_MAX);
-    let activity = Arc::new(Activity::default());
-    activity.restore(journal.meter.endpoint_bytes);
+    let activity = Arc::new(Activity::new(journal.meter.endpoint_bytes));
+    activity.begin(ActivityKind::Start, host);
     let observed = observed(&id, &journal, journal.meter.endpoint_bytes);
     let view = View { state: journal.state, generation: journal.generation, observed, gate: None };
     let core = Core {
@@ -42,12 +43,12 @@ pub fn build(
         view: watch::Sender::new(view),
         live: None,
         activity,
-        idle_floor_ms: host.monotonic_ms(),
         log: Arc::new(log),
         notices,
         upload: None,
         asleep: Asleep::default(),
     };
+    core.apply_lease();
     Ok((core, receiver))
 }
 

@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use api::microvm::v1::TransitionCause;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Notice};
@@ -14,8 +15,9 @@ use super::inbox::{Inbox, answer, ask, run_transition};
 use super::{Command, EndOrder, Handle, Message, Outcome};
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
-use crate::domain::idle::{IdleDecision, Idleness, decide};
+use crate::domain::idle::{IdleDecision, decide, sleep_sentence};
 use crate::domain::local_state::{Admission, admit};
+use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
 
 pub const NOTICES_MAX: usize = 16;
@@ -47,7 +49,8 @@ enum Input {
     Message(Message),
     Notice(Notice),
     EngineEnded(vmm::ExitReason),
-    Idle,
+    /// The idle timer has run out; what is to be done is to be decided anew.
+    IdleDue,
     Sample,
     Deadline,
     Nobody,
@@ -63,7 +66,9 @@ impl Driver {
             no_ingress: core.spec.ingress.is_closed(),
             view: core.view.subscribe(),
             activity: Arc::clone(&core.activity),
+            idle: core.spec.idle,
             log: Arc::clone(&core.log),
+            waiting: Arc::new(Semaphore::new(limits.waiting_opens_per_microvm)),
             mailbox: sender,
         };
         let inbox = Inbox::new(mailbox, notices, limits.mailbox);
@@ -89,8 +94,8 @@ impl Driver {
                 Input::Message(message) => self.handle_command(message).await,
                 Input::Notice(notice) => self.notice(notice).await,
                 Input::EngineEnded(reason) => self.engine_ended(&reason).await,
-                Input::Idle => {
-                    self.suspend(None).await;
+                Input::IdleDue => {
+                    self.idle_due().await;
                     ControlFlow::Continue(())
                 }
                 Input::Sample => {
@@ -120,8 +125,11 @@ impl Driver {
         };
         let idle = async {
             match core.idle_decision() {
-                IdleDecision::Sleep => (),
-                IdleDecision::Wait(rest) => tokio::time::sleep(rest).await,
+                IdleDecision::Sleep | IdleDecision::StayAwake(_) => (),
+                IdleDecision::Wait { until_ms, .. } => {
+                    let rest_ms = until_ms.saturating_sub(core.host.monotonic_ms());
+                    tokio::time::sleep(Duration::from_millis(rest_ms)).await;
+                }
                 IdleDecision::Never => std::future::pending().await,
             }
         };
@@ -131,15 +139,26 @@ impl Driver {
             Some(notice) = self.inbox.notices.recv() => Input::Notice(notice),
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
-            () = idle, if running => {
-                // Bytes may have moved while we slept.
-                match core.idle_decision() {
-                    IdleDecision::Sleep => Input::Idle,
-                    IdleDecision::Wait(_) | IdleDecision::Never => Input::Sample,
-                }
-            }
+            () = idle, if running => Input::IdleDue,
             () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
+        }
+    }
+
+    /// Looks once more, since bytes may have moved meanwhile, and at what its policy names: that is measured now and at no
+    /// other time.
+    async fn idle_due(&mut self) {
+        if self.core.spec.idle.awake_while.cpu_percent.is_some() {
+            self.core.sample();
+        }
+        match self.core.idle_decision() {
+            IdleDecision::Sleep => {
+                let situation = self.core.activity.situation();
+                let reason = sleep_sentence(&situation, self.core.host.monotonic_ms());
+                self.suspend(Cause::idle(reason), None).await;
+            }
+            IdleDecision::StayAwake(reason) => self.core.activity.stay_awake(reason, &self.core.host),
+            IdleDecision::Wait { .. } | IdleDecision::Never => {}
         }
     }
 
@@ -168,8 +187,15 @@ impl Driver {
                     let _ = reply.send(Ok(self.core.observed()));
                     ControlFlow::Continue(())
                 }
-                Command::Suspend => {
-                    self.suspend(Some(reply)).await;
+                Command::Suspend(cause) => {
+                    let drained = *cause == TransitionCause::Drain;
+                    let cause = if drained { Cause::drain() } else { Cause::requested() };
+                    self.suspend(cause, Some(reply)).await;
+                    ControlFlow::Continue(())
+                }
+                Command::KeepAwake(duration) => {
+                    let kept = self.core.keep_awake(*duration);
+                    let _ = reply.send(kept.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
                 Command::Resume(order) => self.wake(order.take(), reply).await,
@@ -233,10 +259,11 @@ impl Driver {
         ControlFlow::Break(Ended { report })
     }
 
-    async fn suspend(&mut self, reply: Option<oneshot::Sender<Outcome>>) {
+    async fn suspend(&mut self, cause: Cause, reply: Option<oneshot::Sender<Outcome>>) {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let (result, joined) = run_transition(&mut self.inbox, &view, &cancel, self.core.suspend()).await;
+        let suspend = self.core.suspend(cause);
+        let (result, joined) = run_transition(&mut self.inbox, &view, &cancel, suspend).await;
         if result.is_err() {
             self.core.host.metrics.failed("suspend");
         }
@@ -298,7 +325,15 @@ impl Driver {
                 ControlFlow::Continue(())
             }
             // Of a guest that has been put to sleep or has ended since: no news.
-            Notice::AppExited(_) if self.core.live.is_none() => ControlFlow::Continue(()),
+            Notice::AppExited(_) | Notice::KeepAwake(_) if self.core.live.is_none() => {
+                ControlFlow::Continue(())
+            }
+            Notice::KeepAwake(duration) => {
+                if let Err(error) = self.core.keep_awake(duration) {
+                    tracing::warn!(microvm = %self.core.id, %error, "the app's keep-awake lease is not recorded");
+                }
+                ControlFlow::Continue(())
+            }
             Notice::AppExited(end) => {
                 let reason = end.sentence(self.core.spec.snapshot.memory_mib);
                 self.end(&EndOrder::because(reason), false, None).await
@@ -343,8 +378,6 @@ impl Core {
     }
 
     fn idle_decision(&self) -> IdleDecision {
-        let limit = self.spec.idle_limit;
-        let last_activity_ms = self.activity.last_ms().max(self.idle_floor_ms);
-        decide(Idleness { last_activity_ms, limit }, self.host.monotonic_ms())
+        decide(&self.spec.idle, &self.activity.situation(), self.host.monotonic_ms())
     }
 }

@@ -3,7 +3,6 @@
 
 use std::collections::HashMap;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,8 +11,6 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
-
-use crate::host::Host;
 
 /// Longest wait for the guest's kernel to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,47 +21,6 @@ const HOLD_TIMEOUT: Duration = tunnel::ANSWER_WAIT.saturating_add(Duration::from
 const CLAIM_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait for the relay's answer.
 const RELAY_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// Bytes through a microVM's tunnel, stamped by connections and read by the
-/// idle timer. Monotonic milliseconds come from the one clock of `Host`.
-#[derive(Debug, Default)]
-pub struct Activity {
-    bytes: AtomicU64,
-    last_ms: AtomicU64,
-    last_wall_ms: AtomicU64,
-}
-
-impl Activity {
-    /// Counts `bytes` moved now. Zero bytes stamp the time alone.
-    pub fn stamp(&self, bytes: u64, host: &Host) {
-        self.bytes.fetch_add(bytes, Ordering::Relaxed);
-        self.last_ms.fetch_max(host.monotonic_ms(), Ordering::Relaxed);
-        self.last_wall_ms.fetch_max(host.now_ms(), Ordering::Relaxed);
-    }
-
-    /// Bytes of earlier runs of the agent.
-    pub fn restore(&self, bytes: u64) {
-        self.bytes.store(bytes, Ordering::Relaxed);
-    }
-
-    /// Bytes in both directions.
-    pub fn bytes(&self) -> u64 {
-        self.bytes.load(Ordering::Relaxed)
-    }
-
-    /// Monotonic time of the last activity.
-    pub fn last_ms(&self) -> u64 {
-        self.last_ms.load(Ordering::Relaxed)
-    }
-
-    /// Wall-clock time of the last activity; `None` before the first.
-    pub fn last_wall_ms(&self) -> Option<u64> {
-        match self.last_wall_ms.load(Ordering::Relaxed) {
-            0 => None,
-            ms => Some(ms),
-        }
-    }
-}
 
 /// Why a guest port was not reached.
 #[derive(Debug, PartialEq, Eq)]

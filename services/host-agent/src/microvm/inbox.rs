@@ -92,7 +92,8 @@ fn admit_message(
 pub fn ask(command: &Command) -> Ask {
     match command {
         Command::Launch => Ask::Launch,
-        Command::Suspend => Ask::Suspend,
+        Command::Suspend(_) => Ask::Suspend,
+        Command::KeepAwake(_) => Ask::KeepAwake,
         Command::Resume(_) => Ask::Resume,
         Command::End(_) => Ask::Terminate,
     }

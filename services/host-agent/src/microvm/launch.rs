@@ -13,6 +13,7 @@ use crate::adapters::image_snapshots::ImageSnapshotLease;
 use crate::domain::HostError;
 use crate::domain::hooks::{self, HookName};
 use crate::domain::local_state::Event;
+use crate::domain::transition::Cause;
 use crate::failpoint;
 use crate::stopwatch::Stopwatch;
 
@@ -20,7 +21,7 @@ impl Core {
     /// Starts the microVM for the first time. Called in `Launching`; ends in
     /// RUNNING, or fails with everything given back and the state unchanged.
     pub async fn launch(&mut self, cancel: &CancellationToken) -> Result<(), HostError> {
-        let watch = Stopwatch::start("launch");
+        let watch = Stopwatch::start("launch", Cause::requested());
         self.journal.restore_count = 1;
         self.save()?;
         failpoint::hit("launch-begun");

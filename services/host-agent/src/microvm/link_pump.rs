@@ -1,4 +1,4 @@
-//! What a guest-agent says unasked: its log lines, and the end of its app.
+//! What a guest-agent says unasked: its log lines, that its app wants to stay awake, and the end of its app.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -56,6 +56,8 @@ async fn read_events(events: &mut mpsc::Receiver<GuestEvent>, log: &Log, notices
             GuestEvent::AppExited(exit) => {
                 let _ = notices.send(Notice::AppExited(exit.into())).await;
             }
+            // A driver that is behind gets the next one.
+            GuestEvent::KeepAwake(duration) => drop(notices.try_send(Notice::KeepAwake(duration))),
             GuestEvent::Closed { .. } => return,
         }
     }

@@ -42,6 +42,8 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         last_transition: Some(LastTransition {
             kind: journal.transition.kind.clone(),
             phases: phases(&journal.transition),
+            cause: journal.transition.cause.code,
+            reason: journal.transition.cause.reason.clone(),
         }),
         activity_time: None,
     }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::microvm::v1::ActivityKind;
 use model::ids::MicrovmId;
 
 use super::core::{Core, Live};
@@ -249,9 +250,9 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
     if core.journal.state == LocalState::Suspending {
         core.enter(Event::IsRunning, "");
     }
-    core.idle_floor_ms = core.host.monotonic_ms();
+    core.activity.begin(ActivityKind::HostRestart, &core.host);
     let sampled = core.host.clock.instant();
-    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, pump });
+    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, cpu: None, pump });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

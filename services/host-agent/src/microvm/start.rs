@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::microvm::v1::ActivityKind;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
@@ -80,8 +81,17 @@ impl Core {
                 let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
-                self.idle_floor_ms = self.host.monotonic_ms();
-                Ok(Live { machine, resources, dialer, link, gate, sampled: self.host.clock.instant(), pump })
+                self.activity.begin(ActivityKind::Start, &self.host);
+                Ok(Live {
+                    machine,
+                    resources,
+                    dialer,
+                    link,
+                    gate,
+                    sampled: self.host.clock.instant(),
+                    cpu: None,
+                    pump,
+                })
             }
             Err(failure) => {
                 restored.resources.release().await;

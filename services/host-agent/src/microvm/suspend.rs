@@ -10,6 +10,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use api::microvm::v1::ActivityKind;
 use slot::FrozenTcp;
 
 use super::asleep::Asleep;
@@ -22,6 +23,7 @@ use crate::adapters::journal::Journal;
 use crate::adapters::local_snapshot::LocalManifest;
 use crate::domain::hooks::HookName;
 use crate::domain::local_state::Event;
+use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
 use crate::failpoint;
 use crate::stopwatch::Stopwatch;
@@ -29,8 +31,8 @@ use crate::stopwatch::Stopwatch;
 impl Core {
     /// Puts the microVM to sleep. Called in [`LocalState::Running`]; ends in
     /// SUSPENDED, or in RUNNING with the failure as its reason.
-    pub async fn suspend(&mut self) -> Result<(), HostError> {
-        let watch = Stopwatch::start("suspend");
+    pub async fn suspend(&mut self, cause: Cause) -> Result<(), HostError> {
+        let watch = Stopwatch::start("suspend", cause);
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
         let began = self.save();
@@ -162,6 +164,9 @@ impl Core {
         self.sample();
         self.enter(Event::IsSuspended, "");
         self.journal.slept(manifest.sequence, manifest.difference_bytes);
+        self.apply_lease();
+        // Steps are missing yet, but why it sleeps is known.
+        self.journal.transition = watch.finish();
         let live = self.live.take();
         self.publish();
         if let Some(live) = live {
@@ -187,7 +192,7 @@ impl Core {
         if let Err(error) = written.await {
             tracing::error!(microvm = %self.id, %error, "the journal is behind");
         }
-        self.log.append("suspended");
+        self.log.append(format!("suspended: {}", self.journal.transition.cause.reason));
         self.start_upload();
     }
 
@@ -222,7 +227,7 @@ impl Core {
         }
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());
-        self.idle_floor_ms = self.host.monotonic_ms();
+        self.activity.begin(ActivityKind::SuspendFailed, &self.host);
         self.save_settled();
         self.publish();
         tracing::warn!(microvm = %self.id, error = %failure, "suspend failed; the microVM runs on");

@@ -17,6 +17,7 @@ use crate::domain::HostError;
 use crate::domain::fence::must_fetch;
 use crate::domain::hooks::HookName;
 use crate::domain::local_state::Event;
+use crate::domain::transition::Cause;
 use crate::failpoint;
 use crate::stopwatch::Stopwatch;
 
@@ -28,7 +29,8 @@ impl Core {
         order: Option<Box<ResumeOrder>>,
         cancel: &CancellationToken,
     ) -> Result<(), HostError> {
-        let watch = Stopwatch::start("wake");
+        let cause = if order.is_some() { Cause::requested() } else { Cause::traffic() };
+        let watch = Stopwatch::start("wake", cause);
         self.enter(Event::WakeBegan, "");
         self.publish_quietly();
         let woken = self.try_wake(&watch, order, cancel).await;

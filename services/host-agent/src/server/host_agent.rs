@@ -3,14 +3,17 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_server::HostAgentService;
 use api::hostagent::v1::{
     BakeRequest, BakeResponse, EvictImageRequest, EvictImageResponse, FollowLogRequest, FollowLogResponse,
-    LaunchRequest, LaunchResponse, MicrovmSpec, ResumeRequest, ResumeResponse, SuspendRequest,
-    SuspendResponse, TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
+    GetIdlenessRequest, GetIdlenessResponse, KeepAwakeRequest, KeepAwakeResponse, LaunchRequest,
+    LaunchResponse, MicrovmSpec, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
+    TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
 };
 use futures::{Stream, StreamExt as _};
+use model::limits::{KEEP_AWAKE_MAX, KEEP_AWAKE_MIN};
 use rpc::Role;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -66,9 +69,33 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
-        let observed =
-            detached(async move { microvms.suspend(&request.microvm_id, request.generation).await }).await?;
+        let cause = request.cause();
+        let suspended = async move { microvms.suspend(&request.microvm_id, request.generation, cause).await };
+        let observed = detached(suspended).await?;
         Ok(Response::new(SuspendResponse { observed: Some(observed) }))
+    }
+
+    async fn get_idleness(
+        &self,
+        request: Request<GetIdlenessRequest>,
+    ) -> Result<Response<GetIdlenessResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let idleness = self.microvms.idleness(&request.microvm_id, request.generation);
+        Ok(Response::new(GetIdlenessResponse { idleness: idleness.map_err(|failure| status(&failure))? }))
+    }
+
+    async fn keep_awake(
+        &self,
+        request: Request<KeepAwakeRequest>,
+    ) -> Result<Response<KeepAwakeResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let request = request.into_inner();
+        let duration = lease(request.duration.as_ref())?;
+        let microvms = Arc::clone(&self.microvms);
+        let kept =
+            async move { microvms.keep_awake(&request.microvm_id, request.generation, duration).await };
+        Ok(Response::new(KeepAwakeResponse { idleness: detached(kept).await? }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {
@@ -137,6 +164,19 @@ fn placed(spec: Option<MicrovmSpec>, generation: u64) -> Result<Spec, Status> {
         (spec, missing) => missing.into_iter().chain(spec.err().unwrap_or_default()).collect(),
     };
     Err(status(&HostError::Invalid(violations)))
+}
+
+/// How long a keep-awake lease is to last; `None` when it is to be given up.
+fn lease(duration: Option<&prost_types::Duration>) -> Result<Option<Duration>, Status> {
+    let Some(duration) = duration else { return Ok(None) };
+    let bounds = KEEP_AWAKE_MIN..=KEEP_AWAKE_MAX;
+    match api::duration(duration).ok().filter(|duration| bounds.contains(duration)) {
+        Some(duration) => Ok(Some(duration)),
+        None => {
+            let rule = format!("must be {} to {} s", KEEP_AWAKE_MIN.as_secs(), KEEP_AWAKE_MAX.as_secs());
+            Err(status(&HostError::Invalid(vec![("duration".to_owned(), rule)])))
+        }
+    }
 }
 
 /// A caller that hangs up does not stop what it asked for: commands are

@@ -11,6 +11,7 @@ use tokio::sync::{Semaphore, oneshot, watch};
 use tunnel::{Channel, Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
+use super::waiting::wait_in;
 use crate::adapters::lease::Fenced;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
@@ -107,9 +108,11 @@ impl Tunnels {
     /// Carries bytes between the edge and the guest, across the guest's sleeps: the edge's side stays open, and what the
     /// client sends wakes the guest when its token lets it.
     async fn carry(&self, handle: &Handle, request: &OpenRequest, mut session: Session, mut pass: Pass) {
+        let shell = request.shell;
+        let _open = handle.activity.opened(shell);
         loop {
             let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
-            let count = move |bytes| activity.stamp(bytes, &host);
+            let count = move |bytes| activity.moved(bytes, shell, &host);
             match session.carry(count, &pass.closed, &pass.hold).await {
                 Ended::Held => {}
                 ended => {
@@ -148,7 +151,7 @@ impl Tunnels {
                 return None;
             },
         }
-        handle.activity.stamp(0, &self.host);
+        handle.activity.request(&self.host);
         if let Err(refusal) = self.wake(handle).await {
             tracing::debug!(microvm = %handle.id, refusal.message, "a client's bytes did not wake the microVM");
             return None;
@@ -175,7 +178,7 @@ impl Tunnels {
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));
         }
-        handle.activity.stamp(0, &self.host);
+        handle.activity.request(&self.host);
         let mut waited = false;
         for _ in 0..ROUNDS_MAX {
             let gate = self.reach(&handle, request.wake, &mut waited).await?;
@@ -218,8 +221,7 @@ impl Tunnels {
                 _ => {}
             }
             if permit.is_none() {
-                let taken = Arc::clone(&self.waiting).try_acquire_owned();
-                permit = Some(taken.map_err(|_| Refusal::busy("too many requests wait for microVMs"))?);
+                permit = Some(wait_in(&handle.waiting, &self.waiting).map_err(Refusal::busy)?);
             }
             *waited = true;
             if admission == Admission::Begin {

@@ -165,6 +165,7 @@ pub fn sleepy(mut spec: MicrovmSpec, idle: Duration) -> MicrovmSpec {
         max_idle_duration: Some(api::duration_proto(idle)),
         suspended_duration: Some(api::duration_proto(Duration::from_secs(600))),
         auto_resume_enabled: true,
+        awake_while: None,
     });
     spec
 }
@@ -176,7 +177,7 @@ pub async fn launch(agent: &Agent, spec: &MicrovmSpec, generation: u64) -> Resul
 }
 
 pub async fn suspend(agent: &Agent, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
-    let request = SuspendRequest { microvm_id: id.to_owned(), generation };
+    let request = SuspendRequest { microvm_id: id.to_owned(), generation, ..Default::default() };
     Ok(client(agent, Role::Scheduler).suspend(request).await?.into_inner().observed.unwrap())
 }
 

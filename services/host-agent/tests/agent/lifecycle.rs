@@ -98,7 +98,11 @@ async fn a_session_sleeps_and_wakes_with_its_memory_and_disk() {
     let stale = suspend(&agent, id, 4).await.unwrap_err();
     assert_eq!(reason_of(&stale).as_deref(), Some("STALE_GENERATION"));
     let stranger = client(&agent, Role::EdgeProxy)
-        .suspend(api::hostagent::v1::SuspendRequest { microvm_id: id.to_owned(), generation: 5 })
+        .suspend(api::hostagent::v1::SuspendRequest {
+            microvm_id: id.to_owned(),
+            generation: 5,
+            ..Default::default()
+        })
         .await
         .unwrap_err();
     assert_eq!(stranger.code(), Code::PermissionDenied);

@@ -88,6 +88,7 @@ pub fn begin(
     of_build.set_step(BuildStep::Unspecified);
     of_build.phases.clear();
     of_build.snapshot_build = None;
+    of_build.warnings.clear();
     Ok(())
 }
 

@@ -37,6 +37,8 @@ impl Job {
             let name = format!("bake/{}", phase.name);
             self.build.value.phases.push(api::common::v1::Phase { name, ..phase });
         }
+        self.build.value.warnings.clone_from(&baked.result.warnings);
+        self.version.warnings = baked.result.warnings;
         self.version.snapshot = Some(snapshot);
         self.version.app = Some(baked.app);
         Ok(())

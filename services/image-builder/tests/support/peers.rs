@@ -143,5 +143,6 @@ async fn publish(store: &Store, request: &BakeRequest) -> BakeResult {
         disk_difference_bytes: 4096,
         stored_bytes: published.stored_bytes,
         phases: Vec::new(),
+        warnings: Vec::new(),
     }
 }

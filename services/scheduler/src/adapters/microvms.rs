@@ -257,6 +257,7 @@ pub fn wire_idle_policy(policy: IdlePolicy) -> WireIdlePolicy {
         max_idle_duration: Some(api::duration_proto(policy.max_idle)),
         suspended_duration: Some(api::duration_proto(policy.suspended)),
         auto_resume_enabled: policy.auto_resume,
+        awake_while: policy.awake_while,
     }
 }
 
@@ -265,6 +266,7 @@ fn idle_policy(policy: &WireIdlePolicy) -> Result<IdlePolicy, CodecError> {
         max_idle: api::duration(&policy.max_idle_duration.unwrap_or_default())?,
         suspended: api::duration(&policy.suspended_duration.unwrap_or_default())?,
         auto_resume: policy.auto_resume_enabled,
+        awake_while: policy.awake_while,
     })
 }
 
@@ -296,6 +298,7 @@ pub fn model_state(state: WireState) -> Option<MicrovmState> {
 mod tests {
     use super::*;
     use crate::domain::microvm::tests::sample;
+    use api::common::v1::AwakeWhile;
     use model::ManagedConnector;
     use std::time::Duration;
 
@@ -309,6 +312,7 @@ mod tests {
             max_idle: Duration::from_secs(60),
             suspended: Duration::ZERO,
             auto_resume: true,
+            awake_while: Some(AwakeWhile { stream: true, shell: false, cpu_percent: Some(20) }),
         });
         full.intent = Intent::End;
         full.state = MicrovmState::Terminated;

@@ -11,7 +11,7 @@
 use std::fmt;
 use std::time::{Duration, SystemTime};
 
-use api::common::v1::{Hooks, Logging, Metering};
+use api::common::v1::{AwakeWhile, Hooks, Logging, Metering};
 use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
@@ -31,6 +31,8 @@ pub struct IdlePolicy {
     pub max_idle: Duration,
     pub suspended: Duration,
     pub auto_resume: bool,
+    /// What else keeps it awake, for its host to look at.
+    pub awake_while: Option<AwakeWhile>,
 }
 
 /// The run hook's payload, which is nobody's business: never printed.

@@ -94,6 +94,7 @@ mod tests {
             max_idle: Duration::from_secs(60),
             suspended: Duration::from_secs(suspended),
             auto_resume: true,
+            awake_while: None,
         };
         for (suspended, expected) in [(0, 10), (5, 15), (40, 50), (4000, 50)] {
             microvm.spec.idle_policy = Some(policy(suspended));

@@ -48,7 +48,10 @@ impl MicrovmService for Handlers {
     async fn get_microvm(&self, request: Request<GetMicrovmRequest>) -> Answer<GetMicrovmResponse> {
         self.answer(request, READERS, |term, request| async move {
             let handle = term.handle(&validation::microvm_id(&request.microvm_id)?)?;
-            Ok(GetMicrovmResponse { microvm: self.show(&handle.current()) })
+            let record = handle.current();
+            let idleness = if request.with_idleness { term.idleness(&record).await } else { None };
+            let microvm = api::microvm::v1::Microvm { idleness, ..wire::microvm(&record, &self.config) };
+            Ok(GetMicrovmResponse { microvm: Some(microvm) })
         })
         .await
     }
@@ -71,7 +74,9 @@ impl MicrovmService for Handlers {
         request: Request<SuspendMicrovmRequest>,
     ) -> Answer<SuspendMicrovmResponse> {
         self.answer(request, CALLERS, |term, request| async move {
-            let microvm = term.suspend(&validation::microvm_id(&request.microvm_id)?).await?;
+            let microvm = term
+                .suspend(&validation::microvm_id(&request.microvm_id)?, TransitionCause::Requested)
+                .await?;
             Ok(SuspendMicrovmResponse { microvm: self.show(&microvm) })
         })
         .await
@@ -81,6 +86,19 @@ impl MicrovmService for Handlers {
         self.answer(request, CALLERS, |term, request| async move {
             let microvm = term.resume(&validation::microvm_id(&request.microvm_id)?).await?;
             Ok(ResumeMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
+    }
+
+    async fn keep_microvm_awake(
+        &self,
+        request: Request<KeepMicrovmAwakeRequest>,
+    ) -> Answer<KeepMicrovmAwakeResponse> {
+        self.answer(request, CALLERS, |term, request| async move {
+            let (id, duration) = validation::keep_awake(&request)?;
+            let (record, idleness) = term.keep_awake(&id, duration).await?;
+            let microvm = api::microvm::v1::Microvm { idleness, ..wire::microvm(&record, &self.config) };
+            Ok(KeepMicrovmAwakeResponse { microvm: Some(microvm) })
         })
         .await
     }

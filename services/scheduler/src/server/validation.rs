@@ -8,11 +8,11 @@ pub mod connectors;
 use std::time::Duration;
 
 use api::common::v1::logging::Destination;
-use api::common::v1::{IdlePolicy as WireIdlePolicy, Logging};
+use api::common::v1::{AwakeWhile, IdlePolicy as WireIdlePolicy, Logging};
 use api::microvm::v1::port_scope::Scope;
 use api::microvm::v1::{
-    CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest,
-    PortScope as WirePortScope, RunMicrovmRequest,
+    CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, KeepMicrovmAwakeRequest,
+    ListMicrovmsRequest, PortScope as WirePortScope, RunMicrovmRequest,
 };
 use model::ids::{KmsKeyIdentifier, RoleArn};
 use model::limits;
@@ -231,7 +231,37 @@ fn idle_policy(policy: &WireIdlePolicy, config: &Config, violations: &mut Violat
     let asleep = (Duration::ZERO, limits::SUSPENDED_DURATION_MAX);
     let max_idle = window(&policy.max_idle_duration, idle, "idlePolicy.maxIdleDurationSeconds");
     let suspended = window(&policy.suspended_duration, asleep, "idlePolicy.suspendedDurationSeconds");
-    Some(IdlePolicy { max_idle: max_idle?, suspended: suspended?, auto_resume: policy.auto_resume_enabled })
+    let awake_while = policy.awake_while.filter(|awake| *awake != AwakeWhile::default());
+    let (least, most) = (limits::CPU_PERCENT.start(), limits::CPU_PERCENT.end());
+    violations.check(
+        awake_while.and_then(|awake| awake.cpu_percent).is_none_or(|cpu| limits::CPU_PERCENT.contains(&cpu)),
+        "idlePolicy.awakeWhile.cpuPercent",
+        format!("must be {least} to {most}"),
+    );
+    Some(IdlePolicy {
+        max_idle: max_idle?,
+        suspended: suspended?,
+        auto_resume: policy.auto_resume_enabled,
+        awake_while,
+    })
+}
+
+/// How long a keep-awake lease is to last; `None` gives it up.
+pub fn keep_awake(request: &KeepMicrovmAwakeRequest) -> Result<(MicrovmId, Option<Duration>), Refusal> {
+    const FIELD: &str = "duration";
+    let mut violations = Violations::default();
+    let id = violations.keep("microvmIdentifier", request.microvm_id.parse());
+    let bounds = (limits::KEEP_AWAKE_MIN, limits::KEEP_AWAKE_MAX);
+    let duration = match &request.duration {
+        Some(_) if request.release => {
+            violations.add(FIELD, "must be left out with release");
+            None
+        }
+        None if request.release => None,
+        given => whole_seconds(&given.unwrap_or_default(), bounds, FIELD, &mut violations),
+    };
+    let findings = Findings { violations, refusal: None };
+    findings.finish(id.map(|id| (id, duration)))
 }
 
 fn whole_seconds(

@@ -49,6 +49,7 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
         last_transition: record.last_transition.clone(),
         memory_mib: spec.snapshot.memory_mib,
         baseline_memory_mib: spec.baseline_mib,
+        idleness: None,
     }
 }
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::hostagent::v1::SuspendRequest;
+use api::microvm::v1::TransitionCause;
 use futures::StreamExt as _;
 use model::state::MicrovmState;
 use model::{HostId, MicrovmId};
@@ -18,7 +19,11 @@ const DRAIN_CONCURRENT: usize = 4;
 
 impl Term {
     /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps already is a success.
-    pub async fn suspend(self: &Arc<Self>, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
+    pub async fn suspend(
+        self: &Arc<Self>,
+        id: &MicrovmId,
+        cause: TransitionCause,
+    ) -> Result<Arc<Microvm>, Refusal> {
         let (term, handle) = (Arc::clone(self), self.handle(id)?);
         self.detached(async move {
             operable(&handle.current(), "suspended")?;
@@ -28,18 +33,25 @@ impl Term {
             if microvm.state == MicrovmState::Suspended {
                 return Ok(microvm);
             }
-            let suspended = handle.unless_ending(term.suspend_on_host(&microvm)).await;
+            let suspended = handle.unless_ending(term.suspend_on_host(&microvm, cause)).await;
             term.context.metrics.operation("suspend", suspended.is_ok());
             suspended.map(|()| handle.current())
         })
         .await
     }
 
-    async fn suspend_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Refusal> {
+    async fn suspend_on_host(
+        self: &Arc<Self>,
+        microvm: &Microvm,
+        cause: TransitionCause,
+    ) -> Result<(), Refusal> {
         let host = &microvm.placement.host;
         let address = self.grpc_address(host).ok_or_else(|| Refusal::away(host, "it cannot be asked"))?;
-        let request =
-            SuspendRequest { microvm_id: microvm.id.to_string(), generation: microvm.placement.generation };
+        let request = SuspendRequest {
+            microvm_id: microvm.id.to_string(),
+            generation: microvm.placement.generation,
+            cause: cause.into(),
+        };
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
         let mut client = self.context.agents.client(&address).map_err(|status| refusal_of(host, status))?;
         let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
@@ -57,7 +69,7 @@ impl Term {
             let suspends = running.map(|handle| {
                 let term = Arc::clone(&term);
                 async move {
-                    if let Err(refusal) = term.suspend(&handle.id).await {
+                    if let Err(refusal) = term.suspend(&handle.id, TransitionCause::Drain).await {
                         tracing::warn!(microvm = %handle.id, %refusal, "cannot be suspended for the drain yet");
                     }
                 }

@@ -206,6 +206,7 @@ async fn bounds_of_a_launch() {
             max_idle_duration: idle.and_then(seconds),
             suspended_duration: suspended.and_then(seconds),
             auto_resume_enabled: true,
+            awake_while: None,
         })
     };
     type Change = Box<dyn Fn(&mut RunMicrovmRequest)>;

@@ -206,6 +206,7 @@ async fn lives_and_windows_end_by_the_clock() {
         max_idle_duration: seconds(60),
         suspended_duration: seconds(window),
         auto_resume_enabled: true,
+        awake_while: None,
     };
     let windowed = RunMicrovmRequest { idle_policy: Some(policy(100)), ..app() };
     let windowed = run(&client, windowed).await.unwrap().microvm_id;

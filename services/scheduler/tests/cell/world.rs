@@ -298,7 +298,7 @@ pub async fn run(client: &Client, request: RunMicrovmRequest) -> Result<Microvm,
 }
 
 pub async fn get(client: &Client, id: &str) -> Result<Microvm, Status> {
-    let request = GetMicrovmRequest { microvm_id: id.into() };
+    let request = GetMicrovmRequest { microvm_id: id.into(), with_idleness: false };
     Ok(client.clone().get_microvm(request).await?.into_inner().microvm.unwrap())
 }
 

@@ -13,6 +13,7 @@ use crate::durations::parse;
 Examples:
   torpor run web
   torpor run web --idle 60s --suspended 2h       sleeps after a minute, ends after two hours asleep
+  torpor run web --idle 60s --awake-while stream --awake-while cpu=20
   torpor run web --token-ttl 30m                 with a token for port 8080
   torpor run web --shell                         for torpor shell
   torpor run web -o json --no-wait               for scripts")]
@@ -31,6 +32,10 @@ pub struct Run {
     /// With --idle: let no request wake it.
     #[arg(long, requires = "idle")]
     pub no_auto_resume: bool,
+    /// With --idle: also stay awake while a connection is open (stream), a shell is open (shell), or the CPU use is at
+    /// least so many percent of one CPU (cpu=N); looked at when the idle time has passed. May be repeated.
+    #[arg(long, value_name = "WHAT", requires = "idle")]
+    pub awake_while: Vec<AwakeWhile>,
     /// Longest life, running and asleep together; default: 8h.
     #[arg(long, value_name = "TIME", value_parser = parse)]
     pub max_duration: Option<Duration>,
@@ -58,6 +63,51 @@ pub struct Run {
     /// Idempotency token; default: a fresh one.
     #[arg(long, value_name = "TOKEN")]
     pub client_token: Option<String>,
+}
+
+/// What keeps a microVM awake beside traffic.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AwakeWhile {
+    Stream,
+    Shell,
+    /// Percent of one CPU.
+    Cpu(u32),
+}
+
+impl std::str::FromStr for AwakeWhile {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "stream" => Ok(Self::Stream),
+            "shell" => Ok(Self::Shell),
+            _ => {
+                let percent = text.strip_prefix("cpu=").and_then(|percent| percent.parse().ok());
+                percent.map(Self::Cpu).ok_or_else(|| "must be stream, shell or cpu=N".to_owned())
+            }
+        }
+    }
+}
+
+/// Arguments of `torpor awake`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor awake ID --for 30m      no sleep by itself for half an hour from now
+  torpor awake ID --release      as its idle policy has it again
+
+It keeps a running microVM from falling asleep by itself. It wakes none that sleeps,
+does not outlive its longest life, and ends when the microVM is suspended by torpor
+suspend or a drain. Of two, the longer counts. Apps have the same, see the README.")]
+pub struct Awake {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// How long from now, 1s to 8h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse, required_unless_present = "release")]
+    pub duration: Option<Duration>,
+    /// Let it sleep again.
+    #[arg(long, conflicts_with = "duration")]
+    pub release: bool,
 }
 
 /// Arguments of `torpor list`.

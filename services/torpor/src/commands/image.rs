@@ -81,7 +81,7 @@ fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> R
             "version": json::message(views::VERSION, version),
         }));
     }
-    views::image(image)?;
+    views::image(image, &[])?;
     output::remark(format_args!("next: torpor image logs -f {}", image.name));
     Ok(())
 }
@@ -235,7 +235,17 @@ async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<
 }
 
 async fn get(session: &Session, image: String) -> Result<(), CliError> {
-    session.show(views::IMAGE, &fetch(session, &image).await?, views::image)
+    let image = fetch(session, &image).await?;
+    let active = match image.latest_active_image_version.as_str() {
+        "" => ImageVersion::default(),
+        active => fetch_version(session, &image.name, active).await?,
+    };
+    if session.json() {
+        let mut object = json::message(views::IMAGE, &image);
+        object["warnings"] = active.warnings.into();
+        return output::value(&object);
+    }
+    views::image(&image, &active.warnings)
 }
 
 async fn versions(session: &Session, image: String) -> Result<(), CliError> {

@@ -18,7 +18,8 @@ fn image_state(image: &Image) -> String {
     json::short_name(image.state().as_str_name(), "ImageState")
 }
 
-pub fn image(image: &Image) -> Result<(), CliError> {
+/// An image, with the warnings of its active version.
+pub fn image(image: &Image, warnings: &[String]) -> Result<(), CliError> {
     let mut tags: Vec<String> = image.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
     tags.sort();
     output::fields(vec![
@@ -31,6 +32,7 @@ pub fn image(image: &Image) -> Result<(), CliError> {
         ("created", durations::rfc3339(image.create_time.as_ref())),
         ("changed", durations::rfc3339(image.update_time.as_ref())),
         ("tags", tags.join(", ")),
+        ("warning", warnings.join(" ")),
     ])
 }
 
@@ -116,6 +118,9 @@ pub fn finished_build(image: &Image, build: &ImageBuild, took: Duration) -> Resu
         ("disk", output::bytes(sizes.disk_snapshot_size_bytes)),
         ("stored in S3", output::bytes(sizes.stored_size_bytes)),
     ])?;
+    for warning in &build.warnings {
+        output::remark(format_args!("warning: {warning}"));
+    }
     if build.state() == BuildState::Successful {
         output::remark(format_args!("next: torpor run {} --idle 60s", image.name));
     }

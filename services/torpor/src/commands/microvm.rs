@@ -1,19 +1,19 @@
 //! `torpor run`, `list`, `get`, `suspend`, `resume`, `terminate`, `token`.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use api::common::v1::IdlePolicy;
+use api::common::v1::{AwakeWhile as WireAwakeWhile, IdlePolicy};
 use api::microvm::v1::{
-    AllPorts, CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest, Microvm,
-    MicrovmState, PortRange, PortScope, ResumeMicrovmRequest, RunMicrovmRequest, SuspendMicrovmRequest,
-    TerminateMicrovmRequest, port_scope::Scope,
+    AllPorts, CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest,
+    KeepMicrovmAwakeRequest, Microvm, MicrovmState, PortRange, PortScope, ResumeMicrovmRequest,
+    RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest, port_scope::Scope,
 };
 use model::{ConnectorArn, ManagedConnector};
 
 use super::Session;
 use super::calls::{all_microvms, client_token, microvm_id};
 use super::{image, microvm_views as views};
-use crate::cli::microvm::{List, One, Run, Token};
+use crate::cli::microvm::{Awake, AwakeWhile, List, One, Run, Token};
 use crate::durations;
 use crate::error::{CliError, Kind};
 use crate::flags;
@@ -30,6 +30,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         max_idle_duration: Some(api::duration_proto(idle)),
         suspended_duration: Some(api::duration_proto(arguments.suspended)),
         auto_resume_enabled: !arguments.no_auto_resume,
+        awake_while: awake_while(&arguments.awake_while),
     });
     let message = RunMicrovmRequest {
         image_identifier: arguments.image.clone(),
@@ -76,6 +77,20 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
     Ok(())
 }
 
+/// What else keeps it awake; of several CPU uses the last counts.
+fn awake_while(given: &[AwakeWhile]) -> Option<WireAwakeWhile> {
+    let mut all = None;
+    for one in given {
+        let all: &mut WireAwakeWhile = all.get_or_insert_default();
+        match one {
+            AwakeWhile::Stream => all.stream = true,
+            AwakeWhile::Shell => all.shell = true,
+            AwakeWhile::Cpu(percent) => all.cpu_percent = Some(*percent),
+        }
+    }
+    all
+}
+
 /// The connectors of a microVM that lets requests and shells in.
 fn shell_ingress(session: &Session) -> Vec<String> {
     let region = &session.context.s3.region;
@@ -117,8 +132,11 @@ async fn wait(session: &Session, id: &str, wanted: MicrovmState) -> Result<Micro
 
 /// One microVM by its full id.
 pub async fn fetch(session: &Session, id: &str) -> Result<Microvm, CliError> {
-    let response = session.call(GetMicrovmRequest { microvm_id: id.to_owned() }).await?;
-    Ok(response.microvm.unwrap_or_default())
+    read(session, GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false }).await
+}
+
+async fn read(session: &Session, message: GetMicrovmRequest) -> Result<Microvm, CliError> {
+    Ok(session.call(message).await?.microvm.unwrap_or_default())
 }
 
 pub async fn list(session: &Session, arguments: List) -> Result<(), CliError> {
@@ -132,7 +150,22 @@ pub async fn list(session: &Session, arguments: List) -> Result<(), CliError> {
 
 pub async fn get(session: &Session, arguments: One) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
-    session.show(views::MICROVM, &fetch(session, &id).await?, views::microvm)
+    let microvm = read(session, GetMicrovmRequest { microvm_id: id, with_idleness: true }).await?;
+    session.show(views::MICROVM, &microvm, views::microvm)
+}
+
+/// `torpor awake`: takes, lengthens or gives up a keep-awake lease.
+pub async fn awake(session: &Session, arguments: Awake) -> Result<(), CliError> {
+    let message = KeepMicrovmAwakeRequest {
+        microvm_id: microvm_id(session, &arguments.id).await?,
+        duration: arguments.duration.map(api::duration_proto),
+        release: arguments.release,
+    };
+    let answered = session.call(message).await.map_err(|error| error.in_flags(flags::AWAKE))?;
+    let microvm = answered.microvm.unwrap_or_default();
+    session.show(views::MICROVM, &microvm, |microvm| {
+        output::line(format_args!("{} {}", microvm.microvm_id, views::awake(microvm, SystemTime::now())))
+    })
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -245,6 +278,17 @@ mod tests {
         assert_eq!(port_scope("80-90").unwrap().scope, Some(Scope::Range(range)));
         for wrong in ["0", "90-80", "x", "1-", "70000", ""] {
             assert_eq!(port_scope(wrong).expect_err("wrong").kind, Kind::Usage, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn what_keeps_awake_as_people_write_it() {
+        let given: Vec<AwakeWhile> = ["stream", "cpu=20"].iter().map(|text| text.parse().unwrap()).collect();
+        let expected = WireAwakeWhile { stream: true, shell: false, cpu_percent: Some(20) };
+        assert_eq!(awake_while(&given), Some(expected));
+        assert_eq!(awake_while(&[]), None);
+        for wrong in ["", "cpu", "cpu=", "cpu=x", "cpu=-1", "streams"] {
+            assert!(wrong.parse::<AwakeWhile>().is_err(), "{wrong}");
         }
     }
 

@@ -187,6 +187,7 @@ impl World {
                     max_idle_duration: Some(api::duration_proto(idle)),
                     suspended_duration: Some(api::duration_proto(suspended)),
                     auto_resume_enabled: true,
+                    awake_while: None,
                 });
             })
             .await
@@ -201,7 +202,7 @@ impl World {
     }
 
     pub async fn get(&self, id: &str) -> Result<Microvm, Status> {
-        let request = GetMicrovmRequest { microvm_id: id.to_owned() };
+        let request = GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false };
         Ok(self.context.call(request).await?.microvm.unwrap())
     }
 

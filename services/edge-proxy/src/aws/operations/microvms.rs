@@ -35,7 +35,7 @@ pub(super) fn run(call: &Call<'_>) -> Result<RunMicrovmRequest, Rejection> {
 }
 
 pub(super) fn get(call: &Call<'_>) -> Result<GetMicrovmRequest, Rejection> {
-    Ok(GetMicrovmRequest { microvm_id: id(call) })
+    Ok(GetMicrovmRequest { microvm_id: id(call), with_idleness: false })
 }
 
 pub(super) fn detail(call: &Call<'_>, microvm: Microvm) -> Answer {
@@ -133,6 +133,8 @@ fn idle_policy(policy: Members<'_>) -> IdlePolicy {
         max_idle_duration: policy.integer("maxIdleDurationSeconds").map(seconds),
         suspended_duration: policy.integer("suspendedDurationSeconds").map(seconds),
         auto_resume_enabled: policy.flag("autoResumeEnabled"),
+        // The AWS API has no word for it.
+        awake_while: None,
     }
 }
 

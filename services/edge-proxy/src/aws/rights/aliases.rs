@@ -38,7 +38,8 @@ pub(crate) async fn find(
     let Asked { needs, members, resource, .. } = asked;
     let mut aliases = Aliases::default();
     if needs.subject == Subject::Microvm {
-        let message = GetMicrovmRequest { microvm_id: members.string("microvmIdentifier") };
+        let message =
+            GetMicrovmRequest { microvm_id: members.string("microvmIdentifier"), with_idleness: false };
         let found = ask!(services, request_id, microvms.get_microvm, message).await;
         let microvm = existing(found)?.and_then(|found| found.microvm);
         aliases.add(resource, microvm.map(|microvm| microvm.image_arn));

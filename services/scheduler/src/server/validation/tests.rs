@@ -18,6 +18,7 @@ fn policy(idle: i64, suspended: i64) -> Option<WireIdlePolicy> {
         max_idle_duration: Some(seconds(idle)),
         suspended_duration: Some(seconds(suspended)),
         auto_resume_enabled: true,
+        awake_while: None,
     })
 }
 
