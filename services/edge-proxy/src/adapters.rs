@@ -2,6 +2,7 @@
 
 pub mod body;
 pub mod dial;
+pub mod paced;
 pub mod routes;
 pub mod scheduler;
 pub mod token_keys;

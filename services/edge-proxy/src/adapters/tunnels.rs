@@ -14,6 +14,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use tunnel::ClientStream;
 
 use crate::adapters::body::ReplayBody;
+use crate::adapters::paced::Paced;
 use crate::domain::port::Door;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
@@ -109,7 +110,7 @@ impl Tunnels {
     pub async fn connect(
         &self,
         key: &PortKey,
-        stream: ClientStream,
+        stream: Paced<ClientStream>,
         http2: bool,
     ) -> hyper::Result<Connection> {
         let stream = TokioIo::new(stream);
