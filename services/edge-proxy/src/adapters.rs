@@ -3,6 +3,7 @@
 pub mod body;
 pub mod dial;
 pub mod expect;
+pub mod paced;
 pub mod routes;
 pub mod scheduler;
 pub mod token_keys;

@@ -110,7 +110,7 @@ impl App {
             let following = CancellationToken::new();
             let _stop_following = following.clone().drop_guard();
             let limits = self.config.limits;
-            let table = Arc::new(Table::new(limits.requests_per_microvm));
+            let table = Arc::new(Table::new(limits.per_microvm()));
             let keys = TokenKeys::follow(&self.store);
             routes::follow(self.scheduler.clone(), table.clone(), following.clone());
             let tunnels = Arc::new(Tunnels::new(
@@ -119,21 +119,23 @@ impl App {
                 self.metrics.tunnels_open.clone(),
             ));
             let sweeping = tokio::spawn(sweep(tunnels.clone()));
-            let response_wait = limits.response();
+            let (response_wait, unread, drain) = (limits.response(), limits.unread(), limits.drain());
             let dialer = Arc::new(Dialer {
                 table: table.clone(),
                 scheduler: self.scheduler.clone(),
                 client: self.client,
                 limits,
             });
-            let (websockets, stop) = (TaskTracker::new(), CancellationToken::new());
+            let (websockets, cut) = (TaskTracker::new(), CancellationToken::new());
             let sender = Sender {
                 dialer,
                 response_wait,
                 tunnels: tunnels.clone(),
                 metrics: self.metrics.clone(),
                 websockets: websockets.clone(),
-                stop: stop.clone(),
+                unread,
+                stopping: shutdown.clone(),
+                cut: cut.clone(),
             };
             let endpoints = Arc::new(Endpoints {
                 domain: self.config.domain,
@@ -144,6 +146,7 @@ impl App {
                 sender,
                 metrics: self.metrics,
             });
+            let cutting = tokio::spawn(cut_after(shutdown.clone(), drain, cut));
             let serving = self.listener.serve(endpoints, shutdown.clone());
             #[cfg(feature = "aws")]
             let serving = async {
@@ -151,13 +154,21 @@ impl App {
                 tokio::join!(serving, futures::future::OptionFuture::from(api))
             };
             serving.await;
-            stop.cancel();
             websockets.close();
             websockets.wait().await;
+            cutting.abort();
             sweeping.abort();
             tunnels.clear();
         })
     }
+}
+
+/// WebSockets have the drain time to end by themselves: the edge passes their frames on unread, so it cannot know where
+/// between two of them a close frame would be understood.
+async fn cut_after(shutdown: CancellationToken, drain: Duration, cut: CancellationToken) {
+    shutdown.cancelled().await;
+    tokio::time::sleep(drain).await;
+    cut.cancel();
 }
 
 async fn sweep(tunnels: Arc<Tunnels>) {

@@ -12,6 +12,10 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use settings::{EtcdSettings, TelemetrySettings, TlsSettings};
+use tokio::sync::Semaphore;
+
+use crate::domain::route::PerMicrovm;
+use crate::server::limits::PerAddress;
 
 /// Longest of any time setting, in milliseconds: a day.
 const TIME_MAX_MS: u64 = 86_400_000;
@@ -38,9 +42,16 @@ pub(crate) struct Socket<'a> {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
     pub connections: usize,
+    pub per_address: PerAddress,
+    /// TLS handshakes at one time; more wait.
+    pub handshakes: usize,
     pub handshake: Duration,
     /// Longest wait for a request's head.
     pub header_read: Duration,
+    /// Longest time without a request.
+    pub idle: Duration,
+    /// Longest wait for a client that takes nothing of its response.
+    pub unread: Duration,
     /// Largest request head in bytes.
     pub header_bytes: usize,
     /// Longest wait for requests in flight at shutdown.
@@ -85,15 +96,33 @@ pub struct Config {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct Limits {
-    /// Most client connections at one time.
+    /// Most client connections at one time, WebSockets included.
     pub connections: usize,
+    /// Most of them from one address (of IPv6: from one network of 64 bits); 0 for no bound of its own, as behind a
+    /// balancer that shows its own address only.
+    pub connections_per_address: usize,
     /// Most requests in flight to one microVM; more are answered 429.
     pub requests_per_microvm: usize,
+    /// Most requests per second to one microVM, also the burst; more are answered 429. 0 means no limit. AWS has 40 for 4
+    /// processors and 8 GB at the peak, 160 for 16 and 32.
+    pub requests_per_second_per_microvm: u32,
+    /// Most bytes per second to and from one microVM, headers included; more wait. 0 means no limit. AWS has 1,000,000 for a
+    /// baseline of 512 MiB, twice that for each doubling.
+    pub bytes_per_second_per_microvm: u64,
+    /// Most requests per second from one address, also the burst; more are answered 429. 0 means no limit.
+    pub requests_per_second_per_address: u32,
+    /// Most TLS handshakes at one time, a quarter of them from one address; more wait, within `handshake_ms`.
+    pub handshakes: usize,
     /// Longest TLS handshake of a client, in milliseconds.
     pub handshake_ms: u64,
     /// Longest wait for a request's headers, and longest idle time of a client's
     /// HTTP/1.1 connection, in milliseconds.
     pub header_read_ms: u64,
+    /// Longest time without a request on a client's connection, in milliseconds; of HTTP/1.1, `header_read_ms` if
+    /// that is shorter. An HTTP/2 client that only answers pings is told to go after it.
+    pub idle_ms: u64,
+    /// Longest wait for a client that takes nothing of a response or a WebSocket, in milliseconds.
+    pub unread_ms: u64,
     /// Largest request head in bytes.
     pub header_bytes: usize,
     /// Longest wait for a launch or a wake, in milliseconds.
@@ -106,7 +135,7 @@ pub struct Limits {
     pub idle_tunnel_ms: u64,
     /// Most unused tunnels kept per microVM and port.
     pub idle_tunnels: usize,
-    /// Longest wait for requests in flight at shutdown, in milliseconds.
+    /// Longest wait for requests in flight and WebSockets at shutdown, in milliseconds.
     pub drain_ms: u64,
 }
 
@@ -135,9 +164,16 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 16_384,
+            connections_per_address: 4096,
             requests_per_microvm: 1024,
+            requests_per_second_per_microvm: 0,
+            bytes_per_second_per_microvm: 0,
+            requests_per_second_per_address: 0,
+            handshakes: 1024,
             handshake_ms: 10_000,
             header_read_ms: 30_000,
+            idle_ms: 120_000,
+            unread_ms: 120_000,
             header_bytes: 64 * 1024,
             launch_wait_ms: 30_000,
             connect_ms: 10_000,
@@ -157,6 +193,8 @@ impl Config {
         let times = [
             limits.handshake_ms,
             limits.header_read_ms,
+            limits.idle_ms,
+            limits.unread_ms,
             limits.launch_wait_ms,
             limits.connect_ms,
             limits.response_ms,
@@ -188,6 +226,11 @@ impl Config {
                 "endpoint_key: the endpoints' certificate needs its key",
             ),
             (limits.connections > 0, "limits.connections: at least 1"),
+            (
+                limits.connections_per_address <= limits.connections,
+                "limits.connections_per_address: at most limits.connections",
+            ),
+            (limits.handshakes > 0, "limits.handshakes: at least 1"),
             (limits.requests_per_microvm > 0, "limits.requests_per_microvm: at least 1"),
             ((8192..=1 << 20).contains(&limits.header_bytes), "limits.header_bytes: 8192 to 1048576"),
             (times.iter().all(|time| (1..=TIME_MAX_MS).contains(time)), "limits: times are 1 ms to a day"),
@@ -212,14 +255,39 @@ impl Limits {
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             connections: self.connections,
+            per_address: PerAddress {
+                connections: self.connections_per_address,
+                requests_per_second: self.requests_per_second_per_address,
+                // The sender of a request to an endpoint is in its head.
+                unverified: Semaphore::MAX_PERMITS,
+            },
+            handshakes: self.handshakes,
             handshake: Duration::from_millis(self.handshake_ms),
             header_read: Duration::from_millis(self.header_read_ms),
+            idle: Duration::from_millis(self.idle_ms),
+            unread: Duration::from_millis(self.unread_ms),
             header_bytes: self.header_bytes,
             drain: Duration::from_millis(self.drain_ms),
             streams: STREAMS,
             stream_window: STREAM_WINDOW,
             connection_window: CONNECTION_WINDOW,
         }
+    }
+
+    pub(crate) fn per_microvm(&self) -> PerMicrovm {
+        PerMicrovm {
+            requests: self.requests_per_microvm,
+            requests_per_second: self.requests_per_second_per_microvm,
+            bytes_per_second: self.bytes_per_second_per_microvm,
+        }
+    }
+
+    pub(crate) fn drain(&self) -> Duration {
+        Duration::from_millis(self.drain_ms)
+    }
+
+    pub(crate) fn unread(&self) -> Duration {
+        Duration::from_millis(self.unread_ms)
     }
 
     pub(crate) fn launch_wait(&self) -> Duration {
@@ -258,6 +326,8 @@ mod tests {
             ("region", |config| config.region = "Us".into()),
             ("account", |config| config.account = "1".into()),
             ("limits.connections", |config| config.limits.connections = 0),
+            ("limits.connections_per_address", |config| config.limits.connections = 1),
+            ("limits.handshakes", |config| config.limits.handshakes = 0),
             ("limits.header_bytes", |config| config.limits.header_bytes = 1),
             ("limits", |config| config.limits.connect_ms = 0),
         ];

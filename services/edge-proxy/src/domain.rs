@@ -4,6 +4,7 @@
 pub mod attempt;
 pub mod host;
 pub mod port;
+pub mod rate;
 pub mod refusal;
 pub mod route;
 pub mod timing;

@@ -13,6 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 
 use crate::adapters::body::ReplayBody;
 use crate::adapters::dial::GuestStream;
+use crate::adapters::paced::Paced;
 use crate::domain::port::Door;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
@@ -108,7 +109,7 @@ impl Tunnels {
     pub async fn connect(
         &self,
         key: &PortKey,
-        stream: GuestStream,
+        stream: Paced<GuestStream>,
         http2: bool,
     ) -> hyper::Result<Connection> {
         let stream = TokioIo::new(stream);

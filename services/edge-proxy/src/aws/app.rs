@@ -28,6 +28,8 @@ use crate::server::listener::Listener;
 
 /// Name of the service in the scope of signatures, for both models.
 const SERVICE: &str = "lambda";
+/// Requests without a good signature that are answered and recorded at one time; more wait.
+const REFUSALS: usize = 64;
 /// Longest wait at the end for audit records to be written.
 const AUDIT_DRAIN: Duration = Duration::from_secs(5);
 
@@ -67,10 +69,16 @@ impl ApiServer {
             verifier: Verifier::new(region.as_str(), SERVICE),
             sts_verifier: Verifier::new(region.as_str(), aws_model::sts::SERVICE),
             access_keys: AccessKeys::follow(store, account.clone()),
-            bodies: Bodies::new(aws.limits.body_bytes, aws.limits.body_read(), aws.limits.body_memory_bytes),
+            bodies: Bodies::new(
+                aws.limits.body_bytes,
+                aws.limits.body_read(),
+                aws.limits.body_stall(),
+                aws.limits.body_memory_bytes,
+            ),
             buckets: Buckets::new(clock.instant(), |name| (row(name).rate)(&aws.throttles)),
             audit,
             in_flight: Arc::new(Semaphore::new(aws.limits.requests)),
+            refusals: Arc::new(Semaphore::new(REFUSALS)),
             limits: Limits {
                 body_bytes_max: aws.limits.body_bytes,
                 run_hook_payload_bytes_max: aws.limits.run_hook_payload_bytes,

@@ -5,9 +5,10 @@ use std::sync::Mutex;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
+
+use crate::metrics::ConnectionMetrics;
 
 /// Bounds of the histogram, in seconds.
 const BOUNDS: [f64; 12] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 30.0];
@@ -32,7 +33,7 @@ pub(crate) struct Metrics {
     pub requests: Family<Request, Counter>,
     /// Seconds that the answers took, by operation.
     pub seconds: Family<Operation, Histogram, fn() -> Histogram>,
-    pub connections: Gauge,
+    pub connections: ConnectionMetrics,
 }
 
 impl Metrics {
@@ -48,7 +49,7 @@ impl Metrics {
                 "Times of the API's answers, by operation",
                 Family::new_with_constructor(|| Histogram::new(BOUNDS)),
             ),
-            connections: part.add("api_connections", "Client connections of the API", Gauge::default()),
+            connections: ConnectionMetrics::register(part, "api_", " of the API"),
         })
     }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::{ADDRESSES_MAX, Bounds, Socket, TIME_MAX_MS};
+use crate::server::limits::PerAddress;
 
 /// Requests at one time on one HTTP/2 connection.
 const STREAMS: u32 = 128;
@@ -45,20 +46,37 @@ pub struct AwsSettings {
 pub struct ApiLimits {
     /// Most client connections at one time.
     pub connections: usize,
-    /// Most requests that are worked on at one time; more wait.
+    /// Most of them from one address (of IPv6: from one network of 64 bits); 0 for no bound of its own, as behind a
+    /// balancer that shows its own address only.
+    pub connections_per_address: usize,
+    /// Most signed requests that are worked on at one time; more wait.
     pub requests: usize,
+    /// Most requests from one address whose signature is not checked yet, because they are still coming; more wait.
+    pub unverified_per_address: usize,
+    /// Most requests per second from one address, also the burst; more are answered 429. 0 means no limit.
+    pub requests_per_second_per_address: u32,
+    /// Most TLS handshakes at one time, a quarter of them from one address; more wait, within `handshake_ms`.
+    pub handshakes: usize,
     /// Longest TLS handshake of a client, in milliseconds.
     pub handshake_ms: u64,
     /// Longest wait for a request's head, and longest idle time of a client's
     /// HTTP/1.1 connection, in milliseconds.
     pub header_read_ms: u64,
+    /// Longest time without a request on a client's connection, in milliseconds; of HTTP/1.1, `header_read_ms` if
+    /// that is shorter.
+    pub idle_ms: u64,
+    /// Longest wait for a client that takes nothing of a response, in milliseconds.
+    pub unread_ms: u64,
     /// Largest request head in bytes.
     pub header_bytes: usize,
     /// Largest request body in bytes.
     pub body_bytes: usize,
     /// Longest wait for a whole request body, in milliseconds.
     pub body_read_ms: u64,
-    /// Memory for the bodies of all requests together, in bytes; requests beyond it are answered 429.
+    /// Longest wait for the next piece of a request body, in milliseconds.
+    pub body_stall_ms: u64,
+    /// Memory for the bodies of all requests together, in bytes, a quarter of it for one access key; requests beyond either
+    /// are answered 429.
     pub body_memory_bytes: usize,
     /// Longest `runHookPayload`, in bytes; the scheduler has a limit of its own.
     pub run_hook_payload_bytes: usize,
@@ -105,12 +123,19 @@ impl Default for ApiLimits {
     fn default() -> Self {
         Self {
             connections: 1024,
+            connections_per_address: 256,
             requests: 512,
+            unverified_per_address: 16,
+            requests_per_second_per_address: 0,
+            handshakes: 256,
             handshake_ms: 10_000,
             header_read_ms: 30_000,
+            idle_ms: 120_000,
+            unread_ms: 60_000,
             header_bytes: 64 * 1024,
             body_bytes: 1 << 20,
             body_read_ms: 10_000,
+            body_stall_ms: 3000,
             body_memory_bytes: 64 << 20,
             run_hook_payload_bytes: 4096,
             call_ms: 55_000,
@@ -150,12 +175,15 @@ impl AwsSettings {
     }
 
     /// Rules of these settings: whether each holds, and its text.
-    pub(super) fn rules(&self) -> [(bool, &'static str); 8] {
+    pub(super) fn rules(&self) -> [(bool, &'static str); 11] {
         let limits = &self.limits;
         let times = [
             limits.handshake_ms,
             limits.header_read_ms,
+            limits.idle_ms,
+            limits.unread_ms,
             limits.body_read_ms,
+            limits.body_stall_ms,
             limits.call_ms,
             limits.drain_ms,
         ];
@@ -166,6 +194,12 @@ impl AwsSettings {
             ),
             ((1..=ADDRESSES_MAX).contains(&self.listen.len()), "aws.listen: 1 to 16 addresses"),
             (limits.connections > 0, "aws.limits.connections: at least 1"),
+            (
+                limits.connections_per_address <= limits.connections,
+                "aws.limits.connections_per_address: at most aws.limits.connections",
+            ),
+            (limits.handshakes > 0, "aws.limits.handshakes: at least 1"),
+            (limits.unverified_per_address > 0, "aws.limits.unverified_per_address: at least 1"),
             ((1..=65_536).contains(&limits.requests), "aws.limits.requests: 1 to 65536"),
             ((8192..=1 << 20).contains(&limits.header_bytes), "aws.limits.header_bytes: 8192 to 1048576"),
             ((1024..=16 << 20).contains(&limits.body_bytes), "aws.limits.body_bytes: 1024 to 16777216"),
@@ -185,8 +219,16 @@ impl ApiLimits {
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             connections: self.connections,
+            per_address: PerAddress {
+                connections: self.connections_per_address,
+                requests_per_second: self.requests_per_second_per_address,
+                unverified: self.unverified_per_address,
+            },
+            handshakes: self.handshakes,
             handshake: Duration::from_millis(self.handshake_ms),
             header_read: Duration::from_millis(self.header_read_ms),
+            idle: Duration::from_millis(self.idle_ms),
+            unread: Duration::from_millis(self.unread_ms),
             header_bytes: self.header_bytes,
             drain: Duration::from_millis(self.drain_ms),
             streams: STREAMS,
@@ -197,6 +239,10 @@ impl ApiLimits {
 
     pub(crate) fn body_read(&self) -> Duration {
         Duration::from_millis(self.body_read_ms)
+    }
+
+    pub(crate) fn body_stall(&self) -> Duration {
+        Duration::from_millis(self.body_stall_ms)
     }
 
     pub(crate) fn call(&self) -> Duration {

@@ -2,6 +2,9 @@
 
 use uuid::Uuid;
 
+/// The port that a host without one means.
+const HTTPS: u16 = 443;
+
 /// What a host name means to this edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Target {
@@ -13,15 +16,40 @@ pub enum Target {
 /// Reads "<uuid>.<domain>", whatever its case, with or without a port and the
 /// final dot of a full name. `domain` is lower-case and without dots at its ends.
 pub fn target(host: &str, domain: &str) -> Target {
-    let name = match host.rsplit_once(':') {
-        Some((name, port)) if !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit()) => name,
-        Some(_) => return Target::Unknown,
-        None => host,
-    };
-    let name = name.strip_suffix('.').unwrap_or(name);
+    let Some((name, _)) = parts(host) else { return Target::Unknown };
     let label =
         name.split_once('.').filter(|(_, rest)| rest.eq_ignore_ascii_case(domain)).map(|(label, _)| label);
     label.and_then(label_id).map_or(Target::Unknown, Target::Endpoint)
+}
+
+/// True when both are the same host and port, however they are spelt.
+pub fn same(one: &str, other: &str) -> bool {
+    match (parts(one), parts(other)) {
+        (Some((name, port)), Some((other_name, other_port))) => {
+            name.eq_ignore_ascii_case(other_name) && port.unwrap_or(HTTPS) == other_port.unwrap_or(HTTPS)
+        }
+        _ => one == other,
+    }
+}
+
+/// True when a request for `host` may come over a connection to `server_name`, which is what TLS calls a host: no port.
+pub fn is_directed(host: &str, server_name: &str) -> bool {
+    let server_name = server_name.strip_suffix('.').unwrap_or(server_name);
+    parts(host).is_some_and(|(name, _)| name.eq_ignore_ascii_case(server_name))
+}
+
+/// Name without its final dot, and port; `None` when the port is none.
+fn parts(host: &str) -> Option<(&str, Option<u16>)> {
+    let (name, port) = match host.rsplit_once(':') {
+        // An address of IPv6, and no port.
+        Some(_) if host.ends_with(']') => (host, None),
+        Some((name, port)) => {
+            let digits = !port.is_empty() && port.bytes().all(|byte| byte.is_ascii_digit());
+            (name, Some(port.parse().ok().filter(|_| digits)?))
+        }
+        None => (host, None),
+    };
+    Some((name.strip_suffix('.').unwrap_or(name), port))
 }
 
 /// A UUID in its one usual form; the parser alone would take others too.
@@ -57,6 +85,25 @@ mod tests {
         ] {
             assert_eq!(target(&host, "microvms.localhost"), expected, "{host}");
         }
+    }
+
+    #[test]
+    fn names_are_the_same_however_they_are_spelt() {
+        for (one, other, same_host, directed) in [
+            ("a.example", "a.example", true, true),
+            ("A.Example.", "a.example", true, true),
+            ("a.example:443", "a.example", true, true),
+            ("a.example:8443", "a.example", false, true),
+            ("a.example", "b.example", false, false),
+            ("a.example:x", "a.example", false, false),
+            ("a.example:99999", "a.example", false, false),
+            ("", "a.example", false, false),
+        ] {
+            assert_eq!(same(one, other), same_host, "{one} {other}");
+            assert_eq!(is_directed(one, other), directed, "{one} {other}");
+        }
+        assert!(is_directed("a.example", "a.example."));
+        assert!(same("[::1]:443", "[::1]"));
     }
 
     proptest! {

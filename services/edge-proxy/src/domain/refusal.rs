@@ -15,7 +15,9 @@ pub enum Refusal {
     PortDenied,
     /// Malformed, with a sentence that says how.
     BadRequest(&'static str),
-    /// Too many requests or connections of this microVM.
+    /// The request names another endpoint than the connection is for.
+    Misdirected,
+    /// Too many requests of this microVM or address.
     TooMany { retry_after: Duration },
     /// The microVM runs and nothing listens on the port.
     AppConnectFailed,
@@ -40,6 +42,23 @@ pub struct Answer {
 }
 
 impl Refusal {
+    /// One word for it, for logs and metrics.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::NoAuthentication => "no_token",
+            Self::AuthenticationFailed => "token_failed",
+            Self::PortDenied => "port_denied",
+            Self::BadRequest(_) => "bad_request",
+            Self::Misdirected => "misdirected",
+            Self::TooMany { .. } => "too_many",
+            Self::AppConnectFailed => "app_connect_failed",
+            Self::MicrovmConnectFailed => "microvm_connect_failed",
+            Self::Asleep => "asleep",
+            Self::NotReady => "not_ready",
+            Self::Internal => "internal",
+        }
+    }
+
     pub fn answer(&self) -> Answer {
         let plain = |status, error, body| Answer { status, error, body, retry_after_s: None };
         let later = |status, after: Duration| Answer {
@@ -51,6 +70,7 @@ impl Refusal {
             Self::AuthenticationFailed => plain(403, Some("UNAUTHORIZED"), "Token authentication failed"),
             Self::PortDenied => plain(403, Some("UNAUTHORIZED"), "Access to port denied"),
             Self::BadRequest(text) => plain(400, None, text),
+            Self::Misdirected => plain(421, None, "Misdirected request"),
             Self::TooMany { retry_after } => later(429, *retry_after),
             Self::AppConnectFailed => plain(502, Some("APP_CONNECT_FAILED"), ""),
             Self::MicrovmConnectFailed => plain(502, Some("MICROVM_CONNECT_FAILED"), ""),
@@ -73,6 +93,7 @@ mod tests {
             (Refusal::AuthenticationFailed, 403, Some("UNAUTHORIZED"), "Token authentication failed", None),
             (Refusal::PortDenied, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
             (Refusal::BadRequest("no"), 400, None, "no", None),
+            (Refusal::Misdirected, 421, None, "Misdirected request", None),
             (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),
             (Refusal::TooMany { retry_after: second * 3 / 2 }, 429, None, "", Some(2)),
             (Refusal::AppConnectFailed, 502, Some("APP_CONNECT_FAILED"), "", None),

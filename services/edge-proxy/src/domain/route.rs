@@ -5,9 +5,12 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::time::Instant;
 
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
+
+use crate::domain::rate::Bucket;
 
 /// Parts of the table with a lock each.
 const SHARDS: usize = 64;
@@ -39,8 +42,39 @@ pub struct Route {
 pub struct Entry {
     /// The route as it was when it was read.
     pub route: Arc<Route>,
-    /// Requests in flight to this microVM.
+    pub traffic: Arc<Traffic>,
+}
+
+/// The bounds of one microVM's endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PerMicrovm {
+    /// Requests in flight at one time.
+    pub requests: usize,
+    /// 0 means no limit.
+    pub requests_per_second: u32,
+    /// Both directions together; 0 means no limit.
+    pub bytes_per_second: u64,
+}
+
+/// What is under way at one microVM's endpoint, and how fast more may come.
+#[derive(Debug)]
+pub struct Traffic {
+    /// Requests in flight.
     pub permits: Arc<Semaphore>,
+    pub requests: Bucket,
+    /// Bytes to and from the guest.
+    pub bytes: Bucket,
+}
+
+impl Traffic {
+    fn new(bounds: PerMicrovm) -> Arc<Self> {
+        let now = Instant::now();
+        Arc::new(Self {
+            permits: Arc::new(Semaphore::new(bounds.requests)),
+            requests: Bucket::new(bounds.requests_per_second.into(), now),
+            bytes: Bucket::new(bounds.bytes_per_second, now),
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -70,14 +104,14 @@ impl Shard {
 #[derive(Debug)]
 pub struct Table {
     shards: Vec<Shard>,
-    requests_per_microvm: usize,
+    bounds: PerMicrovm,
 }
 
 impl Table {
-    /// An empty table. At most `requests_per_microvm` requests are in flight to one microVM.
-    pub fn new(requests_per_microvm: usize) -> Self {
+    /// An empty table.
+    pub fn new(bounds: PerMicrovm) -> Self {
         let shard = || Shard { stored: RwLock::default(), changed: watch::Sender::new(()) };
-        Self { shards: (0..SHARDS).map(|_| shard()).collect(), requests_per_microvm }
+        Self { shards: (0..SHARDS).map(|_| shard()).collect(), bounds }
     }
 
     /// What is known of an endpoint.
@@ -96,9 +130,9 @@ impl Table {
         let shard = self.shard(label);
         {
             let mut stored = shard.write();
-            let permits = stored.get(&label).map(|old| old.entry.permits.clone());
-            let permits = permits.unwrap_or_else(|| Arc::new(Semaphore::new(self.requests_per_microvm)));
-            stored.insert(label, Stored { entry: Entry { route: Arc::new(route), permits }, listing });
+            let traffic = stored.get(&label).map(|old| old.entry.traffic.clone());
+            let traffic = traffic.unwrap_or_else(|| Traffic::new(self.bounds));
+            stored.insert(label, Stored { entry: Entry { route: Arc::new(route), traffic }, listing });
         }
         shard.changed.send_replace(());
     }
@@ -108,8 +142,8 @@ impl Table {
     pub fn put_if_absent(&self, label: Uuid, route: Route) -> Entry {
         let mut stored = self.shard(label).write();
         let fresh = || {
-            let permits = Arc::new(Semaphore::new(self.requests_per_microvm));
-            Stored { entry: Entry { route: Arc::new(route), permits }, listing: 0 }
+            let traffic = Traffic::new(self.bounds);
+            Stored { entry: Entry { route: Arc::new(route), traffic }, listing: 0 }
         };
         stored.entry(label).or_insert_with(fresh).entry.clone()
     }
@@ -141,6 +175,8 @@ impl Table {
 mod tests {
     use super::*;
 
+    const ONE: PerMicrovm = PerMicrovm { requests: 1, requests_per_second: 0, bytes_per_second: 0 };
+
     fn route(generation: u64) -> Route {
         Route {
             microvm_id: "microvm-x".into(),
@@ -153,26 +189,26 @@ mod tests {
 
     #[test]
     fn a_listing_replaces_without_a_gap() {
-        let table = Table::new(1);
+        let table = Table::new(ONE);
         let (one, two) = (Uuid::from_u128(1), Uuid::from_u128(2));
         table.put(one, route(1), 1);
         table.put(two, route(1), 1);
         table.finish_listing(1);
-        let permit = table.get(one).unwrap().permits.try_acquire_owned().unwrap();
+        let permit = table.get(one).unwrap().traffic.permits.clone().try_acquire_owned().unwrap();
         table.put(one, route(2), 2);
         assert!(table.get(two).is_some());
         table.finish_listing(2);
         assert!(table.get(two).is_none());
         assert_eq!(table.get(one).unwrap().route.generation, 2);
         // The count of requests in flight survives the change.
-        assert!(table.get(one).unwrap().permits.try_acquire_owned().is_err());
+        assert!(table.get(one).unwrap().traffic.permits.clone().try_acquire_owned().is_err());
         drop(permit);
-        assert!(table.get(one).unwrap().permits.try_acquire_owned().is_ok());
+        assert!(table.get(one).unwrap().traffic.permits.clone().try_acquire_owned().is_ok());
     }
 
     #[test]
     fn what_the_follower_knows_wins() {
-        let table = Table::new(1);
+        let table = Table::new(ONE);
         let label = Uuid::from_u128(7);
         assert_eq!(table.put_if_absent(label, route(1)).route.generation, 1);
         assert_eq!(table.put_if_absent(label, route(9)).route.generation, 1);
@@ -182,7 +218,7 @@ mod tests {
 
     #[tokio::test]
     async fn subscribers_see_changes() {
-        let table = Table::new(1);
+        let table = Table::new(ONE);
         let label = Uuid::from_u128(7);
         let mut changes = table.changes(label);
         table.put(label, route(1), 1);

@@ -3,18 +3,16 @@
 //! The order matters. The token is checked before anything is looked up at the scheduler, woken or opened,
 //! and a caller without a good token learns nothing about which microVMs exist.
 
-use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::{Instant, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use clock::Clock;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
 use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use prometheus_client::metrics::gauge::Gauge;
 use token::{Claims, Kind, VerifyError};
-use tracing::Instrument as _;
+use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
 use crate::adapters::body::{ClientBody, ResponseBody};
@@ -24,15 +22,16 @@ use crate::domain::host::{self, Target};
 use crate::domain::port::{self, Door};
 use crate::domain::refusal::Refusal;
 use crate::domain::route::{Entry, Table};
+use crate::domain::timing::Timing;
 use crate::domain::websocket::Offer;
-use crate::metrics::{Metrics, Status};
+use crate::metrics::{ConnectionMetrics, Metrics, Outcome, Status};
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
 use crate::server::upgrade;
 
 /// When a microVM has all the requests it may have.
-const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
+const TOO_MANY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a shell is reached.
 const SHELL_PATH: &str = "/shell";
@@ -54,24 +53,34 @@ impl Handler for Endpoints {
 
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<ResponseBody> {
         let request_id = Uuid::new_v4().to_string();
-        let span = tracing::info_span!("request", request_id, method = %request.method());
-        let answered = self
-            .forward(client.address.ip(), client.server_name.as_deref(), request, &request_id)
-            .instrument(span.clone());
-        let mut response = match answered.await {
-            Ok(response) => response,
+        let span = tracing::info_span!(
+            "request",
+            request_id,
+            method = %request.method(),
+            edge_us = field::Empty,
+            tunnel_us = field::Empty,
+            app_us = field::Empty,
+        );
+        let mut timing = Timing::default();
+        let answered = self.forward(&client, request, &request_id, &mut timing).instrument(span.clone());
+        let (mut response, outcome) = match answered.await {
+            Ok(response) => {
+                let outcome = app_outcome(response.status());
+                (response, outcome)
+            }
             Err(refusal) => {
                 span.in_scope(|| tracing::debug!(?refusal, "refused"));
-                refuse(&refusal)
+                (refuse(&refusal), refusal.reason())
             }
         };
+        headers::add_server_timing(response.headers_mut(), timing.header());
         let id = HeaderValue::try_from(request_id).expect("a UUID is visible ASCII");
         response.headers_mut().insert(headers::REQUEST_ID, id);
-        self.metrics.requests.get_or_create(&Status { code: response.status().as_u16() }).inc();
+        self.count(&span, response.status(), outcome, &timing);
         response
     }
 
-    fn open(&self) -> &Gauge {
+    fn connections(&self) -> &ConnectionMetrics {
         &self.metrics.connections
     }
 }
@@ -79,39 +88,61 @@ impl Handler for Endpoints {
 impl Endpoints {
     async fn forward(
         &self,
-        client: IpAddr,
-        server_name: Option<&str>,
+        client: &Client,
         request: Request<Incoming>,
         request_id: &str,
+        timing: &mut Timing,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let started = Instant::now();
+        client.share.request(started).map_err(|retry_after| Refusal::TooMany { retry_after })?;
         let (parts, body) = request.into_parts();
         let body = ClientBody::new(body, headers::is_held_back(&parts));
+        let server_name = client.server_name.as_deref();
         let host =
-            headers::host(&parts).or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
+            headers::host(&parts)?.or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
+        let target = host::target(&host, &self.domain);
+        if target != Target::Unknown && server_name.is_some_and(|name| !host::is_directed(&host, name)) {
+            return Err(Refusal::Misdirected);
+        }
         let handshake = upgrade::handshake(&parts)?;
         let offer = handshake.map(|_| upgrade::offer(&parts.headers));
         let claims = self.claims(&parts.headers, offer.as_ref()).await?;
-        let Target::Endpoint(label) = host::target(&host, &self.domain) else {
+        let Target::Endpoint(label) = target else {
             return Err(Refusal::AuthenticationFailed);
         };
         let entry = self.entry(label, &claims).await?;
         let door = door(&parts, &claims, offer.as_ref())?;
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
+        timing.edge = Some(started.elapsed());
+        let Entry { route, traffic } = entry;
+        traffic.requests.take(started).map_err(|retry_after| Refusal::TooMany { retry_after })?;
         let busy = Refusal::TooMany { retry_after: TOO_MANY_AGAIN };
-        let permit = entry.permits.try_acquire_owned().map_err(|_| busy)?;
-        let admitted = Admitted {
-            label,
-            route: entry.route,
-            door,
-            request_id: request_id.to_owned(),
-            token_time: started.elapsed(),
-            permit,
-        };
+        let permit = traffic.permits.clone().try_acquire_owned().map_err(|_| busy)?;
+        let admitted = Admitted { label, route, traffic, door, request_id: request_id.to_owned(), permit };
         let request = Request::from_parts(parts, body);
         match handshake.zip(offer) {
-            Some(asked) => Box::pin(self.sender.upgrade(admitted, client, &host, request, asked)).await,
-            None => self.sender.send(admitted, client, &host, request).await,
+            Some(asked) => {
+                Box::pin(self.sender.upgrade(admitted, client, &host, request, asked, timing)).await
+            }
+            None => self.sender.send(admitted, client.address.ip(), &host, request, timing).await,
+        }
+    }
+
+    /// What came of a request, and what its time went to.
+    fn count(&self, span: &Span, status: StatusCode, outcome: &'static str, timing: &Timing) {
+        let micros = |time: Duration| u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.metrics.requests.get_or_create(&Status { code: status.as_u16() }).inc();
+        let woke = if timing.woke() { "true" } else { "false" };
+        self.metrics.outcomes.get_or_create(&Outcome { outcome, woke }).inc();
+        if let Some(edge) = timing.edge {
+            span.record("edge_us", micros(edge));
+            span.record("tunnel_us", micros(timing.tunnel));
+        }
+        if let Some(app) = timing.app {
+            span.record("app_us", micros(app));
+        }
+        if let (Some(added), Some(_), false) = (timing.added(), timing.app, timing.woke()) {
+            self.metrics.added.observe(added.as_secs_f64());
         }
     }
 
@@ -170,6 +201,16 @@ fn door(parts: &Parts, claims: &Claims, offer: Option<&Offer>) -> Result<Door, R
         // The shell speaks WebSocket and nothing else.
         Kind::Shell if offer.is_none() => Err(Refusal::AppConnectFailed),
         Kind::Shell => Ok(Door::Shell),
+    }
+}
+
+fn app_outcome(status: StatusCode) -> &'static str {
+    match status.as_u16() / 100 {
+        1 => "app_1xx",
+        2 => "app_2xx",
+        3 => "app_3xx",
+        4 => "app_4xx",
+        _ => "app_5xx",
     }
 }
 

@@ -9,15 +9,20 @@ use http::header::{
 use http::uri::Scheme;
 use http::{Method, Uri, Version, request};
 
+use crate::domain::host;
+use crate::domain::refusal::Refusal;
+
 pub const AUTH: HeaderName = HeaderName::from_static("x-aws-proxy-auth");
 pub const PORT: HeaderName = HeaderName::from_static("x-aws-proxy-port");
 /// Asks for HTTP/2 towards the app.
 pub const FORCE_H2: HeaderName = HeaderName::from_static("x-aws-proxy-force-h2");
 pub const ERROR: HeaderName = HeaderName::from_static("x-aws-proxy-error");
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-amzn-requestid");
-/// Names the phases of a wake.
+/// Says what the time of a request went to.
 pub const SERVER_TIMING: HeaderName = HeaderName::from_static("server-timing");
 
+const TRACEPARENT: HeaderName = HeaderName::from_static(telemetry::TRACEPARENT);
+const TRACESTATE: HeaderName = HeaderName::from_static("tracestate");
 const RESERVED: &str = "x-aws-proxy-";
 const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
 const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
@@ -30,14 +35,57 @@ const FORWARDED_PORT: HeaderName = HeaderName::from_static("x-forwarded-port");
 /// Most headers a "Connection" header may name.
 const NAMED_MAX: usize = 32;
 
-/// The host a request is for: the authority of HTTP/2 or the Host header.
-pub fn host(parts: &request::Parts) -> Option<&str> {
+/// The host a request is for: the authority of its target (always so in HTTP/2), or the Host header.
+///
+/// # Errors
+/// When it can be read in two ways: whoever reads it next might read it in the other.
+pub fn host(parts: &request::Parts) -> Result<Option<&str>, Refusal> {
     let authority = parts.uri.authority().map(http::uri::Authority::as_str);
-    authority.or_else(|| {
-        let mut values = parts.headers.get_all(HOST).iter();
-        let first = values.next()?.to_str().ok()?;
-        values.next().is_none().then_some(first)
-    })
+    let mut values = parts.headers.get_all(HOST).iter();
+    let named = values.next().map(HeaderValue::to_str).transpose();
+    let named = named.map_err(|_| Refusal::BadRequest("Invalid host"))?;
+    if values.next().is_some() {
+        return Err(Refusal::BadRequest("More than one host"));
+    }
+    match (authority, named) {
+        (Some(authority), _) if authority.contains('@') => Err(Refusal::BadRequest("Invalid host")),
+        (Some(authority), Some(named)) if !host::same(authority, named) => {
+            Err(Refusal::BadRequest("More than one host"))
+        }
+        (authority, named) => Ok(authority.or(named)),
+    }
+}
+
+/// Leaves a client's trace context as it is when it is valid; otherwise the edge's own takes its place, if it has one.
+pub fn settle_trace(headers: &mut HeaderMap, own: impl FnOnce() -> Option<String>) {
+    let mut values = headers.get_all(TRACEPARENT).iter();
+    let valid = values.next().is_some_and(|value| is_traceparent(value.as_bytes()));
+    if valid && values.next().is_none() {
+        return;
+    }
+    headers.remove(TRACEPARENT);
+    // It is a part of the other.
+    headers.remove(TRACESTATE);
+    if let Some(own) = own().and_then(|own| HeaderValue::try_from(own).ok()) {
+        headers.insert(TRACEPARENT, own);
+    }
+}
+
+/// True for a value of the form of W3C Trace Context, level 1: a version, a trace, a span, flags.
+fn is_traceparent(value: &[u8]) -> bool {
+    const LENGTH: usize = 55;
+    let hex = |range: std::ops::Range<usize>| {
+        value[range].iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'))
+    };
+    let zero = |range: std::ops::Range<usize>| value[range].iter().all(|byte| *byte == b'0');
+    value.len() >= LENGTH
+        && [2, 35, 52].iter().all(|at| value[*at] == b'-')
+        && [0..2, 3..35, 36..52, 53..55].into_iter().all(hex)
+        && !zero(3..35)
+        && !zero(36..52)
+        && &value[..2] != b"ff"
+        // Later versions may add to the end.
+        && (value.len() == LENGTH || (&value[..2] != b"00" && value[LENGTH] == b'-'))
 }
 
 /// True when the app is to be asked over HTTP/2 without TLS: the client says so, or it is gRPC, which is never HTTP/1.1.
@@ -111,7 +159,7 @@ pub fn forward_response(headers: &mut HeaderMap) {
     strip_reserved(headers);
 }
 
-/// Names the phases of a request that had to wait for its microVM.
+/// Says what the time of a request went to, beside what the app says.
 pub fn add_server_timing(headers: &mut HeaderMap, text: Option<String>) {
     if let Some(value) = text.and_then(|text| HeaderValue::try_from(text).ok()) {
         headers.append(SERVER_TIMING, value);
@@ -287,11 +335,47 @@ mod tests {
     fn hosts_are_found_once() {
         let of = |request: http::request::Builder| {
             let (parts, ()) = request.body(()).unwrap().into_parts();
-            host(&parts).map(str::to_owned)
+            host(&parts).map(|host| host.map(str::to_owned)).ok()
         };
-        assert_eq!(of(Request::get("/").header("host", "a")), Some("a".into()));
-        assert_eq!(of(Request::get("https://b/").header("host", "a")), Some("b".into()));
+        assert_eq!(of(Request::get("/").header("host", "a")), Some(Some("a".into())));
+        assert_eq!(of(Request::get("https://b/").header("host", "B.:443")), Some(Some("b".into())));
+        assert_eq!(of(Request::get("https://b/")), Some(Some("b".into())));
+        assert_eq!(of(Request::get("https://b/").header("host", "a")), None);
+        assert_eq!(of(Request::get("https://a@b/")), None);
         assert_eq!(of(Request::get("/").header("host", "a").header("host", "b")), None);
-        assert_eq!(of(Request::get("/")), None);
+        assert_eq!(of(Request::get("/").header("host", "a").header("host", "a")), None);
+        assert_eq!(of(Request::get("/").header("host", "\u{e4}")), None);
+        assert_eq!(of(Request::get("/")), Some(None));
+    }
+
+    #[test]
+    fn a_clients_trace_passes_when_it_is_one() {
+        const VALID: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
+        const OWN: &str = "00-11111111111111111111111111111111-2222222222222222-01";
+        let longer = format!("{VALID}-more");
+        let next = longer.replacen("00", "cc", 1);
+        for (values, passes) in [
+            (vec![VALID], true),
+            (vec![next.as_str()], true),
+            (vec![], false),
+            (vec![longer.as_str()], false),
+            (vec![VALID, VALID], false),
+            (vec!["00-00000000000000000000000000000000-b7ad6b7169203331-01"], false),
+            (vec!["00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01"], false),
+            (vec!["ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"], false),
+            (vec!["x"], false),
+        ] {
+            for own in [None, Some(OWN)] {
+                let mut headers = HeaderMap::new();
+                headers.insert(TRACESTATE, HeaderValue::from_static("a=b"));
+                for value in &values {
+                    headers.append(TRACEPARENT, value.parse().unwrap());
+                }
+                settle_trace(&mut headers, || own.map(str::to_owned));
+                let seen = headers.get(TRACEPARENT).map(|value| value.to_str().unwrap());
+                assert_eq!(seen, if passes { Some(values[0]) } else { own }, "{values:?}");
+                assert_eq!(headers.contains_key(TRACESTATE), passes, "{values:?}");
+            }
+        }
     }
 }

@@ -1,41 +1,38 @@
-//! Client connections: accept, TLS, HTTP/1.1 or HTTP/2. What is served on them is a [`Handler`]'s business.
+//! Client connections: accept, and who may have one. What is served on them is a [`Handler`]'s business.
 
-use std::convert::Infallible;
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::{Request, Response};
 use hyper::body::{Body, Incoming};
-use hyper::service::service_fn;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::{GracefulShutdown, Watcher};
-use prometheus_client::metrics::gauge::Gauge;
-use rustls::ServerConfig;
-use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use crate::config::{Bounds, Socket};
+use crate::metrics::{ConnectionMetrics, RefusedConnection};
+use crate::server::activity::Activity;
+use crate::server::certificates::Certificate;
+use crate::server::connection::{Connections, Held};
+use crate::server::limits::{Address, Addresses};
 
 /// Pause after a failed accept (out of descriptors, most likely).
 const ACCEPT_PAUSE: Duration = Duration::from_millis(20);
-/// How often a silent HTTP/2 client is asked whether it is still there, and how long it may think about it.
-const PING_INTERVAL: Duration = Duration::from_secs(20);
-const PING_TIMEOUT: Duration = Duration::from_secs(20);
-const H2: &[u8] = b"h2";
 
 /// Answers the requests of one listener.
 pub trait Handler: Send + Sync + 'static {
-    type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync> + Send + 'static;
+    type Body: Body<Data = Bytes, Error: std::error::Error + Send + Sync>
+        + Unpin
+        + Send
+        + std::fmt::Debug
+        + 'static;
 
     /// Answers one request; every failure has an answer.
     fn handle(
@@ -44,7 +41,7 @@ pub trait Handler: Send + Sync + 'static {
         request: Request<Incoming>,
     ) -> impl Future<Output = Response<Self::Body>> + Send;
 
-    fn open(&self) -> &Gauge;
+    fn connections(&self) -> &ConnectionMetrics;
 }
 
 /// Who is at the other end of a connection.
@@ -53,12 +50,17 @@ pub struct Client {
     pub address: SocketAddr,
     /// The name it gave in the TLS handshake.
     pub server_name: Option<Arc<str>>,
+    /// What it shares with the other connections of its address.
+    pub share: Arc<Address>,
+    /// What is under way on its connection.
+    pub activity: Arc<Activity>,
 }
 
 /// Bound sockets and what it takes to serve on them. The bounds are for all of them together.
 pub struct Listener {
     /// At least one.
     sockets: Vec<TcpListener>,
+    certificate: Arc<Certificate>,
     acceptor: TlsAcceptor,
     bounds: Bounds,
 }
@@ -66,14 +68,15 @@ pub struct Listener {
 impl Listener {
     /// Binds and loads the certificate; serves nothing yet.
     pub async fn bind(socket: Socket<'_>, bounds: Bounds) -> anyhow::Result<Self> {
-        let tls = tls_config(socket)?;
+        let certificate = Certificate::load(socket)?;
+        let acceptor = TlsAcceptor::from(certificate.server()?);
         let [listen, ..] = socket.names;
         let mut sockets = Vec::with_capacity(socket.addresses.len());
         for address in socket.addresses {
             let bound = TcpListener::bind(address).await;
             sockets.push(bound.map_err(|error| anyhow::anyhow!("{listen}: cannot bind {address}: {error}"))?);
         }
-        Ok(Self { sockets, acceptor: TlsAcceptor::from(Arc::new(tls)), bounds })
+        Ok(Self { sockets, certificate, acceptor, bounds })
     }
 
     /// The addresses, in the order of the setting.
@@ -83,17 +86,13 @@ impl Listener {
 
     /// Serves until `shutdown`, then lets requests in flight end, within the drain time.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
-        let Self { mut sockets, acceptor, bounds } = self;
-        let builder = http_builder(&bounds);
-        let server = Arc::new(Connections {
-            acceptor,
-            http1: builder.clone().http1_only(),
-            http2: builder.http2_only(),
-            handshake: bounds.handshake,
-            handler,
-        });
-        let permits = Arc::new(Semaphore::new(bounds.connections));
-        let graceful = GracefulShutdown::new();
+        let Self { mut sockets, certificate, acceptor, bounds } = self;
+        let following = tokio::spawn(certificate.follow());
+        let (cut, serving) = (CancellationToken::new(), TaskTracker::new());
+        let server = Connections::new(acceptor, bounds, handler.clone(), shutdown.clone(), cut.clone());
+        let (server, metrics) = (Arc::new(server), handler.connections());
+        let permits = Arc::new(Semaphore::new(bounds.connections.min(Semaphore::MAX_PERMITS)));
+        let addresses = Addresses::new(bounds.per_address, bounds.handshakes);
         loop {
             let accepted = tokio::select! {
                 accepted = accept(&mut sockets) => accepted,
@@ -107,20 +106,30 @@ impl Listener {
                     continue;
                 }
             };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                tracing::warn!(%client, "too many connections");
+            // Before TLS: who has too many already costs no more than this.
+            let refused = |bound| {
+                metrics.refused.get_or_create(&RefusedConnection { bound }).inc();
+                tracing::debug!(%client, bound, "too many connections");
+            };
+            let Some(place) = addresses.enter(client.ip(), Instant::now()) else {
+                refused("address");
                 continue;
             };
-            let (server, watcher) = (server.clone(), graceful.watcher());
-            tokio::spawn(async move {
-                server.connection(stream, client, watcher).await;
-                drop(permit);
-            });
+            let Ok(permit) = permits.clone().try_acquire_owned() else {
+                refused("listener");
+                continue;
+            };
+            let (server, held) = (server.clone(), Held::new(&metrics.open, place, permit));
+            serving.spawn(async move { server.serve(stream, client, held).await });
         }
         drop(sockets);
-        if tokio::time::timeout(bounds.drain, graceful.shutdown()).await.is_err() {
+        following.abort();
+        serving.close();
+        if tokio::time::timeout(bounds.drain, serving.wait()).await.is_err() {
             tracing::warn!(drain_ms = bounds.drain.as_millis(), "requests were still in flight");
         }
+        cut.cancel();
+        serving.wait().await;
     }
 }
 
@@ -133,79 +142,4 @@ async fn accept(sockets: &mut [TcpListener]) -> io::Result<(TcpStream, SocketAdd
         ready.unwrap_or(Poll::Pending)
     })
     .await
-}
-
-struct Connections<H> {
-    acceptor: TlsAcceptor,
-    http1: auto::Builder<TokioExecutor>,
-    http2: auto::Builder<TokioExecutor>,
-    handshake: Duration,
-    handler: Arc<H>,
-}
-
-impl<H: Handler> Connections<H> {
-    async fn connection(&self, stream: TcpStream, address: SocketAddr, watcher: Watcher) {
-        self.handler.open().inc();
-        let _ = stream.set_nodelay(true);
-        match tokio::time::timeout(self.handshake, self.acceptor.accept(stream)).await {
-            Ok(Ok(stream)) => {
-                let client = Client { address, server_name: stream.get_ref().1.server_name().map(Arc::from) };
-                let builder =
-                    if stream.get_ref().1.alpn_protocol() == Some(H2) { &self.http2 } else { &self.http1 };
-                let handler = self.handler.clone();
-                let service = service_fn(move |request| {
-                    // Boxed: hyper keeps room for it in every connection, idle ones too.
-                    let answered = Box::pin(handler.clone().handle(client.clone(), request));
-                    async move { Ok::<_, Infallible>(answered.await) }
-                });
-                let connection =
-                    builder.serve_connection_with_upgrades(TokioIo::new(stream), service).into_owned();
-                if let Err(error) = watcher.watch(connection).await {
-                    tracing::debug!(client = %address, %error, "a client connection broke");
-                }
-            }
-            Ok(Err(error)) => tracing::debug!(client = %address, %error, "no TLS"),
-            Err(_) => tracing::debug!(client = %address, "no TLS in time"),
-        }
-        self.handler.open().dec();
-    }
-}
-
-fn http_builder(bounds: &Bounds) -> auto::Builder<TokioExecutor> {
-    let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(bounds.header_read)
-        .max_buf_size(bounds.header_bytes)
-        .half_close(false);
-    builder
-        .http2()
-        .timer(TokioTimer::new())
-        // WebSockets over HTTP/2 (RFC 8441).
-        .enable_connect_protocol()
-        .max_concurrent_streams(bounds.streams)
-        .max_header_list_size(u32::try_from(bounds.header_bytes).unwrap_or(u32::MAX))
-        .initial_stream_window_size(bounds.stream_window)
-        .initial_connection_window_size(bounds.connection_window)
-        .keep_alive_interval(PING_INTERVAL)
-        .keep_alive_timeout(PING_TIMEOUT);
-    builder
-}
-
-fn tls_config(socket: Socket<'_>) -> anyhow::Result<ServerConfig> {
-    rpc::install_crypto_provider();
-    let [_, cert_name, key_name] = socket.names;
-    let chain = CertificateDer::pem_file_iter(socket.certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
-        .map_err(|error| anyhow::anyhow!("{cert_name}: {}: {error}", socket.certificate.display()))?;
-    let key = PrivateKeyDer::from_pem_file(socket.key)
-        .map_err(|error| anyhow::anyhow!("{key_name}: {}: {error}", socket.key.display()))?;
-    let mut tls = ServerConfig::builder()
-        .with_no_client_auth()
-        .with_single_cert(chain, key)
-        .map_err(|error| anyhow::anyhow!("{cert_name} and {key_name}: {error}"))?;
-    tls.alpn_protocols = vec![H2.to_vec(), b"http/1.1".to_vec()];
-    tls.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new()?;
-    Ok(tls)
 }

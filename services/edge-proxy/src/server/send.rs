@@ -15,13 +15,14 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
-use crate::adapters::dial::Dialer;
+use crate::adapters::dial::{Dialed, Dialer};
 use crate::adapters::expect::Consent;
+use crate::adapters::paced::Paced;
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
 use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
-use crate::domain::route::{Route, RouteState};
-use crate::domain::timing;
+use crate::domain::route::{Route, RouteState, Traffic};
+use crate::domain::timing::Timing;
 use crate::metrics::Metrics;
 use crate::server::headers;
 
@@ -33,18 +34,21 @@ pub struct Sender {
     pub metrics: Arc<Metrics>,
     /// The tasks that carry WebSockets.
     pub websockets: TaskTracker,
-    /// Cancelled when the edge stops: cuts the WebSockets.
-    pub stop: CancellationToken,
+    /// Longest wait for a client that takes nothing of its WebSocket.
+    pub unread: Duration,
+    /// Cancelled when the edge begins to stop: no more WebSockets.
+    pub stopping: CancellationToken,
+    /// Cancelled when the drain time is over: cuts the WebSockets.
+    pub cut: CancellationToken,
 }
 
 pub struct Admitted {
     pub label: Uuid,
     /// The route as it was at admission.
     pub route: Arc<Route>,
+    pub traffic: Arc<Traffic>,
     pub door: Door,
     pub request_id: String,
-    /// How long the token took to check.
-    pub token_time: Duration,
     /// Held until the response has been sent.
     pub permit: OwnedSemaphorePermit,
 }
@@ -66,7 +70,6 @@ pub struct Opened {
     pub connection: Connection,
     key: PortKey,
     reused: bool,
-    pub server_timing: Option<String>,
 }
 
 impl Sender {
@@ -81,20 +84,22 @@ impl Sender {
         client: IpAddr,
         host: &HeaderValue,
         request: Request<ClientBody>,
+        timing: &mut Timing,
     ) -> Result<Response<ResponseBody>, Refusal> {
         let (mut parts, body) = request.into_parts();
         let http2 = headers::wants_http2(&parts);
         headers::forward_request(&mut parts, host, client, http2);
-        let opened = self.connection(&admitted, http2, false).await?;
-        let again = match self.attempt(opened, parts, body).await {
+        headers::settle_trace(&mut parts.headers, telemetry::current_traceparent);
+        let opened = self.connection(&admitted, http2, false, timing).await?;
+        let again = match self.attempt(opened, parts, body, timing).await {
             Ok(answered) => return Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => return Err(refusal),
             Err(AttemptError::Resend(request)) => request,
         };
         self.metrics.resent.inc();
         let (parts, body) = again.into_parts();
-        let opened = Box::pin(self.connection(&admitted, http2, true)).await?;
-        match Box::pin(self.attempt(opened, parts, body)).await {
+        let opened = Box::pin(self.connection(&admitted, http2, true, timing)).await?;
+        match Box::pin(self.attempt(opened, parts, body, timing)).await {
             Ok(answered) => Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => Err(refusal),
             Err(AttemptError::Resend(_)) => Err(Refusal::AppConnectFailed),
@@ -102,7 +107,13 @@ impl Sender {
     }
 
     /// A connection to the app: a kept one unless it must be `fresh`.
-    pub async fn connection(&self, admitted: &Admitted, http2: bool, fresh: bool) -> Result<Opened, Refusal> {
+    pub async fn connection(
+        &self,
+        admitted: &Admitted,
+        http2: bool,
+        fresh: bool,
+        timing: &mut Timing,
+    ) -> Result<Opened, Refusal> {
         let key = |generation| PortKey {
             microvm_id: admitted.route.microvm_id.clone(),
             generation,
@@ -115,21 +126,21 @@ impl Sender {
             && !fresh
             && let Some(connection) = self.tunnels.take(&kept, http2)
         {
-            return Ok(Opened { connection, key: kept, reused: true, server_timing: None });
+            return Ok(Opened { connection, key: kept, reused: true });
         }
         let started = Instant::now();
-        let dialed = Box::pin(self.dialer.dial(admitted.label, admitted.door, &admitted.request_id)).await?;
+        let dialed = Box::pin(self.dialer.dial(admitted.label, admitted.door, &admitted.request_id)).await;
+        timing.tunnel += started.elapsed();
+        let Dialed { stream, generation, phases } = dialed?;
         self.metrics.tunnels_opened.inc();
-        let open_time = started.elapsed();
-        let waited = !dialed.phases.is_empty();
-        if waited {
-            self.metrics.waits.observe(open_time.as_secs_f64());
+        if !phases.is_empty() {
+            self.metrics.waits.observe(started.elapsed().as_secs_f64());
+            timing.phases = phases;
         }
-        let server_timing = waited.then(|| timing::header(admitted.token_time, open_time, &dialed.phases));
-        let key = key(dialed.generation);
-        let connection = Box::pin(self.tunnels.connect(&key, dialed.stream, http2)).await;
+        let (key, stream) = (key(generation), Paced::new(stream, admitted.traffic.clone()));
+        let connection = Box::pin(self.tunnels.connect(&key, stream, http2)).await;
         let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
-        Ok(Opened { connection, key, reused: false, server_timing })
+        Ok(Opened { connection, key, reused: false })
     }
 
     async fn attempt(
@@ -137,8 +148,9 @@ impl Sender {
         opened: Opened,
         parts: Parts,
         body: ClientBody,
+        timing: &mut Timing,
     ) -> Result<Answered, AttemptError> {
-        let Opened { connection, key, reused, server_timing } = opened;
+        let Opened { connection, key, reused } = opened;
         // Only a kept connection can have died while it was unused: what is needed to send again is kept for it alone. The
         // body can be had back only until its first frame is asked for.
         let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
@@ -148,7 +160,7 @@ impl Sender {
         if let Some(consent) = consent.clone() {
             on_informational(&mut request, move |response| consent.hear(response.status()));
         }
-        let limit = self.response_wait;
+        let (limit, started) = (self.response_wait, Instant::now());
         let (sent, sender) = match connection {
             Connection::Http1(mut sender) => {
                 (tokio::time::timeout(limit, sender.try_send_request(request)).await, Some(sender))
@@ -157,13 +169,13 @@ impl Sender {
                 (tokio::time::timeout(limit, sender.try_send_request(request)).await, None)
             }
         };
+        timing.app = Some(timing.app.unwrap_or_default() + started.elapsed());
         let error = match sent {
             Ok(Ok(mut response)) => {
                 if let Some(sender) = sender {
                     self.tunnels.keep(key, sender);
                 }
                 headers::forward_response(response.headers_mut());
-                headers::add_server_timing(response.headers_mut(), server_timing);
                 if let Some(consent) = &consent {
                     consent.hear(response.status());
                 }

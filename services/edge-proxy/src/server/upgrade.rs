@@ -3,7 +3,7 @@
 //! A client asks over HTTP/1.1 with `Upgrade`, over HTTP/2 with an extended CONNECT (RFC 8441); apps are always asked over
 //! HTTP/1.1. Extensions and frames are a matter of the two ends.
 
-use std::net::IpAddr;
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use http::header::{
@@ -15,15 +15,17 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
 use crate::adapters::tunnels::Connection;
 use crate::domain::refusal::Refusal;
+use crate::domain::timing::Timing;
 use crate::domain::websocket::{self, Offer};
 use crate::server::headers;
+use crate::server::listener::Client;
 use crate::server::send::{Admitted, Sender};
+use crate::server::stream::Patient;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
 /// Bytes of a handshake's key (RFC 6455, section 4.1).
@@ -76,22 +78,27 @@ pub fn offer(headers: &HeaderMap) -> Offer {
 }
 
 impl Sender {
-    /// Sends the handshake; when the app agrees, carries bytes until either side closes or the edge stops. It always has a
+    /// Sends the handshake; when the app agrees, carries bytes until either side closes or the edge has drained. It always has a
     /// tunnel of its own, since its connection serves nothing else afterwards.
     pub async fn upgrade(
         &self,
         admitted: Admitted,
-        client: IpAddr,
+        client: &Client,
         host: &HeaderValue,
         mut request: Request<ClientBody>,
         (handshake, offer): (Handshake, Offer),
+        timing: &mut Timing,
     ) -> Result<Response<ResponseBody>, Refusal> {
+        if self.stopping.is_cancelled() {
+            return Err(Refusal::NotReady);
+        }
         let client_side = hyper::upgrade::on(&mut request);
         let (mut parts, body) = request.into_parts();
         let key = parts.headers.get(SEC_WEBSOCKET_KEY).cloned();
-        headers::forward_request(&mut parts, host, client, false);
+        headers::forward_request(&mut parts, host, client.address.ip(), false);
+        headers::settle_trace(&mut parts.headers, telemetry::current_traceparent);
         ask_app(&mut parts, key, &offer);
-        let opened = self.connection(&admitted, false, true).await?;
+        let opened = self.connection(&admitted, false, true, timing).await?;
         let Connection::Http1(mut sender) = opened.connection else {
             return Err(Refusal::Internal);
         };
@@ -101,7 +108,9 @@ impl Sender {
             parts,
             if handshake == Handshake::Upgrade { body } else { ReplayBody::empty() },
         );
+        let started = Instant::now();
         let answered = tokio::time::timeout(self.response_wait, sender.send_request(request)).await;
+        timing.app = Some(started.elapsed());
         let Ok(Ok(mut response)) = answered else {
             return Err(Refusal::AppConnectFailed);
         };
@@ -109,16 +118,18 @@ impl Sender {
             (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut response));
         let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).cloned();
         headers::forward_response(response.headers_mut());
-        headers::add_server_timing(response.headers_mut(), opened.server_timing);
         let Some(app_side) = app_side else {
             return Ok(response.map(|body| ResponseBody::app(body, admitted.permit, None)));
         };
         agree(&mut response, handshake, accept, &offer);
-        let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
+        let (cut, metrics, unread) = (self.cut.clone(), self.metrics.clone(), self.unread);
+        // Its connection is not idle, also when HTTP/2 has nothing else to do; it is one of the microVM's requests.
+        let place = (client.activity.begin(), admitted.permit);
         self.websockets.spawn(async move {
             metrics.websockets.inc();
-            carry(client_side, app_side, &stop, admitted.permit).await;
+            carry(client_side, app_side, unread, &cut).await;
             metrics.websockets.dec();
+            drop(place);
         });
         Ok(response.map(|_| ResponseBody::text("")))
     }
@@ -168,15 +179,15 @@ fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<Hea
     }
 }
 
-/// Carries bytes until both sides have closed, one fails, or the edge stops. The permit is the WebSocket's place among the
-/// microVM's requests.
-async fn carry(client: OnUpgrade, app: OnUpgrade, stop: &CancellationToken, permit: OwnedSemaphorePermit) {
-    match stop.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
+/// Carries bytes until both sides have closed, one fails, the client takes nothing for as long as `unread`, or the edge's
+/// drain time is over.
+async fn carry(client: OnUpgrade, app: OnUpgrade, unread: Duration, cut: &CancellationToken) {
+    match cut.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
         Some(Ok((client, app))) => {
-            tunnel::copy(TokioIo::new(client), TokioIo::new(app), |_| (), stop).await;
+            let client = Patient::new(TokioIo::new(client), unread, ());
+            tunnel::copy(client, TokioIo::new(app), |_| (), cut).await;
         }
         Some(Err(error)) => tracing::debug!(%error, "a WebSocket did not begin"),
         None => {}
     }
-    drop(permit);
 }

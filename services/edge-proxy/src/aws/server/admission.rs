@@ -15,11 +15,28 @@ use super::handler::Api;
 use crate::aws::access_keys::{AccessKey, LookupError};
 use crate::aws::account::clip;
 use crate::aws::rejections;
+use crate::server::listener::Client;
 
 /// When to try again while the edge is short of memory or of keys.
 const AGAIN: Duration = Duration::from_secs(1);
 /// Longest key id in an audit record, in bytes.
 const AUDIT_ID_MAX: usize = 128;
+
+/// A request whose head and body have been looked at, let in or not.
+pub(super) struct Arrived {
+    pub admission: Admission,
+    pub body: Result<Held, Rejection>,
+    /// False when something of its body may still be on its way.
+    pub read: bool,
+}
+
+impl Arrived {
+    /// What is left of a request that met a bug.
+    pub fn bug() -> Self {
+        let body = Err(Rejection::silent(ErrorClass::InternalServer));
+        Self { admission: Admission::default(), body, read: false }
+    }
+}
 
 /// What admission saw of a request, let in or not.
 #[derive(Debug, Default)]
@@ -31,14 +48,42 @@ pub(super) struct Admission {
 }
 
 impl Api {
-    /// Checks who sent a request; its body, or why it is not let in.
-    pub(super) async fn admit(
+    /// Checks who sent a request, and reads its body when its head is right. Whoever that is, it costs nobody else a wait.
+    pub(super) async fn arrive(
         &self,
+        client: &Client,
         parts: &Parts,
         body: Incoming,
         operation: Option<&Operation>,
         now: SystemTime,
-    ) -> (Admission, Result<Held<'_>, Rejection>) {
+    ) -> Arrived {
+        let mut body = Some(body);
+        let over = client.share.request(self.clock.instant()).err();
+        let (admission, held) = match over {
+            Some(after) => {
+                let rejection = Rejection::silent(ErrorClass::Throttling);
+                (Admission::default(), Err(rejection.retry_after(whole_seconds(after))))
+            }
+            None => self.admit(parts, &mut body, operation, now).await,
+        };
+        let read = match (&held, body) {
+            (Ok(_), _) => true,
+            // A sender that waits to be asked for its body sends none.
+            (Err(_), _) if parts.headers.contains_key(EXPECT) => true,
+            (Err(_), Some(body)) => self.bodies.discard(body).await,
+            (Err(_), None) => false,
+        };
+        Arrived { admission, body: held, read }
+    }
+
+    /// Checks who sent a request; its body, or why it is not let in. Leaves a body that may still come.
+    async fn admit(
+        &self,
+        parts: &Parts,
+        body: &mut Option<Incoming>,
+        operation: Option<&Operation>,
+        now: SystemTime,
+    ) -> (Admission, Result<Held, Rejection>) {
         let mut admission = Admission::default();
         let for_sts = sts::is_asked(parts.method.as_str(), parts.uri.path());
         let verifier = if for_sts { &self.sts_verifier } else { &self.verifier };
@@ -52,12 +97,9 @@ impl Api {
         };
         let (claim, key) = match named {
             Ok(named) => named,
-            Err(rejection) => {
-                self.discard(parts, body).await;
-                return (admission, Err(rejection));
-            }
+            Err(rejection) => return (admission, Err(rejection)),
         };
-        let body = match self.bodies.read(body).await {
+        let body = match self.bodies.read(body, claim.access_key_id()).await {
             Ok(body) => body,
             Err(error) => return (admission, Err(self.unreadable(error, operation))),
         };
@@ -72,13 +114,6 @@ impl Api {
             return (admission, Err(Rejection::new(ErrorClass::ExpiredToken, message)));
         }
         (admission, Ok(body))
-    }
-
-    /// Takes in a body that nothing reads, unless its sender waits to be asked for it.
-    pub(super) async fn discard(&self, parts: &Parts, body: Incoming) {
-        if !parts.headers.contains_key(EXPECT) {
-            self.bodies.discard(body).await;
-        }
     }
 
     /// The key that a claim names, when everything is right about the claim that can be told without the body.
@@ -120,6 +155,10 @@ impl Api {
             },
         }
     }
+}
+
+fn whole_seconds(time: Duration) -> u64 {
+    time.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
 
 /// The signature that the head of a request claims.

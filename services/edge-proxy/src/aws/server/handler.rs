@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use aws_model::{
     Draft, ErrorClass, Limits, Operation, PageTokens, PathParameters, Rejection, Routed, Service,
@@ -13,18 +13,18 @@ use aws_model::{
 use bytes::Bytes;
 use clock::Clock;
 use futures::FutureExt as _;
+use http::header::CONNECTION;
 use http::request::Parts;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response, Version};
 use http_body_util::Full;
 use hyper::body::Incoming;
-use prometheus_client::metrics::gauge::Gauge;
 use serde_json::{Map, Value};
 use sigv4::Verifier;
 use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
-use super::admission::Admission;
+use super::admission::{Admission, Arrived};
 use super::answer::Answer;
 use super::audit::{Audit, Record, timestamp};
 use super::body::{Bodies, Held};
@@ -37,6 +37,7 @@ use crate::aws::rejections;
 use crate::aws::rights::aliases::{self, Aliases};
 use crate::aws::rights::{self, Asked};
 use crate::aws::services::Services;
+use crate::metrics::ConnectionMetrics;
 use crate::server::listener::{Client, Handler};
 
 /// Longest resource in an audit record, in bytes.
@@ -55,8 +56,10 @@ pub(crate) struct Api {
     pub bodies: Bodies,
     pub buckets: Buckets,
     pub audit: Audit,
-    /// Requests that may be worked on.
+    /// Signed requests that may be worked on.
     pub in_flight: Arc<Semaphore>,
+    /// Other requests that may be answered and recorded.
+    pub refusals: Arc<Semaphore>,
     pub limits: Limits,
     /// See [`crate::config::AwsSettings`].
     pub arm_64_is_own: bool,
@@ -105,48 +108,89 @@ impl Handler for Api {
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<Full<Bytes>> {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("api", request_id, method = %request.method());
-        // Taken before there is a task: a client that hangs up while it waits leaves nothing behind, so no number of waiting
-        // clients is too many.
-        let Ok(permit) = Arc::clone(&self.in_flight).acquire_owned().await else {
-            unreachable!("the semaphore is never closed")
+        let (arrived_at, started) = (self.clock.now(), self.clock.instant());
+        let (parts, body) = request.into_parts();
+        let target = Target::of(&parts);
+        // Until its sender is known, a request takes a place of its own address only: half-sent ones hold nothing that
+        // others need.
+        let arrived = {
+            let _turn = client.share.unverified().await;
+            let arriving = self.arrive(&client, &parts, body, target.operation(), arrived_at);
+            caught(arriving.instrument(span.clone())).await.unwrap_or_else(Arrived::bug)
         };
+        // Taken before there is a task: a client that hangs up while it waits leaves nothing behind, so no number of waiting
+        // clients is too many. Strangers wait for strangers.
+        let places = if arrived.body.is_ok() { &self.in_flight } else { &self.refusals };
+        let Ok(permit) = Arc::clone(places).acquire_owned().await else {
+            unreachable!("the semaphores are never closed")
+        };
+        let closing = !arrived.read && parts.version < Version::HTTP_2;
         // A task of its own: what was begun is finished and recorded also when the client hangs up.
-        let request = self.answer(client.address.ip(), request, request_id.clone());
+        let call =
+            Arriving { target, parts, arrived, source_address: client.address.ip(), arrived_at, started };
+        let request = self.answer(call, request_id.clone());
         let answering = async move {
             let response = request.await;
             drop(permit);
             response
         }
         .instrument(span);
-        match tokio::spawn(answering).await {
+        let mut response = match tokio::spawn(answering).await {
             Ok(response) => response,
             Err(error) => {
                 tracing::error!(%error, request_id, "a request has no record");
                 let rejection = Rejection::silent(ErrorClass::InternalServer);
                 refuse(Service::Microvms, &rejection).response(&request_id)
             }
+        };
+        if closing {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        response
     }
 
-    fn open(&self) -> &Gauge {
+    fn connections(&self) -> &ConnectionMetrics {
         &self.metrics.connections
     }
 }
 
+/// What a request asks for.
+enum Target {
+    Identity,
+    Api(Routed),
+}
+
+impl Target {
+    fn of(parts: &Parts) -> Self {
+        let identity = sts::is_asked(parts.method.as_str(), parts.uri.path());
+        if identity { Self::Identity } else { Self::Api(routed(parts)) }
+    }
+
+    fn operation(&self) -> Option<&'static Operation> {
+        match self {
+            Self::Api(Routed::Operation(operation, _)) => Some(operation),
+            Self::Identity | Self::Api(_) => None,
+        }
+    }
+}
+
+/// A request that has arrived, as far as it will.
+struct Arriving {
+    target: Target,
+    parts: Parts,
+    arrived: Arrived,
+    source_address: IpAddr,
+    arrived_at: SystemTime,
+    started: Instant,
+}
+
 impl Api {
     /// Answers a request, counts it and records it.
-    async fn answer(
-        self: Arc<Self>,
-        source_address: IpAddr,
-        request: Request<Incoming>,
-        request_id: String,
-    ) -> Response<Full<Bytes>> {
-        let (arrived, started) = (self.clock.now(), self.clock.instant());
-        let (parts, body) = request.into_parts();
-        let served = if sts::is_asked(parts.method.as_str(), parts.uri.path()) {
-            self.identify(&parts, body, &request_id, arrived).await
-        } else {
-            self.serve(&parts, body, &request_id, arrived).await
+    async fn answer(self: Arc<Self>, call: Arriving, request_id: String) -> Response<Full<Bytes>> {
+        let Arriving { target, parts, arrived, source_address, arrived_at, started } = call;
+        let served = match target {
+            Target::Identity => Self::identify(arrived, &request_id),
+            Target::Api(routed) => self.serve(&parts, routed, arrived, &request_id).await,
         };
         let Served { name, action, admission, resource, missing_right, answer } = served;
         let (took, status) = (self.clock.instant() - started, answer.status());
@@ -156,7 +200,7 @@ impl Api {
             .get_or_create(&metrics::Operation { operation: name })
             .observe(took.as_secs_f64());
         let record = Record {
-            time: timestamp(arrived),
+            time: timestamp(arrived_at),
             request_id,
             access_key_id: admission.access_key_id,
             authenticated: admission.signer.is_some(),
@@ -173,36 +217,31 @@ impl Api {
         answer.response(&record.request_id)
     }
 
-    async fn serve(&self, parts: &Parts, body: Incoming, request_id: &str, now: SystemTime) -> Served {
+    async fn serve(&self, parts: &Parts, routed: Routed, arrived: Arrived, request_id: &str) -> Served {
         // Where the request leads comes first: every refusal that follows is worded in the manner of that service.
-        let routed = routed(parts);
         let (service, operation) = match &routed {
             Routed::Operation(operation, _) => (operation.service, Some(*operation)),
             Routed::NoSuchMethod(service) | Routed::Refused(service, _) => (*service, None),
             Routed::NoSuchPath => (Service::Microvms, None),
         };
+        let Arrived { admission, body, .. } = arrived;
+        let key = admission.signer.clone();
         let mut served = Served {
             name: operation.map_or("", |operation| operation.name.as_str()),
             action: operation.map_or("", |operation| operation.action),
-            admission: Admission::default(),
+            admission,
             resource: self.resource_in_path(&routed),
             missing_right: String::new(),
             answer: refuse(service, &Rejection::silent(ErrorClass::InternalServer)),
         };
-        if routed == Routed::NoSuchPath {
-            self.discard(parts, body).await;
-            served.answer = Answer::error("NoSuchPath", no_such_path(parts.uri.path()));
-            return served;
-        }
-
         // Who asks comes before anything that an answer could tell a stranger, even that a method does not exist.
-        let Some((admission, body)) = caught(self.admit(parts, body, operation, now)).await else {
-            return served;
-        };
-        let key = admission.signer.clone();
-        served.admission = admission;
         let (operation, path, body, key) = match (routed, body, key) {
             (Routed::Operation(operation, path), Ok(body), Some(key)) => (operation, path, body, key),
+            (Routed::NoSuchPath, ..) => {
+                served.admission = Admission::default();
+                served.answer = Answer::error("NoSuchPath", no_such_path(parts.uri.path()));
+                return served;
+            }
             (Routed::NoSuchMethod(_), Ok(_), _) => {
                 served.answer = Answer::error("NoSuchMethod", no_such_method(service));
                 return served;
@@ -211,7 +250,7 @@ impl Api {
                 served.answer = refuse(service, &rejection);
                 return served;
             }
-            (Routed::Operation(..) | Routed::NoSuchPath, Ok(_), _) => return served,
+            (Routed::Operation(..), Ok(_), None) => return served,
         };
 
         // The rest is between the caller and the service: what they may do, how fast, and what comes of it.
@@ -242,7 +281,7 @@ impl Api {
     async fn perform(
         &self,
         signed: Signed<'_>,
-        body: Held<'_>,
+        body: Held,
     ) -> (Option<String>, Result<Map<String, Value>, Refused>) {
         // Reading comes before permission: what the request is about may be in its body. Its constraints come last.
         let read = aws_model::read(signed.operation, signed.path, signed.query, &body.bytes, &self.limits);

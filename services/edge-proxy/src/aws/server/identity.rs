@@ -1,27 +1,16 @@
 //! STS `GetCallerIdentity`, on the API's port: admitted and recorded as every other request.
 
-use std::time::SystemTime;
-
 use aws_model::sts::{self, Identity, Refusal};
 use aws_model::{ErrorClass, Rejection};
-use http::request::Parts;
-use hyper::body::Incoming;
 
-use super::admission::Admission;
+use super::admission::Arrived;
 use super::answer::Answer;
-use super::handler::{Api, Served, caught};
+use super::handler::{Api, Served};
 
 impl Api {
     /// Tells who signed a request.
-    pub(super) async fn identify(
-        &self,
-        parts: &Parts,
-        body: Incoming,
-        request_id: &str,
-        now: SystemTime,
-    ) -> Served {
-        let bug = || (Admission::default(), Err(Rejection::silent(ErrorClass::InternalServer)));
-        let (admission, body) = caught(self.admit(parts, body, None, now)).await.unwrap_or_else(bug);
+    pub(super) fn identify(arrived: Arrived, request_id: &str) -> Served {
+        let Arrived { admission, body, .. } = arrived;
         let asked = body.map_err(Refusal::from).and_then(|body| sts::read(&body.bytes));
         let answer = match (&admission.signer, asked) {
             (Some(key), Ok(())) => {
