@@ -1,5 +1,6 @@
 //! WebSockets through the edge: who may open one, what the app sees, and that bytes pass both ways.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::microvm::v1::MicrovmState::{Running, Suspended};
@@ -182,4 +183,47 @@ async fn one_that_wakes_its_microvm_waits_and_one_ends_with_the_edge() {
         .await
         .expect("the edge did not stop")
         .unwrap();
+}
+
+/// A thousand WebSockets on fifty microVMs that sleep: one message each wakes every microVM once, and each is answered on the
+/// connection that it came by.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_sleep_and_wake_with_fifty_microvms() {
+    const MICROVMS: u128 = 50;
+    const EACH: usize = 20;
+    let world = World::start(limits()).await;
+    let mut sockets = Vec::new();
+    for number in 1..=MICROVMS {
+        world.microvm(number, Running);
+        let mut connection = world.connect(number, true).await;
+        for _ in 0..EACH {
+            let request = handshake(true, "/socket").header("x-aws-proxy-auth", world.token(number));
+            let response = connection.open(number, request, body("")).await;
+            assert_eq!(response.status(), 200);
+            let mut stream = BufReader::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+            let mut greeting = String::new();
+            stream.read_line(&mut greeting).await.unwrap();
+            sockets.push(stream);
+        }
+    }
+    let opened = world.host.requests().len();
+    let guests: Vec<_> = (1..=MICROVMS).map(|number| world.host.guest(&id(number))).collect();
+    for guest in &guests {
+        guest.suspend();
+    }
+    let messages = sockets.into_iter().enumerate().map(|(index, mut stream)| async move {
+        let message = format!("message {index}\n");
+        stream.write_all(message.as_bytes()).await.unwrap();
+        stream.flush().await.unwrap();
+        let mut answer = String::new();
+        stream.read_line(&mut answer).await.unwrap();
+        assert_eq!(answer, message);
+        stream
+    });
+    let answered = tokio::time::timeout(Duration::from_secs(60), futures::future::join_all(messages)).await;
+    assert_eq!(answered.expect("some were not answered").len(), MICROVMS as usize * EACH);
+    for guest in &guests {
+        assert_eq!(guest.wakes.load(Ordering::SeqCst), 1);
+    }
+    assert_eq!(world.host.requests().len(), opened, "a tunnel was opened anew");
 }

@@ -10,8 +10,9 @@ use api::common::v1::Phase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
 use rpc::TlsIdentity;
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
-use tunnel::{Limits, Responder, Server};
+use tunnel::{Channel, Ended, Limits, Responder, Server, ServerStream};
 
 /// What the host does with a microVM's next tunnels.
 #[derive(Debug, Clone)]
@@ -23,9 +24,71 @@ pub enum Conduct {
     Refuse(OpenStatus),
 }
 
+/// How long a guest that sleeps takes to wake.
+const RESTORE: Duration = Duration::from_millis(150);
+
+/// A guest that can be put to sleep: its connections are held, and what their clients send wakes it.
+pub struct Guest {
+    awake: watch::Sender<bool>,
+    hold: Mutex<CancellationToken>,
+    waking: tokio::sync::Mutex<()>,
+    pub wakes: AtomicUsize,
+}
+
+impl Default for Guest {
+    fn default() -> Self {
+        let awake = watch::Sender::new(true);
+        Self {
+            awake,
+            hold: Mutex::default(),
+            waking: tokio::sync::Mutex::default(),
+            wakes: AtomicUsize::new(0),
+        }
+    }
+}
+
+impl Guest {
+    pub fn suspend(&self) {
+        self.awake.send_replace(false);
+        self.hold.lock().unwrap().cancel();
+    }
+
+    async fn wake(&self) {
+        let _alone = self.waking.lock().await;
+        if !*self.awake.borrow() {
+            tokio::time::sleep(RESTORE).await;
+            self.wakes.fetch_add(1, Ordering::SeqCst);
+            *self.hold.lock().unwrap() = CancellationToken::new();
+            self.awake.send_replace(true);
+        }
+    }
+
+    /// Carries a connection across the guest's sleeps.
+    async fn carry(&self, tunnel: Channel<ServerStream>, app: TcpStream, cut: &CancellationToken) {
+        let mut session = tunnel::Session::new(tunnel, app);
+        loop {
+            let hold = self.hold.lock().unwrap().clone();
+            let Ended::Held = session.carry(|_| (), cut, &hold).await else { return };
+            assert!(session.stop_edge().await, "the edge does not answer");
+            let app = session.take_guest().unwrap();
+            let mut awake = self.awake.subscribe();
+            let woken = async { awake.wait_for(|awake| *awake).await.is_ok() };
+            let speaks = tokio::select! {
+                woken = woken => !woken,
+                spoke = session.client_speaks() => if spoke { true } else { return },
+            };
+            if speaks {
+                self.wake().await;
+            }
+            session.attach(app);
+        }
+    }
+}
+
 #[derive(Default)]
 struct State {
     conduct: HashMap<String, Conduct>,
+    guests: HashMap<String, Arc<Guest>>,
     requests: Vec<OpenRequest>,
 }
 
@@ -55,15 +118,16 @@ impl Host {
         };
         let (state, open, cut) = (host.state.clone(), host.open.clone(), host.cut.clone());
         let handler = move |request: OpenRequest, responder: Responder| {
-            let conduct = {
+            let (conduct, guest) = {
                 let mut state = state.lock().unwrap();
                 state.requests.push(request.clone());
-                state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve)
+                let guest = state.guests.entry(request.microvm_id.clone()).or_default().clone();
+                (state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve), guest)
             };
             let (open, cut) = (open.clone(), cut.lock().unwrap().clone());
             async move {
                 open.fetch_add(1, Ordering::SeqCst);
-                serve(conduct, request.port, responder, app, &cut).await;
+                serve(conduct, &guest, request.port, responder, app, &cut).await;
                 open.fetch_sub(1, Ordering::SeqCst);
             }
         };
@@ -73,6 +137,11 @@ impl Host {
 
     pub fn conduct(&self, microvm_id: String, conduct: Conduct) {
         self.state.lock().unwrap().conduct.insert(microvm_id, conduct);
+    }
+
+    /// The guest of a microVM.
+    pub fn guest(&self, microvm_id: &str) -> Arc<Guest> {
+        self.state.lock().unwrap().guests.entry(microvm_id.to_owned()).or_default().clone()
     }
 
     /// Everything that was asked so far.
@@ -86,7 +155,14 @@ impl Host {
     }
 }
 
-async fn serve(conduct: Conduct, port: u32, responder: Responder, app: SocketAddr, cut: &CancellationToken) {
+async fn serve(
+    conduct: Conduct,
+    guest: &Guest,
+    port: u32,
+    responder: Responder,
+    app: SocketAddr,
+    cut: &CancellationToken,
+) {
     let phases = match conduct {
         Conduct::Serve => Vec::new(),
         Conduct::Wake(time) => {
@@ -102,8 +178,9 @@ async fn serve(conduct: Conduct, port: u32, responder: Responder, app: SocketAdd
     if port != 8080 && port != 9000 {
         return responder.refuse(OpenStatus::PortClosed, "closed", None).await;
     }
-    let guest = TcpStream::connect(app).await.unwrap();
-    if let Ok(stream) = responder.connect(phases).await {
-        tunnel::copy(stream, guest, |_| (), cut).await;
+    guest.wake().await;
+    let app = TcpStream::connect(app).await.unwrap();
+    if let Ok(tunnel) = responder.connect(phases).await {
+        guest.carry(tunnel, app, cut).await;
     }
 }
