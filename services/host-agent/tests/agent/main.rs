@@ -11,6 +11,7 @@ mod crashes;
 mod damage;
 mod ends;
 mod engines_ahead;
+mod idleness;
 mod lifecycle;
 mod scheduler;
 mod world;
