@@ -10,6 +10,7 @@
 use std::process::ExitCode;
 
 mod app;
+mod awake;
 mod boot;
 mod console;
 mod hooks;

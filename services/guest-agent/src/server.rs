@@ -10,15 +10,19 @@
 use std::io;
 use std::net::{IpAddr, TcpListener};
 use std::os::fd::AsFd as _;
+use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::Duration;
 
-use api::guest::v1::{AppExited, RepairIdentityRequest, RepairIdentityResponse, StreamLogsRequest};
+use api::guest::v1::{
+    AppExited, KeepAwake, RepairIdentityRequest, RepairIdentityResponse, StreamLogsRequest,
+};
 use guest_link::frame::{Body, Frame};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::app::App;
+use crate::awake::{self, Door};
 use crate::boot::network::{self, HOST};
 use crate::boot::{Booted, Error, ExtraModules, Settings, Step as _};
 use crate::console::say;
@@ -61,6 +65,13 @@ impl Shared {
 
     fn doomed(&self) -> MutexGuard<'_, Vec<netlink::Connection>> {
         self.doomed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Passes on that the app wants to stay awake; false when no host is connected.
+    fn report_keep_awake(&self, request: KeepAwake) -> bool {
+        let Some(connection) = self.current().clone() else { return false };
+        connection.send(&Frame { exchange: 0, body: Some(Body::KeepAwake(request)) });
+        true
     }
 
     /// Tells the current connection; later ones are told when they come.
@@ -117,6 +128,12 @@ impl Server {
             current: Mutex::default(),
             doomed: Mutex::default(),
         });
+        let door = Door::open(Path::new(awake::SOCKET), {
+            let shared = Arc::clone(&shared);
+            move |request| shared.report_keep_awake(request)
+        });
+        let door = door.step("open the keep-awake socket")?;
+        spawn("keep-awake", move || door.run())?;
         let jobs = Jobs::start(&shared).step("start the workers")?;
         Ok(Self { listener, identity, shared, jobs, forwarder, relay_epoch, stale: None, greeted: false })
     }

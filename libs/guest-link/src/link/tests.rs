@@ -1,7 +1,7 @@
 //! A link against a guest end in the same process, honest and hostile.
 
 use api::common::v1::LogLine;
-use api::guest::v1::{Failure, PrepareSnapshotResponse, StreamLogsResponse};
+use api::guest::v1::{Failure, KeepAwake, PrepareSnapshotResponse, StreamLogsResponse};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream, duplex};
 
 use super::*;
@@ -156,4 +156,22 @@ async fn long_lines_are_cut_on_a_character() {
         Some(Event::Logs { lines, .. }) => assert_eq!(lines[0].text.len(), crate::LOG_LINE_BYTES_MAX),
         other => panic!("{other:?}"),
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_app_that_stays_awake_is_heard_within_bounds_and_not_too_often() {
+    let (_link, mut events, mut guest) = link();
+    let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+    let heard = |seconds: u64| Some(Event::KeepAwake(Some(Duration::from_secs(seconds))));
+    // What is out of bounds does not count against the next one; what follows too soon is dropped.
+    for duration in [seconds(0), seconds(28_801), seconds(-1), seconds(28_800), seconds(2), None] {
+        answer(&mut guest, 0, Body::KeepAwake(KeepAwake { duration })).await;
+    }
+    assert_eq!(events.recv().await, heard(28_800));
+    tokio::time::sleep(crate::KEEP_AWAKE_INTERVAL).await;
+    answer(&mut guest, 0, Body::KeepAwake(KeepAwake { duration: None })).await;
+    assert_eq!(events.recv().await, Some(Event::KeepAwake(None)));
+    tokio::time::sleep(crate::KEEP_AWAKE_INTERVAL).await;
+    answer(&mut guest, 0, Body::KeepAwake(KeepAwake { duration: seconds(3) })).await;
+    assert_eq!(events.recv().await, heard(3));
 }

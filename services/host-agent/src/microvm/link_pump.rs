@@ -62,3 +62,14 @@ async fn read_events(events: &mut mpsc::Receiver<GuestEvent>, log: &Log, notices
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use model::limits::{KEEP_AWAKE_MAX, KEEP_AWAKE_MIN};
+
+    #[test]
+    fn an_app_may_ask_for_what_a_caller_may() {
+        let bounds = KEEP_AWAKE_MIN.as_secs()..=KEEP_AWAKE_MAX.as_secs();
+        assert_eq!(guest_link::KEEP_AWAKE_SECONDS, bounds);
+    }
+}

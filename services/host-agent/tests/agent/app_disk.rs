@@ -38,7 +38,7 @@ while [ -z "$code" ]; do read -r code <&3; done
 exit "$code"
 "#;
 
-/// Answers every hook with the status in /dev/shm/<hook>, by default 200.
+/// Answers every hook with the status in /dev/shm/<hook>, by default 200, after the seconds in /dev/shm/<hook>-takes.
 const HOOK: &str = r#"#!/bin/sh
 read -r method path version
 name=${path##*/}
@@ -54,6 +54,7 @@ status=200
 [ ! -f "/dev/shm/$name" ] || status=$(cat "/dev/shm/$name")
 eval "fixed=\$HOOK_$name"
 [ -z "$fixed" ] || status=$fixed
+[ ! -f "/dev/shm/$name-takes" ] || sleep "$(cat "/dev/shm/$name-takes")"
 printf 'HTTP/1.1 %s x\r\nContent-Length: 0\r\nConnection: close\r\n\r\n' "$status"
 "#;
 
@@ -67,6 +68,13 @@ const PAGES: &[(&str, &str)] = &[
     ("host", "hostname; cat /etc/machine-id"),
     ("hooks", "cat /dev/shm/hooks"),
     ("set", "echo \"${QUERY_STRING#*=}\" > \"/dev/shm/${QUERY_STRING%%=*}\"; echo ok"),
+    // Six seconds of nothing but work.
+    (
+        "work",
+        "read -r up rest < /proc/uptime; end=$((${up%.*} + 6))
+(while read -r up rest < /proc/uptime; [ ${up%.*} -lt $end ]; do :; done) > /dev/null 2>&1 < /dev/null &
+echo ok",
+    ),
     ("counting", "exec /bin/count"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),

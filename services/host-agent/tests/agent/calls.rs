@@ -8,7 +8,7 @@ use api::host::v1::ObservedMicrovm;
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use api::hostagent::v1::*;
 use api::image::v1::{AppConfiguration, SnapshotRef};
-use api::microvm::v1::{MicrovmState, SnapshotCopies};
+use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies};
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
 use rpc::Role;
 use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
@@ -236,6 +236,19 @@ pub async fn until(
 
 pub async fn until_state(agent: &Agent, id: &str, state: MicrovmState) -> (ObservedMicrovm, Duration) {
     until(agent, id, |one| one.state() == state).await
+}
+
+/// What keeps a microVM awake; `None` when it does not run.
+pub async fn idleness(agent: &Agent, id: &str) -> Option<Idleness> {
+    let request = GetIdlenessRequest { microvm_id: id.to_owned(), generation: 1 };
+    client(agent, Role::Scheduler).get_idleness(request).await.unwrap().into_inner().idleness
+}
+
+/// Takes a keep-awake lease, or gives it up.
+pub async fn keep_awake(agent: &Agent, id: &str, duration: Option<Duration>) -> Result<Idleness, Status> {
+    let duration = duration.map(api::duration_proto);
+    let request = KeepAwakeRequest { microvm_id: id.to_owned(), generation: 1, duration };
+    Ok(client(agent, Role::Scheduler).keep_awake(request).await?.into_inner().idleness.unwrap())
 }
 
 /// Opens a tunnel as an edge does.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::errors::reason_of;
+use api::hostagent::v1::BakeRequest;
 use api::microvm::v1::MicrovmState;
 use tonic::Code;
 use tonic_types::StatusExt as _;
@@ -101,4 +102,18 @@ async fn hooks_that_fail_say_so() {
     }
     terminate(&agent, id, 1).await.unwrap();
     assert!(agent.engines().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_app_that_is_not_up_in_time_is_baked_with_a_warning() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let disk = store_disk(&world).await;
+    let settle_timeout = Some(api::duration_proto(Duration::from_secs(1)));
+    let late = BakeRequest { settle_timeout, ..bake_request(disk, &[("NEVER_LISTEN", "1")], None) };
+    let baked = bake(&agent, late).await;
+    let warnings = baked.result.unwrap().warnings;
+    assert_eq!(warnings.len(), 1);
+    assert!(warnings[0].contains("on port 8080 within 1 s"), "{warnings:?}");
+    assert!(baked.lines.contains(&warnings[0]), "{:?}", baked.lines);
 }

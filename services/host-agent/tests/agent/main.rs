@@ -12,6 +12,7 @@ mod damage;
 mod edge;
 mod ends;
 mod engines_ahead;
+mod idleness;
 mod lifecycle;
 mod scheduler;
 mod world;

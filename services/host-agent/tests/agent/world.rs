@@ -56,6 +56,11 @@ impl World {
 
     /// Starts an agent on a fresh XFS of `mib` MiB.
     pub async fn agent(&self, mib: u64) -> Agent {
+        self.agent_with(mib, "").await
+    }
+
+    /// As [`World::agent`], with more settings.
+    pub async fn agent_with(&self, mib: u64, settings: &str) -> Agent {
         let bundle = bundle();
         let number = NUMBER.fetch_add(1, Ordering::Relaxed);
         let name = format!("h{number}");
@@ -105,7 +110,7 @@ metering_interval_ms = 500
 retry_min_ms = 200
 [telemetry]
 log_filter = "info,host_agent=debug"
-"#,
+{settings}"#,
             data = data.display(),
             scheduler = self.scheduler.address,
             bundle = bundle.display(),

@@ -16,6 +16,7 @@ use api::errors::reason_of;
 use api::image::v1::*;
 use api::microvm::v1::{Microvm, MicrovmState};
 use machine::{build, ended, log};
+use peers::WARNING;
 use tonic::Code;
 use world::{SNAPSHOTS, World, newest, until};
 
@@ -72,6 +73,7 @@ async fn an_image_is_built_updated_and_deleted() {
     let get = GetImageVersionRequest { image_identifier: "app".into(), image_version: String::new() };
     let version = client.get_image_version(get.clone()).await.unwrap().into_inner().version.unwrap();
     assert_eq!((version.state(), version.status()), (VersionState::Successful, VersionStatus::Active));
+    assert_eq!((&finished.warnings, &version.warnings), (&vec![WARNING.to_owned()], &finished.warnings));
     let manifest = version.snapshot.unwrap().manifest_key;
     until("the uploaded disk is gone", || async { world.keys(SNAPSHOTS, "disks/").await.is_empty() }).await;
     assert!(world.keys(SNAPSHOTS, "images/").await.contains(&manifest));

@@ -20,6 +20,9 @@ use tonic::{Code, Status};
 
 use crate::world::SNAPSHOTS;
 
+/// What every bake that succeeds has to say.
+pub const WARNING: &str = "The application was not up.";
+
 /// How the next bakes go, in order; then they succeed.
 #[derive(Default)]
 pub struct State {
@@ -143,6 +146,6 @@ async fn publish(store: &Store, request: &BakeRequest) -> BakeResult {
         disk_difference_bytes: 4096,
         stored_bytes: published.stored_bytes,
         phases: Vec::new(),
-        warnings: Vec::new(),
+        warnings: vec![WARNING.to_owned()],
     }
 }

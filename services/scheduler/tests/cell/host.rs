@@ -8,7 +8,7 @@ use api::common::v1::LogLine;
 use api::errors;
 use api::host::v1::{HostSpec, HostUsage, ObservedMicrovm};
 use api::hostagent::v1::*;
-use api::microvm::v1::{MicrovmState, SnapshotCopies};
+use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies};
 use futures::stream::{self, StreamExt as _};
 use prost::Message as _;
 use records::Lease;
@@ -35,6 +35,10 @@ pub struct Inner {
     pub specs: Vec<MicrovmSpec>,
     pub resumes: Vec<ResumeRequest>,
     pub terminates: Vec<TerminateRequest>,
+    pub suspends: Vec<SuspendRequest>,
+    pub kept_awake: Vec<KeepAwakeRequest>,
+    /// What it says of every microVM that runs.
+    pub idleness: Option<Idleness>,
     pub on_launch: VecDeque<Step>,
     pub on_suspend: VecDeque<Step>,
     pub on_resume: VecDeque<Step>,
@@ -150,7 +154,11 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
     let host = Arc::clone(inner);
     script.react_later("Suspend", move |request: SuspendRequest| {
         let host = Arc::clone(&host);
-        let step = host.lock().unwrap().on_suspend.pop_front();
+        let step = {
+            let mut inner = host.lock().unwrap();
+            inner.suspends.push(request.clone());
+            inner.on_suspend.pop_front()
+        };
         async move {
             let place = (request.microvm_id.as_str(), request.generation);
             Ok(SuspendResponse { observed: Some(act(&host, step, place, MicrovmState::Suspended).await?) })
@@ -169,6 +177,16 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
             let observed = Some(act(&host, step, (&id, request.generation), MicrovmState::Running).await?);
             Ok(ResumeResponse { observed })
         }
+    });
+    let host = Arc::clone(inner);
+    script.react("GetIdleness", move |_: GetIdlenessRequest| {
+        Ok(GetIdlenessResponse { idleness: host.lock().unwrap().idleness.clone() })
+    });
+    let host = Arc::clone(inner);
+    script.react("KeepAwake", move |request: KeepAwakeRequest| {
+        let mut inner = host.lock().unwrap();
+        inner.kept_awake.push(request);
+        Ok(KeepAwakeResponse { idleness: inner.idleness.clone() })
     });
     let host = Arc::clone(inner);
     script.react("Terminate", move |request: TerminateRequest| {

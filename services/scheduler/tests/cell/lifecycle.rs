@@ -1,10 +1,11 @@
 //! The life of a microVM as its callers see it.
 
-use api::common::v1::IdlePolicy;
+use api::common::v1::{AwakeWhile, IdlePolicy};
 use api::errors::reason;
 use api::microvm::v1::{
-    CreateMicrovmAuthTokenRequest, FollowMicrovmLogRequest, ListMicrovmsRequest, MicrovmState, PortScope,
-    RunMicrovmRequest, port_scope,
+    CreateMicrovmAuthTokenRequest, FollowMicrovmLogRequest, GetMicrovmRequest, Idleness,
+    KeepMicrovmAwakeRequest, ListMicrovmsRequest, MicrovmState, PortScope, RunMicrovmRequest,
+    TransitionCause, port_scope,
 };
 use rpc::Role;
 use std::time::Duration;
@@ -49,6 +50,57 @@ async fn run_suspend_resume_terminate() {
     let told = host.asked(|inner| inner.terminates.clone());
     assert_eq!(told.len(), 1);
     assert_eq!((told[0].reason.as_str(), told[0].discard), ("Success.", false));
+}
+
+#[tokio::test]
+async fn what_keeps_one_awake_is_its_hosts_to_say() {
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
+    let awake_while = Some(AwakeWhile { stream: true, shell: false, cpu_percent: Some(20) });
+    let policy = IdlePolicy {
+        max_idle_duration: seconds(60),
+        suspended_duration: seconds(60),
+        auto_resume_enabled: true,
+        awake_while,
+    };
+    let request = RunMicrovmRequest { idle_policy: Some(policy), ..app() };
+    let id = run(&client, request).await.unwrap().microvm_id;
+    let shown = becomes(&client, &id, Running).await;
+    assert_eq!(shown.idle_policy.unwrap().awake_while, awake_while);
+    assert_eq!(host.launched(&id).idle_policy.unwrap().awake_while, awake_while);
+
+    let said = Idleness { message: "a request came".into(), sleep_time: at(9), ..Idleness::default() };
+    host.script(|inner| inner.idleness = Some(said.clone()));
+    let ask = |with_idleness| {
+        let request = GetMicrovmRequest { microvm_id: id.clone(), with_idleness };
+        let mut client = client.clone();
+        async move { client.get_microvm(request).await.unwrap().into_inner().microvm.unwrap().idleness }
+    };
+    assert_eq!((ask(true).await, ask(false).await), (Some(said.clone()), None));
+
+    let keep = |duration, release| {
+        let request = KeepMicrovmAwakeRequest { microvm_id: id.clone(), duration, release };
+        let mut client = client.clone();
+        async move { client.keep_microvm_awake(request).await.map(|answer| answer.into_inner().microvm.unwrap()) }
+    };
+    assert_eq!(keep(seconds(1800), false).await.unwrap().idleness, Some(said));
+    keep(None, true).await.unwrap();
+    let asked = host.asked(|inner| inner.kept_awake.clone());
+    assert_eq!(asked.iter().map(|request| request.duration).collect::<Vec<_>>(), [seconds(1800), None]);
+    refused(keep(seconds(28_801), false).await, reason::INVALID_ARGUMENT, "duration");
+
+    // One that sleeps is not woken for it.
+    suspend(&client, &id).await.unwrap();
+    assert_eq!(host.asked(|inner| inner.suspends[0].cause()), TransitionCause::Requested);
+    refused(keep(seconds(60), false).await, reason::STATE_CONFLICT, "kept awake");
+    assert_eq!(ask(true).await, None);
+    assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
+    terminate(&client, &id).await.unwrap();
+    becomes(&client, &id, Terminated).await;
+    refused(keep(seconds(60), false).await, reason::TERMINATED, &id);
+}
+
+fn at(seconds: i64) -> Option<prost_types::Timestamp> {
+    Some(prost_types::Timestamp { seconds, nanos: 0 })
 }
 
 #[tokio::test]

@@ -5,7 +5,7 @@ use api::host::v1::{
     DrainHostRequest, HeartbeatRequest, HostState, ObservedMicrovm, PlaceBakeRequest, RegisterHostRequest,
     ReleaseBakeRequest, UndrainHostRequest,
 };
-use api::microvm::v1::MicrovmState;
+use api::microvm::v1::{MicrovmState, TransitionCause};
 use rpc::Role;
 use tonic::Code;
 
@@ -95,7 +95,7 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
 
 #[tokio::test]
 async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
-    let (world, mut scheduler, _host, client) = World::with_process(&[]).await;
+    let (world, mut scheduler, host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
     let mut hosts = world.hosts(&scheduler, Role::Admin);
     let request = || DrainHostRequest { host_id: "h1".into() };
@@ -103,6 +103,7 @@ async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
     refused(answer, reason::NOT_FOUND, "none");
     hosts.drain_host(request()).await.unwrap();
     becomes(&client, &id, Suspended).await;
+    assert_eq!(host.asked(|inner| inner.suspends[0].cause()), TransitionCause::Drain);
     let drained = hosts.drain_host(request()).await.unwrap().into_inner().host.unwrap();
     assert_eq!(drained.state(), HostState::Drained);
     let refusal = run(&client, app()).await;

@@ -164,7 +164,11 @@ pub async fn awake(session: &Session, arguments: Awake) -> Result<(), CliError> 
     let answered = session.call(message).await.map_err(|error| error.in_flags(flags::AWAKE))?;
     let microvm = answered.microvm.unwrap_or_default();
     session.show(views::MICROVM, &microvm, |microvm| {
-        output::line(format_args!("{} {}", microvm.microvm_id, views::awake(microvm, SystemTime::now())))
+        let awake = match views::awake(microvm, SystemTime::now()) {
+            nothing if nothing.is_empty() => "never sleeps by itself".to_owned(),
+            awake => awake,
+        };
+        output::line(format_args!("{} {awake}", microvm.microvm_id))
     })
 }
 

@@ -86,6 +86,12 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"environment": dict(os.environ)})
         elif url.path == "/reach":
             self.answer(200, {"result": reach(query["host"], int(query["port"]))})
+        elif url.path == "/awake":
+            with socket.socket(socket.AF_UNIX) as s:
+                s.connect("/run/torpor/awake.sock")
+                head = "PUT /keep-awake HTTP/1.1\r\nHost: torpor\r\nContent-Length: %d\r\n\r\n"
+                s.sendall((head % len(query["seconds"]) + query["seconds"]).encode())
+                self.answer(200, {"status": int(s.makefile().readline().split()[1])})
         elif url.path == "/fill":
             with open("/srv/fill", "wb") as f:
                 for _ in range(int(query["mib"])):

@@ -37,6 +37,35 @@ async fn a_microvm_sleeps_when_idle_and_wakes_with_the_next_request() {
 }
 
 #[tokio::test]
+async fn an_app_keeps_its_microvm_awake_until_the_lease_is_given_up() {
+    let fleet = World::open();
+    let image = fleet.app_image().await;
+    let idle = Duration::from_secs(2);
+    let microvm = fleet.run_idle(image, idle, Duration::from_secs(600)).await;
+    assert_eq!(microvm.get("/awake?seconds=28801").await["status"], 400);
+    assert_eq!(microvm.get("/awake?seconds=600").await["status"], 202);
+    let within = Duration::from_secs(10);
+    let leased = fleet
+        .until("the lease", within, || async {
+            microvm.idleness().await.filter(|idleness| idleness.awake_reason() == AwakeReason::Lease)
+        })
+        .await;
+    assert_eq!(leased.sleep_time, leased.lease_end_time);
+    tokio::time::sleep(idle * 2).await;
+    assert_eq!(microvm.record().await.state(), MicrovmState::Running);
+
+    let release = KeepMicrovmAwakeRequest { microvm_id: microvm.id.clone(), duration: None, release: true };
+    let released = fleet.context.call(release).await.unwrap().microvm.unwrap().idleness.unwrap();
+    assert_eq!(released.lease_end_time, None);
+    let asleep = fleet.wait(&microvm.id, MicrovmState::Suspended).await;
+    let last = asleep.last_transition.unwrap();
+    assert_eq!((last.kind.as_str(), last.cause()), ("suspend", TransitionCause::Idle));
+    assert!(last.reason.starts_with("idle for "), "{}", last.reason);
+    assert_eq!(asleep.state_reason, "", "the AWS API shows none on one that sleeps well");
+    microvm.terminate().await;
+}
+
+#[tokio::test]
 async fn suspend_and_resume_by_call_keep_the_endpoint_and_the_session() {
     let fleet = World::open();
     let image = fleet.app_image().await;

@@ -332,6 +332,12 @@ impl Running<'_> {
         self.fleet.get(&self.id).await.unwrap()
     }
 
+    /// What keeps it awake, as its host says; `None` while it does not run.
+    pub async fn idleness(&self) -> Option<Idleness> {
+        let request = GetMicrovmRequest { microvm_id: self.id.clone(), with_idleness: true };
+        self.fleet.context.call(request).await.unwrap().microvm.unwrap().idleness
+    }
+
     pub async fn suspend(&self) -> Result<Microvm, Status> {
         let request = SuspendMicrovmRequest { microvm_id: self.id.clone() };
         Ok(self.fleet.context.call(request).await?.microvm.unwrap())

@@ -51,6 +51,8 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
         (vec!["shell", "--help"], "~. leaves a shell that hangs"),
         (vec!["run", "--help"], "--shell"),
+        (vec!["run", "--help"], "--awake-while stream --awake-while cpu=20"),
+        (vec!["awake", "--help"], "torpor awake ID --for 30m"),
         (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
@@ -75,9 +77,13 @@ fn failures_have_their_exit_code_and_a_next_step() {
         "condition.json",
         r#"{"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {}}]}"#,
     );
-    let cases: [(&Path, &[&str], i32, &str); 16] = [
+    let cases: [(&Path, &[&str], i32, &str); 20] = [
         (nothing.path(), &["list"], 5, "next: start one with torpor up"),
         (nothing.path(), &["status"], 5, "no fleet in"),
+        (fleet.path(), &["run", "web", "--awake-while", "stream"], 2, "--idle <TIME>"),
+        (fleet.path(), &["run", "web", "--idle", "60s", "--awake-while", "cpu"], 2, "cpu=N"),
+        (fleet.path(), &["awake", "6f1c"], 2, "--for <TIME>"),
+        (fleet.path(), &["awake", "6f1c", "--for", "5m", "--release"], 2, "cannot be used with"),
         (nothing.path(), &["nonsense"], 2, "unrecognized subcommand"),
         (nothing.path(), &["up", "--set", "typo.x=1"], 2, "next: services are scheduler, image-builder"),
         (

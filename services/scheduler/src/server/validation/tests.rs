@@ -22,6 +22,12 @@ fn policy(idle: i64, suspended: i64) -> Option<WireIdlePolicy> {
     })
 }
 
+/// A policy that keeps a microVM awake while it uses so much CPU time.
+fn awake_at(percent: u32) -> Option<WireIdlePolicy> {
+    let awake_while = AwakeWhile { cpu_percent: Some(percent), ..AwakeWhile::default() };
+    policy(60, 0).map(|policy| WireIdlePolicy { awake_while: Some(awake_while), ..policy })
+}
+
 #[test]
 fn run_fills_in_defaults() {
     let request = RunMicrovmRequest { image_identifier: "app".into(), ..Default::default() };
@@ -52,6 +58,10 @@ fn run_names_every_violated_field() {
             change(|r| r.idle_policy = Some(WireIdlePolicy::default())),
             &["idlePolicy.maxIdleDurationSeconds", "idlePolicy.suspendedDurationSeconds"],
         ),
+        (change(|r| r.idle_policy = awake_at(1)), &[]),
+        (change(|r| r.idle_policy = awake_at(100)), &[]),
+        (change(|r| r.idle_policy = awake_at(0)), &["idlePolicy.awakeWhile.cpuPercent"]),
+        (change(|r| r.idle_policy = awake_at(101)), &["idlePolicy.awakeWhile.cpuPercent"]),
         (change(|r| r.maximum_duration = Some(seconds(0))), &["maximumDurationInSeconds"]),
         (change(|r| r.maximum_duration = Some(seconds(1))), &[]),
         (change(|r| r.maximum_duration = Some(seconds(28_801))), &["maximumDurationInSeconds"]),
@@ -246,4 +256,44 @@ fn token_requests() {
         let violated = token(&request).map_or_else(fields, |_| Vec::new());
         assert_eq!(violated, expected, "{request:?}");
     }
+}
+
+#[test]
+fn keep_awake_takes_a_time_or_gives_it_up() {
+    let id = format!("microvm-{}", uuid::Uuid::nil());
+    let request = |duration: Option<i64>, release| KeepMicrovmAwakeRequest {
+        microvm_id: id.clone(),
+        duration: duration.map(seconds),
+        release,
+    };
+    for (duration, release, expected) in [
+        (Some(1), false, Some(Some(1))),
+        (Some(28_800), false, Some(Some(28_800))),
+        (None, true, Some(None)),
+        (Some(0), false, None),
+        (Some(28_801), false, None),
+        (None, false, None),
+        (Some(5), true, None),
+    ] {
+        let kept = keep_awake(&request(duration, release));
+        match (kept, expected) {
+            (Ok((_, kept)), Some(expected)) => assert_eq!(kept.map(|kept| kept.as_secs()), expected),
+            (Err(refusal), None) => assert_eq!(fields(refusal), ["duration"]),
+            (kept, _) => panic!("{duration:?} {release}: {kept:?}"),
+        }
+    }
+    let nowhere = KeepMicrovmAwakeRequest::default();
+    assert_eq!(fields(keep_awake(&nowhere).unwrap_err()), ["microvmIdentifier", "duration"]);
+}
+
+#[test]
+fn a_policy_that_names_nothing_more_is_as_one_without() {
+    let named = |awake_while| {
+        let idle_policy = policy(60, 0).map(|policy| WireIdlePolicy { awake_while, ..policy });
+        let request = RunMicrovmRequest { image_identifier: "app".into(), idle_policy, ..Default::default() };
+        run(&request, &Config::default()).unwrap().idle_policy.unwrap().awake_while
+    };
+    assert_eq!(named(Some(AwakeWhile::default())), None);
+    let stream = AwakeWhile { stream: true, ..AwakeWhile::default() };
+    assert_eq!(named(Some(stream)), Some(stream));
 }
