@@ -19,6 +19,9 @@ pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
 /// How long what the client still sends is thrown away after the app has answered and closed. Closing at once would reset the
 /// connection and take the answer's last bytes with it.
 const LINGER: Duration = Duration::from_secs(30);
+/// The same after the app's end of the connection was reset, while the client goes on sending: when it pauses for this long,
+/// everything it sent has been read, and closing resets nothing.
+const LINGER_PAUSE: Duration = Duration::from_millis(100);
 /// After the last byte of the guest's for this long, its answer counts as complete.
 const QUIET: Duration = Duration::from_millis(20);
 
@@ -106,6 +109,8 @@ struct Direction {
     shut: bool,
     /// The guest reads no more, though it may still be answering: what comes for it is thrown away.
     refused: bool,
+    /// How reading from the guest failed; what was read before is passed on.
+    broken: Option<io::Error>,
 }
 
 impl<T, G> Session<T, G>
@@ -155,24 +160,33 @@ where
                 biased;
                 () = stop.cancelled() => return Ended::Cut,
                 () = look => {}
-                result = carried => return match result {
-                    Ok(()) if self.up.refused => self.linger(stop).await,
-                    Ok(()) => Ended::Closed,
-                    Err(error) => Ended::Failed(error),
+                result = carried => return match (result, self.down.broken.take()) {
+                    (Ok(()), Some(error)) => {
+                        self.linger(LINGER_PAUSE, [stop, hold]).await;
+                        Ended::Failed(error)
+                    }
+                    (Ok(()), None) if self.up.refused => {
+                        self.linger(LINGER, [stop, hold]).await;
+                        Ended::Closed
+                    }
+                    (Ok(()), None) => Ended::Closed,
+                    (Err(error), _) => Ended::Failed(error),
                 },
             }
         }
     }
 
-    /// The app has answered and closed without reading everything: waits until the edge has closed too.
-    async fn linger(&mut self, stop: &CancellationToken) -> Ended {
+    /// The app has answered and reads no more: throws away what the client sends until it closes or pauses.
+    async fn linger(&mut self, pause: Duration, [stop, hold]: [&CancellationToken; 2]) {
         self.up.allocate();
-        let discard =
-            async { while self.tunnel.read(&mut self.up.buffer).await.is_ok_and(|count| count > 0) {} };
+        let discard = async {
+            let mut next = async || tokio::time::timeout(pause, self.tunnel.read(&mut self.up.buffer)).await;
+            while next().await.is_ok_and(|read| read.is_ok_and(|count| count > 0)) {}
+        };
         tokio::select! {
-            biased;
-            () = stop.cancelled() => Ended::Cut,
-            _ = tokio::time::timeout(LINGER, discard) => Ended::Closed,
+            () = stop.cancelled() => {}
+            () = hold.cancelled() => {}
+            _ = tokio::time::timeout(LINGER, discard) => {}
         }
     }
 
@@ -200,11 +214,8 @@ where
             progress.answered = Some(Instant::now());
             activity(count);
         })?;
-        if (up.is_ready() || self.up.refused) && down.is_ready() {
-            Poll::Ready(Ok(()))
-        } else {
-            Poll::Pending
-        }
+        let heard = self.up.refused || self.down.broken.is_some();
+        if (up.is_ready() || heard) && down.is_ready() { Poll::Ready(Ok(())) } else { Poll::Pending }
     }
 }
 
@@ -256,8 +267,12 @@ impl Direction {
             }
             if !self.ended {
                 let mut space = ReadBuf::new(&mut self.buffer);
-                if Pin::new(&mut *reader).poll_read(cx, &mut space)?.is_ready() {
+                if let Poll::Ready(read) = Pin::new(&mut *reader).poll_read(cx, &mut space) {
                     (self.start, self.end) = (0, space.filled().len());
+                    match read {
+                        Err(error) if counted == Counted::Read => self.broken = Some(error),
+                        read => read?,
+                    }
                     self.ended = self.end == 0;
                     if counted == Counted::Read && !self.ended {
                         count(self.end as u64);
@@ -272,7 +287,7 @@ impl Direction {
             if !self.ended {
                 return Poll::Pending;
             }
-            if !self.shut && !self.refused {
+            if !self.shut && !self.refused && self.broken.is_none() {
                 ready!(Pin::new(&mut *writer).poll_shutdown(cx))?;
                 self.shut = true;
             }

@@ -223,6 +223,7 @@ def channel(running: Running) -> Iterator[grpc.Channel]:
     variables = running.microvms.fleet.variables
     credentials = grpc.ssl_channel_credentials(Path(variables["TORPOR_CA"]).read_bytes())
     options = [("grpc.ssl_target_name_override", running.endpoint), ("grpc.default_authority", running.endpoint)]
+    options.append(("grpc.enable_http_proxy", 0))
     with grpc.secure_channel(variables["TORPOR_EDGE"], credentials, options=options) as channel:
         yield channel
 
