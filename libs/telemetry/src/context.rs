@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use opentelemetry::trace::TraceContextExt as _;
 use tracing_opentelemetry::OpenTelemetrySpanExt as _;
 
 /// Name of the header (and metadata key) that carries the trace context.
@@ -11,6 +12,10 @@ pub const TRACEPARENT: &str = "traceparent";
 #[must_use]
 pub fn current_traceparent() -> Option<String> {
     let context = tracing::Span::current().context();
+    // Without a trace the propagator, which all threads share, is not asked.
+    if !context.span().span_context().is_valid() {
+        return None;
+    }
     let mut carrier = HashMap::new();
     opentelemetry::global::get_text_map_propagator(|propagator| {
         propagator.inject_context(&context, &mut carrier);

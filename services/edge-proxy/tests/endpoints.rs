@@ -15,6 +15,9 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
+mod floods;
+mod limits;
+mod smuggling;
 mod websockets;
 mod world;
 use testkit::until;
@@ -24,6 +27,8 @@ use world::{World, claims, host_name, limits, microvm, now};
 
 const ONE: u128 = 0x0000_0001_0000_4000_8000_0000_0000_0001;
 const TWO: u128 = 0x0000_0002_0000_4000_8000_0000_0000_0002;
+
+const TRACE: &str = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01";
 
 /// What it is, host name, token, port header; status, text and error header.
 type Case<'a> = (&'a str, &'a str, Option<&'a str>, Option<&'a str>, (u16, &'a str, Option<&'a str>));
@@ -48,6 +53,7 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
     let missing = (403, "Request missing authentication", Some("UNAUTHORIZED"));
     let failed = (403, "Token authentication failed", Some("UNAUTHORIZED"));
     let denied = (403, "Access to port denied", Some("UNAUTHORIZED"));
+    let misdirected = (421, "Misdirected request", None);
     let bad_port = (400, "Invalid port", None);
     let own = host_name(ONE);
     let cases: &[Case] = &[
@@ -56,8 +62,7 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
         ("empty", &own, Some(""), None, missing),
         ("expired", &own, Some(&mint(|claims| claims.expires_at = now() - 1)), None, failed),
         ("another microVM's", &own, Some(&world.token(TWO)), None, failed),
-        ("of an unknown microVM", &host_name(99), Some(&world.token(99)), None, failed),
-        ("another host name", &host_name(TWO), Some(&good), None, failed),
+        ("another endpoint's connection", &host_name(TWO), Some(&good), None, misdirected),
         ("a foreign host name", "example.com", Some(&good), None, failed),
         ("unknown key", &own, Some(&foreign), None, failed),
         ("tampered with", &own, Some(&broken), None, failed),
@@ -96,6 +101,8 @@ async fn tokens_and_ports_are_checked_before_anything_is_opened() {
             assert!(answer.headers.contains_key("x-amzn-requestid"), "{case}");
         }
     }
+    let unknown = world.get(99, "/").await;
+    assert_eq!((unknown.status, unknown.body.as_str()), (failed.0, failed.1));
     assert!(world.host.requests().is_empty(), "something was opened");
     assert_eq!(world.scheduler.resumes(), 0);
 }
@@ -120,12 +127,16 @@ async fn requests_arrive_clean_in_both_protocols() {
             .header("X-aws-proxy-port", "9000")
             .header("x-aws-proxy-anything", "1")
             .header("x-forwarded-for", "6.6.6.6")
+            .header("traceparent", TRACE)
+            .header("tracestate", "vendor=1")
             .header("x-custom", "kept");
         let answer = world.connect(ONE, http2).await.send(ONE, request, body("")).await;
         assert_eq!(answer.status, 200);
         let expected = [
             "HTTP/1.1 /seen".to_owned(),
             format!("host: {}", host_name(ONE)),
+            format!("traceparent: {TRACE}"),
+            "tracestate: vendor=1".to_owned(),
             "x-custom: kept".to_owned(),
             "x-forwarded-for: 127.0.0.1".to_owned(),
             "x-forwarded-proto: https".to_owned(),
@@ -136,7 +147,16 @@ async fn requests_arrive_clean_in_both_protocols() {
         assert_eq!(answer.header("x-app"), Some("yes"));
         assert_eq!(answer.header("x-aws-proxy-error"), None);
         assert_eq!(answer.header("keep-alive"), None);
-        assert_eq!(answer.header("server-timing"), None);
+        // The app's own comes first.
+        let timing: Vec<&str> =
+            answer.headers.get_all("server-timing").iter().map(|value| value.to_str().unwrap()).collect();
+        assert_eq!((timing.len(), timing[0]), (2, "own;dur=1"));
+        assert!(timing[1].starts_with("edge;dur=") && timing[1].contains(", app;dur="), "{}", timing[1]);
+        // What is no trace is not passed on.
+        let request = world.authorized(ONE, "/seen").header("X-aws-proxy-port", "9000");
+        let request = request.header("traceparent", "00-1-2-3").header("tracestate", "vendor=1");
+        let answer = world.connect(ONE, http2).await.send(ONE, request, body("")).await;
+        assert!(!answer.body.contains("trace"), "{}", answer.body);
     }
     let asked = world.host.requests();
     assert!(asked.iter().all(|request| request.port == 9000 && request.wake && request.generation == 1));
@@ -273,12 +293,13 @@ async fn requests_wait_for_wakes_and_launches() {
     assert_eq!(answer.status, 200);
     assert!(started.elapsed() >= Duration::from_millis(300));
     let timing = answer.header("server-timing").unwrap();
-    for part in ["token;dur=", "open;dur=3", "restore;dur=300.000;start=0.000"] {
+    for part in ["edge;dur=", "tunnel;dur=3", "restore;dur=300.000;start=0.000", "app;dur="] {
         assert!(timing.contains(part), "{timing}");
     }
     // The next one finds it awake.
     world.host.conduct(world::id(ONE), Conduct::Serve);
-    assert_eq!(world.get(ONE, "/").await.header("server-timing"), None);
+    let awake = world.get(ONE, "/").await;
+    assert!(!awake.header("server-timing").unwrap().contains("restore"));
 
     // A launch: no host yet, then one. The follower does not even know of it.
     world.scheduler.whisper(microvm(TWO, Pending, ""));
@@ -360,6 +381,7 @@ async fn requests_are_bounded_and_drained() {
     };
     let (slow, (refused, other)) = tokio::join!(world.get(ONE, "/slow"), probe);
     assert_eq!((slow.status, slow.body.as_str()), (200, "slow"));
+    assert_eq!(slow.header("connection"), Some("close"));
     assert_eq!((refused.status, refused.header("retry-after")), (429, Some("1")));
     assert_eq!(other.status, 200);
     let serving = std::mem::replace(&mut world.serving, tokio::spawn(async {}));

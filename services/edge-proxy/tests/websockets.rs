@@ -4,10 +4,12 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use api::microvm::v1::MicrovmState::{Running, Suspended};
+use edge_proxy::config::Limits;
 use http::request::Builder;
 use http::{Method, Request};
 use hyper::ext::Protocol;
 use hyper_util::rt::TokioIo;
+use testkit::until;
 use token::{Kind, PortScope};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
@@ -19,7 +21,7 @@ use super::{ONE, TWO};
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// A handshake without a token.
-fn handshake(http2: bool, path: &str) -> Builder {
+pub fn handshake(http2: bool, path: &str) -> Builder {
     let request = Request::builder().uri(path).header("sec-websocket-version", "13");
     if http2 {
         return request.method(Method::CONNECT).extension(Protocol::from_static("websocket"));
@@ -164,8 +166,32 @@ async fn handshakes_are_checked_before_anything_is_opened() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_that_wakes_its_microvm_waits_and_one_ends_with_the_edge() {
+async fn one_has_the_drain_time_to_end_by_itself() {
     let mut world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    for http2 in [false, true] {
+        let request = handshake(http2, "/socket").header("x-aws-proxy-auth", world.token(ONE));
+        let mut connection = world.connect(ONE, http2).await;
+        let response = connection.open(ONE, request, body("")).await;
+        let mut stream = BufReader::new(TokioIo::new(hyper::upgrade::on(response).await.unwrap()));
+        stream.read_line(&mut String::new()).await.unwrap();
+        world.shutdown.cancel();
+        until("no new clients", || async { world.tcp().await.is_err() }).await;
+        // It goes on.
+        stream.write_all(b"still there").await.unwrap();
+        stream.flush().await.unwrap();
+        stream.read_exact(&mut [0; 11]).await.unwrap();
+        // And the edge waits for it no longer than it takes.
+        drop((stream, connection));
+        tokio::time::timeout(super::world::WAIT, &mut world.serving).await.expect("still draining").unwrap();
+        world = World::start(limits()).await;
+        world.microvm(ONE, Running);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_wakes_its_microvm_waits_and_one_ends_with_the_edge() {
+    let mut world = World::start(Limits { drain_ms: 200, ..limits() }).await;
     world.microvm(ONE, Suspended);
     world.host.conduct(id(ONE), Conduct::Wake(Duration::from_millis(200)));
     let request = handshake(false, "/socket").header("x-aws-proxy-auth", world.token(ONE));

@@ -6,7 +6,7 @@ pub mod client;
 pub mod host;
 pub mod scheduler;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -30,6 +30,8 @@ pub const WAIT: Duration = Duration::from_secs(10);
 pub struct World {
     /// The address that clients use.
     pub edge: SocketAddr,
+    /// The address that they come from.
+    pub from: Ipv4Addr,
     /// All addresses that the edge listens on.
     pub edges: Vec<SocketAddr>,
     pub host: host::Host,
@@ -79,6 +81,7 @@ impl World {
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
         Self {
             edge: edges[0],
+            from: Ipv4Addr::LOCALHOST,
             edges,
             host,
             scheduler,

@@ -37,8 +37,8 @@ impl Bucket {
         let mut wait = 0;
         let taken = self.full_at.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |full_at| {
             let full_at = full_at.max(now).saturating_add(one);
-            // Empty is a whole second away from full.
-            wait = (full_at - now).saturating_sub(SECOND_NS);
+            // Empty is a whole second away from full. Whoever looked at the clock before the last one did waits no longer.
+            wait = (full_at - now).saturating_sub(SECOND_NS).min(one);
             (wait == 0).then_some(full_at)
         });
         taken.map(drop).map_err(|_| Duration::from_nanos(wait))

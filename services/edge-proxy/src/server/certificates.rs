@@ -65,11 +65,12 @@ impl Certificate {
     /// yet is tried again until it does.
     pub async fn follow(self: Arc<Self>) {
         let (mut tried, mut last_error) = (self.look().await, String::new());
-        let mut broken = false;
+        // The first time in any case: they may have changed since they were first read.
+        let mut again = true;
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
             let look = self.look().await;
-            if look == tried && !broken {
+            if look == tried && !again {
                 continue;
             }
             tried = look;
@@ -77,7 +78,7 @@ impl Certificate {
             let read = tokio::task::spawn_blocking(move || read(&this.chain, &this.key, this.names)).await;
             match read.unwrap_or_else(|error| Err(error.into())) {
                 Ok(fresh) => {
-                    broken = false;
+                    again = false;
                     last_error.clear();
                     if fresh.cert != self.current.load().cert {
                         self.current.store(Arc::new(fresh));
@@ -85,7 +86,7 @@ impl Certificate {
                     }
                 }
                 Err(error) => {
-                    broken = true;
+                    again = true;
                     let error = error.to_string();
                     if error != last_error {
                         tracing::warn!(error, "the certificate in use stays");

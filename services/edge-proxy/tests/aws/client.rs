@@ -1,6 +1,6 @@
 //! A client of the API: signatures by the SDK's own code, TLS, HTTP/1.1 or HTTP/2.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
@@ -133,6 +133,8 @@ enum Sender {
 /// A connection, made again when the edge closes it.
 pub struct Connection {
     address: SocketAddr,
+    /// The address that it comes from.
+    pub from: Ipv4Addr,
     ca: CertificateDer<'static>,
     http2: bool,
     sender: Option<Sender>,
@@ -142,6 +144,7 @@ impl Connection {
     pub fn new(address: SocketAddr, directory: &Path, http2: bool) -> Self {
         Self {
             address,
+            from: Ipv4Addr::LOCALHOST,
             ca: CertificateDer::from_pem_file(directory.join("ca.pem")).unwrap(),
             http2,
             sender: None,
@@ -154,7 +157,9 @@ impl Connection {
         let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         let protocol: &[u8] = if self.http2 { b"h2" } else { b"http/1.1" };
         config.alpn_protocols = vec![protocol.to_vec()];
-        let stream = TcpStream::connect(self.address).await.unwrap();
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((self.from, 0).into()).unwrap();
+        let stream = socket.connect(self.address).await.unwrap();
         stream.set_nodelay(true).unwrap();
         let name = ServerName::try_from("localhost").unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()

@@ -156,7 +156,7 @@ async fn a_signature_does_not_outlive_its_time() {
 }
 
 /// The head of a request as HTTP/1.1.
-fn head(request: &http::Request<Full<bytes::Bytes>>) -> String {
+pub fn head(request: &http::Request<Full<bytes::Bytes>>) -> String {
     let mut head = format!("{} {} HTTP/1.1\r\n", request.method(), request.uri());
     for (name, value) in request.headers() {
         head += &format!("{name}: {}\r\n", value.to_str().unwrap());

@@ -10,6 +10,7 @@ mod constraints;
 mod fuzz;
 mod hostile;
 mod keys;
+mod limits;
 mod permissions;
 mod recordings;
 mod samples;

@@ -9,8 +9,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
-use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
+use http_body_util::{BodyExt, Full, StreamBody};
+use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -103,11 +103,17 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
             let response = Response::builder()
                 .header("x-aws-proxy-error", "SPOOFED")
                 .header("x-app", "yes")
+                .header("server-timing", "own;dur=1")
                 .header("keep-alive", "timeout=5");
             Ok(response.body(text(lines.join("\n"))).unwrap())
         }
         // Switches protocols and sends back what comes, after the headers of the handshake that it saw.
         "/socket" => Ok(socket(request)),
+        "/endless" => {
+            let piece = || Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024])));
+            let body = StreamBody::new(futures::stream::repeat_with(piece));
+            Ok(Response::new(BodyExt::boxed(body)))
+        }
         "/echo" => Ok(Response::new(request.into_body().boxed())),
         // Dies on a connection that has been used, before it answers.
         "/flaky" if served > 0 => Err("the app falls over"),

@@ -1,5 +1,6 @@
 //! A client of endpoints: TLS with the test's CA, HTTP/1.1 or HTTP/2.
 
+use std::io;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,10 +11,12 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use rustls::ClientConfig;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{World, host_name};
 
@@ -46,15 +49,7 @@ pub fn body(text: impl Into<Bytes>) -> ClientBody {
 
 impl World {
     pub async fn connect(&self, number: u128, http2: bool) -> Connection {
-        let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
-        let mut roots = rustls::RootCertStore::empty();
-        roots.add(ca).unwrap();
-        let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
-        let stream = TcpStream::connect(self.edge).await.unwrap();
-        let name = ServerName::try_from(host_name(number)).unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-        let stream = TokioIo::new(stream);
+        let stream = TokioIo::new(self.tls(number, http2, |_| ()).await.unwrap());
         if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
             tokio::spawn(connection);
@@ -64,6 +59,30 @@ impl World {
             tokio::spawn(connection.with_upgrades());
             Connection::Http1(sender)
         }
+    }
+
+    /// A connection to the edge without TLS.
+    pub async fn tcp(&self) -> io::Result<TcpStream> {
+        let socket = TcpSocket::new_v4()?;
+        socket.bind((self.from, 0).into())?;
+        socket.connect(self.edge).await
+    }
+
+    /// A connection with TLS under one endpoint's name, if the client's settings show it.
+    pub async fn tls(
+        &self,
+        number: u128,
+        http2: bool,
+        change: impl FnOnce(&mut ClientConfig),
+    ) -> io::Result<TlsStream<TcpStream>> {
+        let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
+        let mut roots = rustls::RootCertStore::empty();
+        roots.add(ca).unwrap();
+        let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+        change(&mut config);
+        let name = ServerName::try_from(host_name(number)).unwrap();
+        TlsConnector::from(Arc::new(config)).connect(name, self.tcp().await?).await
     }
 
     /// A request with a good token, on a connection of its own.
