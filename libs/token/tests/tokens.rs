@@ -14,6 +14,7 @@ fn claims() -> Claims {
         ports: vec![PortScope::Single(8080), PortScope::Range(9000, 9010)],
         issued_at: NOW,
         expires_at: NOW + 900,
+        revocations: 0,
     }
 }
 
@@ -105,6 +106,21 @@ fn ports_are_as_scoped() {
     }
     assert!(PortScope::ALL.allows(1) && PortScope::ALL.allows(65535));
     assert!(!Claims { ports: vec![], ..claims() }.allows(8080));
+}
+
+#[test]
+fn a_revocation_is_counted() {
+    let keys = set(&[NOW]);
+    for (made_after, now, revoked) in
+        [(0, 0, false), (0, 1, true), (1, 1, false), (1, 7, true), (2, 1, false)]
+    {
+        let token = keys.mint(&Claims { revocations: made_after, ..claims() }).unwrap();
+        assert_eq!(keys.verify(&token, NOW).unwrap().is_revoked(now), revoked, "{made_after} {now}");
+    }
+    // Tokens of versions that knew no revocations say nothing of them, and nor do those before the first.
+    let text = serde_json::to_string(&claims()).unwrap();
+    assert!(!text.contains("rev"), "{text}");
+    assert_eq!(serde_json::from_str::<Claims>(&text).unwrap(), claims());
 }
 
 proptest! {

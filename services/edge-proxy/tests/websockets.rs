@@ -18,7 +18,7 @@ use super::{ONE, TWO};
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
 
 /// A handshake without a token.
-fn handshake(http2: bool, path: &str) -> Builder {
+pub fn handshake(http2: bool, path: &str) -> Builder {
     let request = Request::builder().uri(path).header("sec-websocket-version", "13");
     if http2 {
         return request.method(Method::CONNECT).extension(Protocol::from_static("websocket"));

@@ -123,6 +123,7 @@ pub fn claims(number: u128) -> Claims {
         ports: vec![PortScope::Single(8080), PortScope::Range(9000, 9010)],
         issued_at: now(),
         expires_at: now() + 600,
+        revocations: 0,
     }
 }
 

@@ -17,6 +17,7 @@ mod place;
 pub mod subscribers;
 mod suspend;
 mod sweep;
+mod tokens;
 mod wake;
 
 use std::future::Future;

@@ -106,7 +106,7 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Resume(microvm::Some),
     /// End microVMs for good.
     Terminate(microvm::Some),
-    /// Make a token for a microVM's endpoint.
+    /// Make a token for a microVM's endpoint, or revoke those made so far.
     Token(microvm::Token),
     /// Print an app's output.
     Logs(microvm::Logs),

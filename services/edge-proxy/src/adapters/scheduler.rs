@@ -138,6 +138,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
         generation: microvm.generation,
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),
         wake: microvm.idle_policy.as_ref().is_some_and(|policy| policy.auto_resume_enabled),
+        token_revocations: microvm.token_revocations,
     };
     Some((label, route))
 }

@@ -23,7 +23,7 @@ use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
 use crate::domain::port::{self, Door};
 use crate::domain::refusal::Refusal;
-use crate::domain::route::{Entry, Table};
+use crate::domain::route::{Entry, Route, Table};
 use crate::domain::websocket::Offer;
 use crate::metrics::{Metrics, Status};
 use crate::server::headers;
@@ -105,6 +105,7 @@ impl Endpoints {
             door,
             request_id: request_id.to_owned(),
             token_time: started.elapsed(),
+            token_revocations: claims.revocations,
             permit,
         };
         let request = Request::from_parts(parts, body);
@@ -144,9 +145,10 @@ impl Endpoints {
                 _ => None,
             },
         };
-        entry
-            .filter(|entry| *entry.route.microvm_id == *claims.microvm_id)
-            .ok_or(Refusal::AuthenticationFailed)
+        let opens = |route: &Route| {
+            *route.microvm_id == *claims.microvm_id && !claims.is_revoked(route.token_revocations)
+        };
+        entry.filter(|entry| opens(&entry.route)).ok_or(Refusal::AuthenticationFailed)
     }
 }
 

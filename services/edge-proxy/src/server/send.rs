@@ -43,6 +43,8 @@ pub struct Admitted {
     pub request_id: String,
     /// How long the token took to check.
     pub token_time: Duration,
+    /// How many revocations the token knew of.
+    pub token_revocations: u64,
     /// Held until the response has been sent.
     pub permit: OwnedSemaphorePermit,
 }

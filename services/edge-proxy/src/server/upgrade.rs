@@ -16,7 +16,7 @@ use hyper::body::Incoming;
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::body::{ReplayBody, ResponseBody};
@@ -116,9 +116,13 @@ impl Sender {
         };
         agree(&mut response, handshake, accept, &offer);
         let (stop, metrics) = (self.stop.clone(), self.metrics.clone());
+        let revoked = revoked(self.dialer.table.revocations(admitted.label), admitted.token_revocations);
         self.websockets.spawn(async move {
             metrics.websockets.inc();
-            carry(client_side, app_side, &stop, admitted.permit).await;
+            tokio::select! {
+                () = carry(client_side, app_side, &stop, admitted.permit) => {}
+                () = revoked => tracing::debug!("a WebSocket was cut: its token was revoked"),
+            }
             metrics.websockets.dec();
         });
         Ok(response.map(|_| ResponseBody::text("")))
@@ -167,6 +171,18 @@ fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<Hea
             *response.version_mut() = http::Version::HTTP_2;
         }
     }
+}
+
+/// Ends when the token is revoked that a WebSocket was opened with. A handshake may meet the revocation on its way: the
+/// number is looked at before it is waited for.
+async fn revoked(revocations: Option<watch::Receiver<u64>>, known: u64) {
+    if let Some(mut revocations) = revocations
+        && revocations.wait_for(|number| *number > known).await.is_ok()
+    {
+        return;
+    }
+    // The microVM has left the table, and its host ends what is open.
+    std::future::pending().await
 }
 
 /// Carries bytes until both sides have closed, one fails, or the edge stops. The permit is the WebSocket's place among the

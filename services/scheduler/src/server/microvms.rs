@@ -10,7 +10,6 @@ use api::microvm::v1::*;
 use futures::{Stream, StreamExt as _};
 use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;
-use model::state::MicrovmState;
 use prost_types::Timestamp;
 use rpc::Role::{self, Admin, EdgeProxy, ImageBuilder};
 use token::{AUTH_HEADER, Claims, Kind, PortScope};
@@ -103,8 +102,8 @@ impl MicrovmService for Handlers {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
             let (life, ports) = validation::token(&request)?;
-            alive(&term, &id)?;
-            let (auth_token, expire_time) = mint(&term, &id, Kind::Endpoint, ports, life)?;
+            let microvm = alive(&term, &id)?;
+            let (auth_token, expire_time) = mint(&term, &microvm, Kind::Endpoint, ports, life)?;
             Ok(CreateMicrovmAuthTokenResponse { auth_token, expire_time })
         })
         .await
@@ -117,12 +116,23 @@ impl MicrovmService for Handlers {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
             let life = validation::shell_token(&request)?;
-            let spec = &alive(&term, &id)?.spec;
-            if !spec.lets_shells_in() {
-                return Err(Refusal::ShellNotAllowed { id, mixed: spec.mixes_ingress() });
+            let microvm = alive(&term, &id)?;
+            if !microvm.spec.lets_shells_in() {
+                return Err(Refusal::ShellNotAllowed { id, mixed: microvm.spec.mixes_ingress() });
             }
-            let (auth_token, expire_time) = mint(&term, &id, Kind::Shell, Vec::new(), life)?;
+            let (auth_token, expire_time) = mint(&term, &microvm, Kind::Shell, Vec::new(), life)?;
             Ok(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time })
+        })
+        .await
+    }
+
+    async fn revoke_microvm_auth_tokens(
+        &self,
+        request: Request<RevokeMicrovmAuthTokensRequest>,
+    ) -> Answer<RevokeMicrovmAuthTokensResponse> {
+        self.answer(request, &[Admin], |term, request| async move {
+            let microvm = term.revoke_tokens(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(RevokeMicrovmAuthTokensResponse { microvm: self.show(&microvm) })
         })
         .await
     }
@@ -186,27 +196,25 @@ impl MicrovmService for Handlers {
 /// A microVM that has not ended and is not about to.
 fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
     let microvm = term.handle(id)?.current();
-    match microvm.state {
-        MicrovmState::Terminating | MicrovmState::Terminated => Err(Refusal::Terminated(id.clone())),
-        _ => Ok(microvm),
-    }
+    if microvm.has_ended() { Err(Refusal::Terminated(id.clone())) } else { Ok(microvm) }
 }
 
 /// A token in the header it goes into, and when it stops working.
 fn mint(
     term: &Term,
-    id: &MicrovmId,
+    microvm: &Microvm,
     kind: Kind,
     ports: Vec<PortScope>,
     life: Duration,
 ) -> Result<(HashMap<String, String>, Option<Timestamp>), Refusal> {
     let now = term.now();
     let claims = Claims {
-        microvm_id: id.to_string(),
+        microvm_id: microvm.id.to_string(),
         kind,
         ports,
         issued_at: seconds(now),
         expires_at: seconds(now + life),
+        revocations: microvm.token_revocations,
     };
     let token = term.token_keys.mint(&claims, now);
     let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;

@@ -12,5 +12,6 @@ mod host;
 mod launch;
 mod lifecycle;
 mod placing;
+mod tokens;
 mod watching;
 mod world;

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::durations::parse;
 
@@ -91,18 +91,42 @@ pub struct Some {
 
 /// Arguments of `torpor token`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Examples:
+  curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL
+  torpor token revoke ID                         every token so far opens nothing any more"
+)]
 pub struct Token {
+    #[command(subcommand)]
+    pub command: Option<TokenCommand>,
     /// Id or a unique prefix of it.
-    pub id: String,
+    #[arg(required = true)]
+    pub id: Option<String>,
     /// Port it opens: N, FIRST-LAST or all; may be repeated.
     #[arg(short, long = "port", value_name = "PORT", default_value = "8080")]
     pub ports: Vec<String>,
     /// How long it lasts, 1m to 60m.
     #[arg(long, value_name = "TIME", value_parser = parse, default_value = "30m")]
     pub ttl: Duration,
+}
+
+/// What `torpor token` does besides making one.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make every token worthless that was made for a microVM so far.
+    #[command(after_help = "\
+Examples:
+  torpor token revoke ID
+  torpor token ID                                a new one
+
+Tokens of shells count too. Once this command is done, edges refuse the old tokens
+like bad ones, as soon as the news has reached them: within a second, or when an edge
+that has lost the scheduler finds it again. It also closes the WebSockets and shells
+that were opened with the old tokens; requests that are being answered end as usual.")]
+    Revoke(One),
 }
 
 /// Arguments of `torpor logs`.

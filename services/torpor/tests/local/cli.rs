@@ -54,6 +54,7 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
+        (vec!["token", "revoke", "--help"], "closes the WebSockets and shells"),
         (vec!["key", "create", "--help"], "\"Action\": [\"lambda:*Microvm\","),
         (vec!["env", "--help"], "aws lambda-microvms list-microvms"),
     ] {
@@ -75,7 +76,7 @@ fn failures_have_their_exit_code_and_a_next_step() {
         "condition.json",
         r#"{"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {}}]}"#,
     );
-    let cases: [(&Path, &[&str], i32, &str); 16] = [
+    let cases: [(&Path, &[&str], i32, &str); 18] = [
         (nothing.path(), &["list"], 5, "next: start one with torpor up"),
         (nothing.path(), &["status"], 5, "no fleet in"),
         (nothing.path(), &["nonsense"], 2, "unrecognized subcommand"),
@@ -89,6 +90,8 @@ fn failures_have_their_exit_code_and_a_next_step() {
         (fleet.path(), &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"], 2, "KEY=VALUE"),
         (fleet.path(), &["get", "not an id"], 2, "next: ids look like microvm-"),
         (fleet.path(), &["token", "abc", "--port", "0"], 2, "not a port"),
+        (fleet.path(), &["token"], 2, "<ID>"),
+        (fleet.path(), &["token", "revoke"], 2, "<ID>"),
         (fleet.path(), &["list"], 1, "cannot use the admin certificate"),
         (nothing.path(), &["up", "--region", "US East"], 2, "lower-case letters, digits and dashes"),
         (nothing.path(), &["up", "--api-port", "0"], 2, "1..=65535"),
