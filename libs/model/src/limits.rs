@@ -52,6 +52,16 @@ pub const TOKEN_DURATION_MIN: Duration = Duration::from_secs(60);
 pub const TOKEN_DURATION_MAX: Duration = Duration::from_secs(3600);
 /// Most port scopes in a token.
 pub const TOKEN_PORT_SCOPES_MAX: usize = 100;
+/// Most paths in a token.
+pub const TOKEN_PATHS_MAX: usize = 16;
+/// Longest path in a token, bytes.
+pub const TOKEN_PATH_BYTES_MAX: usize = 512;
+/// Longest paths of a token together, bytes: it has to fit into a header.
+pub const TOKEN_PATHS_BYTES_MAX: usize = 3072;
+/// Most methods in a token.
+pub const TOKEN_METHODS_MAX: usize = 16;
+/// Longest method in a token, bytes.
+pub const TOKEN_METHOD_BYTES_MAX: usize = 32;
 /// Most environment variables of an image.
 pub const ENVIRONMENT_ENTRIES_MAX: usize = 100;
 /// Longest environment key, characters.

@@ -43,6 +43,12 @@ pub struct Claims {
     pub microvm_id: String,
     pub kind: Kind,
     pub ports: Vec<PortScope>,
+    /// Paths that it opens, with all that lies under them; empty means every path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub paths: Vec<String>,
+    /// Methods that it opens; empty means every method.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub methods: Vec<String>,
     /// When it was made, in seconds since 1970.
     #[serde(rename = "iat")]
     pub issued_at: u64,

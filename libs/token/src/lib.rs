@@ -17,10 +17,12 @@
 
 mod claims;
 mod keys;
+mod scope;
 mod seal;
 
 pub use claims::{Claims, Kind, PortScope};
 pub use keys::{Key, KeySet, KeySetError};
+pub use scope::is_plain_path;
 pub use seal::{MintError, TOKEN_LENGTH_MAX, VerifyError};
 
 /// Header that carries a token.

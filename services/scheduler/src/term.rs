@@ -17,7 +17,7 @@ mod place;
 pub mod subscribers;
 mod suspend;
 mod sweep;
-mod tokens;
+pub mod tokens;
 mod wake;
 
 use std::future::Future;

@@ -18,7 +18,12 @@ pub const RUN: Flags = &[
     ("expirationInMinutes", "--token-ttl"),
 ];
 
-pub const TOKEN: Flags = &[("expirationInMinutes", "--ttl"), ("allowedPorts", "--port")];
+pub const TOKEN: Flags = &[
+    ("expirationInMinutes", "--ttl"),
+    ("allowedPorts", "--port"),
+    ("allowedPaths", "--path"),
+    ("allowedMethods", "--method"),
+];
 
 pub const LIST: Flags = &[("imageIdentifier", "--image"), ("imageVersion", "--version")];
 

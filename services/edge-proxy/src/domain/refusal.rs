@@ -13,6 +13,10 @@ pub enum Refusal {
     AuthenticationFailed,
     /// The token does not cover the port.
     PortDenied,
+    /// The token does not cover the path, or the path can be read in two ways.
+    PathDenied,
+    /// The token does not cover the method.
+    MethodDenied,
     /// Malformed, with a sentence that says how.
     BadRequest(&'static str),
     /// Too many requests or connections of this microVM.
@@ -50,6 +54,8 @@ impl Refusal {
             Self::NoAuthentication => plain(403, Some("UNAUTHORIZED"), "Request missing authentication"),
             Self::AuthenticationFailed => plain(403, Some("UNAUTHORIZED"), "Token authentication failed"),
             Self::PortDenied => plain(403, Some("UNAUTHORIZED"), "Access to port denied"),
+            Self::PathDenied => plain(403, Some("SCOPE_DENIED"), "Access to path denied"),
+            Self::MethodDenied => plain(403, Some("SCOPE_DENIED"), "Access to method denied"),
             Self::BadRequest(text) => plain(400, None, text),
             Self::TooMany { retry_after } => later(429, *retry_after),
             Self::AppConnectFailed => plain(502, Some("APP_CONNECT_FAILED"), ""),
@@ -72,6 +78,8 @@ mod tests {
             (Refusal::NoAuthentication, 403, Some("UNAUTHORIZED"), "Request missing authentication", None),
             (Refusal::AuthenticationFailed, 403, Some("UNAUTHORIZED"), "Token authentication failed", None),
             (Refusal::PortDenied, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
+            (Refusal::PathDenied, 403, Some("SCOPE_DENIED"), "Access to path denied", None),
+            (Refusal::MethodDenied, 403, Some("SCOPE_DENIED"), "Access to method denied", None),
             (Refusal::BadRequest("no"), 400, None, "no", None),
             (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),
             (Refusal::TooMany { retry_after: second * 3 / 2 }, 429, None, "", Some(2)),

@@ -10,7 +10,7 @@ use std::time::{Instant, UNIX_EPOCH};
 use clock::Clock;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
 use token::{Claims, Kind, VerifyError};
@@ -29,7 +29,7 @@ use crate::metrics::{Metrics, Status};
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
-use crate::server::upgrade;
+use crate::server::upgrade::{self, Handshake};
 
 /// When a microVM has all the requests it may have.
 const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
@@ -96,6 +96,7 @@ impl Endpoints {
         };
         let entry = self.entry(label, &claims).await?;
         let door = door(&parts, &claims, offer.as_ref())?;
+        scope(&parts, &claims, handshake)?;
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
         let busy = Refusal::TooMany { retry_after: TOO_MANY_AGAIN };
         let permit = entry.permits.try_acquire_owned().map_err(|_| busy)?;
@@ -172,6 +173,15 @@ fn door(parts: &Parts, claims: &Claims, offer: Option<&Offer>) -> Result<Door, R
         Kind::Shell if offer.is_none() => Err(Refusal::AppConnectFailed),
         Kind::Shell => Ok(Door::Shell),
     }
+}
+
+/// Checks path and method, as the app will see them: a handshake is a GET request to it, whatever the client speaks.
+fn scope(parts: &Parts, claims: &Claims, handshake: Option<Handshake>) -> Result<(), Refusal> {
+    let method = if handshake.is_some() { Method::GET.as_str() } else { parts.method.as_str() };
+    if !claims.allows_path(parts.uri.path()) {
+        return Err(Refusal::PathDenied);
+    }
+    if claims.allows_method(method) { Ok(()) } else { Err(Refusal::MethodDenied) }
 }
 
 fn refuse(refusal: &Refusal) -> Response<ResponseBody> {

@@ -3,7 +3,6 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::microvm::v1::microvm_service_server::MicrovmService;
 use api::microvm::v1::*;
@@ -12,19 +11,22 @@ use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;
 use prost_types::Timestamp;
 use rpc::Role::{self, Admin, EdgeProxy, ImageBuilder};
-use token::{AUTH_HEADER, Claims, Kind, PortScope};
+use token::AUTH_HEADER;
 use tonic::{Code, Request, Status};
 
 use super::{Answer, Handlers, errors, validation, wire};
-use crate::adapters::token_keys::seconds;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 use crate::term::Term;
+use crate::term::tokens::NewToken;
 
 /// Who launches, changes and reads microVMs.
 const CALLERS: &[Role] = &[Admin, EdgeProxy];
 /// Who only reads: image-builder asks whether an image is in use.
 const READERS: &[Role] = &[Admin, EdgeProxy, ImageBuilder];
+
+/// Header name to token, and when it stops working.
+type Minted = (HashMap<String, String>, Option<Timestamp>);
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -101,9 +103,8 @@ impl MicrovmService for Handlers {
     ) -> Answer<CreateMicrovmAuthTokenResponse> {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
-            let (life, ports) = validation::token(&request)?;
-            let microvm = alive(&term, &id)?;
-            let (auth_token, expire_time) = mint(&term, &microvm, Kind::Endpoint, ports, life)?;
+            let asked = validation::tokens::endpoint(&request)?;
+            let (auth_token, expire_time) = mint(&term, &*alive(&term, &id)?, asked)?;
             Ok(CreateMicrovmAuthTokenResponse { auth_token, expire_time })
         })
         .await
@@ -115,12 +116,12 @@ impl MicrovmService for Handlers {
     ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
-            let life = validation::shell_token(&request)?;
+            let asked = validation::tokens::shell(&request)?;
             let microvm = alive(&term, &id)?;
             if !microvm.spec.lets_shells_in() {
                 return Err(Refusal::ShellNotAllowed { id, mixed: microvm.spec.mixes_ingress() });
             }
-            let (auth_token, expire_time) = mint(&term, &microvm, Kind::Shell, Vec::new(), life)?;
+            let (auth_token, expire_time) = mint(&term, &microvm, asked)?;
             Ok(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time })
         })
         .await
@@ -200,25 +201,9 @@ fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
 }
 
 /// A token in the header it goes into, and when it stops working.
-fn mint(
-    term: &Term,
-    microvm: &Microvm,
-    kind: Kind,
-    ports: Vec<PortScope>,
-    life: Duration,
-) -> Result<(HashMap<String, String>, Option<Timestamp>), Refusal> {
-    let now = term.now();
-    let claims = Claims {
-        microvm_id: microvm.id.to_string(),
-        kind,
-        ports,
-        issued_at: seconds(now),
-        expires_at: seconds(now + life),
-        revocations: microvm.token_revocations,
-    };
-    let token = term.token_keys.mint(&claims, now);
-    let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;
-    let expire_time = Timestamp { seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX), nanos: 0 };
+fn mint(term: &Term, microvm: &Microvm, asked: NewToken) -> Result<Minted, Refusal> {
+    let (token, expires_at) = term.mint(microvm, asked)?;
+    let expire_time = Timestamp { seconds: i64::try_from(expires_at).unwrap_or(i64::MAX), nanos: 0 };
     Ok((HashMap::from([(AUTH_HEADER.to_owned(), token)]), Some(expire_time)))
 }
 

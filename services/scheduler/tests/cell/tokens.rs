@@ -24,6 +24,7 @@ async fn minted(world: &World, client: &Client, id: &str) -> Claims {
         microvm_id: id.into(),
         expiration: seconds(60),
         allowed_ports: vec![PortScope { scope: Some(Scope::AllPorts(AllPorts {})) }],
+        ..Default::default()
     };
     let answer = client.clone().create_microvm_auth_token(request).await.unwrap().into_inner();
     keys(world).await.verify(&answer.auth_token["X-aws-proxy-auth"], 0).unwrap()

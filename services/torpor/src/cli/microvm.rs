@@ -97,7 +97,12 @@ pub struct Some {
     after_help = "\
 Examples:
   curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL
-  torpor token revoke ID                         every token so far opens nothing any more"
+  torpor token ID --path /api --method GET       for GET requests to /api and /api/..., not /apix
+  torpor token revoke ID                         every token so far opens nothing any more
+
+--path names paths as they stand in a URL. With it the edge refuses a request whose path
+could be read in two ways: with empty, \".\" or \"..\" segments, a backslash, %2e, %2f or
+%5c. --method GET opens no HEAD; a WebSocket counts as GET."
 )]
 pub struct Token {
     #[command(subcommand)]
@@ -108,9 +113,19 @@ pub struct Token {
     /// Port it opens: N, FIRST-LAST or all; may be repeated.
     #[arg(short, long = "port", value_name = "PORT", default_value = "8080")]
     pub ports: Vec<String>,
+    /// Path it opens, with all that lies under it; may be repeated; default: every path.
+    #[arg(long = "path", value_name = "PATH")]
+    pub paths: Vec<String>,
+    /// Method it opens, GET for example; may be repeated; default: every method.
+    #[arg(long = "method", value_name = "METHOD", value_parser = capitals)]
+    pub methods: Vec<String>,
     /// How long it lasts, 1m to 60m.
     #[arg(long, value_name = "TIME", value_parser = parse, default_value = "30m")]
     pub ttl: Duration,
+}
+
+fn capitals(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(text.to_ascii_uppercase())
 }
 
 /// What `torpor token` does besides making one.

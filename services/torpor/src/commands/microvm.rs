@@ -194,12 +194,16 @@ pub async fn mint(
     allowed_ports: Vec<PortScope>,
     ttl: Duration,
 ) -> Result<CreateMicrovmAuthTokenResponse, CliError> {
-    let message = CreateMicrovmAuthTokenRequest {
+    session.call(token_request(id, allowed_ports, ttl)).await
+}
+
+fn token_request(id: &str, allowed_ports: Vec<PortScope>, ttl: Duration) -> CreateMicrovmAuthTokenRequest {
+    CreateMicrovmAuthTokenRequest {
         microvm_id: id.to_owned(),
         expiration: Some(api::duration_proto(ttl)),
         allowed_ports,
-    };
-    session.call(message).await
+        ..Default::default()
+    }
 }
 
 pub fn single(port: u16) -> PortScope {
@@ -213,7 +217,12 @@ pub async fn token(session: &Session, arguments: Token) -> Result<(), CliError> 
     }
     let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
     let id = microvm_id(session, &arguments.id.unwrap_or_default()).await?;
-    let response = mint(session, &id, scopes, arguments.ttl).await;
+    let request = CreateMicrovmAuthTokenRequest {
+        allowed_paths: arguments.paths,
+        allowed_methods: arguments.methods,
+        ..token_request(&id, scopes, arguments.ttl)
+    };
+    let response = session.call(request).await;
     let response = response.map_err(|error| error.in_flags(flags::TOKEN))?;
     session.show(TOKEN, &response, |response| response.auth_token.values().try_for_each(output::line))
 }
