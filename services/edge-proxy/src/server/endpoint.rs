@@ -55,6 +55,7 @@ impl Handler for Endpoints {
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<ResponseBody> {
         let request_id = Uuid::new_v4().to_string();
         let span = tracing::info_span!("request", request_id, method = %request.method());
+        let head = request.method() == Method::HEAD;
         let answered = self
             .forward(client.address.ip(), client.server_name.as_deref(), request, &request_id)
             .instrument(span.clone());
@@ -62,7 +63,9 @@ impl Handler for Endpoints {
             Ok(response) => response,
             Err(refusal) => {
                 span.in_scope(|| tracing::debug!(?refusal, "refused"));
-                refuse(&refusal)
+                let refused = refuse(&refusal);
+                // HTTP/2 would send the body after all, and clients take that for a broken stream.
+                if head { refused.map(|_| ResponseBody::text("")) } else { refused }
             }
         };
         let id = HeaderValue::try_from(request_id).expect("a UUID is visible ASCII");

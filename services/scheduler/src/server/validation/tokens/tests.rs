@@ -75,9 +75,9 @@ fn scopes_of_tokens() {
             "allowedPaths",
             "must be at most 3072 bytes together",
         ),
-        (method("get"), "allowedMethods[0]", "1 to 32 capital letters"),
-        (method(""), "allowedMethods[0]", "1 to 32 capital letters"),
-        (method(&"X".repeat(33)), "allowedMethods[0]", "1 to 32 capital letters"),
+        (method("get"), "allowedMethods[0]", "must be an HTTP method"),
+        (method(""), "allowedMethods[0]", "must be an HTTP method"),
+        (method(&"X".repeat(33)), "allowedMethods[0]", "must be an HTTP method"),
         ((vec![], vec!["GET".to_owned(); 17]), "allowedMethods", "must have at most 16 entries"),
     ] {
         let request = CreateMicrovmAuthTokenRequest {
