@@ -62,6 +62,16 @@ pub const TOKEN_PATHS_BYTES_MAX: usize = 3072;
 pub const TOKEN_METHODS_MAX: usize = 16;
 /// Longest method in a token, bytes.
 pub const TOKEN_METHOD_BYTES_MAX: usize = 32;
+/// How long an invitation can be redeemed.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(60);
+/// Longest path an invitation leads to, bytes.
+pub const INVITATION_PATH_BYTES_MAX: usize = 2048;
+/// Characters of an invitation's code: 256 random bits.
+pub const INVITATION_CODE_LENGTH: usize = 43;
+/// Shortest browser session.
+pub const BROWSER_SESSION_MIN: Duration = Duration::from_secs(60);
+/// Longest browser session. No token lives longer, and keys open tokens that long.
+pub const BROWSER_SESSION_MAX: Duration = Duration::from_secs(12 * 3600);
 /// Most environment variables of an image.
 pub const ENVIRONMENT_ENTRIES_MAX: usize = 100;
 /// Longest environment key, characters.

@@ -10,6 +10,8 @@ pub enum Kind {
     Endpoint,
     /// A shell.
     Shell,
+    /// A port of the endpoint, for a browser session: good in the session's cookie, and nowhere else.
+    Browser,
 }
 
 /// A set of guest ports.

@@ -15,6 +15,7 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
+mod browser;
 mod tokens;
 mod websockets;
 mod world;

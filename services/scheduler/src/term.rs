@@ -10,6 +10,7 @@ mod commit;
 pub mod connectors;
 mod end;
 pub mod hosts;
+pub mod invitations;
 pub mod launch;
 mod logs;
 pub mod memory;
@@ -67,6 +68,8 @@ pub struct Term {
     pub(crate) connectors: ConnectorStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
+    /// Invitations are made and redeemed one at a time.
+    pub(crate) invitations: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     over: CancellationToken,
     pub(crate) timers_changed: Notify,
@@ -114,6 +117,7 @@ impl Term {
             catalog: Mutex::default(),
             connectors,
             access: tokio::sync::Mutex::default(),
+            invitations: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
             timers_changed: Notify::new(),

@@ -112,6 +112,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Logs(microvm::Logs),
     /// Call a microVM's endpoint; a sleeping one wakes.
     Curl(microvm::Curl),
+    /// Make a link that opens a microVM's endpoint in a browser.
+    Open(microvm::Open),
     /// Open a root shell in a microVM's container; a sleeping one wakes.
     Shell(microvm::Shell),
     /// Make, list and delete access keys of the AWS-compatible API.

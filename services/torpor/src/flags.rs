@@ -25,6 +25,8 @@ pub const TOKEN: Flags = &[
     ("allowedMethods", "--method"),
 ];
 
+pub const OPEN: Flags = &[("port", "--port"), ("path", "--path"), ("sessionDuration", "--for")];
+
 pub const LIST: Flags = &[("imageIdentifier", "--image"), ("imageVersion", "--version")];
 
 pub const IMAGE: Flags = &[
@@ -95,6 +97,7 @@ mod tests {
         for (path, flags) in [
             (&["run"][..], RUN),
             (&["token"], TOKEN),
+            (&["open"], OPEN),
             (&["list"], LIST),
             (&["image", "create"], IMAGE),
             (&["image", "update"], IMAGE),

@@ -17,6 +17,10 @@ pub enum Refusal {
     PathDenied,
     /// The token does not cover the method.
     MethodDenied,
+    /// The cookie of a browser session, in a request that another site's page may have made.
+    CrossSite,
+    /// A browser's link that opens nothing, any more or at all.
+    InvitationSpent,
     /// Malformed, with a sentence that says how.
     BadRequest(&'static str),
     /// Too many requests or connections of this microVM.
@@ -56,6 +60,12 @@ impl Refusal {
             Self::PortDenied => plain(403, Some("UNAUTHORIZED"), "Access to port denied"),
             Self::PathDenied => plain(403, Some("SCOPE_DENIED"), "Access to path denied"),
             Self::MethodDenied => plain(403, Some("SCOPE_DENIED"), "Access to method denied"),
+            Self::CrossSite => plain(403, Some("CROSS_SITE"), "Cross-site request denied"),
+            Self::InvitationSpent => plain(
+                403,
+                Some("INVITATION_SPENT"),
+                "This link was used before or has expired. Make a new one: torpor open ID",
+            ),
             Self::BadRequest(text) => plain(400, None, text),
             Self::TooMany { retry_after } => later(429, *retry_after),
             Self::AppConnectFailed => plain(502, Some("APP_CONNECT_FAILED"), ""),
@@ -80,6 +90,7 @@ mod tests {
             (Refusal::PortDenied, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
             (Refusal::PathDenied, 403, Some("SCOPE_DENIED"), "Access to path denied", None),
             (Refusal::MethodDenied, 403, Some("SCOPE_DENIED"), "Access to method denied", None),
+            (Refusal::CrossSite, 403, Some("CROSS_SITE"), "Cross-site request denied", None),
             (Refusal::BadRequest("no"), 400, None, "no", None),
             (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),
             (Refusal::TooMany { retry_after: second * 3 / 2 }, 429, None, "", Some(2)),

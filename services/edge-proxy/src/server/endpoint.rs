@@ -13,7 +13,8 @@ use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
 use prometheus_client::metrics::gauge::Gauge;
-use token::{Claims, Kind, VerifyError};
+use token::{Claims, Kind, PortScope, VerifyError};
+use tokio::sync::Semaphore;
 use tracing::Instrument as _;
 use uuid::Uuid;
 
@@ -26,6 +27,7 @@ use crate::domain::refusal::Refusal;
 use crate::domain::route::{Entry, Route, Table};
 use crate::domain::websocket::Offer;
 use crate::metrics::{Metrics, Status};
+use crate::server::browser::{self, Shown};
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
@@ -46,6 +48,8 @@ pub struct Endpoints {
     /// For microVMs that the table does not know yet.
     pub scheduler: Arc<Scheduler>,
     pub sender: Sender,
+    /// Invitations that may be redeemed at a time.
+    pub redemptions: Semaphore,
     pub metrics: Arc<Metrics>,
 }
 
@@ -93,7 +97,12 @@ impl Endpoints {
             headers::host(&parts).or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
         let handshake = upgrade::handshake(&parts)?;
         let offer = handshake.map(|_| upgrade::offer(&parts.headers));
-        let claims = self.claims(&parts.headers, offer.as_ref()).await?;
+        if let (Some(code), Target::Endpoint(label)) =
+            (browser::code(&parts), host::target(&host, &self.domain))
+        {
+            return Box::pin(browser::begin(&self.scheduler, &self.redemptions, label, code)).await;
+        }
+        let claims = self.claims(&parts, &host, offer.as_ref()).await?;
         let Target::Endpoint(label) = host::target(&host, &self.domain) else {
             return Err(Refusal::AuthenticationFailed);
         };
@@ -119,15 +128,25 @@ impl Endpoints {
         }
     }
 
-    /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers.
-    async fn claims(&self, headers: &http::HeaderMap, offer: Option<&Offer>) -> Result<Claims, Refusal> {
-        let mut values = headers.get_all(headers::AUTH).iter();
-        let token = match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok(),
-            (None, _) => offer.and_then(Offer::marked_token),
-            (Some(_), Some(_)) => None,
-        };
-        let token = token.ok_or(Refusal::NoAuthentication)?;
+    /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers, or else in the
+    /// cookie of a browser session.
+    async fn claims(&self, parts: &Parts, host: &str, offer: Option<&Offer>) -> Result<Claims, Refusal> {
+        let shown = browser::shown(&parts.headers, offer).ok_or(Refusal::NoAuthentication)?;
+        let claims = self.verified(shown).await?;
+        match shown {
+            // Each kind in its own place: what is stolen from a browser is no use to a program, and no page's script can make
+            // a session of a program's token.
+            Shown::Token(_) if claims.kind != Kind::Browser => Ok(claims),
+            Shown::Cookie(_) if claims.kind == Kind::Browser => {
+                let trusted = browser::is_trusted(parts, host, offer.is_some());
+                if trusted { Ok(claims) } else { Err(Refusal::CrossSite) }
+            }
+            Shown::Token(_) | Shown::Cookie(_) => Err(Refusal::AuthenticationFailed),
+        }
+    }
+
+    async fn verified(&self, shown: Shown<'_>) -> Result<Claims, Refusal> {
+        let (Shown::Token(token) | Shown::Cookie(token)) = shown;
         let now = self.clock.now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
         match self.keys.verify(token, now).await {
             Ok(claims) => Ok(claims),
@@ -172,6 +191,12 @@ fn door(parts: &Parts, claims: &Claims, offer: Option<&Offer>) -> Result<Door, R
         }
         Kind::Shell if parts.uri.path() != SHELL_PATH => Err(Refusal::AuthenticationFailed),
         Kind::Shell if named.is_some_and(|port| port != port::SHELL) => Err(Refusal::PortDenied),
+        // A browser names no port on its own: the session has one.
+        Kind::Browser => match (named, claims.ports.first()) {
+            (Some(port), _) if claims.allows(port) => Ok(Door::Port(port)),
+            (None, Some(PortScope::Single(port))) => Ok(Door::Port(*port)),
+            _ => Err(Refusal::PortDenied),
+        },
         // The shell speaks WebSocket and nothing else.
         Kind::Shell if offer.is_none() => Err(Refusal::AppConnectFailed),
         Kind::Shell => Ok(Door::Shell),

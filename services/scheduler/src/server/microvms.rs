@@ -15,6 +15,7 @@ use token::AUTH_HEADER;
 use tonic::{Code, Request, Status};
 
 use super::{Answer, Handlers, errors, validation, wire};
+use crate::adapters::invitations::is_code;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 use crate::term::Term;
@@ -27,6 +28,9 @@ const READERS: &[Role] = &[Admin, EdgeProxy, ImageBuilder];
 
 /// Header name to token, and when it stops working.
 type Minted = (HashMap<String, String>, Option<Timestamp>);
+
+/// Where an edge takes invitations, below the endpoint's URL.
+const INVITATION_PATH: &str = ".torpor/open";
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -134,6 +138,42 @@ impl MicrovmService for Handlers {
         self.answer(request, &[Admin], |term, request| async move {
             let microvm = term.revoke_tokens(&validation::microvm_id(&request.microvm_id)?).await?;
             Ok(RevokeMicrovmAuthTokensResponse { microvm: self.show(&microvm) })
+        })
+        .await
+    }
+
+    async fn create_microvm_invitation(
+        &self,
+        request: Request<CreateMicrovmInvitationRequest>,
+    ) -> Answer<CreateMicrovmInvitationResponse> {
+        self.answer(request, &[Admin], |term, request| async move {
+            let id = validation::microvm_id(&request.microvm_id)?;
+            let asked = validation::invitations::invitation(&request)?;
+            let microvm = alive(&term, &id)?;
+            let endpoint = wire::microvm(&microvm, &self.config).endpoint_url;
+            let (code, expires) = term.invite(microvm, asked).await?;
+            Ok(CreateMicrovmInvitationResponse {
+                url: format!("{endpoint}{INVITATION_PATH}?code={code}"),
+                expire_time: Some(api::timestamp(expires)),
+            })
+        })
+        .await
+    }
+
+    async fn redeem_microvm_invitation(
+        &self,
+        request: Request<RedeemMicrovmInvitationRequest>,
+    ) -> Answer<RedeemMicrovmInvitationResponse> {
+        self.answer(request, &[EdgeProxy], |term, request| async move {
+            if !is_code(&request.code) {
+                return Err(Refusal::InvitationSpent);
+            }
+            let session = term.redeem(request.code, request.endpoint_label).await?;
+            Ok(RedeemMicrovmInvitationResponse {
+                session_token: session.token,
+                session_duration: Some(api::duration_proto(session.life)),
+                path: session.path,
+            })
         })
         .await
     }

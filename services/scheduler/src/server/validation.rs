@@ -4,6 +4,7 @@
 pub mod access_keys;
 mod attached;
 pub mod connectors;
+pub mod invitations;
 pub mod tokens;
 
 use std::time::Duration;

@@ -9,6 +9,7 @@ mod connectors;
 mod egress;
 mod failures;
 mod host;
+mod invitations;
 mod launch;
 mod lifecycle;
 mod placing;

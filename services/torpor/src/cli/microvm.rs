@@ -214,6 +214,41 @@ pub struct Curl {
     pub verbose: bool,
 }
 
+/// Arguments of `torpor open`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor open ID                         print a link, and open it where there is a display
+  torpor open ID --path /docs --for 1h
+  torpor open ID --port 9000 --print     only print it
+
+A browser cannot send tokens. The link works once, within a minute, and gives the browser
+that follows it a cookie for this microVM and port. Whoever has the link before you has the
+session: do not post it. The session ends after --for, when the microVM ends, or with
+torpor token revoke ID. One browser has one session per microVM, and the app never sees
+its cookie. Other sites' pages cannot use it: requests that change something and
+WebSockets must come from the app's own pages.
+
+The browser must find the endpoint's name and trust the certificate of the edge. Under
+torpor up names lie under localhost, which browsers know, and the certificate is the
+fleet's own: torpor says how to trust it.")]
+pub struct Open {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Guest port that the browser reaches.
+    #[arg(short, long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Where the link leads, path and query.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub path: String,
+    /// How long the session lasts, 1m to 12h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse, default_value = "12h")]
+    pub session: Duration,
+    /// Only print the link, whatever the display.
+    #[arg(long)]
+    pub print: bool,
+}
+
 /// Arguments of `torpor shell`.
 #[derive(Debug, Args)]
 #[command(after_help = "\

@@ -55,6 +55,8 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
         (vec!["token", "revoke", "--help"], "closes the WebSockets and shells"),
+        (vec!["token", "--help"], "--path /api --method GET"),
+        (vec!["open", "--help"], "The link works once, within a minute"),
         (vec!["key", "create", "--help"], "\"Action\": [\"lambda:*Microvm\","),
         (vec!["env", "--help"], "aws lambda-microvms list-microvms"),
     ] {
