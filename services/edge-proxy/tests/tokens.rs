@@ -4,13 +4,14 @@ use api::microvm::v1::MicrovmState::Running;
 use api::microvm::v1::WatchMicrovmsResponse;
 use http::Request;
 use hyper_util::rt::TokioIo;
+use records::Expect;
 use testkit::until;
-use token::Kind;
+use token::{Key, KeySet, Kind};
 use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader};
 
 use super::websockets::handshake;
 use super::world::client::body;
-use super::world::{World, claims, limits, microvm};
+use super::world::{World, claims, limits, microvm, now};
 use super::{ONE, TWO};
 
 impl World {
@@ -141,4 +142,24 @@ async fn a_scoped_token_opens_its_paths_and_methods() {
     let request = Request::get("/").header("x-aws-proxy-auth", &token).header("x-aws-proxy-port", "1");
     let answer = world.connect(ONE, false).await.send(ONE, request, body("")).await;
     assert_eq!(answer.body, "Access to port denied");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rotation_drops_no_living_token() {
+    let world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    let old = world.token(ONE);
+    assert_eq!(world.answers(ONE, &old).await.0, 200);
+    let successor = Key::generate(now()).unwrap();
+    let value = serde_json::to_vec(&successor).unwrap();
+    world.store.put_if(&format!("keys/{}", successor.id), value, Expect::Absent, None).await.unwrap();
+    let new = KeySet::new(vec![successor]).unwrap().mint(&claims(ONE)).unwrap();
+    assert_eq!(world.answers(ONE, &new).await.0, 200, "the news is there");
+    assert_eq!(world.answers(ONE, &old).await.0, 200, "sealed before the rotation");
+    // The scheduler drops a key when every token that it sealed has expired.
+    let retired = format!("keys/{}", world.keys.keys()[0].id);
+    world.store.delete_if(&retired, Expect::Any, None).await.unwrap();
+    until("the key is gone", || async { world.answers(ONE, &old).await.0 == 403 }).await;
+    assert_eq!(world.answers(ONE, &old).await.1, "Token authentication failed");
+    assert_eq!(world.answers(ONE, &new).await.0, 200);
 }
