@@ -21,8 +21,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOOKS = "/aws/lambda-microvms/runtime/v1/"
 
-# A page that opens a WebSocket to where it came from, and says what it got. Its image comes when it has said so: until then
-# a browser does not take the page for loaded.
+# A page that opens a WebSocket to where it came from, and says what it got. Its image comes when it has said so:
+# until then a browser does not take the page for loaded.
 PAGE = """<!doctype html>
 <p id="cookies"></p>
 <p id="socket"></p>
