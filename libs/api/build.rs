@@ -27,6 +27,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "torpor.microvm.v1.RunMicrovmRequest",
             "torpor.microvm.v1.CreateMicrovmAuthTokenResponse",
             "torpor.microvm.v1.CreateMicrovmShellAuthTokenResponse",
+            "torpor.microvm.v1.CreateMicrovmInvitationResponse",
+            "torpor.microvm.v1.RedeemMicrovmInvitationRequest",
+            "torpor.microvm.v1.RedeemMicrovmInvitationResponse",
             "torpor.access.v1.StoredAccessKey",
             "torpor.access.v1.CreateAccessKeyResponse",
         ])

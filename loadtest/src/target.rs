@@ -127,6 +127,7 @@ impl Target {
             microvm_id: id.to_owned(),
             expiration: Some(api::duration_proto(Duration::from_secs(600))),
             allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::AllPorts(AllPorts {})) }],
+            ..Default::default()
         };
         let answer = self.microvms.create_microvm_auth_token(request).await?.into_inner();
         answer.auth_token.into_values().next().context("an answer without a token")

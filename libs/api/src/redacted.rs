@@ -34,5 +34,20 @@ redacted!(
     "CreateMicrovmShellAuthTokenResponse",
     expire_time
 );
+redacted!(
+    crate::microvm::v1::CreateMicrovmInvitationResponse,
+    "CreateMicrovmInvitationResponse",
+    expire_time
+);
+redacted!(
+    crate::microvm::v1::RedeemMicrovmInvitationRequest,
+    "RedeemMicrovmInvitationRequest",
+    endpoint_label
+);
+redacted!(
+    crate::microvm::v1::RedeemMicrovmInvitationResponse,
+    "RedeemMicrovmInvitationResponse",
+    session_duration
+);
 redacted!(crate::access::v1::StoredAccessKey, "StoredAccessKey", access_key);
 redacted!(crate::access::v1::CreateAccessKeyResponse, "CreateAccessKeyResponse", access_key);

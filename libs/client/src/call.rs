@@ -48,6 +48,8 @@ calls! {
         terminate_microvm(TerminateMicrovmRequest) -> TerminateMicrovmResponse;
         create_microvm_auth_token(CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse;
         create_microvm_shell_auth_token(CreateMicrovmShellAuthTokenRequest) -> CreateMicrovmShellAuthTokenResponse;
+        revoke_microvm_auth_tokens(RevokeMicrovmAuthTokensRequest) -> RevokeMicrovmAuthTokensResponse;
+        create_microvm_invitation(CreateMicrovmInvitationRequest) -> CreateMicrovmInvitationResponse;
     }
     Scheduler host::host_service_client::HostServiceClient {
         list_hosts(ListHostsRequest) -> ListHostsResponse;

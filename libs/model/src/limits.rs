@@ -59,6 +59,26 @@ pub const TOKEN_DURATION_MIN: Duration = Duration::from_secs(60);
 pub const TOKEN_DURATION_MAX: Duration = Duration::from_secs(3600);
 /// Most port scopes in a token.
 pub const TOKEN_PORT_SCOPES_MAX: usize = 100;
+/// Most paths in a token.
+pub const TOKEN_PATHS_MAX: usize = 16;
+/// Longest path in a token, bytes.
+pub const TOKEN_PATH_BYTES_MAX: usize = 512;
+/// Longest paths of a token together, bytes: it has to fit into a header.
+pub const TOKEN_PATHS_BYTES_MAX: usize = 3072;
+/// Most methods in a token.
+pub const TOKEN_METHODS_MAX: usize = 16;
+/// Longest method in a token, bytes.
+pub const TOKEN_METHOD_BYTES_MAX: usize = 32;
+/// How long an invitation can be redeemed.
+pub const INVITATION_LIFE: Duration = Duration::from_secs(60);
+/// Longest path an invitation leads to, bytes.
+pub const INVITATION_PATH_BYTES_MAX: usize = 2048;
+/// Characters of an invitation's code: 256 random bits.
+pub const INVITATION_CODE_LENGTH: usize = 43;
+/// Shortest browser session.
+pub const BROWSER_SESSION_MIN: Duration = Duration::from_secs(60);
+/// Longest browser session. No token lives longer, and keys open tokens that long.
+pub const BROWSER_SESSION_MAX: Duration = Duration::from_secs(12 * 3600);
 /// Most environment variables of an image.
 pub const ENVIRONMENT_ENTRIES_MAX: usize = 100;
 /// Longest environment key, characters.

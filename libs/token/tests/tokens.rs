@@ -12,8 +12,11 @@ fn claims() -> Claims {
         microvm_id: "microvm-0b6e5e1e-0000-4000-8000-000000000001".into(),
         kind: Kind::Endpoint,
         ports: vec![PortScope::Single(8080), PortScope::Range(9000, 9010)],
+        paths: vec![],
+        methods: vec![],
         issued_at: NOW,
         expires_at: NOW + 900,
+        revocations: 0,
     }
 }
 
@@ -80,6 +83,10 @@ fn claims_that_do_not_fit_are_refused() {
     assert_eq!(keys.mint(&huge), Err(MintError::TooLong));
     let most = Claims { ports: vec![PortScope::Range(10_000, 60_000); 100], ..claims() };
     assert!(keys.mint(&most).is_ok());
+    // The longest scopes that the scheduler takes, all of them together.
+    let paths = vec!["/".repeat(3072 / 16); 16];
+    let scoped = Claims { paths, methods: vec!["M".repeat(32); 16], revocations: u64::MAX, ..most };
+    assert!(keys.mint(&scoped).is_ok());
     assert_eq!(KeySet::default().mint(&claims()), Err(MintError::NoKey));
 }
 
@@ -105,6 +112,76 @@ fn ports_are_as_scoped() {
     }
     assert!(PortScope::ALL.allows(1) && PortScope::ALL.allows(65535));
     assert!(!Claims { ports: vec![], ..claims() }.allows(8080));
+}
+
+#[test]
+fn paths_and_methods_are_as_scoped() {
+    let of = |paths: &[&str]| Claims { paths: paths.iter().map(|path| (*path).into()).collect(), ..claims() };
+    for (prefix, path, allowed) in [
+        ("/api", "/api", true),
+        ("/api", "/api/", true),
+        ("/api", "/api/x/y;z=1", true),
+        ("/api", "/apix", false),
+        ("/api", "/ap", false),
+        ("/api", "/API", false),
+        ("/api", "/%61pi", false),
+        ("/api", "/api%2fx", false),
+        ("/api", "/api;v=1", false),
+        ("/api", "/x/api", false),
+        ("/api", "", false),
+        ("/api", "*", false),
+        ("/api/", "/api", true),
+        ("/api/", "/api/x", true),
+        ("/api/", "/apix", false),
+        ("/", "/", true),
+        ("/", "/anything/at..all/...", true),
+        ("/", "/a%20b", true),
+        ("/", "//", false),
+        ("/", "*", false),
+        ("/api", "/api/../admin", false),
+        ("/api", "/api/..", false),
+        ("/api", "/api/.", false),
+        ("/api", "/api/./x", false),
+        ("/api", "/api/..;/admin", false),
+        ("/api", "/api/.;x=1/y", false),
+        ("/api", "/api/;/x", false),
+        ("/api", "/api//x", false),
+        ("/api", "/api/%2e%2E/admin", false),
+        ("/api", "/api/.%2e/admin", false),
+        ("/api", "/api/x%2Fy", false),
+        ("/api", "/api/x%5cy", false),
+        ("/api", "/api/x\\y", false),
+    ] {
+        assert_eq!(of(&[prefix]).allows_path(path), allowed, "{prefix} {path}");
+        assert_eq!(of(&["/other", prefix]).allows_path(path), allowed, "{prefix} {path}");
+        assert!(of(&[]).allows_path(path), "{path} without a scope");
+    }
+    let methods =
+        |methods: &[&str]| Claims { methods: methods.iter().map(|one| (*one).into()).collect(), ..claims() };
+    for (allowed, method, expected) in [
+        (&[][..], "DELETE", true),
+        (&["GET"], "GET", true),
+        (&["GET", "HEAD"], "HEAD", true),
+        (&["GET"], "HEAD", false),
+        (&["GET"], "get", false),
+    ] {
+        assert_eq!(methods(allowed).allows_method(method), expected, "{allowed:?} {method}");
+    }
+}
+
+#[test]
+fn a_revocation_is_counted() {
+    let keys = set(&[NOW]);
+    for (made_after, now, revoked) in
+        [(0, 0, false), (0, 1, true), (1, 1, false), (1, 7, true), (2, 1, false)]
+    {
+        let token = keys.mint(&Claims { revocations: made_after, ..claims() }).unwrap();
+        assert_eq!(keys.verify(&token, NOW).unwrap().is_revoked(now), revoked, "{made_after} {now}");
+    }
+    // Tokens of versions that knew neither revocations nor scopes say nothing of them.
+    let text = serde_json::to_string(&claims()).unwrap();
+    assert!(!["rev", "paths", "methods"].iter().any(|claim| text.contains(claim)), "{text}");
+    assert_eq!(serde_json::from_str::<Claims>(&text).unwrap(), claims());
 }
 
 proptest! {

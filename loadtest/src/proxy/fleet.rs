@@ -44,6 +44,7 @@ impl Endpoint {
             microvm_id: microvm.microvm_id,
             expiration: Some(api::duration_proto(LIFE)),
             allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::AllPorts(AllPorts {})) }],
+            ..Default::default()
         };
         let answer = context.call(request).await.context("make a token")?;
         let token = answer.auth_token.into_values().next().context("an answer without a token")?;

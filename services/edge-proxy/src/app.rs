@@ -10,6 +10,7 @@ use clock::Clock;
 use futures::future::BoxFuture;
 use prometheus_client::registry::Registry;
 use rpc::TlsIdentity;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
@@ -23,6 +24,7 @@ use crate::aws::app::ApiServer;
 use crate::config::Config;
 use crate::domain::route::Table;
 use crate::metrics::Metrics;
+use crate::server::browser::REDEMPTIONS_MAX;
 use crate::server::endpoint::Endpoints;
 use crate::server::listener::Listener;
 use crate::server::send::Sender;
@@ -144,6 +146,7 @@ impl App {
                 table,
                 scheduler: self.scheduler,
                 sender,
+                redemptions: Semaphore::new(REDEMPTIONS_MAX),
                 metrics: self.metrics,
             });
             let cutting = tokio::spawn(cut_after(shutdown.clone(), drain, cut));

@@ -2,6 +2,7 @@
 //! is known of each microVM, and what the answers look like.
 
 pub mod attempt;
+pub mod browser;
 pub mod host;
 pub mod port;
 pub mod rate;

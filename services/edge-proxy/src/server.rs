@@ -1,6 +1,7 @@
 //! The public side: TLS and HTTP in, requests to apps out.
 
 pub mod activity;
+pub mod browser;
 pub mod certificates;
 pub mod connection;
 pub mod endpoint;

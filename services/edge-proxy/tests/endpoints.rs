@@ -15,9 +15,11 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
+mod browser;
 mod floods;
 mod limits;
 mod smuggling;
+mod tokens;
 mod websockets;
 mod world;
 use testkit::until;

@@ -124,8 +124,11 @@ pub fn claims(number: u128) -> Claims {
         microvm_id: id(number),
         kind: Kind::Endpoint,
         ports: vec![PortScope::Single(8080), PortScope::Range(9000, 9010)],
+        paths: vec![],
+        methods: vec![],
         issued_at: now(),
         expires_at: now() + 600,
+        revocations: 0,
     }
 }
 

@@ -31,6 +31,9 @@ pub enum Refusal {
     ConnectorState { arn: String, state: &'static str, text: String },
     #[error("Access key not found: {0}")]
     AccessKeyNotFound(String),
+    /// Used before, expired, revoked, brought to another endpoint, or never made: which of them is not for the caller to learn.
+    #[error("The link was used before or has expired.")]
+    InvitationSpent,
     #[error("{}", shell(*.mixed))]
     ShellNotAllowed { id: MicrovmId, mixed: bool },
     #[error("The client token was used before with other parameters.")]

@@ -11,6 +11,7 @@ pub mod connectors;
 mod end;
 pub mod hosts;
 mod idleness;
+pub mod invitations;
 pub mod launch;
 mod logs;
 pub mod memory;
@@ -18,6 +19,7 @@ mod place;
 pub mod subscribers;
 mod suspend;
 mod sweep;
+pub mod tokens;
 mod wake;
 
 use std::future::Future;
@@ -67,6 +69,8 @@ pub struct Term {
     pub(crate) connectors: ConnectorStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
+    /// Invitations are made and redeemed one at a time.
+    pub(crate) invitations: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
     over: CancellationToken,
     pub(crate) timers_changed: Notify,
@@ -114,6 +118,7 @@ impl Term {
             catalog: Mutex::default(),
             connectors,
             access: tokio::sync::Mutex::default(),
+            invitations: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
             timers_changed: Notify::new(),

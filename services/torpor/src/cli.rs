@@ -108,12 +108,14 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Resume(microvm::Some),
     /// End microVMs for good.
     Terminate(microvm::Some),
-    /// Make a token for a microVM's endpoint.
+    /// Make a token for a microVM's endpoint, or revoke those made so far.
     Token(microvm::Token),
     /// Print an app's output.
     Logs(microvm::Logs),
     /// Call a microVM's endpoint; a sleeping one wakes.
     Curl(microvm::Curl),
+    /// Make a link that opens a microVM's endpoint in a browser.
+    Open(microvm::Open),
     /// Open a root shell in a microVM's container; a sleeping one wakes.
     Shell(microvm::Shell),
     /// Make, list and delete access keys of the AWS-compatible API.

@@ -15,6 +15,7 @@ mod key;
 mod logs;
 mod microvm;
 mod microvm_views;
+mod open;
 mod shell;
 mod status;
 mod up;
@@ -95,6 +96,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Token(arguments) => microvm::token(&session()?, arguments).await,
         Command::Logs(arguments) => logs::run(&session()?, arguments).await,
         Command::Curl(arguments) => curl::run(&session()?, arguments).await,
+        Command::Open(arguments) => open::run(&session()?, arguments).await,
         Command::Shell(arguments) => shell::run(&session()?, arguments).await,
         Command::Key(command) => key::run(&session()?, command).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,

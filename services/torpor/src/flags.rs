@@ -19,7 +19,14 @@ pub const RUN: Flags = &[
     ("expirationInMinutes", "--token-ttl"),
 ];
 
-pub const TOKEN: Flags = &[("expirationInMinutes", "--ttl"), ("allowedPorts", "--port")];
+pub const TOKEN: Flags = &[
+    ("expirationInMinutes", "--ttl"),
+    ("allowedPorts", "--port"),
+    ("allowedPaths", "--path"),
+    ("allowedMethods", "--method"),
+];
+
+pub const OPEN: Flags = &[("port", "--port"), ("path", "--path"), ("sessionDuration", "--for")];
 
 pub const AWAKE: Flags = &[("duration", "--for")];
 
@@ -94,6 +101,7 @@ mod tests {
             (&["run"][..], RUN),
             (&["token"], TOKEN),
             (&["awake"], AWAKE),
+            (&["open"], OPEN),
             (&["list"], LIST),
             (&["image", "create"], IMAGE),
             (&["image", "update"], IMAGE),

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use api::microvm::v1::{
-    Microvm, MicrovmState, ResumeMicrovmRequest, WatchMicrovmsRequest, WatchMicrovmsResponse,
+    Microvm, MicrovmState, RedeemMicrovmInvitationRequest, RedeemMicrovmInvitationResponse,
+    ResumeMicrovmRequest, WatchMicrovmsRequest, WatchMicrovmsResponse,
 };
 use futures::FutureExt as _;
 use futures::future::{BoxFuture, Shared};
@@ -20,6 +21,8 @@ use crate::domain::route::{Route, RouteState};
 const LOOK_UP: Duration = Duration::from_secs(2);
 /// Streams that are opened for it: one may break.
 const LOOK_UPS_MAX: usize = 2;
+/// Longest wait for an invitation to be redeemed.
+const REDEEM: Duration = Duration::from_secs(5);
 /// Longest wait for a stream to be opened.
 const OPEN_STREAM: Duration = Duration::from_secs(5);
 
@@ -98,6 +101,17 @@ impl Scheduler {
         tokio::time::timeout(wait, shared).await.unwrap_or(Err(Code::DeadlineExceeded))
     }
 
+    /// Has an invitation redeemed that a browser brought to an endpoint; bounded.
+    pub async fn redeem(&self, code: &str, label: Uuid) -> Result<RedeemMicrovmInvitationResponse, Code> {
+        let message =
+            RedeemMicrovmInvitationRequest { code: code.to_owned(), endpoint_label: label.to_string() };
+        let redeemed = self.replicas.call(CallBounds::once(REDEEM), message, |channel, request| {
+            let mut client = MicrovmServiceClient::new(channel);
+            async move { client.redeem_microvm_invitation(request).await }
+        });
+        redeemed.await.map_err(|status| status.code())
+    }
+
     async fn resume_once(&self, microvm_id: &str, wait: Duration) -> Result<(), Code> {
         let message = ResumeMicrovmRequest { microvm_id: microvm_id.to_owned() };
         let resumed = self.replicas.call(CallBounds::once(wait), message, |channel, request| {
@@ -138,6 +152,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
         generation: microvm.generation,
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),
         wake: microvm.idle_policy.as_ref().is_some_and(|policy| policy.auto_resume_enabled),
+        token_revocations: microvm.token_revocations,
     };
     Some((label, route))
 }

@@ -95,6 +95,7 @@ mod tests {
                 generation: 1,
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),
                 wake,
+                token_revocations: 0,
             };
             assert_eq!(for_route(&route), expected, "{state:?} placed={placed} wake={wake}");
         }

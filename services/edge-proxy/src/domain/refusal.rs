@@ -13,6 +13,14 @@ pub enum Refusal {
     AuthenticationFailed,
     /// The token does not cover the port.
     PortDenied,
+    /// The token does not cover the path, or the path can be read in two ways.
+    PathDenied,
+    /// The token does not cover the method.
+    MethodDenied,
+    /// The cookie of a browser session, in a request that another site's page may have made.
+    CrossSite,
+    /// A browser's link that opens nothing, any more or at all.
+    InvitationSpent,
     /// Malformed, with a sentence that says how.
     BadRequest(&'static str),
     /// The request names another endpoint than the connection is for.
@@ -48,6 +56,10 @@ impl Refusal {
             Self::NoAuthentication => "no_token",
             Self::AuthenticationFailed => "token_failed",
             Self::PortDenied => "port_denied",
+            Self::PathDenied => "path_denied",
+            Self::MethodDenied => "method_denied",
+            Self::CrossSite => "cross_site",
+            Self::InvitationSpent => "invitation_spent",
             Self::BadRequest(_) => "bad_request",
             Self::Misdirected => "misdirected",
             Self::TooMany { .. } => "too_many",
@@ -69,6 +81,14 @@ impl Refusal {
             Self::NoAuthentication => plain(403, Some("UNAUTHORIZED"), "Request missing authentication"),
             Self::AuthenticationFailed => plain(403, Some("UNAUTHORIZED"), "Token authentication failed"),
             Self::PortDenied => plain(403, Some("UNAUTHORIZED"), "Access to port denied"),
+            Self::PathDenied => plain(403, Some("SCOPE_DENIED"), "Access to path denied"),
+            Self::MethodDenied => plain(403, Some("SCOPE_DENIED"), "Access to method denied"),
+            Self::CrossSite => plain(403, Some("CROSS_SITE"), "Cross-site request denied"),
+            Self::InvitationSpent => plain(
+                403,
+                Some("INVITATION_SPENT"),
+                "This link was used before or has expired. Make a new one: torpor open ID",
+            ),
             Self::BadRequest(text) => plain(400, None, text),
             Self::Misdirected => plain(421, None, "Misdirected request"),
             Self::TooMany { retry_after } => later(429, *retry_after),
@@ -92,6 +112,9 @@ mod tests {
             (Refusal::NoAuthentication, 403, Some("UNAUTHORIZED"), "Request missing authentication", None),
             (Refusal::AuthenticationFailed, 403, Some("UNAUTHORIZED"), "Token authentication failed", None),
             (Refusal::PortDenied, 403, Some("UNAUTHORIZED"), "Access to port denied", None),
+            (Refusal::PathDenied, 403, Some("SCOPE_DENIED"), "Access to path denied", None),
+            (Refusal::MethodDenied, 403, Some("SCOPE_DENIED"), "Access to method denied", None),
+            (Refusal::CrossSite, 403, Some("CROSS_SITE"), "Cross-site request denied", None),
             (Refusal::BadRequest("no"), 400, None, "no", None),
             (Refusal::Misdirected, 421, None, "Misdirected request", None),
             (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),

@@ -35,6 +35,8 @@ pub struct Route {
     pub tunnel_address: Option<Arc<str>>,
     /// True when a request may wake it.
     pub wake: bool,
+    /// How often its tokens were revoked; a token of fewer opens nothing.
+    pub token_revocations: u64,
 }
 
 /// A route and what belongs to it in this process.
@@ -80,6 +82,8 @@ impl Traffic {
 #[derive(Debug)]
 struct Stored {
     entry: Entry,
+    /// The route's number of revocations, for those who wait for the next.
+    revocations: watch::Sender<u64>,
     listing: u64,
 }
 
@@ -130,9 +134,15 @@ impl Table {
         let shard = self.shard(label);
         {
             let mut stored = shard.write();
-            let traffic = stored.get(&label).map(|old| old.entry.traffic.clone());
-            let traffic = traffic.unwrap_or_else(|| Traffic::new(self.bounds));
-            stored.insert(label, Stored { entry: Entry { route: Arc::new(route), traffic }, listing });
+            let fresh = match stored.remove(&label) {
+                Some(old) => {
+                    old.revocations.send_replace(route.token_revocations);
+                    let entry = Entry { route: Arc::new(route), traffic: old.entry.traffic };
+                    Stored { entry, revocations: old.revocations, listing }
+                }
+                None => self.fresh(route, listing),
+            };
+            stored.insert(label, fresh);
         }
         shard.changed.send_replace(());
     }
@@ -141,11 +151,12 @@ impl Table {
     /// noted it in the meantime, and returns what is known now.
     pub fn put_if_absent(&self, label: Uuid, route: Route) -> Entry {
         let mut stored = self.shard(label).write();
-        let fresh = || {
-            let traffic = Traffic::new(self.bounds);
-            Stored { entry: Entry { route: Arc::new(route), traffic }, listing: 0 }
-        };
-        stored.entry(label).or_insert_with(fresh).entry.clone()
+        stored.entry(label).or_insert_with(|| self.fresh(route, 0)).entry.clone()
+    }
+
+    /// Subscribes to the number of revocations of one endpoint's tokens.
+    pub fn revocations(&self, label: Uuid) -> Option<watch::Receiver<u64>> {
+        self.shard(label).read().get(&label).map(|stored| stored.revocations.subscribe())
     }
 
     pub fn remove(&self, label: Uuid) {
@@ -166,6 +177,12 @@ impl Table {
         self.shards.iter().map(|shard| shard.read().len()).sum()
     }
 
+    fn fresh(&self, route: Route, listing: u64) -> Stored {
+        let traffic = Traffic::new(self.bounds);
+        let revocations = watch::Sender::new(route.token_revocations);
+        Stored { entry: Entry { route: Arc::new(route), traffic }, revocations, listing }
+    }
+
     fn shard(&self, label: Uuid) -> &Shard {
         &self.shards[usize::from(label.as_bytes()[15]) % SHARDS]
     }
@@ -184,6 +201,7 @@ mod tests {
             generation,
             tunnel_address: None,
             wake: true,
+            token_revocations: 0,
         }
     }
 
@@ -214,6 +232,19 @@ mod tests {
         assert_eq!(table.put_if_absent(label, route(9)).route.generation, 1);
         table.remove(label);
         assert_eq!(table.len(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_revocation_reaches_those_who_wait_for_it() {
+        let table = Table::new(ONE);
+        let label = Uuid::from_u128(7);
+        table.put_if_absent(label, route(1));
+        let mut revocations = table.revocations(label).unwrap();
+        table.put(label, route(2), 1);
+        assert_eq!(*revocations.borrow(), 0);
+        table.put(label, Route { token_revocations: 1, ..route(2) }, 1);
+        assert_eq!(*revocations.wait_for(|number| *number > 0).await.unwrap(), 1);
+        assert!(table.revocations(Uuid::from_u128(8)).is_none());
     }
 
     #[tokio::test]

@@ -9,9 +9,10 @@ use std::time::{Duration, Instant, UNIX_EPOCH};
 use clock::Clock;
 use http::header::{CONTENT_TYPE, RETRY_AFTER};
 use http::request::Parts;
-use http::{HeaderValue, Request, Response, StatusCode};
+use http::{HeaderValue, Method, Request, Response, StatusCode};
 use hyper::body::Incoming;
-use token::{Claims, Kind, VerifyError};
+use token::{Claims, Kind, PortScope, VerifyError};
+use tokio::sync::Semaphore;
 use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
@@ -21,14 +22,15 @@ use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
 use crate::domain::port::{self, Door};
 use crate::domain::refusal::Refusal;
-use crate::domain::route::{Entry, Table};
+use crate::domain::route::{Entry, Route, Table};
 use crate::domain::timing::Timing;
 use crate::domain::websocket::Offer;
 use crate::metrics::{ConnectionMetrics, Metrics, Outcome, Status};
+use crate::server::browser::{self, Shown};
 use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
-use crate::server::upgrade;
+use crate::server::upgrade::{self, Handshake};
 
 /// When a microVM has all the requests it may have.
 const TOO_MANY_AGAIN: Duration = Duration::from_secs(1);
@@ -45,6 +47,8 @@ pub struct Endpoints {
     /// For microVMs that the table does not know yet.
     pub scheduler: Arc<Scheduler>,
     pub sender: Sender,
+    /// Invitations that may be redeemed at a time.
+    pub redemptions: Semaphore,
     pub metrics: Arc<Metrics>,
 }
 
@@ -61,6 +65,7 @@ impl Handler for Endpoints {
             tunnel_us = field::Empty,
             app_us = field::Empty,
         );
+        let head = request.method() == Method::HEAD;
         let mut timing = Timing::default();
         let answered = self.forward(&client, request, &request_id, &mut timing).instrument(span.clone());
         let (mut response, outcome) = match answered.await {
@@ -70,7 +75,10 @@ impl Handler for Endpoints {
             }
             Err(refusal) => {
                 span.in_scope(|| tracing::debug!(?refusal, "refused"));
-                (refuse(&refusal), refusal.reason())
+                let refused = refuse(&refusal);
+                // HTTP/2 would send the body after all, and clients take that for a broken stream.
+                let refused = if head { refused.map(|_| ResponseBody::text("")) } else { refused };
+                (refused, refusal.reason())
             }
         };
         headers::add_server_timing(response.headers_mut(), timing.header());
@@ -106,19 +114,31 @@ impl Endpoints {
         }
         let handshake = upgrade::handshake(&parts)?;
         let offer = handshake.map(|_| upgrade::offer(&parts.headers));
-        let claims = self.claims(&parts.headers, offer.as_ref()).await?;
+        if let (Some(code), Target::Endpoint(label)) = (browser::code(&parts), target) {
+            return Box::pin(browser::begin(&self.scheduler, &self.redemptions, label, code)).await;
+        }
+        let claims = self.claims(&parts, &host, offer.as_ref()).await?;
         let Target::Endpoint(label) = target else {
             return Err(Refusal::AuthenticationFailed);
         };
         let entry = self.entry(label, &claims).await?;
         let door = door(&parts, &claims, offer.as_ref())?;
+        scope(&parts, &claims, handshake)?;
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
         timing.edge = Some(started.elapsed());
         let Entry { route, traffic } = entry;
         traffic.requests.take(started).map_err(|retry_after| Refusal::TooMany { retry_after })?;
         let busy = Refusal::TooMany { retry_after: TOO_MANY_AGAIN };
         let permit = traffic.permits.clone().try_acquire_owned().map_err(|_| busy)?;
-        let admitted = Admitted { label, route, traffic, door, request_id: request_id.to_owned(), permit };
+        let admitted = Admitted {
+            label,
+            route,
+            traffic,
+            door,
+            request_id: request_id.to_owned(),
+            token_revocations: claims.revocations,
+            permit,
+        };
         let request = Request::from_parts(parts, body);
         match handshake.zip(offer) {
             Some(asked) => {
@@ -146,15 +166,25 @@ impl Endpoints {
         }
     }
 
-    /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers.
-    async fn claims(&self, headers: &http::HeaderMap, offer: Option<&Offer>) -> Result<Claims, Refusal> {
-        let mut values = headers.get_all(headers::AUTH).iter();
-        let token = match (values.next(), values.next()) {
-            (Some(value), None) => value.to_str().ok(),
-            (None, _) => offer.and_then(Offer::marked_token),
-            (Some(_), Some(_)) => None,
-        };
-        let token = token.ok_or(Refusal::NoAuthentication)?;
+    /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers, or else in the
+    /// cookie of a browser session.
+    async fn claims(&self, parts: &Parts, host: &str, offer: Option<&Offer>) -> Result<Claims, Refusal> {
+        let shown = browser::shown(&parts.headers, offer).ok_or(Refusal::NoAuthentication)?;
+        let claims = self.verified(shown).await?;
+        match shown {
+            // Each kind in its own place: what is stolen from a browser is no use to a program, and no page's script can make
+            // a session of a program's token.
+            Shown::Token(_) if claims.kind != Kind::Browser => Ok(claims),
+            Shown::Cookie(_) if claims.kind == Kind::Browser => {
+                let trusted = browser::is_trusted(parts, host, offer.is_some());
+                if trusted { Ok(claims) } else { Err(Refusal::CrossSite) }
+            }
+            Shown::Token(_) | Shown::Cookie(_) => Err(Refusal::AuthenticationFailed),
+        }
+    }
+
+    async fn verified(&self, shown: Shown<'_>) -> Result<Claims, Refusal> {
+        let (Shown::Token(token) | Shown::Cookie(token)) = shown;
         let now = self.clock.now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
         match self.keys.verify(token, now).await {
             Ok(claims) => Ok(claims),
@@ -176,9 +206,10 @@ impl Endpoints {
                 _ => None,
             },
         };
-        entry
-            .filter(|entry| *entry.route.microvm_id == *claims.microvm_id)
-            .ok_or(Refusal::AuthenticationFailed)
+        let opens = |route: &Route| {
+            *route.microvm_id == *claims.microvm_id && !claims.is_revoked(route.token_revocations)
+        };
+        entry.filter(|entry| opens(&entry.route)).ok_or(Refusal::AuthenticationFailed)
     }
 }
 
@@ -198,6 +229,12 @@ fn door(parts: &Parts, claims: &Claims, offer: Option<&Offer>) -> Result<Door, R
         }
         Kind::Shell if parts.uri.path() != SHELL_PATH => Err(Refusal::AuthenticationFailed),
         Kind::Shell if named.is_some_and(|port| port != port::SHELL) => Err(Refusal::PortDenied),
+        // A browser names no port on its own: the session has one.
+        Kind::Browser => match (named, claims.ports.first()) {
+            (Some(port), _) if claims.allows(port) => Ok(Door::Port(port)),
+            (None, Some(PortScope::Single(port))) => Ok(Door::Port(*port)),
+            _ => Err(Refusal::PortDenied),
+        },
         // The shell speaks WebSocket and nothing else.
         Kind::Shell if offer.is_none() => Err(Refusal::AppConnectFailed),
         Kind::Shell => Ok(Door::Shell),
@@ -212,6 +249,15 @@ fn app_outcome(status: StatusCode) -> &'static str {
         4 => "app_4xx",
         _ => "app_5xx",
     }
+}
+
+/// Checks path and method, as the app will see them: a handshake is a GET request to it, whatever the client speaks.
+fn scope(parts: &Parts, claims: &Claims, handshake: Option<Handshake>) -> Result<(), Refusal> {
+    let method = if handshake.is_some() { Method::GET.as_str() } else { parts.method.as_str() };
+    if !claims.allows_path(parts.uri.path()) {
+        return Err(Refusal::PathDenied);
+    }
+    if claims.allows_method(method) { Ok(()) } else { Err(Refusal::MethodDenied) }
 }
 
 fn refuse(refusal: &Refusal) -> Response<ResponseBody> {

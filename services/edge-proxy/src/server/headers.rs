@@ -4,11 +4,12 @@ use std::net::IpAddr;
 
 use http::header::{
     CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, COOKIE, EXPECT, FORWARDED, HOST, HeaderMap, HeaderName,
-    HeaderValue, TE, TRANSFER_ENCODING, UPGRADE,
+    HeaderValue, SET_COOKIE, TE, TRANSFER_ENCODING, UPGRADE,
 };
 use http::uri::Scheme;
 use http::{Method, Uri, Version, request};
 
+use crate::domain::browser;
 use crate::domain::host;
 use crate::domain::refusal::Refusal;
 
@@ -135,6 +136,7 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
         parts.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
     join_cookies(&mut parts.headers);
+    strip_session(&mut parts.headers);
     let path =
         parts.uri.path_and_query().cloned().unwrap_or_else(|| http::uri::PathAndQuery::from_static("/"));
     let mut uri = http::uri::Parts::default();
@@ -157,6 +159,7 @@ pub fn forward_request(parts: &mut request::Parts, host: &HeaderValue, client: I
 pub fn forward_response(headers: &mut HeaderMap) {
     strip_hop(headers);
     strip_reserved(headers);
+    keep_session(headers);
 }
 
 /// Says what the time of a request went to, beside what the app says.
@@ -211,6 +214,30 @@ fn strip_reserved(headers: &mut HeaderMap) {
     }
 }
 
+/// The cookie of a browser session is between browser and edge: an app that knew it could call other paths as the user.
+fn strip_session(headers: &mut HeaderMap) {
+    let Some(rest) = headers.get(COOKIE).and_then(|value| browser::without_cookie(value.as_bytes())) else {
+        return;
+    };
+    match HeaderValue::from_bytes(&rest) {
+        Ok(rest) if !rest.is_empty() => drop(headers.insert(COOKIE, rest)),
+        _ => drop(headers.remove(COOKIE)),
+    }
+}
+
+/// An app sets no cookie of that name.
+fn keep_session(headers: &mut HeaderMap) {
+    let ours = |value: &HeaderValue| browser::sets_cookie(value.as_bytes());
+    if headers.get_all(SET_COOKIE).iter().any(ours) {
+        let kept: Vec<HeaderValue> =
+            headers.get_all(SET_COOKIE).iter().filter(|value| !ours(value)).cloned().collect();
+        headers.remove(SET_COOKIE);
+        for value in kept {
+            headers.append(SET_COOKIE, value);
+        }
+    }
+}
+
 /// HTTP/2 clients may send a cookie header per cookie; HTTP/1.1 has one.
 fn join_cookies(headers: &mut HeaderMap) {
     let cookies: Vec<HeaderValue> = headers.get_all(COOKIE).iter().cloned().collect();
@@ -254,7 +281,7 @@ mod tests {
             .header("x-aws-proxy-anything", "1")
             .header("x-forwarded-for", "6.6.6.6")
             .header("forwarded", "for=6.6.6.6")
-            .header("cookie", "a=1")
+            .header("cookie", "a=1; __Host-torpor=secret")
             .header("cookie", "b=2")
             .header("accept", "*/*");
         let parts = forwarded(request, false);
@@ -327,7 +354,13 @@ mod tests {
         for name in ["connection", "keep-alive", "transfer-encoding", "x-aws-proxy-error", "content-type"] {
             headers.insert(HeaderName::from_static(name), HeaderValue::from_static("x"));
         }
+        for cookie in ["a=1", "__Host-torpor=x", "b=2"] {
+            headers.append(SET_COOKIE, HeaderValue::from_static(cookie));
+        }
         forward_response(&mut headers);
+        let cookies: Vec<&[u8]> = headers.get_all(SET_COOKIE).iter().map(HeaderValue::as_bytes).collect();
+        assert_eq!(cookies, [b"a=1", b"b=2"]);
+        headers.remove(SET_COOKIE);
         assert_eq!(headers.keys().map(HeaderName::as_str).collect::<Vec<_>>(), ["content-type"]);
     }
 

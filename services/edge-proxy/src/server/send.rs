@@ -49,6 +49,8 @@ pub struct Admitted {
     pub traffic: Arc<Traffic>,
     pub door: Door,
     pub request_id: String,
+    /// How many revocations the token knew of.
+    pub token_revocations: u64,
     /// Held until the response has been sent.
     pub permit: OwnedSemaphorePermit,
 }

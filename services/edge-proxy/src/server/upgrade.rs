@@ -15,6 +15,7 @@ use http::{HeaderMap, HeaderValue, Method, Request, Response, StatusCode};
 use hyper::ext::Protocol;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
@@ -125,9 +126,13 @@ impl Sender {
         let (cut, metrics, unread) = (self.cut.clone(), self.metrics.clone(), self.unread);
         // Its connection is not idle, also when HTTP/2 has nothing else to do; it is one of the microVM's requests.
         let place = (client.activity.begin(), admitted.permit);
+        let revoked = revoked(self.dialer.table.revocations(admitted.label), admitted.token_revocations);
         self.websockets.spawn(async move {
             metrics.websockets.inc();
-            carry(client_side, app_side, unread, &cut).await;
+            tokio::select! {
+                () = carry(client_side, app_side, unread, &cut) => {}
+                () = revoked => tracing::debug!("a WebSocket was cut: its token was revoked"),
+            }
             metrics.websockets.dec();
             drop(place);
         });
@@ -177,6 +182,18 @@ fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<Hea
             *response.version_mut() = http::Version::HTTP_2;
         }
     }
+}
+
+/// Ends when the token is revoked that a WebSocket was opened with. A handshake may meet the revocation on its way: the
+/// number is looked at before it is waited for.
+async fn revoked(revocations: Option<watch::Receiver<u64>>, known: u64) {
+    if let Some(mut revocations) = revocations
+        && revocations.wait_for(|number| *number > known).await.is_ok()
+    {
+        return;
+    }
+    // The microVM has left the table, and its host ends what is open.
+    std::future::pending().await
 }
 
 /// Carries bytes until both sides have closed, one fails, the client takes nothing for as long as `unread`, or the edge's

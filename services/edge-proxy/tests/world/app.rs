@@ -104,6 +104,8 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
                 .header("x-aws-proxy-error", "SPOOFED")
                 .header("x-app", "yes")
                 .header("server-timing", "own;dur=1")
+                .header("set-cookie", "__Host-torpor=evil; Path=/; Secure")
+                .header("set-cookie", "app=1")
                 .header("keep-alive", "timeout=5");
             Ok(response.body(text(lines.join("\n"))).unwrap())
         }

@@ -114,6 +114,8 @@ struct Stored {
     metering: Option<Metering>,
     #[prost(message, optional, tag = "22")]
     last_transition: Option<LastTransition>,
+    #[prost(uint64, tag = "24")]
+    token_revocations: u64,
 }
 
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
@@ -141,6 +143,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         snapshot: microvm.snapshot.clone(),
         metering: microvm.metering,
         last_transition: microvm.last_transition.clone(),
+        token_revocations: microvm.token_revocations,
     }
     .encode_to_vec()
 }
@@ -200,6 +203,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
         snapshot: stored.snapshot,
         metering: stored.metering,
         last_transition: stored.last_transition,
+        token_revocations: stored.token_revocations,
     })
 }
 
@@ -317,6 +321,7 @@ mod tests {
         full.intent = Intent::End;
         full.state = MicrovmState::Terminated;
         full.terminate_time = Some(start);
+        full.token_revocations = 2;
         full.snapshot = Some(SnapshotCopies { remote: true, sequence: 3, ..Default::default() });
         full.spec.ingress = vec![ConnectorArn::managed("us-east-1", ManagedConnector::NoIngress)];
         full.spec.egress = vec![

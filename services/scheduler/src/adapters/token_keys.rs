@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use model::limits::BROWSER_SESSION_MAX;
 use records::{Expect, Leadership, Store};
 use token::{Claims, Key, KeySet};
 
 const PREFIX: &str = "keys/";
-/// How long an old key opens tokens after its successor took over: the longest token and a margin.
-const KEEP: Duration = Duration::from_secs(2 * 3600 + 3600);
+/// How long an old key opens tokens after its successor was made: the longest token, which is a browser session's, and a margin.
+const KEEP: Duration = BROWSER_SESSION_MAX.saturating_add(Duration::from_secs(3600));
 /// A new key seals only after this long, when every edge has seen it.
 const SETTLE: Duration = Duration::from_secs(10);
 

@@ -140,6 +140,8 @@ pub struct Microvm {
     /// What it used so far; written with the next change only.
     pub metering: Option<Metering>,
     pub last_transition: Option<LastTransition>,
+    /// How often its tokens were revoked; a token of fewer opens nothing.
+    pub token_revocations: u64,
 }
 
 impl Microvm {
@@ -185,6 +187,11 @@ impl Microvm {
             S::Pending | S::Running | S::Suspending | S::Terminating => Some(self.spec.baseline_mib),
             S::Suspended | S::Terminated => None,
         }
+    }
+
+    /// Whether it has ended or is about to.
+    pub fn has_ended(&self) -> bool {
+        matches!(self.state, MicrovmState::Terminating | MicrovmState::Terminated)
     }
 
     /// When it must have ended, whatever its state.
@@ -244,6 +251,7 @@ pub(crate) mod tests {
             snapshot: None,
             metering: None,
             last_transition: None,
+            token_revocations: 0,
         }
     }
 

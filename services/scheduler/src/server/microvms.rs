@@ -3,29 +3,34 @@
 use std::collections::HashMap;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
 
 use api::microvm::v1::microvm_service_server::MicrovmService;
 use api::microvm::v1::*;
 use futures::{Stream, StreamExt as _};
 use model::MicrovmId;
 use model::limits::PAGE_SIZE_MAX;
-use model::state::MicrovmState;
 use prost_types::Timestamp;
 use rpc::Role::{self, Admin, EdgeProxy, ImageBuilder};
-use token::{AUTH_HEADER, Claims, Kind, PortScope};
+use token::AUTH_HEADER;
 use tonic::{Code, Request, Status};
 
 use super::{Answer, Handlers, errors, validation, wire};
-use crate::adapters::token_keys::seconds;
+use crate::adapters::invitations::is_code;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 use crate::term::Term;
+use crate::term::tokens::NewToken;
 
 /// Who launches, changes and reads microVMs.
 const CALLERS: &[Role] = &[Admin, EdgeProxy];
 /// Who only reads: image-builder asks whether an image is in use.
 const READERS: &[Role] = &[Admin, EdgeProxy, ImageBuilder];
+
+/// Header name to token, and when it stops working.
+type Minted = (HashMap<String, String>, Option<Timestamp>);
+
+/// Where an edge takes invitations, below the endpoint's URL.
+const INVITATION_PATH: &str = ".torpor/open";
 
 type BoxStream<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -120,9 +125,8 @@ impl MicrovmService for Handlers {
     ) -> Answer<CreateMicrovmAuthTokenResponse> {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
-            let (life, ports) = validation::token(&request)?;
-            alive(&term, &id)?;
-            let (auth_token, expire_time) = mint(&term, &id, Kind::Endpoint, ports, life)?;
+            let asked = validation::tokens::endpoint(&request)?;
+            let (auth_token, expire_time) = mint(&term, &*alive(&term, &id)?, asked)?;
             Ok(CreateMicrovmAuthTokenResponse { auth_token, expire_time })
         })
         .await
@@ -134,13 +138,60 @@ impl MicrovmService for Handlers {
     ) -> Answer<CreateMicrovmShellAuthTokenResponse> {
         self.answer(request, CALLERS, |term, request| async move {
             let id = validation::microvm_id(&request.microvm_id)?;
-            let life = validation::shell_token(&request)?;
-            let spec = &alive(&term, &id)?.spec;
-            if !spec.lets_shells_in() {
-                return Err(Refusal::ShellNotAllowed { id, mixed: spec.mixes_ingress() });
+            let asked = validation::tokens::shell(&request)?;
+            let microvm = alive(&term, &id)?;
+            if !microvm.spec.lets_shells_in() {
+                return Err(Refusal::ShellNotAllowed { id, mixed: microvm.spec.mixes_ingress() });
             }
-            let (auth_token, expire_time) = mint(&term, &id, Kind::Shell, Vec::new(), life)?;
+            let (auth_token, expire_time) = mint(&term, &microvm, asked)?;
             Ok(CreateMicrovmShellAuthTokenResponse { auth_token, expire_time })
+        })
+        .await
+    }
+
+    async fn revoke_microvm_auth_tokens(
+        &self,
+        request: Request<RevokeMicrovmAuthTokensRequest>,
+    ) -> Answer<RevokeMicrovmAuthTokensResponse> {
+        self.answer(request, &[Admin], |term, request| async move {
+            let microvm = term.revoke_tokens(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(RevokeMicrovmAuthTokensResponse { microvm: self.show(&microvm) })
+        })
+        .await
+    }
+
+    async fn create_microvm_invitation(
+        &self,
+        request: Request<CreateMicrovmInvitationRequest>,
+    ) -> Answer<CreateMicrovmInvitationResponse> {
+        self.answer(request, &[Admin], |term, request| async move {
+            let id = validation::microvm_id(&request.microvm_id)?;
+            let asked = validation::invitations::invitation(&request)?;
+            let microvm = alive(&term, &id)?;
+            let endpoint = wire::microvm(&microvm, &self.config).endpoint_url;
+            let (code, expires) = term.invite(microvm, asked).await?;
+            Ok(CreateMicrovmInvitationResponse {
+                url: format!("{endpoint}{INVITATION_PATH}?code={code}"),
+                expire_time: Some(api::timestamp(expires)),
+            })
+        })
+        .await
+    }
+
+    async fn redeem_microvm_invitation(
+        &self,
+        request: Request<RedeemMicrovmInvitationRequest>,
+    ) -> Answer<RedeemMicrovmInvitationResponse> {
+        self.answer(request, &[EdgeProxy], |term, request| async move {
+            if !is_code(&request.code) {
+                return Err(Refusal::InvitationSpent);
+            }
+            let session = term.redeem(request.code, request.endpoint_label).await?;
+            Ok(RedeemMicrovmInvitationResponse {
+                session_token: session.token,
+                session_duration: Some(api::duration_proto(session.life)),
+                path: session.path,
+            })
         })
         .await
     }
@@ -204,31 +255,13 @@ impl MicrovmService for Handlers {
 /// A microVM that has not ended and is not about to.
 fn alive(term: &Term, id: &MicrovmId) -> Result<Arc<Microvm>, Refusal> {
     let microvm = term.handle(id)?.current();
-    match microvm.state {
-        MicrovmState::Terminating | MicrovmState::Terminated => Err(Refusal::Terminated(id.clone())),
-        _ => Ok(microvm),
-    }
+    if microvm.has_ended() { Err(Refusal::Terminated(id.clone())) } else { Ok(microvm) }
 }
 
 /// A token in the header it goes into, and when it stops working.
-fn mint(
-    term: &Term,
-    id: &MicrovmId,
-    kind: Kind,
-    ports: Vec<PortScope>,
-    life: Duration,
-) -> Result<(HashMap<String, String>, Option<Timestamp>), Refusal> {
-    let now = term.now();
-    let claims = Claims {
-        microvm_id: id.to_string(),
-        kind,
-        ports,
-        issued_at: seconds(now),
-        expires_at: seconds(now + life),
-    };
-    let token = term.token_keys.mint(&claims, now);
-    let token = token.map_err(|error| Refusal::Internal(error.to_string()))?;
-    let expire_time = Timestamp { seconds: i64::try_from(claims.expires_at).unwrap_or(i64::MAX), nanos: 0 };
+fn mint(term: &Term, microvm: &Microvm, asked: NewToken) -> Result<Minted, Refusal> {
+    let (token, expires_at) = term.mint(microvm, asked)?;
+    let expire_time = Timestamp { seconds: i64::try_from(expires_at).unwrap_or(i64::MAX), nanos: 0 };
     Ok((HashMap::from([(AUTH_HEADER.to_owned(), token)]), Some(expire_time)))
 }
 

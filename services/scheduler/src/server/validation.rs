@@ -4,21 +4,18 @@
 pub mod access_keys;
 mod attached;
 pub mod connectors;
+pub mod invitations;
+pub mod tokens;
 
 use std::time::Duration;
 
 use api::common::v1::logging::Destination;
 use api::common::v1::{AwakeWhile, IdlePolicy as WireIdlePolicy, Logging};
-use api::microvm::v1::port_scope::Scope;
-use api::microvm::v1::{
-    CreateMicrovmAuthTokenRequest, CreateMicrovmShellAuthTokenRequest, KeepMicrovmAwakeRequest,
-    ListMicrovmsRequest, PortScope as WirePortScope, RunMicrovmRequest,
-};
+use api::microvm::v1::{KeepMicrovmAwakeRequest, ListMicrovmsRequest, RunMicrovmRequest};
 use model::ids::{KmsKeyIdentifier, RoleArn};
 use model::limits;
 use model::{ClientToken, ImageArn, ImageName, MicrovmId, VersionNumber, Violations};
 use prost::Message as _;
-use token::PortScope;
 
 use crate::config::Config;
 use crate::domain::idempotency::TokenUse;
@@ -164,58 +161,6 @@ pub fn page_size(size: u32, max: u32) -> Result<usize, Refusal> {
     violations.check(size <= max, "maxResults", format!("must be 1 to {max}"));
     violations.finish().map_err(Refusal::Invalid)?;
     Ok(usize::try_from(if size == 0 { max } else { size }).unwrap_or(1))
-}
-
-/// Life of a token: whole minutes.
-fn token_life(given: Option<prost_types::Duration>, violations: &mut Violations) -> Option<Duration> {
-    const FIELD: &str = "expirationInMinutes";
-    let bounds = (limits::TOKEN_DURATION_MIN, limits::TOKEN_DURATION_MAX);
-    let life = whole_seconds(&given.unwrap_or_default(), bounds, FIELD, violations)?;
-    violations.check(life.as_secs().is_multiple_of(60), FIELD, "must be whole minutes");
-    Some(life)
-}
-
-pub fn shell_token(request: &CreateMicrovmShellAuthTokenRequest) -> Result<Duration, Refusal> {
-    let mut findings = Findings::default();
-    let life = token_life(request.expiration, &mut findings.violations);
-    findings.finish(life)
-}
-
-pub fn token(request: &CreateMicrovmAuthTokenRequest) -> Result<(Duration, Vec<PortScope>), Refusal> {
-    let mut violations = Violations::default();
-    let life = token_life(request.expiration, &mut violations);
-    let count = request.allowed_ports.len();
-    violations.check(
-        (1..=limits::TOKEN_PORT_SCOPES_MAX).contains(&count),
-        "allowedPorts",
-        format!("must have 1 to {} entries", limits::TOKEN_PORT_SCOPES_MAX),
-    );
-    let mut scopes = Vec::new();
-    for (index, scope) in request.allowed_ports.iter().take(limits::TOKEN_PORT_SCOPES_MAX).enumerate() {
-        match port_scope(scope) {
-            Some(scope) => scopes.push(scope),
-            None => violations.add(
-                format!("allowedPorts[{index}]"),
-                "must be a port of 1 to 65535, a range of them in order, or all ports",
-            ),
-        }
-    }
-    match life {
-        Some(life) if violations.is_empty() => Ok((life, scopes)),
-        _ => Err(Refusal::Invalid(violations)),
-    }
-}
-
-fn port_scope(scope: &WirePortScope) -> Option<PortScope> {
-    let port = |number: u32| u16::try_from(number).ok().filter(|port| *port > 0);
-    match scope.scope.as_ref()? {
-        Scope::Port(number) => Some(PortScope::Single(port(*number)?)),
-        Scope::Range(range) => {
-            let (first, last) = (port(range.start_port)?, port(range.end_port)?);
-            (first <= last).then_some(PortScope::Range(first, last))
-        }
-        Scope::AllPorts(_) => Some(PortScope::ALL),
-    }
 }
 
 fn idle_policy(policy: &WireIdlePolicy, config: &Config, violations: &mut Violations) -> Option<IdlePolicy> {

@@ -34,6 +34,7 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
         image_version: spec.version.to_string(),
         execution_role_arn: spec.execution_role_arn.clone(),
         kms_key_identifier: spec.kms_key_identifier.clone(),
+        token_revocations: record.token_revocations,
         idle_policy: spec.idle_policy.map(wire_idle_policy),
         maximum_duration: Some(api::duration_proto(spec.maximum_duration)),
         start_time: Some(api::timestamp(record.start_time)),

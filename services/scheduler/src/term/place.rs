@@ -121,6 +121,7 @@ pub(crate) fn place_new(
         snapshot: None,
         metering: None,
         last_transition: None,
+        token_revocations: 0,
     })
 }
 

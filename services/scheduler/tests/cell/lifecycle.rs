@@ -223,6 +223,7 @@ async fn tokens_open_what_they_name(world: &World, client: &Client) {
         microvm_id: id.clone(),
         expiration: seconds(60),
         allowed_ports: vec![PortScope { scope: Some(port_scope::Scope::Port(8080)) }],
+        ..Default::default()
     };
     suspend(client, &id).await.unwrap();
     let answer = client.clone().create_microvm_auth_token(request.clone()).await.unwrap().into_inner();

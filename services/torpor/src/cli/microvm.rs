@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 
 use crate::durations::parse;
 
@@ -141,18 +141,57 @@ pub struct Some {
 
 /// Arguments of `torpor token`.
 #[derive(Debug, Args)]
-#[command(after_help = "\
-Example:
-  curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL")]
+#[command(
+    args_conflicts_with_subcommands = true,
+    subcommand_negates_reqs = true,
+    after_help = "\
+Examples:
+  curl --cacert \"$TORPOR_CA\" -H \"X-aws-proxy-auth: $(torpor token ID)\" URL
+  torpor token ID --path /api --method GET       for GET requests to /api and /api/..., not /apix
+  torpor token revoke ID                         every token so far opens nothing any more
+
+--path names paths as they stand in a URL. With it the edge refuses a request whose path
+could be read in two ways: with empty, \".\" or \"..\" segments, a backslash, %2e, %2f or
+%5c. --method GET opens no HEAD; a WebSocket counts as GET."
+)]
 pub struct Token {
+    #[command(subcommand)]
+    pub command: Option<TokenCommand>,
     /// Id or a unique prefix of it.
-    pub id: String,
+    #[arg(required = true)]
+    pub id: Option<String>,
     /// Port it opens: N, FIRST-LAST or all; may be repeated.
     #[arg(short, long = "port", value_name = "PORT", default_value = "8080")]
     pub ports: Vec<String>,
+    /// Path it opens, with all that lies under it; may be repeated; default: every path.
+    #[arg(long = "path", value_name = "PATH")]
+    pub paths: Vec<String>,
+    /// Method it opens, GET for example; may be repeated; default: every method.
+    #[arg(long = "method", value_name = "METHOD", value_parser = capitals)]
+    pub methods: Vec<String>,
     /// How long it lasts, 1m to 60m.
     #[arg(long, value_name = "TIME", value_parser = parse, default_value = "30m")]
     pub ttl: Duration,
+}
+
+fn capitals(text: &str) -> Result<String, std::convert::Infallible> {
+    Ok(text.to_ascii_uppercase())
+}
+
+/// What `torpor token` does besides making one.
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Make every token worthless that was made for a microVM so far.
+    #[command(after_help = "\
+Examples:
+  torpor token revoke ID
+  torpor token ID                                a new one
+
+Tokens of shells count too. Once this command is done, edges refuse the old tokens
+like bad ones, as soon as the news has reached them: within a second, or when an edge
+that has lost the scheduler finds it again. It also closes the WebSockets and shells
+that were opened with the old tokens; requests that are being answered end as usual.")]
+    Revoke(One),
 }
 
 /// Arguments of `torpor logs`.
@@ -223,6 +262,41 @@ pub struct Curl {
     /// Afterwards say on standard error how long it took.
     #[arg(short, long)]
     pub verbose: bool,
+}
+
+/// Arguments of `torpor open`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor open ID                         print a link, and open it where there is a display
+  torpor open ID --path /docs --for 1h
+  torpor open ID --port 9000 --print     only print it
+
+A browser cannot send tokens. The link works once, within a minute, and gives the browser
+that follows it a cookie for this microVM and port. Whoever has the link before you has the
+session: do not post it. The session ends after --for, when the microVM ends, or with
+torpor token revoke ID. One browser has one session per microVM, and the app never sees
+its cookie. Other sites' pages cannot use it: requests that change something and
+WebSockets must come from the app's own pages.
+
+The browser must find the endpoint's name and trust the certificate of the edge. Under
+torpor up names lie under localhost, which browsers know, and the certificate is the
+fleet's own: torpor says how to trust it.")]
+pub struct Open {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Guest port that the browser reaches.
+    #[arg(short, long, default_value_t = 8080, value_parser = clap::value_parser!(u16).range(1..))]
+    pub port: u16,
+    /// Where the link leads, path and query.
+    #[arg(long, value_name = "PATH", default_value = "/")]
+    pub path: String,
+    /// How long the session lasts, 1m to 12h.
+    #[arg(long = "for", value_name = "TIME", value_parser = parse, default_value = "12h")]
+    pub session: Duration,
+    /// Only print the link, whatever the display.
+    #[arg(long)]
+    pub print: bool,
 }
 
 /// Arguments of `torpor shell`.

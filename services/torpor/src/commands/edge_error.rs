@@ -56,6 +56,8 @@ fn named(error: &str, said: &str, id: &str, port: u16) -> CliError {
             CliError::new(Kind::Unavailable, format!("{error}: the microVM has ended or cannot be reached"))
                 .next(format!("see its state: torpor get {id}"))
         }
+        "SCOPE_DENIED" => CliError::failed(format!("{error}: {said}"))
+            .next("make a token that opens it: torpor token ID --path PATH --method METHOD"),
         _ => CliError::failed(format!("{error}: {said}"))
             .next("make a token for this microVM and port: torpor token ID --port PORT"),
     }

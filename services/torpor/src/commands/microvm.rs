@@ -6,14 +6,15 @@ use api::common::v1::{AwakeWhile as WireAwakeWhile, IdlePolicy};
 use api::microvm::v1::{
     AllPorts, CreateMicrovmAuthTokenRequest, CreateMicrovmAuthTokenResponse, GetMicrovmRequest,
     KeepMicrovmAwakeRequest, Microvm, MicrovmState, PortRange, PortScope, ResumeMicrovmRequest,
-    RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest, port_scope::Scope,
+    RevokeMicrovmAuthTokensRequest, RunMicrovmRequest, SuspendMicrovmRequest, TerminateMicrovmRequest,
+    port_scope::Scope,
 };
 use model::{ConnectorArn, ManagedConnector};
 
 use super::Session;
 use super::calls::{all_microvms, client_token, microvm_id};
 use super::{image, microvm_views as views};
-use crate::cli::microvm::{Awake, AwakeWhile, List, One, Run, Token};
+use crate::cli::microvm::{Awake, AwakeWhile, List, One, Run, Token, TokenCommand};
 use crate::durations;
 use crate::error::{CliError, Kind};
 use crate::flags;
@@ -231,25 +232,46 @@ pub async fn mint(
     allowed_ports: Vec<PortScope>,
     ttl: Duration,
 ) -> Result<CreateMicrovmAuthTokenResponse, CliError> {
-    let message = CreateMicrovmAuthTokenRequest {
+    session.call(token_request(id, allowed_ports, ttl)).await
+}
+
+fn token_request(id: &str, allowed_ports: Vec<PortScope>, ttl: Duration) -> CreateMicrovmAuthTokenRequest {
+    CreateMicrovmAuthTokenRequest {
         microvm_id: id.to_owned(),
         expiration: Some(api::duration_proto(ttl)),
         allowed_ports,
-    };
-    session.call(message).await
+        ..Default::default()
+    }
 }
 
 pub fn single(port: u16) -> PortScope {
     PortScope { scope: Some(Scope::Port(port.into())) }
 }
 
-/// `torpor token`: the bare token, for use in another command.
+/// `torpor token`: the bare token, for use in another command, or the end of all tokens so far.
 pub async fn token(session: &Session, arguments: Token) -> Result<(), CliError> {
+    if let Some(TokenCommand::Revoke(One { id })) = arguments.command {
+        return revoke(session, &id).await;
+    }
     let scopes = arguments.ports.iter().map(|text| port_scope(text)).collect::<Result<_, _>>()?;
-    let id = microvm_id(session, &arguments.id).await?;
-    let response = mint(session, &id, scopes, arguments.ttl).await;
+    let id = microvm_id(session, &arguments.id.unwrap_or_default()).await?;
+    let request = CreateMicrovmAuthTokenRequest {
+        allowed_paths: arguments.paths,
+        allowed_methods: arguments.methods,
+        ..token_request(&id, scopes, arguments.ttl)
+    };
+    let response = session.call(request).await;
     let response = response.map_err(|error| error.in_flags(flags::TOKEN))?;
     session.show(TOKEN, &response, |response| response.auth_token.values().try_for_each(output::line))
+}
+
+async fn revoke(session: &Session, id: &str) -> Result<(), CliError> {
+    let id = microvm_id(session, id).await?;
+    let response = session.call(RevokeMicrovmAuthTokensRequest { microvm_id: id }).await?;
+    let microvm = response.microvm.unwrap_or_default();
+    session.show(views::MICROVM, &microvm, |microvm| {
+        output::line(format_args!("{} every token made so far is revoked", microvm.microvm_id))
+    })
 }
 
 fn port_scope(text: &str) -> Result<PortScope, CliError> {

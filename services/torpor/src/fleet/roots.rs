@@ -18,9 +18,14 @@ pub fn file(ca: &Path) -> PathBuf {
     ca.with_file_name("roots.pem")
 }
 
+/// The file of the system's CAs, on a machine that has them.
+pub fn system() -> Option<&'static Path> {
+    SYSTEM.iter().map(Path::new).find(|path| path.is_file())
+}
+
 /// Writes that file anew. A machine without CAs has the fleet's only.
 pub fn write(ca: &Path) -> Result<(), CliError> {
-    let system = SYSTEM.iter().map(Path::new).find(|path| path.is_file());
+    let system = system();
     let mut all = system.map_or(Ok(Vec::new()), read)?;
     if !all.is_empty() && !all.ends_with(b"\n") {
         all.push(b'\n');

@@ -253,6 +253,7 @@ impl World {
             microvm_id: id.to_owned(),
             expiration: Some(api::duration_proto(life)),
             allowed_ports: ports,
+            ..Default::default()
         };
         let answer = self.context.call(request).await?;
         let found = answer.auth_token.into_iter().find(|(name, _)| name.eq_ignore_ascii_case(AUTH_HEADER));

@@ -56,6 +56,9 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),
+        (vec!["token", "revoke", "--help"], "closes the WebSockets and shells"),
+        (vec!["token", "--help"], "--path /api --method GET"),
+        (vec!["open", "--help"], "The link works once, within a minute"),
         (vec!["key", "create", "--help"], "\"Action\": [\"lambda:*Microvm\","),
         (vec!["env", "--help"], "aws lambda-microvms list-microvms"),
     ] {
@@ -77,7 +80,7 @@ fn failures_have_their_exit_code_and_a_next_step() {
         "condition.json",
         r#"{"Statement": [{"Effect": "Allow", "Action": "*", "Resource": "*", "Condition": {}}]}"#,
     );
-    let cases: [(&Path, &[&str], i32, &str); 20] = [
+    let cases: [(&Path, &[&str], i32, &str); 22] = [
         (nothing.path(), &["list"], 5, "next: start one with torpor up"),
         (nothing.path(), &["status"], 5, "no fleet in"),
         (fleet.path(), &["run", "web", "--awake-while", "stream"], 2, "--idle <TIME>"),
@@ -95,6 +98,8 @@ fn failures_have_their_exit_code_and_a_next_step() {
         (fleet.path(), &["image", "create", "x", "--artifact", "/", "--env", "NOVALUE"], 2, "KEY=VALUE"),
         (fleet.path(), &["get", "not an id"], 2, "next: ids look like microvm-"),
         (fleet.path(), &["token", "abc", "--port", "0"], 2, "not a port"),
+        (fleet.path(), &["token"], 2, "<ID>"),
+        (fleet.path(), &["token", "revoke"], 2, "<ID>"),
         (fleet.path(), &["list"], 1, "cannot use the admin certificate"),
         (nothing.path(), &["up", "--region", "US East"], 2, "lower-case letters, digits and dashes"),
         (nothing.path(), &["up", "--api-port", "0"], 2, "1..=65535"),

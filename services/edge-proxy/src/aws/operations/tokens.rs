@@ -20,6 +20,7 @@ pub(super) fn endpoint(call: &Call<'_>) -> Result<CreateMicrovmAuthTokenRequest,
         microvm_id: microvms::id(call),
         expiration: expiration(call),
         allowed_ports: scopes.map(|scope| PortScope { scope: ports(scope) }).collect(),
+        ..Default::default()
     })
 }
 

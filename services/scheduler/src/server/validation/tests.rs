@@ -1,6 +1,5 @@
 use super::*;
 use crate::config::Limits;
-use api::microvm::v1::{AllPorts, PortRange};
 
 fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
@@ -227,35 +226,6 @@ fn the_same_request_has_the_same_digest() {
     assert_eq!(request("a", "app"), request("a", "app"));
     assert_eq!(request("a", "app").token, request("a", "other").token);
     assert_ne!(request("a", "app").parameters, request("a", "other").parameters);
-}
-
-#[test]
-fn token_requests() {
-    let ports =
-        |scopes: Vec<Scope>| scopes.into_iter().map(|scope| WirePortScope { scope: Some(scope) }).collect();
-    let range = |start_port, end_port| Scope::Range(PortRange { start_port, end_port });
-    let minute = seconds(60);
-    for (expiration, scopes, expected) in [
-        (minute, vec![Scope::Port(8080), range(1, 2), Scope::AllPorts(AllPorts {})], &[][..]),
-        (seconds(3600), vec![Scope::Port(1)], &[]),
-        (seconds(3601), vec![Scope::Port(1)], &["expirationInMinutes"]),
-        (seconds(90), vec![Scope::Port(1)], &["expirationInMinutes"]),
-        (seconds(0), vec![Scope::Port(1)], &["expirationInMinutes"]),
-        (minute, vec![], &["allowedPorts"]),
-        (minute, vec![Scope::Port(1); 100], &[]),
-        (minute, vec![Scope::Port(1); 101], &["allowedPorts"]),
-        (minute, vec![Scope::Port(1), Scope::Port(0)], &["allowedPorts[1]"]),
-        (minute, vec![Scope::Port(65_536)], &["allowedPorts[0]"]),
-        (minute, vec![range(2, 1)], &["allowedPorts[0]"]),
-    ] {
-        let request = CreateMicrovmAuthTokenRequest {
-            microvm_id: String::new(),
-            expiration: Some(expiration),
-            allowed_ports: ports(scopes),
-        };
-        let violated = token(&request).map_or_else(fields, |_| Vec::new());
-        assert_eq!(violated, expected, "{request:?}");
-    }
 }
 
 #[test]

@@ -21,6 +21,26 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 HOOKS = "/aws/lambda-microvms/runtime/v1/"
 
+# A page that opens a WebSocket to where it came from, and says what it got. Its image comes when it has said so:
+# until then a browser does not take the page for loaded.
+PAGE = """<!doctype html>
+<p id="cookies"></p>
+<p id="socket"></p>
+<img src="/said" alt="">
+<script>
+const say = (id, text) => { document.getElementById(id).textContent = id + ": " + text; };
+const end = (text) => { say("socket", text); fetch("/said", { method: "POST", body: text }); };
+say("cookies", document.cookie);
+const socket = new WebSocket("wss://" + location.host + "/socket");
+socket.onopen = () => socket.send("from the page");
+socket.onmessage = (message) => { if (message.data === "from the page") end("echoed " + message.data); };
+socket.onerror = () => end("failed");
+</script>
+"""
+# Set when a page has said what it got.
+said = threading.Event()
+SAID_SECONDS_MAX = 30
+
 requests = itertools.count(1)
 # Every hook call: path, body, address of the caller, the clock below.
 calls = []
@@ -97,8 +117,24 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(data)
 
+    def page(self):
+        """The page, with a cookie of the app's own and one that is not for apps to set."""
+        said.clear()
+        data = PAGE.encode()
+        self.send_response(200)
+        self.send_header("content-type", "text/html; charset=utf-8")
+        self.send_header("content-length", str(len(data)))
+        self.send_header("set-cookie", "own=1")
+        self.send_header("set-cookie", "__Host-torpor=evil; Path=/; Secure")
+        self.end_headers()
+        self.wfile.write(data)
+
     def do_POST(self):
         body = self.rfile.read(int(self.headers.get("content-length") or 0)).decode()
+        if self.path == "/said":
+            said.set()
+            self.answer(200, {"said": body})
+            return
         hook = self.path.rsplit("/", 1)[-1]
         calls.append({"path": self.path, "body": body, "from": self.client_address[0], "tick": ticks})
         if hook == "run" and '"slow"' in body:
@@ -127,6 +163,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         if self.path == "/socket":
             self.echo_socket()
+        elif self.path == "/page":
+            self.page()
+        elif self.path == "/said":
+            said.wait(SAID_SECONDS_MAX)
+            self.answer(404, {})
         elif self.path == "/":
             self.answer(200, {"count": next(requests), "pid": os.getpid()})
         elif self.path == "/hooks":

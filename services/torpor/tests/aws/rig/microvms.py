@@ -116,9 +116,14 @@ class Running:
 
 def get(fleet: Fleet, endpoint: str, path: str, headers: dict[str, str]) -> Answer:
     """One GET at an endpoint, over TLS with the endpoint's name."""
+    return request(fleet, endpoint, "GET", path, headers)
+
+
+def request(fleet: Fleet, endpoint: str, method: str, path: str, headers: dict[str, str]) -> Answer:
+    """One request without a body at an endpoint, over TLS with the endpoint's name."""
     connection = _EndpointConnection(fleet, endpoint)
     try:
-        connection.request("GET", path, headers=headers)
+        connection.request(method, path, headers=headers)
         response = connection.getresponse()
         return Answer(response.status, response.headers, response.read())
     finally:
