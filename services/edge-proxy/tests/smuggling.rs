@@ -13,7 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use super::ONE;
 use super::world::host::Host;
-use super::world::{World, host_name, limits, microvm};
+use super::world::{WAIT, World, host_name, limits, microvm};
 
 /// After this long without a byte an answer counts as whole.
 const SILENCE: Duration = Duration::from_millis(500);
@@ -134,7 +134,9 @@ async fn answers(world: &World, request: &[u8]) -> (Option<u16>, usize, bool) {
     let _ = stream.flush().await;
     let (mut answer, mut buffer) = (Vec::new(), [0; 4096]);
     let closed = loop {
-        match tokio::time::timeout(SILENCE, stream.read(&mut buffer)).await {
+        // The first answer takes as long as it takes.
+        let silence = if answer.is_empty() { WAIT } else { SILENCE };
+        match tokio::time::timeout(silence, stream.read(&mut buffer)).await {
             Ok(Ok(count @ 1..)) => answer.extend_from_slice(&buffer[..count]),
             Ok(_) => break true,
             Err(_) => break false,
