@@ -15,6 +15,8 @@ use hyper::body::Frame;
 use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
+mod protocols;
+mod uploads;
 mod websockets;
 mod world;
 use testkit::until;

@@ -14,6 +14,7 @@ use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, ServerName};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use super::{World, host_name};
 
@@ -45,16 +46,20 @@ pub fn body(text: impl Into<Bytes>) -> ClientBody {
 }
 
 impl World {
-    pub async fn connect(&self, number: u128, http2: bool) -> Connection {
+    /// A connection without HTTP.
+    pub async fn tls(&self, number: u128, protocol: &str) -> TlsStream<TcpStream> {
         let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca).unwrap();
         let mut config = rustls::ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
-        config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
+        config.alpn_protocols = vec![protocol.into()];
         let stream = TcpStream::connect(self.edge).await.unwrap();
         let name = ServerName::try_from(host_name(number)).unwrap();
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap();
-        let stream = TokioIo::new(stream);
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap()
+    }
+
+    pub async fn connect(&self, number: u128, http2: bool) -> Connection {
+        let stream = TokioIo::new(self.tls(number, if http2 { "h2" } else { "http/1.1" }).await);
         if http2 {
             let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
             tokio::spawn(connection);

@@ -26,6 +26,7 @@ pub enum Conduct {
 #[derive(Default)]
 struct State {
     conduct: HashMap<String, Conduct>,
+    apps: HashMap<String, SocketAddr>,
     requests: Vec<OpenRequest>,
 }
 
@@ -55,10 +56,11 @@ impl Host {
         };
         let (state, open, cut) = (host.state.clone(), host.open.clone(), host.cut.clone());
         let handler = move |request: OpenRequest, responder: Responder| {
-            let conduct = {
+            let (conduct, app) = {
                 let mut state = state.lock().unwrap();
                 state.requests.push(request.clone());
-                state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve)
+                let conduct = state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve);
+                (conduct, state.apps.get(&request.microvm_id).copied().unwrap_or(app))
             };
             let (open, cut) = (open.clone(), cut.lock().unwrap().clone());
             async move {
@@ -73,6 +75,11 @@ impl Host {
 
     pub fn conduct(&self, microvm_id: String, conduct: Conduct) {
         self.state.lock().unwrap().conduct.insert(microvm_id, conduct);
+    }
+
+    /// Gives a microVM an app of its own.
+    pub fn redirect(&self, microvm_id: String, app: SocketAddr) {
+        self.state.lock().unwrap().apps.insert(microvm_id, app);
     }
 
     /// Everything that was asked so far.
