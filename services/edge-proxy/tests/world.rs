@@ -4,6 +4,7 @@
 pub mod app;
 pub mod client;
 pub mod host;
+pub mod raw;
 pub mod scheduler;
 
 use std::net::{Ipv4Addr, SocketAddr};

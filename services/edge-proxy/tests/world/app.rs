@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures::StreamExt as _;
 use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::combinators::BoxBody;
 use http_body_util::{BodyExt, Full, StreamBody};
@@ -21,6 +22,9 @@ use tokio::task::JoinHandle;
 pub struct AppServer {
     pub address: SocketAddr,
     pub requests: Arc<AtomicUsize>,
+    /// Bytes that "/endless" has written, and how many of its writers are at work.
+    pub produced: Arc<AtomicUsize>,
+    pub writers: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
 
@@ -34,17 +38,18 @@ impl AppServer {
     pub async fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
-        let requests = Arc::new(AtomicUsize::new(0));
+        let [requests, produced, writers] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
+        let seen = Seen { produced: produced.clone(), writers: writers.clone() };
         let counter = requests.clone();
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let counter = counter.clone();
+                let (counter, seen) = (counter.clone(), seen.clone());
                 tokio::spawn(async move {
                     let served = Arc::new(AtomicUsize::new(0));
                     let service = service_fn(move |request| {
                         counter.fetch_add(1, Ordering::SeqCst);
-                        answer(request, served.fetch_add(1, Ordering::SeqCst))
+                        answer(request, served.fetch_add(1, Ordering::SeqCst), seen.clone())
                     });
                     let _ = auto::Builder::new(TokioExecutor::new())
                         .serve_connection_with_upgrades(TokioIo::new(stream), service)
@@ -52,17 +57,59 @@ impl AppServer {
                 });
             }
         });
-        Self { address, requests, task }
+        Self { address, requests, produced, writers, task }
     }
 }
 
-type Answer = Result<Response<BoxBody<Bytes, hyper::Error>>, &'static str>;
+type AppBody = BoxBody<Bytes, BoxError>;
+type BoxError = Box<dyn std::error::Error + Send + Sync>;
+type Answer = Result<Response<AppBody>, &'static str>;
 
-fn text(text: impl Into<Bytes>) -> BoxBody<Bytes, hyper::Error> {
+/// What the app tells the test.
+#[derive(Clone)]
+struct Seen {
+    produced: Arc<AtomicUsize>,
+    writers: Arc<AtomicUsize>,
+}
+
+/// Counts for as long as it lives.
+struct Counted(Arc<AtomicUsize>);
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+fn text(text: impl Into<Bytes>) -> AppBody {
     Full::new(text.into()).map_err(|never: Infallible| match never {}).boxed()
 }
 
-fn socket(mut request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Error>> {
+/// Writes as fast as it is read.
+fn endless(seen: Seen) -> AppBody {
+    seen.writers.fetch_add(1, Ordering::SeqCst);
+    let (produced, counted) = (seen.produced, Counted(seen.writers));
+    let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
+    let frames = futures::stream::repeat_with(move || {
+        let _ = &counted;
+        produced.fetch_add(chunk.len(), Ordering::SeqCst);
+        Ok(Frame::data(chunk.clone()))
+    });
+    BodyExt::boxed(StreamBody::new(frames))
+}
+
+async fn message_with_trailers(request: Request<Incoming>) -> AppBody {
+    let seen = request.into_body().collect().await.unwrap();
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    if let Some(checksum) = seen.trailers().and_then(|trailers| trailers.get("x-checksum")) {
+        trailers.insert("x-seen", checksum.clone());
+    }
+    let body = Full::new(Bytes::from("message")).with_trailers(async move { Some(Ok(trailers)) });
+    body.map_err(|never: Infallible| match never {}).boxed()
+}
+
+fn socket(mut request: Request<Incoming>) -> Response<AppBody> {
     let value =
         |name: &str| request.headers().get(name).map_or("-", |value| value.to_str().unwrap()).to_owned();
     let seen = ["upgrade", "sec-websocket-protocol", "sec-websocket-version", "x-aws-proxy-auth"]
@@ -89,7 +136,7 @@ fn socket(mut request: Request<Incoming>) -> Response<BoxBody<Bytes, hyper::Erro
 }
 
 /// `served` counts the requests of this connection before this one.
-async fn answer(request: Request<Incoming>, served: usize) -> Answer {
+async fn answer(request: Request<Incoming>, served: usize, seen: Seen) -> Answer {
     match request.uri().path() {
         // What arrived: version, target and headers, one per line.
         "/seen" => {
@@ -111,12 +158,23 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
         }
         // Switches protocols and sends back what comes, after the headers of the handshake that it saw.
         "/socket" => Ok(socket(request)),
-        "/endless" => {
-            let piece = || Ok(Frame::data(Bytes::from_static(&[0; 16 * 1024])));
-            let body = StreamBody::new(futures::stream::repeat_with(piece));
-            Ok(Response::new(BodyExt::boxed(body)))
+        "/echo" => Ok(Response::new(request.into_body().map_err(BoxError::from).boxed())),
+        // Reads nothing and says nothing.
+        "/stall" => {
+            std::future::pending::<()>().await;
+            drop(request);
+            Err("not reached")
         }
-        "/echo" => Ok(Response::new(request.into_body().boxed())),
+        "/endless" => Ok(Response::new(endless(seen))),
+        // Sends back the first piece of the request and falls over at the second.
+        "/reset" => {
+            let pieces =
+                request.into_body().into_data_stream().enumerate().map(|(number, piece)| match number {
+                    0 => piece.map(Frame::data).map_err(BoxError::from),
+                    _ => Err("the app falls over".into()),
+                });
+            Ok(Response::new(BodyExt::boxed(StreamBody::new(pieces))))
+        }
         // Dies on a connection that has been used, before it answers.
         "/flaky" if served > 0 => Err("the app falls over"),
         "/flaky" => {
@@ -127,12 +185,7 @@ async fn answer(request: Request<Incoming>, served: usize) -> Answer {
             tokio::time::sleep(Duration::from_millis(600)).await;
             Ok(Response::new(text("slow")))
         }
-        "/trailers" => {
-            let mut trailers = HeaderMap::new();
-            trailers.insert("grpc-status", HeaderValue::from_static("0"));
-            let body = Full::new(Bytes::from("message")).with_trailers(async move { Some(Ok(trailers)) });
-            Ok(Response::new(body.map_err(|never: Infallible| match never {}).boxed()))
-        }
+        "/trailers" => Ok(Response::new(message_with_trailers(request).await)),
         _ => Ok(Response::new(text("hello"))),
     }
 }

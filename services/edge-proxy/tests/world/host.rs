@@ -89,6 +89,7 @@ impl Guest {
 struct State {
     conduct: HashMap<String, Conduct>,
     guests: HashMap<String, Arc<Guest>>,
+    apps: HashMap<String, SocketAddr>,
     requests: Vec<OpenRequest>,
 }
 
@@ -118,11 +119,12 @@ impl Host {
         };
         let (state, open, cut) = (host.state.clone(), host.open.clone(), host.cut.clone());
         let handler = move |request: OpenRequest, responder: Responder| {
-            let (conduct, guest) = {
+            let (conduct, guest, app) = {
                 let mut state = state.lock().unwrap();
                 state.requests.push(request.clone());
                 let guest = state.guests.entry(request.microvm_id.clone()).or_default().clone();
-                (state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve), guest)
+                let conduct = state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve);
+                (conduct, guest, state.apps.get(&request.microvm_id).copied().unwrap_or(app))
             };
             let (open, cut) = (open.clone(), cut.lock().unwrap().clone());
             async move {
@@ -142,6 +144,11 @@ impl Host {
     /// The guest of a microVM.
     pub fn guest(&self, microvm_id: &str) -> Arc<Guest> {
         self.state.lock().unwrap().guests.entry(microvm_id.to_owned()).or_default().clone()
+    }
+
+    /// Gives a microVM an app of its own.
+    pub fn redirect(&self, microvm_id: String, app: SocketAddr) {
+        self.state.lock().unwrap().apps.insert(microvm_id, app);
     }
 
     /// Everything that was asked so far.

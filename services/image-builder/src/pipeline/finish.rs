@@ -104,6 +104,7 @@ impl Job {
             };
             target.version.value.snapshot.clone_from(&self.version.snapshot);
             target.version.value.app.clone_from(&self.version.app);
+            target.version.value.warnings.clone_from(&self.version.warnings);
             let mut build = self.build.value.clone();
             let (version, image) = (&mut target.version.value, &mut target.image.value);
             let possible = match failure {
