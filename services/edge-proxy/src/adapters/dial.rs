@@ -23,6 +23,8 @@ use crate::domain::timing::Phase;
 
 /// Pauses before another look at an unchanged route.
 const PAUSES: Backoff = Backoff::new(Duration::from_millis(25), Duration::from_secs(1));
+/// Longest wait for the route of a microVM that the scheduler has just woken.
+const NEWS_WAIT: Duration = Duration::from_secs(1);
 /// When a host that is busy does not say for how long.
 const BUSY_FOR: Duration = Duration::from_secs(1);
 
@@ -153,8 +155,7 @@ impl Dialer {
             return Err(Refusal::NotReady);
         }
         match self.scheduler.resume(&route.microvm_id, left).await {
-            // The route with the new host is on its way, or here.
-            Ok(()) => search.pause().await,
+            Ok(()) => self.await_news(search, route).await,
             Err(tonic::Code::Unavailable | tonic::Code::FailedPrecondition | tonic::Code::Aborted) => {
                 self.still_looking(search).map_err(|_| Refusal::NotReady)?;
                 search.pause().await;
@@ -174,12 +175,29 @@ impl Dialer {
             // Its host is gone, perhaps for good, or full; the scheduler knows whether another may have it. Whatever it says,
             // the route tells.
             let left = search.give_up.saturating_duration_since(Instant::now());
-            if let Err(code) = self.scheduler.resume(&route.microvm_id, left).await {
-                tracing::debug!(microvm_id = %route.microvm_id, ?code, "not placed elsewhere");
+            match self.scheduler.resume(&route.microvm_id, left).await {
+                Ok(()) => {
+                    self.await_news(search, route).await;
+                    return Ok(());
+                }
+                Err(code) => {
+                    tracing::debug!(microvm_id = %route.microvm_id, ?code, "not placed elsewhere");
+                }
             }
         }
         search.pause().await;
         Ok(())
+    }
+
+    /// After the scheduler has woken the microVM: what it says of the route is on its way, or here. To ask the host of before
+    /// again would only have it woken once more.
+    async fn await_news(&self, search: &mut Search, before: &Route) {
+        let news = async {
+            while self.table.get(search.label).is_some_and(|entry| *entry.route == *before) {
+                let _ = search.changes.changed().await;
+            }
+        };
+        let _ = tokio::time::timeout(NEWS_WAIT, news).await;
     }
 
     fn still_looking(&self, search: &mut Search) -> Result<(), Refusal> {

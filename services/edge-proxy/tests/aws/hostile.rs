@@ -107,6 +107,9 @@ async fn bodies_share_a_bounded_memory() {
     let world = World::with(|config| {
         config.aws.limits.body_bytes = 100_000;
         config.aws.limits.body_memory_bytes = 150_000;
+        // However long this test takes, the first is not given up.
+        config.aws.limits.body_stall_ms = 60_000;
+        config.aws.limits.body_read_ms = 60_000;
     })
     .await;
     nothing_is_found(&world);
