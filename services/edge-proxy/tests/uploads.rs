@@ -12,7 +12,7 @@ use testkit::until;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::ONE;
-use super::world::client::{ClientBody, body};
+use super::world::client::body;
 use super::world::{World, host_name, id, limits, raw};
 
 /// More than all buffers between a client and its app hold.
@@ -26,12 +26,6 @@ fn head(world: &World, more: &str) -> String {
         host_name(ONE),
         world.token(ONE)
     )
-}
-
-fn chunks(size: usize) -> ClientBody {
-    let chunk = Bytes::from(vec![b'x'; 64 * 1024]);
-    let frames = (0..size / chunk.len()).map(move |_| Ok(Frame::data(chunk.clone())));
-    StreamBody::new(futures::stream::iter(frames)).boxed()
 }
 
 /// A world whose microVM's app is a function of a connection.
@@ -138,11 +132,6 @@ async fn an_app_that_answers_and_closes_is_heard_by_those_who_send_first() {
         let mut text = [0; 18];
         client.read_exact(&mut text).await.unwrap();
         assert_eq!(&text, b"that is too much\r\n");
-    }
-    for upload in [body(vec![b'x'; LARGE]), chunks(LARGE)] {
-        let request = world.authorized(ONE, "/upload").method("PUT");
-        let answer = world.connect(ONE, true).await.send(ONE, request, upload).await;
-        assert_eq!((answer.status, answer.body.as_str()), (413, "that is too much\r\n"));
     }
 }
 
