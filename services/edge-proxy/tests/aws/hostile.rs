@@ -113,26 +113,26 @@ async fn bodies_share_a_bounded_memory() {
     })
     .await;
     nothing_is_found(&world);
-    // One that has sent most of its body and keeps it.
     let body = "x".repeat(99_999);
     let request = signer().request("POST", MICROVMS, body.clone());
-    let mut first = world.connection().stream().await;
-    first.write_all(head(&request).as_bytes()).await.unwrap();
-    first.write_all(&body.as_bytes()[..99_000]).await.unwrap();
-    first.flush().await.unwrap();
-    // Another finds no room, until the first is done.
     let second = signer().request("POST", MICROVMS, body.clone());
     let deadline = Instant::now() + WAIT;
-    loop {
+    let mut first = loop {
+        // One that has sent most of its body and keeps it: another finds no room, until the first is done.
+        let mut first = world.connection().stream().await;
+        first.write_all(head(&request).as_bytes()).await.unwrap();
+        first.write_all(&body.as_bytes()[..99_000]).await.unwrap();
+        first.flush().await.unwrap();
         let answer = world.connection().send(second.clone()).await;
         if answer.status == 429 {
             assert_eq!(answer.class(), "ThrottlingException");
             assert_eq!(answer.header("retry-after"), Some("1"));
-            break;
+            break first;
         }
+        // It was read before the first was, for which there was no room then.
         assert_eq!(answer.status, 400);
         assert!(Instant::now() < deadline, "there is always room");
-    }
+    };
     first.write_all(&body.as_bytes()[99_000..]).await.unwrap();
     let mut answer = [0; 12];
     first.read_exact(&mut answer).await.unwrap();
