@@ -80,12 +80,12 @@ pub struct Metrics {
 
 impl Metrics {
     pub fn register(registry: &Mutex<Registry>) -> Self {
-        telemetry::register(registry, Some("edge"), |part| {
-            Self {
+        telemetry::register(registry, Some("edge"), |part| Self {
             requests: part.add("requests", "Requests answered, by status", Family::default()),
             outcomes: part.add(
                 "request_outcomes",
-                "Requests answered, by class of the app's status or by the edge's reason, and by whether they woke",
+                "Requests answered, by class of the app's status or by the edge's reason, \
+                 and by whether they woke",
                 Family::default(),
             ),
             added: part.add(
@@ -103,7 +103,6 @@ impl Metrics {
             ),
             connections: ConnectionMetrics::register(part, "", ""),
             websockets: part.add("websockets", "WebSockets that are open", Gauge::default()),
-        }
         })
     }
 }

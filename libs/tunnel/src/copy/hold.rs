@@ -66,12 +66,13 @@ where
         let event = poll_fn(|cx| self.tunnel.poll_event(cx, &mut space)).await?;
         if event == Event::Bytes {
             self.held.spoke = true;
-            let mut all = self.for_guest().to_vec();
-            if all.len() + space.filled().len() > UNDER_WAY_MAX {
+            let (up, bytes) = (&mut self.up, space.filled());
+            if up.end - up.start + bytes.len() > UNDER_WAY_MAX {
                 return Err(io::Error::new(io::ErrorKind::InvalidData, "too much is under way"));
             }
-            all.extend_from_slice(space.filled());
-            self.put_for_guest(all);
+            up.buffer.truncate(up.end);
+            up.buffer.extend_from_slice(bytes);
+            up.end = up.buffer.len();
         }
         Ok(event)
     }

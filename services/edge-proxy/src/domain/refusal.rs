@@ -3,6 +3,9 @@
 
 use std::time::Duration;
 
+/// When to try again where as much is under way as may be.
+pub const TOO_MANY_AGAIN: Duration = Duration::from_secs(1);
+
 /// A request that reaches no app.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Refusal {
@@ -49,6 +52,11 @@ pub struct Answer {
     pub retry_after_s: Option<u64>,
 }
 
+/// A wait as `Retry-After` has it: never shorter, and at least a second.
+pub fn whole_seconds(wait: Duration) -> u64 {
+    wait.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
+}
+
 impl Refusal {
     /// One word for it, for logs and metrics.
     pub fn reason(&self) -> &'static str {
@@ -74,7 +82,7 @@ impl Refusal {
     pub fn answer(&self) -> Answer {
         let plain = |status, error, body| Answer { status, error, body, retry_after_s: None };
         let later = |status, after: Duration| Answer {
-            retry_after_s: Some(after.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)),
+            retry_after_s: Some(whole_seconds(after)),
             ..plain(status, None, "")
         };
         match self {

@@ -11,7 +11,7 @@ use uuid::Uuid;
 use crate::adapters::body::ResponseBody;
 use crate::adapters::scheduler::Scheduler;
 use crate::domain::browser::{self, Source};
-use crate::domain::refusal::Refusal;
+use crate::domain::refusal::{Refusal, TOO_MANY_AGAIN};
 use crate::domain::websocket::Offer;
 use crate::server::headers;
 
@@ -19,8 +19,6 @@ use crate::server::headers;
 const INVITATION_PATH: &str = "/.torpor/open";
 /// Most invitations that are being redeemed: anybody may ask for that, and each asks the scheduler.
 pub const REDEMPTIONS_MAX: usize = 8;
-/// When there are so many.
-const TOO_MANY_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 
 const SEC_FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 const SEC_FETCH_MODE: HeaderName = HeaderName::from_static("sec-fetch-mode");

@@ -21,7 +21,7 @@ use crate::adapters::scheduler::Scheduler;
 use crate::adapters::token_keys::{KeyError, TokenKeys};
 use crate::domain::host::{self, Target};
 use crate::domain::port::{self, Door};
-use crate::domain::refusal::Refusal;
+use crate::domain::refusal::{Refusal, TOO_MANY_AGAIN};
 use crate::domain::route::{Entry, Route, Table};
 use crate::domain::timing::Timing;
 use crate::domain::websocket::Offer;
@@ -31,9 +31,6 @@ use crate::server::headers;
 use crate::server::listener::{Client, Handler};
 use crate::server::send::{Admitted, Sender};
 use crate::server::upgrade::{self, Handshake};
-
-/// When a microVM has all the requests it may have.
-const TOO_MANY_AGAIN: Duration = Duration::from_secs(1);
 
 /// Where a shell is reached.
 const SHELL_PATH: &str = "/shell";

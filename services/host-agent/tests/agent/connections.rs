@@ -83,19 +83,25 @@ async fn connect(edge: &Arc<Edge>, port: u32, wake: bool) -> DuplexStream {
     stream
 }
 
+/// A connection of each kind: an echo that owes a chunk, a port that counts, and a server on guest loopback that does.
+async fn under_way(edge: &Arc<Edge>) -> (Echo, Counting, Counting) {
+    let mut echo = Echo::open(edge).await;
+    let counting = Counting::of(connect(edge, COUNT_PORT, true).await, COUNT_PORT);
+    let mut loopback = connect(edge, LOOPBACK_PORT, true).await;
+    loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
+    let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
+    while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
+    // A chunk is always owed: written before a sleep, read after it.
+    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+    (echo, counting, loopback)
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn they_sleep_and_wake_with_their_guest() {
     let (_world, agent, one) = running(None).await;
     let id = one.microvm_id.as_str();
     let edge = Edge::new(&agent, id, 1);
-    let mut echo = Echo::open(&edge).await;
-    let mut counting = Counting::of(connect(&edge, COUNT_PORT, true).await, COUNT_PORT);
-    let mut loopback = connect(&edge, LOOPBACK_PORT, true).await;
-    loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
-    while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
-    // A chunk is always owed: written before the sleep, read after it.
-    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+    let (mut echo, mut counting, mut loopback) = under_way(&edge).await;
     for sleep in 0..SLEEPS {
         counting.expect(3).await;
         loopback.expect(3).await;
@@ -179,13 +185,7 @@ async fn they_move_to_another_host_and_outlive_its_agent() {
     let (world, first, one) = running(None).await;
     let id = one.microvm_id.as_str();
     let edge = Edge::new(&first, id, 1);
-    let mut echo = Echo::open(&edge).await;
-    let mut counting = Counting::of(connect(&edge, COUNT_PORT, true).await, COUNT_PORT);
-    let mut loopback = connect(&edge, LOOPBACK_PORT, true).await;
-    loopback.write_all(b"GET /cgi-bin/counting HTTP/1.0\r\n\r\n").await.unwrap();
-    let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
-    while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
-    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+    let (mut echo, mut counting, mut loopback) = under_way(&edge).await;
 
     let mut agents = [first, world.agent(4096).await];
     let (mut at, mut owed) = (0, 0);

@@ -15,6 +15,7 @@ use super::handler::Api;
 use crate::aws::access_keys::{AccessKey, LookupError};
 use crate::aws::account::clip;
 use crate::aws::rejections;
+use crate::domain::refusal::whole_seconds;
 use crate::server::listener::Client;
 
 /// When to try again while the edge is short of memory or of keys.
@@ -155,10 +156,6 @@ impl Api {
             },
         }
     }
-}
-
-fn whole_seconds(time: Duration) -> u64 {
-    time.as_millis().div_ceil(1000).max(1).try_into().unwrap_or(u64::MAX)
 }
 
 /// The signature that the head of a request claims.

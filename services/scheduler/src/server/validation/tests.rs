@@ -1,11 +1,11 @@
 use super::*;
 use crate::config::Limits;
 
-fn seconds(seconds: i64) -> prost_types::Duration {
+pub(super) fn seconds(seconds: i64) -> prost_types::Duration {
     prost_types::Duration { seconds, nanos: 0 }
 }
 
-fn fields(refusal: Refusal) -> Vec<String> {
+pub(super) fn fields(refusal: Refusal) -> Vec<String> {
     match refusal {
         Refusal::Invalid(violations) => violations.into_vec().into_iter().map(|(field, _)| field).collect(),
         other => panic!("{other}"),

@@ -1,16 +1,6 @@
+use super::super::tests::{fields, seconds};
 use super::*;
 use api::microvm::v1::{AllPorts, PortRange};
-
-fn seconds(seconds: i64) -> prost_types::Duration {
-    prost_types::Duration { seconds, nanos: 0 }
-}
-
-fn fields(refusal: Refusal) -> Vec<String> {
-    match refusal {
-        Refusal::Invalid(violations) => violations.into_vec().into_iter().map(|(field, _)| field).collect(),
-        other => panic!("{other}"),
-    }
-}
 
 fn wire(scopes: Vec<Scope>) -> Vec<WirePortScope> {
     scopes.into_iter().map(|scope| WirePortScope { scope: Some(scope) }).collect()
