@@ -18,8 +18,10 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 const HEADER: usize = 4;
-/// Most bytes of one piece: with its header less than a TLS record.
-const PIECE_MAX: usize = 16 * 1024 - HEADER;
+/// Most bytes of one piece: with its header four full TLS records, as much as rustls takes at a time.
+pub(crate) const PIECE_MAX: usize = 64 * 1024 - HEADER;
+/// Memory for writing that a channel keeps between pieces.
+const KEPT: usize = 4 * 1024;
 /// Numbers of HOLD and HELD begin again after this one.
 pub(crate) const NUMBER_MAX: u32 = (1 << 24) - 1;
 
@@ -67,7 +69,6 @@ pub struct Channel<S> {
     header_have: usize,
     /// Bytes of the piece that is being read.
     left: usize,
-    ended: bool,
     shut: bool,
 }
 
@@ -81,7 +82,6 @@ impl<S> Channel<S> {
             header: [0; HEADER],
             header_have: 0,
             left: 0,
-            ended: false,
             shut: false,
         }
     }
@@ -93,46 +93,71 @@ impl<S> Channel<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
-    /// Reads up to the next thing of interest. `buffer` has room.
+    /// Reads up to the next thing of interest, and of bytes all that have come and fit. `buffer` has room.
     pub(crate) fn poll_event(
         &mut self,
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<Event>> {
+        let before = buffer.filled().len();
         loop {
-            if self.ended {
-                return Poll::Ready(Ok(Event::End));
-            }
-            if self.left > 0 {
-                let room = self.left.min(buffer.remaining());
-                let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(room));
-                ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
-                let count = piece.filled().len();
-                if count == 0 {
-                    return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            // What comes behind bytes, be it an error, is found again with the next call.
+            let step = self.poll_step(cx, buffer);
+            let some = buffer.filled().len() > before;
+            match step {
+                Poll::Ready(Ok(None)) if some && buffer.remaining() == 0 => {}
+                Poll::Ready(Ok(None)) => continue,
+                Poll::Pending | Poll::Ready(_) if some => {}
+                Poll::Ready(Ok(Some(event))) => {
+                    if event != Event::End {
+                        self.header_have = 0;
+                    }
+                    return Poll::Ready(Ok(event));
                 }
-                self.left -= count;
-                buffer.advance(count);
-                return Poll::Ready(Ok(Event::Bytes));
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => return Poll::Pending,
             }
-            ready!(self.poll_header(cx))?;
-            let [kind, number @ ..] = self.header;
-            let number = number.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
-            match kind {
-                DATA if (1..=PIECE_MAX as u32).contains(&number) => self.left = number as usize,
-                END => self.ended = true,
-                HOLD => return Poll::Ready(Ok(Event::Signal(Signal::Hold(number)))),
-                HELD => return Poll::Ready(Ok(Event::Signal(Signal::Held(number)))),
-                WAKE => return Poll::Ready(Ok(Event::Signal(Signal::Wake))),
-                RESUME => return Poll::Ready(Ok(Event::Signal(Signal::Resume))),
-                _ => {
-                    return Poll::Ready(Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "no frame of a tunnel",
-                    )));
-                }
-            }
+            return Poll::Ready(Ok(Event::Bytes));
         }
+    }
+
+    /// One read: some bytes, or a header. Gives what a header says that is not about bytes, and keeps it.
+    fn poll_step(
+        &mut self,
+        cx: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<Option<Event>>> {
+        if self.left > 0 {
+            let room = self.left.min(buffer.remaining());
+            let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(room));
+            ready!(Pin::new(&mut self.stream).poll_read(cx, &mut piece))?;
+            let count = piece.filled().len();
+            if count == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
+            self.left -= count;
+            buffer.advance(count);
+            return Poll::Ready(Ok(None));
+        }
+        ready!(self.poll_header(cx))?;
+        let [kind, number @ ..] = self.header;
+        let number = number.iter().fold(0, |sum, byte| sum << 8 | u32::from(*byte));
+        let event = match kind {
+            DATA if (1..=PIECE_MAX as u32).contains(&number) => {
+                (self.left, self.header_have) = (number as usize, 0);
+                return Poll::Ready(Ok(None));
+            }
+            // Nothing follows it, so it stays.
+            END => Event::End,
+            HOLD => Event::Signal(Signal::Hold(number)),
+            HELD => Event::Signal(Signal::Held(number)),
+            WAKE => Event::Signal(Signal::Wake),
+            RESUME => Event::Signal(Signal::Resume),
+            _ => {
+                return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "no frame of a tunnel")));
+            }
+        };
+        Poll::Ready(Ok(Some(event)))
     }
 
     fn poll_header(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -144,7 +169,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Channel<S> {
                 count => self.header_have += count,
             }
         }
-        self.header_have = 0;
         Poll::Ready(Ok(()))
     }
 
@@ -218,6 +242,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Channel<S> {
         ready!(self.poll_drain(cx))?;
         let piece = &bytes[..bytes.len().min(PIECE_MAX)];
         self.begin(DATA, piece.len() as u32);
+        self.out.shrink_to(KEPT.max(HEADER + piece.len()));
         self.out.extend_from_slice(piece);
         // The piece is taken, whether or not it leaves at once.
         if let Poll::Ready(Err(error)) = self.poll_drain(cx) {

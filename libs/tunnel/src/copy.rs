@@ -11,8 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-/// Buffer per direction, in bytes: two TLS records.
-const BUFFER: usize = 32 * 1024;
+use crate::channel::PIECE_MAX;
+
+/// Buffer per direction, in bytes, and once it was full.
+const BUFFER: usize = 8 * 1024;
+const BUFFER_MAX: usize = PIECE_MAX;
 
 /// How long a guest that is about to sleep is waited for when it owes an answer.
 pub const ANSWER_WAIT: Duration = Duration::from_secs(5);
@@ -99,6 +102,8 @@ enum Counted {
 struct Direction {
     /// Allocated with the first byte, given back while the guest sleeps.
     buffer: Vec<u8>,
+    /// A read has filled it.
+    filled: bool,
     start: usize,
     end: usize,
     /// Written bytes may sit in the writer's own buffer.
@@ -221,14 +226,15 @@ where
 
 impl Direction {
     fn allocate(&mut self) {
-        if self.start == self.end && self.buffer.len() != BUFFER {
-            self.buffer.resize(BUFFER, 0);
+        let wanted = if self.filled { BUFFER_MAX } else { BUFFER };
+        if self.start == self.end && self.buffer.len() != wanted {
+            self.buffer.resize(wanted, 0);
         }
     }
 
     fn give_back(&mut self) {
         if self.start == self.end {
-            (self.buffer, self.start, self.end) = (Vec::new(), 0, 0);
+            (self.buffer, self.filled, self.start, self.end) = (Vec::new(), false, 0, 0);
         }
     }
 
@@ -242,7 +248,6 @@ impl Direction {
         counted: Counted,
         count: &mut impl FnMut(u64),
     ) -> Poll<io::Result<()>> {
-        self.allocate();
         loop {
             if self.refused {
                 self.start = self.end;
@@ -266,9 +271,11 @@ impl Direction {
                 }
             }
             if !self.ended {
+                self.allocate();
                 let mut space = ReadBuf::new(&mut self.buffer);
                 if let Poll::Ready(read) = Pin::new(&mut *reader).poll_read(cx, &mut space) {
                     (self.start, self.end) = (0, space.filled().len());
+                    self.filled |= self.end == self.buffer.len();
                     match read {
                         Err(error) if counted == Counted::Read => self.broken = Some(error),
                         read => read?,

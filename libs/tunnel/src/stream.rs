@@ -149,12 +149,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Stream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let channel = ready!(self.poll_open(cx, true))?;
-        Pin::new(channel).poll_write(cx, bytes)
+        // A broken connection is told to whoever reads, behind what had come before it broke: an app may answer a request that it
+        // does not read to its end, and what has its write fail does not look for the answer.
+        Poll::Ready(Ok(ready!(Pin::new(channel).poll_write(cx, bytes)).unwrap_or(bytes.len())))
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match &mut self.state {
-            State::Open(channel) | State::Held(channel, _) => Pin::new(channel).poll_flush(cx),
+            State::Open(channel) | State::Held(channel, _) => {
+                Pin::new(channel).poll_flush(cx).map(|_| Ok(())) // for whoever reads, too
+            }
             State::Detached(..) | State::Closed => Poll::Ready(Ok(())),
         }
     }
