@@ -19,6 +19,8 @@ use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::SdkTracerProvider;
 use prometheus_client::registry::Registry;
 use settings::TelemetrySettings;
+use tracing::Metadata;
+use tracing_subscriber::filter::{FilterExt as _, FilterFn, LevelFilter};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer as _};
@@ -81,7 +83,9 @@ pub fn init<'a>(
             .with_filter(filter()?);
         let spans = match &provider {
             Some(provider) => Some(
-                tracing_opentelemetry::layer().with_tracer(provider.tracer(service)).with_filter(filter()?),
+                tracing_opentelemetry::layer()
+                    .with_tracer(provider.tracer(service))
+                    .with_filter(filter()?.or(requests())),
             ),
             None => None,
         };
@@ -95,6 +99,14 @@ pub fn init<'a>(
         }
         Ok(Guard { provider, registry })
     })
+}
+
+/// The spans of single requests. They are DEBUG, so that nobody writes their fields down for log lines that never come.
+fn requests() -> FilterFn {
+    FilterFn::new(
+        (|metadata| metadata.is_span() && metadata.name() == "request") as fn(&Metadata<'_>) -> bool,
+    )
+    .with_max_level_hint(LevelFilter::DEBUG)
 }
 
 fn tracer_provider(service: &'static str, endpoint: &str) -> Result<SdkTracerProvider, Error> {

@@ -1,5 +1,7 @@
 //! Idle connections: what they hold in the edge.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use futures::{StreamExt as _, stream};
 use indicatif::ProgressBar;
@@ -13,8 +15,11 @@ use super::{Part, processor};
 const CONCURRENT: usize = 16;
 /// Descriptors that are not connections.
 const OTHER_FILES: u64 = 256;
+/// How often the memory is read, and how many times at most.
+const LOOK_EVERY: Duration = Duration::from_secs(3);
+const LOOKS_MAX: usize = 10;
 
-/// Opens `count` connections to the edge, each of which asks once, and reads the edge's memory.
+/// Opens `count` connections to the edge, each of which asks once, and reads the edge's memory once it has stopped to fall.
 pub async fn measure(target: &Target, edge_pid: i32, count: u32) -> anyhow::Result<Idle> {
     let wanted = u64::from(count) + OTHER_FILES;
     let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE)?;
@@ -35,8 +40,22 @@ pub async fn measure(target: &Target, edge_pid: i32, count: u32) -> anyhow::Resu
         slots.push(slot?);
     }
     bar.finish_and_clear();
-    let edge_rss_mib = processor::resident_mib(edge_pid)?;
+    let edge_rss_mib = settled_mib(edge_pid).await?;
     // The edge ends connections that have been idle for long.
     let count = slots.iter().filter(|slot| slot.is_open()).count();
     Ok(Idle { count, edge_rss_mib, edge_rss_before_mib })
+}
+
+/// Resident memory in MiB, when a pause has not lessened it any more.
+async fn settled_mib(pid: i32) -> anyhow::Result<f64> {
+    let mut last = processor::resident_mib(pid)?;
+    for _ in 0..LOOKS_MAX {
+        tokio::time::sleep(LOOK_EVERY).await;
+        let now = processor::resident_mib(pid)?;
+        if now >= last {
+            return Ok(now);
+        }
+        last = now;
+    }
+    Ok(last)
 }

@@ -37,10 +37,29 @@ pub struct Outcome {
     pub woke: &'static str,
 }
 
+/// One of what a gauge counts, for as long as it lives.
+#[derive(Debug)]
+pub struct Counted(Gauge);
+
+impl Counted {
+    pub fn new(gauge: &Gauge) -> Self {
+        gauge.inc();
+        Self(gauge.clone())
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
 /// The client connections of one listener.
 #[derive(Debug)]
 pub struct ConnectionMetrics {
     pub open: Gauge,
+    /// Those that have given their buffers back until they speak again.
+    pub quiet: Gauge,
     pub refused: Family<RefusedConnection, Counter>,
 }
 
@@ -51,6 +70,11 @@ impl ConnectionMetrics {
             open: part.add(
                 &format!("{prefix}connections"),
                 &format!("Client connections{whose}"),
+                Gauge::default(),
+            ),
+            quiet: part.add(
+                &format!("{prefix}connections_quiet"),
+                &format!("Client connections{whose} that wait for their next request without buffers"),
                 Gauge::default(),
             ),
             refused: part.add(

@@ -14,6 +14,7 @@ use testkit::until;
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::world::client::{Connection, body};
+use super::world::raw;
 use super::world::{DOMAIN, WAIT, World, host_name, limits};
 use super::{ONE, TWO, websockets};
 
@@ -100,6 +101,43 @@ async fn half_a_head_and_an_idle_connection_end() {
         })
         .await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_quiet_connection_gives_its_buffers_back_and_goes_on() {
+    let world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    let mut stream = world.tls(ONE, false, |_| ()).await.unwrap();
+    let (host, token) = (host_name(ONE), world.token(ONE));
+    let request = format!(
+        "POST /echo HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\ncontent-length: 2\r\n\r\nhi"
+    );
+    for cut in [request.len(), 1, request.len() - 1] {
+        stream.write_all(&request.as_bytes()[..cut]).await.unwrap();
+        until("it has buffers", || async { world.counts("connections_quiet 0") }).await;
+        stream.write_all(&request.as_bytes()[cut..]).await.unwrap();
+        let head = raw::head(&mut stream).await;
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        stream.read_exact(&mut vec![0; length.parse().unwrap()]).await.unwrap();
+        until("it is quiet", || async { world.counts("connections_quiet 1") }).await;
+    }
+    world.shutdown.cancel();
+    closed(&mut stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_rest_gives_no_head_its_time_anew() {
+    let world = World::start(Limits { header_read_ms: 3000, ..limits() }).await;
+    world.microvm(ONE, Running);
+    let mut stream = world.tls(ONE, false, |_| ()).await.unwrap();
+    let (host, token) = (host_name(ONE), world.token(ONE));
+    let request = format!("GET / HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\n\r\nGET /");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let begun = Instant::now();
+    closed(&mut stream).await;
+    // Once for the connection, and once for its rest.
+    assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

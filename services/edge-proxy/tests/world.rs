@@ -16,6 +16,8 @@ use api::microvm::v1::{Microvm, MicrovmState, WatchMicrovmsResponse};
 use clock::Clock;
 use edge_proxy::app::App;
 use edge_proxy::config::{Config, Limits};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::registry::Registry;
 use records::Expect;
 use rpc::Role;
 use testkit::Etcd;
@@ -41,6 +43,7 @@ pub struct World {
     pub keys: KeySet,
     pub store: records::Store,
     pub directory: tempfile::TempDir,
+    pub registry: Arc<Mutex<Registry>>,
     pub shutdown: CancellationToken,
     pub serving: JoinHandle<()>,
     _etcd: Etcd,
@@ -76,7 +79,7 @@ impl World {
             limits,
             ..Config::default()
         };
-        let registry = Arc::new(Mutex::new(prometheus_client::registry::Registry::default()));
+        let registry = Arc::new(Mutex::new(Registry::default()));
         let app_under_test = App::build(config, Clock::system(), &registry).await.unwrap();
         let (edges, shutdown) = (app_under_test.local_addresses().unwrap(), CancellationToken::new());
         let serving = tokio::spawn(app_under_test.run(shutdown.clone()));
@@ -90,10 +93,18 @@ impl World {
             keys,
             store,
             directory,
+            registry,
             shutdown,
             serving,
             _etcd: etcd,
         }
+    }
+
+    /// A line of the edge's metrics, "connections 1", is there.
+    pub fn counts(&self, line: &str) -> bool {
+        let mut text = String::new();
+        encode(&mut text, &self.registry.lock().unwrap()).unwrap();
+        text.lines().any(|counted| counted.strip_prefix("edge_") == Some(line))
     }
 
     /// Tells the scheduler of a microVM on the host; returns it for changes.

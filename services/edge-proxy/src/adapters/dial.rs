@@ -120,7 +120,7 @@ impl Dialer {
             match attempt::for_route(&route) {
                 Move::Refuse(refusal) => return Err(refusal),
                 Move::Wait => self.wait_for_host(&mut search, &route).await?,
-                Move::Resume => self.resume(&mut search, &route).await?,
+                Move::Resume => self.resume(&mut search, &route, &wanted.request_id).await?,
                 Move::Open => match self.open(&search, &route, wanted).await {
                     Ok(found) => return Ok(found),
                     Err(outcome) => {
@@ -149,7 +149,7 @@ impl Dialer {
         Ok(())
     }
 
-    async fn resume(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
+    async fn resume(&self, search: &mut Search, route: &Route, request_id: &str) -> Result<(), Refusal> {
         let left = search.give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(Refusal::NotReady);
@@ -161,7 +161,7 @@ impl Dialer {
                 search.pause().await;
             }
             Err(code) => {
-                tracing::warn!(microvm_id = %route.microvm_id, ?code, "not woken");
+                tracing::warn!(microvm_id = %route.microvm_id, request_id, ?code, "not woken");
                 return Err(Refusal::Asleep);
             }
         }

@@ -1,10 +1,13 @@
 //! Token keys, followed in etcd.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use records::{Entries, Mirror, Store};
 use serde::Deserialize;
+use subtle::ConstantTimeEq as _;
 use token::{Claims, Key, KeySet, VerifyError};
 
 /// Prefix of the keys in etcd.
@@ -26,6 +29,46 @@ pub enum KeyError {
     Token(VerifyError),
     /// No keys have come yet.
     NotReady,
+}
+
+/// The token that a connection showed last. Its next request most often shows the same one, and is spared opening it.
+#[derive(Default)]
+pub struct LastToken(Mutex<Option<Opened>>);
+
+struct Opened {
+    token: Box<str>,
+    /// What opened it: with other keys it is opened anew.
+    keys: Arc<KeySet>,
+    claims: Arc<Claims>,
+}
+
+impl fmt::Debug for LastToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("LastToken")
+    }
+}
+
+impl LastToken {
+    fn opened(&self) -> MutexGuard<'_, Option<Opened>> {
+        // Each change is one assignment.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives back its memory.
+    pub fn forget(&self) {
+        *self.opened() = None;
+    }
+
+    fn claims(&self, token: &str, keys: &Arc<KeySet>, now: u64) -> Option<Arc<Claims>> {
+        let opened = self.opened();
+        let last = opened.as_ref().filter(|last| Arc::ptr_eq(&last.keys, keys))?;
+        let same = bool::from(last.token.as_bytes().ct_eq(token.as_bytes()));
+        (same && last.claims.expires_at > now).then(|| last.claims.clone())
+    }
+
+    fn remember(&self, token: &str, keys: Arc<KeySet>, claims: &Arc<Claims>) {
+        *self.opened() = Some(Opened { token: token.into(), keys, claims: claims.clone() });
+    }
 }
 
 /// A value under the prefix: one key, or several.
@@ -54,18 +97,22 @@ impl TokenKeys {
     }
 
     /// Opens a token. Waits for keys, bounded, when they may be on their way.
-    pub async fn verify(&self, token: &str, now: u64) -> Result<Claims, KeyError> {
-        let known = self.0.get().await.ok_or(KeyError::NotReady)?;
-        match known.verify(token, now) {
-            Err(VerifyError::UnknownKey) => {
-                let is_known = |set: &KeySet| set.verify(token, now) != Err(VerifyError::UnknownKey);
-                // Boxed, like all that most requests never wait for: its state would be part of every idle connection.
-                let known = Box::pin(self.0.when(NEW_KEY, is_known)).await;
-                known.map_or(Err(VerifyError::UnknownKey), |set| set.verify(token, now))
-            }
-            result => result,
+    pub async fn verify(&self, token: &str, last: &LastToken, now: u64) -> Result<Arc<Claims>, KeyError> {
+        let mut keys = self.0.get().await.ok_or(KeyError::NotReady)?;
+        if let Some(claims) = last.claims(token, &keys, now) {
+            return Ok(claims);
         }
-        .map_err(KeyError::Token)
+        let mut verified = keys.verify(token, now);
+        if verified == Err(VerifyError::UnknownKey) {
+            let is_known = |set: &KeySet| set.verify(token, now) != Err(VerifyError::UnknownKey);
+            // Boxed, like all that most requests never wait for: its state would be part of every idle connection.
+            if let Some(newer) = Box::pin(self.0.when(NEW_KEY, is_known)).await {
+                (verified, keys) = (newer.verify(token, now), newer);
+            }
+        }
+        let claims = Arc::new(verified.map_err(KeyError::Token)?);
+        last.remember(token, keys, &claims);
+        Ok(claims)
     }
 }
 

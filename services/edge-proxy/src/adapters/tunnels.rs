@@ -15,6 +15,7 @@ use crate::adapters::body::ReplayBody;
 use crate::adapters::dial::GuestStream;
 use crate::adapters::paced::Paced;
 use crate::domain::port::Door;
+use crate::metrics::Counted;
 
 /// Buffer of an HTTP/1.1 connection in bytes, and with it the largest response head.
 const BUFFER: usize = 128 * 1024;
@@ -61,14 +62,6 @@ pub struct Tunnels {
     open: Gauge,
 }
 
-struct Counted(Gauge);
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.dec();
-    }
-}
-
 impl Tunnels {
     /// Keeps at most `keep_max` unused connections per port for `keep_for`.
     /// `open` counts the tunnels that stand.
@@ -113,8 +106,7 @@ impl Tunnels {
         http2: bool,
     ) -> hyper::Result<Connection> {
         let stream = TokioIo::new(stream);
-        self.open.inc();
-        let counted = Counted(self.open.clone());
+        let counted = Counted::new(&self.open);
         if http2 {
             let (sender, connection) = http2::Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())

@@ -58,7 +58,8 @@ impl Timing {
 }
 
 fn millis(duration: Duration) -> String {
-    format!("{:.3}", duration.as_secs_f64() * 1000.0)
+    let micros = duration.as_micros();
+    format!("{}.{:03}", micros / 1000, micros % 1000)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
@@ -15,6 +15,10 @@ use hyper::body::{Body, Frame, SizeHint};
 pub struct Activity {
     opened: Instant,
     in_flight: AtomicUsize,
+    /// Requests that have begun.
+    begun: AtomicU64,
+    /// The client does not take what has been written.
+    blocked: AtomicBool,
     /// When a request last began or ended, in milliseconds after `opened`.
     changed_ms: AtomicU64,
     responses: Mutex<Vec<Weak<dyn Unread>>>,
@@ -37,6 +41,8 @@ impl Activity {
         Arc::new(Self {
             opened: Instant::now(),
             in_flight: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
             changed_ms: AtomicU64::new(0),
             responses: Mutex::default(),
         })
@@ -44,14 +50,25 @@ impl Activity {
 
     pub fn begin(self: &Arc<Self>) -> InFlight {
         self.in_flight.fetch_add(1, Ordering::Relaxed);
+        self.begun.fetch_add(1, Ordering::Relaxed);
         self.changed_ms.store(self.now_ms(), Ordering::Relaxed);
         InFlight(self.clone())
+    }
+
+    /// Says whether a write waits for the client.
+    pub fn set_blocked(&self, blocked: bool) {
+        self.blocked.store(blocked, Ordering::Relaxed);
+    }
+
+    /// How many requests have begun.
+    pub fn begun(&self) -> u64 {
+        self.begun.load(Ordering::Relaxed)
     }
 
     /// How long nothing has been under way; `None` while something is.
     pub fn idle_for(&self) -> Option<Duration> {
         let changed = self.changed_ms.load(Ordering::Relaxed);
-        let idle = self.in_flight.load(Ordering::Relaxed) == 0;
+        let idle = self.in_flight.load(Ordering::Relaxed) == 0 && !self.blocked.load(Ordering::Relaxed);
         idle.then(|| Duration::from_millis(self.now_ms().saturating_sub(changed)))
     }
 

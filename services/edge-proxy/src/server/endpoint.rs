@@ -54,7 +54,9 @@ impl Handler for Endpoints {
 
     async fn handle(self: Arc<Self>, client: Client, request: Request<Incoming>) -> Response<ResponseBody> {
         let request_id = Uuid::new_v4().to_string();
-        let span = tracing::info_span!(
+        // Shown with log lines only where somebody looks closely: to write down its fields for each request costs more than
+        // routing it. Traces have it always.
+        let span = tracing::debug_span!(
             "request",
             request_id,
             method = %request.method(),
@@ -114,7 +116,7 @@ impl Endpoints {
         if let (Some(code), Target::Endpoint(label)) = (browser::code(&parts), target) {
             return Box::pin(browser::begin(&self.scheduler, &self.redemptions, label, code)).await;
         }
-        let claims = self.claims(&parts, &host, offer.as_ref()).await?;
+        let claims = self.claims(client, &parts, &host, offer.as_ref()).await?;
         let Target::Endpoint(label) = target else {
             return Err(Refusal::AuthenticationFailed);
         };
@@ -165,9 +167,15 @@ impl Endpoints {
 
     /// The claims of the token in the header, or else among the subprotocols that a WebSocket client offers, or else in the
     /// cookie of a browser session.
-    async fn claims(&self, parts: &Parts, host: &str, offer: Option<&Offer>) -> Result<Claims, Refusal> {
+    async fn claims(
+        &self,
+        client: &Client,
+        parts: &Parts,
+        host: &str,
+        offer: Option<&Offer>,
+    ) -> Result<Arc<Claims>, Refusal> {
         let shown = browser::shown(&parts.headers, offer).ok_or(Refusal::NoAuthentication)?;
-        let claims = self.verified(shown).await?;
+        let claims = self.verified(client, shown).await?;
         match shown {
             // Each kind in its own place: what is stolen from a browser is no use to a program, and no page's script can make
             // a session of a program's token.
@@ -180,10 +188,10 @@ impl Endpoints {
         }
     }
 
-    async fn verified(&self, shown: Shown<'_>) -> Result<Claims, Refusal> {
+    async fn verified(&self, client: &Client, shown: Shown<'_>) -> Result<Arc<Claims>, Refusal> {
         let (Shown::Token(token) | Shown::Cookie(token)) = shown;
         let now = self.clock.now().duration_since(UNIX_EPOCH).map_or(u64::MAX, |time| time.as_secs());
-        match self.keys.verify(token, now).await {
+        match self.keys.verify(token, &client.last_token, now).await {
             Ok(claims) => Ok(claims),
             Err(KeyError::NotReady) => Err(Refusal::NotReady),
             Err(KeyError::Token(VerifyError::Malformed)) => Err(Refusal::NoAuthentication),

@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adapters::token_keys::LastToken;
 use crate::config::{Bounds, Socket};
 use crate::metrics::{ConnectionMetrics, RefusedConnection};
 use crate::server::activity::Activity;
@@ -54,6 +55,8 @@ pub struct Client {
     pub share: Arc<Address>,
     /// What is under way on its connection.
     pub activity: Arc<Activity>,
+    /// The token that it showed last.
+    pub last_token: Arc<LastToken>,
 }
 
 /// Bound sockets and what it takes to serve on them. The bounds are for all of them together.

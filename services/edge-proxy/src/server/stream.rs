@@ -3,35 +3,57 @@
 
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::{Buf as _, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
+
+use crate::server::activity::Activity;
 
 /// A stream whose writes fail when the other side takes nothing for a while.
 #[derive(Debug)]
 pub struct Patient<S, H> {
     stream: S,
+    /// What was read ahead, and is read again.
+    ahead: Bytes,
     wait: Duration,
     /// While a write waits.
     blocked: Option<Pin<Box<Sleep>>>,
+    activity: Option<Arc<Activity>>,
     _held: H,
 }
 
 impl<S, H> Patient<S, H> {
-    /// Waits at most `wait` for the other side to take something. `held` is dropped with the stream.
-    pub fn new(stream: S, wait: Duration, held: H) -> Self {
-        Self { stream, wait, blocked: None, _held: held }
+    /// Waits at most `wait` for the other side to take something, and tells the connection's `activity`. `held` is dropped with the stream.
+    pub fn new(stream: S, wait: Duration, activity: Option<Arc<Activity>>, held: H) -> Self {
+        Self { stream, ahead: Bytes::new(), wait, blocked: None, activity, _held: held }
+    }
+
+    /// The same stream, which is to give `ahead` once more.
+    pub fn rewound(mut self, ahead: Bytes) -> Self {
+        self.ahead = ahead;
+        self
+    }
+
+    fn say_blocked(&self, blocked: bool) {
+        if let Some(activity) = &self.activity {
+            activity.set_blocked(blocked);
+        }
     }
 
     /// What to make of a write that may have to wait.
     fn waited<T>(&mut self, cx: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         if written.is_ready() {
-            self.blocked = None;
+            if self.blocked.take().is_some() {
+                self.say_blocked(false);
+            }
             return written;
         }
         let wait = self.wait;
+        self.say_blocked(true);
         let blocked = self.blocked.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
         blocked.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
     }
@@ -43,6 +65,12 @@ impl<S: AsyncRead + Unpin, H: Unpin> AsyncRead for Patient<S, H> {
         cx: &mut Context<'_>,
         buffer: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let count = self.ahead.len().min(buffer.remaining());
+            buffer.put_slice(&self.ahead[..count]);
+            self.ahead.advance(count);
+            return Poll::Ready(Ok(()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buffer)
     }
 }
@@ -87,7 +115,7 @@ mod tests {
     async fn a_reader_that_is_slow_is_waited_for_and_one_that_stopped_is_not() {
         let wait = Duration::from_secs(10);
         let (mut client, server) = duplex(1);
-        let mut server = Patient::new(server, wait, ());
+        let mut server = Patient::new(server, wait, None, ());
         let writing = tokio::spawn(async move { server.write_all(&[0; 8]).await });
         // Each byte comes in time, all of them together would not.
         for _ in 0..4 {

@@ -201,7 +201,7 @@ async fn revoked(revocations: Option<watch::Receiver<u64>>, known: u64) {
 async fn carry(client: OnUpgrade, app: OnUpgrade, unread: Duration, cut: &CancellationToken) {
     match cut.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
         Some(Ok((client, app))) => {
-            let client = Patient::new(TokioIo::new(client), unread, ());
+            let client = Patient::new(TokioIo::new(client), unread, None, ());
             tunnel::copy(client, TokioIo::new(app), |_| (), cut).await;
         }
         Some(Err(error)) => tracing::debug!(%error, "a WebSocket did not begin"),
