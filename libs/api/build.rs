@@ -32,6 +32,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             "torpor.microvm.v1.RedeemMicrovmInvitationResponse",
             "torpor.access.v1.StoredAccessKey",
             "torpor.access.v1.CreateAccessKeyResponse",
+            "torpor.domain.v1.StoredDomain",
+            "torpor.domain.v1.CreateDomainRequest",
+            "torpor.domain.v1.UpdateDomainRequest",
         ])
         .compile_fds(descriptors)?;
     Ok(())

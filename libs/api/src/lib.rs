@@ -23,6 +23,7 @@ pub mod torpor {
     package!(/** Access keys and their policies. */ access, "torpor.access.v1.rs");
     package!(/** Types several services share. */ common, "torpor.common.v1.rs");
     package!(/** The customer's network connectors. */ connector, "torpor.connector.v1.rs");
+    package!(/** Own domains of microVMs and images. */ domain, "torpor.domain.v1.rs");
     package!(/** Guest-agent frames. */ guest, "torpor.guest.v1.rs");
     package!(/** Hosts and bake placement. */ host, "torpor.host.v1.rs");
     package!(/** What is asked of one host. */ hostagent, "torpor.hostagent.v1.rs");
@@ -30,7 +31,7 @@ pub mod torpor {
     package!(/** MicroVMs. */ microvm, "torpor.microvm.v1.rs");
     package!(/** The edge's way to a guest port. */ tunnel, "torpor.tunnel.v1.rs");
 }
-pub use torpor::{access, common, connector, guest, host, hostagent, image, microvm, tunnel};
+pub use torpor::{access, common, connector, domain, guest, host, hostagent, image, microvm, tunnel};
 
 mod conversions;
 #[cfg(feature = "grpc")]

@@ -51,3 +51,6 @@ redacted!(
 );
 redacted!(crate::access::v1::StoredAccessKey, "StoredAccessKey", access_key);
 redacted!(crate::access::v1::CreateAccessKeyResponse, "CreateAccessKeyResponse", access_key);
+redacted!(crate::domain::v1::StoredDomain, "StoredDomain", domain);
+redacted!(crate::domain::v1::CreateDomainRequest, "CreateDomainRequest", name);
+redacted!(crate::domain::v1::UpdateDomainRequest, "UpdateDomainRequest", name);

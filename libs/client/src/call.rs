@@ -61,6 +61,13 @@ calls! {
         list_access_keys(ListAccessKeysRequest) -> ListAccessKeysResponse;
         delete_access_key(DeleteAccessKeyRequest) -> DeleteAccessKeyResponse;
     }
+    Scheduler domain::domain_service_client::DomainServiceClient {
+        create_domain(CreateDomainRequest) -> CreateDomainResponse;
+        get_domain(GetDomainRequest) -> GetDomainResponse;
+        list_domains(ListDomainsRequest) -> ListDomainsResponse;
+        update_domain(UpdateDomainRequest) -> UpdateDomainResponse;
+        delete_domain(DeleteDomainRequest) -> DeleteDomainResponse;
+    }
     ImageBuilder image::image_service_client::ImageServiceClient {
         create_image(CreateImageRequest) -> CreateImageResponse;
         update_image(UpdateImageRequest) -> UpdateImageResponse;

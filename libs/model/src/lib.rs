@@ -3,12 +3,14 @@
 //! types. Services translate their wire messages into these at the edge.
 
 pub mod connectors;
+pub mod domains;
 pub mod ids;
 pub mod limits;
 pub mod state;
 pub mod validate;
 
 pub use connectors::{ConnectorArn, ConnectorName, ConnectorResource, Direction, ManagedConnector};
+pub use domains::DomainName;
 pub use ids::{
     ClientToken, HostId, IdError, ImageArn, ImageIdentifier, ImageName, KmsKeyIdentifier, MicrovmId,
     PLATFORM_ACCOUNT, RoleArn, VersionNumber,

@@ -120,3 +120,15 @@ pub const POLICY_PATTERNS_MAX: usize = 50;
 pub const POLICY_ACTION_MAX: usize = 128;
 /// Longest resource of a policy, bytes.
 pub const POLICY_RESOURCE_MAX: usize = 2048;
+/// Longest name of an own domain, characters.
+pub const DOMAIN_NAME_MAX: usize = 253;
+/// Longest label of it, characters.
+pub const DOMAIN_LABEL_MAX: usize = 63;
+/// Most certificates in the chain of an own domain.
+pub const DOMAIN_CERTIFICATES_MAX: usize = 10;
+/// Longest chain of an own domain in PEM, bytes.
+pub const DOMAIN_CHAIN_BYTES_MAX: usize = 64 * 1024;
+/// Longest private key of an own domain in PEM, bytes.
+pub const DOMAIN_KEY_BYTES_MAX: usize = 16 * 1024;
+/// Most own domains of a fleet, which every edge keeps in memory.
+pub const DOMAINS_MAX: usize = 10_000;

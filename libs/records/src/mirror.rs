@@ -71,11 +71,16 @@ impl<V: Send + Sync + 'static> Mirror<V> {
         Self { current, waiting: Arc::new(Semaphore::new(WAITING_MAX)), _task: None }
     }
 
+    /// The value as it is now, for readers that cannot wait; `None` before the first listing.
+    #[must_use]
+    pub fn now(&self) -> Option<Arc<V>> {
+        self.current.borrow().clone()
+    }
+
     /// The value; waits for the first listing. `None` when that does not come in time or
     /// too many wait already.
     pub async fn get(&self) -> Option<Arc<V>> {
-        let known = self.current.borrow().clone();
-        match known {
+        match self.now() {
             Some(known) => Some(known),
             None => self.when(FIRST_LISTING, |_| true).await,
         }

@@ -1,9 +1,10 @@
 //! A certificate authority of a test's own, and the certificates of every process.
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, date_time_ymd};
 use rpc::{Role, TlsIdentity};
 use settings::TlsSettings;
 
@@ -27,6 +28,24 @@ pub fn write(directory: &Path, servers: &[(&str, &[&str])]) {
         std::fs::write(directory.join(format!("{file}.pem")), certificate.pem()).unwrap();
         std::fs::write(directory.join(format!("{file}.key")), key.serialize_pem()).unwrap();
     }
+}
+
+/// A server's certificate for some names, then the one of its authority, which issued nothing else; and the server's key: all
+/// in PEM. It is valid from the first day of a year to the first day of another.
+#[must_use]
+pub fn chain(names: &[&str], years: Range<i32>) -> (String, String) {
+    let key = KeyPair::generate().unwrap();
+    let mut params = CertificateParams::new(Vec::new()).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let authority = params.self_signed(&key).unwrap().pem();
+    let issuer = Issuer::new(params, key);
+    let key = KeyPair::generate().unwrap();
+    let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let mut params = CertificateParams::new(names).unwrap();
+    (params.not_before, params.not_after) =
+        (date_time_ymd(years.start, 1, 1), date_time_ymd(years.end, 1, 1));
+    let certificate = params.signed_by(&key, &issuer).unwrap();
+    (certificate.pem() + &authority, key.serialize_pem())
 }
 
 /// The files that [`write`] made for a role or server.

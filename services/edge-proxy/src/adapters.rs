@@ -1,7 +1,8 @@
-//! The edge's neighbours: token keys in etcd, the scheduler, the hosts.
+//! The edge's neighbours: token keys and own domains in etcd, the scheduler, the hosts.
 
 pub mod body;
 pub mod dial;
+pub mod domains;
 pub mod expect;
 pub mod paced;
 pub mod routes;

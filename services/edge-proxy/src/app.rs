@@ -15,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::adapters::dial::Dialer;
+use crate::adapters::domains::Domains;
 use crate::adapters::routes;
 use crate::adapters::scheduler::Scheduler;
 use crate::adapters::token_keys::TokenKeys;
@@ -60,6 +61,7 @@ pub struct App {
     #[cfg(feature = "aws")]
     api: Option<ApiServer>,
     store: records::Store,
+    domains: Domains,
     scheduler: Arc<Scheduler>,
     client: tunnel::Client,
     metrics: Arc<Metrics>,
@@ -77,14 +79,17 @@ impl App {
             config.check()?;
             let identity =
                 TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key).context("tls")?;
-            let listener = Listener::bind(config.endpoint_socket(), config.limits.bounds()).await?;
             let store = records::Store::connect(&config.etcd).await.context("etcd")?;
+            let domains = Domains::follow(&store, &config.domain);
+            let bounds = config.limits.bounds();
+            let listener = Listener::bind(config.endpoint_socket(), Some(domains.clone()), bounds).await?;
             let scheduler = Scheduler::new(&identity, &config.schedulers).context("schedulers")?;
             Ok(Self {
                 listener,
                 #[cfg(feature = "aws")]
                 api: ApiServer::build(&config, &identity, &store, &clock, registry).await?,
                 store,
+                domains,
                 scheduler: Arc::new(scheduler),
                 client: tunnel::Client::new(&identity),
                 metrics: Arc::new(Metrics::register(registry)),
@@ -141,6 +146,7 @@ impl App {
             };
             let endpoints = Arc::new(Endpoints {
                 domain: self.config.domain,
+                domains: self.domains.clone(),
                 clock: self.clock,
                 keys,
                 table,
@@ -150,7 +156,12 @@ impl App {
                 metrics: self.metrics,
             });
             let cutting = tokio::spawn(cut_after(shutdown.clone(), drain, cut));
-            let serving = self.listener.serve(endpoints, shutdown.clone());
+            let (domains, listener, stopping) = (self.domains, self.listener, shutdown.clone());
+            let serving = async move {
+                // A handshake cannot wait for the certificate it should show, so the first of them does.
+                tokio::select! { () = domains.listed() => {}, () = stopping.cancelled() => {} }
+                listener.serve(endpoints, stopping).await;
+            };
             #[cfg(feature = "aws")]
             let serving = async {
                 let api = self.api.map(|api| api.serve(shutdown));

@@ -16,6 +16,7 @@ use records::Expect;
 use token::{Claims, Key, KeySet, Kind, PortScope};
 
 mod browser;
+mod domains;
 mod floods;
 mod limits;
 mod protocols;

@@ -90,11 +90,19 @@ pub struct Quotas {
     pub connectors_max: usize,
     pub connector_versions_max: usize,
     pub access_keys_max: usize,
+    /// Own domains with their certificates.
+    pub domains_max: usize,
 }
 
 impl Default for Quotas {
     fn default() -> Self {
-        Self { memory_mib: None, connectors_max: 100, connector_versions_max: 50, access_keys_max: 1000 }
+        Self {
+            memory_mib: None,
+            connectors_max: 100,
+            connector_versions_max: 50,
+            access_keys_max: 1000,
+            domains_max: 100,
+        }
     }
 }
 
@@ -167,6 +175,7 @@ impl Config {
             ),
             (quotas.connectors_max <= 10_000, "quotas.connectors_max must be at most 10000"),
             (quotas.access_keys_max <= 10_000, "quotas.access_keys_max must be at most 10000"),
+            (quotas.domains_max <= limits::DOMAINS_MAX, "quotas.domains_max must be at most 10000"),
         ])
     }
 

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use model::state::MicrovmState;
-use model::{ConnectorName, HostId, ImageArn, MicrovmId, VersionNumber, Violations};
+use model::{ConnectorName, DomainName, HostId, ImageArn, ImageName, MicrovmId, VersionNumber, Violations};
 
 use crate::domain::placement::NoRoom;
 
@@ -29,6 +29,13 @@ pub enum Refusal {
     ConnectorExists(ConnectorName),
     #[error("{text}")]
     ConnectorState { arn: String, state: &'static str, text: String },
+    #[error("MicroVM image not found: {0}")]
+    ImageNotFound(ImageName),
+    #[error("Own domain not found: {0}")]
+    DomainNotFound(DomainName),
+    /// Whose it is, is not for the caller to learn.
+    #[error("The own domain '{0}' is bound already")]
+    DomainExists(DomainName),
     #[error("Access key not found: {0}")]
     AccessKeyNotFound(String),
     /// Used before, expired, revoked, brought to another endpoint, or never made: which of them is not for the caller to learn.
@@ -53,7 +60,7 @@ pub enum Refusal {
     NoRoom(NoRoom),
     #[error("{text}")]
     Quota {
-        /// Of what: "microvms", "connectors".
+        /// Of what: "microvms", "connectors", "domains".
         quota: &'static str,
         limit: usize,
         text: String,

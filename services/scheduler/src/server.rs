@@ -3,6 +3,7 @@
 
 mod access_keys;
 mod connectors;
+mod domains;
 mod errors;
 mod hosts;
 mod microvms;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use api::access::v1::access_key_service_server::AccessKeyServiceServer;
 use api::connector::v1::network_connector_service_server::NetworkConnectorServiceServer;
+use api::domain::v1::domain_service_server::DomainServiceServer;
 use api::host::v1::host_service_server::HostServiceServer;
 use api::microvm::v1::microvm_service_server::MicrovmServiceServer;
 use rpc::{Role, authorize};
@@ -74,6 +76,7 @@ pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
         .add_service(MicrovmServiceServer::new(handlers.clone()))
         .add_service(NetworkConnectorServiceServer::new(handlers.clone()))
         .add_service(AccessKeyServiceServer::new(handlers.clone()))
+        .add_service(DomainServiceServer::new(handlers.clone()))
         .add_service(HostServiceServer::new(handlers));
     routes.routes()
 }

@@ -3,11 +3,12 @@
 //!
 //! Two locks, never held together with one another's waits: [`Memory`] for an instant, and one write lock per
 //! microVM around its compare-and-set. What is in memory is what etcd said last, except running totals.
-//! Connectors have locks of their own of the same two kinds, [`ConnectorStore`].
+//! Connectors and own domains have locks of their own of the same two kinds, [`ConnectorStore`] and [`DomainStore`].
 
 pub mod access_keys;
 mod commit;
 pub mod connectors;
+pub mod domains;
 mod end;
 pub mod hosts;
 mod idleness;
@@ -43,6 +44,7 @@ use crate::domain::microvm::{Intent, Microvm};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
 use connectors::ConnectorStore;
+use domains::DomainStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
 
@@ -67,6 +69,7 @@ pub struct Term {
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
     pub(crate) connectors: ConnectorStore,
+    pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
     /// Invitations are made and redeemed one at a time.
@@ -109,6 +112,7 @@ impl Term {
         }
         let connectors =
             ConnectorStore::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
+        let domains = DomainStore::load(&context.store.list(crate::adapters::domains::PREFIX).await?.0);
         let mut watches = ["hosts/", "images/", "versions/"].map(|prefix| context.store.watch(prefix));
         let term = Arc::new(Self {
             context,
@@ -117,6 +121,7 @@ impl Term {
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
             connectors,
+            domains,
             access: tokio::sync::Mutex::default(),
             invitations: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
@@ -133,6 +138,8 @@ impl Term {
         term.clone().watch_records("hosts/", hosts);
         term.clone().watch_records("images/", images);
         term.clone().watch_records("versions/", versions);
+        // Before anything is launched: what ended or went while nobody led must not be found under a name by its successor.
+        term.remove_dangling_domains().await;
         term.start_sweeps();
         term.continue_unfinished();
         Ok(term)

@@ -1,5 +1,6 @@
 //! The command line: every command, its options and its help text.
 
+pub mod domain;
 pub mod fleet;
 pub mod image;
 pub mod key;
@@ -118,6 +119,9 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Open(microvm::Open),
     /// Open a root shell in a microVM's container; a sleeping one wakes.
     Shell(microvm::Shell),
+    /// Serve microVMs under names of your own, with certificates of your own.
+    #[command(subcommand)]
+    Domain(domain::Domain),
     /// Make, list and delete access keys of the AWS-compatible API.
     #[command(subcommand)]
     Key(key::Key),

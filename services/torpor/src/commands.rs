@@ -3,6 +3,7 @@
 mod base;
 mod calls;
 mod curl;
+mod domain;
 mod down;
 mod edge_error;
 mod env;
@@ -98,6 +99,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Curl(arguments) => curl::run(&session()?, arguments).await,
         Command::Open(arguments) => open::run(&session()?, arguments).await,
         Command::Shell(arguments) => shell::run(&session()?, arguments).await,
+        Command::Domain(command) => domain::run(&session()?, command).await,
         Command::Key(command) => key::run(&session()?, command).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,
     }

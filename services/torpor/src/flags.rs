@@ -55,6 +55,14 @@ pub const IMAGE: Flags = &[
 pub const KEY: Flags =
     &[("description", "--description"), ("policy", "--policy"), ("expireTime", "--expires")];
 
+pub const DOMAIN: Flags = &[
+    ("name", "NAME"),
+    ("microvmIdentifier", "--microvm"),
+    ("imageIdentifier", "--image"),
+    ("certificateChain", "--cert"),
+    ("privateKey", "--key"),
+];
+
 /// What a user typed for a field: its flag, with the rest of the path where the field
 /// has parts ("tags.a" is "--tag a"). The field itself when no flag fills it.
 pub fn typed(flags: Flags, field: &str) -> String {
@@ -106,6 +114,7 @@ mod tests {
             (&["image", "create"], IMAGE),
             (&["image", "update"], IMAGE),
             (&["key", "create"], KEY),
+            (&["domain", "add"], DOMAIN),
         ] {
             let mut command = crate::cli::Cli::command();
             for name in path {

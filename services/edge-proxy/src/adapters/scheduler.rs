@@ -148,6 +148,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
     };
     let route = Route {
         microvm_id: microvm.microvm_id.as_str().into(),
+        image: microvm.image_name.as_str().into(),
         state,
         generation: microvm.generation,
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),

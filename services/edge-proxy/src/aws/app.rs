@@ -56,7 +56,7 @@ impl ApiServer {
         let (audit, records) =
             Audit::open(aws.audit_file.as_deref(), aws.unauthenticated_audit_file.as_deref())
                 .context("aws.audit_file, aws.unauthenticated_audit_file")?;
-        let listener = Listener::bind(aws.socket(), aws.limits.bounds()).await?;
+        let listener = Listener::bind(aws.socket(), None, aws.limits.bounds()).await?;
         let services = Services::new(identity, &config.schedulers, &config.image_builders, aws.limits.call());
         // Not a secret: what a page token says may be known, it only must not be
         // taken for another's by accident. All edges of a fleet share it.

@@ -91,6 +91,7 @@ mod tests {
         ] {
             let route = Route {
                 microvm_id: "microvm-x".into(),
+                image: "app".into(),
                 state,
                 generation: 1,
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),

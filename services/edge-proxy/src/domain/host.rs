@@ -1,25 +1,21 @@
 //! Host names to microVMs.
 
+use model::domains::endpoint_label;
 use uuid::Uuid;
 
 /// The port that a host without one means.
 const HTTPS: u16 = 443;
 
-/// What a host name means to this edge.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Target {
-    /// The endpoint of a microVM, by its label.
-    Endpoint(Uuid),
-    Unknown,
+/// The label of "<label>.<domain>", whatever its case, with or without a port and the
+/// final dot of a full name. `domain` is lower-case and without dots at its ends.
+pub fn label(host: &str, domain: &str) -> Option<Uuid> {
+    let (label, rest) = endpoint_label(name(host)?)?;
+    rest.eq_ignore_ascii_case(domain).then_some(label)
 }
 
-/// Reads "<uuid>.<domain>", whatever its case, with or without a port and the
-/// final dot of a full name. `domain` is lower-case and without dots at its ends.
-pub fn target(host: &str, domain: &str) -> Target {
-    let Some((name, _)) = parts(host) else { return Target::Unknown };
-    let label =
-        name.split_once('.').filter(|(_, rest)| rest.eq_ignore_ascii_case(domain)).map(|(label, _)| label);
-    label.and_then(label_id).map_or(Target::Unknown, Target::Endpoint)
+/// The name in a host, without its port and its final dot.
+pub fn name(host: &str) -> Option<&str> {
+    parts(host).map(|(name, _)| name)
 }
 
 /// True when both are the same host and port, however they are spelt.
@@ -52,12 +48,6 @@ fn parts(host: &str) -> Option<(&str, Option<u16>)> {
     Some((name.strip_suffix('.').unwrap_or(name), port))
 }
 
-/// A UUID in its one usual form; the parser alone would take others too.
-fn label_id(label: &str) -> Option<Uuid> {
-    const HYPHENATED: usize = 36;
-    (label.len() == HYPHENATED).then(|| Uuid::try_parse(label).ok()).flatten()
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -68,22 +58,22 @@ mod tests {
 
     #[test]
     fn names_mean_what_they_should() {
-        let endpoint = Target::Endpoint(LABEL.parse().unwrap());
+        let endpoint = Some(LABEL.parse().unwrap());
         for (host, expected) in [
             (format!("{LABEL}.microvms.localhost"), endpoint),
             (format!("{LABEL}.microvms.localhost:8443"), endpoint),
             (format!("{}.MicroVMs.LocalHost.", LABEL.to_uppercase()), endpoint),
-            (format!("{LABEL}.microvms.localhost:"), Target::Unknown),
-            (format!("{LABEL}.microvms.localhost:x"), Target::Unknown),
-            (format!("{LABEL}.other.localhost"), Target::Unknown),
-            (format!("x.{LABEL}.microvms.localhost"), Target::Unknown),
-            (format!("{}.microvms.localhost", LABEL.replace('-', "")), Target::Unknown),
-            (format!("{{{LABEL}}}.microvms.localhost"), Target::Unknown),
-            ("microvms.localhost".to_owned(), Target::Unknown),
-            (String::new(), Target::Unknown),
-            ("[::1]:8443".to_owned(), Target::Unknown),
+            (format!("{LABEL}.microvms.localhost:"), None),
+            (format!("{LABEL}.microvms.localhost:x"), None),
+            (format!("{LABEL}.other.localhost"), None),
+            (format!("x.{LABEL}.microvms.localhost"), None),
+            (format!("{}.microvms.localhost", LABEL.replace('-', "")), None),
+            (format!("{{{LABEL}}}.microvms.localhost"), None),
+            ("microvms.localhost".to_owned(), None),
+            (String::new(), None),
+            ("[::1]:8443".to_owned(), None),
         ] {
-            assert_eq!(target(&host, "microvms.localhost"), expected, "{host}");
+            assert_eq!(label(&host, "microvms.localhost"), expected, "{host}");
         }
     }
 
@@ -109,7 +99,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_text_is_read_without_a_panic(host in "\\PC{0,80}") {
-            let _ = target(&host, "microvms.localhost");
+            let _ = label(&host, "microvms.localhost");
         }
     }
 }

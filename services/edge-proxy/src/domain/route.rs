@@ -28,6 +28,8 @@ pub enum RouteState {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Route {
     pub microvm_id: Arc<str>,
+    /// Name of its image, for own domains of images.
+    pub image: Arc<str>,
     /// As far as the edge cares.
     pub state: RouteState,
     pub generation: u64,
@@ -197,6 +199,7 @@ mod tests {
     fn route(generation: u64) -> Route {
         Route {
             microvm_id: "microvm-x".into(),
+            image: "app".into(),
             state: RouteState::Running,
             generation,
             tunnel_address: None,

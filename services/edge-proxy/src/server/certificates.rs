@@ -1,5 +1,5 @@
 //! The certificate of a listener, read again when its files change. A pair that is broken, or half written, changes nothing:
-//! the last good one stays, and the log says why.
+//! the last good one stays, and the log says why. A listener of endpoints shows the certificates of own domains, too.
 
 use std::fs::Metadata;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 
+use crate::adapters::domains::Domains;
 use crate::config::Socket;
 
 /// How often it is checked that the files are the ones that were read.
@@ -30,6 +31,8 @@ pub struct Certificate {
     /// Names of the two settings.
     names: [&'static str; 2],
     current: ArcSwap<CertifiedKey>,
+    /// Names for which another certificate is shown.
+    own: Option<Domains>,
 }
 
 /// What a file looked like from outside.
@@ -41,7 +44,7 @@ struct Look {
 
 impl Certificate {
     /// Reads the files for the first time.
-    pub fn load(socket: Socket<'_>) -> anyhow::Result<Arc<Self>> {
+    pub fn load(socket: Socket<'_>, own: Option<Domains>) -> anyhow::Result<Arc<Self>> {
         rpc::install_crypto_provider();
         let [_, chain, key] = socket.names;
         let current = read(socket.certificate, socket.key, [chain, key])?;
@@ -50,6 +53,7 @@ impl Certificate {
             key: socket.key.to_owned(),
             names: [chain, key],
             current: ArcSwap::from_pointee(current),
+            own,
         }))
     }
 
@@ -110,8 +114,10 @@ impl Look {
 }
 
 impl ResolvesServerCert for Certificate {
-    fn resolve(&self, _hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        Some(self.current.load_full())
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let named = self.own.as_ref().zip(hello.server_name());
+        let own = named.and_then(|(own, name)| own.certificate(name));
+        Some(own.unwrap_or_else(|| self.current.load_full()))
     }
 }
 

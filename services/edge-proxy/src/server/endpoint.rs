@@ -17,9 +17,10 @@ use tracing::{Instrument as _, Span, field};
 use uuid::Uuid;
 
 use crate::adapters::body::{ClientBody, ResponseBody};
+use crate::adapters::domains::{Destination, Domains};
 use crate::adapters::scheduler::Scheduler;
 use crate::adapters::token_keys::{KeyError, TokenKeys};
-use crate::domain::host::{self, Target};
+use crate::domain::host;
 use crate::domain::port::{self, Door};
 use crate::domain::refusal::{Refusal, TOO_MANY_AGAIN};
 use crate::domain::route::{Entry, Route, Table};
@@ -37,6 +38,8 @@ const SHELL_PATH: &str = "/shell";
 
 pub struct Endpoints {
     pub domain: String,
+    /// Further names of microVMs.
+    pub domains: Domains,
     pub clock: Clock,
     pub keys: TokenKeys,
     /// What is known of every microVM.
@@ -107,20 +110,19 @@ impl Endpoints {
         let server_name = client.server_name.as_deref();
         let host =
             headers::host(&parts)?.or(server_name).ok_or(Refusal::BadRequest("Missing host"))?.to_owned();
-        let target = host::target(&host, &self.domain);
-        if target != Target::Unknown && server_name.is_some_and(|name| !host::is_directed(&host, name)) {
+        let destination = self.destination(&host);
+        if destination.is_some() && server_name.is_some_and(|name| !host::is_directed(&host, name)) {
             return Err(Refusal::Misdirected);
         }
         let handshake = upgrade::handshake(&parts)?;
         let offer = handshake.map(|_| upgrade::offer(&parts.headers));
-        if let (Some(code), Target::Endpoint(label)) = (browser::code(&parts), target) {
-            return Box::pin(browser::begin(&self.scheduler, &self.redemptions, label, code)).await;
+        if let (Some(code), Some(to)) = (browser::code(&parts), &destination) {
+            return Box::pin(browser::begin(&self.scheduler, &self.redemptions, to.label, code)).await;
         }
         let claims = self.claims(client, &parts, &host, offer.as_ref()).await?;
-        let Target::Endpoint(label) = target else {
-            return Err(Refusal::AuthenticationFailed);
-        };
-        let entry = self.entry(label, &claims).await?;
+        let destination = destination.ok_or(Refusal::AuthenticationFailed)?;
+        let label = destination.label;
+        let entry = self.entry(&destination, &claims).await?;
         let door = door(&parts, &claims, offer.as_ref())?;
         scope(&parts, &claims, handshake)?;
         let host = HeaderValue::try_from(host).map_err(|_| Refusal::BadRequest("Invalid host"))?;
@@ -201,9 +203,18 @@ impl Endpoints {
         }
     }
 
+    /// The microVM that a host stands for: one of the fleet's own names, or else one of an own domain.
+    fn destination(&self, host: &str) -> Option<Destination> {
+        match host::label(host, &self.domain) {
+            Some(label) => Some(Destination { label, image: None }),
+            None => self.domains.destination(host::name(host)?),
+        }
+    }
+
     /// What is known of the endpoint, when the token is for it. A good token may
     /// be ahead of the news of its microVM, which is then asked for.
-    async fn entry(&self, label: Uuid, claims: &Claims) -> Result<Entry, Refusal> {
+    async fn entry(&self, to: &Destination, claims: &Claims) -> Result<Entry, Refusal> {
+        let label = to.label;
         let entry = match self.table.get(label) {
             Some(entry) => Some(entry),
             None => match Box::pin(self.scheduler.look_up(&claims.microvm_id)).await {
@@ -212,7 +223,9 @@ impl Endpoints {
             },
         };
         let opens = |route: &Route| {
-            *route.microvm_id == *claims.microvm_id && !claims.is_revoked(route.token_revocations)
+            *route.microvm_id == *claims.microvm_id
+                && !claims.is_revoked(route.token_revocations)
+                && to.image.as_ref().is_none_or(|image| *image == route.image)
         };
         entry.filter(|entry| opens(&entry.route)).ok_or(Refusal::AuthenticationFailed)
     }

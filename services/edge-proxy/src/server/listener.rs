@@ -16,6 +16,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::adapters::domains::Domains;
 use crate::adapters::token_keys::LastToken;
 use crate::config::{Bounds, Socket};
 use crate::metrics::{ConnectionMetrics, RefusedConnection};
@@ -69,9 +70,9 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds and loads the certificate; serves nothing yet.
-    pub async fn bind(socket: Socket<'_>, bounds: Bounds) -> anyhow::Result<Self> {
-        let certificate = Certificate::load(socket)?;
+    /// Binds and loads the certificate; serves nothing yet. `own` are names for which another certificate is shown.
+    pub async fn bind(socket: Socket<'_>, own: Option<Domains>, bounds: Bounds) -> anyhow::Result<Self> {
+        let certificate = Certificate::load(socket, own)?;
         let acceptor = TlsAcceptor::from(certificate.server()?);
         let [listen, ..] = socket.names;
         let mut sockets = Vec::with_capacity(socket.addresses.len());

@@ -49,16 +49,7 @@ pub fn body(text: impl Into<Bytes>) -> ClientBody {
 
 impl World {
     pub async fn connect(&self, number: u128, http2: bool) -> Connection {
-        let stream = TokioIo::new(self.tls(number, http2, |_| ()).await.unwrap());
-        if http2 {
-            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
-            tokio::spawn(connection);
-            Connection::Http2(sender)
-        } else {
-            let (sender, connection) = http1::handshake(stream).await.unwrap();
-            tokio::spawn(connection.with_upgrades());
-            Connection::Http1(sender)
-        }
+        Connection::over(self.tls(number, http2, |_| ()).await.unwrap(), http2).await
     }
 
     /// A connection to the edge without TLS.
@@ -75,13 +66,23 @@ impl World {
         http2: bool,
         change: impl FnOnce(&mut ClientConfig),
     ) -> io::Result<TlsStream<TcpStream>> {
+        self.tls_for(host_name(number), http2, change).await
+    }
+
+    /// The same under any name.
+    pub async fn tls_for(
+        &self,
+        name: String,
+        http2: bool,
+        change: impl FnOnce(&mut ClientConfig),
+    ) -> io::Result<TlsStream<TcpStream>> {
         let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca).unwrap();
         let mut config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         change(&mut config);
-        let name = ServerName::try_from(host_name(number)).unwrap();
+        let name = ServerName::try_from(name).unwrap();
         TlsConnector::from(Arc::new(config)).connect(name, self.tcp().await?).await
     }
 
@@ -97,19 +98,37 @@ impl World {
 }
 
 impl Connection {
+    pub async fn over(stream: TlsStream<TcpStream>, http2: bool) -> Self {
+        let stream = TokioIo::new(stream);
+        if http2 {
+            let (sender, connection) = http2::handshake(TokioExecutor::new(), stream).await.unwrap();
+            tokio::spawn(connection);
+            Self::Http2(sender)
+        } else {
+            let (sender, connection) = http1::handshake(stream).await.unwrap();
+            tokio::spawn(connection.with_upgrades());
+            Self::Http1(sender)
+        }
+    }
+
     pub async fn open(&mut self, number: u128, request: Builder, body: ClientBody) -> Response<Incoming> {
+        self.open_for(&host_name(number), request, body).await
+    }
+
+    /// Sends a request for a host: in the Host header, unless the request has one, or the target of HTTP/2.
+    async fn open_for(&mut self, host: &str, request: Builder, body: ClientBody) -> Response<Incoming> {
         let mut request = request.body(body).unwrap();
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key("host") {
-                    request.headers_mut().insert("host", host_name(number).parse().unwrap());
+                    request.headers_mut().insert("host", host.parse().unwrap());
                 }
                 sender.ready().await.unwrap();
                 sender.send_request(request).await.unwrap()
             }
             Self::Http2(sender) => {
                 let path = request.uri().path().to_owned();
-                *request.uri_mut() = format!("https://{}{path}", host_name(number)).parse().unwrap();
+                *request.uri_mut() = format!("https://{host}{path}").parse().unwrap();
                 sender.ready().await.unwrap();
                 sender.send_request(request).await.unwrap()
             }
@@ -117,7 +136,12 @@ impl Connection {
     }
 
     pub async fn send(&mut self, number: u128, request: Builder, body: ClientBody) -> Answer {
-        let (parts, body) = self.open(number, request, body).await.into_parts();
+        self.send_for(&host_name(number), request, body).await
+    }
+
+    /// The same for any host.
+    pub async fn send_for(&mut self, host: &str, request: Builder, body: ClientBody) -> Answer {
+        let (parts, body) = self.open_for(host, request, body).await.into_parts();
         let body = body.collect().await.unwrap();
         let trailers = body.trailers().cloned().unwrap_or_default();
         let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();

@@ -33,11 +33,24 @@ pub struct Unreadable {
     pub key: String,
 }
 
+#[derive(Debug)]
+struct KnownImage {
+    /// Its UUID, which tells it from a later one of the same name.
+    id: String,
+    state: ImageState,
+}
+
+impl KnownImage {
+    /// Whether it is not being deleted.
+    fn is_usable(&self) -> bool {
+        !matches!(self.state, ImageState::Deleting | ImageState::Deleted)
+    }
+}
+
 /// Every image and the versions that may be launched.
 #[derive(Debug, Default)]
 pub struct Catalog {
-    /// Images that are not being deleted.
-    images: HashMap<ImageName, bool>,
+    images: HashMap<ImageName, KnownImage>,
     versions: HashMap<ImageName, BTreeMap<VersionNumber, Arc<Launchable>>>,
 }
 
@@ -59,8 +72,8 @@ impl Catalog {
         if let Some(name) = key.strip_prefix("images/") {
             let name: ImageName = name.parse().map_err(|_| unreadable())?;
             let image = Image::decode(value).map_err(|_| unreadable())?;
-            let alive = !matches!(image.state(), ImageState::Deleting | ImageState::Deleted);
-            self.images.insert(name, alive);
+            let state = image.state();
+            self.images.insert(name, KnownImage { id: image.id, state });
             return Ok(());
         }
         let (name, version) = version_key(key).ok_or_else(unreadable)?;
@@ -86,11 +99,21 @@ impl Catalog {
         }
     }
 
+    /// The UUID of an image that exists, though it may be on its way out.
+    pub fn image_id(&self, image: &ImageName) -> Option<&str> {
+        let known = self.images.get(image).filter(|known| known.state != ImageState::Deleted)?;
+        Some(&known.id)
+    }
+
+    /// The UUID of an image that is not being deleted.
+    pub fn usable_image_id(&self, image: &ImageName) -> Option<&str> {
+        let known = self.images.get(image).filter(|known| known.is_usable())?;
+        Some(&known.id)
+    }
+
     /// The version to launch: the given one, or the newest, if it may be.
     pub fn resolve(&self, image: &ImageName, version: Option<VersionNumber>) -> Option<Arc<Launchable>> {
-        if !*self.images.get(image)? {
-            return None;
-        }
+        self.usable_image_id(image)?;
         let versions = self.versions.get(image)?;
         match version {
             Some(version) => versions.get(&version).cloned(),

@@ -4,6 +4,7 @@
 pub mod access_keys;
 mod attached;
 pub mod connectors;
+pub mod domains;
 pub mod invitations;
 pub mod tokens;
 

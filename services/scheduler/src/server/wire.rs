@@ -3,6 +3,7 @@
 use std::time::SystemTime;
 
 use api::connector::v1::{NetworkConnector, UpdateStatus};
+use api::domain::v1::{Domain, domain::Target};
 use api::microvm::v1 as wire;
 use model::ConnectorArn;
 
@@ -86,6 +87,15 @@ pub fn connector(
         create_time: Some(api::timestamp(connector.life.made)),
         update_time: Some(api::timestamp(shown.life.made)),
     }
+}
+
+/// An own domain with the URL of its microVM.
+pub fn domain(domain: Domain, config: &Config) -> Domain {
+    let url = match domain.target {
+        Some(Target::MicrovmId(_)) => endpoint_url(&domain.name, config.endpoint_port),
+        Some(Target::ImageName(_)) | None => String::new(),
+    };
+    Domain { url, ..domain }
 }
 
 pub fn change(change: &Change, config: &Config) -> wire::WatchMicrovmsResponse {

@@ -80,6 +80,8 @@ impl Term {
             self.end_on_lost_hosts();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
+            let term = Arc::clone(&self);
+            self.spawn(async move { term.remove_dangling_domains().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
                 self.continue_drains();
                 self.forget_surplus();

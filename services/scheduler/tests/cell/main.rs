@@ -6,6 +6,7 @@
 
 mod access;
 mod connectors;
+mod domains;
 mod egress;
 mod failures;
 mod host;

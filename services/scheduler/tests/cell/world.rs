@@ -8,6 +8,7 @@ use std::time::SystemTime;
 use api::access::v1::access_key_service_client::AccessKeyServiceClient;
 use api::common::v1::{Hook, HookMode, Hooks, Resources};
 use api::connector::v1::network_connector_service_client::NetworkConnectorServiceClient;
+use api::domain::v1::domain_service_client::DomainServiceClient;
 use api::host::v1::host_service_client::HostServiceClient;
 use api::image::v1::{
     Image, ImageConfiguration, ImageState, ImageVersion, SnapshotRef, VersionState, VersionStatus,
@@ -34,6 +35,7 @@ use crate::host::FakeHost;
 
 pub type Client = MicrovmServiceClient<Channel>;
 pub type Connectors = NetworkConnectorServiceClient<Channel>;
+pub type Domains = DomainServiceClient<Channel>;
 pub type Keys = AccessKeyServiceClient<Channel>;
 
 /// A scheduler, killed when dropped.
@@ -225,6 +227,10 @@ impl World {
 
     pub fn keys(&self, scheduler: &Scheduler, role: Role) -> Keys {
         AccessKeyServiceClient::new(self.channel(scheduler, role))
+    }
+
+    pub fn domains(&self, scheduler: &Scheduler, role: Role) -> Domains {
+        DomainServiceClient::new(self.channel(scheduler, role))
     }
 
     /// What the scheduler at an address wrote to its log.

@@ -271,6 +271,7 @@ Examples:
   torpor open ID                         print a link, and open it where there is a display
   torpor open ID --path /docs --for 1h
   torpor open ID --port 9000 --print     only print it
+  torpor open ID --domain app.example.com
 
 A browser cannot send tokens. The link works once, within a minute, and gives the browser
 that follows it a cookie for this microVM and port. Whoever has the link before you has the
@@ -294,6 +295,9 @@ pub struct Open {
     /// How long the session lasts, 1m to 12h.
     #[arg(long = "for", value_name = "TIME", value_parser = parse, default_value = "12h")]
     pub session: Duration,
+    /// Own domain that the link and the session are for (see torpor domain); default: the endpoint's name.
+    #[arg(long, value_name = "NAME")]
+    pub domain: Option<String>,
     /// Only print the link, whatever the display.
     #[arg(long)]
     pub print: bool,

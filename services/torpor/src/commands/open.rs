@@ -7,11 +7,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use api::microvm::v1::CreateMicrovmInvitationRequest;
+use api::domain::v1::{Domain, domain::Target};
+use api::microvm::v1::{CreateMicrovmInvitationRequest, Microvm};
 use client::{EndpointClient, HttpVersion};
+use model::domains::is_within;
 
 use super::Session;
 use super::calls::microvm_id;
+use super::domain;
 use super::microvm::fetch;
 use crate::cli::microvm::Open;
 use crate::error::CliError;
@@ -25,20 +28,26 @@ const LOOK: Duration = Duration::from_secs(3);
 
 pub async fn run(session: &Session, arguments: Open) -> Result<(), CliError> {
     let id = microvm_id(session, &arguments.id).await?;
+    let microvm = fetch(session, &id).await?;
+    let host = match &arguments.domain {
+        Some(name) => own_host(domain::get(session, name.clone()).await?, &microvm)?,
+        None => microvm.endpoint.clone(),
+    };
     let request = CreateMicrovmInvitationRequest {
         microvm_id: id.clone(),
         port: arguments.port.into(),
         path: arguments.path,
         session_duration: Some(api::duration_proto(arguments.session)),
     };
-    let answer = session.call(request).await.map_err(|error| error.in_flags(flags::OPEN))?;
+    let mut answer = session.call(request).await.map_err(|error| error.in_flags(flags::OPEN))?;
+    // The link is good under every name of the microVM, the session under the one that the browser begins it with.
+    answer.url = answer.url.replacen(&microvm.endpoint, &host, 1);
     session.show(INVITATION, &answer, |answer| output::line(&answer.url))?;
     if session.json() {
         return Ok(());
     }
     let lasts = durations::short(arguments.session);
     output::remark(format_args!("the link works once, within a minute; the session lasts {lasts}"));
-    let host = fetch(session, &id).await?.endpoint;
     for obstacle in [name(session, &host).await, certificate(session, &host).await].into_iter().flatten() {
         output::remark(obstacle);
     }
@@ -46,6 +55,22 @@ pub async fn run(session: &Session, arguments: Open) -> Result<(), CliError> {
         open(&answer.url)?;
     }
     Ok(())
+}
+
+/// The name that the microVM has under an own domain.
+fn own_host(domain: Domain, microvm: &Microvm) -> Result<String, CliError> {
+    let label = microvm.endpoint.split('.').next().unwrap_or_default();
+    let host = match domain.target {
+        Some(Target::MicrovmId(id)) if id == microvm.microvm_id => Some(domain.name.clone()),
+        Some(Target::ImageName(image)) if image == microvm.image_name => {
+            domain.name.strip_prefix('*').map(|rest| format!("{label}{rest}"))
+        }
+        _ => None,
+    };
+    host.ok_or_else(|| {
+        CliError::usage(format!("--domain {}: does not lead to {}", domain.name, microvm.microvm_id))
+            .next("see torpor domain list")
+    })
 }
 
 /// What is in the way of a browser that looks for the endpoint's name.
@@ -57,11 +82,12 @@ async fn name(session: &Session, host: &str) -> Option<String> {
     let found = tokio::time::timeout(LOOK, tokio::net::lookup_host((host, 0))).await;
     let known = found.is_ok_and(|found| found.is_ok_and(|mut addresses| addresses.next().is_some()));
     let edge = &session.context.edge;
+    let fleet = &session.context.endpoint_domain;
+    let names = if is_within(host, fleet) { format!("*.{fleet}") } else { host.to_owned() };
     (!known).then(|| {
         format!(
-            "this machine cannot resolve {host}; next: have DNS lead *.{} to the edge at {edge}, or add the name to \
-             /etc/hosts",
-            session.context.endpoint_domain
+            "this machine cannot resolve {host}; next: have DNS lead {names} to the edge at {edge}, or add the name to \
+             /etc/hosts"
         )
     })
 }
@@ -116,4 +142,30 @@ fn open(url: &str) -> Result<(), CliError> {
     let mut opener = Command::new("xdg-open");
     opener.arg(&path).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     opener.spawn().map(drop).map_err(failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_link_is_for_a_name_of_the_microvm() {
+        let microvm = Microvm {
+            microvm_id: "microvm-1".to_owned(),
+            endpoint: "label.microvms.localhost".to_owned(),
+            image_name: "web".to_owned(),
+            ..Microvm::default()
+        };
+        let host = |name: &str, target| {
+            let domain = Domain { name: name.to_owned(), target: Some(target), ..Domain::default() };
+            own_host(domain, &microvm).map_err(|error| error.message)
+        };
+        let of = |id: &str| Target::MicrovmId(id.to_owned());
+        let all = |image: &str| Target::ImageName(image.to_owned());
+        assert_eq!(host("app.example.com", of("microvm-1")).as_deref(), Ok("app.example.com"));
+        assert_eq!(host("*.apps.example.com", all("web")).as_deref(), Ok("label.apps.example.com"));
+        for refused in [host("app.example.com", of("microvm-2")), host("*.apps.example.com", all("other"))] {
+            assert!(refused.unwrap_err().contains("does not lead to microvm-1"));
+        }
+    }
 }

@@ -7,6 +7,7 @@
 mod app;
 mod bad_input;
 mod crashes;
+mod domains;
 mod endings;
 mod isolation;
 mod lifecycle;

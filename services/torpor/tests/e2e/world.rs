@@ -1,7 +1,7 @@
 //! The running fleet, and what every test does with it.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use api::common::v1::{Hooks, IdlePolicy, Resources};
@@ -268,7 +268,19 @@ impl World {
         headers: &HashMap<&str, &str>,
         version: HttpVersion,
     ) -> Result<Answer, client::EndpointError> {
-        let endpoints = EndpointClient::new(&self.context.ca).unwrap();
+        self.request_trusting(&self.context.ca, endpoint, path, headers, version).await
+    }
+
+    /// The same to whoever shows a certificate of another CA, a PEM file.
+    pub async fn request_trusting(
+        &self,
+        ca: &Path,
+        endpoint: &str,
+        path: &str,
+        headers: &HashMap<&str, &str>,
+        version: HttpVersion,
+    ) -> Result<Answer, client::EndpointError> {
+        let endpoints = EndpointClient::new(ca).unwrap();
         let mut connection = endpoints.connect(&self.context.edge, endpoint, version).await?;
         let mut request = http::Request::get(path);
         for (name, value) in headers {

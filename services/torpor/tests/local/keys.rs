@@ -1,19 +1,17 @@
 //! `torpor key` against a service that is scripted and speaks real gRPC.
 
-use std::process::Output;
 use std::sync::{Arc, Mutex};
 
 use api::access::v1::*;
-use rpc::{Role, TlsIdentity};
-use serde_json::Value;
-use testkit::{Script, certificates};
+use testkit::Script;
+
+use crate::scripted::{Scripted, text};
 
 /// The keys that were made, and how they were asked for.
 type Made = Arc<Mutex<(Vec<AccessKey>, Vec<CreateAccessKeyRequest>)>>;
 
-/// A scheduler that keeps keys; pages hold one key.
-async fn scheduler(identity: &Arc<TlsIdentity>, made: &Made) -> Script {
-    let script = Script::start(identity, &[Role::Admin]).await;
+/// Has a scheduler keep keys; pages hold one key.
+fn keep_keys(script: &Script, made: &Made) {
     let state = Arc::clone(made);
     script.react("CreateAccessKey", move |request: CreateAccessKeyRequest| {
         if request.description.len() > 256 {
@@ -54,79 +52,38 @@ async fn scheduler(identity: &Arc<TlsIdentity>, made: &Made) -> Script {
             false => Err(api::errors::not_found("access key", &request.access_key_id)),
         }
     });
-    script
 }
 
 struct World {
-    directory: tempfile::TempDir,
+    fleet: Scripted,
     made: Made,
-    _script: Script,
 }
 
 impl World {
     async fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        certificates::write(directory.path(), &[]);
-        let files = certificates::files(directory.path(), "admin");
-        let made = Made::default();
-        let script = scheduler(&certificates::identity(directory.path(), Role::Scheduler), &made).await;
-        let context = client::Context {
-            scheduler: script.address.to_string(),
-            image_builder: "127.0.0.1:1".to_owned(),
-            edge: "127.0.0.1:1".to_owned(),
-            api: "https://localhost:1".to_owned(),
-            endpoint_domain: "microvms.localhost".to_owned(),
-            ca: files.ca,
-            cert: files.cert,
-            key: files.key,
-            s3: client::S3Access {
-                endpoint: "http://127.0.0.1:1".to_owned(),
-                region: "us-east-1".to_owned(),
-                access_key_id: "AKIAROOT".to_owned(),
-                secret_access_key: "root".to_owned(),
-            },
-        };
-        std::fs::write(client::Context::file(directory.path()), context.to_toml()).unwrap();
-        Self { directory, made, _script: script }
+        let (fleet, made) = (Scripted::start().await, Made::default());
+        keep_keys(&fleet.script, &made);
+        Self { fleet, made }
     }
-
-    async fn torpor(&self, arguments: &[&str]) -> Output {
-        tokio::process::Command::new(env!("CARGO_BIN_EXE_torpor"))
-            .args(arguments)
-            .env("TORPOR_DATA_DIR", self.directory.path())
-            .output()
-            .await
-            .unwrap()
-    }
-
-    async fn json(&self, arguments: &[&str]) -> Value {
-        let output = self.torpor(&[arguments, &["-o", "json"]].concat()).await;
-        assert!(output.status.success(), "{}", text(&output.stderr));
-        serde_json::from_slice(&output.stdout).unwrap()
-    }
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
 }
 
 #[tokio::test]
 async fn a_key_is_made_shown_once_listed_and_deleted() {
     let world = World::new().await;
-    let policy = world.directory.path().join("policy.json");
+    let policy = world.fleet.directory.path().join("policy.json");
     std::fs::write(
         &policy,
         r#"{"Version": "2012-10-17", "Statement": [{"Effect": "Deny", "Action": "lambda:Get*", "Resource": ["a", "b"]}]}"#,
     )
     .unwrap();
-    let made = world.torpor(&["key", "create", "--description", "ci"]).await;
+    let made = world.fleet.torpor(&["key", "create", "--description", "ci"]).await;
     let (stdout, stderr) = (text(&made.stdout), text(&made.stderr));
     assert!(made.status.success(), "{stderr}");
     assert!(stdout.contains("AKIA0000000000000000") && stdout.contains("s3cr3t/of+this-key"), "{stdout}");
     assert!(stdout.contains("everything") && stderr.contains("shown this once"), "{stdout}{stderr}");
 
     let path = policy.to_str().unwrap();
-    let made = world.json(&["key", "create", "--policy", path, "--expires", "90d"]).await;
+    let made = world.fleet.json(&["key", "create", "--policy", path, "--expires", "90d"]).await;
     assert_eq!(made["secretAccessKey"], "s3cr3t/of+this-key");
     assert_eq!(made["accessKey"]["accessKeyId"], "AKIA0000000000000001");
     let asked = world.made.lock().unwrap().1.clone();
@@ -144,30 +101,30 @@ async fn a_key_is_made_shown_once_listed_and_deleted() {
     assert_eq!(left.as_secs().div_ceil(86_400), 90);
 
     // Every page, and no secret.
-    let listed = world.json(&["key", "list"]).await;
+    let listed = world.fleet.json(&["key", "list"]).await;
     let ids: Vec<&str> =
         listed.as_array().unwrap().iter().map(|key| key["accessKeyId"].as_str().unwrap()).collect();
     assert_eq!(ids, ["AKIA0000000000000000", "AKIA0000000000000001"]);
     assert_eq!(listed[1]["policy"]["statements"][0]["effect"], "DENY");
-    let table = world.torpor(&["key", "ls"]).await;
+    let table = world.fleet.torpor(&["key", "ls"]).await;
     let table = text(&table.stdout) + &text(&table.stderr);
     for part in ["ci", "everything", "1 statement: lambda:Get*", "in 89d", "never", "AKIAROOT"] {
         assert!(table.contains(part), "{part}: {table}");
     }
     assert!(!table.contains("s3cr3t") && !listed.to_string().contains("s3cr3t"));
 
-    let deleted = world.torpor(&["key", "delete", ids[0], ids[1]]).await;
+    let deleted = world.fleet.torpor(&["key", "delete", ids[0], ids[1]]).await;
     assert_eq!(text(&deleted.stdout), format!("{} deleted\n{} deleted\n", ids[0], ids[1]));
-    let again = world.torpor(&["key", "delete", ids[0]]).await;
+    let again = world.fleet.torpor(&["key", "delete", ids[0]]).await;
     assert_eq!(again.status.code(), Some(3), "{}", text(&again.stderr));
-    assert!(text(&world.torpor(&["key", "list"]).await.stdout).contains("no access keys; make one"));
+    assert!(text(&world.fleet.torpor(&["key", "list"]).await.stdout).contains("no access keys; make one"));
 }
 
 #[tokio::test]
 async fn what_the_service_refuses_is_said() {
     let world = World::new().await;
     let long = "x".repeat(257);
-    let refused = world.torpor(&["key", "create", "--description", &long]).await;
+    let refused = world.fleet.torpor(&["key", "create", "--description", &long]).await;
     assert_eq!(refused.status.code(), Some(2));
     assert!(
         text(&refused.stderr).contains("description: at most 256 characters"),

@@ -4,6 +4,8 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on panics
 
 mod cli;
+mod domains;
 mod keys;
 mod layout;
+mod scripted;
 mod supervisor;
