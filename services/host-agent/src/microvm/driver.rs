@@ -19,6 +19,7 @@ use crate::domain::idle::{IdleDecision, decide, sleep_sentence};
 use crate::domain::local_state::{Admission, admit};
 use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
+use crate::wakes::Turn;
 
 pub const NOTICES_MAX: usize = 16;
 /// After the app's end is known by the engine's end alone: how long the guest's
@@ -63,6 +64,7 @@ impl Driver {
         let (sender, mailbox) = mpsc::channel(limits.mailbox);
         let handle = Handle {
             id: Arc::from(core.id.as_str()),
+            image: Arc::from(core.spec.image_name.as_str()),
             no_ingress: core.spec.ingress.is_closed(),
             view: core.view.subscribe(),
             activity: Arc::clone(&core.activity),
@@ -198,7 +200,7 @@ impl Driver {
                     let _ = reply.send(kept.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
-                Command::Resume(order) => self.wake(order.take(), reply).await,
+                Command::Resume(order, turn) => self.wake(order.take(), turn.take(), reply).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
             },
             // Nothing is under way between two inputs, so a settled state never answers these.
@@ -220,7 +222,7 @@ impl Driver {
             Fence::Newer => {
                 self.core.journal.generation = offered;
                 // The numbering of observations begins again with a generation; a resume or an end publishes.
-                if !matches!(command, Command::Resume(_) | Command::End(_)) {
+                if !matches!(command, Command::Resume(..) | Command::End(_)) {
                     self.core.publish();
                 }
                 Ok(())
@@ -283,12 +285,13 @@ impl Driver {
     async fn wake(
         &mut self,
         order: Option<Box<super::ResumeOrder>>,
+        turn: Option<Turn>,
         reply: oneshot::Sender<Outcome>,
     ) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
         let (result, joined) =
-            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(order, &cancel)).await;
+            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(order, turn, &cancel)).await;
         if result.is_err() {
             self.core.host.metrics.failed("wake");
         }
