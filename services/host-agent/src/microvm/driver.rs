@@ -244,6 +244,7 @@ impl Driver {
             return ControlFlow::Continue(());
         };
         tracing::warn!(microvm = %self.core.id, error = %failure, "launch failed");
+        self.core.log.append(format!("launch failed: {failure}"));
         self.core.host.metrics.failed("launch");
         // When somebody ended the microVM while it was being launched, the launch was interrupted for that: the end that
         // was asked for is the one to record, not the interruption. It waits at the front of the backlog, and is answered

@@ -51,6 +51,7 @@ impl Core {
             self.save_settled();
             self.publish();
             tracing::warn!(microvm = %self.id, error = %failure, "wake failed; the microVM sleeps on");
+            self.log.append(format!("wake failed: {failure}"));
         }
         woken
     }
