@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::core::{Core, Notice};
 use super::end::exit_sentence;
 use super::inbox::{Inbox, answer, ask, run_transition};
+use super::suspend::Slept;
 use super::{Command, EndOrder, Handle, Message, Outcome};
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
@@ -150,6 +151,7 @@ impl Driver {
     /// Looks once more, since bytes may have moved meanwhile, and at what its policy names: that is measured now and at no
     /// other time.
     async fn idle_due(&mut self) {
+        let requests = self.core.activity.requests();
         if self.core.spec.idle.awake_while.cpu_percent.is_some() {
             self.core.sample();
         }
@@ -157,7 +159,7 @@ impl Driver {
             IdleDecision::Sleep => {
                 let situation = self.core.activity.situation();
                 let reason = sleep_sentence(&situation, self.core.host.monotonic_ms());
-                self.suspend(Cause::idle(reason), None).await;
+                self.fall_asleep(Cause::idle(reason), requests).await;
             }
             IdleDecision::StayAwake(reason) => self.core.activity.stay_awake(reason, &self.core.host),
             IdleDecision::Wait { .. } | IdleDecision::Never => {}
@@ -192,7 +194,7 @@ impl Driver {
                 Command::Suspend(cause) => {
                     let drained = *cause == TransitionCause::Drain;
                     let cause = if drained { Cause::drain() } else { Cause::requested() };
-                    self.suspend(cause, Some(reply)).await;
+                    self.suspend(cause, vec![reply]).await;
                     ControlFlow::Continue(())
                 }
                 Command::KeepAwake(duration) => {
@@ -262,17 +264,40 @@ impl Driver {
         ControlFlow::Break(Ended { report })
     }
 
-    async fn suspend(&mut self, cause: Cause, reply: Option<oneshot::Sender<Outcome>>) {
+    /// Its own decision, which a request calls off that comes after the first `requests`. Whoever asks for a suspend meanwhile
+    /// gets one all the same.
+    async fn fall_asleep(&mut self, cause: Cause, requests: u64) {
+        let (result, joined) = self.run_suspend(cause, Some(requests)).await;
+        match result {
+            Ok(Slept::CalledOff) if joined.is_empty() => {}
+            Ok(Slept::CalledOff) => self.suspend(Cause::requested(), joined).await,
+            result => self.suspended(result, joined).await,
+        }
+    }
+
+    async fn suspend(&mut self, cause: Cause, mut replies: Vec<oneshot::Sender<Outcome>>) {
+        let (result, joined) = self.run_suspend(cause, None).await;
+        replies.extend(joined);
+        self.suspended(result, replies).await;
+    }
+
+    async fn run_suspend(
+        &mut self,
+        cause: Cause,
+        requests: Option<u64>,
+    ) -> (Result<Slept, HostError>, Vec<oneshot::Sender<Outcome>>) {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let suspend = self.core.suspend(cause);
-        let (result, joined) = run_transition(&mut self.inbox, &view, &cancel, suspend).await;
+        run_transition(&mut self.inbox, &view, &cancel, self.core.suspend(cause, requests)).await
+    }
+
+    async fn suspended(&mut self, result: Result<Slept, HostError>, replies: Vec<oneshot::Sender<Outcome>>) {
         if result.is_err() {
             self.core.host.metrics.failed("suspend");
         }
         let asleep = result.is_ok();
-        let outcome = result.map(|()| self.core.observed());
-        answer(outcome, reply.into_iter().chain(joined));
+        let outcome = result.map(|_| self.core.observed());
+        answer(outcome, replies.into_iter());
         if asleep {
             // The answer goes first.
             tokio::task::yield_now().await;

@@ -11,7 +11,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::app_disk::{ECHO_PORT, SLOW_PORT};
 use crate::calls::*;
-use crate::world::{PATIENCE, World};
+use crate::world::{Agent, PATIENCE, World};
 
 const IDLE: Duration = Duration::from_secs(2);
 /// Longer than any microVM of these tests is looked at.
@@ -125,7 +125,7 @@ async fn cpu_use_keeps_it_awake_where_its_policy_says_so() {
 async fn requests_while_the_suspend_hook_runs_are_answered_once() {
     let world = World::start().await;
     let agent = world.agent(4096).await;
-    let hooks = Some(hooks(&["suspend"]));
+    let hooks = Some(hooks(&["suspend", "resume"]));
     let snapshot = image(&world, &agent, hooks).await;
     for asked in [true, false] {
         let mut one = spec(&snapshot);
@@ -159,9 +159,55 @@ async fn requests_while_the_suspend_hook_runs_are_answered_once() {
         let ((), counts) = tokio::join!(suspended, requests);
         assert_eq!(counts, ["1", "2"], "each was carried out once, asked for: {asked}");
         let now = observed(&agent).await[id].clone();
-        assert_eq!((now.state(), why(&now).0), (MicrovmState::Running, TransitionCause::Traffic));
+        // One that was asked for is finished first; the microVM's own is called off.
+        let expected = if asked { TransitionCause::Traffic } else { TransitionCause::Requested };
+        assert_eq!((now.state(), why(&now).0), (MicrovmState::Running, expected), "asked for: {asked}");
+        let called_off = "suspend called off: a request came".to_owned();
+        assert_eq!(log_lines(&agent, id).await.contains(&called_off), !asked);
+        // Either way the app was told of both, once.
+        assert_eq!(hooks_called(&agent, id).await, ["suspend", "resume"], "asked for: {asked}");
         terminate(&agent, id, 1).await.unwrap();
     }
+}
+
+/// The hooks that the app has been called, in order.
+async fn hooks_called(agent: &Agent, id: &str) -> Vec<String> {
+    let told = get(agent, id, "hooks").await;
+    told.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_calls_an_idle_suspend_off_and_not_one_that_is_asked_for_meanwhile() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let hooks = Some(hooks(&["suspend", "resume"]));
+    let snapshot = image(&world, &agent, hooks).await;
+    let one = MicrovmSpec { hooks, ..sleepy(spec(&snapshot), IDLE) };
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    assert_eq!(get(&agent, id, &format!("set?suspend-takes={HOOK_SECONDS}")).await, "ok");
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    assert_eq!(get(&agent, id, "count").await, "1");
+    assert_eq!(agent.log_text().matches("to=Suspended").count(), 0);
+
+    // Idle once more. The request is answered, and the suspend that was asked for takes place.
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    let asked = async {
+        // The host has the command while the hook runs.
+        suspend(&agent, id, 1).await.unwrap()
+    };
+    let (suspended, count) = tokio::join!(asked, get(&agent, id, "count"));
+    assert_eq!((suspended.state(), count.as_str()), (MicrovmState::Suspended, "2"));
+    assert_eq!(why(&suspended).0, TransitionCause::Requested);
+
+    // A resume hook that fails then costs nothing but a word.
+    assert_eq!(get(&agent, id, "set?resume=500").await, "ok");
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    assert_eq!(get(&agent, id, "count").await, "3");
+    let now = observed(&agent).await[id].clone();
+    assert_eq!(now.state(), MicrovmState::Running);
+    assert!(now.state_reason.starts_with("Resume lifecycle hook returned HTTP status 500"), "{now:?}");
+    terminate(&agent, id, 1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
