@@ -143,7 +143,7 @@ mod tests {
             (b"\x81\x01x\x88\x02\x03\xe8", Frames::Closing),
             (b"\x81\x81", Frames::Lost),
             (b"\x83\x00", Frames::Lost),
-            (b"HTTP", Frames::Lost),
+            (b"echo", Frames::Lost),
         ] {
             let mut frames = Frames::default();
             frames.pass(bytes);

@@ -6,7 +6,7 @@ use api::common::v1::AwakeWhile;
 use api::host::v1::ObservedMicrovm;
 use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::{AwakeReason, MicrovmState, TransitionCause};
-use api::tunnel::v1::OpenStatus;
+use api::tunnel::v1::{OpenResponse, OpenStatus};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::app_disk::{ECHO_PORT, SLOW_PORT};
@@ -213,7 +213,7 @@ async fn a_request_calls_an_idle_suspend_off_and_not_one_that_is_asked_for_meanw
 #[tokio::test(flavor = "multi_thread")]
 async fn the_callers_of_one_microvm_leave_room_for_the_others() {
     let world = World::start().await;
-    let agent = world.agent_with(4096, "[limits]\nwaiting_opens_per_microvm = 2\n").await;
+    let agent = world.agent_with(4096, "[limits]\nwaiting_opens_per_microvm = 2\nwakes_at_once = 1\n").await;
     let hooks = Some(hooks(&["resume"]));
     let snapshot = image(&world, &agent, hooks).await;
     let (mut slow, other) = (spec(&snapshot), spec(&snapshot));
@@ -227,9 +227,14 @@ async fn the_callers_of_one_microvm_leave_room_for_the_others() {
     }
     let began = Instant::now();
     let opens = (0..4).map(|_| open(&agent, &slow.microvm_id, ECHO_PORT, true));
-    let (opened, of_other) =
-        tokio::join!(futures::future::join_all(opens), get(&agent, &other.microvm_id, "count"),);
+    let slow_opens = async { (futures::future::join_all(opens).await, began.elapsed()) };
+    let other_page = async { (page(&agent, &other.microvm_id, "count").await, began.elapsed()) };
+    let ((opened, slow_after), ((of_other, woken), other_after)) = tokio::join!(slow_opens, other_page);
     assert_eq!(of_other, "1");
+    // Only one is woken at a time, and a turn ends before the hook.
+    assert!(other_after < slow_after, "{other_after:?} {slow_after:?}");
+    let waited = |response: &OpenResponse| response.phases.iter().any(|phase| phase.name == "queue");
+    assert!(waited(&woken) || opened.iter().any(|(response, _)| waited(response)), "{woken:?}");
     let busy: Vec<_> = opened.iter().filter(|(response, _)| response.status() == OpenStatus::Busy).collect();
     assert_eq!((busy.len(), opened.len()), (2, 4), "after {:?}", began.elapsed());
     for (response, _) in busy {
