@@ -29,6 +29,7 @@ use crate::server::browser::REDEMPTIONS_MAX;
 use crate::server::endpoint::Endpoints;
 use crate::server::listener::Listener;
 use crate::server::send::Sender;
+use crate::server::websocket::LEAVE_WAIT;
 
 /// How often unused tunnels are looked through.
 const SWEEP_EVERY: Duration = Duration::from_secs(1);
@@ -133,7 +134,7 @@ impl App {
                 client: self.client,
                 limits,
             });
-            let (websockets, cut) = (TaskTracker::new(), CancellationToken::new());
+            let (websockets, leave) = (TaskTracker::new(), CancellationToken::new());
             let sender = Sender {
                 dialer,
                 response_wait,
@@ -142,7 +143,7 @@ impl App {
                 websockets: websockets.clone(),
                 unread,
                 stopping: shutdown.clone(),
-                cut: cut.clone(),
+                leave: leave.clone(),
             };
             let endpoints = Arc::new(Endpoints {
                 domain: self.config.domain,
@@ -155,7 +156,7 @@ impl App {
                 redemptions: Semaphore::new(REDEMPTIONS_MAX),
                 metrics: self.metrics,
             });
-            let cutting = tokio::spawn(cut_after(shutdown.clone(), drain, cut));
+            let leaving = tokio::spawn(leave_after(shutdown.clone(), drain, leave));
             let (domains, listener, stopping) = (self.domains, self.listener, shutdown.clone());
             let serving = async move {
                 // A handshake cannot wait for the certificate it should show, so the first of them does.
@@ -170,19 +171,19 @@ impl App {
             serving.await;
             websockets.close();
             websockets.wait().await;
-            cutting.abort();
+            leaving.abort();
             sweeping.abort();
             tunnels.clear();
         })
     }
 }
 
-/// WebSockets have the drain time to end by themselves: the edge passes their frames on unread, so it cannot know where
-/// between two of them a close frame would be understood.
-async fn cut_after(shutdown: CancellationToken, drain: Duration, cut: CancellationToken) {
+/// WebSockets have the drain time to end by themselves. What is left of them then is told that the edge goes, a moment before
+/// the connections are cut that some of them share with other streams.
+async fn leave_after(shutdown: CancellationToken, drain: Duration, leave: CancellationToken) {
     shutdown.cancelled().await;
-    tokio::time::sleep(drain).await;
-    cut.cancel();
+    tokio::time::sleep(drain - LEAVE_WAIT.min(drain / 2)).await;
+    leave.cancel();
 }
 
 async fn sweep(tunnels: Arc<Tunnels>) {

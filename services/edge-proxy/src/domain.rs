@@ -3,6 +3,7 @@
 
 pub mod attempt;
 pub mod browser;
+pub mod frames;
 pub mod host;
 pub mod port;
 pub mod rate;

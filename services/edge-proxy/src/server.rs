@@ -11,3 +11,4 @@ pub mod listener;
 pub mod send;
 pub mod stream;
 pub mod upgrade;
+pub mod websocket;

@@ -21,6 +21,7 @@ mod floods;
 mod limits;
 mod protocols;
 mod smuggling;
+mod storm;
 mod tokens;
 mod uploads;
 mod websockets;

@@ -1,16 +1,19 @@
 //! What the two ends say to each other arrives as it was said: targets, streams and their ends, gRPC.
 
+use std::sync::atomic::Ordering;
+
 use api::microvm::v1::MicrovmState::Running;
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use testkit::until;
 use tokio::io::AsyncWriteExt as _;
 use tokio::sync::mpsc;
 
 use super::ONE;
-use super::world::client::{ClientBody, body};
-use super::world::{World, host_name, id, limits, raw};
+use super::world::client::{ClientBody, Connection, body};
+use super::world::{WAIT, World, host_name, id, limits, raw};
 
 /// Answers with the request line that it saw, without HTTP's help.
 async fn request_lines(mut stream: tokio::net::TcpStream) {
@@ -46,6 +49,7 @@ async fn targets_arrive_byte_for_byte() {
         ("GET", "/%ff", Some("/%ff")),
         ("GET", "/\u{e9}", Some("/\u{e9}")),
         ("GET", "/a|b\"{}^[]\\", Some("/a|b\"{}^[]\\")),
+        ("GET", "/?a|b{}^[]\\`", Some("/?a|b{}^[]\\`")),
         ("GET", "/@:8080/x:y@z", Some("/@:8080/x:y@z")),
         ("OPTIONS", "*", Some("*")),
         ("PROPFIND", "/dav", Some("/dav")),
@@ -68,6 +72,50 @@ async fn targets_arrive_byte_for_byte() {
             Some(expected) => assert_eq!(seen, format!("{method} {expected} HTTP/1.1"), "{answer}"),
             // Two hosts in one request.
             None => assert!(answer.starts_with("HTTP/1.1 400 "), "{target}: {answer}"),
+        }
+    }
+}
+
+/// What the HTTP library does not read: RFC 3986 wants these percent-encoded, and browsers do it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn targets_that_cannot_be_read_are_refused() {
+    let world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    for target in ["/a`b", "/a<b", "/a>b", "/?\"", "/?<", "/?>"] {
+        let mut client = world.tls(ONE, false, |_| ()).await.unwrap();
+        let (host, token) = (host_name(ONE), world.token(ONE));
+        let request = format!("GET {target} HTTP/1.1\r\nhost: {host}\r\nx-aws-proxy-auth: {token}\r\n\r\n");
+        client.write_all(request.as_bytes()).await.unwrap();
+        let answer = raw::head(&mut client).await;
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{target}: {answer}");
+    }
+    assert!(world.host.requests().is_empty());
+}
+
+/// A client that resets its HTTP/2 stream (CANCEL) ends the request at the app, before an answer and within one; its other
+/// streams go on.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_stream_that_its_client_resets_ends_at_the_app() {
+    let world = World::start(limits()).await;
+    world.microvm(ONE, Running);
+    let at_work = || world.app.writers.load(Ordering::SeqCst);
+    for to_app_http2 in ["false", "true"] {
+        let Connection::Http2(sender) = world.connect(ONE, true).await else { unreachable!() };
+        let mut other = Connection::Http2(sender.clone());
+        for path in ["/silent", "/endless"] {
+            let mut one = Connection::Http2(sender.clone());
+            let request = world.authorized(ONE, path).header("x-aws-proxy-force-h2", to_app_http2);
+            let asked = tokio::spawn(async move {
+                let _response = one.open(ONE, request, body("")).await;
+                std::future::pending::<()>().await;
+            });
+            until("the app is at work", || async { at_work() == 1 }).await;
+            // Dropping the response, or the wait for it, resets the stream.
+            asked.abort();
+            let ended = until("the app hears of it", || async { at_work() == 0 });
+            tokio::time::timeout(WAIT, ended).await.expect(path);
+            let request = world.authorized(ONE, "/").header("x-aws-proxy-force-h2", to_app_http2);
+            assert_eq!(other.send(ONE, request, body("")).await.status, 200, "{path} {to_app_http2}");
         }
     }
 }

@@ -15,7 +15,7 @@ use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, Buf
 
 use super::world::client::body;
 use super::world::host::Conduct;
-use super::world::{World, claims, host_name, id, limits};
+use super::world::{World, claims, host_name, id, limits, raw};
 use super::{ONE, TWO};
 
 const KEY: &str = "dGhlIHNhbXBsZSBub25jZQ==";
@@ -209,6 +209,33 @@ async fn one_that_wakes_its_microvm_waits_and_one_ends_with_the_edge() {
         .await
         .expect("the edge did not stop")
         .unwrap();
+}
+
+/// An app that agrees to any handshake and sends one frame.
+async fn one_frame(mut stream: tokio::net::TcpStream) {
+    raw::head(&mut stream).await;
+    let answer = "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n";
+    stream.write_all([answer.as_bytes(), b"\x81\x05hello"].concat().as_slice()).await.unwrap();
+    let _ = raw::rest(&mut stream).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn one_that_is_open_when_the_drain_time_ends_is_told_that_the_edge_goes() {
+    for http2 in [false, true] {
+        let mut world = World::start(Limits { drain_ms: 1000, ..limits() }).await;
+        world.microvm(ONE, Running);
+        world.host.redirect(id(ONE), raw::app(one_frame).await);
+        let request = handshake(http2, "/").header("x-aws-proxy-auth", world.token(ONE));
+        let response = world.connect(ONE, http2).await.open(ONE, request, body("")).await;
+        let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
+        stream.read_exact(&mut [0; 7]).await.unwrap();
+        world.shutdown.cancel();
+        // 1001 is "going away"; then the stream ends.
+        assert_eq!(raw::rest(&mut stream).await, b"\x88\x02\x03\xe9", "HTTP/2: {http2}");
+        drop(stream);
+        let serving = &mut world.serving;
+        tokio::time::timeout(super::world::WAIT, serving).await.expect("the edge did not stop").unwrap();
+    }
 }
 
 /// A thousand WebSockets on fifty microVMs that sleep: one message each wakes every microVM once, and each is answered on the

@@ -30,6 +30,7 @@ use crate::microvms::Microvms;
 use crate::reporter::Reporter;
 use crate::server::host_agent::HostAgent;
 use crate::server::tunnel::Tunnels;
+use crate::wakes::Wakes;
 
 /// How long transitions under way may take to settle after SIGTERM. What has
 /// not settled by then is settled by the next start.
@@ -81,6 +82,7 @@ impl App {
         let host = Arc::new(Host {
             capacity: Capacity::new(config.memory_capacity_mib),
             ahead: EnginesAhead::new(clock.clone()),
+            wakes: Wakes::new(config.limits.wakes_at_once, config.limits.wakes_waiting),
             engine_description: engine.describe(),
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),

@@ -95,6 +95,10 @@ pub struct Limits {
     pub waiting_opens: usize,
     /// Those of them that may wait for one microVM.
     pub waiting_opens_per_microvm: usize,
+    /// MicroVMs that are woken at a time; more queue, and images take turns.
+    pub wakes_at_once: usize,
+    /// MicroVMs in that queue; what is beyond is told to try again, or wakes on another host.
+    pub wakes_waiting: usize,
     pub bakes: usize,
     /// Engines that wait for a microVM, per image in use; 0 makes none.
     pub engines_ahead: usize,
@@ -166,6 +170,8 @@ impl Default for Limits {
             connections_per_microvm: 128,
             waiting_opens: 1024,
             waiting_opens_per_microvm: 64,
+            wakes_at_once: 16,
+            wakes_waiting: 1024,
             bakes: 4,
             engines_ahead: 2,
             engines_ahead_total: 8,
@@ -191,6 +197,8 @@ impl Config {
             ("limits.connections_per_microvm", self.limits.connections_per_microvm),
             ("limits.waiting_opens", self.limits.waiting_opens),
             ("limits.waiting_opens_per_microvm", self.limits.waiting_opens_per_microvm),
+            ("limits.wakes_at_once", self.limits.wakes_at_once),
+            ("limits.wakes_waiting", self.limits.wakes_waiting),
             ("limits.bakes", self.limits.bakes),
             ("limits.tombstones", self.limits.tombstones),
         ] {
@@ -218,6 +226,7 @@ mod tests {
             ("schedulers", |c| c.schedulers.clear()),
             ("memory_peak_factor", |c| c.memory_peak_factor = 0),
             ("limits.bakes", |c| c.limits.bakes = 0),
+            ("limits.wakes_at_once", |c| c.limits.wakes_at_once = 0),
             ("timeouts.lease_ttl_ms", |c| c.timeouts.lease_ttl_ms = 1),
         ];
         for (key, break_it) in broken {

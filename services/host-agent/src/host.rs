@@ -16,6 +16,7 @@ use crate::domain::HostError;
 use crate::domain::capacity::{Capacity, Reservation};
 use crate::engines_ahead::EnginesAhead;
 use crate::metrics::Metrics;
+use crate::wakes::Wakes;
 
 /// How often a start that waits for a slot asks waiting engines for theirs.
 const ROOM_POLL: Duration = Duration::from_millis(50);
@@ -80,6 +81,8 @@ pub struct Host {
     pub capacity: Capacity,
     /// Engines that wait for a microVM.
     pub ahead: EnginesAhead,
+    /// Whose turn it is to be woken.
+    pub wakes: Arc<Wakes>,
     pub metrics: Metrics,
     pub clock: Clock,
     /// Rises with every change of any microVM.

@@ -15,10 +15,12 @@ mod reporter;
 mod resources;
 mod server;
 mod stopwatch;
+mod wakes;
 
 use std::process::ExitCode;
 
 pub use config::Config;
+pub use wakes::{QueueFull, Turn, Wakes};
 
 /// The whole program: settings, telemetry, the service, an exit code.
 pub fn main() -> ExitCode {

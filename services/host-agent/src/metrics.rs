@@ -26,6 +26,7 @@ pub struct Metrics {
     suspended: Gauge,
     memory_mib: Gauge,
     engines_ahead: Gauge,
+    wakes_waiting: Gauge,
 }
 
 /// Upper bounds of the buckets, in seconds: from a suspend of milliseconds to a bake of minutes.
@@ -50,6 +51,11 @@ impl Metrics {
             running: part.add("microvms_running", "MicroVMs running", Gauge::default()),
             suspended: part.add("microvms_suspended", "MicroVMs suspended here", Gauge::default()),
             engines_ahead: part.add("engines_ahead", "Engines that wait for a microVM", Gauge::default()),
+            wakes_waiting: part.add(
+                "wakes_waiting",
+                "MicroVMs that wait for their turn to be woken",
+                Gauge::default(),
+            ),
             memory_mib: part.add("memory_mib", "Baseline guest memory handed out", Gauge::default()),
         })
     }
@@ -74,6 +80,11 @@ impl Metrics {
     /// A connection to a guest port was opened.
     pub fn tunnel_opened(&self) {
         self.tunnels.inc();
+    }
+
+    /// So many microVMs wait for their turn to be woken.
+    pub fn wakes_wait(&self, count: usize) {
+        self.wakes_waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub fn holds(&self, running: u32, suspended: u32, memory_mib: u64, engines_ahead: usize) {

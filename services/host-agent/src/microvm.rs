@@ -55,6 +55,7 @@ pub use self::start::{clone_disk, engine_error};
 use crate::adapters::logs::Log;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::{HostError, LocalState, Spec};
+use crate::wakes::Turn;
 
 /// What others see of a microVM.
 #[derive(Clone)]
@@ -75,7 +76,8 @@ pub enum Command {
     Suspend(TransitionCause),
     /// Keep it awake for this long from now; `None` gives the lease up.
     KeepAwake(Option<Duration>),
-    Resume(Option<Box<ResumeOrder>>),
+    /// With the turn that it waited for, unless it seemed to be awake.
+    Resume(Option<Box<ResumeOrder>>, Option<Turn>),
     End(EndOrder),
 }
 
@@ -119,6 +121,8 @@ pub struct Message {
 #[derive(Clone)]
 pub struct Handle {
     pub id: Arc<str>,
+    /// Name of its image.
+    pub image: Arc<str>,
     /// True when its ingress closes the endpoint.
     pub no_ingress: bool,
     pub view: watch::Receiver<View>,

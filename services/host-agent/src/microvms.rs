@@ -19,6 +19,7 @@ use crate::domain::metering::Meter;
 use crate::domain::{HostError, LocalState, Spec};
 use crate::host::{Host, timestamp};
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
+use crate::wakes::Turn;
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
 const REPLACE_ROUNDS_MAX: usize = 3;
@@ -215,6 +216,16 @@ impl Microvms {
         running.then(|| handle.activity.idleness(&handle.idle, &self.host))
     }
 
+    /// Waits until a microVM may be woken; `None` when it is awake or about to be.
+    pub async fn turn_to_wake(&self, spec: &Spec) -> Result<Option<Turn>, HostError> {
+        let state = self.get(spec.id.as_str()).map(|handle| handle.view.borrow().state);
+        if !matches!(state, None | Some(LocalState::Suspending | LocalState::Suspended)) {
+            return Ok(None);
+        }
+        let turn = self.host.wakes.turn(spec.id.as_str(), &spec.image_name).await;
+        turn.map(Some).map_err(|full| HostError::Capacity(full.to_string()))
+    }
+
     /// Wakes a microVM; answers when it is RUNNING. One that this host does not
     /// hold is fetched from S3 first.
     pub async fn resume(
@@ -222,6 +233,7 @@ impl Microvms {
         spec: Spec,
         generation: u64,
         snapshot: Option<SnapshotCopies>,
+        turn: Option<Turn>,
     ) -> Outcome {
         let id = spec.id.clone();
         let handle = match self.get(id.as_str()) {
@@ -238,7 +250,7 @@ impl Microvms {
             }
         };
         handle
-            .command(Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot }))), Some(generation))
+            .command(Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot })), turn), Some(generation))
             .await
     }
 
@@ -350,6 +362,7 @@ impl Microvms {
         let (_, slots_taken) = self.host.pool.counts();
         // Engines that only wait make room for microVMs.
         let slots_used = slots_taken.saturating_sub(engines_ahead);
+        self.host.metrics.wakes_wait(self.host.wakes.waiting());
         self.host.metrics.holds(running, suspended, self.host.capacity.used_mib(), engines_ahead);
         HostUsage {
             memory_used_mib: self.host.capacity.used_mib(),

@@ -22,6 +22,13 @@ impl Stopwatch {
         Self { began: Instant::now(), kind, cause: Arc::new(cause), phases: Arc::default() }
     }
 
+    /// Counts from `asked`, when it could not be begun yet; the time until now is the phase "queue".
+    pub fn after_queue(kind: &'static str, cause: Cause, asked: Instant) -> Self {
+        let watch = Self { began: asked, ..Self::start(kind, cause) };
+        watch.record("queue", Duration::ZERO, asked.elapsed());
+        watch
+    }
+
     /// Runs `work` as the phase `name`; failed phases are recorded too.
     pub async fn phase<T>(&self, name: &'static str, work: impl Future<Output = T>) -> T {
         let start = self.began.elapsed();

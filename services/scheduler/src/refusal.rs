@@ -77,8 +77,9 @@ pub enum Refusal {
     #[error("The host {host} is away; {why}.")]
     HostAway { host: HostId, why: &'static str, retry_after: Duration },
     /// The app's output is not kept any more.
-    #[error("The log of the MicroVM {0} is no longer available.")]
-    LogGone(MicrovmId),
+    /// With why the microVM has ended, when it has: of a launch that failed that is all there is.
+    #[error("The log of the MicroVM {id} is no longer available.{}", end.as_ref().map_or(String::new(), |reason| format!(" It has ended: {reason}")))]
+    LogGone { id: MicrovmId, end: Option<String> },
     /// What the host answered; passed on as it is.
     #[error("{}", .0.message())]
     Host(Box<tonic::Status>),

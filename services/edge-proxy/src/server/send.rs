@@ -38,8 +38,8 @@ pub struct Sender {
     pub unread: Duration,
     /// Cancelled when the edge begins to stop: no more WebSockets.
     pub stopping: CancellationToken,
-    /// Cancelled when the drain time is over: cuts the WebSockets.
-    pub cut: CancellationToken,
+    /// Cancelled when the drain time is almost over: ends the WebSockets.
+    pub leave: CancellationToken,
 }
 
 pub struct Admitted {

@@ -123,14 +123,14 @@ impl Sender {
             return Ok(response.map(|body| ResponseBody::app(body, admitted.permit, None)));
         };
         agree(&mut response, handshake, accept, &offer);
-        let (cut, metrics, unread) = (self.cut.clone(), self.metrics.clone(), self.unread);
+        let (leave, metrics, unread) = (self.leave.clone(), self.metrics.clone(), self.unread);
         // Its connection is not idle, also when HTTP/2 has nothing else to do; it is one of the microVM's requests.
         let place = (client.activity.begin(), admitted.permit);
         let revoked = revoked(self.dialer.table.revocations(admitted.label), admitted.token_revocations);
         self.websockets.spawn(async move {
             metrics.websockets.inc();
             tokio::select! {
-                () = carry(client_side, app_side, unread, &cut) => {}
+                () = carry(client_side, app_side, unread, &leave) => {}
                 () = revoked => tracing::debug!("a WebSocket was cut: its token was revoked"),
             }
             metrics.websockets.dec();
@@ -196,13 +196,13 @@ async fn revoked(revocations: Option<watch::Receiver<u64>>, known: u64) {
     std::future::pending().await
 }
 
-/// Carries bytes until both sides have closed, one fails, the client takes nothing for as long as `unread`, or the edge's
-/// drain time is over.
-async fn carry(client: OnUpgrade, app: OnUpgrade, unread: Duration, cut: &CancellationToken) {
-    match cut.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
+/// Carries bytes until both sides have closed, one fails, the client takes nothing for as long as `unread`, or the edge takes
+/// leave.
+async fn carry(client: OnUpgrade, app: OnUpgrade, unread: Duration, leave: &CancellationToken) {
+    match leave.run_until_cancelled(async { tokio::try_join!(client, app) }).await {
         Some(Ok((client, app))) => {
             let client = Patient::new(TokioIo::new(client), unread, None, ());
-            tunnel::copy(client, TokioIo::new(app), |_| (), cut).await;
+            super::websocket::carry(client, TokioIo::new(app), leave).await;
         }
         Some(Err(error)) => tracing::debug!(%error, "a WebSocket did not begin"),
         None => {}

@@ -22,7 +22,7 @@ use tokio::task::JoinHandle;
 pub struct AppServer {
     pub address: SocketAddr,
     pub requests: Arc<AtomicUsize>,
-    /// Bytes that "/endless" has written, and how many of its writers are at work.
+    /// Bytes that "/endless" has written, and how many answers of it and of "/silent" are at work.
     pub produced: Arc<AtomicUsize>,
     pub writers: Arc<AtomicUsize>,
     task: JoinHandle<()>,
@@ -163,6 +163,13 @@ async fn answer(request: Request<Incoming>, served: usize, seen: Seen) -> Answer
         "/stall" => {
             std::future::pending::<()>().await;
             drop(request);
+            Err("not reached")
+        }
+        // Is at work and says nothing.
+        "/silent" => {
+            seen.writers.fetch_add(1, Ordering::SeqCst);
+            let _counted = Counted(seen.writers);
+            std::future::pending::<()>().await;
             Err("not reached")
         }
         "/endless" => Ok(Response::new(endless(seen))),

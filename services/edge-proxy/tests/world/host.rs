@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use api::common::v1::Phase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
+use host_agent::Wakes;
 use rpc::TlsIdentity;
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -53,14 +54,17 @@ impl Guest {
         self.hold.lock().unwrap().cancel();
     }
 
-    async fn wake(&self) {
+    /// True when it slept.
+    async fn wake(&self) -> bool {
         let _alone = self.waking.lock().await;
-        if !*self.awake.borrow() {
+        let slept = !*self.awake.borrow();
+        if slept {
             tokio::time::sleep(RESTORE).await;
             self.wakes.fetch_add(1, Ordering::SeqCst);
             *self.hold.lock().unwrap() = CancellationToken::new();
             self.awake.send_replace(true);
         }
+        slept
     }
 
     /// Carries a connection across the guest's sleeps.
@@ -91,6 +95,10 @@ struct State {
     guests: HashMap<String, Arc<Guest>>,
     apps: HashMap<String, SocketAddr>,
     requests: Vec<OpenRequest>,
+    /// The real queue of a host, when wakes have to wait for their turn.
+    wakes: Option<Arc<Wakes>>,
+    images: HashMap<String, String>,
+    woken: Vec<String>,
 }
 
 pub struct Host {
@@ -119,17 +127,26 @@ impl Host {
         };
         let (state, open, cut) = (host.state.clone(), host.open.clone(), host.cut.clone());
         let handler = move |request: OpenRequest, responder: Responder| {
-            let (conduct, guest, app) = {
+            let (conduct, guest, app, queue) = {
                 let mut state = state.lock().unwrap();
                 state.requests.push(request.clone());
                 let guest = state.guests.entry(request.microvm_id.clone()).or_default().clone();
                 let conduct = state.conduct.get(&request.microvm_id).cloned().unwrap_or(Conduct::Serve);
-                (conduct, guest, state.apps.get(&request.microvm_id).copied().unwrap_or(app))
+                let image = state.images.get(&request.microvm_id).cloned().unwrap_or_default();
+                let queue = state.wakes.clone().map(|wakes| (wakes, image));
+                (conduct, guest, state.apps.get(&request.microvm_id).copied().unwrap_or(app), queue)
             };
+            let state = state.clone();
             let (open, cut) = (open.clone(), cut.lock().unwrap().clone());
             async move {
                 open.fetch_add(1, Ordering::SeqCst);
-                serve(conduct, &guest, request.port, responder, app, &cut).await;
+                let microvm_id = request.microvm_id.as_str();
+                if let Some((responder, woken)) = wake_in_turn(queue, &guest, microvm_id, responder).await {
+                    if woken {
+                        state.lock().unwrap().woken.push(microvm_id.to_owned());
+                    }
+                    serve(conduct, &guest, request.port, responder, app, &cut).await;
+                }
                 open.fetch_sub(1, Ordering::SeqCst);
             }
         };
@@ -151,6 +168,23 @@ impl Host {
         self.state.lock().unwrap().apps.insert(microvm_id, app);
     }
 
+    /// From now on wakes wait for their turn, in the queue that hosts have.
+    pub fn wake_in_turn(&self, at_once: usize, waiting_max: usize) -> Arc<Wakes> {
+        let wakes = Wakes::new(at_once, waiting_max);
+        self.state.lock().unwrap().wakes = Some(Arc::clone(&wakes));
+        wakes
+    }
+
+    /// Says which image a microVM is of.
+    pub fn belongs(&self, microvm_id: String, image: &str) {
+        self.state.lock().unwrap().images.insert(microvm_id, image.to_owned());
+    }
+
+    /// Who was woken in turn, in the order in which they were awake.
+    pub fn woken(&self) -> Vec<String> {
+        self.state.lock().unwrap().woken.clone()
+    }
+
     /// Everything that was asked so far.
     pub fn requests(&self) -> Vec<OpenRequest> {
         self.state.lock().unwrap().requests.clone()
@@ -159,6 +193,30 @@ impl Host {
     /// Cuts every tunnel that stands, as a suspend does.
     pub fn cut(&self) {
         std::mem::take(&mut *self.cut.lock().unwrap()).cancel();
+    }
+}
+
+/// Wakes the guest when its turn has come, as a host does. `None` when it may not wait, or its caller is gone.
+async fn wake_in_turn(
+    queue: Option<(Arc<Wakes>, String)>,
+    guest: &Guest,
+    microvm_id: &str,
+    mut responder: Responder,
+) -> Option<(Responder, bool)> {
+    let Some((wakes, image)) = queue else { return Some((responder, false)) };
+    if *guest.awake.borrow() {
+        return Some((responder, false));
+    }
+    let turn = tokio::select! {
+        turn = wakes.turn(microvm_id, &image) => turn,
+        () = responder.abandoned() => return None,
+    };
+    match turn {
+        Ok(_turn) => Some((responder, guest.wake().await)),
+        Err(full) => {
+            responder.refuse(OpenStatus::NoRoom, full.to_string(), None).await;
+            None
+        }
     }
 }
 

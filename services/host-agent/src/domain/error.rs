@@ -65,6 +65,11 @@ pub enum HostError {
 }
 
 impl HostError {
+    /// A start that was interrupted because the microVM is to end.
+    pub fn terminating() -> Self {
+        Self::Interrupted("the microVM is being terminated".to_owned())
+    }
+
     /// The message of an error with all its sources, and whether one of them is a full disk.
     pub fn chain(error: &(dyn std::error::Error + 'static)) -> (String, bool) {
         let mut text = error.to_string();

@@ -98,7 +98,7 @@ pub enum Admission {
 
 /// What `state` answers to `ask`. Wakes and launches are single-flight: the second caller joins the first.
 /// Only a launch or a wake may be interrupted; a suspend that has begun is finished first, because until its
-/// manifest is there the session exists nowhere else.
+/// manifest is there the session exists nowhere else, unless it is called off before the pause (`microvm::suspend`).
 pub fn admit(state: LocalState, ask: Ask) -> Admission {
     use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
     match (state, ask) {

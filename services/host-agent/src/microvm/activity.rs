@@ -19,6 +19,8 @@ const UNKNOWN: u32 = u32::MAX;
 #[derive(Debug)]
 pub struct Activity {
     bytes: AtomicU64,
+    /// Things that came and moved no bytes themselves.
+    requests: AtomicU64,
     /// Monotonic milliseconds and kind of the last activity, in one number so that both are of one moment.
     last: AtomicU64,
     last_wall_ms: AtomicU64,
@@ -48,6 +50,7 @@ impl Activity {
     pub fn new(bytes: u64) -> Self {
         Self {
             bytes: AtomicU64::new(bytes),
+            requests: AtomicU64::new(0),
             last: AtomicU64::new(0),
             last_wall_ms: AtomicU64::new(0),
             lease_end_ms: AtomicU64::new(0),
@@ -60,8 +63,14 @@ impl Activity {
 
     /// Something came for it now that moves no bytes itself.
     pub fn request(&self, host: &Host) {
+        self.requests.fetch_add(1, Ordering::Relaxed);
         self.begin(ActivityKind::Request, host);
         self.last_wall_ms.fetch_max(host.now_ms(), Ordering::Relaxed);
+    }
+
+    /// How often something has come for it.
+    pub fn requests(&self) -> u64 {
+        self.requests.load(Ordering::Relaxed)
     }
 
     /// Counts `bytes` moved now, through a shell or another connection.

@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 use super::core::{Core, Notice};
 use super::end::exit_sentence;
 use super::inbox::{Inbox, answer, ask, run_transition};
+use super::suspend::Slept;
 use super::{Command, EndOrder, Handle, Message, Outcome};
 use crate::adapters::journal::Tombstone;
 use crate::domain::fence::{Fence, fence};
@@ -19,6 +20,7 @@ use crate::domain::idle::{IdleDecision, decide, sleep_sentence};
 use crate::domain::local_state::{Admission, admit};
 use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
+use crate::wakes::Turn;
 
 pub const NOTICES_MAX: usize = 16;
 /// After the app's end is known by the engine's end alone: how long the guest's
@@ -63,6 +65,7 @@ impl Driver {
         let (sender, mailbox) = mpsc::channel(limits.mailbox);
         let handle = Handle {
             id: Arc::from(core.id.as_str()),
+            image: Arc::from(core.spec.image_name.as_str()),
             no_ingress: core.spec.ingress.is_closed(),
             view: core.view.subscribe(),
             activity: Arc::clone(&core.activity),
@@ -148,6 +151,7 @@ impl Driver {
     /// Looks once more, since bytes may have moved meanwhile, and at what its policy names: that is measured now and at no
     /// other time.
     async fn idle_due(&mut self) {
+        let requests = self.core.activity.requests();
         if self.core.spec.idle.awake_while.cpu_percent.is_some() {
             self.core.sample();
         }
@@ -155,7 +159,7 @@ impl Driver {
             IdleDecision::Sleep => {
                 let situation = self.core.activity.situation();
                 let reason = sleep_sentence(&situation, self.core.host.monotonic_ms());
-                self.suspend(Cause::idle(reason), None).await;
+                self.fall_asleep(Cause::idle(reason), requests).await;
             }
             IdleDecision::StayAwake(reason) => self.core.activity.stay_awake(reason, &self.core.host),
             IdleDecision::Wait { .. } | IdleDecision::Never => {}
@@ -190,7 +194,7 @@ impl Driver {
                 Command::Suspend(cause) => {
                     let drained = *cause == TransitionCause::Drain;
                     let cause = if drained { Cause::drain() } else { Cause::requested() };
-                    self.suspend(cause, Some(reply)).await;
+                    self.suspend(cause, vec![reply]).await;
                     ControlFlow::Continue(())
                 }
                 Command::KeepAwake(duration) => {
@@ -198,7 +202,7 @@ impl Driver {
                     let _ = reply.send(kept.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
-                Command::Resume(order) => self.wake(order.take(), reply).await,
+                Command::Resume(order, turn) => self.wake(order.take(), turn.take(), reply).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
             },
             // Nothing is under way between two inputs, so a settled state never answers these.
@@ -220,7 +224,7 @@ impl Driver {
             Fence::Newer => {
                 self.core.journal.generation = offered;
                 // The numbering of observations begins again with a generation; a resume or an end publishes.
-                if !matches!(command, Command::Resume(_) | Command::End(_)) {
+                if !matches!(command, Command::Resume(..) | Command::End(_)) {
                     self.core.publish();
                 }
                 Ok(())
@@ -242,6 +246,7 @@ impl Driver {
             return ControlFlow::Continue(());
         };
         tracing::warn!(microvm = %self.core.id, error = %failure, "launch failed");
+        self.core.log.append(format!("launch failed: {failure}"));
         self.core.host.metrics.failed("launch");
         // When somebody ended the microVM while it was being launched, the launch was interrupted for that: the end that
         // was asked for is the one to record, not the interruption. It waits at the front of the backlog, and is answered
@@ -259,17 +264,40 @@ impl Driver {
         ControlFlow::Break(Ended { report })
     }
 
-    async fn suspend(&mut self, cause: Cause, reply: Option<oneshot::Sender<Outcome>>) {
+    /// Its own decision, which a request calls off that comes after the first `requests`. Whoever asks for a suspend meanwhile
+    /// gets one all the same.
+    async fn fall_asleep(&mut self, cause: Cause, requests: u64) {
+        let (result, joined) = self.run_suspend(cause, Some(requests)).await;
+        match result {
+            Ok(Slept::CalledOff) if joined.is_empty() => {}
+            Ok(Slept::CalledOff) => self.suspend(Cause::requested(), joined).await,
+            result => self.suspended(result, joined).await,
+        }
+    }
+
+    async fn suspend(&mut self, cause: Cause, mut replies: Vec<oneshot::Sender<Outcome>>) {
+        let (result, joined) = self.run_suspend(cause, None).await;
+        replies.extend(joined);
+        self.suspended(result, replies).await;
+    }
+
+    async fn run_suspend(
+        &mut self,
+        cause: Cause,
+        requests: Option<u64>,
+    ) -> (Result<Slept, HostError>, Vec<oneshot::Sender<Outcome>>) {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
-        let suspend = self.core.suspend(cause);
-        let (result, joined) = run_transition(&mut self.inbox, &view, &cancel, suspend).await;
+        run_transition(&mut self.inbox, &view, &cancel, self.core.suspend(cause, requests)).await
+    }
+
+    async fn suspended(&mut self, result: Result<Slept, HostError>, replies: Vec<oneshot::Sender<Outcome>>) {
         if result.is_err() {
             self.core.host.metrics.failed("suspend");
         }
         let asleep = result.is_ok();
-        let outcome = result.map(|()| self.core.observed());
-        answer(outcome, reply.into_iter().chain(joined));
+        let outcome = result.map(|_| self.core.observed());
+        answer(outcome, replies.into_iter());
         if asleep {
             // The answer goes first.
             tokio::task::yield_now().await;
@@ -283,12 +311,13 @@ impl Driver {
     async fn wake(
         &mut self,
         order: Option<Box<super::ResumeOrder>>,
+        turn: Option<Turn>,
         reply: oneshot::Sender<Outcome>,
     ) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
         let (result, joined) =
-            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(order, &cancel)).await;
+            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(order, turn, &cancel)).await;
         if result.is_err() {
             self.core.host.metrics.failed("wake");
         }

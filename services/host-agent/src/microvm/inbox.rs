@@ -94,7 +94,7 @@ pub fn ask(command: &Command) -> Ask {
         Command::Launch => Ask::Launch,
         Command::Suspend(_) => Ask::Suspend,
         Command::KeepAwake(_) => Ask::KeepAwake,
-        Command::Resume(_) => Ask::Resume,
+        Command::Resume(..) => Ask::Resume,
         Command::End(_) => Ask::Terminate,
     }
 }

@@ -34,7 +34,7 @@ impl Core {
             .hooks
             .enabled(HookName::Run)
             .map(|hook| (hook, hooks::run_body(self.id.as_str(), payload)));
-        let plan = Plan { device_state: base.device_state(), own: None, hook, base };
+        let plan = Plan { device_state: base.device_state(), own: None, hook, base, turn: None };
         let read = files::occupied_bytes(&plan.device_state);
         let live = self.start(&watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read += read;

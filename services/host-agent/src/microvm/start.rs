@@ -21,6 +21,7 @@ use crate::engines_ahead;
 use crate::failpoint;
 use crate::resources::{EngineHeld, Resources, SlotHeld};
 use crate::stopwatch::Stopwatch;
+use crate::wakes::Turn;
 
 pub struct Plan {
     pub base: ImageSnapshotLease,
@@ -29,6 +30,8 @@ pub struct Plan {
     pub own: Option<OwnState>,
     /// Hook to call last, with its body.
     pub hook: Option<(Hook, String)>,
+    /// Of a wake; given back before the hook, whose time is the app's own.
+    pub turn: Option<Turn>,
 }
 
 /// What a microVM that sleeps has beyond its image.
@@ -53,9 +56,10 @@ impl Core {
     pub async fn start(
         &mut self,
         watch: &Stopwatch,
-        plan: Plan,
+        mut plan: Plan,
         cancel: &CancellationToken,
     ) -> Result<Live, HostError> {
+        let turn = plan.turn.take();
         let host = Arc::clone(&self.host);
         let _under_way = host.ahead.starting();
         let (hook, first) = (plan.hook.clone(), plan.own.is_none());
@@ -65,12 +69,12 @@ impl Core {
         self.asleep.thaw(&self.id, &restored.dialer).await;
         let repaired = tokio::select! {
             biased;
-            () = cancel.cancelled() => Err(HostError::Interrupted("the microVM is being terminated".to_owned())),
+            () = cancel.cancelled() => Err(HostError::terminating()),
             reason = restored.machine.exited() => Err(HostError::Engine(format!(
                 "the engine ended while the guest was starting: {}",
                 super::end::exit_sentence(&reason),
             ))),
-            repaired = self.repair_guest(watch, &restored, hook, first) => repaired,
+            repaired = self.repair_guest(watch, &restored, hook, (first, turn)) => repaired,
         };
         match repaired {
             Ok(connection) => {
@@ -198,7 +202,7 @@ impl Core {
         watch: &Stopwatch,
         restored: &Restored,
         hook: Option<(Hook, String)>,
-        first: bool,
+        (first, turn): (bool, Option<Turn>),
     ) -> Result<GuestConnection, HostError> {
         let timeouts = &self.host.config.timeouts;
         let repair = repair_request(&self.id, self.journal.restore_count, first)?;
@@ -210,6 +214,7 @@ impl Core {
             .await
             .map_err(|error| link_error(&error))?;
         failpoint::hit(if first { "launch-identity" } else { "wake-identity" });
+        drop(turn);
         if let Some((hook, body)) = hook {
             // The hook's own output must reach the log even when it fails the launch.
             let mut connection = connection;

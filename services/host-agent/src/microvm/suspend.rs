@@ -6,6 +6,10 @@
 //!
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
 //! it is there the session is the snapshot, and the engine never runs again.
+//!
+//! A microVM that falls asleep by itself does so because nobody calls. A request that comes before the pause calls its suspend
+//! off: the app, which has been told to prepare for sleep, is told that it goes on (the resume hook), and then the request is
+//! let in. A suspend that somebody asked for is finished first.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -28,10 +32,39 @@ use crate::domain::{HostError, LocalState};
 use crate::failpoint;
 use crate::stopwatch::Stopwatch;
 
+/// How a suspend ended that did not fail.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Slept {
+    Asleep,
+    /// A request came before the guest was paused, which runs on.
+    CalledOff,
+}
+
+/// Why a suspend stops half-way.
+enum Stop {
+    Failed(HostError),
+    CalledOff,
+}
+
+impl From<HostError> for Stop {
+    fn from(failure: HostError) -> Self {
+        Self::Failed(failure)
+    }
+}
+
+/// What a suspend that stops half-way has to undo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Reached {
+    Nothing,
+    /// The connections have given their sockets up.
+    Held,
+    Paused,
+}
+
 impl Core {
-    /// Puts the microVM to sleep. Called in [`LocalState::Running`]; ends in
-    /// SUSPENDED, or in RUNNING with the failure as its reason.
-    pub async fn suspend(&mut self, cause: Cause) -> Result<(), HostError> {
+    /// Puts the microVM to sleep, unless something comes for it after the first `requests`; `None` in any case. Called in
+    /// [`LocalState::Running`]; ends in SUSPENDED, or in RUNNING with the failure, if any, as its reason.
+    pub async fn suspend(&mut self, cause: Cause, requests: Option<u64>) -> Result<Slept, HostError> {
         let watch = Stopwatch::start("suspend", cause);
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
@@ -48,10 +81,10 @@ impl Core {
         // When the hook fails, the guest has not been stopped. When something fails after the pause, a full disk for example,
         // the guest is resumed where it stood. In neither case is anything left of the attempt; connections that have given
         // their sockets up get them back.
-        let mut held = Vec::new();
+        let (mut held, mut reached) = (Vec::new(), Reached::Nothing);
         let attempt = match began {
-            Ok(()) => self.write_snapshot(&watch, &live, &mut held).await,
-            Err(failure) => Err((failure, false)),
+            Ok(()) => self.write_snapshot(&watch, &live, requests, (&mut held, &mut reached)).await,
+            Err(failure) => Err(failure.into()),
         };
         match attempt {
             Ok((manifest, frozen)) => {
@@ -59,41 +92,50 @@ impl Core {
                 self.asleep = Asleep::new(manifest.sequence, held, frozen);
                 self.live = Some(live);
                 self.settle_suspended(&watch, &manifest).await;
-                Ok(())
+                Ok(Slept::Asleep)
             }
-            Err((failure, paused)) => {
-                self.run_on(live, paused, held, &failure).await;
+            Err(Stop::CalledOff) => {
+                self.call_off(live, reached, held).await;
+                Ok(Slept::CalledOff)
+            }
+            Err(Stop::Failed(failure)) => {
+                let live = self.let_run(live, reached, held).await;
+                self.run_on(live, &failure);
                 Err(failure)
             }
         }
     }
 
-    /// Hook, connections held, pause, files, manifest; with the manifest, the state of each connection. The flag in the error
-    /// says whether the guest had been paused.
+    /// Hook, connections held, pause, files, manifest; with the manifest, the state of each connection. Says what it holds and
+    /// how far it has come for whoever has to undo it.
     async fn write_snapshot(
         &mut self,
         watch: &Stopwatch,
         live: &Live,
-        held: &mut Vec<Held>,
-    ) -> Result<(LocalManifest, Vec<Option<FrozenTcp>>), (HostError, bool)> {
+        requests: Option<u64>,
+        (held, reached): (&mut Vec<Held>, &mut Reached),
+    ) -> Result<(LocalManifest, Vec<Option<FrozenTcp>>), Stop> {
+        let is_called_off = || requests.is_some_and(|requests| self.activity.requests() > requests);
         if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
-            let link = live.link().map_err(|failure| (failure, false))?;
-            watch
-                .phase("hook", call_hook(&link, hook, String::new()))
-                .await
-                .map_err(|failure| (failure, false))?;
+            watch.phase("hook", call_hook(&live.link()?, hook, String::new())).await?;
+        }
+        if is_called_off() {
+            return Err(Stop::CalledOff);
+        }
+        *reached = Reached::Held;
+        *held = watch.phase("hold", live.gate.hold()).await;
+        // Connections may have been waited for.
+        if is_called_off() {
+            return Err(Stop::CalledOff);
         }
         let sequence = self.journal.sequence + 1;
         let files = self.files.snapshot(sequence);
-        *held = watch.phase("hold", live.gate.hold()).await;
-        watch.phase("pause", live.machine.pause()).await.map_err(|error| (engine_error(&error), true))?;
+        *reached = Reached::Paused;
+        watch.phase("pause", live.machine.pause()).await.map_err(|error| engine_error(&error))?;
         failpoint::hit("suspend-paused");
         let frozen = Asleep::freeze(sequence, held);
         let written = self.snapshot_files(watch, live, sequence, &files, (held, &frozen)).await;
-        let manifest = written.map_err(|failure| {
-            files::discard(files.directory());
-            (failure, true)
-        })?;
+        let manifest = written.inspect_err(|_| files::discard(files.directory()))?;
         Ok((manifest, frozen))
     }
 
@@ -209,14 +251,15 @@ impl Core {
         }
     }
 
-    /// The suspend failed: the guest runs on. Before the pause its gate is as it was; after it the connections have given
-    /// their sockets up, and get them back through a fresh gate.
-    async fn run_on(&mut self, mut live: Live, paused: bool, held: Vec<Held>, failure: &HostError) {
-        if paused {
-            if let Err(error) = live.machine.resume().await {
-                // The driver sees the engine's end next; there is nothing left to save here.
-                tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
-            }
+    /// Lets the guest run on. When the connections have given their sockets up, they get them back through a fresh gate.
+    async fn let_run(&self, mut live: Live, reached: Reached, held: Vec<Held>) -> Live {
+        if reached >= Reached::Paused
+            && let Err(error) = live.machine.resume().await
+        {
+            // The driver sees the engine's end next; there is nothing left to save here.
+            tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
+        }
+        if reached >= Reached::Held {
             live.gate.close();
             live.gate =
                 Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
@@ -225,6 +268,33 @@ impl Core {
             }
             live.gate.expire_unclaimed();
         }
+        live
+    }
+
+    /// A request came before the pause. The app is told first, as on a wake; when its resume hook fails, nothing is lost that
+    /// could be gone back to, and the microVM says so and runs on.
+    async fn call_off(&mut self, live: Live, reached: Reached, held: Vec<Held>) {
+        let hooks = &self.spec.hooks;
+        let told = match (hooks.enabled(HookName::Suspend), hooks.enabled(HookName::Resume)) {
+            (Some(_), Some(hook)) => match live.link() {
+                Ok(link) => call_hook(&link, hook, String::new()).await,
+                Err(failure) => Err(failure),
+            },
+            _ => Ok(()),
+        };
+        let reason = told.err().map(|failure| failure.to_string()).unwrap_or_default();
+        self.live = Some(self.let_run(live, reached, held).await);
+        self.enter(Event::IsRunning, &reason);
+        self.save_settled();
+        self.publish();
+        self.log.append("suspend called off: a request came");
+        if !reason.is_empty() {
+            tracing::warn!(microvm = %self.id, reason, "a called-off suspend's resume hook failed; the microVM runs on");
+            self.log.append(reason);
+        }
+    }
+
+    fn run_on(&mut self, live: Live, failure: &HostError) {
         self.live = Some(live);
         self.enter(Event::IsRunning, &failure.to_string());
         self.activity.begin(ActivityKind::SuspendFailed, &self.host);

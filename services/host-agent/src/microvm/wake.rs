@@ -20,6 +20,7 @@ use crate::domain::local_state::Event;
 use crate::domain::transition::Cause;
 use crate::failpoint;
 use crate::stopwatch::Stopwatch;
+use crate::wakes::Turn;
 
 impl Core {
     /// Wakes the microVM. Called in `Suspended`; ends in RUNNING, or in
@@ -27,13 +28,17 @@ impl Core {
     pub async fn wake(
         &mut self,
         order: Option<Box<ResumeOrder>>,
+        turn: Option<Turn>,
         cancel: &CancellationToken,
     ) -> Result<(), HostError> {
         let cause = if order.is_some() { Cause::requested() } else { Cause::traffic() };
-        let watch = Stopwatch::start("wake", cause);
+        let watch = match turn.as_ref().and_then(Turn::waited_since) {
+            Some(asked) => Stopwatch::after_queue("wake", cause, asked),
+            None => Stopwatch::start("wake", cause),
+        };
         self.enter(Event::WakeBegan, "");
         self.publish_quietly();
-        let woken = self.try_wake(&watch, order, cancel).await;
+        let woken = self.try_wake(&watch, order, turn, cancel).await;
         if let Err(failure) = &woken {
             let reason = if matches!(failure, HostError::Interrupted(_)) {
                 String::new()
@@ -46,6 +51,7 @@ impl Core {
             self.save_settled();
             self.publish();
             tracing::warn!(microvm = %self.id, error = %failure, "wake failed; the microVM sleeps on");
+            self.log.append(format!("wake failed: {failure}"));
         }
         woken
     }
@@ -54,10 +60,14 @@ impl Core {
         &mut self,
         watch: &Stopwatch,
         order: Option<Box<ResumeOrder>>,
+        mut turn: Option<Turn>,
         cancel: &CancellationToken,
     ) -> Result<(), HostError> {
-        if let Some(order) = order {
-            self.take_placement(watch, *order).await?;
+        if let Some(remote) = order.and_then(|order| self.take_placement(*order)) {
+            // S3 may be slow; those whose snapshots are here do not wait for it.
+            drop(turn.take());
+            self.fetch_remote(watch, remote).await?;
+            turn = Some(self.next_turn(watch, cancel).await?);
         }
         self.journal.restore_count += 1;
         self.save()?;
@@ -73,6 +83,7 @@ impl Core {
             own: Some(OwnState { disk: snapshot.disk(), memory_difference: snapshot.memory_difference() }),
             hook,
             base,
+            turn,
         };
         let live = self.start(watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read +=
@@ -80,27 +91,27 @@ impl Core {
         self.run(watch, live, "woken").await
     }
 
-    /// Takes over what a scheduler's wake says: the spec, and the copy in S3
-    /// when it is newer than the one here.
-    async fn take_placement(&mut self, watch: &Stopwatch, order: ResumeOrder) -> Result<(), HostError> {
+    /// Takes over what a scheduler's wake says: the spec; returns the copy in S3 when it is newer than the one here.
+    fn take_placement(&mut self, order: ResumeOrder) -> Option<RemoteCopy> {
         self.journal.set_spec(&order.spec);
         self.spec = order.spec;
-        let Some(copies) = order.snapshot else {
-            return Ok(());
-        };
-        if must_fetch(
-            self.journal.sequence,
-            copies.sequence,
-            copies.remote && !copies.manifest_key.is_empty(),
-        ) {
-            let remote = RemoteCopy {
-                sequence: copies.sequence,
-                manifest_key: copies.manifest_key,
-                manifest_digest: copies.manifest_digest,
-            };
-            self.fetch_remote(watch, remote).await?;
+        let copies = order.snapshot?;
+        let remote = copies.remote && !copies.manifest_key.is_empty();
+        must_fetch(self.journal.sequence, copies.sequence, remote).then_some(RemoteCopy {
+            sequence: copies.sequence,
+            manifest_key: copies.manifest_key,
+            manifest_digest: copies.manifest_digest,
+        })
+    }
+
+    /// Waits for the turn of a microVM whose snapshot has just been fetched.
+    async fn next_turn(&self, watch: &Stopwatch, cancel: &CancellationToken) -> Result<Turn, HostError> {
+        let turn = self.host.wakes.turn(self.id.as_str(), &self.spec.image_name);
+        tokio::select! {
+            biased;
+            () = cancel.cancelled() => Err(HostError::terminating()),
+            turn = watch.phase("queue", turn) => turn.map_err(|full| HostError::Capacity(full.to_string())),
         }
-        Ok(())
     }
 
     /// Brings the microVM's snapshot from S3: into a temporary directory first,

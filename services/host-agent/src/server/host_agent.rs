@@ -103,9 +103,10 @@ impl HostAgentService for HostAgent {
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
         let spec = placed(request.spec, request.generation)?;
-        let observed =
-            detached(async move { microvms.resume(spec, request.generation, request.snapshot).await })
-                .await?;
+        // A caller that hangs up before its turn has come leaves the queue.
+        let turn = microvms.turn_to_wake(&spec).await.map_err(|failure| status(&failure))?;
+        let woken = async move { microvms.resume(spec, request.generation, request.snapshot, turn).await };
+        let observed = detached(woken).await?;
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 

@@ -238,9 +238,22 @@ impl Tunnels {
         if self.microvms.is_draining() {
             return Err(Refusal::new(OpenStatus::NoRoom, "the host is being drained"));
         }
+        // A caller that hangs up before its turn has come leaves the queue.
+        let mut view = handle.view.clone();
+        let turn = tokio::select! {
+            biased;
+            turn = self.host.wakes.turn(&handle.id, &handle.image) => {
+                turn.map_err(|full| Refusal::new(OpenStatus::NoRoom, full.to_string()))?
+            }
+            _ = view.wait_for(|view| matches!(view.state, LocalState::Terminating | LocalState::Gone)) => {
+                return Err(Refusal::ended(&handle.observed().state_reason));
+            }
+        };
         let handle = handle.clone();
         // Its own task: a caller that hangs up must not stop a wake that others have joined.
-        let woken = tokio::spawn(async move { handle.command(Command::Resume(None), None).await }).await;
+        let woken =
+            tokio::spawn(async move { handle.command(Command::Resume(None, Some(turn)), None).await });
+        let woken = woken.await;
         match woken {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(HostError::Capacity(message))) => Err(Refusal::new(OpenStatus::NoRoom, message)),

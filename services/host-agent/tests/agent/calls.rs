@@ -238,6 +238,17 @@ pub async fn until_state(agent: &Agent, id: &str, state: MicrovmState) -> (Obser
     until(agent, id, |one| one.state() == state).await
 }
 
+/// The log so far, of the app and the platform.
+pub async fn log_lines(agent: &Agent, id: &str) -> Vec<String> {
+    let request = FollowLogRequest { microvm_id: id.to_owned(), generation: 1, ..Default::default() };
+    let mut stream = client(agent, Role::Scheduler).follow_log(request).await.unwrap().into_inner();
+    let mut lines = Vec::new();
+    while let Some(message) = stream.message().await.unwrap() {
+        lines.extend(message.lines.into_iter().map(|line| line.text));
+    }
+    lines
+}
+
 /// What keeps a microVM awake; `None` when it does not run.
 pub async fn idleness(agent: &Agent, id: &str) -> Option<Idleness> {
     let request = GetIdlenessRequest { microvm_id: id.to_owned(), generation: 1 };

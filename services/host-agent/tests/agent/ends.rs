@@ -56,6 +56,8 @@ async fn hooks_that_fail_say_so() {
     let sentence = "Run lifecycle hook returned HTTP status 500. Please check your hook endpoint and application logs for more details.";
     assert_eq!((reason_of(&refused).as_deref(), refused.message()), (Some("HOOK_FAILED"), sentence));
     assert!(agent.engines().is_empty() && agent.names("microvms").is_empty());
+    let lines = log_lines(&agent, &one.microvm_id).await;
+    assert!(lines.contains(&format!("launch failed: {sentence}")), "{lines:?}");
 
     let mut two = spec(&snapshot);
     two.hooks = Some(hooks(&["suspend", "resume"]));
@@ -73,6 +75,9 @@ async fn hooks_that_fail_say_so() {
     assert_eq!(reason_of(&refused).as_deref(), Some("HOOK_FAILED"));
     assert_eq!(observed(&agent).await[id].state(), MicrovmState::Suspended);
     assert!(agent.engines().is_empty());
+    let lines = log_lines(&agent, id).await;
+    let failed = "wake failed: Resume lifecycle hook returned HTTP status 500.";
+    assert!(lines.iter().any(|line| line.starts_with(failed)), "{lines:?}");
     two.hooks = None;
     resume(&agent, &two, 1, None).await.unwrap();
     assert_eq!(get(&agent, id, "count").await, "1");

@@ -6,12 +6,12 @@ use api::common::v1::AwakeWhile;
 use api::host::v1::ObservedMicrovm;
 use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::{AwakeReason, MicrovmState, TransitionCause};
-use api::tunnel::v1::OpenStatus;
+use api::tunnel::v1::{OpenResponse, OpenStatus};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::app_disk::{ECHO_PORT, SLOW_PORT};
 use crate::calls::*;
-use crate::world::{PATIENCE, World};
+use crate::world::{Agent, PATIENCE, World};
 
 const IDLE: Duration = Duration::from_secs(2);
 /// Longer than any microVM of these tests is looked at.
@@ -125,7 +125,7 @@ async fn cpu_use_keeps_it_awake_where_its_policy_says_so() {
 async fn requests_while_the_suspend_hook_runs_are_answered_once() {
     let world = World::start().await;
     let agent = world.agent(4096).await;
-    let hooks = Some(hooks(&["suspend"]));
+    let hooks = Some(hooks(&["suspend", "resume"]));
     let snapshot = image(&world, &agent, hooks).await;
     for asked in [true, false] {
         let mut one = spec(&snapshot);
@@ -159,15 +159,61 @@ async fn requests_while_the_suspend_hook_runs_are_answered_once() {
         let ((), counts) = tokio::join!(suspended, requests);
         assert_eq!(counts, ["1", "2"], "each was carried out once, asked for: {asked}");
         let now = observed(&agent).await[id].clone();
-        assert_eq!((now.state(), why(&now).0), (MicrovmState::Running, TransitionCause::Traffic));
+        // One that was asked for is finished first; the microVM's own is called off.
+        let expected = if asked { TransitionCause::Traffic } else { TransitionCause::Requested };
+        assert_eq!((now.state(), why(&now).0), (MicrovmState::Running, expected), "asked for: {asked}");
+        let called_off = "suspend called off: a request came".to_owned();
+        assert_eq!(log_lines(&agent, id).await.contains(&called_off), !asked);
+        // Either way the app was told of both, once.
+        assert_eq!(hooks_called(&agent, id).await, ["suspend", "resume"], "asked for: {asked}");
         terminate(&agent, id, 1).await.unwrap();
     }
+}
+
+/// The hooks that the app has been called, in order.
+async fn hooks_called(agent: &Agent, id: &str) -> Vec<String> {
+    let told = get(agent, id, "hooks").await;
+    told.lines().filter_map(|line| line.split_whitespace().nth(1)).map(str::to_owned).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_calls_an_idle_suspend_off_and_not_one_that_is_asked_for_meanwhile() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let hooks = Some(hooks(&["suspend", "resume"]));
+    let snapshot = image(&world, &agent, hooks).await;
+    let one = MicrovmSpec { hooks, ..sleepy(spec(&snapshot), IDLE) };
+    let id = one.microvm_id.as_str();
+    launch(&agent, &one, 1).await.unwrap();
+    assert_eq!(get(&agent, id, &format!("set?suspend-takes={HOOK_SECONDS}")).await, "ok");
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    assert_eq!(get(&agent, id, "count").await, "1");
+    assert_eq!(agent.log_text().matches("to=Suspended").count(), 0);
+
+    // Idle once more. The request is answered, and the suspend that was asked for takes place.
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    let asked = async {
+        // The host has the command while the hook runs.
+        suspend(&agent, id, 1).await.unwrap()
+    };
+    let (suspended, count) = tokio::join!(asked, get(&agent, id, "count"));
+    assert_eq!((suspended.state(), count.as_str()), (MicrovmState::Suspended, "2"));
+    assert_eq!(why(&suspended).0, TransitionCause::Requested);
+
+    // A resume hook that fails then costs nothing but a word.
+    assert_eq!(get(&agent, id, "set?resume=500").await, "ok");
+    until_state(&agent, id, MicrovmState::Suspending).await;
+    assert_eq!(get(&agent, id, "count").await, "3");
+    let now = observed(&agent).await[id].clone();
+    assert_eq!(now.state(), MicrovmState::Running);
+    assert!(now.state_reason.starts_with("Resume lifecycle hook returned HTTP status 500"), "{now:?}");
+    terminate(&agent, id, 1).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_callers_of_one_microvm_leave_room_for_the_others() {
     let world = World::start().await;
-    let agent = world.agent_with(4096, "[limits]\nwaiting_opens_per_microvm = 2\n").await;
+    let agent = world.agent_with(4096, "[limits]\nwaiting_opens_per_microvm = 2\nwakes_at_once = 1\n").await;
     let hooks = Some(hooks(&["resume"]));
     let snapshot = image(&world, &agent, hooks).await;
     let (mut slow, other) = (spec(&snapshot), spec(&snapshot));
@@ -181,9 +227,14 @@ async fn the_callers_of_one_microvm_leave_room_for_the_others() {
     }
     let began = Instant::now();
     let opens = (0..4).map(|_| open(&agent, &slow.microvm_id, ECHO_PORT, true));
-    let (opened, of_other) =
-        tokio::join!(futures::future::join_all(opens), get(&agent, &other.microvm_id, "count"),);
+    let slow_opens = async { (futures::future::join_all(opens).await, began.elapsed()) };
+    let other_page = async { (page(&agent, &other.microvm_id, "count").await, began.elapsed()) };
+    let ((opened, slow_after), ((of_other, woken), other_after)) = tokio::join!(slow_opens, other_page);
     assert_eq!(of_other, "1");
+    // Only one is woken at a time, and a turn ends before the hook.
+    assert!(other_after < slow_after, "{other_after:?} {slow_after:?}");
+    let waited = |response: &OpenResponse| response.phases.iter().any(|phase| phase.name == "queue");
+    assert!(waited(&woken) || opened.iter().any(|(response, _)| waited(response)), "{woken:?}");
     let busy: Vec<_> = opened.iter().filter(|(response, _)| response.status() == OpenStatus::Busy).collect();
     assert_eq!((busy.len(), opened.len()), (2, 4), "after {:?}", began.elapsed());
     for (response, _) in busy {

@@ -30,7 +30,7 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
         Refusal::DomainExists(name) => about(Code::AlreadyExists, reason::ALREADY_EXISTS, name.as_str()),
         Refusal::AccessKeyNotFound(id) => about(Code::NotFound, reason::NOT_FOUND, &id),
         Refusal::InvitationSpent => plain(Code::NotFound, reason::NOT_FOUND),
-        Refusal::LogGone(id) => about(Code::NotFound, reason::NOT_FOUND, id.as_str()),
+        Refusal::LogGone { id, .. } => about(Code::NotFound, reason::NOT_FOUND, id.as_str()),
         Refusal::NoActiveVersion { image, .. } => {
             about(Code::NotFound, reason::NO_ACTIVE_VERSION, &image.to_string())
         }

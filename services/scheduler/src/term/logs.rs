@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use api::hostagent::v1::{FollowLogRequest, FollowLogResponse};
 use model::MicrovmId;
+use model::state::MicrovmState;
 use tonic::Streaming;
 
 use super::Term;
@@ -24,7 +25,11 @@ impl Term {
     ) -> Result<Streaming<FollowLogResponse>, Refusal> {
         let microvm = self.handle(id)?.current();
         let host = &microvm.placement.host;
-        let address = self.grpc_address(host).ok_or_else(|| Refusal::LogGone(id.clone()))?;
+        let gone = || {
+            let ended = microvm.state == MicrovmState::Terminated;
+            Refusal::LogGone { id: id.clone(), end: ended.then(|| microvm.state_reason.clone()) }
+        };
+        let address = self.grpc_address(host).ok_or_else(gone)?;
         let request = FollowLogRequest {
             microvm_id: id.to_string(),
             generation: microvm.placement.generation,
@@ -32,7 +37,7 @@ impl Term {
             follow,
         };
         let refused = |status: tonic::Status| match classify(&status) {
-            ErrorClass::NotHere => Refusal::LogGone(id.clone()),
+            ErrorClass::NotHere => gone(),
             _ => Refusal::Host(Box::new(status)),
         };
         let mut client = self.context.agents.client(&address).map_err(refused)?;

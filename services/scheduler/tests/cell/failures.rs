@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use api::errors::{reason, status};
-use api::microvm::v1::MicrovmState;
+use api::microvm::v1::{FollowMicrovmLogRequest, MicrovmState};
 use rpc::Role;
 use tonic::Code;
 
@@ -105,6 +105,9 @@ async fn a_failed_launch_says_why_and_a_lost_answer_is_asked_again() {
     host.script(|inner| inner.on_launch.push_back(Step::Refuse(failed)));
     let id = run(&client, app()).await.unwrap().microvm_id;
     assert_eq!(becomes(&client, &id, Terminated).await.state_reason, reason);
+    let request = FollowMicrovmLogRequest { microvm_id: id, ..Default::default() };
+    let log = client.clone().follow_microvm_log(request).await.map(|_| ());
+    refused(log, reason::NOT_FOUND, &format!("no longer available. It has ended: {reason}"));
     host.script(|inner| inner.on_launch.push_back(Step::LoseAnswer));
     let id = running(&client).await.microvm_id;
     let asked = host.asked(|inner| inner.launches.iter().filter(|(asked, _)| *asked == id).count());

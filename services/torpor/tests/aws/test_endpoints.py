@@ -6,6 +6,7 @@ import pytest
 
 from rig.images import Image
 from rig.microvms import AUTH_HEADER, Microvms, Running, get
+from rig.waiting import until
 
 PORT_HEADER = "X-aws-proxy-port"
 ERROR_HEADER = "x-aws-proxy-error"
@@ -118,14 +119,51 @@ def test_the_environment_of_an_app(hooked: Image, microvms: Microvms) -> None:
     assert environment["READY_UNAVAILABLE"] == "2"
 
 
-@pytest.mark.row(97)
-def test_a_run_hook_that_fails(microvms: Microvms, images) -> None:
+@pytest.mark.row(97, 98)
+def test_run_hooks_that_fail(microvms: Microvms, images) -> None:
     hooks = {
         "port": 8080,
-        "microvmHooks": {"run": "ENABLED", "runTimeoutInSeconds": 20},
+        "microvmHooks": {"run": "ENABLED", "runTimeoutInSeconds": 3},
         "microvmImageHooks": {"ready": "ENABLED", "readyTimeoutInSeconds": 120},
     }
     image = images.build("run-fails", images.app(), hooks=hooks, environmentVariables={"RUN_STATUS": "500"})
-    launched = microvms.launch(image.arn)
-    ended = microvms.wait(launched["microvmId"], "TERMINATED")
-    assert ended["stateReason"].startswith("Run lifecycle hook returned HTTP status 500.")
+    for payload, reason in (
+        ("", "Run lifecycle hook returned HTTP status 500."),
+        # It would answer after six seconds.
+        ("slow", "Run lifecycle hook did not answer within 3 seconds."),
+    ):
+        launched = microvms.launch(image.arn, **({"runHookPayload": payload} if payload else {}))
+        states = set()
+
+        def ended(microvm_id: str = launched["microvmId"], states: set = states) -> dict | None:
+            microvm = microvms.get(microvm_id)
+            states.add(microvm["state"])
+            return microvm if microvm["state"] == "TERMINATED" else None
+
+        assert until(f"{launched['microvmId']} to be ended", ended)["stateReason"].startswith(reason)
+        assert "RUNNING" not in states
+
+
+@pytest.mark.row(102)
+def test_hooks_without_ingress(hooked: Image, microvms: Microvms) -> None:
+    ingress = [microvms.fleet.connector_arn("NO_INGRESS")]
+    running = microvms.run(hooked.arn, ingressNetworkConnectors=ingress)
+    running.suspend()
+    running.resume()
+
+    def called() -> bool:
+        lines = [line.split() for line in microvms.fleet.torpor("logs", running.id).splitlines()]
+        return [line[-1] for line in lines if line[-2:-1] == ["hook"]] == ["run", "suspend", "resume"]
+
+    until("the app's log to have them all", called)
+
+
+@pytest.mark.row(107, 108)
+def test_lives_that_end_asleep(plain: Image, microvms: Microvms) -> None:
+    short = microvms.run(plain.arn, maximumDurationInSeconds=20)
+    window = POLICY | {"suspendedDurationSeconds": 0, "autoResumeEnabled": False}
+    windowless = microvms.run(plain.arn, idlePolicy=window)
+    short.suspend()
+    microvms.api.suspend_microvm(microvmIdentifier=windowless.id)
+    for running in (windowless, short):
+        assert microvms.wait(running.id, "TERMINATED")["stateReason"] == "MicroVM exceeded maximum lifetime."

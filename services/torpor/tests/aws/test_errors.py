@@ -15,7 +15,7 @@ from rig.connectors import remove
 from rig.fleet import Fleet
 from rig.images import Image, Images
 from rig.journal import Journal
-from rig.microvms import Microvms
+from rig.microvms import Microvms, Running
 from rig.waiting import until
 
 EVERY_OPERATION = [pytest.param(s, o, id=o) for s, o in models.every_operation()]
@@ -76,13 +76,17 @@ def test_what_does_not_exist(boto: Boto, fleet: Fleet, service: str, operation: 
     assert refusal(error.value)[:2] == (404, "ResourceNotFoundException")
 
 
+@pytest.mark.row(96)
 def test_a_microvm_that_is_not_up_yet(hooked: Image, microvms: Microvms) -> None:
-    """Neither sleep nor wake is possible before the launch is done, which a slow run hook holds up."""
+    """Neither sleep nor wake is possible before the launch is done, which a slow run hook holds up; requests wait for it."""
     launched = microvms.launch(hooked.arn, runHookPayload="slow")
     for call in (microvms.api.suspend_microvm, microvms.api.resume_microvm):
         with pytest.raises(ClientError) as error:
             call(microvmIdentifier=launched["microvmId"])
         assert refusal(error.value)[:2] == (409, "ConflictException")
+    seen = Running(microvms, launched["microvmId"], launched["endpoint"]).json("/hooks")["calls"]
+    (run,) = [call for call in seen if call["path"].endswith("/run")]
+    assert run["answered"]
 
 
 def test_repeated_changes_of_state(plain: Image, microvms: Microvms) -> None:

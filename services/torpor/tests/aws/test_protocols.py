@@ -24,6 +24,7 @@ from websockets.exceptions import ConnectionClosedOK
 from rig import apps
 from rig.images import Image, Images
 from rig.microvms import AUTH_HEADER, Microvms, Running
+from rig.outside import ADDRESS, PORT, Outside, outside
 from rig.waiting import until
 from test_websockets import dial
 
@@ -289,6 +290,84 @@ def test_http2_to_a_plain_port_when_asked_for(running: Running, token: str) -> N
     assert "grpc-status: 12\r\n" in answer
 
 
+# What is asleep, and what is not
+
+
+@pytest.fixture(scope="module")
+def sleepy(image: Image, module_microvms: Microvms) -> Running:
+    """A microVM that sleeps after four seconds without a request: fewer than the API gives anybody."""
+    made = module_microvms.fleet.json("run", image.name, "--idle", "4s")
+    module_microvms.note(made["microvmId"])
+    return Running(module_microvms, made["microvmId"], made["endpoint"])
+
+
+def sleeps(running: Running) -> int:
+    """How often it has slept, as its log has it."""
+    return running.microvms.fleet.torpor("logs", running.id).count("suspended: ")
+
+
+@pytest.mark.row(104, 105)
+def test_requests_and_streams_keep_it_awake(sleepy: Running) -> None:
+    token = sleepy.microvms.token(sleepy.id)
+    assert ask(sleepy, token).status == 200
+    before = sleeps(sleepy)
+    begun = time.monotonic()
+    while time.monotonic() - begun < 6:
+        assert ask(sleepy, token).status == 200
+        time.sleep(0.5)
+    with raw(sleepy) as stream:
+        stream.sendall(head(sleepy, token, "GET /events"))
+        read_head(stream)
+        lines = stream.makefile("rb")
+        assert [next_event(lines) for _ in range(50)] == list(range(50))
+        lines.close()
+        assert sleeps(sleepy) == before
+
+
+@pytest.mark.row(103, 106)
+def test_neither_work_nor_the_api_keeps_it_awake(sleepy: Running) -> None:
+    assert ask(sleepy, sleepy.microvms.token(sleepy.id), "/work").status == 200
+    begun = time.monotonic()
+    # Each look is a call of the API's.
+    sleepy.microvms.wait(sleepy.id, "SUSPENDED")
+    assert time.monotonic() - begun < 10, "it slept when its work was done"
+
+
+# The guest and the outside
+
+
+@pytest.fixture(scope="module")
+def far() -> Iterator[Outside]:
+    """What plays the internet."""
+    with outside() as far:
+        yield far
+
+
+@pytest.mark.row(150, 151)
+@pytest.mark.row(
+    145, differs="they are left to TCP: one whose way is still known goes on, any other is reset by the next byte"
+)
+def test_the_outside(running: Running, token: str, far: Outside) -> None:
+    place = f"{ADDRESS}:{PORT}"
+    assert ask(running, token, f"/outside?{place}").body == b"connected"
+    # The datagram was sent first, and is not seen first.
+    assert far.next() == "connection"
+    running.suspend()
+    outcome = ask(running, token, f"/again?{place}").body.decode()
+    assert outcome in ("echoed", "ConnectionResetError", "BrokenPipeError"), outcome
+    assert ask(running, token, f"/outside?{place}").body == b"connected"
+    assert ask(running, token, f"/again?{place}").body == b"echoed"
+    assert far.next() == "connection"
+    assert far.seen.empty()
+
+
+@pytest.mark.row(
+    148, differs="an execution role is recorded and gives no credentials: there is no IAM, and no metadata service"
+)
+def test_there_is_no_metadata_service(running: Running, token: str) -> None:
+    assert ask(running, token, "/outside?169.254.169.254:80").body != b"connected"
+
+
 # Shells and the guest
 
 
@@ -333,6 +412,12 @@ def test_what_a_sleep_leaves_as_it_was(running: Running, token: str) -> None:
     assert (after["pid"], after["note"]) == (before["pid"], "a file")
     assert abs(after["wall"] - time.time()) < 2
     assert after["monotonic"] - before["monotonic"] < after["wall"] - before["wall"]
+
+
+@pytest.mark.row(101, differs="an app is spoken to as the request asks, and never asked for TLS to find out")
+def test_no_port_is_asked_for_tls(running: Running, token: str) -> None:
+    # Of all the connections of this module, sleeps and wakes included.
+    assert ask(running, token, "/guest").json()["client_hellos"] == 0
 
 
 @pytest.mark.row(147, differs="each microVM has a machine id of its own")

@@ -6,7 +6,7 @@ READY_HANGS         ready never answers
 VALIDATE_STATUS     what validate answers (200)
 RUN_STATUS          what run answers (200)
 
-A run hook whose payload is "slow" answers after ten seconds.
+A run hook whose payload is "slow" answers after six seconds.
 """
 
 import base64
@@ -42,7 +42,7 @@ said = threading.Event()
 SAID_SECONDS_MAX = 30
 
 requests = itertools.count(1)
-# Every hook call: path, body, address of the caller, the clock below.
+# Every hook call: path, body, address of the caller, the clock below, whether it has been answered.
 calls = []
 # Counts twenty a second: how long the app has been alive, in its own time.
 ticks = 0
@@ -136,10 +136,14 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"said": body})
             return
         hook = self.path.rsplit("/", 1)[-1]
-        calls.append({"path": self.path, "body": body, "from": self.client_address[0], "tick": ticks})
+        print("hook", hook, flush=True)
+        call = {"path": self.path, "body": body, "from": self.client_address[0], "tick": ticks, "answered": False}
+        calls.append(call)
         if hook == "run" and '"slow"' in body:
-            time.sleep(10)
-        self.answer(answer_to(hook), {})
+            time.sleep(6)
+        status = answer_to(hook)
+        call["answered"] = True
+        self.answer(status, {})
 
     def echo_socket(self):
         """A WebSocket that first says what it was asked for, and then sends everything back."""

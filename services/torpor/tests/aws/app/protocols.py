@@ -20,7 +20,9 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 # What clients ask about later.
-state = {"pid": os.getpid(), "uploaded": -1, "gone": 0.0}
+state = {"pid": os.getpid(), "uploaded": -1, "gone": 0.0, "client_hellos": 0}
+# Connections to the outside, by its address.
+kept = {}
 with open("/tmp/note", "w") as note:
     note.write("a file")
 
@@ -31,6 +33,9 @@ def read_head(connection):
         byte = connection.recv(1)
         if not byte:
             return ""
+        if not head and byte == b"\x16":
+            # TLS would begin so.
+            state["client_hellos"] += 1
         head += byte
     return head.decode("latin-1")
 
@@ -94,14 +99,53 @@ def events(connection, head):
         state["gone"] = time.time()
 
 
-PATHS = {"/guest": guest, "/refuse": refuse, "/old": old, "/events": events}
+def work(connection, head):
+    """Keeps a processor busy for ten seconds."""
+    spin = "import time\nend = time.time() + 10\nwhile time.time() < end: pass"
+    subprocess.Popen([sys.executable, "-c", spin])
+    answer(connection, "at it")
+
+
+def outside(connection, head):
+    """Sends a datagram to "/outside?ADDRESS:PORT", then connects there and keeps the connection; says how that went."""
+    place = head.split(" ", 2)[1].partition("?")[2]
+    address, port = place.split(":")
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as datagrams:
+            datagrams.sendto(b"x", (address, int(port)))
+        kept[place] = socket.create_connection((address, int(port)), timeout=3)
+        answer(connection, "connected")
+    except OSError as error:
+        answer(connection, type(error).__name__)
+
+
+def again(connection, head):
+    """Sends on a connection that was kept and waits for the echo; says how that went."""
+    try:
+        with kept.pop(head.split(" ", 2)[1].partition("?")[2]) as stream:
+            stream.settimeout(10)
+            stream.sendall(b"x")
+            answer(connection, "echoed" if stream.recv(1) else "closed")
+    except OSError as error:
+        answer(connection, type(error).__name__)
+
+
+PATHS = {
+    "/guest": guest,
+    "/refuse": refuse,
+    "/old": old,
+    "/events": events,
+    "/work": work,
+    "/outside": outside,
+    "/again": again,
+}
 
 
 def serve_one(connection):
     with connection:
         head = read_head(connection)
         if head:
-            PATHS.get(head.split(" ", 2)[1], target)(connection, head)
+            PATHS.get(head.split(" ", 2)[1].partition("?")[0], target)(connection, head)
 
 
 def listen(family, address, port):
