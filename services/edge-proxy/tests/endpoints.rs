@@ -20,6 +20,7 @@ mod floods;
 mod limits;
 mod protocols;
 mod smuggling;
+mod tls_apps;
 mod tokens;
 mod uploads;
 mod websockets;

@@ -25,7 +25,7 @@ use crate::domain::speech::{self, Heard};
 const SAID_MAX: usize = 64 * 1024;
 /// How long an app that has been told so much may take to say that it has not understood. One that speaks TLS says it, or
 /// closes, over the first five bytes.
-const WORD_WAIT: Duration = Duration::from_millis(250);
+const WORD_WAIT: Duration = Duration::from_millis(500);
 
 /// Opens another stream, shakes hands on it, says there what was said here.
 pub type Turn<S> = Box<dyn FnOnce(Vec<u8>, Heard) -> BoxFuture<'static, io::Result<TlsStream<S>>> + Send>;

@@ -220,7 +220,9 @@ impl Sender {
             Err(_) => return Err(AttemptError::Final(Refusal::AppConnectFailed)),
         };
         tracing::debug!(error = %error.error(), reused, "no response");
-        self.tls_apps.doubt(&key);
+        if !reused {
+            self.tls_apps.doubt(&key);
+        }
         let refusal = failed(error.error());
         let body = replay.back();
         match (spare, body) {
