@@ -1,7 +1,7 @@
 //! Putting a running microVM to sleep.
 //!
 //! ```text
-//! hook -> connections held -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
+//! hook -> connections held, or ended -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
 //! ```
 //!
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
@@ -15,7 +15,7 @@ use slot::FrozenTcp;
 
 use super::asleep::Asleep;
 use super::core::{Core, Live};
-use super::gate::{Gate, Held};
+use super::gate::Held;
 use super::guest::call_hook;
 use super::start::engine_error;
 use crate::adapters::files::{self, SnapshotFiles};
@@ -210,7 +210,7 @@ impl Core {
     }
 
     /// The suspend failed: the guest runs on. Before the pause its gate is as it was; after it the connections have given
-    /// their sockets up, and get them back through a fresh gate.
+    /// their sockets up, and get them back through a fresh gate. Those of an image that has them end do not come back.
     async fn run_on(&mut self, mut live: Live, paused: bool, held: Vec<Held>, failure: &HostError) {
         if paused {
             if let Err(error) = live.machine.resume().await {
@@ -218,8 +218,7 @@ impl Core {
                 tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
             }
             live.gate.close();
-            live.gate =
-                Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
+            live.gate = Arc::new(self.gate(live.dialer.clone()));
             for Held { stream, waiting } in held {
                 live.gate.rejoin(stream, waiting);
             }
