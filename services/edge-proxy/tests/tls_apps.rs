@@ -144,11 +144,15 @@ async fn a_websocket_may_be_the_first_and_sleeps_and_wakes() {
 async fn a_connection_that_nobody_needs_any_more_wakes_nobody() {
     let world = World::start(Limits { idle_tunnel_ms: 300, ..limits() }).await;
     let _app = tls_app(&world, ONE, None).await;
-    assert_eq!(world.get(ONE, "/").await.status, 200);
     let guest = world.host.guest(&id(ONE));
-    guest.suspend();
-    until("the tunnel to close", || async { world.host.open.load(Ordering::SeqCst) == 0 }).await;
-    assert_eq!(guest.wakes.load(Ordering::SeqCst), 0);
+    for http2 in ["false", "true"] {
+        let request = world.authorized(ONE, "/").header("x-aws-proxy-force-h2", http2);
+        assert_eq!(world.connect(ONE, false).await.send(ONE, request, body("")).await.status, 200);
+        let woken = guest.wakes.load(Ordering::SeqCst);
+        guest.suspend();
+        until("the tunnel to close", || async { world.host.open.load(Ordering::SeqCst) == 0 }).await;
+        assert_eq!(guest.wakes.load(Ordering::SeqCst), woken, "HTTP/2: {http2}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
