@@ -267,6 +267,21 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn it_ends_where_the_host_has_it_end() {
+        let (here, there) = duplex(64);
+        let mut client = Stream::new(Channel::new(here), Box::new(Once(Mutex::default())));
+        let (guest_end, mut guest) = duplex(1024);
+        let mut session = Session::new(Channel::new(there), guest_end);
+        echo(&mut session, &mut client, &mut guest, b"hello").await;
+        let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
+        hold.cancel();
+        assert!(matches!(session.carry(|_| (), &stop, &hold).await, Ended::Held));
+        drop(session.end().await.unwrap());
+        let mut byte = [0; 1];
+        assert_eq!((client.read(&mut byte).await.unwrap(), guest.read(&mut byte).await.unwrap()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn it_goes_on_over_another_connection() {
         let (here, there) = duplex(1 << 16);
         let (next_here, next_there) = duplex(64);

@@ -18,6 +18,7 @@ use crate::adapters::dial::Dialer;
 use crate::adapters::domains::Domains;
 use crate::adapters::routes;
 use crate::adapters::scheduler::Scheduler;
+use crate::adapters::tls_apps::TlsApps;
 use crate::adapters::token_keys::TokenKeys;
 use crate::adapters::tunnels::Tunnels;
 #[cfg(feature = "aws")]
@@ -139,6 +140,7 @@ impl App {
                 dialer,
                 response_wait,
                 tunnels: tunnels.clone(),
+                tls_apps: Arc::new(TlsApps::new()),
                 metrics: self.metrics.clone(),
                 websockets: websockets.clone(),
                 unread,

@@ -9,5 +9,6 @@ pub mod port;
 pub mod rate;
 pub mod refusal;
 pub mod route;
+pub mod speech;
 pub mod timing;
 pub mod websocket;

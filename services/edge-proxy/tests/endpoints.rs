@@ -22,6 +22,7 @@ mod limits;
 mod protocols;
 mod smuggling;
 mod storm;
+mod tls_apps;
 mod tokens;
 mod uploads;
 mod websockets;

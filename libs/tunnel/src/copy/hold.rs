@@ -58,6 +58,19 @@ where
         }
     }
 
+    /// After [`Ended::Held`](super::Ended::Held), instead of all that follows: ends the stream. The edge is told, after what the
+    /// guest said last; the guest's connection is given back.
+    pub async fn end(mut self) -> Option<G> {
+        let told = async {
+            let rest = &self.down.buffer[self.down.start..self.down.end];
+            self.tunnel.write_all(rest).await?;
+            self.tunnel.shutdown().await
+        };
+        // An edge that does not take it notices that the connection closes.
+        let _ = tokio::time::timeout(HELD_WAIT, told).await;
+        self.guest.take()
+    }
+
     /// Bytes are put behind those that the guest has not taken yet. Cancel-safe.
     async fn next_event(&mut self) -> io::Result<Event> {
         // Small: sleeping sessions wait in here.

@@ -10,10 +10,9 @@ use std::time::{Duration, Instant};
 use hyper::client::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
+use tokio::io::{AsyncRead, AsyncWrite};
 
 use crate::adapters::body::ReplayBody;
-use crate::adapters::dial::GuestStream;
-use crate::adapters::paced::Paced;
 use crate::domain::port::Door;
 use crate::metrics::Counted;
 
@@ -99,12 +98,10 @@ impl Tunnels {
     }
 
     /// Speaks HTTP on a fresh tunnel.
-    pub async fn connect(
-        &self,
-        key: &PortKey,
-        stream: Paced<GuestStream>,
-        http2: bool,
-    ) -> hyper::Result<Connection> {
+    pub async fn connect<S>(&self, key: &PortKey, stream: S, http2: bool) -> hyper::Result<Connection>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
         let stream = TokioIo::new(stream);
         let counted = Counted::new(&self.open);
         if http2 {

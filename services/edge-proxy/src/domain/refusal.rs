@@ -32,6 +32,8 @@ pub enum Refusal {
     TooMany { retry_after: Duration },
     /// The microVM runs and nothing listens on the port.
     AppConnectFailed,
+    /// Something listens on the port, and HTTP cannot be spoken with it; a sentence that says why.
+    NotHttp(&'static str),
     /// The microVM has ended or cannot be reached.
     MicrovmConnectFailed,
     /// The microVM sleeps and is not woken, or could not be.
@@ -72,6 +74,7 @@ impl Refusal {
             Self::Misdirected => "misdirected",
             Self::TooMany { .. } => "too_many",
             Self::AppConnectFailed => "app_connect_failed",
+            Self::NotHttp(_) => "app_not_http",
             Self::MicrovmConnectFailed => "microvm_connect_failed",
             Self::Asleep => "asleep",
             Self::NotReady => "not_ready",
@@ -101,6 +104,7 @@ impl Refusal {
             Self::Misdirected => plain(421, None, "Misdirected request"),
             Self::TooMany { retry_after } => later(429, *retry_after),
             Self::AppConnectFailed => plain(502, Some("APP_CONNECT_FAILED"), ""),
+            Self::NotHttp(text) => plain(502, Some("APP_CONNECT_FAILED"), text),
             Self::MicrovmConnectFailed => plain(502, Some("MICROVM_CONNECT_FAILED"), ""),
             Self::Asleep => plain(502, None, ""),
             Self::NotReady => later(503, Duration::from_secs(1)),
@@ -128,6 +132,7 @@ mod tests {
             (Refusal::TooMany { retry_after: second / 3 }, 429, None, "", Some(1)),
             (Refusal::TooMany { retry_after: second * 3 / 2 }, 429, None, "", Some(2)),
             (Refusal::AppConnectFailed, 502, Some("APP_CONNECT_FAILED"), "", None),
+            (Refusal::NotHttp("why"), 502, Some("APP_CONNECT_FAILED"), "why", None),
             (Refusal::MicrovmConnectFailed, 502, Some("MICROVM_CONNECT_FAILED"), "", None),
             (Refusal::Asleep, 502, None, "", None),
             (Refusal::NotReady, 503, None, "", Some(1)),

@@ -1,11 +1,12 @@
 //! Sends one admitted request to its app and brings the response back.
 
+use std::io;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http::request::Parts;
-use http::{HeaderValue, Request, Response};
+use http::{HeaderValue, Request, Response, StatusCode};
 use hyper::body::{Body as _, Incoming};
 use hyper::client::conn::TrySendError;
 use hyper::ext::on_informational;
@@ -15,9 +16,10 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
-use crate::adapters::dial::{Dialed, Dialer};
+use crate::adapters::dial::{Dialed, Dialer, GuestStream};
 use crate::adapters::expect::Consent;
 use crate::adapters::paced::Paced;
+use crate::adapters::tls_apps::{self, Redial, TlsApps};
 use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
 use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
@@ -31,6 +33,8 @@ pub struct Sender {
     /// Longest wait for the app's response headers.
     pub response_wait: Duration,
     pub tunnels: Arc<Tunnels>,
+    /// How the ports of apps are spoken to.
+    pub tls_apps: Arc<TlsApps>,
     pub metrics: Arc<Metrics>,
     /// The tasks that carry WebSockets.
     pub websockets: TaskTracker,
@@ -70,7 +74,7 @@ struct Answered {
 
 pub struct Opened {
     pub connection: Connection,
-    key: PortKey,
+    pub key: PortKey,
     reused: bool,
 }
 
@@ -140,9 +144,34 @@ impl Sender {
             timing.phases = phases;
         }
         let (key, stream) = (key(generation), Paced::new(stream, admitted.traffic.clone()));
-        let connection = Box::pin(self.tunnels.connect(&key, stream, http2)).await;
-        let connection = connection.map_err(|_| Refusal::AppConnectFailed)?;
+        let connection = if self.tls_apps.is_plain(&key) {
+            Box::pin(self.tunnels.connect(&key, stream, http2)).await
+        } else {
+            let started = Instant::now();
+            let stream = Box::pin(self.tls_apps.open(&key, stream, self.redial(admitted), http2)).await;
+            timing.tunnel += started.elapsed();
+            let stream = stream.map_err(|error| turned_down(&error))?;
+            Box::pin(self.tunnels.connect(&key, stream, http2)).await
+        };
+        let connection = connection.map_err(|error| failed(&error))?;
         Ok(Opened { connection, key, reused: false })
+    }
+
+    /// How another tunnel to the same port is opened, should the app turn out to speak TLS.
+    fn redial(&self, admitted: &Admitted) -> Redial<Paced<GuestStream>> {
+        let Admitted { label, door, .. } = *admitted;
+        let (request_id, traffic) = (admitted.request_id.clone(), admitted.traffic.clone());
+        let (dialer, metrics) = (self.dialer.clone(), self.metrics.clone());
+        Box::new(move || {
+            let (dialer, request_id, traffic) = (dialer.clone(), request_id.clone(), traffic.clone());
+            let opened = metrics.tunnels_opened.clone();
+            Box::pin(async move {
+                let dialed = dialer.dial(label, door, &request_id).await;
+                let Dialed { stream, .. } = dialed.map_err(|_| io::ErrorKind::ConnectionRefused)?;
+                opened.inc();
+                Ok(Paced::new(stream, traffic))
+            })
+        })
     }
 
     async fn attempt(
@@ -174,6 +203,10 @@ impl Sender {
         timing.app = Some(timing.app.unwrap_or_default() + started.elapsed());
         let error = match sent {
             Ok(Ok(mut response)) => {
+                if response.status() == StatusCode::BAD_REQUEST {
+                    // Perhaps from an app that was started anew and wants TLS now: the next tunnel finds out.
+                    self.tls_apps.doubt(&key);
+                }
                 if let Some(sender) = sender {
                     self.tunnels.keep(key, sender);
                 }
@@ -187,13 +220,35 @@ impl Sender {
             Err(_) => return Err(AttemptError::Final(Refusal::AppConnectFailed)),
         };
         tracing::debug!(error = %error.error(), reused, "no response");
+        if !reused {
+            self.tls_apps.doubt(&key);
+        }
+        let refusal = failed(error.error());
         let body = replay.back();
         match (spare, body) {
             (Some((parts, empty)), Some(body)) if may_resend(error, &parts, empty) => {
                 Err(AttemptError::Resend(Box::new(Request::from_parts(parts, body))))
             }
-            _ => Err(AttemptError::Final(Refusal::AppConnectFailed)),
+            _ => Err(AttemptError::Final(refusal)),
         }
+    }
+}
+
+/// What a client is told of an app that brought no response.
+pub fn failed(error: &hyper::Error) -> Refusal {
+    let source = std::error::Error::source(error);
+    match source.and_then(|source| source.downcast_ref::<io::Error>()) {
+        Some(source) => turned_down(source),
+        None if error.is_parse() => Refusal::NotHttp("The app on this port speaks neither HTTP nor TLS"),
+        None => Refusal::AppConnectFailed,
+    }
+}
+
+fn turned_down(error: &io::Error) -> Refusal {
+    if tls_apps::is_refused(error) {
+        Refusal::NotHttp("The app on this port turned the TLS handshake down")
+    } else {
+        Refusal::AppConnectFailed
     }
 }
 

@@ -25,7 +25,7 @@ use crate::domain::timing::Timing;
 use crate::domain::websocket::{self, Offer};
 use crate::server::headers;
 use crate::server::listener::Client;
-use crate::server::send::{Admitted, Sender};
+use crate::server::send::{self, Admitted, Sender};
 use crate::server::stream::Patient;
 
 const WEBSOCKET: HeaderValue = HeaderValue::from_static("websocket");
@@ -112,8 +112,13 @@ impl Sender {
         let started = Instant::now();
         let answered = tokio::time::timeout(self.response_wait, sender.send_request(request)).await;
         timing.app = Some(started.elapsed());
-        let Ok(Ok(mut response)) = answered else {
-            return Err(Refusal::AppConnectFailed);
+        let mut response = match answered {
+            Ok(Ok(response)) => response,
+            Ok(Err(error)) => {
+                self.tls_apps.doubt(&opened.key);
+                return Err(send::failed(&error));
+            }
+            Err(_) => return Err(Refusal::AppConnectFailed),
         };
         let app_side =
             (response.status() == StatusCode::SWITCHING_PROTOCOLS).then(|| hyper::upgrade::on(&mut response));

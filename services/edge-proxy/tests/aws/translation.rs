@@ -82,6 +82,7 @@ fn everything() -> (Value, ImageConfiguration) {
             })),
         }),
         kms_key_identifier: "alias/images".into(),
+        end_connections_at_suspend: false,
     };
     (json, configuration)
 }

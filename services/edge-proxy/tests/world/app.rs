@@ -1,4 +1,4 @@
-//! The user's app: HTTP/1.1 and HTTP/2 without TLS.
+//! The user's app: HTTP/1.1 and HTTP/2, without TLS or with nothing else.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -15,9 +15,12 @@ use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::AsyncWriteExt as _;
-use tokio::net::TcpListener;
+use rustls::ServerConfig;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
 
 pub struct AppServer {
     pub address: SocketAddr,
@@ -36,6 +39,16 @@ impl Drop for AppServer {
 
 impl AppServer {
     pub async fn start() -> Self {
+        Self::serve(None).await
+    }
+
+    /// The same app over TLS. To a client that does not begin with a handshake it says `to_plain`, if that is anything else than
+    /// what TLS says itself.
+    pub async fn start_tls(config: ServerConfig, to_plain: Option<&'static str>) -> Self {
+        Self::serve(Some((TlsAcceptor::from(Arc::new(config)), to_plain))).await
+    }
+
+    async fn serve(tls: Option<(TlsAcceptor, Option<&'static str>)>) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let [requests, produced, writers] = [(); 3].map(|()| Arc::new(AtomicUsize::new(0)));
@@ -44,21 +57,53 @@ impl AppServer {
         let task = tokio::spawn(async move {
             loop {
                 let (stream, _) = listener.accept().await.unwrap();
-                let (counter, seen) = (counter.clone(), seen.clone());
+                let (counter, seen, tls) = (counter.clone(), seen.clone(), tls.clone());
                 tokio::spawn(async move {
-                    let served = Arc::new(AtomicUsize::new(0));
-                    let service = service_fn(move |request| {
-                        counter.fetch_add(1, Ordering::SeqCst);
-                        answer(request, served.fetch_add(1, Ordering::SeqCst), seen.clone())
-                    });
-                    let _ = auto::Builder::new(TokioExecutor::new())
-                        .serve_connection_with_upgrades(TokioIo::new(stream), service)
-                        .await;
+                    match tls {
+                        None => serve_one(stream, counter, seen).await,
+                        Some((acceptor, to_plain)) => {
+                            if let Some(stream) = accept(&acceptor, to_plain, stream).await {
+                                serve_one(stream, counter, seen).await;
+                            }
+                        }
+                    }
                 });
             }
         });
         Self { address, requests, produced, writers, task }
     }
+}
+
+/// Shakes hands with a client that begins with it.
+async fn accept(
+    acceptor: &TlsAcceptor,
+    to_plain: Option<&'static str>,
+    mut stream: TcpStream,
+) -> Option<TlsStream<TcpStream>> {
+    const HANDSHAKE: u8 = 22;
+    let mut first = [0];
+    stream.peek(&mut first).await.ok()?;
+    match to_plain {
+        Some(text) if first != [HANDSHAKE] => {
+            let _ = stream.write_all(text.as_bytes()).await;
+            None
+        }
+        _ => acceptor.accept(stream).await.ok(),
+    }
+}
+
+async fn serve_one<S>(stream: S, counter: Arc<AtomicUsize>, seen: Seen)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let served = Arc::new(AtomicUsize::new(0));
+    let service = service_fn(move |request| {
+        counter.fetch_add(1, Ordering::SeqCst);
+        answer(request, served.fetch_add(1, Ordering::SeqCst), seen.clone())
+    });
+    let _ = auto::Builder::new(TokioExecutor::new())
+        .serve_connection_with_upgrades(TokioIo::new(stream), service)
+        .await;
 }
 
 type AppBody = BoxBody<Bytes, BoxError>;

@@ -34,6 +34,8 @@ pub struct Guest {
     hold: Mutex<CancellationToken>,
     waking: tokio::sync::Mutex<()>,
     pub wakes: AtomicUsize,
+    /// Connections that have been held, each time they were.
+    pub held: AtomicUsize,
 }
 
 impl Default for Guest {
@@ -44,6 +46,7 @@ impl Default for Guest {
             hold: Mutex::default(),
             waking: tokio::sync::Mutex::default(),
             wakes: AtomicUsize::new(0),
+            held: AtomicUsize::new(0),
         }
     }
 }
@@ -75,6 +78,7 @@ impl Guest {
             let Ended::Held = session.carry(|_| (), cut, &hold).await else { return };
             assert!(session.stop_edge().await, "the edge does not answer");
             let app = session.take_guest().unwrap();
+            self.held.fetch_add(1, Ordering::SeqCst);
             let mut awake = self.awake.subscribe();
             let woken = async { awake.wait_for(|awake| *awake).await.is_ok() };
             let speaks = tokio::select! {

@@ -26,6 +26,8 @@ pub struct Spec {
     pub snapshot: ImageSnapshot,
     pub hooks: Hooks,
     pub idle: IdlePolicy,
+    /// Whether its connections end at a suspend; otherwise they sleep with it.
+    pub end_connections: bool,
     pub run_hook_payload: String,
     pub ingress: Ingress,
     pub egress: slot::Egress,
@@ -94,6 +96,7 @@ impl Spec {
             snapshot,
             hooks: Hooks::from_wire(spec.hooks.as_ref()),
             idle,
+            end_connections: spec.end_connections_at_suspend,
             ingress: Ingress { http: ingress.http, shell: ingress.shell },
             egress,
             deadline,

@@ -122,6 +122,11 @@ impl Core {
         self.view.send_replace(view);
     }
 
+    /// The way into a fresh run of the guest.
+    pub fn gate(&self, dialer: slot::Dialer) -> Gate {
+        Gate::new(dialer, self.host.config.limits.connections_per_microvm, self.spec.end_connections)
+    }
+
     pub fn observed(&self) -> ObservedMicrovm {
         observed(&self.id, &self.journal, self.activity.bytes())
     }

@@ -57,6 +57,7 @@ pub struct Gate {
     dialer: slot::Dialer,
     closed: CancellationToken,
     hold: CancellationToken,
+    end_at_hold: bool,
     connections: Arc<Semaphore>,
     /// What connections send their sockets to when the guest is about to sleep; absent once it is.
     held: Mutex<Option<mpsc::UnboundedSender<Held>>>,
@@ -75,8 +76,10 @@ pub struct GuestStream {
 pub struct Pass {
     /// Cancelled when the connection must be cut.
     pub closed: CancellationToken,
-    /// Cancelled when the guest is about to sleep: the connection then gives its socket up ([`Pass::give_up`]).
+    /// Cancelled when the guest is about to sleep: the connection then gives its socket up ([`Pass::give_up`]), or ends.
     pub hold: CancellationToken,
+    /// Which of the two.
+    pub end_at_hold: bool,
     held: mpsc::UnboundedSender<Held>,
     _permit: OwnedSemaphorePermit,
 }
@@ -107,13 +110,15 @@ impl Pass {
 }
 
 impl Gate {
-    /// A gate through `dialer` for at most `connections_max` connections.
-    pub fn new(dialer: slot::Dialer, connections_max: usize) -> Self {
+    /// A gate through `dialer` for at most `connections_max` connections, which end when the guest falls asleep or sleep with
+    /// it.
+    pub fn new(dialer: slot::Dialer, connections_max: usize, end_at_hold: bool) -> Self {
         let (held, collect) = mpsc::unbounded_channel();
         Self {
             dialer,
             closed: CancellationToken::new(),
             hold: CancellationToken::new(),
+            end_at_hold,
             connections: Arc::new(Semaphore::new(connections_max)),
             held: Mutex::new(Some(held)),
             collect: Mutex::new(Some(collect)),
@@ -128,8 +133,8 @@ impl Gate {
         lock(&self.unclaimed).clear();
     }
 
-    /// Lets no new connection through and gathers the sockets of those there are, once. A connection that does not give its
-    /// socket up in time stays with the gate and is cut when that closes.
+    /// Lets no new connection through and gathers the sockets of those there are, once; where connections end, waits until they
+    /// have. A connection that does not give its socket up in time stays with the gate and is cut when that closes.
     pub async fn hold(&self) -> Vec<Held> {
         drop(lock(&self.held).take());
         self.hold.cancel();
@@ -190,7 +195,8 @@ impl Gate {
     fn pass(&self) -> Result<Pass, GateError> {
         let held = lock(&self.held).clone().ok_or(GateError::Closed)?;
         let permit = Arc::clone(&self.connections).try_acquire_owned().map_err(|_| GateError::Busy)?;
-        Ok(Pass { closed: self.closed.clone(), hold: self.hold.clone(), held, _permit: permit })
+        let (closed, hold) = (self.closed.clone(), self.hold.clone());
+        Ok(Pass { closed, hold, end_at_hold: self.end_at_hold, held, _permit: permit })
     }
 
     /// Connects to a guest port: straight to the guest's address, and where

@@ -15,7 +15,6 @@ use super::core::{Core, Live};
 use super::create::build;
 use super::driver::Driver;
 use super::end::exit_sentence;
-use super::gate::Gate;
 use super::guest::{GuestConnection, connect_guest, repair_request};
 use super::{EndOrder, Handle};
 use crate::adapters::files::{self, DataDirectory, MicrovmFiles};
@@ -245,7 +244,7 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
         }
     };
     resources.outlive_this_process();
-    let gate = Arc::new(Gate::new(dialer.clone(), core.host.config.limits.connections_per_microvm));
+    let gate = Arc::new(core.gate(dialer.clone()));
     let (link, pump) = core.pump(connection, dialer.clone());
     if core.journal.state == LocalState::Suspending {
         core.enter(Event::IsRunning, "");

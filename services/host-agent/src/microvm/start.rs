@@ -11,7 +11,6 @@ use api::microvm::v1::ActivityKind;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
-use super::gate::Gate;
 use super::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
 use crate::adapters::image_snapshots::ImageSnapshotLease;
 use crate::adapters::{files, journal};
@@ -80,8 +79,7 @@ impl Core {
             Ok(connection) => {
                 restored.resources.outlive_this_process();
                 let Restored { machine, resources, slot, dialer } = restored;
-                let connections_max = self.host.config.limits.connections_per_microvm;
-                let gate = Arc::new(Gate::new(dialer.clone(), connections_max));
+                let gate = Arc::new(self.gate(dialer.clone()));
                 let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);

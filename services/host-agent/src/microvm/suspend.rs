@@ -1,7 +1,7 @@
 //! Putting a running microVM to sleep.
 //!
 //! ```text
-//! hook -> connections held -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
+//! hook -> connections held, or ended -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
 //! ```
 //!
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
@@ -19,7 +19,7 @@ use slot::FrozenTcp;
 
 use super::asleep::Asleep;
 use super::core::{Core, Live};
-use super::gate::{Gate, Held};
+use super::gate::Held;
 use super::guest::call_hook;
 use super::start::engine_error;
 use crate::adapters::files::{self, SnapshotFiles};
@@ -251,7 +251,8 @@ impl Core {
         }
     }
 
-    /// Lets the guest run on. When the connections have given their sockets up, they get them back through a fresh gate.
+    /// Lets the guest run on. When the connections have given their sockets up, they get them back through a fresh gate; those
+    /// of an image that has them end do not come back.
     async fn let_run(&self, mut live: Live, reached: Reached, held: Vec<Held>) -> Live {
         if reached >= Reached::Paused
             && let Err(error) = live.machine.resume().await
@@ -261,8 +262,7 @@ impl Core {
         }
         if reached >= Reached::Held {
             live.gate.close();
-            live.gate =
-                Arc::new(Gate::new(live.dialer.clone(), self.host.config.limits.connections_per_microvm));
+            live.gate = Arc::new(self.gate(live.dialer.clone()));
             for Held { stream, waiting } in held {
                 live.gate.rejoin(stream, waiting);
             }

@@ -23,6 +23,8 @@ type Session = tunnel::Session<Channel<ServerStream>, TcpStream>;
 
 /// How often an open looks again because the gate closed under it.
 const ROUNDS_MAX: usize = 8;
+/// Longest wait for a guest's kernel to acknowledge the end of a connection; the kernel counts whole seconds.
+const END_WAIT: Duration = Duration::from_secs(1);
 /// How long an open waits for a lease that is about to be had: the agent has
 /// just started, or etcd was away for a moment.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
@@ -106,7 +108,7 @@ impl Tunnels {
     }
 
     /// Carries bytes between the edge and the guest, across the guest's sleeps: the edge's side stays open, and what the
-    /// client sends wakes the guest when its token lets it.
+    /// client sends wakes the guest when its token lets it. Where the image has connections end, until its first sleep.
     async fn carry(&self, handle: &Handle, request: &OpenRequest, mut session: Session, mut pass: Pass) {
         let shell = request.shell;
         let _open = handle.activity.opened(shell);
@@ -114,6 +116,7 @@ impl Tunnels {
             let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
             let count = move |bytes| activity.moved(bytes, shell, &host);
             match session.carry(count, &pass.closed, &pass.hold).await {
+                Ended::Held if pass.end_at_hold => return end(session).await,
                 Ended::Held => {}
                 ended => {
                     tracing::debug!(microvm = %handle.id, ?ended, "a tunnel ended");
@@ -262,6 +265,17 @@ impl Tunnels {
             Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
         }
     }
+}
+
+/// Ends a connection that does not sleep with its guest. The guest's kernel has acknowledged the end when this is over: it would
+/// wake with a connection that nobody else knows of.
+async fn end(session: Session) {
+    let Some(stream) = session.end().await.and_then(|stream| stream.into_std().ok()) else { return };
+    let closed = tokio::task::spawn_blocking(move || {
+        // A socket that cannot be told to wait is closed all the same.
+        let _ = rustix::net::sockopt::set_socket_linger(&stream, Some(END_WAIT));
+    });
+    let _ = closed.await;
 }
 
 /// The port in the guest; of no meaning to a stream that is taken up again. The guest-agent's own are closed to apps' callers: a connection to its control port would take the

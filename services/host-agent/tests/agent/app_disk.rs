@@ -75,6 +75,7 @@ const PAGES: &[(&str, &str)] = &[
 (while read -r up rest < /proc/uptime; [ ${up%.*} -lt $end ]; do :; done) > /dev/null 2>&1 < /dev/null &
 echo ok",
     ),
+    ("sockets", "cat /proc/net/tcp /proc/net/tcp6"),
     ("counting", "exec /bin/count"),
     ("exit", "echo 3 > /dev/shm/end"),
     ("off", "poweroff -f"),

@@ -136,6 +136,52 @@ async fn they_sleep_and_wake_with_their_guest() {
     assert!(agent.engines().is_empty());
 }
 
+/// Connections to the echo's port that the guest's kernel takes for open, on either side.
+async fn open_in_guest(agent: &Agent, id: &str) -> usize {
+    const STATES: [&str; 2] = ["01", "08"];
+    let echo = format!(":{ECHO_PORT:04X}");
+    let table = get(agent, id, "sockets").await;
+    let is_open = |line: &&str| {
+        let mut words = line.split_whitespace().skip(1);
+        words.next().is_some_and(|local| local.ends_with(&echo))
+            && words.nth(1).is_some_and(|state| STATES.contains(&state))
+    };
+    table.lines().filter(is_open).count()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_image_may_have_them_end_instead() {
+    let world = World::start().await;
+    let agent = world.agent(4096).await;
+    let snapshot = image(&world, &agent, None).await;
+    let one = MicrovmSpec { end_connections_at_suspend: true, ..spec(&snapshot) };
+    launch(&agent, &one, 1).await.unwrap();
+    let id = one.microvm_id.as_str();
+    let edge = Edge::new(&agent, id, 1);
+    for sleep in 0..2 {
+        let mut echo = Echo::open(&edge).await;
+        let mut request = connect(&edge, SLOW_PORT, true).await;
+        request.write_all(b"go\n").await.unwrap();
+        echo.exchange(sleep, sleep).await;
+        assert_eq!(open_in_guest(&agent, id).await, 1);
+        let suspended = suspend(&agent, id, 1).await.unwrap();
+        eprintln!("{}", steps(&suspended));
+        // What was under way has been answered, and both sides hear of the end.
+        let mut rest = String::new();
+        tokio::time::timeout(PATIENCE, request.read_to_string(&mut rest)).await.unwrap().unwrap();
+        assert_eq!(rest, format!("{}\n", sleep + 1));
+        let mut rest = Vec::new();
+        tokio::time::timeout(PATIENCE, echo.read.read_to_end(&mut rest)).await.unwrap().unwrap();
+        assert!(rest.is_empty());
+        // Nobody woke it for that.
+        assert_eq!(observed(&agent).await[id].state(), MicrovmState::Suspended);
+        drop(echo);
+        testkit::until("the app to close its end", || async { open_in_guest(&agent, id).await == 0 }).await;
+    }
+    assert_eq!(agent.log_text().matches("from=Waking to=Running").count(), 2);
+    terminate(&agent, id, 1).await.unwrap();
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_busy_microvm_answers_before_it_sleeps() {
     let (_world, agent, one) = running(None).await;

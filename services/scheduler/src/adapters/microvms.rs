@@ -64,6 +64,8 @@ struct StoredSpec {
     egress: Vec<String>,
     #[prost(message, optional, tag = "30")]
     egress_policy: Option<EgressPolicy>,
+    #[prost(bool, tag = "13")]
+    end_connections: bool,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -174,6 +176,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             version: spec.image_version.parse()?,
             snapshot: spec.snapshot.ok_or_else(|| missing("snapshot"))?,
             hooks: spec.hooks,
+            end_connections: spec.end_connections,
             baseline_mib: stored.baseline_mib,
             endpoint_label: spec.endpoint_label,
             execution_role_arn: stored.execution_role_arn,
@@ -222,6 +225,7 @@ fn stored_spec(microvm: &Microvm) -> StoredSpec {
         ingress: texts(&spec.ingress),
         egress: texts(&spec.egress),
         egress_policy: spec.egress_policy.clone(),
+        end_connections: spec.end_connections,
     }
 }
 
@@ -245,6 +249,7 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         ingress: Some(Ingress { http: spec.lets_requests_in(), shell: spec.lets_shells_in() }),
         egress: Some(Egress { reach: reach(spec) }),
         deadline: Some(api::timestamp(microvm.deadline())),
+        end_connections_at_suspend: spec.end_connections,
     }
 }
 
@@ -312,6 +317,7 @@ mod tests {
         let plain = sample(7, start);
         let mut full = plain.clone();
         full.token = Some(TokenUse::of("t", b"p"));
+        full.spec.end_connections = true;
         full.spec.idle_policy = Some(IdlePolicy {
             max_idle: Duration::from_secs(60),
             suspended: Duration::ZERO,
@@ -334,6 +340,7 @@ mod tests {
         });
         for microvm in [plain, full] {
             assert_eq!(decode(&encode(&microvm)).unwrap(), microvm);
+            assert_eq!(host_spec(&microvm).end_connections_at_suspend, microvm.spec.end_connections);
         }
     }
 

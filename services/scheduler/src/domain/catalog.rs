@@ -20,6 +20,8 @@ pub struct Launchable {
     pub version: VersionNumber,
     pub snapshot: SnapshotRef,
     pub hooks: Option<Hooks>,
+    /// Whether connections end at a suspend; otherwise they sleep.
+    pub end_connections: bool,
     /// Memory the host accounts for, MiB.
     pub baseline_mib: u32,
     /// CPU it was built for; unspecified means that of the fleet.
@@ -140,6 +142,7 @@ fn launchable(version: VersionNumber, record: ImageVersion) -> Option<Launchable
         // A version that does not say its baseline is accounted for in full.
         baseline_mib: if asked == 0 { snapshot.memory_mib } else { asked },
         hooks: configuration.hooks,
+        end_connections: configuration.end_connections_at_suspend,
         architecture: configuration
             .cpu_configurations
             .first()
@@ -151,12 +154,17 @@ fn launchable(version: VersionNumber, record: ImageVersion) -> Option<Launchable
 #[cfg(test)]
 mod tests {
     use super::*;
+    use api::image::v1::ImageConfiguration;
 
     fn version(status: VersionStatus, state: VersionState) -> Vec<u8> {
         ImageVersion {
             status: status.into(),
             state: state.into(),
             snapshot: Some(SnapshotRef { memory_mib: 2048, ..Default::default() }),
+            configuration: Some(ImageConfiguration {
+                end_connections_at_suspend: true,
+                ..Default::default()
+            }),
             ..Default::default()
         }
         .encode_to_vec()
@@ -187,6 +195,8 @@ mod tests {
             found.map(|found| found.version.to_string())
         };
         assert_eq!(resolve(&catalog, None).as_deref(), Some("2.0"));
+        let newest = catalog.resolve(&name, None).unwrap();
+        assert_eq!((newest.baseline_mib, newest.end_connections), (2048, true));
         assert_eq!(resolve(&catalog, Some("1.0")).as_deref(), Some("1.0"));
         assert_eq!(resolve(&catalog, Some("9.0")), None, "retired");
         catalog.put("versions/app/2.0", &version(Inactive, Successful)).unwrap();

@@ -52,6 +52,8 @@ pub struct Spec {
     pub version: VersionNumber,
     pub snapshot: SnapshotRef,
     pub hooks: Option<Hooks>,
+    /// Whether its connections end at a suspend; otherwise they sleep.
+    pub end_connections: bool,
     /// Memory the host accounts for, MiB.
     pub baseline_mib: u32,
     /// First label of the endpoint's name.
@@ -222,6 +224,7 @@ pub(crate) mod tests {
                     ..Default::default()
                 },
                 hooks: None,
+                end_connections: false,
                 baseline_mib: 512,
                 endpoint_label: "label".into(),
                 execution_role_arn: String::new(),

@@ -96,6 +96,7 @@ pub(crate) fn place_new(
             version: version.version,
             snapshot: version.snapshot.clone(),
             hooks: version.hooks,
+            end_connections: version.end_connections,
             baseline_mib: version.baseline_mib,
             // Not the id: who knows an endpoint's name cannot name the microVM.
             endpoint_label: Uuid::new_v4().hyphenated().to_string(),

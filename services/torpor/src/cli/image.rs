@@ -115,6 +115,9 @@ pub struct Build {
     /// Give the app every Linux capability of its guest, not a container's set.
     #[arg(long)]
     pub all_capabilities: bool,
+    /// End open connections when a microVM is suspended, as AWS does; without, they sleep and wake with it.
+    #[arg(long)]
+    pub end_connections_at_suspend: bool,
     #[command(flatten)]
     pub hooks: Hooks,
     /// Return at once instead of following the build.

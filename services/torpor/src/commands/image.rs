@@ -81,7 +81,7 @@ fn created(session: &Session, image: &ImageMessage, version: &ImageVersion) -> R
             "version": json::message(views::VERSION, version),
         }));
     }
-    views::image(image, &[])?;
+    views::image(image, None)?;
     output::remark(format_args!("next: torpor image logs -f {}", image.name));
     Ok(())
 }
@@ -134,6 +134,7 @@ fn configuration(arguments: &Build) -> Result<ImageConfiguration, CliError> {
         },
         environment_variables: environment.into_iter().collect(),
         hooks: hooks(&arguments.hooks)?,
+        end_connections_at_suspend: arguments.end_connections_at_suspend,
         ..ImageConfiguration::default()
     })
 }
@@ -237,15 +238,18 @@ async fn fetch_version(session: &Session, image: &str, version: &str) -> Result<
 async fn get(session: &Session, image: String) -> Result<(), CliError> {
     let image = fetch(session, &image).await?;
     let active = match image.latest_active_image_version.as_str() {
-        "" => ImageVersion::default(),
-        active => fetch_version(session, &image.name, active).await?,
+        "" => None,
+        active => Some(fetch_version(session, &image.name, active).await?),
     };
     if session.json() {
         let mut object = json::message(views::IMAGE, &image);
+        let active = active.unwrap_or_default();
+        let ends = active.configuration.is_some_and(|chosen| chosen.end_connections_at_suspend);
         object["warnings"] = active.warnings.into();
+        object["endConnectionsAtSuspend"] = ends.into();
         return output::value(&object);
     }
-    views::image(&image, &active.warnings)
+    views::image(&image, active.as_ref())
 }
 
 async fn versions(session: &Session, image: String) -> Result<(), CliError> {

@@ -18,8 +18,17 @@ fn image_state(image: &Image) -> String {
     json::short_name(image.state().as_str_name(), "ImageState")
 }
 
-/// An image, with the warnings of its active version.
-pub fn image(image: &Image, warnings: &[String]) -> Result<(), CliError> {
+/// What becomes of a version's connections at a suspend.
+fn connections(version: &ImageVersion) -> &'static str {
+    match &version.configuration {
+        Some(chosen) if chosen.end_connections_at_suspend => "end at a suspend",
+        _ => "sleep and wake",
+    }
+}
+
+/// An image, with what is to be known of its active version.
+pub fn image(image: &Image, active: Option<&ImageVersion>) -> Result<(), CliError> {
+    let warnings = active.map_or(&[][..], |version| &version.warnings);
     let mut tags: Vec<String> = image.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
     tags.sort();
     output::fields(vec![
@@ -32,6 +41,7 @@ pub fn image(image: &Image, warnings: &[String]) -> Result<(), CliError> {
         ("created", durations::rfc3339(image.create_time.as_ref())),
         ("changed", durations::rfc3339(image.update_time.as_ref())),
         ("tags", tags.join(", ")),
+        ("connections", active.map(connections).unwrap_or_default().to_owned()),
         ("warning", warnings.join(" ")),
     ])
 }

@@ -33,6 +33,9 @@ POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "aut
 PORT_HEADER = "X-aws-proxy-port"
 FORCE_H2_HEADER = "X-aws-proxy-force-h2"
 GRPC_PORT = 50051
+NOISE_PORT = 9004
+TLS_PORT = 9443
+TLS_GRPC_PORT = 50052
 # The guest's: that of the base image.
 GUEST_PYTHON = "3.11"
 UPLOAD = 24 << 20
@@ -53,7 +56,7 @@ def image(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Image:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
         archive.writestr("Dockerfile", "\n".join(dockerfile) + "\n")
-        for name in ("protocols.py", "bootstrap.py"):
+        for name in ("protocols.py", "bootstrap.py", "tls.pem"):
             archive.writestr(name, (HERE / "app" / name).read_text())
         for wheel in wheels.glob("*.whl"):
             with zipfile.ZipFile(wheel) as content:
@@ -366,6 +369,66 @@ def test_the_outside(running: Running, token: str, far: Outside) -> None:
 )
 def test_there_is_no_metadata_service(running: Running, token: str) -> None:
     assert ask(running, token, "/outside?169.254.169.254:80").body != b"connected"
+
+
+# Apps that speak TLS only
+
+
+def test_an_upload_is_the_first_that_a_tls_app_hears(running: Running, token: str) -> None:
+    # More than is kept to be said again, and than any buffer on the way.
+    for number in range(2):
+        with raw(running) as stream:
+            more = [f"{PORT_HEADER}: {TLS_PORT}", f"content-length: {UPLOAD}"]
+            stream.sendall(head(running, token, "POST /upload", *more))
+            stream.sendall(b"x" * UPLOAD)
+            answer = read_head(stream)
+            assert answer.startswith("HTTP/1.1 200 "), (number, answer)
+            assert read_body(stream, answer) == str(UPLOAD)
+
+
+def test_a_tls_app_that_sleeps(running: Running, token: str) -> None:
+    before = ask(running, token, "/guest", TLS_PORT).json()
+    running.suspend()
+    after = ask(running, token, "/guest", TLS_PORT).json()
+    assert after["pid"] == before["pid"]
+
+
+def test_a_websocket_of_a_tls_app_across_sleeps(running: Running, token: str) -> None:
+    more = ["connection: Upgrade", "upgrade: websocket", "sec-websocket-version: 13"]
+    more += ["sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==", f"{PORT_HEADER}: {TLS_PORT}"]
+    with raw(running) as stream:
+        stream.sendall(head(running, token, "GET /echo", *more))
+        answer = read_head(stream)
+        assert answer.startswith("HTTP/1.1 101 "), answer
+        for number in range(3):
+            if number:
+                running.suspend()
+            sent = b"%d" % number * 1000
+            stream.sendall(sent)
+            read = b""
+            while len(read) < len(sent):
+                chunk = stream.recv(65536)
+                assert chunk, f"closed after {number} sleeps"
+                read += chunk
+            assert read == sent
+
+
+def test_grpc_over_tls_across_a_sleep(running: Running, channel: grpc.Channel, call: dict, token: str) -> None:
+    call = call | {"metadata": ((AUTH_HEADER.lower(), token), (PORT_HEADER.lower(), str(TLS_GRPC_PORT)))}
+
+    def words():
+        yield b"awake"
+        running.suspend()
+        yield b"woken"
+
+    assert channel.unary_unary("/echo/Unary")(b"hello", **call) == b"hello"
+    assert list(channel.stream_stream("/echo/Talk")(words(), **call)) == [b"awake", b"woken"]
+
+
+def test_a_port_that_speaks_neither(running: Running, token: str) -> None:
+    answer = ask(running, token, "/", NOISE_PORT)
+    assert (answer.status, answer.headers["x-aws-proxy-error"]) == (502, "APP_CONNECT_FAILED")
+    assert answer.body == b"The app on this port speaks neither HTTP nor TLS"
 
 
 # Shells and the guest

@@ -47,6 +47,7 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["--help"], "Exit codes: 0 done, 1 failed, 2 wrong usage"),
         (vec!["up", "--help"], "torpor up --detach --hosts 2"),
         (vec!["image", "create", "--help"], "torpor image create web --artifact ./app"),
+        (vec!["image", "update", "--help"], "--end-connections-at-suspend"),
         (vec!["run", "--help"], "torpor run web --idle 60s"),
         (vec!["curl", "--help"], "torpor curl ID /items -X POST"),
         (vec!["shell", "--help"], "~. leaves a shell that hangs"),

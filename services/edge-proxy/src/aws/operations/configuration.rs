@@ -43,6 +43,8 @@ pub(super) fn read(request: Members<'_>, arm_64_is_own: bool) -> ImageConfigurat
         hooks: request.structure("hooks").map(hooks),
         logging: request.structure("logging").map(logging),
         kms_key_identifier: request.string("kmsKeyIdentifier"),
+        // Not a matter of this API.
+        end_connections_at_suspend: false,
     }
 }
 

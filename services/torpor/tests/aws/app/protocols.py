@@ -5,12 +5,20 @@
 9001   the same answers as 8080, on ::1 only
 9002   on every IPv6 address and no IPv4 address
 9003   on 127.0.0.2 only
+9004   nothing that anybody understands
+9443   the same answers as 8080, over TLS only; a client that begins otherwise is closed without a word
 50051  gRPC, which is HTTP/2 without TLS
+50052  the same over TLS only
+
+Certificate and key are in `tls.pem`. They are of this test, signed by themselves, and prove nothing to anybody.
 """
 
+import base64
+import hashlib
 import json
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -130,6 +138,26 @@ def again(connection, head):
         answer(connection, type(error).__name__)
 
 
+def upload(connection, head):
+    """Reads the body and says how long it was."""
+    names = dict(line.lower().split(": ", 1) for line in head.splitlines()[1:] if line)
+    wanted, read = int(names["content-length"]), 0
+    while read < wanted and (data := connection.recv(65536)):
+        read += len(data)
+    answer(connection, str(read))
+
+
+def echo(connection, head):
+    """Becomes a WebSocket, as far as the handshake goes, and sends back what comes."""
+    names = dict(line.split(": ", 1) for line in head.splitlines()[1:] if line)
+    key = {name.lower(): value for name, value in names.items()}["sec-websocket-key"]
+    accept = base64.b64encode(hashlib.sha1((key + "258EAFA5-E914-47DA-95CA-C5AB0DC85B11").encode()).digest()).decode()
+    lines = ["HTTP/1.1 101 Switching Protocols", "connection: Upgrade", "upgrade: websocket"]
+    connection.sendall("\r\n".join([*lines, f"sec-websocket-accept: {accept}", "", ""]).encode())
+    while data := connection.recv(65536):
+        connection.sendall(data)
+
+
 PATHS = {
     "/guest": guest,
     "/refuse": refuse,
@@ -138,7 +166,28 @@ PATHS = {
     "/work": work,
     "/outside": outside,
     "/again": again,
+    "/upload": upload,
+    "/echo": echo,
 }
+TLS_FILE = "/srv/tls.pem"
+tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+tls.load_cert_chain(TLS_FILE)
+
+
+def serve_tls(connection):
+    with connection:
+        try:
+            connection = tls.wrap_socket(connection, server_side=True)
+        except OSError:
+            return
+        serve_one(connection)
+
+
+def serve_noise(connection):
+    """As a database would: an answer, and none of HTTP's."""
+    with connection:
+        connection.recv(65536)
+        connection.sendall(b"-ERR unknown command\r\n")
 
 
 def serve_one(connection):
@@ -158,7 +207,7 @@ def listen(family, address, port):
     return listener
 
 
-def serve(listener):
+def serve(listener, serve_one=serve_one):
     while True:
         connection, _ = listener.accept()
         threading.Thread(target=serve_one, args=(connection,), daemon=True).start()
@@ -195,11 +244,16 @@ while True:
         time.sleep(0.05)
 server = grpc.server(ThreadPoolExecutor(8), handlers=(Echo(),))
 server.add_insecure_port("0.0.0.0:50051")
+with open(TLS_FILE, "rb") as file:
+    pair = file.read()
+server.add_secure_port("0.0.0.0:50052", grpc.ssl_server_credentials([(pair, pair)]))
 server.start()
-for family, address, port in (
-    (socket.AF_INET6, "::1", 9001),
-    (socket.AF_INET6, "::", 9002),
-    (socket.AF_INET, "127.0.0.2", 9003),
+for family, address, port, how in (
+    (socket.AF_INET6, "::1", 9001, serve_one),
+    (socket.AF_INET6, "::", 9002, serve_one),
+    (socket.AF_INET, "127.0.0.2", 9003, serve_one),
+    (socket.AF_INET, "0.0.0.0", 9004, serve_noise),
+    (socket.AF_INET, "0.0.0.0", 9443, serve_tls),
 ):
-    threading.Thread(target=serve, args=(listen(family, address, port),), daemon=True).start()
+    threading.Thread(target=serve, args=(listen(family, address, port), how), daemon=True).start()
 serve(listen(socket.AF_INET, "0.0.0.0", 8080))
