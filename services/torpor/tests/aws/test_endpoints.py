@@ -5,9 +5,8 @@ import uuid
 import pytest
 
 from rig.images import Image
-from rig.microvms import AUTH_HEADER, Microvms, Running, get
+from rig.microvms import AUTH_HEADER, PORT_HEADER, Microvms, Running, get
 
-PORT_HEADER = "X-aws-proxy-port"
 ERROR_HEADER = "x-aws-proxy-error"
 POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600}
 

@@ -1,9 +1,11 @@
 """Artifacts: zips with a Dockerfile at their root, of the app next door."""
 
 import io
+import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 APP = Path(__file__).resolve().parent.parent / "app"
@@ -29,6 +31,19 @@ def zip_of(files: dict[str, str]) -> bytes:
         for name, text in files.items():
             archive.writestr(name, text)
     return buffer.getvalue()
+
+
+def protocols_zip(into: Path) -> bytes:
+    """The app that speaks bytes, gRPC and WebSockets, put together in a directory; its packages are these tests' own."""
+    for name in ("protocols.py", "bootstrap.py"):
+        shutil.copy(APP / name, into)
+    # As the other apps have it, so that its layer is made once.
+    lines = [line for line in dockerfile().splitlines() if line.startswith(("FROM", "RUN"))]
+    lines += ["COPY . /srv", "EXPOSE 8080", 'CMD ["python3", "-u", "/srv/protocols.py"]']
+    (into / "Dockerfile").write_text("\n".join(lines) + "\n")
+    names = ("grpcio", "typing_extensions", "websockets")
+    install([f"{name}=={metadata.version(name)}" for name in names], into)
+    return zip_tree(into)
 
 
 def install(requirements: list[str], into: Path) -> None:
