@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from rig import apps, browser, node
-from rig.images import Image, Images
+from rig.images import READY_HOOK, Image, Images
 from rig.microvms import AUTH_HEADER, PORT_HEADER, Microvms, Running, request
 from rig.waiting import until
 
@@ -28,7 +28,7 @@ _SECONDS = 60
 def image(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Image:
     """Jupyter, and a page with xterm.js."""
     tree = tmp_path_factory.mktemp("notebook")
-    for name in ("Dockerfile", "settings.py"):
+    for name in ("Dockerfile", "start.py", "settings.py"):
         shutil.copy(NOTEBOOK / name, tree)
     page = tree / "page"
     page.mkdir()
@@ -36,16 +36,14 @@ def image(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Image:
     for name in ("xterm/lib/xterm.js", "xterm/css/xterm.css", "addon-attach/lib/addon-attach.js"):
         shutil.copy(node.modules() / "@xterm" / name, page)
     apps.install(["--requirement", str(NOTEBOOK / "requirements.txt")], tree / "packages")
-    return images.build("notebook", images.upload("notebook", apps.zip_tree(tree)))
+    return images.build("notebook", images.upload("notebook", apps.zip_tree(tree)), hooks=READY_HOOK)
 
 
 @pytest.fixture(scope="module")
 def running(image: Image, module_microvms: Microvms) -> Running:
     """A microVM that lets shells in and wakes with what its clients send."""
     ingress = [module_microvms.fleet.connector_arn(name) for name in ("HTTP_INGRESS", "SHELL_INGRESS")]
-    running = module_microvms.run(image.arn, idlePolicy=POLICY, ingressNetworkConnectors=ingress)
-    until("Jupyter to listen", lambda: asked(running, "GET", "/api").status == 200)
-    return running
+    return module_microvms.run(image.arn, idlePolicy=POLICY, ingressNetworkConnectors=ingress)
 
 
 def asked(running: Running, method: str, path: str):
