@@ -34,7 +34,7 @@ def command(fleet: Fleet, profile: Path) -> list[str]:
         "--no-first-run",
         "--no-proxy-server",
         "--ignore-certificate-errors",
-        # Chromium ends HTTP/2 connections when an address of its machine comes or goes, as those of slots do here.
+        # Chromium ends HTTP/2 connections when an address of its machine comes or goes, and tests beside ours have some.
         "--disable-http2",
         f"--user-data-dir={profile}",
         f"--host-resolver-rules=MAP *.{fleet.domain} {edge}",
