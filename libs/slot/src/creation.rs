@@ -18,6 +18,10 @@ use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_PREFIX_LENGTH, TAP};
 
 const NAMESPACES: &str = "/run/netns";
 const DEVICES: &str = "/sys/class/net";
+/// Hardware addresses of a slot's way out: the root namespace's end and the slot's. Each pair is a network of its own, so all
+/// slots have the same.
+const ROOT_MAC: &str = "06:00:0a:c9:00:01";
+const UPLINK_MAC: &str = "06:00:0a:c9:00:02";
 /// Switches of a fresh namespace, set before it has any device but loopback.
 /// A kernel without IPv6 lacks the first two, which is as good.
 const SWITCHES: &[(&str, &str)] = &[
@@ -56,11 +60,20 @@ async fn create_parts(
     let veth = settings.veth(index);
     let (root_side, slot_side) = settings.outer(index);
     // Dying anywhere from here on leaves a namespace of our prefix, which the next start removes.
-    let mut script = format!("netns add {name}\nlink add {veth} type veth peer name {UPLINK} netns {name}\n");
+    let mut script = format!(
+        "netns add {name}\n\
+         link add {veth} address {ROOT_MAC} type veth peer name {UPLINK} address {UPLINK_MAC} netns {name}\n"
+    );
     if Path::new("/proc/sys/net/ipv6").exists() {
         let _ = writeln!(script, "link set {veth} addrgenmode none");
     }
-    let _ = writeln!(script, "addr add {root_side}/30 dev {veth}\nlink set {veth} up");
+    // The root namespace gets a route and no address: browsers on this machine take an address that comes or goes for another
+    // network, and end their connections. Without an address nothing answers ARP, so both ends are told.
+    let _ = writeln!(
+        script,
+        "link set {veth} up\nroute add {slot_side}/32 dev {veth}\n\
+         neigh replace {slot_side} lladdr {UPLINK_MAC} dev {veth} nud permanent"
+    );
     ip(&["-batch", "-"], &script).await?;
 
     let namespace =
@@ -78,7 +91,8 @@ async fn create_parts(
     let script = format!(
         "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {mac}\n\
          addr add {GATEWAY_ADDRESS}/{GUEST_PREFIX_LENGTH} dev {TAP}\nlink set {TAP} up\n\
-         addr add {slot_side}/30 dev {UPLINK}\nlink set {UPLINK} up\nroute add default via {root_side}\n"
+         addr add {slot_side}/30 dev {UPLINK}\nlink set {UPLINK} up\n\
+         neigh replace {root_side} lladdr {ROOT_MAC} dev {UPLINK} nud permanent\nroute add default via {root_side}\n"
     );
     ip(&["-n", &name, "-batch", "-"], &script).await?;
     Ok(namespace)

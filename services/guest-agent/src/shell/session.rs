@@ -33,6 +33,9 @@ const LAST_OUTPUT_TIMEOUT: Duration = Duration::from_secs(30);
 /// Most bytes sent after a shell's end: jobs that it left behind may write for ever.
 const LAST_OUTPUT_BYTES_MAX: usize = 1024 * 1024;
 
+/// Most messages of a turn, so that what the terminal shows is sent to a client that types without end, too.
+const TURN_MESSAGES_MAX: usize = 64;
+
 /// How a session ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -87,10 +90,10 @@ impl Session {
 
     /// Moves what can be moved, then waits for more.
     fn turn(&mut self) -> io::Result<Option<End>> {
-        if let Some(end) = self.take_messages() {
-            return Ok(Some(end));
-        }
-        self.type_input();
+        let more = match self.take_messages() {
+            Ok(more) => more,
+            Err(end) => return Ok(Some(end)),
+        };
         // Asked first: what a shell wrote before its end is there to be read afterwards.
         let ended = self.process.has_ended();
         if ended && self.last.is_none() {
@@ -106,16 +109,21 @@ impl Session {
                 return Ok(Some(End::Exited));
             }
         }
-        if moved && !self.unsent {
+        if more || (moved && !self.unsent) {
             // There may be more at once.
             return Ok(None);
         }
         self.wait()
     }
 
-    /// Reads the socket until the terminal has something to take.
-    fn take_messages(&mut self) -> Option<End> {
-        while self.input.is_empty() {
+    /// Types what the client sent until the socket is empty or the terminal takes no more; whether there may be more at once.
+    /// Messages that arrive together are read together, and the poll does not tell of those that are left.
+    fn take_messages(&mut self) -> Result<bool, End> {
+        self.type_input();
+        for _ in 0..TURN_MESSAGES_MAX {
+            if !self.input.is_empty() {
+                return Ok(false);
+            }
             match self.socket.read() {
                 Ok(Message::Text(text)) => match control::resize(text.as_str()) {
                     // A terminal that nobody has open has no size to set.
@@ -123,14 +131,15 @@ impl Session {
                     None => self.input.extend_from_slice(text.as_bytes()),
                 },
                 Ok(Message::Binary(bytes)) => self.input.extend_from_slice(&bytes),
-                Ok(Message::Close(_)) => return Some(End::Closed),
+                Ok(Message::Close(_)) => return Err(End::Closed),
                 Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_)) => {}
-                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return None,
-                Err(Error::Capacity(_)) => return Some(End::TooLarge),
-                Err(_) => return Some(End::Lost),
+                Err(Error::Io(error)) if error.kind() == io::ErrorKind::WouldBlock => return Ok(false),
+                Err(Error::Capacity(_)) => return Err(End::TooLarge),
+                Err(_) => return Err(End::Lost),
             }
+            self.type_input();
         }
-        None
+        Ok(self.input.is_empty())
     }
 
     fn type_input(&mut self) {

@@ -155,6 +155,19 @@ fn a_terminal_has_no_size_until_it_gets_one() {
 }
 
 #[test]
+fn messages_that_arrive_together_are_all_typed() {
+    let mut client = Client::open(serve(local_shell));
+    // Nothing is shown between them, which would have the session look at its socket again.
+    client.type_in("stty -echo; echo ready=$((1+1)); read -r line; echo got=$line\n");
+    client.until("ready=2");
+    for text in ["one ", "and another", "\n"] {
+        client.socket.write(Message::binary(text.as_bytes().to_vec())).unwrap();
+    }
+    client.socket.flush().unwrap();
+    client.until("got=one and another");
+}
+
+#[test]
 fn keys_reach_the_foreground_job() {
     let mut client = Client::open(serve(local_shell));
     for (key, ask, answer) in [("\x03", "echo status=$?\n", "status=130"), ("\x1a", "jobs\n", "Stopped")] {

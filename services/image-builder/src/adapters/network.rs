@@ -22,7 +22,11 @@ use tokio::process::Command;
 const NETWORKS_MAX: u32 = 64;
 /// Four addresses per build, counted from here.
 const FIRST_ADDRESS: Ipv4Addr = Ipv4Addr::new(169, 254, 240, 0);
+/// Hardware addresses of a link's two ends. Each link is a network of its own, so all have the same.
+const OUR_MAC: &str = "06:00:a9:fe:f0:01";
+const THEIR_MAC: &str = "06:00:a9:fe:f0:02";
 const NAMESPACES: &str = "/run/netns";
+const IPV6: &str = "/proc/sys/net/ipv6";
 const FORWARDING: &str = "/proc/sys/net/ipv4/ip_forward";
 const RESOLVERS: [&str; 2] = ["/etc/resolv.conf", "/run/systemd/resolve/resolv.conf"];
 /// Most name servers passed on; the C library reads three.
@@ -107,14 +111,19 @@ impl Networks {
         let (ours, theirs) = (network.address(1), network.address(2));
         // A link of that name can only be what a crash left of an older network.
         let _ = run("ip", &["link", "delete", &link], "").await;
+        // The machine gets a route and no address: browsers on it take an address that comes or goes for another network, and
+        // end their connections. Without an address nothing answers ARP, so both ends are told.
+        let no_address = if Path::new(IPV6).exists() { "addrgenmode none" } else { "" };
         let outside = format!(
-            "link add {link} type veth peer name eth0 netns {name}\n\
-             addr add {ours}/30 dev {link}\n\
-             link set {link} up\n"
+            "link add {link} address {OUR_MAC} type veth peer name eth0 address {THEIR_MAC} netns {name}\n\
+             link set {link} up {no_address}\n\
+             route add {theirs}/32 dev {link}\n\
+             neigh replace {theirs} lladdr {THEIR_MAC} dev {link} nud permanent\n"
         );
         run("ip", &["-batch", "-"], &outside).await?;
         let inside = format!(
-            "addr add {theirs}/30 dev eth0\nlink set eth0 up\nlink set lo up\nroute add default via {ours}\n"
+            "addr add {theirs}/30 dev eth0\nlink set eth0 up\nlink set lo up\n\
+             neigh replace {ours} lladdr {OUR_MAC} dev eth0 nud permanent\nroute add default via {ours}\n"
         );
         run("ip", &["-n", &name, "-batch", "-"], &inside).await?;
         run("nft", &["-f", "-"], &firewall(&link, theirs, &self.denied)).await?;

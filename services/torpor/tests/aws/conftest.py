@@ -1,4 +1,4 @@
-"""Fixtures of the tests with AWS clients. All of a session shares one fleet and two images."""
+"""Fixtures of the tests with AWS clients. All of a session shares one fleet and three images."""
 
 import os
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pytest
 
+from rig import apps
 from rig.clients import Boto, Cli
 from rig.fleet import Fleet
 from rig.images import EVERY_HOOK, Image, Images
@@ -111,6 +112,15 @@ def plain(shared: Shared) -> Image:
 def hooked(shared: Shared) -> Image:
     """The app with every hook, 512 MiB."""
     return shared.built(shared.hooked)
+
+
+@pytest.fixture(scope="session")
+def protocols(fleet: Fleet, boto: Boto, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
+    """The app that speaks bytes, gRPC and WebSockets, 512 MiB."""
+    images = Images(fleet, boto)
+    artifact = apps.protocols_zip(tmp_path_factory.mktemp("protocols"))
+    yield images.build("protocols", images.upload("protocols", artifact))
+    images.remove_all()
 
 
 @pytest.fixture

@@ -1,12 +1,12 @@
 """Browser sessions: the link of `torpor open`, followed by a browser and by hand."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 
+from rig import browser
 from rig.images import Image
 from rig.microvms import AUTH_HEADER, Microvms, Running, request
 from rig.waiting import until
@@ -129,25 +129,8 @@ def test_a_token_for_some_paths_and_methods(running: Running) -> None:
 
 
 def test_chromium_follows_a_link(running: Running, tmp_path: Path) -> None:
-    program = shutil.which("chromium")
-    if program is None:
-        pytest.skip("NO BROWSER WAS TESTED: chromium is missing, run deploy/packages --test")
-    edge = running.microvms.fleet.variables["TORPOR_EDGE"].rsplit(":", 1)[0].strip("[]")
-    # Names and certificates are not what this is about, and the machine's own settings stay out of it.
-    command = [
-        program,
-        "--headless=new",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-dev-shm-usage",
-        "--no-first-run",
-        "--no-proxy-server",
-        "--ignore-certificate-errors",
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--host-resolver-rules=MAP {running.endpoint} {edge}",
-        "--dump-dom",
-        link(running, "--path", "/page"),
-    ]
+    command = browser.command(running.microvms.fleet, tmp_path / "profile")
+    command += ["--dump-dom", link(running, "--path", "/page")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=CHROMIUM_SECONDS, check=False)
     assert done.returncode == 0, done.stderr
     assert "cookies: own=1<" in done.stdout, f"{done.stdout}\n{done.stderr}"

@@ -5,10 +5,10 @@ import uuid
 import pytest
 
 from rig.images import Image
-from rig.microvms import AUTH_HEADER, Microvms, Running, get
+from rig.microvms import AUTH_HEADER, PORT_HEADER, Microvms, Running, get, request
 from rig.waiting import until
+from test_protocols import head, raw, read_head
 
-PORT_HEADER = "X-aws-proxy-port"
 ERROR_HEADER = "x-aws-proxy-error"
 POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600}
 
@@ -167,3 +167,22 @@ def test_lives_that_end_asleep(plain: Image, microvms: Microvms) -> None:
     microvms.api.suspend_microvm(microvmIdentifier=windowless.id)
     for running in (windowless, short):
         assert microvms.wait(running.id, "TERMINATED")["stateReason"] == "MicroVM exceeded maximum lifetime."
+
+
+def test_a_silent_answer_keeps_its_microvm_awake_where_that_was_asked_for(plain: Image, microvms: Microvms) -> None:
+    fleet = microvms.fleet
+    launched = fleet.json("run", plain.name, "--idle", "1s", "--awake-while", "stream")
+    microvms.note(launched["microvmId"])
+    running = Running(microvms, launched["microvmId"], launched["endpoint"])
+    token = microvms.token(running.id)
+
+    def kept_awake() -> bool:
+        # Looked at when the idle time has passed, and not before. It may have slept before the request came, and woken for it.
+        idleness = fleet.json("get", running.id)["idleness"]
+        return idleness is not None and idleness["awakeReason"] == "STREAM"
+
+    with raw(running) as stream:
+        stream.sendall(head(running, token, "GET /said"))
+        until("the open connection to keep it awake", kept_awake)
+        assert request(fleet, running.endpoint, "POST", "/said", {AUTH_HEADER: token}).status == 200
+        assert read_head(stream).startswith("HTTP/1.1 404 ")

@@ -1,75 +1,41 @@
 """What clients and apps say to each other through an endpoint: an app that speaks bytes, a gRPC server and client that
 others wrote, and a microVM between them that also sleeps.
 
-One image and two microVMs serve the whole module.
+Two microVMs serve the whole module.
 """
 
 import contextlib
-import io
-import json
 import socket
 import ssl
-import subprocess
-import sys
 import time
-import zipfile
 from collections.abc import Iterator
-from importlib import metadata
 from pathlib import Path
 
 import grpc
 import pytest
 from websockets.exceptions import ConnectionClosedOK
 
-from rig import apps
-from rig.images import Image, Images
-from rig.microvms import AUTH_HEADER, Microvms, Running
+from rig.images import Image
+from rig.microvms import AUTH_HEADER, PORT_HEADER, Microvms, Running
 from rig.outside import ADDRESS, PORT, Outside, outside
 from rig.waiting import until
 from test_websockets import dial
 
-HERE = Path(__file__).resolve().parent
 POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "autoResumeEnabled": True}
-PORT_HEADER = "X-aws-proxy-port"
 FORCE_H2_HEADER = "X-aws-proxy-force-h2"
 GRPC_PORT = 50051
 NOISE_PORT = 9004
 TLS_PORT = 9443
 TLS_GRPC_PORT = 50052
-# The guest's: that of the base image.
-GUEST_PYTHON = "3.11"
 UPLOAD = 24 << 20
 _SECONDS = 60
 
 
 @pytest.fixture(scope="module")
-def image(images: Images, tmp_path_factory: pytest.TempPathFactory) -> Image:
-    """The app with grpcio, whose wheels are unpacked beside it: the base image has no pip."""
-    wheels = tmp_path_factory.mktemp("wheels")
-    wanted = [f"{name}=={metadata.version(name)}" for name in ("grpcio", "typing_extensions")]
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    command += ["--only-binary", ":all:", "--python-version", GUEST_PYTHON, "--dest", str(wheels)]
-    subprocess.run([*command, *wanted], check=True, timeout=_SECONDS)
-    # As the other apps have it, so that its layer is made once.
-    dockerfile = [line for line in apps.dockerfile().splitlines() if line.startswith(("FROM", "RUN"))]
-    dockerfile += ["COPY . /srv", "EXPOSE 8080", 'CMD ["python3", "-u", "/srv/protocols.py"]']
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
-        archive.writestr("Dockerfile", "\n".join(dockerfile) + "\n")
-        for name in ("protocols.py", "bootstrap.py", "tls.pem"):
-            archive.writestr(name, (HERE / "app" / name).read_text())
-        for wheel in wheels.glob("*.whl"):
-            with zipfile.ZipFile(wheel) as content:
-                for item in content.infolist():
-                    archive.writestr(item.filename, content.read(item))
-    return images.build("protocols", images.upload("protocols", buffer.getvalue()))
-
-
-@pytest.fixture(scope="module")
-def running(image: Image, module_microvms: Microvms) -> Running:
+def running(protocols: Image, module_microvms: Microvms) -> Running:
     """A microVM that lets shells in and wakes with what its clients send."""
     ingress = [module_microvms.fleet.connector_arn(name) for name in ("HTTP_INGRESS", "SHELL_INGRESS")]
-    return module_microvms.run(image.arn, idlePolicy=POLICY, ingressNetworkConnectors=ingress)
+    return module_microvms.run(protocols.arn, idlePolicy=POLICY, ingressNetworkConnectors=ingress)
 
 
 @pytest.fixture(scope="module")
@@ -274,6 +240,12 @@ def test_a_grpc_conversation_across_a_sleep(running: Running, channel: grpc.Chan
     assert answer == b"after it"
 
 
+def test_grpcio_needs_nothing_but_the_environment(running: Running, call: dict) -> None:
+    target = running.url.removeprefix("https://").rstrip("/")
+    with grpc.secure_channel(target, grpc.ssl_channel_credentials()) as channel:
+        assert channel.unary_unary("/echo/Unary")(b"hello", **call) == b"hello"
+
+
 @pytest.mark.row(130)
 def test_http2_is_preferred(running: Running) -> None:
     with raw(running, "http/1.1", "h2") as stream:
@@ -297,9 +269,9 @@ def test_http2_to_a_plain_port_when_asked_for(running: Running, token: str) -> N
 
 
 @pytest.fixture(scope="module")
-def sleepy(image: Image, module_microvms: Microvms) -> Running:
+def sleepy(protocols: Image, module_microvms: Microvms) -> Running:
     """A microVM that sleeps after four seconds without a request: fewer than the API gives anybody."""
-    made = module_microvms.fleet.json("run", image.name, "--idle", "4s")
+    made = module_microvms.fleet.json("run", protocols.name, "--idle", "4s")
     module_microvms.note(made["microvmId"])
     return Running(module_microvms, made["microvmId"], made["endpoint"])
 
@@ -484,8 +456,8 @@ def test_no_port_is_asked_for_tls(running: Running, token: str) -> None:
 
 
 @pytest.mark.row(147, differs="each microVM has a machine id of its own")
-def test_two_of_one_image(running: Running, token: str, image: Image, microvms: Microvms) -> None:
-    one, two = ask(running, token, "/guest").json(), microvms.run(image.arn).json("/guest")
+def test_two_of_one_image(running: Running, token: str, protocols: Image, microvms: Microvms) -> None:
+    one, two = ask(running, token, "/guest").json(), microvms.run(protocols.arn).json("/guest")
     for name in ("machine_id", "uuid"):
         assert one[name] != two[name], name
     assert one["pid"] == two["pid"]

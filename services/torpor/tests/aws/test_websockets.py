@@ -11,12 +11,10 @@ from websockets.sync.client import ClientConnection, connect
 
 from rig.images import Image
 from rig.microvms import AUTH_HEADER, Microvms, Running
-from rig.waiting import until
 
 MARKER = "lambda-microvms"
 POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "autoResumeEnabled": True}
 SLEEPS = 5
-MOVES = 3
 _SECONDS = 60
 
 
@@ -79,29 +77,5 @@ def test_one_stays_open_while_its_microvm_sleeps(running: Running, token: str) -
             client.send(message)
             assert client.recv(timeout=_SECONDS) == message
             assert running.microvms.get(running.id)["state"] == "RUNNING"
-        client.ping().wait(_SECONDS)
-    assert running.ask().json()["pid"] == pid
-
-
-def test_one_stays_open_while_its_microvm_moves(running: Running, token: str) -> None:
-    fleet = running.microvms.fleet
-    with dial(running, additional_headers={AUTH_HEADER: token}) as client:
-        pid = json.loads(client.recv(timeout=_SECONDS))["pid"]
-        for _ in range(MOVES):
-            home = fleet.json("get", running.id)["hostId"]
-            fleet.torpor("hosts", "drain", home)
-            try:
-
-                def wakes_elsewhere() -> bool:
-                    # A host hears of its drain with its next report; until then it wakes what it holds.
-                    running.suspend()
-                    message = os.urandom(20_000)
-                    client.send(message)
-                    assert client.recv(timeout=_SECONDS) == message
-                    return fleet.json("get", running.id)["hostId"] != home
-
-                until("the microVM to wake on another host", wakes_elsewhere)
-            finally:
-                fleet.torpor("hosts", "undrain", home)
         client.ping().wait(_SECONDS)
     assert running.ask().json()["pid"] == pid

@@ -1,6 +1,7 @@
 """An app that speaks plainly: bytes on sockets, without a library's help or its manners.
 
 8080   requests by path, each on a connection of its own; see `PATHS`
+8082   WebSockets: the process id, then an echo
 8090   `bootstrap.py`
 9001   the same answers as 8080, on ::1 only
 9002   on every IPv6 address and no IPv4 address
@@ -26,6 +27,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
+from websockets.sync.server import serve as serve_sockets
 
 # What clients ask about later.
 state = {"pid": os.getpid(), "uploaded": -1, "gone": 0.0, "client_hellos": 0}
@@ -235,6 +237,12 @@ class Echo(grpc.GenericRpcHandler):
         return request
 
 
+def echo_socket(socket):
+    socket.send(str(os.getpid()))
+    for message in socket:
+        socket.send(message)
+
+
 subprocess.Popen([sys.executable, "/srv/bootstrap.py", "first"])
 while True:
     try:
@@ -256,4 +264,5 @@ for family, address, port, how in (
     (socket.AF_INET, "0.0.0.0", 9443, serve_tls),
 ):
     threading.Thread(target=serve, args=(listen(family, address, port), how), daemon=True).start()
+threading.Thread(target=serve_sockets(echo_socket, "0.0.0.0", 8082).serve_forever, daemon=True).start()
 serve(listen(socket.AF_INET, "0.0.0.0", 8080))

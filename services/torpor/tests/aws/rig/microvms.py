@@ -12,6 +12,7 @@ from .wire import Answer
 
 STATE_SECONDS = 90.0
 AUTH_HEADER = "X-aws-proxy-auth"
+PORT_HEADER = "X-aws-proxy-port"
 _REQUEST_SECONDS = 60
 
 
@@ -98,6 +99,12 @@ class Running:
         answer = self.ask(path)
         assert answer.status == 200, answer
         return answer.json()
+
+    @property
+    def url(self) -> str:
+        """The endpoint's URL, for clients that find it by themselves."""
+        port = self.microvms.fleet.variables["TORPOR_EDGE"].rsplit(":", 1)[1]
+        return f"https://{self.endpoint}/" if port == "443" else f"https://{self.endpoint}:{port}/"
 
     def suspend(self) -> dict:
         """SuspendMicrovm, and the wait for it."""
