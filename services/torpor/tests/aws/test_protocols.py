@@ -5,6 +5,8 @@ Two microVMs serve the whole module.
 """
 
 import contextlib
+import io
+import json
 import socket
 import ssl
 import time
