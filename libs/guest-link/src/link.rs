@@ -47,6 +47,10 @@ const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
 /// What the guest gets beyond the timeout it was told, to report that it ran out.
 const REPORT_SLACK: Duration = Duration::from_secs(2);
 
+/// The same for an app that is started, which has its guest to itself and leaves little for the report. Nobody's request
+/// waits for it.
+const READY_SLACK: Duration = Duration::from_secs(20);
+
 /// Why an exchange has no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
@@ -187,7 +191,7 @@ impl Link {
     /// # Errors
     /// As [`Error`]; an app that is not ready is an outcome, not an error.
     pub async fn await_ready(&self, request: AwaitReadyRequest) -> Result<AwaitReadyResponse, Error> {
-        let timeout = asked_timeout(request.timeout.as_ref());
+        let timeout = asked_timeout(request.timeout.as_ref()) + READY_SLACK;
         match self.call("AwaitReady", Body::AwaitReadyRequest(request), timeout).await? {
             Body::AwaitReadyResponse(response) => Ok(response),
             _ => Err(Error::Protocol("AwaitReady")),
@@ -220,7 +224,7 @@ impl Link {
     /// # Errors
     /// As [`Error`]; a hook that fails or does not answer is in the response.
     pub async fn call_hook(&self, request: CallHookRequest) -> Result<CallHookResponse, Error> {
-        let timeout = asked_timeout(request.timeout.as_ref());
+        let timeout = asked_timeout(request.timeout.as_ref()) + REPORT_SLACK;
         match self.call("CallHook", Body::CallHookRequest(request), timeout).await? {
             Body::CallHookResponse(mut response) => {
                 response.error = tasks::cut(response.error);
@@ -309,5 +313,5 @@ impl Link {
 
 /// The guest's own timeout plus what it needs to report.
 fn asked_timeout(timeout: Option<&prost_types::Duration>) -> Duration {
-    timeout.and_then(|timeout| api::duration(timeout).ok()).unwrap_or_default() + REPORT_SLACK
+    timeout.and_then(|timeout| api::duration(timeout).ok()).unwrap_or_default()
 }

@@ -278,11 +278,11 @@ async fn hosts_refusals_become_answers() {
     let mut asleep = microvm(TWO, Suspended, "");
     asleep.microvm.as_mut().unwrap().idle_policy = None;
     world.scheduler.tell(asleep);
-    let asked = world.host.requests().len();
-    let deadline = Instant::now() + world::WAIT;
-    while world.host.requests().len() > asked || world.get(ONE, "/").await.status != 502 {
-        assert!(Instant::now() < deadline);
-    }
+    until("the edge knows that it has ended", || async {
+        let asked = world.host.requests().len();
+        world.get(ONE, "/").await.status == 502 && world.host.requests().len() == asked
+    })
+    .await;
     let answer = world.get(ONE, "/").await;
     assert_eq!((answer.status, answer.header("x-aws-proxy-error")), (502, connect_failed));
     let answer = world.get(TWO, "/").await;

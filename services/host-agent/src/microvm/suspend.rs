@@ -285,6 +285,8 @@ impl Core {
         let reason = told.err().map(|failure| failure.to_string()).unwrap_or_default();
         self.live = Some(self.let_run(live, reached, held).await);
         self.enter(Event::IsRunning, &reason);
+        // The request came while the hook ran, perhaps longer ago than it may be idle, and has had no chance to be answered.
+        self.activity.begin(ActivityKind::Request, &self.host);
         self.save_settled();
         self.publish();
         self.log.append("suspend called off: a request came");

@@ -255,11 +255,15 @@ pub async fn idleness(agent: &Agent, id: &str) -> Option<Idleness> {
     client(agent, Role::Scheduler).get_idleness(request).await.unwrap().into_inner().idleness
 }
 
-/// Takes a keep-awake lease, or gives it up.
-pub async fn keep_awake(agent: &Agent, id: &str, duration: Option<Duration>) -> Result<Idleness, Status> {
+/// Takes a keep-awake lease, or gives it up; says what keeps it awake now, if it runs.
+pub async fn keep_awake(
+    agent: &Agent,
+    id: &str,
+    duration: Option<Duration>,
+) -> Result<Option<Idleness>, Status> {
     let duration = duration.map(api::duration_proto);
     let request = KeepAwakeRequest { microvm_id: id.to_owned(), generation: 1, duration };
-    Ok(client(agent, Role::Scheduler).keep_awake(request).await?.into_inner().idleness.unwrap())
+    Ok(client(agent, Role::Scheduler).keep_awake(request).await?.into_inner().idleness)
 }
 
 /// Opens a tunnel as an edge does.

@@ -55,8 +55,9 @@ async fn an_app_keeps_its_microvm_awake_until_the_lease_is_given_up() {
     assert_eq!(microvm.record().await.state(), MicrovmState::Running);
 
     let release = KeepMicrovmAwakeRequest { microvm_id: microvm.id.clone(), duration: None, release: true };
-    let released = fleet.context.call(release).await.unwrap().microvm.unwrap().idleness.unwrap();
-    assert_eq!(released.lease_end_time, None);
+    // It may have fallen asleep by the time of the answer.
+    let released = fleet.context.call(release).await.unwrap().microvm.unwrap().idleness;
+    assert_eq!(released.and_then(|idleness| idleness.lease_end_time), None);
     let asleep = fleet.wait(&microvm.id, MicrovmState::Suspended).await;
     let last = asleep.last_transition.unwrap();
     assert_eq!((last.kind.as_str(), last.cause()), ("suspend", TransitionCause::Idle));
