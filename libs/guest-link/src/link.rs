@@ -41,6 +41,9 @@ const EVENTS_MAX: usize = 256;
 /// How long the guest may take for an exchange that has no timeout of its own.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How long the start of an app may take, which is the first that a guest does: on a busy machine it is still booting.
+const START_TIMEOUT: Duration = Duration::from_secs(60);
+
 /// How long a flush before a snapshot may take: the guest writes back its disk cache.
 const PREPARE_TIMEOUT: Duration = Duration::from_secs(60);
 
@@ -180,7 +183,7 @@ impl Link {
     /// # Errors
     /// As [`Error`]; [`Error::Failed`] carries why the app could not be started.
     pub async fn start_app(&self, request: StartAppRequest) -> Result<StartAppResponse, Error> {
-        match self.call("StartApp", Body::StartAppRequest(request), ANSWER_TIMEOUT).await? {
+        match self.call("StartApp", Body::StartAppRequest(request), START_TIMEOUT).await? {
             Body::StartAppResponse(response) => Ok(response),
             _ => Err(Error::Protocol("StartApp")),
         }

@@ -1,6 +1,7 @@
 //! Bodies that pass through without being gathered.
 
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
@@ -17,7 +18,20 @@ use crate::adapters::expect::{Consent, Waiting};
 /// otherwise find its connection reset instead of the answer.
 const DISCARD_TIME: Duration = Duration::from_secs(30);
 
-type Unread = Arc<Mutex<Option<ClientBody>>>;
+/// What is known of a request's body outside of it.
+#[derive(Debug, Default)]
+struct Progress {
+    /// The body, until its first frame is asked for.
+    unread: Mutex<Option<ClientBody>>,
+    /// Its last frame has been given.
+    ended: AtomicBool,
+}
+
+impl Progress {
+    fn take(&self) -> Option<ClientBody> {
+        self.unread.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
 
 /// Why a request's body did not reach the app.
 #[derive(Debug, thiserror::Error)]
@@ -85,7 +99,7 @@ impl Body for ClientBody {
 /// A request body that can be had back until its first frame is asked for, so
 /// that a request which met a dead connection can be sent on another.
 pub struct ReplayBody {
-    unread: Unread,
+    progress: Arc<Progress>,
     taken: Option<ClientBody>,
     hint: SizeHint,
     ended: bool,
@@ -95,28 +109,33 @@ pub struct ReplayBody {
 
 /// The way back to the body.
 #[derive(Debug)]
-pub struct Replay(Unread);
+pub struct Replay(Arc<Progress>);
 
 impl ReplayBody {
     /// Goes to the app at once, or when it agrees.
     pub fn new(body: ClientBody, waiting: Option<Waiting>) -> (Self, Replay) {
         let (hint, ended) = (body.size_hint(), body.is_end_stream());
-        let unread: Unread = Arc::new(Mutex::new(Some(body)));
+        let progress = Arc::new(Progress { unread: Mutex::new(Some(body)), ended: AtomicBool::new(ended) });
         let verdict = waiting.map(|waiting| -> BoxFuture<'static, bool> { Box::pin(waiting.verdict()) });
-        (Self { unread: unread.clone(), taken: None, hint, ended, verdict }, Replay(unread))
+        (Self { progress: progress.clone(), taken: None, hint, ended, verdict }, Replay(progress))
     }
 
     /// No body.
     pub fn empty() -> Self {
         let hint = SizeHint::with_exact(0);
-        Self { unread: Unread::default(), taken: None, hint, ended: true, verdict: None }
+        Self { progress: Arc::default(), taken: None, hint, ended: true, verdict: None }
     }
 }
 
 impl Replay {
     /// The body, if nothing of it was read.
     pub fn back(self) -> Option<ClientBody> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.take()
+    }
+
+    /// True once the app has been sent all of it.
+    pub fn is_sent(&self) -> bool {
+        self.0.ended.load(Ordering::Relaxed)
     }
 }
 
@@ -135,13 +154,14 @@ impl Body for ReplayBody {
             self.verdict = None;
         }
         if self.taken.is_none() {
-            let body = self.unread.lock().unwrap_or_else(PoisonError::into_inner).take();
-            self.taken = body;
+            self.taken = self.progress.take();
         }
-        match &mut self.taken {
-            Some(body) => Pin::new(body).poll_frame(cx).map_err(BodyError::from),
-            None => Poll::Ready(None),
+        let Some(body) = &mut self.taken else { return Poll::Ready(None) };
+        let frame = ready!(Pin::new(&mut *body).poll_frame(cx));
+        if frame.is_none() || body.is_end_stream() {
+            self.progress.ended.store(true, Ordering::Relaxed);
         }
+        Poll::Ready(frame.map(|frame| frame.map_err(BodyError::from)))
     }
 
     fn is_end_stream(&self) -> bool {

@@ -207,7 +207,9 @@ impl Sender {
                     // Perhaps from an app that was started anew and wants TLS now: the next tunnel finds out.
                     self.tls_apps.doubt(&key);
                 }
-                if let Some(sender) = sender {
+                // An app that answers before it has the whole request may close without reading the rest: what comes next on
+                // the connection would be lost with it.
+                if let Some(sender) = sender.filter(|_| replay.is_sent()) {
                     self.tunnels.keep(key, sender);
                 }
                 headers::forward_response(response.headers_mut());
