@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::adapters::app_stream::AppStream;
+use crate::adapters::app_stream::{AppStream, Turn};
 use crate::adapters::tunnels::PortKey;
 use crate::domain::port::Door;
 use crate::domain::speech::Heard;
@@ -118,7 +118,7 @@ impl TlsApps {
             }
         }
         let (apps, of) = (self.clone(), key.clone());
-        let turn: super::app_stream::Turn<S> = Box::new(move |said, heard| {
+        let turn: Turn<S> = Box::new(move |said, heard| {
             Box::pin(async move { apps.say_again(&of, &redial, http2, &said, heard).await })
         });
         let (apps, of) = (self.clone(), key.clone());

@@ -51,9 +51,8 @@ const ERROR_RESET_STREAMS: usize = 256;
 /// Bytes of a response that wait in the edge for one HTTP/2 stream's turn.
 const SEND_BUFFER: usize = 128 * 1024;
 
-/// Boxed: it is moved about between what serves it.
-type Session = Box<TlsStream<TcpStream>>;
-type ClientStream = Patient<Session, Held>;
+/// Its TLS is boxed: it is moved about between what serves it.
+type ClientStream = Patient<Box<TlsStream<TcpStream>>, Held>;
 
 /// What it takes to serve connections.
 pub struct Connections<H> {
@@ -128,10 +127,12 @@ impl<H: Handler> Connections<H> {
                     activity: Activity::new(),
                     last_token: Arc::default(),
                 };
+                let http2 = stream.get_ref().1.alpn_protocol() == Some(H2);
+                let stream = Patient::new(stream, self.bounds.unread, Some(client.activity.clone()), held);
                 // Boxed: neither version pays for the other.
-                match stream.get_ref().1.alpn_protocol() {
-                    Some(H2) => Box::pin(self.http2(stream, client, held)).await,
-                    _ => Box::pin(self.http1(stream, client, held)).await,
+                match http2 {
+                    true => Box::pin(self.http2(stream, client)).await,
+                    false => Box::pin(self.http1(stream, client)).await,
                 }
             }
             Ok(Err(error)) => tracing::debug!(client = %address, %error, "no TLS"),
@@ -141,8 +142,7 @@ impl<H: Handler> Connections<H> {
 
     /// HTTP/1.1. A connection that is quiet for a while keeps its TLS session and nothing else: the buffers of HTTP are most
     /// of what it takes.
-    async fn http1(&self, stream: Session, client: Client, held: Held) {
-        let mut stream = Patient::new(stream, self.bounds.unread, Some(client.activity.clone()), held);
+    async fn http1(&self, mut stream: ClientStream, client: Client) {
         loop {
             let Some((quiet, read)) = self.requests(stream, &client).await else { return };
             stream = quiet;
@@ -171,10 +171,8 @@ impl<H: Handler> Connections<H> {
         Some((io.into_inner(), (!read_buf.is_empty()).then_some(read_buf)))
     }
 
-    async fn http2(&self, stream: Session, client: Client, held: Held) {
-        let stream =
-            TokioIo::new(Patient::new(stream, self.bounds.unread, Some(client.activity.clone()), held));
-        let connection = pin!(self.http2.serve_connection(stream, self.service(&client)));
+    async fn http2(&self, stream: ClientStream, client: Client) {
+        let connection = pin!(self.http2.serve_connection(TokioIo::new(stream), self.service(&client)));
         self.converse(connection, &client, None).await;
     }
 

@@ -27,7 +27,8 @@ pub struct Patient<S, H> {
 }
 
 impl<S, H> Patient<S, H> {
-    /// Waits at most `wait` for the other side to take something, and tells the connection's `activity`. `held` is dropped with the stream.
+    /// Waits at most `wait` for the other side to take something, and tells the connection's `activity`. `held` is dropped with
+    /// the stream.
     pub fn new(stream: S, wait: Duration, activity: Option<Arc<Activity>>, held: H) -> Self {
         Self { stream, ahead: Bytes::new(), wait, blocked: None, activity, _held: held }
     }

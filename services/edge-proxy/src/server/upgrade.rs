@@ -23,6 +23,7 @@ use crate::adapters::tunnels::Connection;
 use crate::domain::refusal::Refusal;
 use crate::domain::timing::Timing;
 use crate::domain::websocket::{self, Offer};
+use crate::metrics::Counted;
 use crate::server::headers;
 use crate::server::listener::Client;
 use crate::server::send::{self, Admitted, Sender};
@@ -133,12 +134,11 @@ impl Sender {
         let place = (client.activity.begin(), admitted.permit);
         let revoked = revoked(self.dialer.table.revocations(admitted.label), admitted.token_revocations);
         self.websockets.spawn(async move {
-            metrics.websockets.inc();
+            let _open = Counted::new(&metrics.websockets);
             tokio::select! {
                 () = carry(client_side, app_side, unread, &leave) => {}
                 () = revoked => tracing::debug!("a WebSocket was cut: its token was revoked"),
             }
-            metrics.websockets.dec();
             drop(place);
         });
         Ok(response.map(|_| ResponseBody::text("")))
