@@ -112,25 +112,40 @@ impl Connection {
     }
 
     pub async fn open(&mut self, number: u128, request: Builder, body: ClientBody) -> Response<Incoming> {
-        self.open_for(&host_name(number), request, body).await
+        self.try_open(&host_name(number), request, body).await.unwrap()
+    }
+
+    /// The same where the exchange may break before its answer begins.
+    pub async fn open_or_break(
+        &mut self,
+        number: u128,
+        request: Builder,
+        body: ClientBody,
+    ) -> hyper::Result<Response<Incoming>> {
+        self.try_open(&host_name(number), request, body).await
     }
 
     /// Sends a request for a host: in the Host header, unless the request has one, or the target of HTTP/2.
-    async fn open_for(&mut self, host: &str, request: Builder, body: ClientBody) -> Response<Incoming> {
+    async fn try_open(
+        &mut self,
+        host: &str,
+        request: Builder,
+        body: ClientBody,
+    ) -> hyper::Result<Response<Incoming>> {
         let mut request = request.body(body).unwrap();
         match self {
             Self::Http1(sender) => {
                 if !request.headers().contains_key("host") {
                     request.headers_mut().insert("host", host.parse().unwrap());
                 }
-                sender.ready().await.unwrap();
-                sender.send_request(request).await.unwrap()
+                sender.ready().await?;
+                sender.send_request(request).await
             }
             Self::Http2(sender) => {
                 let path = request.uri().path().to_owned();
                 *request.uri_mut() = format!("https://{host}{path}").parse().unwrap();
-                sender.ready().await.unwrap();
-                sender.send_request(request).await.unwrap()
+                sender.ready().await?;
+                sender.send_request(request).await
             }
         }
     }
@@ -141,7 +156,7 @@ impl Connection {
 
     /// The same for any host.
     pub async fn send_for(&mut self, host: &str, request: Builder, body: ClientBody) -> Answer {
-        let (parts, body) = self.open_for(host, request, body).await.into_parts();
+        let (parts, body) = self.try_open(host, request, body).await.unwrap().into_parts();
         let body = body.collect().await.unwrap();
         let trailers = body.trailers().cloned().unwrap_or_default();
         let body = String::from_utf8(body.to_bytes().to_vec()).unwrap();

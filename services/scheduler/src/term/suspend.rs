@@ -33,7 +33,11 @@ impl Term {
             if microvm.state == MicrovmState::Suspended {
                 return Ok(microvm);
             }
-            let suspended = handle.unless_ending(term.suspend_on_host(&microvm, cause)).await;
+            let suspended = match handle.unless_ending(term.suspend_on_host(&microvm, cause)).await {
+                // When its window is over the moment it sleeps, its end is decided before the host's answer is here.
+                Err(Refusal::Terminated(_)) if has_slept_since(&handle.current(), &microvm) => Ok(()),
+                suspended => suspended,
+            };
             term.context.metrics.operation("suspend", suspended.is_ok());
             suspended.map(|()| handle.current())
         })
@@ -79,6 +83,12 @@ impl Term {
             while suspends.next().await.is_some() {}
         });
     }
+}
+
+/// Whether a microVM that was running has been suspended meanwhile, whatever has become of it since.
+fn has_slept_since(now: &Microvm, before: &Microvm) -> bool {
+    now.last_transition != before.last_transition
+        && now.last_transition.as_ref().is_some_and(|last| last.kind == "suspend")
 }
 
 /// Whether a microVM's state lets it be suspended, or resumed; `action` says which.

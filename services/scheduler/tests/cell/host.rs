@@ -8,7 +8,7 @@ use api::common::v1::LogLine;
 use api::errors;
 use api::host::v1::{HostSpec, HostUsage, ObservedMicrovm};
 use api::hostagent::v1::*;
-use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies};
+use api::microvm::v1::{Idleness, LastTransition, MicrovmState, SnapshotCopies};
 use futures::stream::{self, StreamExt as _};
 use prost::Message as _;
 use records::Lease;
@@ -55,6 +55,14 @@ impl Inner {
         held.observation += 1;
         held.state = state.into();
         held.state_time = Some(api::timestamp(SystemTime::now()));
+        let kind = match state {
+            MicrovmState::Running if held.snapshot.is_some() => "wake",
+            MicrovmState::Running => "launch",
+            _ => "suspend",
+        };
+        if matches!(state, MicrovmState::Running | MicrovmState::Suspended) {
+            held.last_transition = Some(LastTransition { kind: kind.into(), ..Default::default() });
+        }
         if state == MicrovmState::Suspended {
             let sequence = held.snapshot.as_ref().map_or(0, |copies| copies.sequence) + 1;
             held.snapshot = Some(SnapshotCopies {

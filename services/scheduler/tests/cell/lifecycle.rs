@@ -2,6 +2,7 @@
 
 use api::common::v1::{AwakeWhile, IdlePolicy};
 use api::errors::reason;
+use api::host::v1::{HeartbeatRequest, RegisterHostRequest};
 use api::microvm::v1::{
     CreateMicrovmAuthTokenRequest, FollowMicrovmLogRequest, GetMicrovmRequest, Idleness,
     KeepMicrovmAwakeRequest, ListMicrovmsRequest, MicrovmState, PortScope, RunMicrovmRequest,
@@ -12,7 +13,7 @@ use std::time::Duration;
 use token::{Key, KeySet};
 use tonic::Code;
 
-use crate::host::FakeHost;
+use crate::host::{FakeHost, Step};
 use crate::world::*;
 use MicrovmState::{Pending, Running, Suspended, Terminated, Terminating};
 
@@ -285,6 +286,34 @@ async fn lives_and_windows_end_by_the_clock() {
     })
     .await;
     assert_eq!(world.store.get(&format!("microvms/{}", short.microvm_id)).await.unwrap(), None);
+}
+
+/// With no window its end is decided when the host's news of the sleep arrives, which may be before the answer to the call.
+#[tokio::test]
+async fn a_suspend_that_the_end_overtakes_is_a_success() {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    hosts.register_host(register).await.unwrap();
+    let policy = IdlePolicy {
+        max_idle_duration: seconds(60),
+        suspended_duration: seconds(0),
+        auto_resume_enabled: false,
+        awake_while: None,
+    };
+    let id = run(&client, RunMicrovmRequest { idle_policy: Some(policy), ..app() }).await.unwrap().microvm_id;
+    becomes(&client, &id, Running).await;
+    host.script(|inner| inner.on_suspend.push_back(Step::Hang));
+    let call = tokio::spawn({
+        let (client, id) = (client.clone(), id.clone());
+        async move { suspend(&client, &id).await }
+    });
+    eventually("asked to", || async { host.asked(|inner| (!inner.suspends.is_empty()).then_some(())) }).await;
+    let observed = vec![host.observes(&id, Suspended)];
+    let news = HeartbeatRequest { host_id: "h1".into(), usage: None, observed, complete: false };
+    hosts.heartbeat(news).await.unwrap();
+    assert!(matches!(call.await.unwrap().unwrap().state(), Suspended | Terminating | Terminated));
+    becomes(&client, &id, Terminated).await;
 }
 
 async fn logs_are_the_hosts(host: &FakeHost, client: &Client) {
