@@ -124,8 +124,9 @@ class TablePlugin:
         self.complete = files >= set(HERE.glob("test_*.py"))
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """How a test ended: it passed if each of its phases did."""
-        self.claims.passed[report.nodeid] = self.claims.passed.get(report.nodeid, True) and report.passed
+        """How a test ended: it passed if each phase of its last try did."""
+        before = report.when == "setup" or self.claims.passed.get(report.nodeid, True)
+        self.claims.passed[report.nodeid] = before and report.passed
 
     def render(self) -> str:
         """The document as this session has it."""
