@@ -1,7 +1,8 @@
-//! TCP connections that a snapshot would leave with a dead peer: listed when the snapshot is prepared,
-//! aborted (ECONNABORTED for the app) after the restore, so that an app's stale connections fail at once
-//! instead of hanging. New connections have other cookies and are never touched. Speaks sock_diag; needs the
-//! modules inet_diag and tcp_diag, and without them does nothing.
+//! TCP connections that a restore leaves without a peer, aborted (ECONNABORTED for the app), so that an app's stale
+//! connections fail at once instead of hanging. A clone's are all that were open when its image was made: listed when that
+//! snapshot is prepared. Those of a microVM that slept are what it opened itself: listed first thing after the wake, while
+//! those that its host opened are carried across. New connections have other cookies and are never touched. Speaks
+//! sock_diag; needs the modules inet_diag and tcp_diag, and without them does nothing.
 #![allow(unsafe_code)] // netlink messages are plain structures read from bytes
 
 use std::mem::size_of;
@@ -76,6 +77,23 @@ const HEADER_BYTES: usize = 16;
 pub struct Connection {
     family: u8,
     id: SocketId,
+}
+
+impl Connection {
+    /// Whether the guest opened it. Whatever the host opens comes from its address, and not from the port where it answers.
+    fn is_outbound(&self, host: Ipv4Addr) -> bool {
+        address(self.family, &self.id.peer) != host || self.id.peer_port == DNS_PORT.to_be_bytes()
+    }
+}
+
+/// Where the host answers, at its own address: names only.
+const DNS_PORT: u16 = 53;
+
+/// The connections to the outside that the guest opened.
+pub fn outbound_connections(host: Ipv4Addr) -> nix::Result<Vec<Connection>> {
+    let mut connections = outside_connections()?;
+    connections.retain(|connection| connection.is_outbound(host));
+    Ok(connections)
 }
 
 /// The connections that leave the guest (their peer is not loopback).
@@ -153,7 +171,7 @@ fn parse(mut bytes: &[u8], found: &mut Vec<Connection>) -> bool {
         if kind == SOCK_DIAG_BY_FAMILY && length >= size_of::<Answer>() && found.len() < CONNECTIONS_MAX {
             // SAFETY: at least size_of::<Answer>() bytes are there, and any bytes are a valid Answer.
             let answer = unsafe { bytes.as_ptr().cast::<Answer>().read_unaligned() };
-            if !is_loopback(answer.family, &answer.id.peer) {
+            if !address(answer.family, &answer.id.peer).is_loopback() {
                 found.push(Connection { family: answer.family, id: answer.id });
             }
         }
@@ -163,13 +181,12 @@ fn parse(mut bytes: &[u8], found: &mut Vec<Connection>) -> bool {
     true
 }
 
-fn is_loopback(family: u8, peer: &[u8; 16]) -> bool {
-    let address: IpAddr = if i32::from(family) == libc::AF_INET {
-        Ipv4Addr::new(peer[0], peer[1], peer[2], peer[3]).into()
+fn address(family: u8, bytes: &[u8; 16]) -> IpAddr {
+    if i32::from(family) == libc::AF_INET {
+        Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]).into()
     } else {
-        Ipv6Addr::from(*peer).to_canonical()
-    };
-    address.is_loopback()
+        Ipv6Addr::from(*bytes).to_canonical()
+    }
 }
 
 #[cfg(test)]
@@ -192,23 +209,47 @@ mod tests {
         assert!(found.is_empty());
     }
 
+    fn v4(address: Ipv4Addr) -> [u8; 16] {
+        let mut bytes = [0; 16];
+        bytes[..4].copy_from_slice(&address.octets());
+        bytes
+    }
+
     #[test]
     fn loopback_peers_stay() {
-        let v4 = |bytes: [u8; 4]| {
-            let mut peer = [0; 16];
-            peer[..4].copy_from_slice(&bytes);
-            peer
-        };
         let inet6 = libc::AF_INET6 as u8;
         let inet = libc::AF_INET as u8;
         for (family, peer, expected) in [
-            (inet, v4([127, 0, 0, 1]), true),
-            (inet, v4([10, 0, 0, 1]), false),
+            (inet, v4(Ipv4Addr::LOCALHOST), true),
+            (inet, v4(Ipv4Addr::new(10, 0, 0, 1)), false),
             (inet6, Ipv6Addr::LOCALHOST.octets(), true),
             (inet6, Ipv4Addr::LOCALHOST.to_ipv6_mapped().octets(), true),
             (inet6, Ipv4Addr::new(1, 1, 1, 1).to_ipv6_mapped().octets(), false),
         ] {
-            assert_eq!(is_loopback(family, &peer), expected);
+            assert_eq!(address(family, &peer).is_loopback(), expected);
+        }
+    }
+
+    #[test]
+    fn what_the_host_opened_is_not_outbound() {
+        let host = Ipv4Addr::new(169, 254, 100, 1);
+        let outbound = |family: i32, peer: [u8; 16], peer_port: u16| {
+            let id = SocketId {
+                source_port: 8080u16.to_be_bytes(),
+                peer_port: peer_port.to_be_bytes(),
+                source: [0; 16],
+                peer,
+                interface: 0,
+                cookie: [0; 2],
+            };
+            Connection { family: family as u8, id }.is_outbound(host)
+        };
+        for (peer, peer_port, expected) in
+            [(host, 40_000, false), (host, 53, true), (Ipv4Addr::new(10, 0, 0, 1), 40_000, true)]
+        {
+            assert_eq!(outbound(libc::AF_INET, v4(peer), peer_port), expected, "{peer}:{peer_port}");
+            let mapped = peer.to_ipv6_mapped().octets();
+            assert_eq!(outbound(libc::AF_INET6, mapped, peer_port), expected, "{peer}:{peer_port} mapped");
         }
     }
 }

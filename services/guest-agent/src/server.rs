@@ -271,21 +271,26 @@ impl Server {
                 return connection.fail(exchange, &error.to_string(), invalid);
             }
         };
-        // What was open when the image was made is dead in every clone. What was open when a microVM fell asleep is not: the
-        // host carries it across.
+        // What was open when the image was made is dead in every clone. Of what was open when a microVM fell asleep the host
+        // carries across what it opened itself; the rest had peers that have given up or will be met from another place.
         let first = repaired && request.restore_count == FIRST_RESTORE;
-        if first {
+        let doomed = if first {
             // Before the answer: whatever the host opens after it belongs to the new epoch.
             self.relay_epoch.advance();
-        }
+            std::mem::take(&mut *self.shared.doomed())
+        } else if repaired {
+            // As early as can be: what the app opens from here on is new.
+            netlink::outbound_connections(HOST).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
         let answer = Body::RepairIdentityResponse(RepairIdentityResponse { repaired });
         connection.send(&Frame { exchange, body: Some(answer) });
         if first {
             self.relay_epoch.sweep();
-            let doomed = std::mem::take(&mut *self.shared.doomed());
-            // A kernel without SOCK_DESTROY leaves them to their own time-outs.
-            let _ = netlink::abort(&doomed);
         }
+        // A kernel without SOCK_DESTROY leaves them to their own time-outs.
+        let _ = netlink::abort(&doomed);
     }
 }
 

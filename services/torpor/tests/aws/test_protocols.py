@@ -320,18 +320,17 @@ def far() -> Iterator[Outside]:
         yield far
 
 
-@pytest.mark.row(150, 151)
-@pytest.mark.row(
-    145, differs="they are left to TCP: one whose way is still known goes on, any other is reset by the next byte"
-)
+@pytest.mark.row(145, 150, 151)
 def test_the_outside(running: Running, token: str, far: Outside) -> None:
     place = f"{ADDRESS}:{PORT}"
     assert ask(running, token, f"/outside?{place}").body == b"connected"
     # The datagram was sent first, and is not seen first.
     assert far.next() == "connection"
+    assert ask(running, token, f"/listen?{place}").body == b"listening"
     running.suspend()
-    outcome = ask(running, token, f"/again?{place}").body.decode()
-    assert outcome in ("echoed", "ConnectionResetError", "BrokenPipeError"), outcome
+    # Who waited hears of it without having said anything.
+    assert ask(running, token, f"/listened?{place}").body == b"ConnectionAbortedError"
+    assert ask(running, token, f"/again?{place}").body == b"BrokenPipeError"
     assert ask(running, token, f"/outside?{place}").body == b"connected"
     assert ask(running, token, f"/again?{place}").body == b"echoed"
     assert far.next() == "connection"

@@ -33,6 +33,8 @@ from websockets.sync.server import serve as serve_sockets
 state = {"pid": os.getpid(), "uploaded": -1, "gone": 0.0, "client_hellos": 0}
 # Connections to the outside, by its address.
 kept = {}
+# By the same: who reads on it, and what came of it.
+readers, heard = {}, {}
 with open("/tmp/note", "w") as note:
     note.write("a file")
 
@@ -129,6 +131,30 @@ def outside(connection, head):
         answer(connection, type(error).__name__)
 
 
+def listen(connection, head):
+    """Reads on a connection that was kept, from another thread, for as long as it takes."""
+    place = head.split(" ", 2)[1].partition("?")[2]
+
+    def read():
+        try:
+            kept[place].settimeout(None)
+            heard[place] = repr(kept[place].recv(100))
+        except OSError as error:
+            heard[place] = type(error).__name__
+
+    heard.pop(place, None)
+    readers[place] = threading.Thread(target=read, daemon=True)
+    readers[place].start()
+    answer(connection, "listening")
+
+
+def listened(connection, head):
+    """What that reader came to, once it did."""
+    place = head.split(" ", 2)[1].partition("?")[2]
+    readers[place].join(30)
+    answer(connection, heard.get(place, "nothing yet"))
+
+
 def again(connection, head):
     """Sends on a connection that was kept and waits for the echo; says how that went."""
     try:
@@ -168,6 +194,8 @@ PATHS = {
     "/work": work,
     "/outside": outside,
     "/again": again,
+    "/listen": listen,
+    "/listened": listened,
     "/upload": upload,
     "/echo": echo,
 }
