@@ -12,6 +12,7 @@ from rig.images import Image
 from rig.microvms import AUTH_HEADER, Microvms, Running
 
 POLICY = {"maxIdleDurationSeconds": 3600, "suspendedDurationSeconds": 3600, "autoResumeEnabled": True}
+GRPC_PORT = 50051
 _SECONDS = 60
 
 
@@ -22,6 +23,16 @@ def test_the_aws_sdk_for_javascript_and_fetch(fleet: Fleet, plain: Image) -> Non
     assert done.returncode == 0, done.stderr
     answers = json.loads(done.stdout)
     assert [(answer["status"], answer["count"]) for answer in answers] == [(200, 1), (200, 2)], answers
+
+
+def test_the_aws_sdk_for_rust_and_tonic(fleet: Fleet, protocols: Image) -> None:
+    # Made with the tests; it says what it does.
+    program = fleet.program.parent / "examples" / "rust_clients"
+    command = [str(program), protocols.arn, fleet.variables["TORPOR_EDGE"].rsplit(":", 1)[1], str(GRPC_PORT)]
+    environment = fleet.environment()
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=_SECONDS, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["one call", "before it sleeps", "after it slept"]
 
 
 @pytest.fixture(scope="module")
