@@ -17,4 +17,4 @@ pub use identity::{IdentityError, TlsIdentity, install_crypto_provider};
 pub use layer::{REQUEST_ID, RequestId, request_id};
 pub use replicas::{CallBounds, Replicas};
 pub use role::{Role, authorize, peer_role};
-pub use server::{BoundServer, ServeError, ServerBuilder};
+pub use server::{BoundServer, ServeError, ServerBuilder, listen};

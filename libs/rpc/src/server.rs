@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::BoxFuture;
 use tokio::net::TcpListener;
@@ -17,6 +17,8 @@ use crate::layer::CallLayer;
 const CALLS_PER_CONNECTION_MAX: usize = 1024;
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(10);
+const PREDECESSOR_WAIT: Duration = Duration::from_secs(2);
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(20);
 /// How long running calls may take to end after shutdown began; watches never end by themselves.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -31,6 +33,23 @@ pub enum ServeError {
     Reflection(String),
 }
 
+/// Binds an address. One that a killed predecessor held is free a moment later: a child that it was just starting keeps
+/// its sockets until it has become another program.
+///
+/// # Errors
+/// When it is not free within two seconds, or cannot be bound at all.
+pub async fn listen(address: impl tokio::net::ToSocketAddrs) -> std::io::Result<TcpListener> {
+    let deadline = Instant::now() + PREDECESSOR_WAIT;
+    loop {
+        match TcpListener::bind(&address).await {
+            Err(error) if error.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                tokio::time::sleep(PREDECESSOR_PAUSE).await;
+            }
+            bound => return bound,
+        }
+    }
+}
+
 pub struct ServerBuilder;
 
 impl ServerBuilder {
@@ -41,7 +60,7 @@ impl ServerBuilder {
     ) -> BoxFuture<'a, Result<BoundServer, ServeError>> {
         Box::pin(async move {
             let failed = |source| ServeError::Bind { address: address.to_owned(), source };
-            let listener = TcpListener::bind(address).await.map_err(failed)?;
+            let listener = listen(address).await.map_err(failed)?;
             let local_addr = listener.local_addr().map_err(failed)?;
             Ok(BoundServer { listener, local_addr, identity: Arc::clone(identity) })
         })
@@ -95,5 +114,20 @@ impl BoundServer {
                 () = async { shutdown.cancelled().await; tokio::time::sleep(DRAIN_TIMEOUT).await } => Ok(()),
             }
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_address_that_becomes_free_is_waited_for() {
+        let held = listen("127.0.0.1:0").await.unwrap();
+        let address = held.local_addr().unwrap();
+        let next = tokio::spawn(listen(address));
+        tokio::task::yield_now().await;
+        drop(held);
+        assert_eq!(next.await.unwrap().unwrap().local_addr().unwrap(), address);
     }
 }

@@ -76,7 +76,7 @@ impl Server {
             // Sessions live in the tickets, so that a busy edge does not push another's out of a table.
             config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
             config.send_tls13_tickets = TICKETS;
-            let listener = TcpListener::bind(address).await?;
+            let listener = rpc::listen(address).await?;
             Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
         })
     }

@@ -77,7 +77,7 @@ impl Listener {
         let [listen, ..] = socket.names;
         let mut sockets = Vec::with_capacity(socket.addresses.len());
         for address in socket.addresses {
-            let bound = TcpListener::bind(address).await;
+            let bound = rpc::listen(address).await;
             sockets.push(bound.map_err(|error| anyhow::anyhow!("{listen}: cannot bind {address}: {error}"))?);
         }
         Ok(Self { sockets, certificate, acceptor, bounds })
