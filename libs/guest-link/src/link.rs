@@ -14,13 +14,13 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use api::common::v1::LogLine;
 use api::guest::v1::{
     AppExited, AwaitReadyRequest, AwaitReadyResponse, CallHookRequest, CallHookResponse, GetStatsRequest,
-    GetStatsResponse, PrepareSnapshotRequest, RepairIdentityRequest, RepairIdentityResponse, StartAppRequest,
-    StartAppResponse, StreamLogsRequest,
+    GetStatsResponse, PrepareSnapshotRequest, RepairIdentityRequest, RepairIdentityResponse, SetClockRequest,
+    StartAppRequest, StartAppResponse, StreamLogsRequest,
 };
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, oneshot};
@@ -219,6 +219,15 @@ impl Link {
         match self.call("RepairIdentity", Body::RepairIdentityRequest(request), ANSWER_TIMEOUT).await? {
             Body::RepairIdentityResponse(response) => Ok(response),
             _ => Err(Error::Protocol("RepairIdentity")),
+        }
+    }
+
+    /// Sets the wall clock of a guest that stood still for a moment and of which nothing else is old.
+    pub async fn set_clock(&self, now: SystemTime) -> Result<(), Error> {
+        let request = Body::SetClockRequest(SetClockRequest { wall_clock: Some(api::timestamp(now)) });
+        match self.call("SetClock", request, ANSWER_TIMEOUT).await? {
+            Body::SetClockResponse(_) => Ok(()),
+            _ => Err(Error::Protocol("SetClock")),
         }
     }
 

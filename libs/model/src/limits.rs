@@ -46,6 +46,10 @@ pub const CPU_PERCENT: RangeInclusive<u32> = 1..=100;
 pub const KEEP_AWAKE_MIN: Duration = Duration::from_secs(1);
 /// Longest keep-awake lease.
 pub const KEEP_AWAKE_MAX: Duration = MAXIMUM_DURATION;
+/// Shortest interval between two recovery points.
+pub const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(5);
+/// Longest interval between two recovery points.
+pub const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(3600);
 /// Longest suspended window a caller may ask for: the API gives no bound but
 /// its integers', and the life ends before it anyway.
 pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(i32::MAX as u64);

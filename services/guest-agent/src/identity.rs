@@ -182,7 +182,8 @@ fn failed<E: Into<io::Error>>(step: &'static str) -> impl FnOnce(E) -> Error {
     move |source| Error::Step { step, source: source.into() }
 }
 
-fn set_clock(time: Option<&prost_types::Timestamp>) -> Result<(), Error> {
+/// Sets the wall clock.
+pub fn set_clock(time: Option<&prost_types::Timestamp>) -> Result<(), Error> {
     let time = time.ok_or(Error::Invalid("wall_clock is missing"))?;
     let valid = time.seconds > 0 && (0..1_000_000_000).contains(&time.nanos);
     if !valid {

@@ -96,6 +96,13 @@ pub fn outbound_connections(host: Ipv4Addr) -> nix::Result<Vec<Connection>> {
     Ok(connections)
 }
 
+/// The connections that leave the guest, but for those to one of its ports, where one may just have been opened.
+pub fn outside_connections_but(port: u16) -> nix::Result<Vec<Connection>> {
+    let mut connections = outside_connections()?;
+    connections.retain(|connection| connection.id.source_port != port.to_be_bytes());
+    Ok(connections)
+}
+
 /// The connections that leave the guest (their peer is not loopback).
 pub fn outside_connections() -> nix::Result<Vec<Connection>> {
     let netlink = open()?;

@@ -16,8 +16,9 @@ use std::thread;
 use std::time::Duration;
 
 use api::guest::v1::{
-    AppExited, KeepAwake, RepairIdentityRequest, RepairIdentityResponse, StreamLogsRequest,
+    AppExited, KeepAwake, RepairIdentityRequest, RepairIdentityResponse, SetClockResponse, StreamLogsRequest,
 };
+use guest_link::CONTROL_PORT;
 use guest_link::frame::{Body, Frame};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -248,6 +249,16 @@ impl Server {
         let exchange = frame.exchange;
         match frame.body {
             Some(Body::RepairIdentityRequest(request)) => self.repair(connection, exchange, &request),
+            Some(Body::SetClockRequest(request)) => match identity::set_clock(request.wall_clock.as_ref()) {
+                Ok(()) => {
+                    let body = Some(Body::SetClockResponse(SetClockResponse {}));
+                    connection.send(&Frame { exchange, body });
+                }
+                Err(error) => {
+                    let invalid = matches!(error, identity::Error::Invalid(_));
+                    connection.fail(exchange, &error.to_string(), invalid);
+                }
+            },
             Some(Body::StreamLogsRequest(StreamLogsRequest { from_sequence })) => {
                 self.forwarder.follow(Arc::clone(connection), from_sequence);
             }
@@ -274,19 +285,21 @@ impl Server {
         // What was open when the image was made is dead in every clone. Of what was open when a microVM fell asleep the host
         // carries across what it opened itself; the rest had peers that have given up or will be met from another place.
         let first = repaired && request.restore_count == FIRST_RESTORE;
-        let doomed = if first {
+        let lost = repaired && request.connections_lost;
+        if first || lost {
             // Before the answer: whatever the host opens after it belongs to the new epoch.
             self.relay_epoch.advance();
-            std::mem::take(&mut *self.shared.doomed())
-        } else if repaired {
-            // As early as can be: what the app opens from here on is new.
-            netlink::outbound_connections(HOST).unwrap_or_default()
-        } else {
-            Vec::new()
+        }
+        // As early as can be: what is opened from here on is new.
+        let doomed = match (repaired, first, lost) {
+            (true, true, _) => std::mem::take(&mut *self.shared.doomed()),
+            (true, false, true) => netlink::outside_connections_but(CONTROL_PORT).unwrap_or_default(),
+            (true, false, false) => netlink::outbound_connections(HOST).unwrap_or_default(),
+            (false, ..) => Vec::new(),
         };
         let answer = Body::RepairIdentityResponse(RepairIdentityResponse { repaired });
         connection.send(&Frame { exchange, body: Some(answer) });
-        if first {
+        if first || lost {
             self.relay_epoch.sweep();
         }
         // A kernel without SOCK_DESTROY leaves them to their own time-outs.

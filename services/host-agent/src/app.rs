@@ -171,6 +171,7 @@ async fn recover(host: &Arc<Host>, microvms: &Arc<Microvms>, found: Vec<Found>) 
     for one in found {
         match microvm::recover(host, one).await {
             Ok(Recovered::Driver(driver, handle)) => microvms.adopt(*driver, handle, First::Settled),
+            Ok(Recovered::WentBack(driver, handle)) => microvms.adopt(*driver, handle, First::WentBack),
             Ok(Recovered::Ended(id, tombstone)) => microvms.remember_end(id.to_string(), tombstone),
             Ok(Recovered::Nothing) => {}
             Err(error) => tracing::error!(%error, "a microVM could not be recovered"),

@@ -17,6 +17,7 @@ pub mod launch;
 mod logs;
 pub mod memory;
 mod place;
+mod recover;
 pub mod subscribers;
 mod suspend;
 mod sweep;

@@ -11,6 +11,7 @@ pub const RUN: Flags = &[
     ("idlePolicy.suspendedDurationSeconds", "--suspended"),
     ("idlePolicy.awakeWhile.cpuPercent", "--awake-while"),
     ("maximumDurationInSeconds", "--max-duration"),
+    ("checkpointInterval", "--checkpoint"),
     ("executionRoleArn", "--execution-role"),
     ("runHookPayload", "--payload"),
     ("ingressNetworkConnectors", "--ingress"),

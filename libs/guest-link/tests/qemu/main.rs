@@ -29,6 +29,7 @@ fn repair(name: &str, seed: u8, restore_count: u64) -> RepairIdentityRequest {
         microvm_id: format!("microvm-{name}"),
         restore_count,
         credentials: b"secret".to_vec(),
+        connections_lost: false,
     }
 }
 

@@ -293,6 +293,7 @@ async fn microvms_are_run_with_everything() {
     assert_eq!(answer["kmsKeyIdentifier"], "alias/microvms");
     let asked: RunMicrovmRequest = world.scheduler.only("RunMicrovm");
     let expected = RunMicrovmRequest {
+        checkpoint_interval: None,
         image_identifier: image("app"),
         kms_key_identifier: "alias/microvms".into(),
         image_version: "1.0".into(),

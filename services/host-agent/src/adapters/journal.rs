@@ -40,6 +40,12 @@ pub struct Journal {
     pub sequence: u64,
     /// Size of that snapshot's difference in bytes.
     pub difference_bytes: u64,
+    /// When it was made, in milliseconds since 1970; 0 when that is not known.
+    #[serde(default)]
+    pub snapshot_ms: u64,
+    /// How it went back to a recovery point last.
+    #[serde(default)]
+    pub recovery: Option<Recovery>,
     /// The copy in S3, if there is one.
     pub remote: Option<RemoteCopy>,
     /// Restores so far; the guest ignores a number it has seen.
@@ -67,6 +73,18 @@ pub struct Process {
     pub start_time: u64,
 }
 
+/// A microVM whose engine was lost went back to a recovery point.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recovery {
+    /// Number of the point.
+    pub sequence: u64,
+    /// When that was, in milliseconds since 1970.
+    pub time_ms: u64,
+    /// When the point had been made, in milliseconds since 1970.
+    pub point_ms: u64,
+}
+
 /// A snapshot of a microVM in S3.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,6 +109,8 @@ impl Journal {
             slot: None,
             sequence: 0,
             difference_bytes: 0,
+            snapshot_ms: 0,
+            recovery: None,
             remote: None,
             restore_count: 0,
             observation: 0,
@@ -113,11 +133,17 @@ impl Journal {
         self.spec = encode_spec(spec);
     }
 
-    /// Notes that a snapshot is the session now.
-    pub fn slept(&mut self, sequence: u64, difference_bytes: u64) {
+    /// Notes that a snapshot, made at a time in milliseconds since 1970, is the session now.
+    pub fn slept(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
+        self.point_made(sequence, difference_bytes, made_ms);
+        self.awake_until_ms = 0;
+    }
+
+    /// Notes that a snapshot is what the session can go back to.
+    pub fn point_made(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
         self.sequence = sequence;
         self.difference_bytes = difference_bytes;
-        self.awake_until_ms = 0;
+        self.snapshot_ms = made_ms;
         self.meter.snapshot_bytes_written += difference_bytes;
     }
 

@@ -27,6 +27,9 @@ pub struct LocalManifest {
     /// The journal as of this sleep; `None` where the snapshot came from S3.
     #[serde(default)]
     pub journal: Option<Journal>,
+    /// Whether the guest ran on: what was open in it then has no other end any more.
+    #[serde(default)]
+    pub recovery_point: bool,
 }
 
 impl LocalManifest {

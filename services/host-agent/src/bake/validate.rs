@@ -8,7 +8,7 @@ use snapshot::FileKind;
 use super::run::{BakeJob, alive};
 use crate::domain::HostError;
 use crate::domain::hooks::{Hook, HookName, Hooks};
-use crate::microvm::{call_hook, connect_guest, engine_error, link_error, repair_request};
+use crate::microvm::{Restore, call_hook, connect_guest, engine_error, link_error, repair_request};
 use crate::resources::{EngineHeld, SlotHeld};
 
 /// Pause before a hook that answered 503 is called again.
@@ -52,7 +52,7 @@ async fn on_clone(job: &mut BakeJob, hook: Hook) -> Result<(), HostError> {
     let timeout = Duration::from_millis(job.host.config.timeouts.guest_connect_ms);
     let mut connection = alive(&machine, connect_guest(&dialer, timeout)).await?;
     let id = MicrovmId::from_uuid(uuid::Uuid::new_v4());
-    let repair = repair_request(&id, 1, true)?;
+    let repair = repair_request(&id, 1, Restore::First)?;
     let link = connection.link.clone();
     alive(&machine, async { link.repair_identity(repair).await.map_err(|error| link_error(&error)) }).await?;
     // Its output belongs to the build's log; nobody else will ever read it.

@@ -4,6 +4,7 @@
 //! Launching --> Running <--> Suspending --> Suspended --> Waking --> Running
 //!     |            |              |             ^           |
 //!     |            |              +-- fails: Running        +-- fails: Suspended
+//!     |            +-- engine lost, back to a recovery point: Suspended
 //!     +------------+--------------+-------------+-----------+--> Terminating --> Gone
 //! ```
 //!
@@ -136,6 +137,8 @@ pub enum Event {
     /// Its snapshot is durable and its engine gone; or a wake was undone.
     IsSuspended,
     WakeBegan,
+    /// Its engine is lost; it is what it was at its recovery point.
+    WentBack,
     EndBegan,
     IsGone,
 }
@@ -143,11 +146,12 @@ pub enum Event {
 impl Event {
     /// Every event, for tests over the whole table.
     #[cfg(test)]
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::IsRunning,
         Self::SuspendBegan,
         Self::IsSuspended,
         Self::WakeBegan,
+        Self::WentBack,
         Self::EndBegan,
         Self::IsGone,
     ];
@@ -162,6 +166,7 @@ pub fn next(state: LocalState, event: Event) -> Option<LocalState> {
         (LocalState::Running, Event::SuspendBegan) => Some(LocalState::Suspending),
         (LocalState::Suspending | LocalState::Waking, Event::IsSuspended) => Some(LocalState::Suspended),
         (LocalState::Suspended, Event::WakeBegan) => Some(LocalState::Waking),
+        (LocalState::Running | LocalState::Suspending, Event::WentBack) => Some(LocalState::Suspended),
         (LocalState::Gone | LocalState::Terminating, Event::EndBegan) => None,
         (_, Event::EndBegan) => Some(LocalState::Terminating),
         (LocalState::Terminating, Event::IsGone) => Some(LocalState::Gone),

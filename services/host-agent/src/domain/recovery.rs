@@ -43,6 +43,8 @@ pub enum Decision {
     ResumeInPlace,
     /// End the engine if it lives, remove what it wrote, be SUSPENDED as before.
     BackToSuspended,
+    /// Its engine is gone; be what it was at its recovery point, and wake.
+    GoBack,
     /// End it and report TERMINATED with this reason.
     ReportTerminated(Cause),
     /// Remove every trace and report nothing: the command that made it was
@@ -61,8 +63,14 @@ pub enum Cause {
     SnapshotLost,
 }
 
-pub fn decide(phase: LocalState, engine: EngineFound, snapshot: SnapshotFound) -> Decision {
-    use Decision::{Adopt, BackToSuspended, Remove, ReportTerminated, ResumeInPlace};
+/// `checkpoints`: whether it is one that makes recovery points.
+pub fn decide(
+    phase: LocalState,
+    engine: EngineFound,
+    snapshot: SnapshotFound,
+    checkpoints: bool,
+) -> Decision {
+    use Decision::{Adopt, BackToSuspended, GoBack, Remove, ReportTerminated, ResumeInPlace};
     match (phase, engine) {
         // Nobody was told that it runs, and its endpoint was never open.
         (LocalState::Launching, _) => Remove,
@@ -71,7 +79,8 @@ pub fn decide(phase: LocalState, engine: EngineFound, snapshot: SnapshotFound) -
         (LocalState::Running | LocalState::Suspending, EngineFound::Running) => Adopt,
         (LocalState::Running | LocalState::Suspending, EngineFound::Paused) => ResumeInPlace,
         (LocalState::Running | LocalState::Suspending, EngineFound::Dead) => {
-            ReportTerminated(Cause::EngineLost)
+            let point = checkpoints && snapshot == SnapshotFound::Local;
+            if point { GoBack } else { ReportTerminated(Cause::EngineLost) }
         }
 
         // The endpoint opens only after the journal says Running: what a half-done wake ran is nobody's loss.
@@ -96,10 +105,16 @@ mod tests {
         for phase in LocalState::ALL {
             for engine in EngineFound::ALL {
                 for snapshot in SnapshotFound::ALL {
-                    let decision = decide(phase, engine, snapshot);
+                    let (plain, pointed) =
+                        (decide(phase, engine, snapshot, false), decide(phase, engine, snapshot, true));
+                    let with = if plain == pointed {
+                        String::new()
+                    } else {
+                        format!(", with checkpoints {pointed:?}")
+                    };
                     let _ = writeln!(
                         table,
-                        "{:<12} engine {:<8} snapshot {:<8} {decision:?}",
+                        "{:<12} engine {:<8} snapshot {:<8} {plain:?}{with}",
                         format!("{phase:?}"),
                         format!("{engine:?}"),
                         format!("{snapshot:?}"),
@@ -114,14 +129,14 @@ mod tests {
     fn a_session_that_exists_is_never_given_up() {
         for phase in [LocalState::Running, LocalState::Suspending] {
             for engine in EngineFound::ALL {
-                let decision = decide(phase, engine, SnapshotFound::Missing);
+                let decision = decide(phase, engine, SnapshotFound::Missing, true);
                 let given_up = matches!(decision, Decision::ReportTerminated(_) | Decision::Remove);
                 assert_eq!(given_up, engine == EngineFound::Dead, "{phase:?} {engine:?}");
             }
         }
         for phase in [LocalState::Suspended, LocalState::Waking] {
             for engine in EngineFound::ALL {
-                let decision = decide(phase, engine, SnapshotFound::Local);
+                let decision = decide(phase, engine, SnapshotFound::Local, false);
                 assert_eq!(decision, Decision::BackToSuspended);
             }
         }

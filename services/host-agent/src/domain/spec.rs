@@ -3,12 +3,12 @@
 //! There is one way in, for a command at the door and for a journal after a restart alike, so that nothing behind it
 //! looks for a field that may be missing.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::common::v1::IdlePolicy as WireIdlePolicy;
 use api::hostagent::v1 as wire;
 use model::ids::MicrovmId;
-use model::limits::CPU_PERCENT;
+use model::limits::{CHECKPOINT_INTERVAL_MAX, CHECKPOINT_INTERVAL_MIN, CPU_PERCENT};
 use prost::Message as _;
 
 use super::error::HostError;
@@ -33,6 +33,8 @@ pub struct Spec {
     pub egress: slot::Egress,
     /// When it must have ended.
     pub deadline: Option<SystemTime>,
+    /// How often a recovery point is made while it runs.
+    pub checkpoint_interval: Option<Duration>,
     encoded: Vec<u8>,
 }
 
@@ -86,8 +88,10 @@ impl Spec {
         let deadline = spec.deadline.as_ref().map(api::system_time).transpose().map_err(|_| {
             violations.push(violation("spec.deadline", "must be a point in time"));
         });
-        let (Ok(id), Ok(snapshot), Ok(egress), Ok(ingress), Ok(idle), Ok(deadline)) =
-            (id, snapshot, egress, ingress, idle, deadline)
+        let checkpoints =
+            checkpoint_interval(spec.checkpoint_interval.as_ref()).map_err(|found| violations.push(found));
+        let (Ok(id), Ok(snapshot), Ok(egress), Ok(ingress), Ok(idle), Ok(deadline), Ok(checkpoint_interval)) =
+            (id, snapshot, egress, ingress, idle, deadline, checkpoints)
         else {
             return Err(violations);
         };
@@ -100,6 +104,7 @@ impl Spec {
             ingress: Ingress { http: ingress.http, shell: ingress.shell },
             egress,
             deadline,
+            checkpoint_interval,
             encoded: spec.encode_to_vec(),
             image_name: spec.image_name,
             image_version: spec.image_version,
@@ -126,6 +131,16 @@ impl Spec {
 
 fn violation(field: impl Into<String>, rule: impl Into<String>) -> (String, String) {
     (field.into(), rule.into())
+}
+
+fn checkpoint_interval(given: Option<&prost_types::Duration>) -> Result<Option<Duration>, (String, String)> {
+    const FIELD: &str = "spec.checkpoint_interval";
+    let given = given.map(api::duration).transpose().map_err(|_| violation(FIELD, "must be a duration"))?;
+    let (least, most) = (CHECKPOINT_INTERVAL_MIN, CHECKPOINT_INTERVAL_MAX);
+    if given.is_some_and(|interval| !(least..=most).contains(&interval)) {
+        return Err(violation(FIELD, format!("must be {} to {} s", least.as_secs(), most.as_secs())));
+    }
+    Ok(given)
 }
 
 fn idle(policy: Option<&WireIdlePolicy>) -> Result<IdlePolicy, (String, String)> {

@@ -13,6 +13,7 @@ use tokio::task::AbortHandle;
 use super::View;
 use super::activity::Activity;
 use super::asleep::Asleep;
+use super::checkpoint::Checkpoints;
 use super::gate::Gate;
 use super::observed::observed;
 use crate::adapters::files::MicrovmFiles;
@@ -46,6 +47,7 @@ pub struct Core {
     pub upload: Option<AbortHandle>,
     /// Connections that wait for the guest to wake.
     pub asleep: Asleep,
+    pub checkpoints: Checkpoints,
 }
 
 /// What background work tells the driver.
@@ -133,6 +135,11 @@ impl Core {
 
     /// Notes the steps of a finished transition.
     pub fn finished(&mut self, transition: Transition) {
+        self.log_transition(&transition);
+        self.journal.transition = transition;
+    }
+
+    pub fn log_transition(&self, transition: &Transition) {
         let total = transition.phases.last().map_or(0.0, |phase| phase.duration.as_secs_f64());
         self.host.metrics.transition(&transition.kind, total);
         tracing::info!(
@@ -147,7 +154,6 @@ impl Core {
                 .join(" "),
             "transition (ms)"
         );
-        self.journal.transition = transition;
     }
 
     /// Keeps it awake for `duration` from now, at most to the end of its life, or gives that up. Of two leases the longer

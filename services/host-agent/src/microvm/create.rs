@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::activity::Activity;
 use super::asleep::Asleep;
+use super::checkpoint::Checkpoints;
 use super::core::{Core, Notice};
 use super::driver::{Driver, NOTICES_MAX};
 use super::observed::observed;
@@ -47,6 +48,7 @@ pub fn build(
         notices,
         upload: None,
         asleep: Asleep::default(),
+        checkpoints: Checkpoints::default(),
     };
     core.apply_lease();
     Ok((core, receiver))

@@ -9,6 +9,7 @@ use api::microvm::v1::TransitionCause;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
+use super::checkpoint;
 use super::core::{Core, Notice};
 use super::end::exit_sentence;
 use super::inbox::{Inbox, answer, ask, run_transition};
@@ -45,6 +46,8 @@ pub enum First {
     Launch(oneshot::Sender<Outcome>),
     /// A microVM that is settled already.
     Settled,
+    /// A microVM that has gone back to its recovery point: wake it, since it ran.
+    WentBack,
 }
 
 enum Input {
@@ -53,6 +56,7 @@ enum Input {
     EngineEnded(vmm::ExitReason),
     /// The idle timer has run out; what is to be done is to be decided anew.
     IdleDue,
+    CheckpointDue,
     Sample,
     Deadline,
     Nobody,
@@ -87,6 +91,10 @@ impl Driver {
                 self.core.start_upload();
                 ControlFlow::Continue(())
             }
+            First::WentBack => {
+                self.wake_again().await;
+                ControlFlow::Continue(())
+            }
         };
         loop {
             if let ControlFlow::Break(Ended { report }) = flow {
@@ -99,6 +107,10 @@ impl Driver {
                 Input::EngineEnded(reason) => self.engine_ended(&reason).await,
                 Input::IdleDue => {
                     self.idle_due().await;
+                    ControlFlow::Continue(())
+                }
+                Input::CheckpointDue => {
+                    self.core.checkpoint_if_busy().await;
                     ControlFlow::Continue(())
                 }
                 Input::Sample => {
@@ -118,6 +130,7 @@ impl Driver {
         if let Some(message) = self.inbox.backlog.pop_front() {
             return Input::Message(message);
         }
+        let checkpoint = self.core.checkpoint_due();
         let core = &self.core;
         let running = core.journal.state == LocalState::Running;
         let ended = async {
@@ -143,6 +156,7 @@ impl Driver {
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
             () = idle, if running => Input::IdleDue,
+            () = due(checkpoint) => Input::CheckpointDue,
             () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
         }
@@ -380,7 +394,26 @@ impl Driver {
         {
             sentence = app.sentence(self.core.spec.snapshot.memory_mib);
         }
+        let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
+        if engines_own && self.core.can_go_back() {
+            checkpoint::release_lost(&mut self.core).await;
+            self.core.go_back(&sentence);
+            self.wake_again().await;
+            return ControlFlow::Continue(());
+        }
         self.end(&EndOrder::because(sentence), false, None).await
+    }
+
+    /// It ran, and goes on running. When it cannot be woken now it sleeps, and the next request or caller tries again.
+    async fn wake_again(&mut self) {
+        let cancel = CancellationToken::new();
+        let view = self.core.view.subscribe();
+        let (result, joined) =
+            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(None, None, &cancel)).await;
+        if result.is_err() {
+            self.core.host.metrics.failed("wake");
+        }
+        answer(result.map(|()| self.core.observed()), joined.into_iter());
     }
 
     /// Answers everyone who still waits for a microVM that is gone.
@@ -394,6 +427,13 @@ impl Driver {
             let ended = matches!(message.command, Command::End(_));
             let _ = message.reply.send(if ended { Ok(observed.clone()) } else { Err(failure.clone()) });
         }
+    }
+}
+
+async fn due(at: Option<tokio::time::Instant>) {
+    match at {
+        Some(at) => tokio::time::sleep_until(at).await,
+        None => std::future::pending().await,
     }
 }
 

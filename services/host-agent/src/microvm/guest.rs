@@ -53,11 +53,22 @@ pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<G
     }
 }
 
-/// What a clone is told about itself. `first` for a launch, which also gets a machine id of its own.
+/// What a guest is being restored for, which says what of it is old.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Restore {
+    /// A launch: it gets a machine id of its own, and nothing that was open when its image was made.
+    First,
+    /// A wake that carries its host's connections across.
+    Wake,
+    /// A wake from a recovery point: nothing that was open then has its other end any more.
+    Recovery,
+}
+
+/// What a clone is told about itself.
 pub fn repair_request(
     id: &MicrovmId,
     restore_count: u64,
-    first: bool,
+    restore: Restore,
 ) -> Result<RepairIdentityRequest, HostError> {
     let mut entropy = vec![0u8; ENTROPY_BYTES];
     rand::rngs::SysRng
@@ -67,10 +78,11 @@ pub fn repair_request(
         entropy,
         wall_clock: Some(api::timestamp(SystemTime::now())),
         host_name: host_name(id),
-        machine_id: if first { id.uuid().simple().to_string() } else { String::new() },
+        machine_id: if restore == Restore::First { id.uuid().simple().to_string() } else { String::new() },
         microvm_id: id.to_string(),
         restore_count,
         credentials: Vec::new(),
+        connections_lost: restore == Restore::Recovery,
     })
 }
 
@@ -113,8 +125,8 @@ mod tests {
     #[test]
     fn clones_are_told_apart() {
         let id: MicrovmId = "microvm-0123abcd-0000-4000-8000-000000000000".parse().unwrap();
-        let first = repair_request(&id, 1, true).unwrap();
-        let second = repair_request(&id, 2, false).unwrap();
+        let first = repair_request(&id, 1, Restore::First).unwrap();
+        let second = repair_request(&id, 2, Restore::Wake).unwrap();
         assert_eq!(first.host_name, "microvm-0123abcd0000");
         assert_eq!(first.machine_id, "0123abcd000040008000000000000000");
         assert_eq!(second.machine_id, "");

@@ -7,6 +7,7 @@ use std::path::Path;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
+use super::guest::Restore;
 use super::start::Plan;
 use crate::adapters::files;
 use crate::adapters::image_snapshots::ImageSnapshotLease;
@@ -34,7 +35,8 @@ impl Core {
             .hooks
             .enabled(HookName::Run)
             .map(|hook| (hook, hooks::run_body(self.id.as_str(), payload)));
-        let plan = Plan { device_state: base.device_state(), own: None, hook, base, turn: None };
+        let device_state = base.device_state();
+        let plan = Plan { restore: Restore::First, device_state, own: None, hook, base, turn: None };
         let read = files::occupied_bytes(&plan.device_state);
         let live = self.start(&watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read += read;

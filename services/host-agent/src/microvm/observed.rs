@@ -1,6 +1,6 @@
 //! What the host reports of a microVM, from its journal.
 
-use api::host::v1::ObservedMicrovm;
+use api::host::v1::{ObservedMicrovm, WentBack};
 use api::microvm::v1::{LastTransition, MicrovmState, SnapshotCopies};
 use model::ids::MicrovmId;
 
@@ -29,6 +29,7 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         sequence: journal.sequence,
         manifest_key: remote.map(|remote| remote.manifest_key.clone()).unwrap_or_default(),
         manifest_digest: remote.map(|remote| remote.manifest_digest.clone()).unwrap_or_default(),
+        time: (journal.snapshot_ms > 0).then(|| timestamp(journal.snapshot_ms)),
     });
     ObservedMicrovm {
         microvm_id: id.to_string(),
@@ -46,6 +47,10 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
             reason: journal.transition.cause.reason.clone(),
         }),
         activity_time: None,
+        went_back: journal.recovery.map(|recovery| WentBack {
+            time: Some(timestamp(recovery.time_ms)),
+            point_time: Some(timestamp(recovery.point_ms)),
+        }),
     }
 }
 

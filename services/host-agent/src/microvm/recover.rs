@@ -11,11 +11,12 @@ use std::time::Duration;
 use api::microvm::v1::ActivityKind;
 use model::ids::MicrovmId;
 
+use super::checkpoint;
 use super::core::{Core, Live};
 use super::create::build;
 use super::driver::Driver;
 use super::end::exit_sentence;
-use super::guest::{GuestConnection, connect_guest, repair_request};
+use super::guest::{GuestConnection, connect_guest};
 use super::{EndOrder, Handle};
 use crate::adapters::files::{self, DataDirectory, MicrovmFiles};
 use crate::adapters::journal::{Journal, Tombstone};
@@ -46,6 +47,8 @@ pub struct Found {
 pub enum Recovered {
     /// It lives or sleeps; drive it.
     Driver(Box<Driver>, Handle),
+    /// It ran, and is asleep as of its recovery point; wake it.
+    WentBack(Box<Driver>, Handle),
     Ended(MicrovmId, Tombstone),
     Nothing,
 }
@@ -140,7 +143,7 @@ async fn load_journal(
     // The agent may have died on any line. When it died between a suspend's manifest and the end of the engine, the session
     // is in both; the snapshot counts, and the engine, which stood still since, must never run again. When it died before
     // the manifest, the engine is all there is, and runs on.
-    let decision = decide(journal.state, found, snapshot);
+    let decision = decide(journal.state, found, snapshot, spec.checkpoint_interval.is_some());
     tracing::info!(microvm = name, state = ?journal.state, engine = ?found, ?snapshot, ?decision, "found");
     if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
         && let Some(machine) = machine.take()
@@ -181,6 +184,15 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostEr
             return Ok(Recovered::Nothing);
         }
         Decision::ReportTerminated(cause) => return record_end(&mut core, cause, last_words),
+        Decision::GoBack => {
+            if !core.can_go_back() {
+                return record_end(&mut core, Cause::EngineLost, last_words);
+            }
+            let lost =
+                last_words.unwrap_or_else(|| "The engine was lost while its agent was down.".to_owned());
+            checkpoint::release_lost(&mut core).await;
+            core.go_back(&lost);
+        }
         Decision::BackToSuspended => {
             if core.journal.state == LocalState::Waking {
                 core.enter(Event::IsSuspended, "");
@@ -201,7 +213,11 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostEr
     core.save_settled();
     core.publish();
     let (driver, handle) = Driver::new(core, notices);
-    Ok(Recovered::Driver(Box::new(driver), handle))
+    let driver = Box::new(driver);
+    Ok(match decision {
+        Decision::GoBack => Recovered::WentBack(driver, handle),
+        _ => Recovered::Driver(driver, handle),
+    })
 }
 
 fn forget_engine(core: &mut Core) {
@@ -284,12 +300,10 @@ async fn go_on(
         return Ok(None);
     }
     machine.resume().await.map_err(|error| super::start::engine_error(&error))?;
-    // It stood still while the agent was away: its clock is behind.
-    core.journal.restore_count += 1;
-    let repair = repair_request(&core.id, core.journal.restore_count, false)?;
+    // It stood still while the agent was away: its clock is behind, and nothing else is old.
     let timeout = Duration::from_millis(core.host.config.timeouts.guest_connect_ms);
     let Ok(linked) = connect_guest(dialer, timeout).await else { return Ok(None) };
-    let _ = linked.link.repair_identity(repair).await;
+    let _ = linked.link.set_clock(core.host.clock.now()).await;
     Ok(Some(linked))
 }
 

@@ -11,7 +11,7 @@ use api::microvm::v1::ActivityKind;
 use tokio_util::sync::CancellationToken;
 
 use super::core::{Core, Live};
-use super::guest::{GuestConnection, call_hook, connect_guest, link_error, repair_request};
+use super::guest::{GuestConnection, Restore, call_hook, connect_guest, link_error, repair_request};
 use crate::adapters::image_snapshots::ImageSnapshotLease;
 use crate::adapters::{files, journal};
 use crate::domain::HostError;
@@ -23,6 +23,7 @@ use crate::stopwatch::Stopwatch;
 use crate::wakes::Turn;
 
 pub struct Plan {
+    pub restore: Restore,
     pub base: ImageSnapshotLease,
     pub device_state: PathBuf,
     /// What the microVM has beyond the image, on a wake.
@@ -61,9 +62,9 @@ impl Core {
         let turn = plan.turn.take();
         let host = Arc::clone(&self.host);
         let _under_way = host.ahead.starting();
-        let (hook, first) = (plan.hook.clone(), plan.own.is_none());
+        let (hook, restore) = (plan.hook.clone(), plan.restore);
         let mut restored = self.restore_guest(watch, plan).await?;
-        failpoint::hit(if first { "launch-restored" } else { "wake-restored" });
+        failpoint::hit(if restore == Restore::First { "launch-restored" } else { "wake-restored" });
         // Before the guest runs and looks for its peers.
         self.asleep.thaw(&self.id, &restored.dialer).await;
         let repaired = tokio::select! {
@@ -73,7 +74,7 @@ impl Core {
                 "the engine ended while the guest was starting: {}",
                 super::end::exit_sentence(&reason),
             ))),
-            repaired = self.repair_guest(watch, &restored, hook, (first, turn)) => repaired,
+            repaired = self.repair_guest(watch, &restored, hook, (restore, turn)) => repaired,
         };
         match repaired {
             Ok(connection) => {
@@ -200,10 +201,10 @@ impl Core {
         watch: &Stopwatch,
         restored: &Restored,
         hook: Option<(Hook, String)>,
-        (first, turn): (bool, Option<Turn>),
+        (restore, turn): (Restore, Option<Turn>),
     ) -> Result<GuestConnection, HostError> {
         let timeouts = &self.host.config.timeouts;
-        let repair = repair_request(&self.id, self.journal.restore_count, first)?;
+        let repair = repair_request(&self.id, self.journal.restore_count, restore)?;
         watch.phase("resume", restored.machine.resume()).await.map_err(|error| engine_error(&error))?;
         let connect = connect_guest(&restored.dialer, Duration::from_millis(timeouts.guest_connect_ms));
         let connection = watch.phase("guest", connect).await?;
@@ -211,7 +212,7 @@ impl Core {
             .phase("identity", connection.link.repair_identity(repair))
             .await
             .map_err(|error| link_error(&error))?;
-        failpoint::hit(if first { "launch-identity" } else { "wake-identity" });
+        failpoint::hit(if restore == Restore::First { "launch-identity" } else { "wake-identity" });
         drop(turn);
         if let Some((hook, body)) = hook {
             // The hook's own output must reach the log even when it fails the launch.

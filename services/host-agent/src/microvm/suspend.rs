@@ -166,18 +166,8 @@ impl Core {
         let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
         failpoint::hit("suspend-files");
-        let length =
-            |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| HostError::io(path, &e));
-        let manifest = LocalManifest {
-            sequence,
-            generation: self.journal.generation,
-            base_digest: self.spec.snapshot.manifest_digest.clone(),
-            device_state_bytes: length(&files.device_state())?,
-            memory_difference_bytes: length(&files.memory_difference())?,
-            difference_bytes: stats.bytes,
-            created_ms: self.host.now_ms(),
-            journal: Some(self.journal_asleep(sequence, stats.bytes)),
-        };
+        let mut manifest = self.manifest(files, sequence, stats.bytes)?;
+        manifest.journal = Some(self.journal_asleep(&manifest));
         let (for_write, to) = (manifest.clone(), files.clone());
         // Dying before this leaves a paused engine and an unfinished directory: the next start lets it run on.
         // Dying after it leaves a snapshot and in it a newer journal, which says Suspended: the next start ends the
@@ -189,13 +179,35 @@ impl Core {
 
     /// The journal as it is once the snapshot exists. It still names the engine,
     /// so that a restart finds and ends it.
-    fn journal_asleep(&mut self, sequence: u64, difference_bytes: u64) -> Journal {
+    fn journal_asleep(&mut self, manifest: &LocalManifest) -> Journal {
         self.journal.revision += 1;
         let mut journal = self.journal.clone();
         journal.state = LocalState::Suspended;
         journal.state_since_ms = self.host.now_ms();
-        journal.slept(sequence, difference_bytes);
+        journal.slept(manifest.sequence, manifest.difference_bytes, manifest.created_ms);
         journal
+    }
+
+    /// What a snapshot's manifest says of files that are there.
+    pub fn manifest(
+        &self,
+        files: &SnapshotFiles,
+        sequence: u64,
+        difference_bytes: u64,
+    ) -> Result<LocalManifest, HostError> {
+        let length =
+            |path: &Path| std::fs::metadata(path).map(|data| data.len()).map_err(|e| HostError::io(path, &e));
+        Ok(LocalManifest {
+            sequence,
+            generation: self.journal.generation,
+            base_digest: self.spec.snapshot.manifest_digest.clone(),
+            device_state_bytes: length(&files.device_state())?,
+            memory_difference_bytes: length(&files.memory_difference())?,
+            difference_bytes,
+            created_ms: self.host.now_ms(),
+            journal: None,
+            recovery_point: false,
+        })
     }
 
     /// The snapshot exists: the engine goes, the journal file follows.
@@ -205,7 +217,7 @@ impl Core {
     async fn settle_suspended(&mut self, watch: &Stopwatch, manifest: &LocalManifest) {
         self.sample();
         self.enter(Event::IsSuspended, "");
-        self.journal.slept(manifest.sequence, manifest.difference_bytes);
+        self.journal.slept(manifest.sequence, manifest.difference_bytes, manifest.created_ms);
         self.apply_lease();
         // Steps are missing yet, but why it sleeps is known.
         self.journal.transition = watch.finish();
@@ -259,6 +271,11 @@ impl Core {
         {
             // The driver sees the engine's end next; there is nothing left to save here.
             tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
+        } else if reached >= Reached::Paused
+            && let Ok(link) = live.link()
+        {
+            // It stood still, and its clock with it. One that does not answer is told by its next wake.
+            let _ = link.set_clock(self.host.clock.now()).await;
         }
         if reached >= Reached::Held {
             live.gate.close();

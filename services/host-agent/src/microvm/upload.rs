@@ -19,6 +19,8 @@ use crate::resources::BACKGROUND_DELAY;
 /// How often the guest had been restored when it fell asleep: whoever wakes it next counts on from there, because a guest
 /// takes a repair of its identity that it knows for a repeat.
 pub const RESTORES_LABEL: &str = "restores";
+/// Marks the snapshot of a guest that ran on.
+pub const RECOVERY_POINT_LABEL: &str = "recovery-point";
 
 struct Upload {
     host: Arc<Host>,
@@ -79,6 +81,13 @@ impl Core {
     }
 }
 
+fn labels(manifest: &LocalManifest) -> std::collections::BTreeMap<String, String> {
+    let restores =
+        manifest.journal.as_ref().map(|journal| (RESTORES_LABEL, journal.restore_count.to_string()));
+    let point = manifest.recovery_point.then(|| (RECOVERY_POINT_LABEL, String::new()));
+    restores.into_iter().chain(point).map(|(label, value)| (label.to_owned(), value)).collect()
+}
+
 impl Upload {
     /// Tries until it succeeds; the driver aborts it when it is superseded.
     async fn run(self) {
@@ -133,11 +142,7 @@ impl Upload {
             }),
             // The snapshot's own time, so that an upload repeated after a crash makes the same manifest.
             created_unix_ms: manifest.created_ms,
-            labels: manifest
-                .journal
-                .map(|journal| (RESTORES_LABEL.to_owned(), journal.restore_count.to_string()))
-                .into_iter()
-                .collect(),
+            labels: labels(&manifest),
         };
         let mut sources = vec![
             FileSource { kind: FileKind::Device, path: self.files.device_state() },

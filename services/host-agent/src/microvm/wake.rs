@@ -7,8 +7,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::ResumeOrder;
 use super::core::Core;
+use super::guest::Restore;
 use super::start::{OwnState, Plan, clone_disk};
-use super::upload::RESTORES_LABEL;
+use super::upload::{RECOVERY_POINT_LABEL, RESTORES_LABEL};
 use crate::adapters::files;
 use crate::adapters::image_snapshots::{ImageSnapshotLease, fetch_error};
 use crate::adapters::journal::RemoteCopy;
@@ -79,6 +80,7 @@ impl Core {
         self.asleep.load(self.journal.sequence, &snapshot.connections());
         let hook = self.spec.hooks.enabled(HookName::Resume).map(|hook| (hook, String::new()));
         let plan = Plan {
+            restore: if manifest.recovery_point { Restore::Recovery } else { Restore::Wake },
             device_state: snapshot.device_state(),
             own: Some(OwnState { disk: snapshot.disk(), memory_difference: snapshot.memory_difference() }),
             hook,
@@ -146,6 +148,7 @@ impl Core {
         self.journal.restore_count = self.journal.restore_count.max(restores);
         self.journal.sequence = manifest.sequence;
         self.journal.difference_bytes = manifest.difference_bytes;
+        self.journal.snapshot_ms = manifest.created_ms;
         self.journal.meter.snapshot_bytes_read += manifest.difference_bytes;
         self.journal.remote = Some(remote);
         self.remove_other_snapshots();
@@ -174,6 +177,7 @@ impl Core {
         let (generation, base_digest, sequence) =
             (self.journal.generation, base.digest().to_owned(), remote.sequence);
         let created_ms = fetched.manifest.head.created_unix_ms;
+        let recovery_point = fetched.manifest.head.labels.contains_key(RECOVERY_POINT_LABEL);
         files::blocking(move || {
             files::remove(target.directory())?;
             files::make_directory(target.directory())?;
@@ -200,6 +204,7 @@ impl Core {
                 difference_bytes: memory_difference_bytes + files::occupied_bytes(&disk),
                 created_ms,
                 journal: None,
+                recovery_point,
             };
             for path in [target.device_state(), target.memory_difference(), target.disk()] {
                 files::sync(&path)?;

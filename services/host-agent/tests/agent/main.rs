@@ -6,6 +6,7 @@
 
 mod app_disk;
 mod calls;
+mod checkpoints;
 mod connections;
 mod crashes;
 mod damage;

@@ -9,14 +9,14 @@ use api::common::v1::{Hooks, IdlePolicy as WireIdlePolicy, Logging, Metering};
 use api::hostagent::v1::egress::Reach;
 use api::hostagent::v1::{Egress, EgressPolicy, Ingress, Internet, MicrovmSpec};
 use api::image::v1::SnapshotRef;
-use api::microvm::v1::{LastTransition, MicrovmState as WireState, SnapshotCopies};
+use api::microvm::v1::{LastTransition, MicrovmState as WireState, Recovery as WireRecovery, SnapshotCopies};
 use model::state::MicrovmState;
 use model::{ConnectorArn, HostId, IdError, MicrovmId};
 use prost::Message;
 use prost_types::{Duration as WireDuration, Timestamp};
 
 use crate::domain::idempotency::TokenUse;
-use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload, Placement, Spec};
+use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload, Placement, Recovery, Spec};
 
 pub const PREFIX: &str = "microvms/";
 const FORMAT: u32 = 1;
@@ -66,6 +66,8 @@ struct StoredSpec {
     egress_policy: Option<EgressPolicy>,
     #[prost(bool, tag = "13")]
     end_connections: bool,
+    #[prost(message, optional, tag = "14")]
+    checkpoint_interval: Option<WireDuration>,
 }
 
 #[derive(Clone, PartialEq, Message)]
@@ -118,6 +120,8 @@ struct Stored {
     last_transition: Option<LastTransition>,
     #[prost(uint64, tag = "24")]
     token_revocations: u64,
+    #[prost(message, optional, tag = "25")]
+    recovery: Option<WireRecovery>,
 }
 
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
@@ -146,6 +150,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         metering: microvm.metering,
         last_transition: microvm.last_transition.clone(),
         token_revocations: microvm.token_revocations,
+        recovery: microvm.recovery.as_ref().map(wire_recovery),
     }
     .encode_to_vec()
 }
@@ -188,6 +193,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
             ingress: connectors(&spec.ingress)?,
             egress: connectors(&spec.egress)?,
             egress_policy: spec.egress_policy,
+            checkpoint_interval: spec.checkpoint_interval.as_ref().map(api::duration).transpose()?,
         },
         token,
         intent: if stored.end { Intent::End } else { Intent::Live },
@@ -207,6 +213,14 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
         metering: stored.metering,
         last_transition: stored.last_transition,
         token_revocations: stored.token_revocations,
+        recovery: match stored.recovery {
+            None => None,
+            Some(recovery) => Some(Recovery {
+                host: recovery.host_id.parse()?,
+                time: time(recovery.time, "time of the recovery")?,
+                point_time: time(recovery.point_time, "time of the recovery point")?,
+            }),
+        },
     })
 }
 
@@ -226,6 +240,7 @@ fn stored_spec(microvm: &Microvm) -> StoredSpec {
         egress: texts(&spec.egress),
         egress_policy: spec.egress_policy.clone(),
         end_connections: spec.end_connections,
+        checkpoint_interval: spec.checkpoint_interval.map(api::duration_proto),
     }
 }
 
@@ -250,6 +265,7 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         egress: Some(Egress { reach: reach(spec) }),
         deadline: Some(api::timestamp(microvm.deadline())),
         end_connections_at_suspend: spec.end_connections,
+        checkpoint_interval: spec.checkpoint_interval.map(api::duration_proto),
     }
 }
 
@@ -258,6 +274,14 @@ fn reach(spec: &Spec) -> Option<Reach> {
     match &spec.egress_policy {
         Some(policy) => Some(Reach::Policy(policy.clone())),
         None => spec.reaches_the_internet().then_some(Reach::Internet(Internet {})),
+    }
+}
+
+pub fn wire_recovery(recovery: &Recovery) -> WireRecovery {
+    WireRecovery {
+        host_id: recovery.host.to_string(),
+        time: Some(api::timestamp(recovery.time)),
+        point_time: Some(api::timestamp(recovery.point_time)),
     }
 }
 

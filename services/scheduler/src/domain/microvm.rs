@@ -65,6 +65,8 @@ pub struct Spec {
     /// When it sleeps; absent means never by itself.
     pub idle_policy: Option<IdlePolicy>,
     pub maximum_duration: Duration,
+    /// How often its host makes a recovery point while it runs.
+    pub checkpoint_interval: Option<Duration>,
     /// For the run hook; dropped once it runs.
     pub payload: Payload,
     pub logging: Option<Logging>,
@@ -144,6 +146,17 @@ pub struct Microvm {
     pub last_transition: Option<LastTransition>,
     /// How often its tokens were revoked; a token of fewer opens nothing.
     pub token_revocations: u64,
+    /// How it went back to a recovery point last.
+    pub recovery: Option<Recovery>,
+}
+
+/// A microVM went back to a recovery point, because the host it ran on, or its engine there, was lost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Recovery {
+    pub host: HostId,
+    pub time: SystemTime,
+    /// When the point had been made.
+    pub point_time: SystemTime,
 }
 
 impl Microvm {
@@ -201,6 +214,25 @@ impl Microvm {
         self.start_time + self.spec.maximum_duration
     }
 
+    /// Whether it has a recovery point that another host can go on from.
+    pub fn has_recovery_point(&self) -> bool {
+        self.spec.checkpoint_interval.is_some() && self.has_remote_copy()
+    }
+
+    /// What ran on a lost host becomes what it was at its recovery point, asleep until it is woken elsewhere.
+    pub fn go_back(&mut self, lost: &str, now: SystemTime) -> Result<(), IllegalTransition> {
+        let point_time = self.snapshot.as_ref().and_then(|copies| copies.time.as_ref());
+        let point_time = point_time.and_then(|time| api::system_time(time).ok()).unwrap_or(now);
+        let age = now.duration_since(point_time).unwrap_or_default().as_secs();
+        let reason = format!("{lost} It goes back to its recovery point of {age} s before.");
+        self.apply_event(MicrovmEvent::SuspendDone, &reason, now)?;
+        self.recovery = Some(Recovery { host: self.placement.host.clone(), time: now, point_time });
+        if let Some(copies) = &mut self.snapshot {
+            copies.local = false;
+        }
+        Ok(())
+    }
+
     /// Whether S3 holds its latest snapshot.
     pub fn has_remote_copy(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|copies| copies.remote)
@@ -231,6 +263,7 @@ pub(crate) mod tests {
                 kms_key_identifier: "alias/app".into(),
                 idle_policy: None,
                 maximum_duration: Duration::from_secs(28_800),
+                checkpoint_interval: None,
                 payload: Payload("secret".into()),
                 logging: None,
                 ingress: vec![],
@@ -255,6 +288,7 @@ pub(crate) mod tests {
             metering: None,
             last_transition: None,
             token_revocations: 0,
+            recovery: None,
         }
     }
 

@@ -8,7 +8,7 @@ use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
 
-use super::microvm::{Intent, Microvm};
+use super::microvm::{Intent, Microvm, Recovery};
 
 /// What a host observed of one microVM.
 #[derive(Debug, Clone, PartialEq)]
@@ -24,6 +24,8 @@ pub struct Observation {
     pub snapshot: Option<SnapshotCopies>,
     pub metering: Option<Metering>,
     pub last_transition: Option<LastTransition>,
+    /// When its host had it go back to a recovery point last, and when that point had been made.
+    pub went_back: Option<(SystemTime, SystemTime)>,
 }
 
 /// What a change did to a record.
@@ -78,7 +80,8 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     if seen.number <= record.observation {
         return MergeOutcome::Merged(RecordChange::None);
     }
-    let before = (record.state, record.state_reason.clone(), record.snapshot.clone());
+    let before =
+        (record.state, record.state_reason.clone(), record.snapshot.clone(), record.recovery.clone());
     let mut next = record.clone();
     if !apply_state(&mut next, seen, now) {
         return MergeOutcome::Impossible;
@@ -97,8 +100,13 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     {
         record.snapshot = Some(newer(record.snapshot.take(), copies));
     }
+    if let Some((time, point_time)) = seen.went_back
+        && record.recovery.as_ref().is_none_or(|known| known.time < time)
+    {
+        record.recovery = Some(Recovery { host: host.clone(), time, point_time });
+    }
     record.observation = seen.number;
-    let after = (record.state, record.state_reason.clone(), record.snapshot.clone());
+    let after = (record.state, record.state_reason.clone(), record.snapshot.clone(), record.recovery.clone());
     if (before.0, after.0) == (MicrovmState::Running, MicrovmState::Suspending) && before.2 == after.2 {
         MergeOutcome::Merged(RecordChange::Passing)
     } else if after != before {
@@ -173,6 +181,7 @@ mod tests {
             snapshot: None,
             metering: None,
             last_transition: None,
+            went_back: None,
         }
     }
 

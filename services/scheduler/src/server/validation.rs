@@ -69,6 +69,10 @@ pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, R
             whole_seconds(given, bounds, "maximumDurationInSeconds", found)
         }
     };
+    let checkpoint_interval = request.checkpoint_interval.as_ref().and_then(|given| {
+        let bounds = (limits::CHECKPOINT_INTERVAL_MIN, limits::CHECKPOINT_INTERVAL_MAX);
+        whole_seconds(given, bounds, "checkpointInterval", found)
+    });
     if !request.execution_role_arn.is_empty() {
         let _ = found.keep("executionRoleArn", request.execution_role_arn.parse::<RoleArn>());
     }
@@ -91,6 +95,7 @@ pub fn run(request: &RunMicrovmRequest, config: &Config) -> Result<RunRequest, R
         kms_key_identifier: request.kms_key_identifier.clone(),
         idle_policy,
         maximum_duration,
+        checkpoint_interval,
         payload: Payload(request.run_hook_payload.clone()),
         logging: request.logging.clone(),
         ingress,

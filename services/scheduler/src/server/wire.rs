@@ -8,7 +8,7 @@ use api::microvm::v1 as wire;
 use model::ConnectorArn;
 
 use crate::adapters::connectors::wire_state as wire_connector_state;
-use crate::adapters::microvms::{wire_idle_policy, wire_state};
+use crate::adapters::microvms::{wire_idle_policy, wire_recovery, wire_state};
 use crate::config::Config;
 use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;
@@ -52,6 +52,8 @@ pub fn microvm(record: &Microvm, config: &Config) -> wire::Microvm {
         memory_mib: spec.snapshot.memory_mib,
         baseline_memory_mib: spec.baseline_mib,
         idleness: None,
+        checkpoint_interval: spec.checkpoint_interval.map(api::duration_proto),
+        recovery: record.recovery.as_ref().map(wire_recovery),
     }
 }
 

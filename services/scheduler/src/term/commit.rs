@@ -114,6 +114,12 @@ pub(crate) fn apply_event(
     Ok(RecordChange::Durable)
 }
 
+/// Has a record go back to its recovery point, as a change that must be durable.
+pub(crate) fn go_back(record: &mut Microvm, lost: &str, now: SystemTime) -> Result<RecordChange, Refusal> {
+    record.go_back(lost, now).map_err(|illegal| Refusal::Internal(illegal.to_string()))?;
+    Ok(RecordChange::Durable)
+}
+
 /// The one line per state change.
 fn log_change(before: &Microvm, after: &Microvm) {
     if before.state == after.state && before.placement.generation == after.placement.generation {

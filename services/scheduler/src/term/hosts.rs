@@ -13,7 +13,7 @@ use prost::Message as _;
 use records::{Event, Expect};
 
 use super::Term;
-use super::commit::apply_event;
+use super::commit::{apply_event, go_back};
 use super::memory::Handle;
 use crate::adapters::microvms as codec;
 use crate::domain::hosts;
@@ -208,7 +208,11 @@ impl Term {
                 }
                 missing_change(record, now)
             };
-            self.update(&handle, change).await?;
+            let ran = handle.current().state != MicrovmState::Suspended;
+            let (microvm, changed) = self.update(&handle, change).await?;
+            if changed && ran && microvm.state == MicrovmState::Suspended {
+                self.wake_recovered(&handle);
+            }
         }
         Ok(())
     }
@@ -335,6 +339,9 @@ impl Term {
 
 fn missing_change(record: &mut Microvm, now: SystemTime) -> Result<RecordChange, Refusal> {
     match record.state {
+        MicrovmState::Running | MicrovmState::Suspending if record.has_recovery_point() => {
+            go_back(record, REASON_GONE, now)
+        }
         MicrovmState::Running | MicrovmState::Suspending => {
             apply_event(record, MicrovmEvent::Ended, REASON_GONE, now)
         }
@@ -376,5 +383,9 @@ fn observation(wire: ObservedMicrovm) -> Option<Observation> {
         snapshot: wire.snapshot,
         metering: wire.metering,
         last_transition: wire.last_transition,
+        went_back: wire.went_back.and_then(|back| {
+            let time = |time: Option<prost_types::Timestamp>| api::system_time(&time?).ok();
+            Some((time(back.time)?, time(back.point_time)?))
+        }),
     })
 }

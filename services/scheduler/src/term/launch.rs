@@ -41,6 +41,7 @@ pub struct RunRequest {
     /// When it sleeps.
     pub idle_policy: Option<IdlePolicy>,
     pub maximum_duration: Duration,
+    pub checkpoint_interval: Option<Duration>,
     /// For the run hook; may be empty.
     pub payload: Payload,
     pub logging: Option<Logging>,

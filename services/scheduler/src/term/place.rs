@@ -104,6 +104,7 @@ pub(crate) fn place_new(
             kms_key_identifier: request.kms_key_identifier,
             idle_policy: request.idle_policy,
             maximum_duration: request.maximum_duration,
+            checkpoint_interval: request.checkpoint_interval,
             payload: request.payload,
             logging: request.logging,
             ingress: request.ingress,
@@ -123,6 +124,7 @@ pub(crate) fn place_new(
         metering: None,
         last_transition: None,
         token_revocations: 0,
+        recovery: None,
     })
 }
 

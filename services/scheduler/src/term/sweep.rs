@@ -98,7 +98,10 @@ impl Term {
     /// The grace is longer than the fence: when a host was only cut off, it is back
     /// within it and goes on with what it ran. When it is back after the grace, it
     /// reports what it holds, and is told to drop what was ended here meanwhile.
+    ///
+    /// What has a recovery point waits for neither: as soon as the host has stopped its traffic it goes on elsewhere.
     fn end_on_lost_hosts(self: &Arc<Self>) {
+        self.recover_from_fenced_hosts();
         let (now, grace) = (self.now(), self.config().lost_grace());
         let lost: Vec<(HostId, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
@@ -114,6 +117,25 @@ impl Term {
                 if running {
                     let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
                     self.spawn(async move { term.record_unasked_end(&handle, &reason).await });
+                }
+            }
+        }
+    }
+
+    fn recover_from_fenced_hosts(self: &Arc<Self>) {
+        let (now, fence) = (self.now(), self.config().fence_grace());
+        let fenced: Vec<(HostId, Vec<Arc<Handle>>)> = {
+            let memory = self.memory();
+            let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(fence, now));
+            gone.map(|(id, _)| (id.clone(), memory.on_host(id))).collect()
+        };
+        for (host, handles) in fenced {
+            for handle in handles {
+                let record = handle.current();
+                let running = matches!(record.state, MicrovmState::Running | MicrovmState::Suspending);
+                if running && record.has_recovery_point() {
+                    let (term, lost) = (Arc::clone(self), format!("Host {host} was lost."));
+                    self.spawn(async move { term.recover(&handle, &lost).await });
                 }
             }
         }

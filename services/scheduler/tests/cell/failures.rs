@@ -1,9 +1,10 @@
 //! What goes wrong around a scheduler, and what its callers see then.
 
-use std::time::Instant;
+use std::time::{Duration, Instant, SystemTime};
 
 use api::errors::{reason, status};
-use api::microvm::v1::{FollowMicrovmLogRequest, MicrovmState};
+use api::host::v1::{HeartbeatRequest, RegisterHostRequest};
+use api::microvm::v1::{FollowMicrovmLogRequest, MicrovmState, RunMicrovmRequest, SnapshotCopies};
 use rpc::Role;
 use tonic::Code;
 
@@ -140,6 +141,53 @@ async fn an_end_goes_before_a_launch_that_hangs() {
     terminate(&client, &id).await.unwrap();
     assert_eq!(becomes(&client, &id, Terminated).await.state_reason, "Success.");
     assert_eq!(host.asked(|inner| inner.terminates.len()), 1);
+}
+
+/// As soon as the host has stopped its traffic, long before it is given up.
+#[tokio::test]
+async fn what_ran_on_a_lost_host_goes_on_elsewhere_from_its_recovery_point() {
+    let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=600"];
+    let (world, scheduler, host, client) = World::with_process(&settings).await;
+    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    hosts.register_host(register).await.unwrap();
+    let pointed = RunMicrovmRequest { checkpoint_interval: seconds(5), ..app() };
+    let id = run(&client, pointed).await.unwrap().microvm_id;
+    let other = FakeHost::start(&world, "h2").await;
+    world.placeable(&scheduler, 2).await;
+    becomes(&client, &id, Running).await;
+    // What its host says of a point that it has made and uploaded.
+    let made = SystemTime::now() - Duration::from_secs(60);
+    let mut observed = host.observes(&id, Running);
+    observed.snapshot = Some(SnapshotCopies {
+        local: true,
+        remote: true,
+        sequence: 7,
+        manifest_key: format!("{id}/7"),
+        manifest_digest: "d".repeat(64),
+        time: Some(api::timestamp(made)),
+        ..Default::default()
+    });
+    let news = HeartbeatRequest { host_id: "h1".into(), observed: vec![observed], ..Default::default() };
+    hosts.heartbeat(news).await.unwrap();
+    host.lease.revoke().await.unwrap();
+    let back = eventually("goes on elsewhere", || async {
+        let microvm = get(&client, &id).await.unwrap();
+        (microvm.state() == Running && microvm.generation == 2).then_some(microvm)
+    });
+    let back = back.await;
+    assert_eq!(back.host_id, "h2");
+    let recovery = back.recovery.unwrap();
+    assert_eq!((recovery.host_id.as_str(), recovery.point_time), ("h1", Some(api::timestamp(made))));
+    let asked = other.asked(|inner| inner.resumes[0].clone());
+    let (copies, spec) = (asked.snapshot.unwrap(), asked.spec.unwrap());
+    assert_eq!((copies.manifest_key, copies.local), (format!("{id}/7"), false));
+    assert_eq!(spec.checkpoint_interval, seconds(5));
+    // The lost host is back and still holds what it ran.
+    let back = vec![host.observes(&id, Running)];
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: back };
+    let told = hosts.register_host(register).await.unwrap().into_inner();
+    assert_eq!(told.stale_microvm_ids, [id.as_str()]);
 }
 
 #[tokio::test]

@@ -14,6 +14,7 @@ Examples:
   torpor run web
   torpor run web --idle 60s --suspended 2h       sleeps after a minute, ends after two hours asleep
   torpor run web --idle 60s --awake-while stream --awake-while cpu=20
+  torpor run web --checkpoint 1m                 loses a minute or two of work with its host, not the session
   torpor run web --token-ttl 30m                 with a token for port 8080
   torpor run web --shell                         for torpor shell
   torpor run web -o json --no-wait               for scripts")]
@@ -36,6 +37,10 @@ pub struct Run {
     /// least so many percent of one CPU (cpu=N); looked at when the idle time has passed. May be repeated.
     #[arg(long, value_name = "WHAT", requires = "idle")]
     pub awake_while: Vec<AwakeWhile>,
+    /// Make a recovery point this often while it runs and does something, 5s to 1h: when its host is lost, it goes on
+    /// elsewhere from the latest; default: never, and what ran on a lost host has ended.
+    #[arg(long, value_name = "TIME", value_parser = parse)]
+    pub checkpoint: Option<Duration>,
     /// Longest life, running and asleep together; default: 8h.
     #[arg(long, value_name = "TIME", value_parser = parse)]
     pub max_duration: Option<Duration>,

@@ -45,6 +45,7 @@ pub async fn run(session: &Session, arguments: Run) -> Result<(), CliError> {
         egress_network_connectors: arguments.egress,
         client_token: client_token(arguments.client_token),
         kms_key_identifier: String::new(),
+        checkpoint_interval: arguments.checkpoint.map(api::duration_proto),
     };
     let response = match session.call(message).await {
         Err(error) if error.kind == Kind::NotFound => {

@@ -102,9 +102,35 @@ pub fn microvm(microvm: &Microvm) -> Result<(), CliError> {
         ("changed", durations::rfc3339(microvm.state_time.as_ref())),
         ("ended", durations::rfc3339(microvm.terminate_time.as_ref())),
         ("snapshot", copies),
+        ("recovery points", recovery_points(microvm, SystemTime::now())),
+        ("went back", went_back(microvm)),
         ("last step", last_transition(microvm)),
         ("used", metering(microvm)),
     ])
+}
+
+/// How often recovery points are made, and how old the one is that it would go back to now.
+fn recovery_points(microvm: &Microvm, now: SystemTime) -> String {
+    let Some(interval) = &microvm.checkpoint_interval else { return String::new() };
+    let interval = durations::coarse(durations::of(Some(interval)));
+    let snapshot = microvm.snapshot.as_ref().filter(|snapshot| snapshot.remote);
+    match snapshot.and_then(|snapshot| snapshot.time.as_ref()) {
+        Some(time) => format!("every {interval}, the latest on S3 {}", durations::age(Some(time), now)),
+        None => format!("every {interval}, none on S3 yet"),
+    }
+}
+
+fn went_back(microvm: &Microvm) -> String {
+    let Some(recovery) = &microvm.recovery else { return String::new() };
+    let time =
+        |time: &Option<prost_types::Timestamp>| time.as_ref().and_then(|time| api::system_time(time).ok());
+    let lost = match (time(&recovery.time), time(&recovery.point_time)) {
+        (Some(at), Some(point)) => durations::coarse(at.duration_since(point).unwrap_or_default()),
+        _ => String::new(),
+    };
+    let (at, point) =
+        (durations::rfc3339(recovery.time.as_ref()), durations::rfc3339(recovery.point_time.as_ref()));
+    format!("at {at} to {point}, {lost} of work undone: {} was lost, or its engine there", recovery.host_id)
 }
 
 fn idle_policy(microvm: &Microvm) -> String {

@@ -31,6 +31,8 @@ pub(super) fn run(call: &Call<'_>) -> Result<RunMicrovmRequest, Rejection> {
         egress_network_connectors: request.strings("egressNetworkConnectors"),
         client_token: call.client_token(),
         kms_key_identifier: request.string("kmsKeyIdentifier"),
+        // Ours alone: the service has none.
+        checkpoint_interval: None,
     })
 }
 
