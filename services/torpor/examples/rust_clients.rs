@@ -80,15 +80,14 @@ async fn converse(microvms: &Client, id: &str, edge_port: &str, grpc_port: u16) 
     let mut request = tonic::Request::new(said);
     *request.metadata_mut() = allowed(tonic::metadata::MetadataMap::new());
     grpc.ready().await?;
+    // Before the call: the app answers nothing before it has heard something, not even that it listens.
+    say.unbounded_send("before it sleeps".into())?;
     let talk = grpc.streaming(request, PathAndQuery::from_static("/echo/Talk"), codec()).await?;
     let mut answers = talk.into_inner();
-    for words in ["before it sleeps", "after it slept"] {
-        say.unbounded_send(words.into())?;
-        heard.push(answers.next().await.context("the stream has ended")??);
-        if words.starts_with("before") {
-            microvms.suspend_microvm().microvm_identifier(id).send().await?;
-            until(microvms, id, &MicrovmState::Suspended).await?;
-        }
-    }
+    heard.push(answers.next().await.context("the stream has ended")??);
+    microvms.suspend_microvm().microvm_identifier(id).send().await?;
+    until(microvms, id, &MicrovmState::Suspended).await?;
+    say.unbounded_send("after it slept".into())?;
+    heard.push(answers.next().await.context("the stream has ended")??);
     Ok(heard)
 }
