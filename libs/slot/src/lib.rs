@@ -25,6 +25,7 @@ mod frozen;
 mod inside;
 mod policy;
 mod pool;
+mod question;
 mod relay;
 mod settings;
 mod taken;
