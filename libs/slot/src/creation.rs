@@ -14,7 +14,7 @@ use crate::error::Error;
 use crate::firewall::{self, Closed, UPLINK};
 use crate::inside::{Inside, Namespace};
 use crate::settings::{Egress, PoolSettings};
-use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_PREFIX_LENGTH, TAP};
+use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, TAP};
 
 const NAMESPACES: &str = "/run/netns";
 const DEVICES: &str = "/sys/class/net";
@@ -31,6 +31,14 @@ const SWITCHES: &[(&str, &str)] = &[
     ("ipv4/conf/default/accept_redirects", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
+    // Who asks by ARP in another's name is not answered, and leaves no entry in the machine's neighbour table: only
+    // the guest's own address has its route over the tap. A namespace begins with the machine's switches, so those
+    // that would make entries all the same are set as well.
+    ("ipv4/conf/all/arp_filter", "1"),
+    ("ipv4/conf/all/arp_accept", "0"),
+    ("ipv4/conf/default/arp_accept", "0"),
+    ("ipv4/conf/all/proxy_arp", "0"),
+    ("ipv4/conf/default/proxy_arp", "0"),
     ("ipv4/ip_forward", "1"),
 ];
 
@@ -62,13 +70,15 @@ async fn create_parts(
     // Dying anywhere from here on leaves a namespace of our prefix, which the next start removes.
     let mut script = format!(
         "netns add {name}\n\
-         link add {veth} address {ROOT_MAC} type veth peer name {UPLINK} address {UPLINK_MAC} netns {name}\n"
+         link add {veth} address {ROOT_MAC} arp off type veth \
+         peer name {UPLINK} address {UPLINK_MAC} arp off netns {name}\n"
     );
     if Path::new("/proc/sys/net/ipv6").exists() {
         let _ = writeln!(script, "link set {veth} addrgenmode none");
     }
     // The root namespace gets a route and no address: browsers on this machine take an address that comes or goes for another
-    // network, and end their connections. Without an address nothing answers ARP, so both ends are told.
+    // network, and end their connections. Nothing answers ARP on the pair, so both ends are told. Permanent entries do not
+    // count towards the kernel's bound on neighbours, which is one for all namespaces.
     let _ = writeln!(
         script,
         "link set {veth} up\nroute add {slot_side}/32 dev {veth}\n\
@@ -87,10 +97,13 @@ async fn create_parts(
 
     let owner =
         settings.tap_owner.map(|owner| format!("user {} group {}", owner.uid, owner.gid)).unwrap_or_default();
-    let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let [gateway_mac, guest_mac] =
+        [GATEWAY_MAC, GUEST_MAC].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    // Guests ask for the gateway's hardware address, so ARP stays on here.
     let script = format!(
-        "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {mac}\n\
-         addr add {GATEWAY_ADDRESS}/{GUEST_PREFIX_LENGTH} dev {TAP}\nlink set {TAP} up\n\
+        "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {gateway_mac}\n\
+         addr add {GATEWAY_ADDRESS} peer {GUEST_ADDRESS}/32 dev {TAP}\nlink set {TAP} up\n\
+         neigh replace {GUEST_ADDRESS} lladdr {guest_mac} dev {TAP} nud permanent\n\
          addr add {slot_side}/30 dev {UPLINK}\nlink set {UPLINK} up\n\
          neigh replace {root_side} lladdr {ROOT_MAC} dev {UPLINK} nud permanent\nroute add default via {root_side}\n"
     );
