@@ -12,9 +12,10 @@ use serde_json::Value;
 use crate::command::{self, CommandError};
 use crate::error::Error;
 use crate::firewall::{self, Closed, UPLINK};
+use crate::forget::forget;
 use crate::inside::{Inside, Namespace};
-use crate::settings::{Egress, PoolSettings};
-use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_PREFIX_LENGTH, TAP};
+use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, TAP};
 
 const NAMESPACES: &str = "/run/netns";
 const DEVICES: &str = "/sys/class/net";
@@ -31,8 +32,20 @@ const SWITCHES: &[(&str, &str)] = &[
     ("ipv4/conf/default/accept_redirects", "0"),
     ("ipv4/conf/all/send_redirects", "0"),
     ("ipv4/conf/default/send_redirects", "0"),
+    // Who asks by ARP in another's name is not answered, and leaves no entry in the machine's neighbour table: only
+    // the guest's own address has its route over the tap. A namespace begins with the machine's switches, so those
+    // that would make entries all the same are set as well.
+    ("ipv4/conf/all/arp_filter", "1"),
+    ("ipv4/conf/all/arp_accept", "0"),
+    ("ipv4/conf/default/arp_accept", "0"),
+    ("ipv4/conf/all/proxy_arp", "0"),
+    ("ipv4/conf/default/proxy_arp", "0"),
     ("ipv4/ip_forward", "1"),
 ];
+/// And those that say how long a closed connection is remembered, in seconds. The root namespace has the same
+/// for connections of slots.
+const CLOSED_TIMEOUTS: [&str; 2] =
+    ["netfilter/nf_conntrack_tcp_timeout_time_wait", "netfilter/nf_conntrack_tcp_timeout_close"];
 
 /// Makes a slot. On any error nothing of it remains.
 pub(crate) async fn create(
@@ -62,13 +75,15 @@ async fn create_parts(
     // Dying anywhere from here on leaves a namespace of our prefix, which the next start removes.
     let mut script = format!(
         "netns add {name}\n\
-         link add {veth} address {ROOT_MAC} type veth peer name {UPLINK} address {UPLINK_MAC} netns {name}\n"
+         link add {veth} address {ROOT_MAC} arp off type veth \
+         peer name {UPLINK} address {UPLINK_MAC} arp off netns {name}\n"
     );
     if Path::new("/proc/sys/net/ipv6").exists() {
         let _ = writeln!(script, "link set {veth} addrgenmode none");
     }
     // The root namespace gets a route and no address: browsers on this machine take an address that comes or goes for another
-    // network, and end their connections. Without an address nothing answers ARP, so both ends are told.
+    // network, and end their connections. Nothing answers ARP on the pair, so both ends are told. Permanent entries do not
+    // count towards the kernel's bound on neighbours, which is one for all namespaces.
     let _ = writeln!(
         script,
         "link set {veth} up\nroute add {slot_side}/32 dev {veth}\n\
@@ -79,23 +94,32 @@ async fn create_parts(
     let namespace =
         Arc::new(Namespace::open(&name).map_err(|source| Error::Namespace { name: name.clone(), source })?);
     inside
-        .run(&namespace, || SWITCHES.iter().try_for_each(|(switch, value)| set_switch(switch, value)))
+        .run(&namespace, set_switches)
         .await
         .map_err(|source| Error::Namespace { name: name.clone(), source })?;
     // Rules first, then the devices that traffic could come through.
-    apply_inside(&name, &firewall::slot_table(closed, &Egress::Internet)).await?;
+    apply_inside(&name, &firewall::slot_table(settings, closed, &Egress::Internet)).await?;
 
     let owner =
         settings.tap_owner.map(|owner| format!("user {} group {}", owner.uid, owner.gid)).unwrap_or_default();
-    let mac = GATEWAY_MAC.map(|byte| format!("{byte:02x}")).join(":");
+    let [gateway_mac, guest_mac] =
+        [GATEWAY_MAC, GUEST_MAC].map(|mac| mac.map(|byte| format!("{byte:02x}")).join(":"));
+    // Guests ask for the gateway's hardware address, so ARP stays on here.
     let script = format!(
-        "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {mac}\n\
-         addr add {GATEWAY_ADDRESS}/{GUEST_PREFIX_LENGTH} dev {TAP}\nlink set {TAP} up\n\
+        "link set lo up\ntuntap add dev {TAP} mode tap {owner} vnet_hdr\nlink set {TAP} address {gateway_mac}\n\
+         addr add {GATEWAY_ADDRESS} peer {GUEST_ADDRESS}/32 dev {TAP}\nlink set {TAP} up\n\
+         neigh replace {GUEST_ADDRESS} lladdr {guest_mac} dev {TAP} nud permanent\n\
          addr add {slot_side}/30 dev {UPLINK}\nlink set {UPLINK} up\n\
          neigh replace {root_side} lladdr {ROOT_MAC} dev {UPLINK} nud permanent\nroute add default via {root_side}\n"
     );
     ip(&["-n", &name, "-batch", "-"], &script).await?;
     Ok(namespace)
+}
+
+fn set_switches() -> io::Result<()> {
+    SWITCHES.iter().try_for_each(|(switch, value)| set_switch(switch, value))?;
+    let seconds = firewall::CLOSED_SECONDS.to_string();
+    CLOSED_TIMEOUTS.iter().try_for_each(|switch| set_switch(switch, &seconds))
 }
 
 fn set_switch(switch: &str, value: &str) -> io::Result<()> {
@@ -127,7 +151,18 @@ pub(crate) async fn destroy(settings: &PoolSettings, index: u32) -> Result<(), E
     if has_veth() || has_namespace() {
         return Err(result.err().map_or(Error::Remains { name }, Error::from));
     }
+    // Not before the device is gone, by which more would come. Dying before this line leaves the slot's connections; the next
+    // start deletes those of every address that no slot has.
+    forget_connections(vec![settings.outer_network(index)]).await;
     Ok(())
+}
+
+/// Deletes what the root namespace's connection table has of slots that are gone. What is left takes room that
+/// was made for slots, and goes by itself; so a failure is no reason to give up.
+pub(crate) async fn forget_connections(networks: Vec<Subnet>) {
+    if let Err(error) = forget(networks).await {
+        tracing::warn!(%error, "cannot delete connections of slots that are gone");
+    }
 }
 
 /// Indexes of which anything exists on this machine.
@@ -154,6 +189,12 @@ pub(crate) async fn apply(document: &Value) -> Result<(), Error> {
     Ok(())
 }
 
+/// The same with rules that are `nft` text.
+pub(crate) async fn apply_text(rules: &str) -> Result<(), Error> {
+    command::run("nft", &["-f", "-"], rules).await?;
+    Ok(())
+}
+
 /// Names of all pools' tables in the root namespace.
 pub(crate) async fn root_tables() -> Result<Vec<String>, Error> {
     let listing: Value = parse(&command::run("nft", &["-j", "list", "tables"], "").await?)?;
@@ -162,14 +203,17 @@ pub(crate) async fn root_tables() -> Result<Vec<String>, Error> {
     Ok(names.filter(|name| name.starts_with(firewall::ROOT_TABLE_PREFIX)).map(str::to_owned).collect())
 }
 
-/// This machine's addresses, with the length of the network each is on.
-pub(crate) async fn own_networks() -> Result<Vec<(Ipv4Addr, u8)>, Error> {
+/// This machine's addresses: the device that has it, and the address with the length of the network it is on.
+pub(crate) async fn own_networks() -> Result<Vec<(String, (Ipv4Addr, u8))>, Error> {
     let listing: Value = parse(&command::run("ip", &["-4", "-j", "addr", "show"], "").await?)?;
-    let addresses = listing.as_array().into_iter().flatten().flat_map(|link| link["addr_info"].as_array());
-    let networks = addresses.flatten().filter_map(|address| {
+    let addresses = listing.as_array().into_iter().flatten().flat_map(|link| {
+        let addresses = link["addr_info"].as_array().into_iter().flatten();
+        addresses.map(|address| (&link["ifname"], address))
+    });
+    let networks = addresses.filter_map(|(device, address)| {
         let length =
             u8::try_from(address["prefixlen"].as_u64()?).ok().filter(|length| (1..=32).contains(length))?;
-        Some((address["local"].as_str()?.parse().ok()?, length))
+        Some((device.as_str()?.to_owned(), (address["local"].as_str()?.parse().ok()?, length)))
     });
     Ok(networks.collect())
 }

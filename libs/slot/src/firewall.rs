@@ -1,7 +1,9 @@
 //! The rules, as `nft` JSON. Pure: builds documents, applies nothing.
 //!
 //! Two tables guard each other. The slot's own table decides what its guest
-//! may reach; the root namespace's table trusts none of the slots.
+//! may reach; the root namespace's table trusts none of the slots. Both bound how
+//! many connections a slot has in the kernel's tables: the first for the guest, the
+//! second for whatever else runs in the slot.
 
 use std::net::Ipv4Addr;
 
@@ -18,6 +20,11 @@ const SLOT_TABLE: &str = "torpor";
 const EGRESS_CHAINS: [&str; 3] = ["names", "opened", "egress"];
 /// Name of the inner end of a slot's veth pair.
 pub(crate) const UPLINK: &str = "uplink";
+/// How long a closed connection stays in the connection tables, in seconds. The kernel does not count it among the
+/// open ones, so that only the rate of new connections bounds how many of these there are.
+pub(crate) const CLOSED_SECONDS: u32 = 5;
+/// Most slots that the root namespace's table counts connections of: all that there can be.
+const SLOTS_COUNTED: u32 = crate::settings::TOTAL_MAX;
 
 /// Networks no guest may reach: private, shared, documentation, benchmarking.
 const CLOSED: &[(u32, u8)] = &[
@@ -147,6 +154,10 @@ fn drop() -> Value {
     json!({"drop": null})
 }
 
+fn notrack() -> Value {
+    json!({"notrack": null})
+}
+
 fn jump(chain: &str) -> Value {
     json!({"jump": {"target": chain}})
 }
@@ -155,9 +166,40 @@ fn tcp() -> Value {
     compare("==", json!({"meta": {"key": "l4proto"}}), json!("tcp"))
 }
 
-/// The table of a pool in the root namespace.
-pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
-    let slots = format!("{}-v*", settings.prefix);
+/// Packets on this port from one end of the link between guest and gateway to the other.
+fn of_relay(protocol: &str, port: &str) -> Value {
+    compare("==", json!({"payload": {"protocol": protocol, "field": port}}), json!(DNS_PORT))
+}
+
+/// Holds while new connections come faster than the settings allow. A second's worth may come at once.
+fn too_fast(settings: &PoolSettings) -> Value {
+    let rate = settings.connections_per_second;
+    json!({"limit": {"rate": rate, "burst": rate, "per": "second", "inv": true}})
+}
+
+/// Holds for a connection beyond the number that may be open.
+fn too_many(settings: &PoolSettings) -> Value {
+    json!({"ct count": {"val": settings.connections_max, "inv": true}})
+}
+
+/// A statement with a state of its own for every device that packets come in by. The device and not the address: what
+/// has broken out of a guest may send from any address.
+fn per_device(name: &str, statement: &Value) -> Value {
+    json!({"meter": {"name": name, "key": {"meta": {"key": "iifname"}}, "size": SLOTS_COUNTED, "stmt": statement}})
+}
+
+/// Marks a connection with its slot's outer address, which is how it is found when the slot goes.
+fn mark_with_slot(settings: &PoolSettings) -> Value {
+    let slots = (0..settings.total).map(|index| settings.outer(index).1);
+    let marks: Vec<Value> = slots.map(|slot| json!([slot.to_string(), slot.to_bits()])).collect();
+    let address = json!({"payload": {"protocol": "ip", "field": "saddr"}});
+    json!({"mangle": {"key": {"ct": {"key": "mark"}},
+        "value": {"map": {"key": address, "data": {"set": marks}}}}})
+}
+
+/// The table of a pool in the root namespace. `apart`: devices of this machine among which nothing is forwarded.
+pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed, apart: &[String]) -> Value {
+    let slots = settings.veths();
     let outer = prefix(&settings.outer_subnet);
     let mut table = Table::new(&settings.table());
     // Nothing from a slot is for this machine: the host's own connections to a
@@ -177,6 +219,13 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
         ],
     );
     table.rule("forward", &[incoming(&slots), outgoing(&slots), drop()]);
+    // Before anything is looked up, so that what is dropped below costs its slot, too.
+    let new = || [incoming(&slots), tracked(&["new"])];
+    let bounded =
+        |name: &str, statement: Value| [&new()[..], &[per_device(name, &statement), drop()]].concat();
+    table.rule("forward", &bounded("rates", too_fast(settings)));
+    table.rule("forward", &bounded("connections", too_many(settings)));
+    table.rule("forward", &[&new()[..], &[mark_with_slot(settings)]].concat());
     // Which guest may use what is open here is for its slot's table to say.
     let mut rest = vec![incoming(&slots), destination("==", any_of(&closed.all))];
     if !closed.openable.is_empty() {
@@ -189,22 +238,54 @@ pub(crate) fn root_table(settings: &PoolSettings, closed: &Closed) -> Value {
     // Only answers go in.
     table.rule("forward", &[outgoing(&slots), tracked(&["established", "related"]), accept()]);
     table.rule("forward", &[outgoing(&slots), drop()]);
+    if !apart.is_empty() {
+        let own = json!({"set": apart});
+        let [from, to] =
+            ["iifname", "oifname"].map(|key| compare("==", json!({"meta": {"key": key}}), own.clone()));
+        table.rule("forward", &[from, to, drop()]);
+    }
     table.base_chain("postrouting", "nat", "postrouting", 100, "accept");
     table.rule("postrouting", &[source("==", outer), json!({"masquerade": null})]);
     table.document()
 }
 
-/// Removes a pool's table from the root namespace.
-pub(crate) fn without_root_table(name: &str) -> Value {
-    let table = json!({"table": {"family": "inet", "name": name}});
-    json!({"nftables": [{"add": table}, {"delete": table}]})
+/// A second table of a pool in the root namespace, as `nft` text: how long its slots' closed connections are
+/// remembered. `nft` before 1.0.7 reads a timeout policy from text only, and so this is no part of the other.
+pub(crate) fn timeouts_table(settings: &PoolSettings) -> String {
+    let (table, slots) = (settings.timeouts_table(), settings.veths());
+    format!(
+        "add table inet {table}\ndelete table inet {table}\ntable inet {table} {{\n\
+         \x20 ct timeout closed {{\n    protocol tcp\n    l3proto ip\n\
+         \x20   policy = {{ time_wait : {CLOSED_SECONDS}, close : {CLOSED_SECONDS} }}\n  }}\n\
+         \x20 chain forward {{\n    type filter hook forward priority -11; policy accept;\n\
+         \x20   iifname \"{slots}\" ct state new ct timeout set \"closed\"\n  }}\n}}\n"
+    )
+}
+
+/// Removes a pool's tables from the root namespace.
+pub(crate) fn without_root_tables(settings: &PoolSettings) -> Value {
+    let both = [settings.table(), settings.timeouts_table()];
+    let tables = both.map(|name| json!({"table": {"family": "inet", "name": name}}));
+    let commands: Vec<Value> =
+        tables.iter().flat_map(|table| [json!({"add": table}), json!({"delete": table})]).collect();
+    json!({"nftables": commands})
 }
 
 /// The table inside a slot. What depends on the guest's egress is in chains of its own: `names` (the resolver
 /// relay), `opened` (closed networks that its allow list opens; no verdict means closed), `egress` (the rest;
 /// no verdict means closed too).
-pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
+pub(crate) fn slot_table(settings: &PoolSettings, closed: &Closed, egress: &Egress) -> Value {
     let mut table = Table::new(SLOT_TABLE);
+    // The relay's questions take no place among the connections: each comes from a port of its own.
+    table.base_chain("untracked", "filter", "prerouting", -300, "accept");
+    table.base_chain("untracked_out", "filter", "output", -300, "accept");
+    let gateway = || json!(GATEWAY_ADDRESS.to_string());
+    for protocol in ["udp", "tcp"] {
+        let question = [incoming(TAP), destination("==", gateway()), of_relay(protocol, "dport"), notrack()];
+        table.rule("untracked", &question);
+        let answer = [outgoing(TAP), source("==", gateway()), of_relay(protocol, "sport"), notrack()];
+        table.rule("untracked_out", &answer);
+    }
     table.base_chain("input", "filter", "input", 0, "drop");
     table.rule("input", &[incoming("lo"), accept()]);
     // Answers to connections the host made to the guest.
@@ -217,7 +298,7 @@ pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
         &[
             incoming(TAP),
             source("==", json!(GUEST_ADDRESS.to_string())),
-            destination("==", json!(GATEWAY_ADDRESS.to_string())),
+            destination("==", gateway()),
             jump("names"),
         ],
     );
@@ -225,6 +306,10 @@ pub(crate) fn slot_table(closed: &Closed, egress: &Egress) -> Value {
     table.rule("forward", &[tracked(&["invalid"]), drop()]);
     table.rule("forward", &[incoming(UPLINK), outgoing(TAP), tracked(&["established", "related"]), accept()]);
     table.rule("forward", &[incoming(TAP), source("!=", json!(GUEST_ADDRESS.to_string())), drop()]);
+    // A host-agent that restarts replaces this table and counts anew: what is open then is not counted.
+    for bound in [too_fast(settings), too_many(settings)] {
+        table.rule("forward", &[incoming(TAP), tracked(&["new"]), bound, drop()]);
+    }
     if !closed.openable.is_empty() {
         let always = destination("==", any_of(&closed.always));
         table.rule("forward", &[incoming(TAP), always, drop()]);
@@ -256,8 +341,7 @@ fn egress_rules(egress: &Egress) -> Vec<Value> {
         return rules;
     }
     for protocol in ["udp", "tcp"] {
-        let port = json!({"payload": {"protocol": protocol, "field": "dport"}});
-        add("names", &[compare("==", port, json!(DNS_PORT)), accept()]);
+        add("names", &[of_relay(protocol, "dport"), accept()]);
     }
     let Egress::Policy(policy) = egress else {
         add("egress", &[tcp(), accept()]);

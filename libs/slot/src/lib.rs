@@ -9,7 +9,9 @@
 //! Every clone of a snapshot keeps the guest address baked into its memory; the namespace translates it to an
 //! outer address of its own. The filter in the namespace decides what the guest may reach; the root
 //! namespace's table drops whatever still tries to reach the host or another slot, so that a mistake in one
-//! of the two does not open the host.
+//! of the two does not open the host. Both also bound how many connections a slot has and begins, and nothing that
+//! comes from a guest makes an entry in the machine's neighbour table: the kernel's tables are every guest's
+//! and the host's.
 //!
 //! What this does not do: start engines, count bytes, decide which policy a guest gets. Nor does it make a
 //! namespace safe to reuse: a slot is destroyed after one microVM, and the caller hands it back only when the
@@ -20,12 +22,16 @@ mod creation;
 mod dialer;
 mod error;
 mod firewall;
+mod forget;
 mod forwarding;
 mod frozen;
 mod inside;
 mod policy;
 mod pool;
+mod question;
+mod record;
 mod relay;
+mod room;
 mod settings;
 mod taken;
 

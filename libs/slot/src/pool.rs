@@ -22,6 +22,7 @@ use crate::firewall::{self, Closed};
 use crate::forwarding;
 use crate::inside::{Inside, Namespace};
 use crate::relay::{self, Relay};
+use crate::room;
 use crate::settings::{Egress, PoolSettings};
 use crate::taken::Slot;
 
@@ -79,12 +80,7 @@ impl Pool {
         }
         let kept: BTreeSet<u32> = kept.intersection(&existing).copied().collect();
 
-        let closed = Closed::new(&settings, &creation::own_networks().await?);
-        // Rules before forwarding: the other way round there is a moment without a filter.
-        creation::apply(&firewall::root_table(&settings, &closed)).await?;
-        if settings.forwarding {
-            forwarding::switch_on().map_err(Error::Forwarding)?;
-        }
+        let closed = prepare_machine(&settings, &kept).await?;
         let resolvers = if settings.resolvers.is_empty() {
             relay::system_resolvers()
         } else {
@@ -159,7 +155,7 @@ impl Pool {
         let index = index.ok_or_else(|| Error::NotInUse { name: name.to_owned() })?;
         let opened =
             Namespace::open(name).map_err(|source| Error::Namespace { name: name.to_owned(), source });
-        let rules = firewall::slot_table(&self.shared.closed, &egress);
+        let rules = firewall::slot_table(&self.shared.settings, &self.shared.closed, &egress);
         let adopted = match opened {
             Ok(namespace) => self.prepare(index, Arc::new(namespace), egress, Some(rules)).await,
             Err(error) => Err(error),
@@ -218,7 +214,8 @@ impl Pool {
             }
         }
         if creation::existing(&shared.settings).is_empty() {
-            creation::apply(&firewall::without_root_table(&shared.settings.table())).await?;
+            creation::apply(&firewall::without_root_tables(&shared.settings)).await?;
+            give_room_back(&shared.settings);
             if shared.settings.forwarding && creation::root_tables().await?.is_empty() {
                 forwarding::put_back().map_err(Error::Forwarding)?;
             }
@@ -246,6 +243,36 @@ impl Pool {
             Egress::None => None,
         };
         Ok(Slot { index, name, egress, dialer, relay })
+    }
+}
+
+/// Rules, room and forwarding in the root namespace; slots `kept` are in use. Returns what is closed to guests.
+async fn prepare_machine(settings: &PoolSettings, kept: &BTreeSet<u32>) -> Result<Closed, Error> {
+    let (devices, own): (Vec<_>, Vec<_>) = creation::own_networks().await?.into_iter().unzip();
+    let closed = Closed::new(settings, &own);
+    let apart = match settings.forwarding {
+        true => forwarding::look(&devices).map_err(Error::Forwarding)?,
+        false => Vec::new(),
+    };
+    // Rules before forwarding: the other way round there is a moment without a filter.
+    creation::apply_text(&firewall::timeouts_table(settings)).await?;
+    creation::apply(&firewall::root_table(settings, &closed, &apart)).await?;
+    creation::forget_connections(settings.outer_without(kept)).await;
+    if settings.forwarding {
+        if let Err(error) = room::make(&settings.table(), settings.tracked_max()) {
+            let entries = settings.tracked_max();
+            tracing::warn!(%error, entries, "cannot make room in the connection table: guests share the host's");
+        }
+        forwarding::switch_on().map_err(Error::Forwarding)?;
+    }
+    Ok(closed)
+}
+
+fn give_room_back(settings: &PoolSettings) {
+    if settings.forwarding
+        && let Err(error) = room::give_back(&settings.table())
+    {
+        tracing::warn!(%error, "the connection table keeps the room that was made for slots");
     }
 }
 
@@ -322,7 +349,7 @@ impl Shared {
 
 impl State {
     /// Reserves an index when another slot is wanted. Indexes go round, so that an outer address rests before
-    /// it is used again and what the machine's connection tracking remembers of it has faded.
+    /// it is used again, and answers that are still under way to it go astray.
     fn allocate(&mut self, settings: &PoolSettings) -> Option<u32> {
         let target = (settings.ready as usize).max(self.waiting);
         if self.closed || self.ready.len() >= target || self.used.len() >= settings.total as usize {

@@ -1,5 +1,6 @@
 //! What a pool is made from, checked once.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::str::FromStr;
@@ -12,10 +13,16 @@ use crate::policy::Policy;
 /// Longest prefix: device names hold 15 characters, `<prefix>-v<index>`, and an
 /// index has at most five digits.
 const PREFIX_LENGTH_MAX: usize = 8;
+/// Length of the network that a slot's two outer addresses are in.
+const OUTER_LENGTH: u8 = 30;
 /// Most networks of `blocked`, and of `openable`.
 const NETWORKS_MAX: usize = 256;
 /// Most slots of one pool.
-const TOTAL_MAX: u32 = 16_384;
+pub(crate) const TOTAL_MAX: u32 = 16_384;
+/// Most that [`PoolSettings::connections_max`] may be, and the same of the rate: the kernel goes through a slot's
+/// connections to count them.
+const CONNECTIONS_MAX: u32 = 16_384;
+const CONNECTIONS_PER_SECOND_MAX: u32 = 10_000;
 
 /// What a guest may reach.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -137,6 +144,10 @@ pub struct PoolSettings {
     pub openable: Vec<Subnet>,
     /// Resolvers the relay asks; empty means those of `/etc/resolv.conf`.
     pub resolvers: Vec<SocketAddr>,
+    /// Most connections that a slot has open to the outside at a time; a further one is dropped.
+    pub connections_max: u32,
+    /// Most connections that a slot begins in a second; as many may come at once.
+    pub connections_per_second: u32,
     /// Longest wait for a slot, in milliseconds.
     pub take_timeout_ms: u64,
 }
@@ -153,6 +164,8 @@ impl Default for PoolSettings {
             blocked: Vec::new(),
             openable: Vec::new(),
             resolvers: Vec::new(),
+            connections_max: 2048,
+            connections_per_second: 500,
             take_timeout_ms: 10_000,
         }
     }
@@ -186,11 +199,21 @@ impl PoolSettings {
         if room / 4 < u64::from(self.total) {
             return Err(SettingsError("outer_subnet: too small, each slot takes four addresses"));
         }
+        if self.outer_subnet.address.octets()[0] == 0 {
+            // Connections are marked with these addresses, and zero is the mark of all others on the machine.
+            return Err(SettingsError("outer_subnet: not within 0.0.0.0/8"));
+        }
         if self.blocked.len() > NETWORKS_MAX {
             return Err(SettingsError("blocked: at most 256 networks"));
         }
         if self.openable.len() > NETWORKS_MAX {
             return Err(SettingsError("openable: at most 256 networks"));
+        }
+        if self.connections_max == 0 || self.connections_max > CONNECTIONS_MAX {
+            return Err(SettingsError("connections_max: 1 to 16384"));
+        }
+        if self.connections_per_second == 0 || self.connections_per_second > CONNECTIONS_PER_SECOND_MAX {
+            return Err(SettingsError("connections_per_second: 1 to 10000"));
         }
         if self.take_timeout_ms == 0 || self.take_timeout_ms > 600_000 {
             return Err(SettingsError("take_timeout_ms: 1 to 600000"));
@@ -226,10 +249,50 @@ impl PoolSettings {
         format!("{}{}", crate::firewall::ROOT_TABLE_PREFIX, self.prefix.replace('-', "_"))
     }
 
+    /// Name of the table beside it that has the timeouts of closed connections.
+    pub(crate) fn timeouts_table(&self) -> String {
+        format!("{}_closed", self.table())
+    }
+
+    /// The root namespace's ends of all this pool's slots, as rules name them.
+    pub(crate) fn veths(&self) -> String {
+        format!("{}-v*", self.prefix)
+    }
+
+    /// Most entries that all slots together have in the root namespace's connection table: open connections, and
+    /// those that were closed a short time ago.
+    pub(crate) fn tracked_max(&self) -> u64 {
+        let closed = u64::from(self.connections_per_second) * u64::from(crate::firewall::CLOSED_SECONDS + 1);
+        u64::from(self.total) * (u64::from(self.connections_max) + closed)
+    }
+
     /// Outer addresses of a slot: root side, namespace side.
     pub(crate) fn outer(&self, index: u32) -> (Ipv4Addr, Ipv4Addr) {
         let base = self.outer_subnet.address.to_bits() + index * 4;
         (Ipv4Addr::from_bits(base + 1), Ipv4Addr::from_bits(base + 2))
+    }
+
+    /// The /30 that holds both.
+    pub(crate) fn outer_network(&self, index: u32) -> Subnet {
+        Subnet::new(self.outer(index).1, OUTER_LENGTH)
+    }
+
+    /// Everything of the outer subnet but the networks of some slots, in few pieces.
+    pub(crate) fn outer_without(&self, slots: &BTreeSet<u32>) -> Vec<Subnet> {
+        let start = self.outer_subnet.address.to_bits();
+        let (mut left, mut without) = (vec![self.outer_subnet], Vec::new());
+        while let Some(network) = left.pop() {
+            let first = (network.address.to_bits() - start) / 4;
+            let count = 1u32 << OUTER_LENGTH.saturating_sub(network.length);
+            if slots.range(first..first + count).next().is_none() {
+                without.push(network);
+            } else if network.length < OUTER_LENGTH {
+                let length = network.length + 1;
+                let second = Ipv4Addr::from_bits(network.address.to_bits() | 1 << (32 - length));
+                left.extend([network.address, second].map(|address| Subnet::new(address, length)));
+            }
+        }
+        without
     }
 }
 
@@ -266,6 +329,24 @@ mod tests {
     }
 
     #[test]
+    fn an_outer_subnet_is_cut_around_slots() {
+        let settings =
+            PoolSettings { outer_subnet: "10.201.0.0/27".parse().unwrap(), ..PoolSettings::default() };
+        for (slots, expected) in [
+            (&[][..], &["10.201.0.0/27"][..]),
+            (&[0], &["10.201.0.4/30", "10.201.0.8/29", "10.201.0.16/28"]),
+            (&[3, 4], &["10.201.0.0/29", "10.201.0.8/30", "10.201.0.20/30", "10.201.0.24/29"]),
+            (&[0, 1, 2, 3, 4, 5, 6, 7], &[]),
+        ] {
+            let mut pieces = settings.outer_without(&slots.iter().copied().collect());
+            pieces.sort_by_key(|network| network.address);
+            let pieces: Vec<String> = pieces.iter().map(Subnet::to_string).collect();
+            assert_eq!(pieces, expected, "{slots:?}");
+        }
+        assert_eq!(settings.outer_network(2).to_string(), "10.201.0.8/30");
+    }
+
+    #[test]
     fn settings_are_checked() {
         let ok = PoolSettings::default();
         assert_eq!(ok.check(), Ok(()));
@@ -277,6 +358,11 @@ mod tests {
             ("total", |s| s.total = 0),
             ("ready", |s| s.ready = s.total + 1),
             ("outer_subnet", |s| s.outer_subnet = "10.0.0.0/24".parse().unwrap()),
+            ("connections_max", |s| s.connections_max = 0),
+            ("connections_max", |s| s.connections_max = 16_385),
+            ("connections_per_second", |s| s.connections_per_second = 0),
+            ("connections_per_second", |s| s.connections_per_second = 10_001),
+            ("outer_subnet", |s| s.outer_subnet = "0.0.0.0/0".parse().unwrap()),
             ("take_timeout_ms", |s| s.take_timeout_ms = 0),
             ("blocked", |s| s.blocked = vec![s.outer_subnet; 257]),
             ("openable", |s| s.openable = vec![s.outer_subnet; 257]),

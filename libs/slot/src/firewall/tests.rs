@@ -77,6 +77,10 @@ fn verdict(chains: &[(String, Option<String>, Vec<Value>)], chain: &str, packet:
                 if !holds(condition, packet) {
                     continue 'rules;
                 }
+            } else if ["limit", "ct count", "meter"].iter().any(|bound| expression.get(bound).is_some()) {
+                // Holds only beyond the bound.
+                continue 'rules;
+            } else if expression.get("mangle").is_some() {
             } else if expression.get("accept").is_some() {
                 return Some(true);
             } else if expression.get("drop").is_some() {
@@ -99,10 +103,14 @@ fn holds(condition: &Value, packet: Packet) -> bool {
         Some(start) => is.starts_with(start),
         None => wanted == is,
     };
+    let device = |is: &str| match right.get("set").and_then(Value::as_array) {
+        Some(set) => set.iter().any(|wanted| text(wanted.as_str().unwrap(), is)),
+        None => text(right.as_str().unwrap(), is),
+    };
     let equal = if left["meta"]["key"] == "iifname" {
-        text(right.as_str().unwrap(), packet.incoming)
+        device(packet.incoming)
     } else if left["meta"]["key"] == "oifname" {
-        text(right.as_str().unwrap(), packet.outgoing)
+        device(packet.outgoing)
     } else if left["meta"]["key"] == "l4proto" {
         right == packet.protocol
     } else if left["meta"]["key"] == "nfproto" {
@@ -144,9 +152,9 @@ fn contains(networks: &Value, address: Ipv4Addr) -> bool {
 /// Whether a guest's connection passes its slot's rules and the machine's.
 fn reaches(openable: &[&str], egress: &Egress, to: Ipv4Addr) -> bool {
     let closed = closed(openable);
-    let made = slot_table(&closed, &Egress::Internet);
+    let made = slot_table(&settings(openable), &closed, &Egress::Internet);
     let taken = change_egress(egress);
-    let adopted = slot_table(&closed, egress);
+    let adopted = slot_table(&settings(openable), &closed, egress);
     let packet = guest_packet(to);
     let inside = passes(&[&made, &taken], "forward", packet);
     assert_eq!(
@@ -154,7 +162,7 @@ fn reaches(openable: &[&str], egress: &Egress, to: Ipv4Addr) -> bool {
         passes(&[&adopted], "forward", packet),
         "an adopted slot has other rules than a taken one: {egress:?} {to}"
     );
-    let root = root_table(&settings(openable), &closed);
+    let root = root_table(&settings(openable), &closed, &["eth0".to_owned()]);
     let outside = Packet { incoming: "tp-h1-v3", outgoing: "eth0", ..packet };
     // The slot's rules are the narrower ones; the machine's are there in case they fail.
     inside && passes(&[&root], "forward", outside)
@@ -216,7 +224,7 @@ fn names_are_asked_unless_egress_is_closed() {
     for (egress, expected) in
         [(Egress::Internet, true), (Egress::None, false), (policy(&["10.0.0.0/8"], &["0.0.0.0/0"]), true)]
     {
-        let table = slot_table(&closed(&[]), &egress);
+        let table = slot_table(&settings(&[]), &closed(&[]), &egress);
         for (protocol, port, answered) in
             [("udp", 53, expected), ("tcp", 53, expected), ("udp", 54, false), ("tcp", 80, false)]
         {
@@ -225,6 +233,47 @@ fn names_are_asked_unless_egress_is_closed() {
         }
         let elsewhere = Packet { protocol: "udp", port: 53, ..guest_packet(Ipv4Addr::new(8, 8, 8, 8)) };
         assert!(!passes(&[&table], "forward", elsewhere), "{egress:?}");
+    }
+}
+
+#[test]
+fn the_machine_does_not_forward_among_devices_that_are_kept_apart() {
+    let apart = ["eth0", "eth1"].map(str::to_owned);
+    let root = root_table(&settings(&[]), &closed(&[]), &apart);
+    for (incoming, outgoing, passed) in [
+        ("eth0", "eth1", false),
+        ("eth1", "eth1", false),
+        ("docker0", "eth0", true),
+        ("eth0", "docker0", true),
+        ("tp-h1-v3", "eth0", true),
+    ] {
+        let packet = Packet { incoming, outgoing, ..guest_packet(Ipv4Addr::new(8, 8, 8, 8)) };
+        assert_eq!(passes(&[&root], "forward", packet), passed, "{incoming} {outgoing}");
+    }
+    let root = root_table(&settings(&[]), &closed(&[]), &[]);
+    let packet = Packet { incoming: "eth0", outgoing: "eth1", ..guest_packet(Ipv4Addr::new(8, 8, 8, 8)) };
+    assert!(passes(&[&root], "forward", packet), "a machine that forwards by itself goes on");
+}
+
+#[test]
+fn every_new_connection_is_bounded_in_both_tables() {
+    let (settings, closed) = (settings(&["10.0.0.0/8"]), closed(&["10.0.0.0/8"]));
+    for (table, accepts) in [
+        (slot_table(&settings, &closed, &Egress::Internet), "jump"),
+        (root_table(&settings, &closed, &[]), "mangle"),
+    ] {
+        let (_, _, rules) = chains(&[&table]).into_iter().find(|(name, ..)| name == "forward").unwrap();
+        let texts: Vec<String> = rules.iter().map(Value::to_string).collect();
+        let place = |part: &str| texts.iter().position(|text| text.contains(part)).expect(part);
+        let (rate, count) = (place("\"rate\":500"), place("\"val\":2048"));
+        assert!(rate < count && count < place(accepts), "{texts:?}");
+        for bound in [rate, count] {
+            assert!(
+                texts[bound].contains("\"inv\":true") && texts[bound].contains("drop"),
+                "{}",
+                texts[bound]
+            );
+        }
     }
 }
 

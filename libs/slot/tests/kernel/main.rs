@@ -13,6 +13,7 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, UdpSocket};
 
 mod policies;
+mod tables;
 mod world;
 
 use world::{Guest, Internet, Program, World};
@@ -41,6 +42,10 @@ async fn life_of_a_pool() {
     let pool = Pool::start(world.0.clone(), &[]).await.unwrap();
     assert!(world.has_table());
     assert_eq!(std::fs::read_to_string("/proc/sys/net/ipv4/ip_forward").unwrap().trim(), "1");
+    // There is room for the connections of all eight slots beside the host's own.
+    let room = || std::fs::read_to_string("/run/torpor-conntrack-max").unwrap();
+    let share = format!("torpor_tpt_a {}\n", 8 * (2048 + 6 * 500));
+    assert!(room().contains(&share), "{}", room());
     let slot = pool.take(Egress::Internet).await.unwrap();
     assert!(Path::new("/run/netns").join(slot.name()).exists());
 
@@ -67,6 +72,7 @@ async fn life_of_a_pool() {
     pool.shutdown(false).await.unwrap();
     assert_eq!(world.names(), Vec::<String>::new());
     assert!(!world.has_table());
+    assert!(!room().contains(&share), "{}", room());
     assert!(matches!(pool.take(Egress::None).await, Err(Error::Closed)));
 }
 

@@ -41,6 +41,12 @@ impl World {
         String::from_utf8(output.stdout).unwrap().contains(&self.table())
     }
 
+    /// Outer address of a slot's namespace.
+    pub fn outer(&self, slot: &Slot) -> String {
+        let [a, b, c, _] = self.0.outer_subnet.address.octets();
+        format!("{a}.{b}.{c}.{}", slot.index() * 4 + 2)
+    }
+
     fn table(&self) -> String {
         format!("torpor_{}", self.0.prefix.replace('-', "_"))
     }
@@ -50,7 +56,9 @@ impl World {
             let kind = if Path::new("/run/netns").join(&name).exists() { "netns" } else { "link" };
             let _ = Command::new("ip").args([kind, "del", &name]).output();
         }
-        let _ = Command::new("nft").args(["delete", "table", "inet", &self.table()]).output();
+        for table in [self.table(), format!("{}_closed", self.table())] {
+            let _ = Command::new("nft").args(["delete", "table", "inet", &table]).output();
+        }
     }
 }
 
@@ -114,6 +122,18 @@ impl Drop for Guest {
     fn drop(&mut self) {
         let _ = Command::new("ip").args(["netns", "del", &self.name]).output();
     }
+}
+
+/// Lines of a namespace's connection table, the root namespace's without a name, that contain `part`.
+pub fn tracked(namespace: Option<&str>, part: &str) -> Vec<String> {
+    let mut command = vec!["cat", "/proc/net/nf_conntrack"];
+    if let Some(name) = namespace {
+        command.splice(..0, ["ip", "netns", "exec", name]);
+    }
+    let output = Command::new(command[0]).args(&command[1..]).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let listing = String::from_utf8(output.stdout).unwrap();
+    listing.lines().filter(|line| line.contains(part)).map(str::to_owned).collect()
 }
 
 /// Runs a script of `ip` commands.

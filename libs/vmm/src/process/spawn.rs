@@ -23,6 +23,10 @@ use crate::error::{Error, Result};
 /// Kept of what a process says on standard error; the rest is dropped.
 const STDERR_BYTES_MAX: usize = 8 << 10;
 
+/// What a host that runs out of memory counts in addition to an engine's own, in thousandths of its memory: engines end
+/// before the services, which all of its microVMs need.
+const OOM_SCORE: &[u8] = b"500";
+
 /// What to start.
 pub(crate) struct Launch<'a> {
     pub(crate) binary: &'a Path,
@@ -124,6 +128,12 @@ fn isolate(netns: Option<RawFd>, files: &[RawFd]) -> io::Result<()> {
         check(libc::setsid())?;
         libc::umask(0o077);
         check(libc::setrlimit(libc::RLIMIT_CORE, &raw const no_core))?;
+        // Where `/proc` cannot be written to, engines are as likely to end as services.
+        let score = libc::open(c"/proc/self/oom_score_adj".as_ptr(), libc::O_WRONLY | libc::O_CLOEXEC);
+        if score >= 0 {
+            libc::write(score, OOM_SCORE.as_ptr().cast(), OOM_SCORE.len());
+            libc::close(score);
+        }
         check(libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
         // Other parts of this program may have opened files carelessly; none of them gets through.
         check(libc::close_range(3, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC as libc::c_int))?;
@@ -132,4 +142,25 @@ fn isolate(netns: Option<RawFd>, files: &[RawFd]) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_engine_ends_before_services_when_memory_runs_out() {
+        let launch = Launch {
+            binary: Path::new("/bin/sleep"),
+            arguments: vec!["60".into()],
+            directory: Path::new("/"),
+            netns: None,
+            files: Vec::new(),
+        };
+        let spawned = spawn(launch).unwrap();
+        let pid = spawned.process.handle().pid;
+        let score = std::fs::read_to_string(format!("/proc/{pid}/oom_score_adj")).unwrap();
+        assert_eq!(score.trim().as_bytes(), OOM_SCORE);
+        spawned.process.stop().await.unwrap();
+    }
 }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use api::guest::v1::{CallHookRequest, HookKind, RepairIdentityRequest};
+use backoff::Backoff;
 use guest_link::{Event, Link};
 use model::ids::MicrovmId;
 use rand::TryRng as _;
@@ -17,8 +18,9 @@ const ENTROPY_BYTES: usize = 256;
 /// First attempt to connect; a guest that has just been resumed answers within it.
 const ATTEMPT_MIN: Duration = Duration::from_millis(250);
 const ATTEMPT_MAX: Duration = Duration::from_secs(1);
-/// Pause after a refusal: the guest-agent is not listening yet.
-const REFUSED_PAUSE: Duration = Duration::from_millis(5);
+/// Pauses after refusals: the guest-agent is not listening yet. They grow, because every attempt takes a turn of the one
+/// thread that opens sockets in slots, and a guest may refuse for as long as it likes.
+const REFUSED_PAUSES: Backoff = Backoff::new(Duration::from_millis(5), Duration::from_millis(100));
 
 /// A link and what comes through it unasked.
 pub struct GuestConnection {
@@ -31,6 +33,7 @@ pub struct GuestConnection {
 pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<GuestConnection, HostError> {
     let deadline = Instant::now() + timeout;
     let mut attempt = ATTEMPT_MIN;
+    let mut pauses = REFUSED_PAUSES;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
@@ -48,7 +51,7 @@ pub async fn connect_guest(dialer: &slot::Dialer, timeout: Duration) -> Result<G
             Err(error) if error.kind() == std::io::ErrorKind::TimedOut => {
                 attempt = (attempt * 2).min(ATTEMPT_MAX)
             }
-            Err(_) => tokio::time::sleep(REFUSED_PAUSE).await,
+            Err(_) => pauses.pause().await,
         }
     }
 }
