@@ -15,7 +15,9 @@ use super::activity::Activity;
 use super::asleep::Asleep;
 use super::gate::Gate;
 use super::observed::observed;
+use super::space::OutOfSpace;
 use crate::adapters::files::MicrovmFiles;
+use crate::adapters::image_snapshots::ImageSnapshotUse;
 use crate::adapters::journal::{Journal, RemoteCopy};
 use crate::adapters::logs::Log;
 use crate::domain::app_end::AppEnd;
@@ -46,6 +48,8 @@ pub struct Core {
     pub upload: Option<AbortHandle>,
     /// Connections that wait for the guest to wake.
     pub asleep: Asleep,
+    /// Keeps its image's snapshot from being the first to go.
+    pub _image: ImageSnapshotUse,
 }
 
 /// What background work tells the driver.
@@ -75,6 +79,8 @@ pub struct Live {
     /// When the CPU use was worked out last, and the CPU time of the engine then, in seconds; `None` before its first sample.
     pub cpu: Option<(Instant, f64)>,
     pub pump: AbortHandle,
+    /// While the guest stands still for want of room.
+    pub out_of_space: Option<OutOfSpace>,
 }
 
 impl Live {
@@ -128,7 +134,11 @@ impl Core {
     }
 
     pub fn observed(&self) -> ObservedMicrovm {
-        observed(&self.id, &self.journal, self.activity.bytes())
+        let mut observed = observed(&self.id, &self.journal, self.activity.bytes());
+        if let Some(reason) = self.out_of_space_reason() {
+            reason.clone_into(&mut observed.state_reason);
+        }
+        observed
     }
 
     /// Notes the steps of a finished transition.

@@ -53,6 +53,8 @@ enum Input {
     EngineEnded(vmm::ExitReason),
     /// The idle timer has run out; what is to be done is to be decided anew.
     IdleDue,
+    /// The guest stands still for want of room on the disk, or it is time to look for some.
+    SpaceDue,
     Sample,
     Deadline,
     Nobody,
@@ -101,6 +103,10 @@ impl Driver {
                     self.idle_due().await;
                     ControlFlow::Continue(())
                 }
+                Input::SpaceDue => {
+                    self.core.meet_space().await;
+                    ControlFlow::Continue(())
+                }
                 Input::Sample => {
                     self.core.sample();
                     ControlFlow::Continue(())
@@ -142,7 +148,8 @@ impl Driver {
             Some(notice) = self.inbox.notices.recv() => Input::Notice(notice),
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
-            () = idle, if running => Input::IdleDue,
+            () = core.space_due(), if running => Input::SpaceDue,
+            () = idle, if running && !core.is_out_of_space() => Input::IdleDue,
             () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
         }
@@ -189,6 +196,10 @@ impl Driver {
             Admission::Begin => match &mut command {
                 Command::Launch => {
                     let _ = reply.send(Ok(self.core.observed()));
+                    ControlFlow::Continue(())
+                }
+                Command::Suspend(_) if self.core.is_out_of_space() => {
+                    let _ = reply.send(Err(HostError::out_of_space(&self.core.files.live_disk())));
                     ControlFlow::Continue(())
                 }
                 Command::Suspend(cause) => {
