@@ -92,6 +92,9 @@ pub enum Status {
     Running,
     /// The guest stands still, ready to run.
     Paused,
+    /// The guest stands still because the host had no room for what it wrote to its disk. [`Machine::resume`] has it write
+    /// that again; until then it has neither succeeded nor failed.
+    OutOfSpace,
     /// The guest is over; its exit reason follows.
     Ended,
 }
@@ -193,10 +196,13 @@ pub trait Machine: Send + Sync {
 
     async fn status(&self) -> Result<Status>;
 
-    /// Stands the guest still. Idempotent.
+    /// Waits until the guest is [`Status::OutOfSpace`]; at once when it is.
+    async fn out_of_space(&self);
+
+    /// Stands the guest still. Idempotent. One that is [`Status::OutOfSpace`] stays that, and this fails.
     async fn pause(&self) -> Result<()>;
 
-    /// Lets the guest run. Idempotent.
+    /// Lets the guest run, also one that is [`Status::OutOfSpace`]: without room it is so again at once. Idempotent.
     async fn resume(&self) -> Result<()>;
 
     /// Writes the device state of a paused machine, synced to disk. For the bake: memory is in its file already.

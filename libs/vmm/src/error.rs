@@ -27,6 +27,9 @@ pub enum Error {
     Corrupt { path: PathBuf, reason: String },
     #[error("the machine is {status}, not paused")]
     NotPaused { status: String },
+    /// The guest stands still in the middle of a write for which the host had no room.
+    #[error("the guest waits for space on the host's disk")]
+    OutOfSpace,
     /// The process has ended or its control connection is gone.
     #[error("the machine has ended")]
     Gone,

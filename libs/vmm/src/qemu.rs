@@ -154,6 +154,7 @@ impl Engine for Qemu {
         };
         match connection.status().await {
             Ok(Status::Ended) => connection.note_missed_end(),
+            Ok(Status::OutOfSpace) => connection.note_stopped(),
             Ok(_) => {}
             Err(Error::Gone) => return Ok(None),
             Err(error) => return Err(error),

@@ -142,6 +142,7 @@ impl Table {
             suspended,
             disk_free_bytes: DISK_FREE_BYTES,
             cached_manifest_keys: cached,
+            ..HostUsage::default()
         }
     }
 

@@ -21,6 +21,7 @@ use crate::adapters::lease::{self, Fenced};
 use crate::adapters::leftovers;
 use crate::bake::{self, Bakes};
 use crate::config::Config;
+use crate::disk::{self, Disk};
 use crate::domain::capacity::Capacity;
 use crate::engines_ahead::{self, EnginesAhead};
 use crate::host::{Bundle, Host, Template};
@@ -79,8 +80,10 @@ impl App {
             config.limits.image_cache_bytes,
             clock.clone(),
         )?;
+        let capacity = Capacity::new(config.memory_capacity_mib);
         let host = Arc::new(Host {
-            capacity: Capacity::new(config.memory_capacity_mib),
+            disk: Disk::open(&data, config.disk, capacity.clone()),
+            capacity,
             ahead: EnginesAhead::new(clock.clone()),
             wakes: Wakes::new(config.limits.wakes_at_once, config.limits.wakes_waiting),
             engine_description: engine.describe(),
@@ -123,6 +126,7 @@ impl App {
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.microvms).keep_tidy());
         let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
+        let room = tokio::spawn(disk::keep_room(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
         let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms), fenced);
         let tunnels = tokio::spawn(
@@ -142,7 +146,7 @@ impl App {
         // Tunnels may be open for hours; the next agent's edges open new ones.
         tunnels.abort();
         settle(&self.microvms).await;
-        for task in [lease, reporter, janitor, filler] {
+        for task in [lease, reporter, janitor, filler, room] {
             task.abort();
         }
         self.host.ahead.close().await;

@@ -33,6 +33,7 @@ pub struct Config {
     pub memory_capacity_mib: u64,
     /// Guest memory is this many times the baseline that is accounted for.
     pub memory_peak_factor: u32,
+    pub disk: DiskSettings,
     pub slots: slot::PoolSettings,
     pub engine: EngineSettings,
     pub timeouts: Timeouts,
@@ -58,6 +59,24 @@ pub struct EngineSettings {
 pub struct RunAs {
     pub uid: u32,
     pub gid: u32,
+}
+
+/// How the room on the data directory's file system is shared out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct DiskSettings {
+    /// Part of the file system that is free before the host takes anything new, in percent.
+    pub free_percent_min: u32,
+    /// What is kept for suspends, in percent of the baseline memory of what runs.
+    pub reserve_percent: u32,
+    /// Most that is kept so, in percent of the file system; 0 keeps nothing.
+    pub reserve_percent_max: u32,
+    /// Hosts that share the disk: the one that the file of the file system is on, else the file system itself.
+    pub shared_by: u32,
+    /// Bytes of that disk that are left to others than hosts.
+    pub left_to_others_bytes: u64,
+    /// How often a file system in a file gives back what is free, seconds.
+    pub trim_interval_seconds: u64,
 }
 
 /// Time limits in milliseconds.
@@ -130,6 +149,7 @@ impl Default for Config {
             region: "us-east-1".to_owned(),
             memory_capacity_mib: 8192,
             memory_peak_factor: 4,
+            disk: DiskSettings::default(),
             slots: slot::PoolSettings::default(),
             engine: EngineSettings::default(),
             timeouts: Timeouts::default(),
@@ -143,6 +163,19 @@ impl Default for Config {
 impl Default for EngineSettings {
     fn default() -> Self {
         Self { binary: "qemu-system-x86_64".to_owned(), run_as: None }
+    }
+}
+
+impl Default for DiskSettings {
+    fn default() -> Self {
+        Self {
+            free_percent_min: 5,
+            reserve_percent: 100,
+            reserve_percent_max: 20,
+            shared_by: 1,
+            left_to_others_bytes: 0,
+            trim_interval_seconds: 600,
+        }
     }
 }
 
@@ -206,8 +239,30 @@ impl Config {
                 return Err(format!("{key}: at least 1"));
             }
         }
+        self.disk.check()?;
         if self.timeouts.lease_ttl_ms < 2000 {
             return Err("timeouts.lease_ttl_ms: at least 2000".to_owned());
+        }
+        Ok(())
+    }
+}
+
+impl DiskSettings {
+    fn check(&self) -> Result<(), String> {
+        if !(1..=50).contains(&self.free_percent_min) {
+            return Err("disk.free_percent_min: 1 to 50".to_owned());
+        }
+        if self.reserve_percent > 1000 {
+            return Err("disk.reserve_percent: at most 1000".to_owned());
+        }
+        if self.reserve_percent_max > 50 {
+            return Err("disk.reserve_percent_max: at most 50".to_owned());
+        }
+        if self.shared_by == 0 {
+            return Err("disk.shared_by: at least 1".to_owned());
+        }
+        if self.trim_interval_seconds == 0 {
+            return Err("disk.trim_interval_seconds: at least 1".to_owned());
         }
         Ok(())
     }
@@ -226,6 +281,8 @@ mod tests {
             ("schedulers", |c| c.schedulers.clear()),
             ("memory_peak_factor", |c| c.memory_peak_factor = 0),
             ("limits.bakes", |c| c.limits.bakes = 0),
+            ("disk.free_percent_min", |c| c.disk.free_percent_min = 51),
+            ("disk.shared_by", |c| c.disk.shared_by = 0),
             ("limits.wakes_at_once", |c| c.limits.wakes_at_once = 0),
             ("timeouts.lease_ttl_ms", |c| c.timeouts.lease_ttl_ms = 1),
         ];

@@ -1,8 +1,9 @@
 //! What a host-agent decides, free of clocks, files and sockets: what a microVM's state allows, which command
-//! is too old, when it is idle, what it used, and what to do with each one after a restart.
+//! is too old, when it is idle, what it used, who gets the room on the disk, and what to do with each one after a restart.
 
 pub mod app_end;
 pub mod capacity;
+pub mod disk;
 pub mod error;
 pub mod fence;
 pub mod hooks;

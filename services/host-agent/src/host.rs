@@ -12,6 +12,7 @@ use tokio::sync::watch;
 use crate::adapters::files::DataDirectory;
 use crate::adapters::image_snapshots::ImageSnapshots;
 use crate::config::Config;
+use crate::disk::Disk;
 use crate::domain::HostError;
 use crate::domain::capacity::{Capacity, Reservation};
 use crate::engines_ahead::EnginesAhead;
@@ -79,6 +80,7 @@ pub struct Host {
     pub store: object_store::Store,
     pub image_snapshots: ImageSnapshots,
     pub capacity: Capacity,
+    pub disk: Arc<Disk>,
     /// Engines that wait for a microVM.
     pub ahead: EnginesAhead,
     /// Whose turn it is to be woken.

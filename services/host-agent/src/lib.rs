@@ -4,6 +4,7 @@ mod adapters;
 mod app;
 mod bake;
 mod config;
+mod disk;
 mod domain;
 mod engines_ahead;
 mod failpoint;

@@ -30,6 +30,7 @@ mod launch;
 mod link_pump;
 mod observed;
 mod recover;
+mod space;
 mod start;
 mod suspend;
 mod upload;

@@ -146,6 +146,7 @@ impl Microvms {
     async fn launch_new(self: &Arc<Self>, spec: Spec, generation: u64) -> Outcome {
         let id = spec.id.clone();
         self.refuse_ended(id.as_str(), generation)?;
+        self.host.check_room(spec.snapshot.memory_mib, 0).await?;
         let (reply, answer) = oneshot::channel();
         let joined = {
             let mut live = self.live();
@@ -243,6 +244,7 @@ impl Microvms {
                 if !snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty()) {
                     return Err(HostError::NotHere { id: id.to_string() });
                 }
+                self.host.check_room(spec.snapshot.memory_mib, 0).await?;
                 let (driver, handle) =
                     microvm::create(&self.host, spec.clone(), generation, LocalState::Suspended)?;
                 self.adopt(driver, handle.clone(), First::Settled);
@@ -364,12 +366,16 @@ impl Microvms {
         let slots_used = slots_taken.saturating_sub(engines_ahead);
         self.host.metrics.wakes_wait(self.host.wakes.waiting());
         self.host.metrics.holds(running, suspended, self.host.capacity.used_mib(), engines_ahead);
+        let disk = self.host.disk.report();
         HostUsage {
             memory_used_mib: self.host.capacity.used_mib(),
             slots_used: u32::try_from(slots_used).unwrap_or(u32::MAX),
             running,
             suspended,
-            disk_free_bytes: self.host.data.free_bytes(),
+            disk_free_bytes: disk.free,
+            disk_capacity_bytes: disk.capacity,
+            disk_reserved_bytes: disk.reserved,
+            disk_short: disk.short,
             cached_manifest_keys: self.host.image_snapshots.manifest_keys(MANIFEST_KEYS_MAX),
         }
     }

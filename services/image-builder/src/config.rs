@@ -30,6 +30,9 @@ pub struct Config {
     /// Bucket of disks, snapshots and base images.
     pub snapshot_bucket: String,
     pub log_bucket: String,
+    /// Bucket that `torpor image create` uploads to: what it put there goes with the last version that names it. Empty
+    /// means that nothing goes.
+    pub artifact_bucket: String,
     pub tls: TlsSettings,
     pub etcd: EtcdSettings,
     pub s3: S3Settings,
@@ -53,6 +56,7 @@ impl Default for Config {
             versions_max: 50,
             snapshot_bucket: "torpor-snapshots".to_owned(),
             log_bucket: "torpor-logs".to_owned(),
+            artifact_bucket: String::new(),
             tls: TlsSettings::default(),
             etcd: EtcdSettings::default(),
             s3: S3Settings::default(),

@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::adapters::catalog::{Change, Error as CatalogError, Record};
+use crate::domain::configuration::S3Uri;
 use crate::domain::{lifecycle, object_keys};
 use crate::pipeline::Context;
 
@@ -211,7 +212,43 @@ async fn remove_files(context: &Context, image: &Image, version: &ImageVersion) 
     for build in context.catalog.build_ids(&version.image_name, &version.image_version).await? {
         context.objects.delete(&settings.log_bucket, &object_keys::build_log(&build)).await?;
     }
+    remove_artifact(context, version).await
+}
+
+/// Removes a version's artifact, when an upload put it there and no other version names it.
+///
+/// The image's record goes after it: whoever makes an image of the same name and content anew finds that the artifact is gone,
+/// and uploads it again.
+async fn remove_artifact(context: &Context, version: &ImageVersion) -> Result<(), Error> {
+    let uri = artifact(version);
+    let bucket = &context.config.artifact_bucket;
+    let uploaded = S3Uri::parse(uri)
+        .filter(|place| place.bucket == *bucket && object_keys::is_named_by_content(&place.key));
+    let Some(S3Uri { bucket, key }) = uploaded else { return Ok(()) };
+    for image in context.catalog.images().await? {
+        let others = context.catalog.versions(&image.value.name).await?;
+        // Those that are going as well do not count: each would wait for the other.
+        let stay = |other: &Record<ImageVersion>| {
+            let same = other.value.image_name == version.image_name
+                && other.value.image_version == version.image_version;
+            !same
+                && image.value.state() != ImageState::Deleting
+                && other.value.state() != VersionState::Deleting
+        };
+        if others.iter().any(|other| stay(other) && artifact(&other.value) == uri) {
+            return Ok(());
+        }
+    }
+    // In a bucket of the user's own that right may be missing; the version goes all the same.
+    if let Err(error) = context.objects.delete(&bucket, &key).await {
+        tracing::warn!(uri, %error, "an artifact that nothing names any more stays in S3");
+    }
     Ok(())
+}
+
+fn artifact(version: &ImageVersion) -> &str {
+    let configuration = version.configuration.as_ref();
+    configuration.and_then(|given| given.code_artifact.as_ref()).map_or("", |artifact| &artifact.uri)
 }
 
 /// The removal of a version's records.

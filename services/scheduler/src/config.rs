@@ -30,6 +30,8 @@ pub struct Config {
     pub run_hook_payload_bytes_max: usize,
     /// Most microVMs that live at once.
     pub microvms_max: usize,
+    /// Bytes of the disks of running microVMs that a host may have for each byte free on its own.
+    pub disk_overcommit: u32,
     /// How long a terminated record stays readable, seconds.
     pub retention_seconds: u64,
     /// Most terminated records; beyond this the oldest are forgotten early.
@@ -123,6 +125,7 @@ impl Default for Config {
             endpoint_port: 8443,
             run_hook_payload_bytes_max: limits::RUN_HOOK_PAYLOAD_BYTES_MAX,
             microvms_max: 1_000_000,
+            disk_overcommit: 32,
             retention_seconds: 24 * 3600,
             retained_max: 100_000,
             lease_seconds: 3,
@@ -164,6 +167,7 @@ impl Config {
             ),
             (self.key_rotation_seconds >= 3600, "key_rotation_seconds must be at least 3600"),
             (self.microvms_max > 0, "microvms_max must be at least 1"),
+            (self.disk_overcommit > 0, "disk_overcommit must be at least 1"),
             (
                 self.run_hook_payload_bytes_max <= PAYLOAD_BYTES_MAX,
                 "run_hook_payload_bytes_max must be at most 65536",

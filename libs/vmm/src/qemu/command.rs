@@ -119,7 +119,13 @@ impl Command<'_> {
         for file in self.disk {
             line.option("-add-fd", format!("fd={},set=1", file.as_raw_fd()));
         }
-        line.option("-drive", "id=d0,file=/dev/fdset/1,format=raw,if=none,file.locking=off");
+        // A full disk stops the guest, which goes on when there is room; a broken disk is an error that the guest sees. What the
+        // guest frees becomes a hole.
+        let errors = "werror=enospc,rerror=report,discard=unmap";
+        line.option(
+            "-drive",
+            format!("id=d0,file=/dev/fdset/1,format=raw,if=none,file.locking=off,{errors}"),
+        );
         line.option("-device", "virtio-blk-device,drive=d0");
         if let Some(network) = &self.spec.network {
             let mac = network.mac.map(|byte| format!("{byte:02x}")).join(":");

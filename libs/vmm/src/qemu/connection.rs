@@ -23,7 +23,21 @@ pub(super) struct Observed {
     pub(super) shutdown: Option<Shutdown>,
     /// `completed` or `failed`.
     pub(super) load_completed: Option<bool>,
+    /// The guest has been stopped, whoever did it, and not been set going since.
+    pub(super) stopped: bool,
+    /// How often it has been stopped.
+    pub(super) stops: u64,
 }
+
+impl Observed {
+    fn note_stop(&mut self) {
+        self.stopped = true;
+        self.stops += 1;
+    }
+}
+
+/// What QEMU calls the state of a guest that it has stopped because the host had no room for a write.
+const OUT_OF_SPACE: &str = "io-error";
 
 pub(super) struct Connection {
     qmp: Qmp,
@@ -77,6 +91,11 @@ impl Connection {
         });
     }
 
+    /// For a guest that was stopped while nobody was connected.
+    pub(super) fn note_stopped(&self) {
+        self.observed.send_modify(Observed::note_stop);
+    }
+
     pub(super) async fn state(&self) -> Result<String> {
         let answer = self.qmp.command("query-status", json!({})).await?;
         let state = answer["status"].as_str();
@@ -88,6 +107,7 @@ impl Connection {
             "running" => Status::Running,
             "inmigrate" | "prelaunch" => Status::Prepared,
             "shutdown" | "guest-panicked" | "internal-error" => Status::Ended,
+            OUT_OF_SPACE => Status::OutOfSpace,
             _ => Status::Paused,
         })
     }
@@ -100,8 +120,27 @@ impl Connection {
     pub(super) async fn expect_paused(&self) -> Result<()> {
         match self.state().await? {
             state if state == "paused" => Ok(()),
+            state if state == OUT_OF_SPACE => Err(Error::OutOfSpace),
             state => Err(Error::NotPaused { status: state }),
         }
+    }
+
+    /// Looks only when the guest has been stopped: why, its events do not say reliably (later versions of QEMU hold those about
+    /// writes back for a second), its state does.
+    pub(super) async fn out_of_space(&self) {
+        let mut observed = self.observed();
+        let mut looked = 0;
+        // A guest that we have stopped ourselves writes nothing until it is set going, and then the next stop counts.
+        while let Ok(stops) =
+            observed.wait_for(|seen| seen.stopped && seen.stops != looked).await.map(|seen| seen.stops)
+        {
+            looked = stops;
+            if matches!(self.status().await, Ok(Status::OutOfSpace)) {
+                return;
+            }
+        }
+        // The machine is gone.
+        std::future::pending().await
     }
 
     pub(super) async fn resume(&self) -> Result<()> {
@@ -154,6 +193,8 @@ fn observe(sink: &watch::Sender<Observed>, report: Report) {
             let reason = data["reason"].as_str().unwrap_or_default();
             seen.shutdown.get_or_insert_with(|| Shutdown::of_event(reason));
         }),
+        "STOP" => sink.send_modify(Observed::note_stop),
+        "RESUME" => sink.send_modify(|seen| seen.stopped = false),
         "MIGRATION" => match data["status"].as_str() {
             Some("completed") => sink.send_modify(|seen| seen.load_completed = Some(true)),
             Some("failed") => sink.send_modify(|seen| seen.load_completed = Some(false)),

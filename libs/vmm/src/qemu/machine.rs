@@ -148,6 +148,10 @@ impl Machine for QemuMachine {
         }
     }
 
+    async fn out_of_space(&self) {
+        self.inner.connection.out_of_space().await;
+    }
+
     async fn pause(&self) -> Result<()> {
         let _standing = self.inner.standing.lock().await;
         self.inner.connection.pause().await

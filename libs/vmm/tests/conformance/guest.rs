@@ -10,6 +10,8 @@
 //! | `fill`     | put 24 MiB of noise into memory, once, then say `filled`                     |
 //! | `blank`    | overwrite the blob, which was there before the bake, with zeros, then say so |
 //! | `sum`      | say `blob` and its checksum                                                  |
+//! | `grow`     | write 4 MiB to the disk, from its second MiB on, then say `grown`              |
+//! | `give`     | give those back, then say `given`                                            |
 //! | `write`    | write `written` to the disk's second sector, then say `wrote`                |
 
 use std::fs;
@@ -44,6 +46,8 @@ while true; do
             fill) head -c 25165824 /dev/urandom >/noise; echo filled ;;
             blank) head -c 1048576 /dev/zero | dd of=/blob conv=notrunc bs=65536 2>/dev/null; echo blanked ;;
             sum) echo "blob $(md5sum </blob)" ;;
+            grow) dd if=/dev/zero bs=65536 count=64 2>/dev/null | tr '\0' x | dd of=/dev/vda bs=65536 seek=16 oflag=direct iflag=fullblock conv=notrunc 2>/dev/null && echo grown ;;
+            give) blkdiscard -o 1048576 -l 4194304 /dev/vda && echo given ;;
             write) echo written | dd of=/dev/vda bs=512 seek=1 count=1 conv=notrunc,sync oflag=direct 2>/dev/null; echo wrote ;;
         esac
         last=$word
@@ -52,8 +56,8 @@ while true; do
 done
 "#;
 
-/// Size of the guest's disk in bytes.
-const DISK_BYTES: u64 = 1 << 20;
+/// Size of the guest's disk in bytes, most of it a hole.
+const DISK_BYTES: u64 = 8 << 20;
 const SECTOR_BYTES: u64 = 512;
 const MODULES: [&str; 7] =
     ["virtio_ring", "virtio", "virtio_mmio", "virtio_blk", "failover", "net_failover", "virtio_net"];

@@ -37,6 +37,7 @@ macro_rules! every_case {
             a_page_that_became_zero_stays_zero,
             the_difference_does_not_grow_with_the_memory,
             a_full_disk_leaves_the_machine_whole,
+            a_guest_out_of_space_goes_on_when_there_is_some,
             only_a_paused_machine_is_saved,
             a_corrupt_snapshot_is_refused,
             exit_reasons,

@@ -15,7 +15,7 @@ use vmm::{Engine, Machine, MachineSpec, NetworkSpec, ProcessHandle, RestoreSpec,
 use crate::guest::{self, Guest};
 
 /// A guest in a software CPU on a busy machine is slow; one that says nothing for so long is stuck.
-const GUEST_TIMEOUT: Duration = Duration::from_secs(60);
+pub const GUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 /// `nobody`: the engine process keeps no rights.
 const RUN_AS: (u32, u32) = (65534, 65534);

@@ -7,18 +7,22 @@
 //! <data>/ahead/<slot>/              an engine that waits for its microVM: disk, run/; emptied at start
 //! <data>/bakes/<build id>/          a bake under way; never survives a restart
 //! <data>/tmp/                       downloads under way; emptied at start
+//! <data>/reserve                    room that is kept for suspends; not there when none is
 //! ```
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use super::volume::ReserveFile;
 use crate::domain::HostError;
 
 /// Mode of files that hold secrets.
 const SECRET_MODE: u32 = 0o600;
 /// Mode of directories the unprivileged engine must pass through but not list.
 const DIRECTORY_MODE: u32 = 0o711;
+/// What a start on a full disk takes of the reserve, in bytes: it makes directories and writes journals.
+const START_BYTES: u64 = 16 << 20;
 
 #[derive(Debug, Clone)]
 pub struct DataDirectory {
@@ -29,6 +33,7 @@ impl DataDirectory {
     /// Opens (and makes) the directory, and empties what never survives a restart.
     pub fn open(root: &Path) -> Result<Self, HostError> {
         let this = Self { root: root.to_owned() };
+        this.make_room_to_start();
         for directory in [
             root.to_owned(),
             this.image_snapshots(),
@@ -46,11 +51,29 @@ impl DataDirectory {
         Ok(this)
     }
 
+    /// Without a reserve the start goes on all the same: what is there needs little more.
+    fn make_room_to_start(&self) {
+        let mut reserve = ReserveFile::open(self.reserve());
+        if self.free_bytes() < START_BYTES
+            && reserve.bytes() > 0
+            && let Err(error) = reserve.resize(reserve.bytes().saturating_sub(START_BYTES))
+        {
+            tracing::warn!(%error, "the disk is full and the reserve cannot be used");
+        }
+    }
+
     fn check_reflink(&self) -> Result<(), HostError> {
         let why = match snapshot::disk::is_reflink_filesystem(&self.tmp()) {
             Ok(true) => return Ok(()),
             Ok(false) => "it cannot share extents between files".to_owned(),
-            Err(error) => HostError::chain(&error).0,
+            Err(error) => match HostError::chain(&error) {
+                (_, true) => {
+                    // What sleeps here is whole, and the probe says nothing of the file system: this host must come up.
+                    tracing::error!(data_dir = %self.root.display(), "the disk is full; whether it has reflinks is not known");
+                    return Ok(());
+                }
+                (why, false) => why,
+            },
         };
         Err(HostError::Internal(format!(
             "data_dir {} is not on a file system with reflinks ({why}); use XFS (mkfs.xfs -m reflink=1), for example \
@@ -97,8 +120,12 @@ impl DataDirectory {
         self.root.join("tmp")
     }
 
-    /// Free bytes of its file system.
-    pub fn free_bytes(&self) -> u64 {
+    /// Keeps room for suspends.
+    pub fn reserve(&self) -> PathBuf {
+        self.root.join("reserve")
+    }
+
+    fn free_bytes(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.root)
             .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
     }

@@ -6,7 +6,7 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use clock::Clock;
 use serde::{Deserialize, Serialize};
@@ -44,6 +44,8 @@ struct Inner {
     bytes_max: u64,
     clock: Clock,
     entries: Mutex<HashMap<String, Entry>>,
+    /// How many microVMs need each.
+    uses: Mutex<HashMap<String, usize>>,
     fetching: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
 
@@ -52,6 +54,12 @@ struct Entry {
     bytes: u64,
     leases: usize,
     used: std::time::Instant,
+}
+
+/// Says that a microVM is here that needs a snapshot, now or when it wakes: it goes last. What is in the cache need not be.
+pub struct ImageSnapshotUse {
+    cache: ImageSnapshots,
+    digest: String,
 }
 
 /// Keeps one snapshot in the cache while it is held.
@@ -93,6 +101,7 @@ impl ImageSnapshots {
                 bytes_max,
                 clock,
                 entries: Mutex::new(entries),
+                uses: Mutex::default(),
                 fetching: Mutex::new(HashMap::new()),
             }),
         })
@@ -222,19 +231,44 @@ impl ImageSnapshots {
         self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner).contains_key(digest)
     }
 
+    /// Notes that a microVM needs a snapshot, until what is returned is dropped.
+    pub fn note_use(&self, digest: &str) -> ImageSnapshotUse {
+        *self.uses().entry(digest.to_owned()).or_default() += 1;
+        ImageSnapshotUse { cache: self.clone(), digest: digest.to_owned() }
+    }
+
+    /// Removes the snapshot used longest ago, of those that no microVM here needs. Returns the bytes it took; `None` when there
+    /// is none.
+    pub fn let_go(&self) -> Option<u64> {
+        let uses = self.uses().clone();
+        let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        self.remove_oldest(&mut entries, |digest| !uses.contains_key(digest))
+    }
+
     /// Removes unused snapshots, oldest use first, until the cache fits.
     fn make_room(&self) {
         let mut entries = self.inner.entries.lock().unwrap_or_else(PoisonError::into_inner);
-        while entries.values().map(|entry| entry.bytes).sum::<u64>() > self.inner.bytes_max {
-            let oldest =
-                entries.iter().filter(|(_, entry)| entry.leases == 0).min_by_key(|(_, entry)| entry.used);
-            let Some(digest) = oldest.map(|(digest, _)| digest.clone()) else {
-                return;
-            };
-            entries.remove(&digest);
-            tracing::info!(digest, "evicting an image snapshot");
-            files::discard(&self.inner.data.image_snapshot(&digest));
-        }
+        let fits = |entries: &HashMap<String, Entry>| {
+            entries.values().map(|entry| entry.bytes).sum::<u64>() <= self.inner.bytes_max
+        };
+        while !fits(&entries) && self.remove_oldest(&mut entries, |_| true).is_some() {}
+    }
+
+    fn remove_oldest(
+        &self,
+        entries: &mut HashMap<String, Entry>,
+        may_go: impl Fn(&str) -> bool,
+    ) -> Option<u64> {
+        let unused = entries.iter().filter(|(digest, entry)| entry.leases == 0 && may_go(digest));
+        let digest = unused.min_by_key(|(_, entry)| entry.used)?.0.clone();
+        let entry = entries.remove(&digest)?;
+        tracing::info!(digest, "evicting an image snapshot");
+        files::discard(&self.inner.data.image_snapshot(&digest));
+        Some(entry.bytes)
+    }
+
+    fn uses(&self) -> MutexGuard<'_, HashMap<String, usize>> {
+        self.inner.uses.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Removes the snapshot with this manifest key; one that is not there is no error.
@@ -284,6 +318,18 @@ impl ImageSnapshotLease {
 
     fn path(&self, kind: FileKind) -> PathBuf {
         self.cache.inner.data.image_snapshot(&self.digest).join(file_name(kind))
+    }
+}
+
+impl Drop for ImageSnapshotUse {
+    fn drop(&mut self) {
+        let mut uses = self.cache.uses();
+        if let Some(count) = uses.get_mut(&self.digest) {
+            *count -= 1;
+            if *count == 0 {
+                uses.remove(&self.digest);
+            }
+        }
     }
 }
 

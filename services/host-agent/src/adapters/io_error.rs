@@ -16,19 +16,28 @@ impl HostError {
 
     /// The disk is full; names the data directory's file system as the limit.
     pub fn disk_full(path: &Path) -> Self {
-        let limit = nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)).map_or_else(
-            |_| "size of its file system".to_owned(),
-            |stat| {
-                let unit = stat.fragment_size();
-                format!(
-                    "{} MiB of file system, {} MiB free",
-                    (stat.blocks() * unit) >> 20,
-                    (stat.blocks_available() * unit) >> 20
-                )
-            },
-        );
-        Self::DiskFull { path: path.display().to_string(), limit }
+        Self::DiskFull { path: path.display().to_string(), limit: limit(path) }
     }
+
+    /// The guest whose disk this is stands still, because the file system is full.
+    pub fn out_of_space(disk: &Path) -> Self {
+        Self::OutOfSpace { limit: limit(disk) }
+    }
+}
+
+/// The size of the file system that a file is to be on, and what is left of it.
+fn limit(path: &Path) -> String {
+    nix::sys::statvfs::statvfs(path.parent().unwrap_or(path)).map_or_else(
+        |_| "size of its file system".to_owned(),
+        |stat| {
+            let unit = stat.fragment_size();
+            format!(
+                "{} MiB of file system, {} MiB free",
+                (stat.blocks() * unit) >> 20,
+                (stat.blocks_available() * unit) >> 20
+            )
+        },
+    )
 }
 
 #[cfg(test)]

@@ -48,6 +48,8 @@ pub async fn bake(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), HostError> {
+    // Its memory becomes a file.
+    host.check_room(request.memory_mib, u64::from(request.memory_mib) << 20).await?;
     let mut resources = Resources::new(&host.pool);
     resources.memory = Some(host.reserve_memory(request.memory_mib).await?);
     let directory = host.data.bakes().join(format!("{}-{}", request.build_id, request.generation));
@@ -290,7 +292,7 @@ impl BakeJob {
     }
 }
 
-/// Runs `work` as long as the machine lives.
+/// Runs `work` as long as the machine lives and has room for what it writes.
 pub async fn alive<T>(
     machine: &Arc<dyn vmm::Machine>,
     work: impl Future<Output = Result<T, HostError>>,
@@ -303,6 +305,10 @@ pub async fn alive<T>(
             outcome: "guest_ended",
             exit_code: None,
         }),
+        // Another host may have room.
+        () = machine.out_of_space() => {
+            Err(HostError::Capacity("the host's disk became full while the guest booted".to_owned()))
+        }
     }
 }
 

@@ -36,6 +36,11 @@ pub enum HostError {
         "no space left on the host's disk for {path} (limit: {limit}); free space or grow the file system, then try again"
     )]
     DiskFull { path: String, limit: String },
+    #[error(
+        "the microVM stands still in the middle of a write, for which the host's disk has no space (limit: {limit}); it goes \
+         on by itself when there is space, and can be suspended then"
+    )]
+    OutOfSpace { limit: String },
     #[error("{message}")]
     Hook {
         hook: &'static str,

@@ -16,7 +16,9 @@ use super::asleep::Asleep;
 use super::checkpoint::Checkpoints;
 use super::gate::Gate;
 use super::observed::observed;
+use super::space::OutOfSpace;
 use crate::adapters::files::MicrovmFiles;
+use crate::adapters::image_snapshots::ImageSnapshotUse;
 use crate::adapters::journal::{Journal, RemoteCopy};
 use crate::adapters::logs::Log;
 use crate::domain::app_end::AppEnd;
@@ -48,6 +50,8 @@ pub struct Core {
     /// Connections that wait for the guest to wake.
     pub asleep: Asleep,
     pub checkpoints: Checkpoints,
+    /// Keeps its image's snapshot from being the first to go.
+    pub _image: ImageSnapshotUse,
 }
 
 /// What background work tells the driver.
@@ -77,6 +81,8 @@ pub struct Live {
     /// When the CPU use was worked out last, and the CPU time of the engine then, in seconds; `None` before its first sample.
     pub cpu: Option<(Instant, f64)>,
     pub pump: AbortHandle,
+    /// While the guest stands still for want of room.
+    pub out_of_space: Option<OutOfSpace>,
 }
 
 impl Live {
@@ -130,7 +136,11 @@ impl Core {
     }
 
     pub fn observed(&self) -> ObservedMicrovm {
-        observed(&self.id, &self.journal, self.activity.bytes())
+        let mut observed = observed(&self.id, &self.journal, self.activity.bytes());
+        if let Some(reason) = self.out_of_space_reason() {
+            reason.clone_into(&mut observed.state_reason);
+        }
+        observed
     }
 
     /// Notes the steps of a finished transition.

@@ -37,6 +37,7 @@ pub fn build(
     let view = View { state: journal.state, generation: journal.generation, observed, gate: None };
     let core = Core {
         host: Arc::clone(host),
+        _image: host.image_snapshots.note_use(&spec.snapshot.manifest_digest),
         id,
         spec,
         files,

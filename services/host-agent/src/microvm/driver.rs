@@ -57,6 +57,8 @@ enum Input {
     /// The idle timer has run out; what is to be done is to be decided anew.
     IdleDue,
     CheckpointDue,
+    /// The guest stands still for want of room on the disk, or it is time to look for some.
+    SpaceDue,
     Sample,
     Deadline,
     Nobody,
@@ -113,6 +115,10 @@ impl Driver {
                     self.core.checkpoint_if_busy().await;
                     ControlFlow::Continue(())
                 }
+                Input::SpaceDue => {
+                    self.core.meet_space().await;
+                    ControlFlow::Continue(())
+                }
                 Input::Sample => {
                     self.core.sample();
                     ControlFlow::Continue(())
@@ -155,8 +161,9 @@ impl Driver {
             Some(notice) = self.inbox.notices.recv() => Input::Notice(notice),
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
-            () = idle, if running => Input::IdleDue,
-            () = due(checkpoint) => Input::CheckpointDue,
+            () = core.space_due(), if running => Input::SpaceDue,
+            () = idle, if running && !core.is_out_of_space() => Input::IdleDue,
+            () = due(checkpoint), if !core.is_out_of_space() => Input::CheckpointDue,
             () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
         }
@@ -203,6 +210,10 @@ impl Driver {
             Admission::Begin => match &mut command {
                 Command::Launch => {
                     let _ = reply.send(Ok(self.core.observed()));
+                    ControlFlow::Continue(())
+                }
+                Command::Suspend(_) if self.core.is_out_of_space() => {
+                    let _ = reply.send(Err(HostError::out_of_space(&self.core.files.live_disk())));
                     ControlFlow::Continue(())
                 }
                 Command::Suspend(cause) => {

@@ -16,6 +16,7 @@ impl Core {
     /// Ends the microVM and releases everything. Never fails: what cannot be
     /// removed is logged and removed by the next start.
     pub async fn end(&mut self, order: &EndOrder, call_hook: bool) -> Option<Tombstone> {
+        let _room = self.host.disk.claim(0).await;
         self.enter(Event::EndBegan, &order.reason);
         self.journal.discard = order.discard;
         self.save_settled();
@@ -26,7 +27,7 @@ impl Core {
         }
         self.sample();
         if let Some(live) = self.live.take() {
-            if call_hook && !order.discard {
+            if call_hook && !order.discard && live.out_of_space.is_none() {
                 self.terminate_hook(&live).await;
             }
             self.release(live).await;

@@ -122,7 +122,8 @@ async fn load_journal(
     let found = match &machine {
         None => EngineFound::Dead,
         Some(machine) => match machine.status().await {
-            Ok(vmm::Status::Running) => EngineFound::Running,
+            // One that is out of space is not ours to set going before there is room; its driver sees to it.
+            Ok(vmm::Status::Running | vmm::Status::OutOfSpace) => EngineFound::Running,
             Ok(vmm::Status::Paused) => EngineFound::Paused,
             _ => {
                 let exited = tokio::time::timeout(EXIT_TIMEOUT, machine.exited()).await;
@@ -267,7 +268,8 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
     }
     core.activity.begin(ActivityKind::HostRestart, &core.host);
     let sampled = core.host.clock.instant();
-    core.live = Some(Live { machine, resources, dialer, link, gate, sampled, cpu: None, pump });
+    core.live =
+        Some(Live { machine, resources, dialer, link, gate, sampled, cpu: None, pump, out_of_space: None });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

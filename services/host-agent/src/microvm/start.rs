@@ -74,6 +74,8 @@ impl Core {
                 "the engine ended while the guest was starting: {}",
                 super::end::exit_sentence(&reason),
             ))),
+            // Elsewhere it may have room; here it would stand still before anybody could use it.
+            () = restored.machine.out_of_space() => Err(HostError::disk_full(&self.files.live_disk())),
             repaired = self.repair_guest(watch, &restored, hook, (restore, turn)) => repaired,
         };
         match repaired {
@@ -94,6 +96,7 @@ impl Core {
                     sampled: self.host.clock.instant(),
                     cpu: None,
                     pump,
+                    out_of_space: None,
                 })
             }
             Err(failure) => {

@@ -66,6 +66,8 @@ impl Core {
     /// [`LocalState::Running`]; ends in SUSPENDED, or in RUNNING with the failure, if any, as its reason.
     pub async fn suspend(&mut self, cause: Cause, requests: Option<u64>) -> Result<Slept, HostError> {
         let watch = Stopwatch::start("suspend", cause);
+        let usage = self.live.as_ref().and_then(|live| live.machine.usage().ok());
+        let _room = self.host.disk.claim(usage.map_or(0, |usage| usage.anonymous_bytes)).await;
         self.enter(Event::SuspendBegan, "");
         // Publishing shuts the gate for new connections; those there are go on until the guest is paused.
         let began = self.save();
@@ -131,7 +133,10 @@ impl Core {
         let sequence = self.journal.sequence + 1;
         let files = self.files.snapshot(sequence);
         *reached = Reached::Paused;
-        watch.phase("pause", live.machine.pause()).await.map_err(|error| engine_error(&error))?;
+        watch.phase("pause", live.machine.pause()).await.map_err(|error| match error {
+            vmm::Error::OutOfSpace => HostError::out_of_space(&self.files.live_disk()),
+            error => engine_error(&error),
+        })?;
         failpoint::hit("suspend-paused");
         let frozen = Asleep::freeze(sequence, held);
         let written = self.snapshot_files(watch, live, sequence, &files, (held, &frozen)).await;

@@ -37,6 +37,7 @@ impl Core {
             Some(asked) => Stopwatch::after_queue("wake", cause, asked),
             None => Stopwatch::start("wake", cause),
         };
+        let _room = self.host.disk.claim(0).await;
         self.enter(Event::WakeBegan, "");
         self.publish_quietly();
         let woken = self.try_wake(&watch, order, turn, cancel).await;

@@ -42,6 +42,9 @@ pub fn status(failure: &HostError) -> Status {
             text,
             &[("path", path), ("limit", limit)],
         ),
+        HostError::OutOfSpace { limit } => {
+            errors::status(Code::ResourceExhausted, reason::DISK_FULL, text, &[("limit", limit)])
+        }
         HostError::Hook { hook, http_status, timed_out, .. } => errors::status(
             Code::FailedPrecondition,
             reason::HOOK_FAILED,

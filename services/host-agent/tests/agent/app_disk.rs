@@ -17,7 +17,7 @@ pub const SLOW_PORT: u32 = 9004;
 
 const APPLETS: &[&str] = &[
     "sh", "httpd", "nc", "cat", "echo", "hostname", "mkfifo", "sleep", "poweroff", "head", "dd", "sync",
-    "md5sum",
+    "md5sum", "date",
 ];
 
 const APP: &str = r#"#!/bin/sh
@@ -82,6 +82,11 @@ echo ok",
     ("panic", "echo c > /proc/sysrq-trigger"),
     ("write", "dd if=/dev/urandom of=/data bs=1024 count=2048 2>/dev/null; sync; md5sum < /data"),
     ("read", "md5sum < /data"),
+    (
+        "writing",
+        "(dd if=/dev/urandom of=/more bs=1024 count=2048; sync) > /dev/null 2>&1 < /dev/null &\necho ok",
+    ),
+    ("date", "date +%s"),
 ];
 
 /// Makes the disk as `path`.

@@ -22,7 +22,8 @@ async fn deletions() {
         an_image_waits_for_its_versions_that_go,
         the_last_two_versions_do_not_go_together,
         replicas_that_delete_versions_of_one_image_agree,
-        a_version_that_cannot_be_deleted_says_so_and_frees_its_image
+        a_version_that_cannot_be_deleted_says_so_and_frees_its_image,
+        an_uploaded_artifact_goes_with_the_last_version_that_names_it
     ];
 }
 
@@ -191,4 +192,37 @@ async fn a_version_that_cannot_be_deleted_says_so_and_frees_its_image(cell: &Cel
     cell.delete_version("app", "1.0").await.unwrap();
     cell.until_state("app", ImageState::Updated).await;
     assert_eq!(cell.versions("app").await, ["2.0"]);
+}
+
+async fn an_uploaded_artifact_goes_with_the_last_version_that_names_it(cell: &Cell<'_>) {
+    let uploaded = "app/0123456789abcdef0123456789abcdef.zip";
+    let store = cell.world.s3.store();
+    for key in [uploaded, "app.zip"] {
+        store.put(ARTIFACTS, key, "zip".into()).await.unwrap();
+    }
+    let is_there = async |key| store.head(ARTIFACTS, key).await.is_ok();
+    for (name, versions) in [("app", ["1.0", "2.0"].as_slice()), ("same", &["1.0"]), ("own", &["1.0"])] {
+        let seeds: Vec<Seed<'_>> = versions.iter().map(|number| built(number)).collect();
+        cell.seed(name, ImageState::Updated, &seeds).await;
+        for number in versions {
+            let mut record = cell.catalog.version(name, number).await.unwrap().unwrap();
+            let configuration = record.value.configuration.as_mut().unwrap();
+            let key = if name == "own" { "app.zip" } else { uploaded };
+            configuration.code_artifact = Some(CodeArtifact { uri: format!("s3://{ARTIFACTS}/{key}") });
+            let change = Change::new().version(&record.value, Some(record.revision));
+            cell.catalog.apply(change).await.unwrap();
+        }
+    }
+    cell.delete_version("app", "1.0").await.unwrap();
+    cell.until_state("app", ImageState::Updated).await;
+    assert!(is_there(uploaded).await, "another version names it");
+    cell.delete("app").await.unwrap();
+    cell.until_gone("app").await;
+    assert!(is_there(uploaded).await, "a version of another image names it");
+    for name in ["same", "own"] {
+        cell.delete(name).await.unwrap();
+        cell.until_gone(name).await;
+    }
+    assert!(!is_there(uploaded).await);
+    assert!(is_there("app.zip").await, "its owner chose that name");
 }

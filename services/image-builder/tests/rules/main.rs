@@ -31,7 +31,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
 
-use crate::world::{Builder, World, until};
+use crate::world::{ARTIFACTS, Builder, World, until};
 
 /// A running builder with one base, over records that no other case sees.
 struct Cell<'a> {

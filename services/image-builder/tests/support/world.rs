@@ -63,6 +63,7 @@ impl World {
         let mut settings = Config::default();
         settings.listen.set_port(free_port());
         settings.data_dir = self.directory.path().join(name);
+        settings.artifact_bucket = ARTIFACTS.to_owned();
         settings.schedulers = vec![self.peers.scheduler.address.to_string()];
         settings.tls = certificates::files(self.directory.path(), "image-builder");
         settings.etcd.endpoints = vec![self.etcd.endpoint()];

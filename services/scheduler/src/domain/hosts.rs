@@ -1,7 +1,8 @@
 //! The hosts: what they are, what is placed on them, whether they are there.
 //!
 //! Load is the scheduler's own account, from its records and reservations; a
-//! host's report lags and serves people, not placement.
+//! host's report lags and serves people. Only of its disk nobody else can know:
+//! there the report counts.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
@@ -26,6 +27,8 @@ pub struct Host {
     pub held: u64,
     /// Memory they hold, MiB.
     pub held_mib: u64,
+    /// Sizes of their disks, bytes.
+    pub held_disk: u64,
     cached: HashSet<String>,
 }
 
@@ -44,6 +47,15 @@ impl Host {
     pub fn gone_for(&self, grace: Duration, now: SystemTime) -> bool {
         self.lease_gone.is_some_and(|since| since + grace <= now)
     }
+}
+
+/// What a microVM holds on its host while it does not sleep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Holding {
+    /// Baseline memory, MiB.
+    pub memory_mib: u64,
+    /// Size of its disk, bytes.
+    pub disk_bytes: u64,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -109,17 +121,20 @@ impl Hosts {
         true
     }
 
-    /// Books memory on a host, or gives it back.
-    pub fn book(&mut self, id: &HostId, memory_mib: u32, taken: bool, now: SystemTime) {
+    /// Books what a microVM holds on a host, or gives it back.
+    pub fn book(&mut self, id: &HostId, holding: Holding, taken: bool, now: SystemTime) {
         let host = self.entry(id, now);
-        let memory_mib = u64::from(memory_mib);
+        let Holding { memory_mib, disk_bytes } = holding;
         if taken {
             host.held += 1;
             host.held_mib += memory_mib;
+            host.held_disk += disk_bytes;
         } else {
-            assert!(host.held > 0 && host.held_mib >= memory_mib, "gave back more than was booked on {id}");
+            let booked = host.held > 0 && host.held_mib >= memory_mib && host.held_disk >= disk_bytes;
+            assert!(booked, "gave back more than was booked on {id}");
             host.held -= 1;
             host.held_mib -= memory_mib;
+            host.held_disk -= disk_bytes;
         }
     }
 
@@ -142,6 +157,9 @@ impl Hosts {
                 memory_held_mib: host.held_mib + bakes_mib,
                 slot_capacity: u64::from(host.spec.slot_capacity),
                 slots_held: host.held + bakes,
+                disk_free: (host.usage.disk_capacity_bytes > 0).then_some(host.usage.disk_free_bytes),
+                disk_held: host.held_disk,
+                disk_short: host.usage.disk_short,
                 cached: !manifest_key.is_empty() && host.cached.contains(manifest_key),
             }
         });
@@ -184,6 +202,7 @@ impl Hosts {
 
 #[cfg(test)]
 mod tests {
+    use super::super::placement::DiskDemand;
     use super::*;
     use api::common::v1::Architecture;
 
@@ -205,6 +224,7 @@ mod tests {
     fn demand(memory_mib: u64) -> Demand {
         Demand {
             memory_mib,
+            disk: DiskDemand { bytes: 64, overcommit: 2 },
             engine: String::new(),
             architecture: Architecture::Unspecified,
             fingerprint: String::new(),
@@ -254,12 +274,32 @@ mod tests {
         let mut hosts = Hosts::default();
         let a: HostId = "a".parse().unwrap();
         hosts.lease_seen(&a, spec("a", 1024), at(0));
-        hosts.book(&a, 1024, true, at(0));
+        let holding = Holding { memory_mib: 1024, disk_bytes: 64 };
+        hosts.book(&a, holding, true, at(0));
         let refused = hosts.choose(&demand(1), "", at(0));
         assert_eq!(refused, Err(NoRoom { full: 1, ..NoRoom::default() }));
         hosts.entry(&a, at(0)).draining = true;
         assert_eq!(hosts.get(&a).unwrap().state(), HostState::Draining);
-        hosts.book(&a, 1024, false, at(0));
+        hosts.book(&a, holding, false, at(0));
         assert_eq!(hosts.get(&a).unwrap().state(), HostState::Drained);
+    }
+
+    #[test]
+    fn what_a_host_says_of_its_disk_counts() {
+        let mut hosts = Hosts::default();
+        let a: HostId = "a".parse().unwrap();
+        hosts.lease_seen(&a, spec("a", 4096), at(0));
+        hosts.entry(&a, at(0)).registered = true;
+        let report = |hosts: &mut Hosts, usage: HostUsage| assert!(hosts.report(&a, Some(usage), at(1)));
+        let short = Err(NoRoom { short_of_disk: 1, ..NoRoom::default() });
+        assert_eq!(hosts.choose(&demand(1), "", at(1)), Ok(a.clone()), "it has not said anything yet");
+        let usage = HostUsage { disk_capacity_bytes: 100, disk_free_bytes: 40, ..Default::default() };
+        report(&mut hosts, usage.clone());
+        assert_eq!(hosts.choose(&demand(1), "", at(1)), Ok(a.clone()));
+        hosts.book(&a, Holding { memory_mib: 1, disk_bytes: 64 }, true, at(1));
+        assert_eq!(hosts.choose(&demand(1), "", at(1)), short, "two disks of 64 may come to write 64");
+        hosts.book(&a, Holding { memory_mib: 1, disk_bytes: 64 }, false, at(1));
+        report(&mut hosts, HostUsage { disk_short: true, ..usage });
+        assert_eq!(hosts.choose(&demand(1), "", at(1)), short);
     }
 }

@@ -18,6 +18,7 @@ use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{IllegalTransition, MicrovmEvent, MicrovmState};
 use model::{ConnectorArn, HostId, ImageArn, ManagedConnector, MicrovmId, VersionNumber};
 
+use super::hosts::Holding;
 use super::idempotency::TokenUse;
 
 pub const REASON_SUCCESS: &str = "Success.";
@@ -195,11 +196,14 @@ impl Microvm {
         }
     }
 
-    /// Baseline memory it holds on its host, MiB; `None` while it holds nothing.
-    pub fn held_mib(&self) -> Option<u32> {
+    /// What it holds on its host; `None` while it holds nothing.
+    pub fn holding(&self) -> Option<Holding> {
         use MicrovmState as S;
         match self.state {
-            S::Pending | S::Running | S::Suspending | S::Terminating => Some(self.spec.baseline_mib),
+            S::Pending | S::Running | S::Suspending | S::Terminating => Some(Holding {
+                memory_mib: u64::from(self.spec.baseline_mib),
+                disk_bytes: self.spec.snapshot.disk_size_bytes,
+            }),
             S::Suspended | S::Terminated => None,
         }
     }
@@ -329,6 +333,6 @@ pub(crate) mod tests {
         microvm.apply_event(MicrovmEvent::Ended, "one", at(2)).unwrap();
         microvm.apply_event(MicrovmEvent::Ended, "one", at(3)).unwrap();
         assert_eq!((microvm.terminate_time, microvm.state_time), (Some(at(2)), at(2)));
-        assert_eq!(microvm.held_mib(), None);
+        assert_eq!(microvm.holding(), None);
     }
 }

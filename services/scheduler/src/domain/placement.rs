@@ -13,6 +13,7 @@ use model::HostId;
 pub struct Demand {
     /// Baseline memory, MiB.
     pub memory_mib: u64,
+    pub disk: DiskDemand,
     /// Engine that must run it; empty means any (a bake).
     pub engine: String,
     /// CPU it needs; unspecified means any.
@@ -20,6 +21,15 @@ pub struct Demand {
     /// Platform fingerprint its snapshot needs; empty means any.
     pub fingerprint: String,
     pub exclude: Vec<HostId>,
+}
+
+/// Room on a host's disk. Disks of guests are sparse: each is reckoned with a part of its size.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DiskDemand {
+    /// Size of the guest's disk, bytes; 0 of a bake, for which its host looks itself.
+    pub bytes: u64,
+    /// Bytes of guests' disks that a host may have for each that is free; at least 1.
+    pub overcommit: u32,
 }
 
 /// A host, as far as placement looks at it.
@@ -36,6 +46,12 @@ pub struct Candidate<'a> {
     pub memory_held_mib: u64,
     pub slot_capacity: u64,
     pub slots_held: u64,
+    /// Bytes free on its disk; `None` while it has not said.
+    pub disk_free: Option<u64>,
+    /// Bytes of the disks of what runs there.
+    pub disk_held: u64,
+    /// Whether it says that its disk has no room for anything new.
+    pub disk_short: bool,
     /// Whether its cache has the snapshot.
     pub cached: bool,
 }
@@ -57,14 +73,16 @@ pub struct NoRoom {
     pub not_ready: usize,
     pub unsuitable: usize,
     pub full: usize,
+    /// Hosts without room on the disk.
+    pub short_of_disk: usize,
 }
 
 impl std::fmt::Display for NoRoom {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "No host has room: {} full, {} unsuitable, {} not ready",
-            self.full, self.unsuitable, self.not_ready
+            "No host has room: {} full, {} short of disk, {} unsuitable, {} not ready",
+            self.full, self.short_of_disk, self.unsuitable, self.not_ready
         )
     }
 }
@@ -83,6 +101,8 @@ pub fn choose<'a>(
             refused.unsuitable += 1;
         } else if !fits(&candidate, demand) {
             refused.full += 1;
+        } else if !has_disk(&candidate, demand.disk) {
+            refused.short_of_disk += 1;
         } else {
             let score = score(&candidate, demand);
             if best.as_ref().is_none_or(|best| score > *best) {
@@ -107,6 +127,13 @@ fn fits(host: &Candidate<'_>, demand: &Demand) -> bool {
             .is_some_and(|after| after <= host.memory_capacity_mib)
 }
 
+/// What is free must do for what all that runs may come to write, the new one included. What has been written already is not
+/// free, so it is reckoned twice; that errs on the side of room.
+fn has_disk(host: &Candidate<'_>, demand: DiskDemand) -> bool {
+    let may_come = host.disk_held.saturating_add(demand.bytes) / u64::from(demand.overcommit.max(1));
+    !host.disk_short && host.disk_free.is_none_or(|free| may_come <= free)
+}
+
 fn score<'a>(host: &Candidate<'a>, demand: &Demand) -> Score<'a> {
     let permille = |used: u64, capacity: u64| used.saturating_mul(1000) / capacity.max(1);
     let memory = permille(host.memory_held_mib + demand.memory_mib, host.memory_capacity_mib);
@@ -126,6 +153,7 @@ mod tests {
         engine: String,
         capacity: (u64, u64),
         held: (u64, u64),
+        disk: Option<(u64, u64)>,
         cached: bool,
     }
 
@@ -142,6 +170,9 @@ mod tests {
                 memory_held_mib: host.held.0,
                 slot_capacity: host.capacity.1,
                 slots_held: host.held.1,
+                disk_free: host.disk.map(|(free, _)| free),
+                disk_held: host.disk.map_or(0, |(_, held)| held),
+                disk_short: host.disk == Some((0, 0)),
                 cached: host.cached,
             })
             .collect()
@@ -150,6 +181,7 @@ mod tests {
     fn demand(memory_mib: u64) -> Demand {
         Demand {
             memory_mib,
+            disk: DiskDemand { bytes: 8, overcommit: 4 },
             engine: "qemu".into(),
             architecture: Architecture::Unspecified,
             fingerprint: String::new(),
@@ -163,17 +195,19 @@ mod tests {
             prop_oneof!["qemu", "firecracker"],
             (0u64..8192, 0u64..8),
             (0u64..8192, 0u64..8),
+            proptest::option::of((0u64..8, 0u64..32)),
             any::<bool>(),
         );
         proptest::collection::vec(host, 0..12).prop_map(|hosts| {
             let numbered = hosts.into_iter().enumerate();
             numbered
-                .map(|(number, (ready, engine, capacity, held, cached))| Host {
+                .map(|(number, (ready, engine, capacity, held, disk, cached))| Host {
                     id: format!("h{number:02}").parse().unwrap(),
                     ready,
                     engine,
                     capacity,
                     held,
+                    disk,
                     cached,
                 })
                 .collect()
@@ -189,6 +223,7 @@ mod tests {
                     && host.engine == "qemu"
                     && host.held.0 + memory <= host.capacity.0
                     && host.held.1 < host.capacity.1
+                    && host.disk.is_none_or(|(free, held)| (held + 8) / 4 <= free)
             };
             match choose(candidates(&hosts).into_iter(), &demand) {
                 Ok(chosen) => {
@@ -198,7 +233,8 @@ mod tests {
                 }
                 Err(refused) => {
                     prop_assert!(!hosts.iter().any(qualifies));
-                    prop_assert_eq!(refused.full + refused.unsuitable + refused.not_ready, hosts.len());
+                    let NoRoom { not_ready, unsuitable, full, short_of_disk } = refused;
+                    prop_assert_eq!(full + short_of_disk + unsuitable + not_ready, hosts.len());
                 }
             }
         }
@@ -216,6 +252,38 @@ mod tests {
     }
 
     #[test]
+    fn a_host_without_room_on_its_disk_gets_nothing() {
+        let id: HostId = "a".parse().unwrap();
+        let check = |free: Option<u64>, held, short, fits: bool| {
+            let candidate = Candidate {
+                id: &id,
+                ready: true,
+                architecture: Architecture::X8664,
+                engines: &["qemu".to_owned()],
+                fingerprint: "f",
+                memory_capacity_mib: 100,
+                memory_held_mib: 0,
+                slot_capacity: 9,
+                slots_held: 0,
+                disk_free: free,
+                disk_held: held,
+                disk_short: short,
+                cached: false,
+            };
+            let refused = NoRoom { short_of_disk: 1, ..NoRoom::default() };
+            let expected = if fits { Ok(&id) } else { Err(refused) };
+            assert_eq!(choose(std::iter::once(candidate), &demand(1)), expected, "{free:?} {held} {short}");
+        };
+        // Its own disk of 8 counts with 2.
+        check(Some(2), 0, false, true);
+        check(Some(1), 0, false, false);
+        check(Some(5), 12, false, true);
+        check(Some(4), 12, false, false);
+        check(Some(1000), 0, true, false);
+        check(None, 12, false, true);
+    }
+
+    #[test]
     fn platform_and_earlier_attempts_count() {
         let host = |name: &str| Host {
             id: name.parse().unwrap(),
@@ -223,6 +291,7 @@ mod tests {
             engine: "qemu".into(),
             capacity: (4096, 4),
             held: (0, 0),
+            disk: None,
             cached: false,
         };
         let hosts = [host("a"), host("b")];

@@ -9,7 +9,7 @@ use rpc::Role::{Admin, EdgeProxy, HostAgent, ImageBuilder};
 use tonic::Request;
 
 use super::{Answer, Handlers, validation};
-use crate::domain::placement::Demand;
+use crate::domain::placement::{Demand, DiskDemand};
 use crate::refusal::Refusal;
 
 const HOSTS_PAGE_MAX: u32 = 500;
@@ -93,6 +93,7 @@ impl HostService for Handlers {
             violations.finish().map_err(Refusal::Invalid)?;
             let demand = Demand {
                 memory_mib: u64::from(request.memory_mib),
+                disk: DiskDemand { bytes: 0, overcommit: self.config.disk_overcommit },
                 engine: String::new(),
                 architecture: request.architecture(),
                 fingerprint: String::new(),

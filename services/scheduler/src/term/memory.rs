@@ -290,8 +290,8 @@ impl Memory {
     fn account(&mut self, before: Option<&Microvm>, after: Option<&Microvm>, now: SystemTime) {
         if let Some(before) = before {
             let host = &before.placement.host;
-            if let Some(held) = before.held_mib() {
-                self.hosts.book(host, held, false, now);
+            if let Some(holding) = before.holding() {
+                self.hosts.book(host, holding, false, now);
             }
             if let Some(ids) = self.by_host.get_mut(host) {
                 ids.remove(&before.id);
@@ -307,8 +307,8 @@ impl Memory {
         }
         if let Some(after) = after {
             let host = &after.placement.host;
-            if let Some(held) = after.held_mib() {
-                self.hosts.book(host, held, true, now);
+            if let Some(holding) = after.holding() {
+                self.hosts.book(host, holding, true, now);
             }
             match after.terminate_time {
                 Some(ended) => drop(self.ended.insert((ended, after.id.clone()))),

@@ -6,6 +6,7 @@ use std::time::SystemTime;
 
 use api::common::v1::{Architecture, HookMode};
 use api::hostagent::v1::EgressPolicy;
+use api::image::v1::SnapshotRef;
 use model::state::MicrovmState;
 use model::{HostId, ImageArn, MicrovmId};
 use uuid::Uuid;
@@ -17,7 +18,7 @@ use crate::config::Config;
 use crate::domain::catalog::Launchable;
 use crate::domain::microvm::{Intent, Microvm, Placement, Spec};
 use crate::domain::observation::RecordChange;
-use crate::domain::placement::Demand;
+use crate::domain::placement::{Demand, DiskDemand};
 use crate::refusal::Refusal;
 
 /// Hosts a launch or wake tries before it gives up for lack of room.
@@ -37,6 +38,7 @@ impl Term {
         let slept = microvm.snapshot.is_some();
         let demand = Demand {
             memory_mib: u64::from(microvm.spec.baseline_mib),
+            disk: disk_demand(self.config(), &microvm.spec.snapshot),
             engine: microvm.spec.snapshot.engine.clone(),
             architecture: Architecture::Unspecified,
             fingerprint: if slept { microvm.placement.fingerprint.clone() } else { String::new() },
@@ -83,6 +85,7 @@ pub(crate) fn place_new(
     check_quotas(memory, config, u64::from(version.baseline_mib))?;
     let demand = Demand {
         memory_mib: u64::from(version.baseline_mib),
+        disk: disk_demand(config, &version.snapshot),
         engine: version.snapshot.engine.clone(),
         architecture: version.architecture,
         fingerprint: String::new(),
@@ -142,6 +145,10 @@ fn check_quotas(memory: &Memory, config: &Config, asked: u64) -> Result<(), Refu
         Some(limit) if allocated + asked > limit => Err(Refusal::MemoryQuota { limit, allocated, asked }),
         _ => Ok(()),
     }
+}
+
+fn disk_demand(config: &Config, snapshot: &SnapshotRef) -> DiskDemand {
+    DiskDemand { bytes: snapshot.disk_size_bytes, overcommit: config.disk_overcommit }
 }
 
 /// The best host for a demand, and its platform fingerprint.

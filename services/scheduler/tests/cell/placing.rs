@@ -2,8 +2,8 @@
 
 use api::errors::{reason, status};
 use api::host::v1::{
-    DrainHostRequest, HeartbeatRequest, HostState, ObservedMicrovm, PlaceBakeRequest, RegisterHostRequest,
-    ReleaseBakeRequest, UndrainHostRequest,
+    DrainHostRequest, HeartbeatRequest, HostState, HostUsage, ObservedMicrovm, PlaceBakeRequest,
+    RegisterHostRequest, ReleaseBakeRequest, UndrainHostRequest,
 };
 use api::microvm::v1::{MicrovmState, TransitionCause};
 use rpc::Role;
@@ -91,6 +91,26 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
     let refusal = run(&client, app()).await;
     refused(refusal, reason::INSUFFICIENT_CAPACITY, "2 full");
     assert_eq!(host.asked(|inner| inner.held.len()), 8);
+}
+
+#[tokio::test]
+async fn a_host_that_is_short_of_disk_gets_nothing_new() {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    hosts.register_host(register).await.unwrap();
+    let usage = |disk_short| HostUsage {
+        disk_capacity_bytes: 64 << 30,
+        disk_free_bytes: 32 << 30,
+        disk_short,
+        ..Default::default()
+    };
+    let report = |disk_short| HeartbeatRequest { usage: Some(usage(disk_short)), ..beat("h1", vec![]) };
+    hosts.heartbeat(report(true)).await.unwrap();
+    let refusal = run(&client, app()).await;
+    refused(refusal, reason::INSUFFICIENT_CAPACITY, "1 short of disk");
+    hosts.heartbeat(report(false)).await.unwrap();
+    running(&client).await;
 }
 
 #[tokio::test]

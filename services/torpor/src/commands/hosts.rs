@@ -1,6 +1,6 @@
 //! `torpor hosts`.
 
-use api::host::v1::{DrainHostRequest, Host, HostState, ListHostsRequest, UndrainHostRequest};
+use api::host::v1::{DrainHostRequest, Host, HostState, HostUsage, ListHostsRequest, UndrainHostRequest};
 
 use super::Session;
 use crate::cli::fleet::{HostCommand, Hosts};
@@ -67,9 +67,16 @@ fn row(host: &Host) -> [String; 8] {
         usage.suspended.to_string(),
         format!("{}/{} MiB", usage.memory_used_mib, spec.memory_capacity_mib),
         format!("{}/{}", usage.slots_used, spec.slot_capacity),
-        output::bytes(usage.disk_free_bytes),
+        disk(&usage),
         spec.engines.join(", "),
     ]
+}
+
+/// What its disk has free, and whether that is too little for anything new.
+fn disk(usage: &HostUsage) -> String {
+    let room =
+        format!("{}/{}", output::bytes(usage.disk_free_bytes), output::bytes(usage.disk_capacity_bytes));
+    if usage.disk_short { format!("{room}, no room") } else { room }
 }
 
 /// True when a host takes placements and has reported lately.

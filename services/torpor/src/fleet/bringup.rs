@@ -163,6 +163,8 @@ impl LocalFleet {
         storage::install_programs(&self.plan)?;
         if self.plan.wants("host-agent-1") {
             storage::mount_hosts(&self.plan)?;
+            let remark = storage::over_promised(&self.plan)?;
+            self.shared.update(|record| record.remarks.extend(remark));
         }
         let context = client::Context::load(&self.plan.data_dir)?;
         let identity = context.identity()?;

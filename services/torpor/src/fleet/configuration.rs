@@ -12,6 +12,7 @@ use super::authority;
 use super::credentials::{self, S3Credentials};
 use super::files;
 use super::plan::{ACCOUNT, Plan, users};
+use super::storage;
 use crate::error::{CliError, Kind};
 
 /// Share of the machine's memory that hosts hand out, in percent.
@@ -33,8 +34,9 @@ pub fn write(plan: &Plan) -> Result<(), CliError> {
     put("scheduler", scheduler(plan), Some(users::SCHEDULER))?;
     put("image-builder", image_builder(plan, &services), None)?;
     put("edge-proxy", edge_proxy(plan), Some(users::EDGE_PROXY))?;
+    let left = storage::left_to_others(plan)?;
     for number in 1..=plan.hosts {
-        put(&format!("host-agent-{number}"), host_agent(plan, &services, number)?, None)?;
+        put(&format!("host-agent-{number}"), host_agent(plan, &services, number, left)?, None)?;
     }
     let context = context(plan, &root).to_toml();
     files::write_private(&client::Context::file(&plan.data_dir), context.as_bytes(), None)?;
@@ -136,6 +138,7 @@ fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
     let own = table! {
         "listen" = plan.image_builder().to_string(),
         "data_dir" = text(&plan.path("builder")),
+        "artifact_bucket" = client::ARTIFACT_BUCKET,
         "account" = ACCOUNT,
         "schedulers" = vec![plan.scheduler().to_string()],
         "s3" = s3(plan, keys),
@@ -167,10 +170,15 @@ fn edge_proxy(plan: &Plan) -> Table {
     service(plan, Role::EdgeProxy, 7503, own)
 }
 
-fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, CliError> {
+/// `left` bytes of the disk are not for hosts.
+fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16, left: u64) -> Result<Table, CliError> {
     let slots = table! {
         "prefix" = plan.slot_prefix(number),
         "outer_subnet" = plan.slot_subnet(number),
+    };
+    let disk = table! {
+        "shared_by" = i64::from(plan.hosts),
+        "left_to_others_bytes" = i64::try_from(left).unwrap_or(i64::MAX),
     };
     let engine_user = i64::from(users::ENGINE + u32::from(number));
     let own = table! {
@@ -181,6 +189,7 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16) -> Result<Table, C
         "schedulers" = vec![plan.scheduler().to_string()],
         "guest_bundle" = text(&plan.bundle),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
+        "disk" = disk,
         "slots" = slots,
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
         "s3" = s3(plan, keys),
@@ -216,8 +225,12 @@ mod tests {
         let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
         let key = S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
         let edge = edge_proxy(&plan);
-        let tables =
-            [scheduler(&plan), image_builder(&plan, &key), host_agent(&plan, &key, 1).unwrap(), edge.clone()];
+        let tables = [
+            scheduler(&plan),
+            image_builder(&plan, &key),
+            host_agent(&plan, &key, 1, 0).unwrap(),
+            edge.clone(),
+        ];
         for table in &tables {
             assert_eq!(table["region"].as_str(), Some("eu-west-1"), "{table}");
             let account = table.get("account").and_then(Value::as_str);

@@ -2,7 +2,8 @@
 //! loop-mounted where the data directory is not on such a file system already.
 
 use std::fs::File;
-use std::os::unix::fs::FileExt as _;
+use std::ops::RangeInclusive;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -18,6 +19,9 @@ use crate::output;
 const HOST_DISK_BYTES_MIN: u64 = 2 << 30;
 /// Share of the free space that the hosts' disks may promise, in percent.
 const FREE_SHARE_PERCENT: u64 = 80;
+/// What hosts leave to etcd, S3 and the builder of the disk that they share with them: a part of it, in percent, within bounds.
+const LEFT_TO_OTHERS_PERCENT: u64 = 5;
+const LEFT_TO_OTHERS_BYTES: RangeInclusive<u64> = 2 << 30..=4 << 30;
 /// How long a mount may stay busy after everything has stopped.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
@@ -107,15 +111,63 @@ fn has_reflinks(directory: &Path) -> bool {
     try_it().is_ok()
 }
 
-fn make_image(plan: &Plan, image: &Path) -> Result<(), CliError> {
+/// Bytes of the data directory's disk that hosts leave to the rest of the fleet.
+pub fn left_to_others(plan: &Plan) -> Result<u64, CliError> {
     let stats = rustix::fs::statvfs(&plan.data_dir).map_err(std::io::Error::from)?;
-    let free = stats.f_bavail * stats.f_frsize;
-    let share = free / 100 * FREE_SHARE_PERCENT / u64::from(plan.hosts);
-    let size = plan.host_disk_bytes.min(share);
+    Ok(part_for_others(stats.f_blocks * stats.f_frsize))
+}
+
+fn part_for_others(disk: u64) -> u64 {
+    (disk / 100 * LEFT_TO_OTHERS_PERCENT).clamp(*LEFT_TO_OTHERS_BYTES.start(), *LEFT_TO_OTHERS_BYTES.end())
+}
+
+/// What a new host's disk may have of `free` bytes, when so many hosts have none yet and those that have may still take
+/// `promised` bytes.
+fn share(free: u64, left: u64, promised: u64, hosts: u64) -> u64 {
+    free.saturating_sub(left).saturating_sub(promised) / 100 * FREE_SHARE_PERCENT / hosts.max(1)
+}
+
+/// Bytes that the hosts' files may still take, and how many hosts have none.
+fn promised(plan: &Plan) -> (u64, u64) {
+    let files = (1..=plan.hosts).map(|number| std::fs::metadata(image(plan, number)));
+    files.fold((0, 0), |(bytes, without), file| match file {
+        Ok(file) => (bytes + file.len().saturating_sub(file.blocks() * 512), without),
+        Err(_) => (bytes, without + 1),
+    })
+}
+
+/// A sentence when the hosts' disks, made when there was more room, may take more than is left.
+pub fn over_promised(plan: &Plan) -> Result<Option<String>, CliError> {
+    let (free, left, (promised, _)) = (free(plan)?, left_to_others(plan)?, promised(plan));
+    Ok((promised > free.saturating_sub(left)).then(|| {
+        format!(
+            "the hosts' disks are {} larger than what {} has free beside the {} for etcd and S3; hosts take nothing new \
+             before that is reached",
+            output::bytes(promised - free.saturating_sub(left)),
+            plan.data_dir.display(),
+            output::bytes(left)
+        )
+    }))
+}
+
+fn free(plan: &Plan) -> Result<u64, CliError> {
+    let stats = rustix::fs::statvfs(&plan.data_dir).map_err(std::io::Error::from)?;
+    Ok(stats.f_bavail * stats.f_frsize)
+}
+
+fn make_image(plan: &Plan, image: &Path) -> Result<(), CliError> {
+    let (free, left, (promised, hosts)) = (free(plan)?, left_to_others(plan)?, promised(plan));
+    let size = plan.host_disk_bytes.min(share(free, left, promised, hosts));
     if size < HOST_DISK_BYTES_MIN {
         return Err(CliError::new(
             Kind::Failed,
-            format!("{} has only {} free", plan.data_dir.display(), output::bytes(free)),
+            format!(
+                "{} has only {} free, of which {} are left to etcd and S3 and {} belong to other hosts",
+                plan.data_dir.display(),
+                output::bytes(free),
+                output::bytes(left),
+                output::bytes(promised)
+            ),
         )
         .next(format!("free space; each host needs at least {}", output::bytes(HOST_DISK_BYTES_MIN))));
     }
@@ -200,6 +252,19 @@ mod tests {
         let table = "22 1 0:20 / /data/hosts/h1 rw - xfs /dev/loop0 rw\n23 1 0:21 / /data/a\\040b rw - tmpfs tmpfs rw";
         let points: Vec<PathBuf> = mount_points(table).collect();
         assert_eq!(points, [Path::new("/data/hosts/h1"), Path::new("/data/a b")]);
+    }
+
+    #[test]
+    fn hosts_leave_room_for_etcd_and_s3_and_promise_nothing_twice() {
+        const GIB: u64 = 1 << 30;
+        assert_eq!(part_for_others(20 * GIB), 2 * GIB);
+        assert_eq!(part_for_others(60 * GIB) / GIB, 2);
+        assert_eq!(part_for_others(1000 * GIB), 4 * GIB);
+        assert_eq!(share(104 * GIB, 4 * GIB, 0, 2) / GIB, 39);
+        // The first of two has been made, and has written nothing yet.
+        assert_eq!(share(104 * GIB, 4 * GIB, 40 * GIB, 1) / GIB, 47);
+        assert_eq!(share(104 * GIB, 4 * GIB, 200 * GIB, 1), 0);
+        assert_eq!(share(3 * GIB, 4 * GIB, 0, 1), 0);
     }
 
     #[test]

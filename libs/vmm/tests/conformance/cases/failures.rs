@@ -1,17 +1,17 @@
 //! What happens when it does not go well.
 
 use std::fs;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::Arc;
 
 use anyhow::{Result, ensure};
-use vmm::{Engine, Error, ExitReason, Status};
+use vmm::{Engine, Error, ExitReason, MachineSpec, Status};
 
 use super::{MEMORY_MIB, ensure_follows};
 use crate::guest;
-use crate::world::{World, last_turn, wait_for, wait_past};
+use crate::world::{GUEST_TIMEOUT, World, last_turn, wait_for, wait_past};
 
 /// A file system that is full after one MiB; unmounted when dropped.
 struct Tiny(PathBuf);
@@ -23,6 +23,13 @@ impl Tiny {
             Command::new("mount").args(["-t", "tmpfs", "-o", "size=1m", "tmpfs"]).arg(&path).status()?;
         ensure!(mounted.success(), "mount");
         Ok(Self(path))
+    }
+
+    /// Makes it larger.
+    fn grow(&self) -> Result<()> {
+        let grown = Command::new("mount").args(["-o", "remount,size=16m"]).arg(&self.0).status()?;
+        ensure!(grown.success(), "mount");
+        Ok(())
     }
 }
 
@@ -64,6 +71,40 @@ pub async fn a_full_disk_leaves_the_machine_whole(engine: Arc<dyn Engine>) -> Re
     woken.resume().await?;
     ensure_follows(turn, &wait_past(&*woken, turn + 2).await?)?;
     woken.stop().await?;
+    Ok(())
+}
+
+pub async fn a_guest_out_of_space_goes_on_when_there_is_some(engine: Arc<dyn Engine>) -> Result<()> {
+    let (world, base) = World::baked(engine, MEMORY_MIB).await?;
+    let tiny = Tiny::mount(world.path("tiny"))?;
+    let disk = tiny.0.join("disk");
+    guest::make_disk(&disk, "grow")?;
+    let spec = MachineSpec { disk: disk.clone(), ..world.spec("unused")? };
+    let machine = world.launch(&spec, &base).await?;
+    tokio::time::timeout(GUEST_TIMEOUT, machine.out_of_space()).await?;
+    ensure!(machine.status().await? == Status::OutOfSpace);
+    let paused = machine.pause().await;
+    ensure!(matches!(paused, Err(Error::OutOfSpace)), "{paused:?}");
+    // Nothing has changed: it stands again.
+    machine.resume().await?;
+    tokio::time::timeout(GUEST_TIMEOUT, machine.out_of_space()).await?;
+    ensure!(!machine.console().await?.contains("grown"), "the guest was told that its write succeeded");
+    // Whoever adopts it was not there when it stopped.
+    let process = machine.process();
+    drop(machine);
+    let machine = world.engine.adopt(&spec, &process).await?.expect("it lives");
+    tokio::time::timeout(GUEST_TIMEOUT, machine.out_of_space()).await?;
+
+    tiny.grow()?;
+    machine.resume().await?;
+    wait_for(&*machine, |text| text.contains("grown")).await?;
+    ensure!(machine.status().await? == Status::Running);
+    let occupied = || fs::metadata(&disk).map(|data| data.blocks() * 512);
+    ensure!(occupied()? >= 4 << 20, "{}", occupied()?);
+    guest::order(&disk, "give")?;
+    wait_for(&*machine, |text| text.contains("given")).await?;
+    ensure!(occupied()? < 1 << 20, "{} bytes are still held", occupied()?);
+    machine.stop().await?;
     Ok(())
 }
 
