@@ -142,6 +142,7 @@ impl App {
         // Tunnels may be open for hours; the next agent's edges open new ones.
         tunnels.abort();
         settle(&self.microvms).await;
+        self.microvms.save_meters().await;
         for task in [lease, reporter, janitor, filler] {
             task.abort();
         }

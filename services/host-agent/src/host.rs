@@ -108,6 +108,11 @@ impl Host {
         unix_ms(self.clock.now())
     }
 
+    /// Milliseconds that the machine has been up: the same for every agent of a boot.
+    pub fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.clock.uptime().as_millis()).unwrap_or(u64::MAX)
+    }
+
     /// Baseline memory accounted for a guest of `memory_mib`, in MiB.
     pub fn baseline_mib(&self, memory_mib: u32) -> u32 {
         (memory_mib / self.config.memory_peak_factor).max(1)

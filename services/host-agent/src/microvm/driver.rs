@@ -102,7 +102,7 @@ impl Driver {
                     ControlFlow::Continue(())
                 }
                 Input::Sample => {
-                    self.core.sample();
+                    self.core.sample_running();
                     ControlFlow::Continue(())
                 }
                 Input::Deadline => {
@@ -202,6 +202,12 @@ impl Driver {
                     let _ = reply.send(kept.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
+                Command::Save => {
+                    self.core.sample();
+                    let saved = self.core.save();
+                    let _ = reply.send(saved.map(|()| self.core.observed()));
+                    ControlFlow::Continue(())
+                }
                 Command::Resume(order, turn) => self.wake(order.take(), turn.take(), reply).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
             },
@@ -223,6 +229,8 @@ impl Driver {
             Fence::Same => Ok(()),
             Fence::Newer => {
                 self.core.journal.generation = offered;
+                self.core.journal.meter.begin_placement();
+                self.core.activity.begin_placement();
                 // The numbering of observations begins again with a generation; a resume or an end publishes.
                 if !matches!(command, Command::Resume(..) | Command::End(_)) {
                     self.core.publish();

@@ -83,17 +83,9 @@ impl Core {
                 let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
+                self.journal.meter.begin_engine(self.host.uptime_ms());
                 self.activity.begin(ActivityKind::Start, &self.host);
-                Ok(Live {
-                    machine,
-                    resources,
-                    dialer,
-                    link,
-                    gate,
-                    sampled: self.host.clock.instant(),
-                    cpu: None,
-                    pump,
-                })
+                Ok(Live { machine, resources, dialer, link, gate, unsaved: 0, cpu: None, pump })
             }
             Err(failure) => {
                 restored.resources.release().await;

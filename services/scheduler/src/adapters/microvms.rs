@@ -118,6 +118,8 @@ struct Stored {
     last_transition: Option<LastTransition>,
     #[prost(uint64, tag = "24")]
     token_revocations: u64,
+    #[prost(message, optional, tag = "25")]
+    metering_before: Option<Metering>,
 }
 
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
@@ -144,6 +146,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         observation: microvm.observation,
         snapshot: microvm.snapshot.clone(),
         metering: microvm.metering,
+        metering_before: microvm.metering_before,
         last_transition: microvm.last_transition.clone(),
         token_revocations: microvm.token_revocations,
     }
@@ -205,6 +208,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
         observation: stored.observation,
         snapshot: stored.snapshot,
         metering: stored.metering,
+        metering_before: stored.metering_before,
         last_transition: stored.last_transition,
         token_revocations: stored.token_revocations,
     })

@@ -76,7 +76,9 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return if gone { MergeOutcome::Merged(RecordChange::None) } else { MergeOutcome::Stale };
     }
     if seen.number <= record.observation {
-        return MergeOutcome::Merged(RecordChange::None);
+        // Totals only rise: however old the observation, the larger ones count.
+        let risen = add_up(record, seen.metering);
+        return MergeOutcome::Merged(if risen { RecordChange::Totals } else { RecordChange::None });
     }
     let before = (record.state, record.state_reason.clone(), record.snapshot.clone());
     let mut next = record.clone();
@@ -84,10 +86,7 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return MergeOutcome::Impossible;
     }
     *record = next;
-    let mut totals = seen.metering.is_some() && seen.metering != record.metering;
-    if totals {
-        record.metering = seen.metering;
-    }
+    let mut totals = add_up(record, seen.metering);
     if seen.last_transition.is_some() && seen.last_transition != record.last_transition {
         totals = true;
         record.last_transition.clone_from(&seen.last_transition);
@@ -138,6 +137,29 @@ fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> boo
     let ours = record.intent == Intent::End && !record.state_reason.is_empty();
     let reason = if ours { record.state_reason.clone() } else { seen.reason.clone() };
     events.iter().all(|event| record.apply_event(*event, &reason, at).is_ok())
+}
+
+/// Brings the record's totals to what was used before this placement and what its host counts. True when one has risen.
+fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
+    let Some(seen) = seen else { return false };
+    let (before, known) = (record.metering_before.unwrap_or_default(), record.metering.unwrap_or_default());
+    let totals = Metering {
+        vcpu_seconds: known.vcpu_seconds.max(before.vcpu_seconds + seen.vcpu_seconds),
+        baseline_gib_seconds: known
+            .baseline_gib_seconds
+            .max(before.baseline_gib_seconds + seen.baseline_gib_seconds),
+        burst_gib_seconds: known.burst_gib_seconds.max(before.burst_gib_seconds + seen.burst_gib_seconds),
+        snapshot_bytes_read: known
+            .snapshot_bytes_read
+            .max(before.snapshot_bytes_read.saturating_add(seen.snapshot_bytes_read)),
+        snapshot_bytes_written: known
+            .snapshot_bytes_written
+            .max(before.snapshot_bytes_written.saturating_add(seen.snapshot_bytes_written)),
+        endpoint_bytes: known.endpoint_bytes.max(before.endpoint_bytes.saturating_add(seen.endpoint_bytes)),
+    };
+    let risen = record.metering != Some(totals);
+    record.metering = Some(totals);
+    risen
 }
 
 /// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known.
@@ -260,6 +282,29 @@ mod tests {
         let ended = Observation { reason: "theirs".into(), ..seen(&record, 4, MicrovmState::Terminated) };
         merge(&mut record, &host, &ended, at(9));
         assert_eq!(record.state_reason, "ours");
+    }
+
+    #[test]
+    fn totals_never_shrink_and_add_up_over_placements() {
+        let host: HostId = "h1".parse().unwrap();
+        let used = |vcpu_seconds, endpoint_bytes| {
+            Some(Metering { vcpu_seconds, endpoint_bytes, ..Default::default() })
+        };
+        let mut record = sample(1, at(0));
+        let tell = |record: &mut Microvm, number, metering, expected| {
+            let told = Observation { metering, ..seen(record, number, MicrovmState::Running) };
+            merge(record, &host, &told, at(99));
+            assert_eq!(record.metering, expected, "{number}");
+        };
+        tell(&mut record, 1, used(5.0, 10), used(5.0, 10));
+        // An agent that came back with less, an answer that was overtaken, and news without a number of its own.
+        tell(&mut record, 2, used(3.0, 12), used(5.0, 12));
+        tell(&mut record, 1, used(6.0, 1), used(6.0, 12));
+        tell(&mut record, 2, used(7.0, 12), used(7.0, 12));
+        // The next host counts from zero.
+        record.place("h1".parse().unwrap(), String::new(), at(100));
+        tell(&mut record, 1, used(1.0, 2), used(8.0, 14));
+        tell(&mut record, 2, None, used(8.0, 14));
     }
 
     #[test]

@@ -121,6 +121,7 @@ pub(crate) fn place_new(
         observation: 0,
         snapshot: None,
         metering: None,
+        metering_before: None,
         last_transition: None,
         token_revocations: 0,
     })
