@@ -74,6 +74,9 @@ pub enum Refusal {
         /// What this one asked for, MiB.
         asked: u64,
     },
+    /// How far a host's clock is off, and what to do.
+    #[error("{0}")]
+    HostClock(String),
     #[error("The host {host} is away; {why}.")]
     HostAway { host: HostId, why: &'static str, retry_after: Duration },
     /// The app's output is not kept any more.

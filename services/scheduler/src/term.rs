@@ -20,12 +20,13 @@ mod place;
 pub mod subscribers;
 mod suspend;
 mod sweep;
+mod time;
 pub mod tokens;
 mod wake;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backoff::Backoff;
 use clock::Clock;
@@ -47,6 +48,7 @@ use connectors::ConnectorStore;
 use domains::DomainStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
+use time::LifeClock;
 
 /// Pauses between attempts to reach a host.
 pub(crate) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -66,6 +68,7 @@ pub struct Term {
     pub(crate) context: Context,
     pub(crate) leadership: Leadership,
     pub(crate) token_keys: TokenKeys,
+    lives: LifeClock,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
     pub(crate) connectors: ConnectorStore,
@@ -92,8 +95,10 @@ pub enum LoadError {
 impl Term {
     /// Reads everything, then starts the tasks that keep it true and finish what an earlier leader began.
     pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
-        let now = context.clock.now();
-        let token_keys = TokenKeys::load(&context.store, &leadership, now).await?;
+        let mark = context.store.get(time::MARK).await?.and_then(|found| time::read_mark(&found.value));
+        let lives = LifeClock::begin(&context.clock, mark.as_ref(), context.config.trust_clock);
+        let now = lives.now();
+        let token_keys = TokenKeys::load(&context.store, &leadership, context.clock.now()).await?;
         let mut memory = Memory::new(context.config.retention());
         for (key, value) in context.store.list(codec::PREFIX).await?.0 {
             match codec::decode(&value.value) {
@@ -118,6 +123,7 @@ impl Term {
             context,
             leadership,
             token_keys,
+            lives,
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
             connectors,
@@ -159,10 +165,6 @@ impl Term {
 
     pub(crate) fn config(&self) -> &Config {
         &self.context.config
-    }
-
-    pub fn now(&self) -> SystemTime {
-        self.context.clock.now()
     }
 
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {

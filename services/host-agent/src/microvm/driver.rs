@@ -143,7 +143,8 @@ impl Driver {
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
             () = idle, if running => Input::IdleDue,
-            () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
+            // One that sleeps uses nothing; its end is the scheduler's alone.
+            () = tokio::time::sleep(core.until_deadline()), if running => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
         }
     }
@@ -406,11 +407,11 @@ impl Driver {
 }
 
 impl Core {
-    /// Time until the microVM must have ended. The scheduler ends it on time;
-    /// the host only when nobody else did.
+    /// Time until the microVM must have ended, on a clock that nobody sets. The scheduler ends it on time; the host only
+    /// when nobody else did.
     fn until_deadline(&self) -> Duration {
         self.spec.deadline.map_or(Duration::MAX / 4, |deadline| {
-            (deadline + DEADLINE_GRACE).duration_since(self.host.clock.now()).unwrap_or_default()
+            (deadline + DEADLINE_GRACE).duration_since(self.host.steady.now()).unwrap_or_default()
         })
     }
 

@@ -238,7 +238,7 @@ fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
 }
 
 /// What a host needs of a record to run it. Here connectors become what they mean; a host knows no ARN.
-pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
+pub fn host_spec(microvm: &Microvm, now: SystemTime) -> MicrovmSpec {
     let spec = &microvm.spec;
     MicrovmSpec {
         microvm_id: microvm.id.to_string(),
@@ -252,7 +252,8 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         run_hook_payload: spec.payload.0.clone(),
         ingress: Some(Ingress { http: spec.lets_requests_in(), shell: spec.lets_shells_in() }),
         egress: Some(Egress { reach: reach(spec) }),
-        deadline: Some(api::timestamp(microvm.deadline())),
+        life_left: Some(api::duration_proto(microvm.deadline().duration_since(now).unwrap_or_default())),
+        deadline: None,
         end_connections_at_suspend: spec.end_connections,
     }
 }
@@ -344,7 +345,10 @@ mod tests {
         });
         for microvm in [plain, full] {
             assert_eq!(decode(&encode(&microvm)).unwrap(), microvm);
-            assert_eq!(host_spec(&microvm).end_connections_at_suspend, microvm.spec.end_connections);
+            assert_eq!(
+                host_spec(&microvm, SystemTime::UNIX_EPOCH).end_connections_at_suspend,
+                microvm.spec.end_connections
+            );
         }
     }
 
@@ -355,7 +359,7 @@ mod tests {
             let arns = egress.iter().map(|one| ConnectorArn::managed("us-east-1", *one));
             microvm.spec.egress = arns.collect();
             microvm.spec.egress_policy = policy;
-            host_spec(&microvm)
+            host_spec(&microvm, SystemTime::UNIX_EPOCH)
         };
         let internet = [ManagedConnector::InternetEgress];
         let policy = EgressPolicy { allow_cidrs: vec!["10.0.0.0/8".into()], deny_cidrs: vec![] };
@@ -370,7 +374,10 @@ mod tests {
             assert_eq!(spec.ingress, Some(Ingress { http: true, shell: false }));
         }
         microvm.spec.ingress = vec![ConnectorArn::managed("us-east-1", ManagedConnector::NoIngress)];
-        assert_eq!(host_spec(&microvm).ingress, Some(Ingress { http: false, shell: false }));
+        assert_eq!(
+            host_spec(&microvm, SystemTime::UNIX_EPOCH).ingress,
+            Some(Ingress { http: false, shell: false })
+        );
     }
 
     #[test]

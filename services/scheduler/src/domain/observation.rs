@@ -1,7 +1,7 @@
 //! Takes in what a host observed. Observations are ordered by generation, then by number; what is older than
 //! the record changes nothing, and what comes from an older placement is told to go.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::common::v1::Metering;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
@@ -9,6 +9,10 @@ use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
 
 use super::microvm::{Intent, Microvm};
+
+/// How much earlier than now a state may have begun that a host has just told of. When it told later, because nobody led or
+/// its clock is behind, the state counts from this long ago: no window is over before anybody knew that it was open.
+pub const OBSERVED_LATE_MAX: Duration = Duration::from_secs(10);
 
 /// What a host observed of one microVM.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,12 +135,18 @@ fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> boo
         (S::Pending, S::Pending) => &[],
         (_, S::Pending) => return false,
     };
-    // A host's clock may be off; a state never begins in the future.
-    let at = seen.state_time.map_or(now, |time| time.min(now));
+    let at = seen.state_time.map_or(now, |time| began(record, time, now));
     // Why an end was asked for is ours to say; the host's word counts otherwise.
     let ours = record.intent == Intent::End && !record.state_reason.is_empty();
     let reason = if ours { record.state_reason.clone() } else { seen.reason.clone() };
     events.iter().all(|event| record.apply_event(*event, &reason, at).is_ok())
+}
+
+/// When a state began, as far as a host's clock is believed: not in the future, not before the state that it followed, and not
+/// long before anybody heard of it.
+fn began(record: &Microvm, by_host: SystemTime, now: SystemTime) -> SystemTime {
+    let earliest = now.checked_sub(OBSERVED_LATE_MAX).unwrap_or(now).max(record.state_time);
+    by_host.max(earliest).min(now)
 }
 
 /// Brings the record's totals to what was used before this placement and what its host counts. True when one has risen.
@@ -178,7 +188,6 @@ mod tests {
     use super::super::microvm::tests::sample;
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -282,6 +291,39 @@ mod tests {
         let ended = Observation { reason: "theirs".into(), ..seen(&record, 4, MicrovmState::Terminated) };
         merge(&mut record, &host, &ended, at(9));
         assert_eq!(record.state_reason, "ours");
+    }
+
+    #[test]
+    fn a_hosts_clock_moves_no_state_far() {
+        let host: HostId = "h1".parse().unwrap();
+        for (by_host, expected) in [
+            (Some(1_000), 1_000),
+            // Three hours ahead; three hours behind; told of late; not said.
+            (Some(11_800), 1_005),
+            (Some(0), 995),
+            (Some(994), 995),
+            (None, 1_005),
+        ] {
+            let mut record = sample(1, at(0));
+            let running =
+                Observation { state_time: Some(at(500)), ..seen(&record, 1, MicrovmState::Running) };
+            merge(&mut record, &host, &running, at(500));
+            let state_time = by_host.map(at);
+            let asleep = Observation { state_time, ..seen(&record, 2, MicrovmState::Suspended) };
+            merge(&mut record, &host, &asleep, at(1_005));
+            assert_eq!(record.state_time, at(expected), "{by_host:?}");
+        }
+        // Not before the state that it follows.
+        let mut record = sample(1, at(0));
+        for (number, state, now) in [(1, MicrovmState::Running, 100), (2, MicrovmState::Suspended, 103)] {
+            let told = Observation { state_time: Some(at(10)), ..seen(&record, number, state) };
+            merge(&mut record, &host, &told, at(now));
+        }
+        assert_eq!(record.state_time, at(93), "the sleep");
+        let mut record = sample(1, at(100));
+        let told = Observation { state_time: Some(at(10)), ..seen(&record, 1, MicrovmState::Running) };
+        merge(&mut record, &host, &told, at(103));
+        assert_eq!(record.state_time, at(100));
     }
 
     #[test]

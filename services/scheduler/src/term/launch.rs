@@ -191,8 +191,10 @@ impl Term {
         let Some(address) = self.grpc_address(host) else {
             return Attempt::Again(Status::unavailable(format!("host {host} is away")));
         };
-        let request =
-            LaunchRequest { generation: microvm.placement.generation, spec: Some(codec::host_spec(microvm)) };
+        let request = LaunchRequest {
+            generation: microvm.placement.generation,
+            spec: Some(codec::host_spec(microvm, self.now())),
+        };
         let answer = match self.context.agents.client(&address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),

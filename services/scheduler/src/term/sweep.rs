@@ -12,7 +12,7 @@ use super::memory::Handle;
 use crate::domain::microvm::REASON_LIFETIME;
 use crate::domain::timers::{self, Due};
 
-/// Longest sleep of the deadline task: the wall clock may be set.
+/// Longest sleep of the deadline task: ends may be held back meanwhile, or not any more.
 const TICK: Duration = Duration::from_secs(1);
 const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
@@ -31,6 +31,10 @@ impl Term {
 
     async fn watch_deadlines(self: Arc<Self>) {
         loop {
+            if self.ends_are_held_back() {
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
             let now = self.now();
             let (due, next) = {
                 let mut memory = self.memory();
@@ -77,6 +81,7 @@ impl Term {
         let mut count: u32 = 0;
         loop {
             ticks.tick().await;
+            self.keep_time().await;
             self.end_on_lost_hosts();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
@@ -144,7 +149,7 @@ impl Term {
     async fn rotate_keys(&self) {
         let rotation = Duration::from_secs(self.config().key_rotation_seconds);
         let store = &self.context.store;
-        if let Err(error) = self.token_keys.rotate(store, &self.leadership, rotation, self.now()).await {
+        if let Err(error) = self.token_keys.rotate(store, &self.leadership, rotation, self.wall()).await {
             tracing::warn!(%error, "token keys not rotated yet");
         }
     }
