@@ -48,6 +48,8 @@ pub struct Config {
     /// Take the wall clock as it is when a term begins, even if it jumped after the last leader's mark of the time. For one
     /// start, when the jump was right.
     pub trust_clock: bool,
+    /// Most bytes etcd takes, its --quota-backend-bytes. From 80 % on nothing is launched.
+    pub etcd_bytes_max: u64,
     /// Age at which the newest token key gets a successor, seconds.
     pub key_rotation_seconds: u64,
     pub limits: Limits,
@@ -136,6 +138,8 @@ impl Default for Config {
             heartbeat_interval_ms: 1000,
             host_clock_difference_max_seconds: 10,
             trust_clock: false,
+            // etcd's own default.
+            etcd_bytes_max: 2 << 30,
             key_rotation_seconds: 24 * 3600,
             limits: Limits::default(),
             quotas: Quotas::default(),
@@ -174,6 +178,7 @@ impl Config {
                 (6..=3600).contains(&self.host_clock_difference_max_seconds),
                 "host_clock_difference_max_seconds must be 6 to 3600",
             ),
+            (self.etcd_bytes_max > 0, "etcd_bytes_max must be at least 1"),
             (self.key_rotation_seconds >= 3600, "key_rotation_seconds must be at least 3600"),
             (self.microvms_max > 0, "microvms_max must be at least 1"),
             (

@@ -17,6 +17,7 @@ pub mod launch;
 mod logs;
 pub mod memory;
 mod place;
+mod store_room;
 pub mod subscribers;
 mod suspend;
 mod sweep;
@@ -48,6 +49,7 @@ use connectors::ConnectorStore;
 use domains::DomainStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
+use store_room::RoomSeen;
 use time::LifeClock;
 
 /// Pauses between attempts to reach a host.
@@ -69,12 +71,15 @@ pub struct Term {
     pub(crate) leadership: Leadership,
     pub(crate) token_keys: TokenKeys,
     lives: LifeClock,
+    room: RoomSeen,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
     pub(crate) connectors: ConnectorStore,
     pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
+    /// Records are erased by one task at a time.
+    pub(crate) erasing: tokio::sync::Mutex<()>,
     /// Invitations are made and redeemed one at a time.
     pub(crate) invitations: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -124,11 +129,13 @@ impl Term {
             leadership,
             token_keys,
             lives,
+            room: RoomSeen::default(),
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
             connectors,
             domains,
             access: tokio::sync::Mutex::default(),
+            erasing: tokio::sync::Mutex::default(),
             invitations: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),

@@ -114,6 +114,7 @@ impl Term {
         }
         // After the token: a replay does not ask what became of the connectors.
         let policy = policy?;
+        self.refuse_when_full()?;
         let microvm = place_new(&memory, self.config(), request, (version, policy), now)?;
         let handle = memory.insert(Arc::new(microvm), 0, now);
         // Taken before anybody else can see it: the first to write it is us.

@@ -1,5 +1,5 @@
-//! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task
-//! for deadlines and one for the rest, whatever the number of microVMs.
+//! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task for
+//! deadlines, one for records beyond their number and one for the rest, whatever the number of microVMs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,6 +26,8 @@ impl Term {
         let term = Arc::clone(self);
         self.spawn(async move { term.watch_deadlines().await });
         let term = Arc::clone(self);
+        self.spawn(async move { term.forget_surplus().await });
+        let term = Arc::clone(self);
         self.spawn(async move { term.sweep().await });
     }
 
@@ -40,11 +42,16 @@ impl Term {
                 let mut memory = self.memory();
                 (memory.timers.take_due(now, DUE_MAX), memory.timers.earliest())
             };
-            for id in &due {
-                if let Ok(handle) = self.handle(id) {
-                    let term = Arc::clone(&self);
-                    self.spawn(async move { term.deadline(handle).await });
-                }
+            let due = due.iter().filter_map(|id| self.handle(id).ok());
+            let (forgotten, ended): (Vec<Arc<Handle>>, Vec<Arc<Handle>>) =
+                due.partition(|handle| handle.current().terminate_time.is_some());
+            for handle in ended {
+                let term = Arc::clone(&self);
+                self.spawn(async move { term.deadline(handle).await });
+            }
+            if !forgotten.is_empty() {
+                let term = Arc::clone(&self);
+                self.spawn(async move { term.forget(forgotten).await });
             }
             let wait = next.map_or(TICK, |next| next.duration_since(now).unwrap_or_default().min(TICK));
             tokio::select! {
@@ -54,7 +61,22 @@ impl Term {
         }
     }
 
-    /// Does what is due for one microVM. The timer was taken out to get here: when this fails it is set
+    /// Erases records whose retention is over. Their timers were taken out to get here, see [`Term::deadline`].
+    async fn forget(self: Arc<Self>, handles: Vec<Arc<Handle>>) {
+        if let Err(refusal) = self.erase(&handles).await {
+            tracing::debug!(%refusal, records = handles.len(), "records not forgotten yet");
+            let again = self.now() + AGAIN;
+            let mut memory = self.memory();
+            for handle in &handles {
+                // Those that are gone have no timer to set.
+                if memory.get(&handle.id).is_some() {
+                    memory.timers.set(&handle.id, Some(again));
+                }
+            }
+        }
+    }
+
+    /// Ends a microVM whose time is over. The timer was taken out to get here: when this fails it is set
     /// again, and when the leader dies the next one sets the timers of all records anew.
     async fn deadline(self: Arc<Self>, handle: Arc<Handle>) {
         let now = self.now();
@@ -66,7 +88,8 @@ impl Term {
                 return;
             }
             Some((_, Due::End)) => self.begin_end(&handle, REASON_LIFETIME).await.map(|_| ()),
-            Some((_, Due::Forget)) => self.erase(&handle).await,
+            // It ended meanwhile, and its retention is over: the next round forgets it.
+            Some((_, Due::Forget)) => Ok(()),
             None => return,
         };
         if let Err(refusal) = done {
@@ -89,7 +112,7 @@ impl Term {
             self.spawn(async move { term.remove_dangling_domains().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
                 self.continue_drains();
-                self.forget_surplus();
+                self.look_at_store().await;
                 self.rotate_keys().await;
             }
             self.gauge();
@@ -136,13 +159,17 @@ impl Term {
         }
     }
 
-    fn forget_surplus(self: &Arc<Self>) {
-        let surplus = self.memory().surplus(self.config().retained_max, DUE_MAX);
-        for handle in surplus.iter().filter_map(|id| self.handle(id).ok()) {
-            let term = Arc::clone(self);
-            self.spawn(async move {
-                let _ = term.erase(&handle).await;
-            });
+    /// Erases the oldest terminated records beyond their number, as many as there are, however fast they come.
+    async fn forget_surplus(self: Arc<Self>) {
+        loop {
+            let surplus = self.memory().surplus(self.config().retained_max, DUE_MAX);
+            let handles: Vec<Arc<Handle>> = surplus.iter().filter_map(|id| self.handle(id).ok()).collect();
+            if handles.is_empty() {
+                tokio::time::sleep(SWEEP).await;
+            } else if let Err(refusal) = self.erase(&handles).await {
+                tracing::debug!(%refusal, "records beyond their number not forgotten yet");
+                tokio::time::sleep(AGAIN).await;
+            }
         }
     }
 

@@ -142,7 +142,9 @@ impl Term {
 
     /// What a person has to see to.
     pub fn alarms(&self) -> Vec<Alarm> {
-        self.clock_alarms()
+        let (mut alarms, store) = (self.clock_alarms(), self.store_alarms());
+        alarms.extend(store);
+        alarms
     }
 
     /// What is wrong with the clocks.

@@ -14,6 +14,7 @@ mod invitations;
 mod launch;
 mod lifecycle;
 mod placing;
+mod records;
 mod time;
 mod tokens;
 mod watching;
