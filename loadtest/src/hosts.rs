@@ -233,7 +233,7 @@ async fn wait_ready(context: &Context, count: u16) -> anyhow::Result<()> {
                 HostState::Draining | HostState::Drained => {
                     context.call(UndrainHostRequest { host_id: id }).await.context("undrain a host")?;
                 }
-                HostState::Lost | HostState::Unspecified => {}
+                HostState::Refused | HostState::Lost | HostState::Unspecified => {}
             }
         }
         if ready >= count {

@@ -67,6 +67,8 @@ pub mod reason {
     pub const THROTTLED: &str = "THROTTLED";
     /// The microVM's ingress connectors do not let a shell in.
     pub const SHELL_NOT_ALLOWED: &str = "SHELL_NOT_ALLOWED";
+    /// The clock of the host differs too much from the scheduler's.
+    pub const CLOCK_DIFFERS: &str = "CLOCK_DIFFERS";
     /// The caller's certificate has no right to the call.
     pub const PERMISSION_DENIED: &str = "PERMISSION_DENIED";
     /// A bug.

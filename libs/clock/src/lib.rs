@@ -1,13 +1,17 @@
 //! What time it is, passed in: a program reads the system's clock, and a test
 //! that waits for something to expire moves a clock of its own instead.
 //!
-//! Only readings are here. Whoever sleeps until a time keeps its sleeps short and
-//! reads the clock again, because a wall clock may be set as well.
+//! A wall clock may be set. What must not happen early because of that goes by a [`Steady`] clock. Only readings are here:
+//! whoever sleeps until a time keeps its sleeps short and reads the clock again.
 
 #![warn(missing_docs)]
 
-use std::sync::{Arc, Mutex, PoisonError};
+mod steady;
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
+
+pub use steady::{Difference, FOLLOWED_MAX, Mark, Steady};
 
 /// A clock; clones show the same time.
 #[derive(Debug, Clone, Default)]
@@ -15,8 +19,16 @@ pub struct Clock(Option<Arc<Manual>>);
 
 #[derive(Debug)]
 struct Manual {
-    start: (SystemTime, Instant),
-    passed: Mutex<Duration>,
+    start: Instant,
+    shows: Mutex<Shown>,
+}
+
+/// What a manual clock shows.
+#[derive(Debug, Clone)]
+struct Shown {
+    passed: Duration,
+    wall: SystemTime,
+    boot: u32,
 }
 
 impl Clock {
@@ -29,19 +41,42 @@ impl Clock {
     /// A clock that stands at `start` until it is moved.
     #[must_use]
     pub fn manual(start: SystemTime) -> Self {
-        Self(Some(Arc::new(Manual { start: (start, Instant::now()), passed: Mutex::default() })))
+        let shows = Mutex::new(Shown { passed: Duration::ZERO, wall: start, boot: 0 });
+        Self(Some(Arc::new(Manual { start: Instant::now(), shows })))
     }
 
     /// The time of day.
     #[must_use]
     pub fn now(&self) -> SystemTime {
-        self.0.as_ref().map_or_else(SystemTime::now, |manual| manual.start.0 + manual.passed())
+        self.0.as_ref().map_or_else(SystemTime::now, |manual| manual.shows().wall)
     }
 
     /// A reading that never goes back, to measure with.
     #[must_use]
     pub fn instant(&self) -> Instant {
-        self.0.as_ref().map_or_else(Instant::now, |manual| manual.start.1 + manual.passed())
+        self.0.as_ref().map_or_else(Instant::now, |manual| manual.start + manual.shows().passed)
+    }
+
+    /// How long the machine has been up, the time it was suspended included. Processes of one boot read the same.
+    #[must_use]
+    pub fn uptime(&self) -> Duration {
+        let Some(manual) = &self.0 else {
+            let up = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+            let seconds = u64::try_from(up.tv_sec).unwrap_or(0);
+            return Duration::new(seconds, u32::try_from(up.tv_nsec).unwrap_or(0));
+        };
+        manual.shows().passed
+    }
+
+    /// Which boot of which machine [`Clock::uptime`] counts from; empty when the system does not say.
+    #[must_use]
+    pub fn boot(&self) -> String {
+        match &self.0 {
+            Some(manual) => format!("manual-{}", manual.shows().boot),
+            None => std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .map(|id| id.trim().to_owned())
+                .unwrap_or_default(),
+        }
     }
 
     /// Moves a manual clock on.
@@ -49,14 +84,35 @@ impl Clock {
     /// # Panics
     /// On the system's clock, which nobody moves.
     pub fn advance(&self, by: Duration) {
-        let manual = self.0.as_ref().expect("only a manual clock is moved");
-        *manual.passed.lock().unwrap_or_else(PoisonError::into_inner) += by;
+        let mut shows = self.to_be_moved().shows();
+        shows.passed += by;
+        shows.wall += by;
+    }
+
+    /// Sets the wall clock alone, as an operator or a time service does: no time passes.
+    ///
+    /// # Panics
+    /// On the system's clock.
+    pub fn set_wall(&self, wall: SystemTime) {
+        self.to_be_moved().shows().wall = wall;
+    }
+
+    /// Makes a manual clock that of a machine that has just started again.
+    ///
+    /// # Panics
+    /// On the system's clock.
+    pub fn reboot(&self) {
+        self.to_be_moved().shows().boot += 1;
+    }
+
+    fn to_be_moved(&self) -> &Manual {
+        self.0.as_ref().expect("only a manual clock is moved")
     }
 }
 
 impl Manual {
-    fn passed(&self) -> Duration {
-        *self.passed.lock().unwrap_or_else(PoisonError::into_inner)
+    fn shows(&self) -> MutexGuard<'_, Shown> {
+        self.shows.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -68,10 +124,21 @@ mod tests {
     fn a_manual_clock_moves_only_when_it_is_moved() {
         let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
         let clock = Clock::manual(start);
-        let (other, instant) = (clock.clone(), clock.instant());
+        let (other, instant, uptime) = (clock.clone(), clock.instant(), clock.uptime());
         assert_eq!((clock.now(), clock.instant()), (start, instant));
         other.advance(Duration::from_secs(60));
         assert_eq!(clock.now(), start + Duration::from_secs(60));
         assert_eq!(clock.instant() - instant, Duration::from_secs(60));
+        assert_eq!(clock.uptime() - uptime, Duration::from_secs(60));
+        other.set_wall(start);
+        assert_eq!((clock.now(), clock.uptime() - uptime), (start, Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn the_system_says_how_long_it_has_been_up() {
+        let clock = Clock::system();
+        let (first, second) = (clock.uptime(), clock.uptime());
+        assert!(first > Duration::ZERO && second >= first);
+        assert_eq!(clock.boot(), clock.boot());
     }
 }

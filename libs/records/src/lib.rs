@@ -23,7 +23,7 @@ pub use error::Error;
 pub use lease::Lease;
 pub use mirror::{Entries, Mirror};
 pub use options::{Options, TlsFiles};
-pub use store::{Expect, Listing, Store, Versioned, Write};
+pub use store::{Expect, Listing, Store, StoreSize, Versioned, Write};
 pub use watch::{Event, Watch};
 
 /// Result of every call here.

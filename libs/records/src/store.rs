@@ -34,6 +34,18 @@ pub struct Versioned<T = Vec<u8>> {
     pub revision: i64,
 }
 
+/// How much etcd holds.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct StoreSize {
+    /// Bytes of all keys and of what was overwritten and is not compacted yet. The file may be larger; it does not shrink, and
+    /// etcd uses its free pages first.
+    pub used_bytes: u64,
+    /// The newest revision.
+    pub revision: i64,
+    /// Alarms that the member has raised, in its own words.
+    pub alarms: Vec<String>,
+}
+
 /// Entries of a listing (key without root, in key order) and the revision at which all of them were read.
 pub type Listing = (Vec<(String, Versioned)>, i64);
 
@@ -191,6 +203,30 @@ impl Store {
             let mut kv = self.kv();
             let response = bounded("count", kv.get(start, Some(options))).await?;
             Ok(usize::try_from(response.count()).unwrap_or(0))
+        })
+    }
+
+    /// How much etcd holds, as the member that answers has it.
+    pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
+        Box::pin(async move {
+            let mut maintenance = self.client.maintenance_client();
+            let status = bounded("status", maintenance.status()).await?;
+            Ok(StoreSize {
+                used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
+                revision: status.header().map_or(0, etcd_client::ResponseHeader::revision),
+                alarms: status.errors().to_vec(),
+            })
+        })
+    }
+
+    /// Lets etcd forget what was overwritten before `revision`. A watcher that has not read it yet lists anew.
+    ///
+    /// # Errors
+    /// [`Error::Refused`] when that is done already.
+    pub fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
+        Box::pin(async move {
+            let mut kv = self.kv();
+            bounded("compaction", kv.compact(revision, None)).await.map(drop)
         })
     }
 

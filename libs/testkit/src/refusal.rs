@@ -6,7 +6,7 @@ use api::errors::{reason, reason_of};
 use tonic::{Code, Status};
 
 /// The code that goes with each reason.
-const CODES: [(&str, Code); 18] = [
+const CODES: [(&str, Code); 19] = [
     (reason::INVALID_ARGUMENT, Code::InvalidArgument),
     (reason::PERMISSION_DENIED, Code::PermissionDenied),
     (reason::NOT_FOUND, Code::NotFound),
@@ -18,6 +18,7 @@ const CODES: [(&str, Code); 18] = [
     (reason::IMAGE_IN_USE, Code::FailedPrecondition),
     (reason::NOT_DELETABLE, Code::FailedPrecondition),
     (reason::SHELL_NOT_ALLOWED, Code::FailedPrecondition),
+    (reason::CLOCK_DIFFERS, Code::FailedPrecondition),
     (reason::DISK_FULL, Code::FailedPrecondition),
     (reason::INSUFFICIENT_CAPACITY, Code::ResourceExhausted),
     (reason::QUOTA_EXCEEDED, Code::ResourceExhausted),

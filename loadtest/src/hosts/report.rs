@@ -2,7 +2,7 @@
 //! the scheduler asks for and at once when something changed, as host-agent does.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::{HeartbeatRequest, HostSpec, RegisterHostRequest};
@@ -73,6 +73,7 @@ impl Reporter {
                 usage: Some(self.table.usage()),
                 observed: self.table.observed(complete),
                 complete,
+                clock_time: Some(api::timestamp(SystemTime::now())),
             };
             let told = timely(self.client.heartbeat(request)).await?;
             if told.register {
@@ -86,8 +87,11 @@ impl Reporter {
     }
 
     async fn register(&mut self) -> Result<Duration, Status> {
-        let request =
-            RegisterHostRequest { spec: Some(self.spec.clone()), observed: self.table.observed(true) };
+        let request = RegisterHostRequest {
+            spec: Some(self.spec.clone()),
+            observed: self.table.observed(true),
+            clock_time: Some(api::timestamp(SystemTime::now())),
+        };
         let told = timely(self.client.register_host(request)).await?;
         self.drop_stale(&told.stale_microvm_ids);
         let interval = told.heartbeat_interval.as_ref();

@@ -9,12 +9,13 @@ use anyhow::Context as _;
 use api::common::v1::Architecture;
 use api::host::v1::HostSpec;
 use api::hostagent::v1::host_agent_service_server::HostAgentServiceServer;
-use clock::Clock;
+use clock::{Clock, Steady};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
+use crate::adapters::clock_mark;
 use crate::adapters::files::DataDirectory;
 use crate::adapters::image_snapshots::ImageSnapshots;
 use crate::adapters::lease::{self, Fenced};
@@ -90,6 +91,7 @@ impl App {
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),
             started: clock.instant(),
+            steady: Steady::new(clock.clone(), clock_mark::read(&data).as_ref()),
             clock,
             config,
             data,
@@ -125,6 +127,7 @@ impl App {
                 .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.microvms).keep_tidy());
+        let marks = tokio::spawn(clock_mark::keep(Arc::clone(&self.host)));
         let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
         let room = tokio::spawn(disk::keep_room(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
@@ -146,7 +149,8 @@ impl App {
         // Tunnels may be open for hours; the next agent's edges open new ones.
         tunnels.abort();
         settle(&self.microvms).await;
-        for task in [lease, reporter, janitor, filler, room] {
+        self.microvms.save_meters().await;
+        for task in [lease, reporter, janitor, marks, filler, room] {
             task.abort();
         }
         self.host.ahead.close().await;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use backoff::Backoff;
-use clock::Clock;
+use clock::{Clock, Steady};
 use tokio::sync::watch;
 
 use crate::adapters::files::DataDirectory;
@@ -87,6 +87,8 @@ pub struct Host {
     pub wakes: Arc<Wakes>,
     pub metrics: Metrics,
     pub clock: Clock,
+    /// What lives and leases go by.
+    pub steady: Steady,
     /// Rises with every change of any microVM.
     pub changes: watch::Sender<u64>,
     /// Zero of [`Host::monotonic_ms`].
@@ -105,9 +107,14 @@ impl Host {
         u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
     }
 
-    /// Milliseconds since 1970.
+    /// Milliseconds since 1970, on a clock that passes as time does when somebody sets the wall clock.
     pub fn now_ms(&self) -> u64 {
-        unix_ms(self.clock.now())
+        unix_ms(self.steady.now())
+    }
+
+    /// Milliseconds that the machine has been up: the same for every agent of a boot.
+    pub fn uptime_ms(&self) -> u64 {
+        u64::try_from(self.clock.uptime().as_millis()).unwrap_or(u64::MAX)
     }
 
     /// Baseline memory accounted for a guest of `memory_mib`, in MiB.

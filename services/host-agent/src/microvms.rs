@@ -24,6 +24,8 @@ use crate::wakes::Turn;
 /// Rounds of "drop the older, start the newer" before a launch gives up.
 const REPLACE_ROUNDS_MAX: usize = 3;
 const MANIFEST_KEYS_MAX: usize = 1000;
+/// Longest wait for microVMs to write down what they used, when the agent stops.
+const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub struct Microvms {
     host: Arc<Host>,
@@ -377,6 +379,15 @@ impl Microvms {
             disk_reserved_bytes: disk.reserved,
             disk_short: disk.short,
             cached_manifest_keys: self.host.image_snapshots.manifest_keys(MANIFEST_KEYS_MAX),
+        }
+    }
+
+    /// Has every running microVM's use written down: the agent stops. What does not answer in time is as after a crash.
+    pub async fn save_meters(&self) {
+        let handles: Vec<Handle> = self.live().values().cloned().collect();
+        let saves = handles.iter().map(|handle| handle.command(Command::Save, None));
+        if tokio::time::timeout(SAVE_TIMEOUT, futures::future::join_all(saves)).await.is_err() {
+            tracing::warn!("not every microVM's use was written down");
         }
     }
 

@@ -90,7 +90,11 @@ impl Reporter {
 
     async fn register(&mut self) -> Result<Duration, Status> {
         let observed = self.microvms.unreported();
-        let request = RegisterHostRequest { spec: Some(self.spec.clone()), observed: observed.clone() };
+        let request = RegisterHostRequest {
+            spec: Some(self.spec.clone()),
+            observed: observed.clone(),
+            clock_time: Some(api::timestamp(self.host.clock.now())),
+        };
         let response = self
             .schedulers
             .call(CALL, request, |channel, request| async move {
@@ -120,6 +124,7 @@ impl Reporter {
             usage: Some(self.microvms.usage()),
             observed: observed.clone(),
             complete,
+            clock_time: Some(api::timestamp(self.host.clock.now())),
         };
         let response = self
             .schedulers

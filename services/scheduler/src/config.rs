@@ -45,6 +45,13 @@ pub struct Config {
     pub fence_grace_seconds: u64,
     /// How often hosts report, milliseconds.
     pub heartbeat_interval_ms: u64,
+    /// A host whose clock differs by more is refused, seconds. A report may take some of that on its way.
+    pub host_clock_difference_max_seconds: u64,
+    /// Take the wall clock as it is when a term begins, even if it jumped after the last leader's mark of the time. For one
+    /// start, when the jump was right.
+    pub trust_clock: bool,
+    /// Most bytes etcd takes, its --quota-backend-bytes. From 80 % on nothing is launched.
+    pub etcd_bytes_max: u64,
     /// Age at which the newest token key gets a successor, seconds.
     pub key_rotation_seconds: u64,
     pub limits: Limits,
@@ -132,6 +139,10 @@ impl Default for Config {
             host_lost_grace_seconds: 30,
             fence_grace_seconds: 5,
             heartbeat_interval_ms: 1000,
+            host_clock_difference_max_seconds: 10,
+            trust_clock: false,
+            // etcd's own default.
+            etcd_bytes_max: 2 << 30,
             key_rotation_seconds: 24 * 3600,
             limits: Limits::default(),
             quotas: Quotas::default(),
@@ -165,6 +176,12 @@ impl Config {
                 (50..=60_000).contains(&self.heartbeat_interval_ms),
                 "heartbeat_interval_ms must be 50 to 60000",
             ),
+            (
+                // A report that takes longer than 5 s is given up by its host.
+                (6..=3600).contains(&self.host_clock_difference_max_seconds),
+                "host_clock_difference_max_seconds must be 6 to 3600",
+            ),
+            (self.etcd_bytes_max > 0, "etcd_bytes_max must be at least 1"),
             (self.key_rotation_seconds >= 3600, "key_rotation_seconds must be at least 3600"),
             (self.microvms_max > 0, "microvms_max must be at least 1"),
             (self.disk_overcommit > 0, "disk_overcommit must be at least 1"),

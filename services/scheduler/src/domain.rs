@@ -12,4 +12,5 @@ pub mod microvm;
 pub mod observation;
 pub mod paging;
 pub mod placement;
+pub mod store_room;
 pub mod timers;

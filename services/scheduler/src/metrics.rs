@@ -75,13 +75,14 @@ impl Metrics {
         let signed = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
         self.living.set(signed(living));
         self.bakes.set(signed(bakes));
-        let mut counts = [("READY", 0), ("DRAINING", 0), ("DRAINED", 0), ("LOST", 0)];
+        let mut counts = [("READY", 0), ("DRAINING", 0), ("DRAINED", 0), ("LOST", 0), ("REFUSED", 0)];
         for host in hosts {
             let index = match host {
                 HostState::Ready => 0,
                 HostState::Draining => 1,
                 HostState::Drained => 2,
                 HostState::Lost | HostState::Unspecified => 3,
+                HostState::Refused => 4,
             };
             counts[index].1 += 1;
         }

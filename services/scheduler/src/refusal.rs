@@ -74,6 +74,15 @@ pub enum Refusal {
         /// What this one asked for, MiB.
         asked: u64,
     },
+    /// How far a host's clock is off, and what to do.
+    #[error("{0}")]
+    HostClock(String),
+    #[error(
+        "No new MicroVMs for now: etcd holds {used_mib} MiB of records, and from {percent} % of the {bound_mib} MiB of \
+         etcd_bytes_max on only what lives is served. Lower the scheduler's retention_seconds or retained_max, or raise etcd's \
+         --quota-backend-bytes and etcd_bytes_max."
+    )]
+    StoreFull { used_mib: u64, bound_mib: u64, percent: u64 },
     #[error("The host {host} is away; {why}.")]
     HostAway { host: HostId, why: &'static str, retry_after: Duration },
     /// The app's output is not kept any more.

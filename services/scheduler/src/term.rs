@@ -18,15 +18,17 @@ mod logs;
 pub mod memory;
 mod place;
 mod recover;
+mod store_room;
 pub mod subscribers;
 mod suspend;
 mod sweep;
+mod time;
 pub mod tokens;
 mod wake;
 
 use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use backoff::Backoff;
 use clock::Clock;
@@ -48,6 +50,8 @@ use connectors::ConnectorStore;
 use domains::DomainStore;
 use memory::{Handle, Memory};
 use model::state::MicrovmState;
+use store_room::RoomSeen;
+use time::LifeClock;
 
 /// Pauses between attempts to reach a host.
 pub(crate) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -67,12 +71,16 @@ pub struct Term {
     pub(crate) context: Context,
     pub(crate) leadership: Leadership,
     pub(crate) token_keys: TokenKeys,
+    lives: LifeClock,
+    room: RoomSeen,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
     pub(crate) connectors: ConnectorStore,
     pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
+    /// Records are erased by one task at a time.
+    pub(crate) erasing: tokio::sync::Mutex<()>,
     /// Invitations are made and redeemed one at a time.
     pub(crate) invitations: tokio::sync::Mutex<()>,
     tasks: TaskTracker,
@@ -93,8 +101,10 @@ pub enum LoadError {
 impl Term {
     /// Reads everything, then starts the tasks that keep it true and finish what an earlier leader began.
     pub async fn begin(context: Context, leadership: Leadership) -> Result<Arc<Self>, LoadError> {
-        let now = context.clock.now();
-        let token_keys = TokenKeys::load(&context.store, &leadership, now).await?;
+        let mark = context.store.get(time::MARK).await?.and_then(|found| time::read_mark(&found.value));
+        let lives = LifeClock::begin(&context.clock, mark.as_ref(), context.config.trust_clock);
+        let now = lives.now();
+        let token_keys = TokenKeys::load(&context.store, &leadership, context.clock.now()).await?;
         let mut memory = Memory::new(context.config.retention());
         for (key, value) in context.store.list(codec::PREFIX).await?.0 {
             match codec::decode(&value.value) {
@@ -119,11 +129,14 @@ impl Term {
             context,
             leadership,
             token_keys,
+            lives,
+            room: RoomSeen::default(),
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
             connectors,
             domains,
             access: tokio::sync::Mutex::default(),
+            erasing: tokio::sync::Mutex::default(),
             invitations: tokio::sync::Mutex::default(),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
@@ -160,10 +173,6 @@ impl Term {
 
     pub(crate) fn config(&self) -> &Config {
         &self.context.config
-    }
-
-    pub fn now(&self) -> SystemTime {
-        self.context.clock.now()
     }
 
     pub(crate) fn memory(&self) -> MutexGuard<'_, Memory> {

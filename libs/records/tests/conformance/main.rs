@@ -50,6 +50,22 @@ async fn view_becomes(watch: &mut Watch, view: &mut BTreeMap<String, Vec<u8>>, w
 }
 
 #[tokio::test]
+async fn what_was_overwritten_is_compacted_once() {
+    let etcd = Etcd::start().await;
+    let store = etcd.store().await;
+    let empty = store.size().await.unwrap();
+    assert!(empty.used_bytes > 0 && empty.alarms.is_empty(), "{empty:?}");
+    for value in ["one", "two"] {
+        store.put_if("a", value, Expect::Any, None).await.unwrap();
+    }
+    let size = store.size().await.unwrap();
+    assert!(size.revision >= empty.revision + 2, "{empty:?} {size:?}");
+    store.compact(size.revision).await.unwrap();
+    assert!(matches!(store.compact(size.revision).await, Err(Error::Refused { .. })));
+    assert_eq!(store.get("a").await.unwrap().unwrap().value, b"two");
+}
+
+#[tokio::test]
 async fn compare_and_set_lets_one_of_many_win() {
     let etcd = Etcd::start().await;
     let store = etcd.store().await;

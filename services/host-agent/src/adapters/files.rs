@@ -6,6 +6,7 @@
 //! <data>/ended/<id>/                tombstone.json, logs/
 //! <data>/ahead/<slot>/              an engine that waits for its microVM: disk, run/; emptied at start
 //! <data>/bakes/<build id>/          a bake under way; never survives a restart
+//! <data>/clock.json                 what the time was, see `clock_mark`
 //! <data>/tmp/                       downloads under way; emptied at start
 //! <data>/reserve                    room that is kept for suspends; not there when none is
 //! ```

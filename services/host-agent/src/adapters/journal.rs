@@ -230,6 +230,85 @@ mod tests {
         assert!(!std::fs::read_to_string(&path).unwrap().contains("hunter2"));
     }
 
+    /// An engine as the meter sees it: it uses a quarter of a CPU while it runs, and has twice its baseline.
+    struct Engine {
+        began: std::time::Duration,
+    }
+
+    const BASELINE_MIB: u32 = 512;
+
+    impl Engine {
+        fn sample(&self, clock: &clock::Clock, journal: &mut Journal) {
+            let ran = (clock.uptime() - self.began).as_secs_f64();
+            let sample = crate::domain::metering::Sample {
+                cpu_seconds: ran / 4.0,
+                anonymous_bytes: u64::from(BASELINE_MIB) * 2 * 1024 * 1024,
+            };
+            journal.meter.sample(sample, uptime_ms(clock), BASELINE_MIB);
+        }
+    }
+
+    fn uptime_ms(clock: &clock::Clock) -> u64 {
+        u64::try_from(clock.uptime().as_millis()).unwrap()
+    }
+
+    /// Launch, run, suspend, sleep, wake, crash and restart of the agent, stop and start of it, end: what was used adds up to the
+    /// time it ran, but for what it had beyond its baseline between the last write and the crash.
+    #[test]
+    fn a_sessions_use_adds_up_across_agents() {
+        let seconds = std::time::Duration::from_secs;
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        let clock = clock::Clock::manual(std::time::SystemTime::UNIX_EPOCH);
+        clock.advance(seconds(1_000));
+        let spec = Spec::from_wire(Some(crate::domain::spec::tests::wire_spec())).ok().unwrap();
+        let mut journal = Journal::new(&spec, 1, LocalState::Launching, 0);
+        let mut engine = Engine { began: clock.uptime() };
+        let start = |journal: &mut Journal, engine: &mut Engine| {
+            engine.began = clock.uptime();
+            journal.meter.begin_engine(uptime_ms(&clock));
+            journal.write(&path).unwrap();
+        };
+        start(&mut journal, &mut engine);
+        for _ in 0..6 {
+            clock.advance(seconds(5));
+            engine.sample(&clock, &mut journal);
+        }
+        // A suspend: the last sample, then the engine goes, and an hour passes.
+        clock.advance(seconds(3));
+        engine.sample(&clock, &mut journal);
+        journal.meter.close_engine();
+        journal.write(&path).unwrap();
+        clock.advance(seconds(3_600));
+        start(&mut journal, &mut engine);
+        clock.advance(seconds(30));
+        engine.sample(&clock, &mut journal);
+        journal.write(&path).unwrap();
+        // Sampled, not written; then the agent crashes, is away for a minute, and comes back.
+        clock.advance(seconds(5));
+        engine.sample(&clock, &mut journal);
+        clock.advance(seconds(60));
+        let mut journal = Journal::read(&path).unwrap().unwrap();
+        journal.meter.adopt_engine(uptime_ms(&clock), true, BASELINE_MIB);
+        clock.advance(seconds(5));
+        // It is stopped: the last sample is written. The next one comes ten seconds later.
+        engine.sample(&clock, &mut journal);
+        journal.write(&path).unwrap();
+        clock.advance(seconds(10));
+        let mut journal = Journal::read(&path).unwrap().unwrap();
+        journal.meter.adopt_engine(uptime_ms(&clock), true, BASELINE_MIB);
+        clock.advance(seconds(2));
+        engine.sample(&clock, &mut journal);
+        journal.meter.close_engine();
+        let (first, second) = (33.0, 30.0 + 5.0 + 60.0 + 5.0 + 10.0 + 2.0);
+        let meter = journal.meter;
+        let near = |found: f64, expected: f64| assert!((found - expected).abs() < 1e-6, "{found} {expected}");
+        near(meter.vcpu_seconds(), (first + second) / 4.0);
+        near(meter.baseline_gib_seconds, (first + second) * 0.5);
+        // Nobody looked for 65 s after the crash, and for 10 s after the stop.
+        near(meter.burst_gib_seconds, (first + second - 75.0) * 0.5);
+    }
+
     #[test]
     fn damage_is_an_error_not_a_default() {
         let directory = tempfile::tempdir().unwrap();

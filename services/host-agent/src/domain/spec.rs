@@ -72,7 +72,18 @@ impl ImageSnapshot {
 }
 
 impl Spec {
-    /// Checks a spec that arrived with a command.
+    /// Checks a spec that arrives with a command at `now`, and sets the end of its life on this host's clock.
+    pub fn from_command(spec: Option<wire::MicrovmSpec>, now: SystemTime) -> Result<Self, Violations> {
+        let Some(mut spec) = spec else { return Self::from_wire(None) };
+        if let Some(left) = spec.life_left.take() {
+            let left = api::duration(&left);
+            let left = left.map_err(|_| vec![violation("spec.life_left", "must be a length of time")])?;
+            spec.deadline = now.checked_add(left).map(api::timestamp);
+        }
+        Self::from_wire(Some(spec))
+    }
+
+    /// Checks a spec whose end is a time.
     pub fn from_wire(spec: Option<wire::MicrovmSpec>) -> Result<Self, Violations> {
         let Some(spec) = spec else {
             return Err(vec![violation("spec", "is required")]);
@@ -213,6 +224,20 @@ pub mod tests {
         let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect();
         let policy = wire::EgressPolicy { allow_cidrs: texts(allow), deny_cidrs: texts(deny) };
         wire::Egress { reach: Some(wire::egress::Reach::Policy(policy)) }
+    }
+
+    #[test]
+    fn a_life_is_counted_from_when_the_command_arrives() {
+        let now = SystemTime::UNIX_EPOCH + std::time::Duration::from_secs(1_000);
+        let seconds = |seconds| Some(prost_types::Duration { seconds, nanos: 0 });
+        let spec = wire::MicrovmSpec { life_left: seconds(60), ..wire_spec() };
+        let spec = Spec::from_command(Some(spec), now).ok().unwrap();
+        let deadline = Some(now + std::time::Duration::from_secs(60));
+        assert_eq!(spec.deadline, deadline);
+        // The journal keeps the end, not what was left.
+        assert_eq!(Spec::decode(spec.encoded()).ok().unwrap().deadline, deadline);
+        let bad = wire::MicrovmSpec { life_left: seconds(-1), ..wire_spec() };
+        assert_eq!(Spec::from_command(Some(bad), now).err().unwrap()[0].0, "spec.life_left");
     }
 
     #[test]

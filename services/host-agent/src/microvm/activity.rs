@@ -111,6 +111,11 @@ impl Activity {
         self.cpu_percent.store(percent, Ordering::Relaxed);
     }
 
+    /// The microVM was placed here anew: bytes count from zero.
+    pub fn begin_placement(&self) {
+        self.bytes.store(0, Ordering::Relaxed);
+    }
+
     /// Bytes in both directions.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)

@@ -29,6 +29,8 @@ use crate::domain::{HostError, LocalState, Spec};
 use crate::host::{Host, unix_ms};
 use crate::resources::Resources;
 
+/// The journal is written every so many samples while it runs: see `Meter`.
+const SAMPLES_UNSAVED_MAX: u32 = 6;
 /// Shortest time that a CPU use is worked out over.
 const CPU_INTERVAL_MIN: Duration = Duration::from_secs(1);
 
@@ -76,8 +78,8 @@ pub struct Live {
     /// Link to the guest-agent; replaced when it breaks.
     pub link: Arc<Mutex<Option<Link>>>,
     pub gate: Arc<Gate>,
-    /// When use was sampled last.
-    pub sampled: Instant,
+    /// Samples since the journal was last written for them.
+    pub unsaved: u32,
     /// When the CPU use was worked out last, and the CPU time of the engine then, in seconds; `None` before its first sample.
     pub cpu: Option<(Instant, f64)>,
     pub pump: AbortHandle,
@@ -197,9 +199,8 @@ impl Core {
     pub fn sample(&mut self) {
         let now = self.host.clock.instant();
         let Some(live) = &mut self.live else { return };
-        let interval = now.duration_since(live.sampled);
-        live.sampled = now;
-        let Ok(usage) = live.machine.usage() else { return };
+        // An engine that has just ended does not tell any more: it held its baseline until now.
+        let usage = live.machine.usage().unwrap_or(vmm::Usage { cpu_seconds: 0.0, anonymous_bytes: 0 });
         match live.cpu {
             Some((since, before)) if now.duration_since(since) >= CPU_INTERVAL_MIN => {
                 let used = (usage.cpu_seconds - before).max(0.0) / now.duration_since(since).as_secs_f64();
@@ -214,16 +215,27 @@ impl Core {
             Some(_) => {}
             None => live.cpu = Some((now, usage.cpu_seconds)),
         }
-        let sample =
-            Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes, interval };
+        let sample = Sample { cpu_seconds: usage.cpu_seconds, anonymous_bytes: usage.anonymous_bytes };
         self.journal.meter.endpoint_bytes = self.activity.bytes();
-        self.journal.meter.sample(sample, self.host.baseline_mib(self.spec.snapshot.memory_mib));
+        let baseline_mib = self.host.baseline_mib(self.spec.snapshot.memory_mib);
+        self.journal.meter.sample(sample, self.host.uptime_ms(), baseline_mib);
         // Not an observation of its own: the next report carries it.
         let metering = self.observed().metering;
         self.view.send_if_modified(|view| {
             view.observed.metering = metering;
             false
         });
+    }
+
+    /// Samples at its interval. Dying before a write loses what `Meter` says.
+    pub fn sample_running(&mut self) {
+        self.sample();
+        let Some(live) = &mut self.live else { return };
+        live.unsaved += 1;
+        if live.unsaved >= SAMPLES_UNSAVED_MAX {
+            live.unsaved = 0;
+            self.save_settled();
+        }
     }
 
     /// Ends the engine of `live`, waits until it is reaped, and gives everything back.

@@ -120,7 +120,7 @@ impl Driver {
                     ControlFlow::Continue(())
                 }
                 Input::Sample => {
-                    self.core.sample();
+                    self.core.sample_running();
                     ControlFlow::Continue(())
                 }
                 Input::Deadline => {
@@ -164,7 +164,8 @@ impl Driver {
             () = core.space_due(), if running => Input::SpaceDue,
             () = idle, if running && !core.is_out_of_space() => Input::IdleDue,
             () = due(checkpoint), if !core.is_out_of_space() => Input::CheckpointDue,
-            () = tokio::time::sleep(core.until_deadline()) => Input::Deadline,
+            // One that sleeps uses nothing; its end is the scheduler's alone.
+            () = tokio::time::sleep(core.until_deadline()), if running => Input::Deadline,
             () = tokio::time::sleep(interval), if running => Input::Sample,
         }
     }
@@ -227,6 +228,12 @@ impl Driver {
                     let _ = reply.send(kept.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
+                Command::Save => {
+                    self.core.sample();
+                    let saved = self.core.save();
+                    let _ = reply.send(saved.map(|()| self.core.observed()));
+                    ControlFlow::Continue(())
+                }
                 Command::Resume(order, turn) => self.wake(order.take(), turn.take(), reply).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
             },
@@ -248,6 +255,8 @@ impl Driver {
             Fence::Same => Ok(()),
             Fence::Newer => {
                 self.core.journal.generation = offered;
+                self.core.journal.meter.begin_placement();
+                self.core.activity.begin_placement();
                 // The numbering of observations begins again with a generation; a resume or an end publishes.
                 if !matches!(command, Command::Resume(..) | Command::End(_)) {
                     self.core.publish();
@@ -449,11 +458,11 @@ async fn due(at: Option<tokio::time::Instant>) {
 }
 
 impl Core {
-    /// Time until the microVM must have ended. The scheduler ends it on time;
-    /// the host only when nobody else did.
+    /// Time until the microVM must have ended, on a clock that nobody sets. The scheduler ends it on time; the host only
+    /// when nobody else did.
     fn until_deadline(&self) -> Duration {
         self.spec.deadline.map_or(Duration::MAX / 4, |deadline| {
-            (deadline + DEADLINE_GRACE).duration_since(self.host.clock.now()).unwrap_or_default()
+            (deadline + DEADLINE_GRACE).duration_since(self.host.steady.now()).unwrap_or_default()
         })
     }
 

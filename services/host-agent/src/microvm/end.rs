@@ -25,11 +25,16 @@ impl Core {
         if let Some(upload) = self.upload.take() {
             upload.abort();
         }
+        if let Some(live) = &self.live
+            && call_hook
+            && !order.discard
+            && live.out_of_space.is_none()
+        {
+            self.terminate_hook(live).await;
+        }
+        // The hook's time is the microVM's as well.
         self.sample();
         if let Some(live) = self.live.take() {
-            if call_hook && !order.discard && live.out_of_space.is_none() {
-                self.terminate_hook(&live).await;
-            }
             self.release(live).await;
         }
         self.log.append(format!("terminated: {}", order.reason));

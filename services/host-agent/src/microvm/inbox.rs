@@ -93,7 +93,8 @@ pub fn ask(command: &Command) -> Ask {
     match command {
         Command::Launch => Ask::Launch,
         Command::Suspend(_) => Ask::Suspend,
-        Command::KeepAwake(_) => Ask::KeepAwake,
+        // Both are for one that runs, and wait for what is under way.
+        Command::KeepAwake(_) | Command::Save => Ask::KeepAwake,
         Command::Resume(..) => Ask::Resume,
         Command::End(_) => Ask::Terminate,
     }

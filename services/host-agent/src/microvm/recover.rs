@@ -267,9 +267,20 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
         core.enter(Event::IsRunning, "");
     }
     core.activity.begin(ActivityKind::HostRestart, &core.host);
-    let sampled = core.host.clock.instant();
-    core.live =
-        Some(Live { machine, resources, dialer, link, gate, sampled, cpu: None, pump, out_of_space: None });
+    let (uptime_ms, baseline_mib) =
+        (core.host.uptime_ms(), core.host.baseline_mib(core.spec.snapshot.memory_mib));
+    core.journal.meter.adopt_engine(uptime_ms, !paused, baseline_mib);
+    core.live = Some(Live {
+        machine,
+        resources,
+        dialer,
+        link,
+        gate,
+        unsaved: 0,
+        cpu: None,
+        pump,
+        out_of_space: None,
+    });
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

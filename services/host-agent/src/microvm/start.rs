@@ -86,6 +86,7 @@ impl Core {
                 let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
+                self.journal.meter.begin_engine(self.host.uptime_ms());
                 self.activity.begin(ActivityKind::Start, &self.host);
                 Ok(Live {
                     machine,
@@ -93,7 +94,7 @@ impl Core {
                     dialer,
                     link,
                     gate,
-                    sampled: self.host.clock.instant(),
+                    unsaved: 0,
                     cpu: None,
                     pump,
                     out_of_space: None,

@@ -60,7 +60,7 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
-        let spec = placed(request.spec, request.generation)?;
+        let spec = placed(&self.host, request.spec, request.generation)?;
         let observed = detached(async move { microvms.launch(spec, request.generation).await }).await?;
         Ok(Response::new(LaunchResponse { observed: Some(observed) }))
     }
@@ -102,7 +102,7 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
-        let spec = placed(request.spec, request.generation)?;
+        let spec = placed(&self.host, request.spec, request.generation)?;
         // A caller that hangs up before its turn has come leaves the queue.
         let turn = microvms.turn_to_wake(&spec).await.map_err(|failure| status(&failure))?;
         let woken = async move { microvms.resume(spec, request.generation, request.snapshot, turn).await };
@@ -157,8 +157,8 @@ impl HostAgentService for HostAgent {
 }
 
 /// The spec of a command and its generation, checked together so that one answer names all that is wrong.
-fn placed(spec: Option<MicrovmSpec>, generation: u64) -> Result<Spec, Status> {
-    let spec = Spec::from_wire(spec);
+fn placed(host: &Host, spec: Option<MicrovmSpec>, generation: u64) -> Result<Spec, Status> {
+    let spec = Spec::from_command(spec, host.steady.now());
     let missing = (generation == 0).then(|| ("generation".to_owned(), "must be at least 1".to_owned()));
     let violations = match (spec, missing) {
         (Ok(spec), None) => return Ok(spec),

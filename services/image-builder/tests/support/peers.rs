@@ -63,7 +63,7 @@ impl Peers {
         let spec =
             HostSpec { host_id: "h1".into(), grpc_address: grpc_address.clone(), ..HostSpec::default() };
         let hosts = vec![Host { spec: Some(spec), ..Host::default() }];
-        scheduler.answer("ListHosts", Ok(ListHostsResponse { hosts, next_page_token: String::new() }));
+        scheduler.answer("ListHosts", Ok(ListHostsResponse { hosts, ..Default::default() }));
         let placed = PlaceBakeResponse { host_id: "h1".into(), grpc_address, chipset: "EMULATED".into() };
         scheduler.answer("PlaceBake", Ok(placed));
         let shared = Arc::clone(state);

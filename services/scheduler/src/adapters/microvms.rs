@@ -122,6 +122,8 @@ struct Stored {
     token_revocations: u64,
     #[prost(message, optional, tag = "25")]
     recovery: Option<WireRecovery>,
+    #[prost(message, optional, tag = "26")]
+    metering_before: Option<Metering>,
 }
 
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
@@ -148,6 +150,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         observation: microvm.observation,
         snapshot: microvm.snapshot.clone(),
         metering: microvm.metering,
+        metering_before: microvm.metering_before,
         last_transition: microvm.last_transition.clone(),
         token_revocations: microvm.token_revocations,
         recovery: microvm.recovery.as_ref().map(wire_recovery),
@@ -211,6 +214,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
         observation: stored.observation,
         snapshot: stored.snapshot,
         metering: stored.metering,
+        metering_before: stored.metering_before,
         last_transition: stored.last_transition,
         token_revocations: stored.token_revocations,
         recovery: match stored.recovery {
@@ -249,7 +253,7 @@ fn connectors(texts: &[String]) -> Result<Vec<ConnectorArn>, IdError> {
 }
 
 /// What a host needs of a record to run it. Here connectors become what they mean; a host knows no ARN.
-pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
+pub fn host_spec(microvm: &Microvm, now: SystemTime) -> MicrovmSpec {
     let spec = &microvm.spec;
     MicrovmSpec {
         microvm_id: microvm.id.to_string(),
@@ -263,7 +267,8 @@ pub fn host_spec(microvm: &Microvm) -> MicrovmSpec {
         run_hook_payload: spec.payload.0.clone(),
         ingress: Some(Ingress { http: spec.lets_requests_in(), shell: spec.lets_shells_in() }),
         egress: Some(Egress { reach: reach(spec) }),
-        deadline: Some(api::timestamp(microvm.deadline())),
+        life_left: Some(api::duration_proto(microvm.deadline().duration_since(now).unwrap_or_default())),
+        deadline: None,
         end_connections_at_suspend: spec.end_connections,
         checkpoint_interval: spec.checkpoint_interval.map(api::duration_proto),
     }
@@ -364,7 +369,10 @@ mod tests {
         });
         for microvm in [plain, full] {
             assert_eq!(decode(&encode(&microvm)).unwrap(), microvm);
-            assert_eq!(host_spec(&microvm).end_connections_at_suspend, microvm.spec.end_connections);
+            assert_eq!(
+                host_spec(&microvm, SystemTime::UNIX_EPOCH).end_connections_at_suspend,
+                microvm.spec.end_connections
+            );
         }
     }
 
@@ -375,7 +383,7 @@ mod tests {
             let arns = egress.iter().map(|one| ConnectorArn::managed("us-east-1", *one));
             microvm.spec.egress = arns.collect();
             microvm.spec.egress_policy = policy;
-            host_spec(&microvm)
+            host_spec(&microvm, SystemTime::UNIX_EPOCH)
         };
         let internet = [ManagedConnector::InternetEgress];
         let policy = EgressPolicy { allow_cidrs: vec!["10.0.0.0/8".into()], deny_cidrs: vec![] };
@@ -390,7 +398,10 @@ mod tests {
             assert_eq!(spec.ingress, Some(Ingress { http: true, shell: false }));
         }
         microvm.spec.ingress = vec![ConnectorArn::managed("us-east-1", ManagedConnector::NoIngress)];
-        assert_eq!(host_spec(&microvm).ingress, Some(Ingress { http: false, shell: false }));
+        assert_eq!(
+            host_spec(&microvm, SystemTime::UNIX_EPOCH).ingress,
+            Some(Ingress { http: false, shell: false })
+        );
     }
 
     #[test]

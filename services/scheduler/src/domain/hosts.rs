@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, SystemTime};
 
 use api::host::v1::{HostSpec, HostState, HostUsage};
+use clock::Difference;
 use model::HostId;
 
 use super::placement::{Candidate, Demand, NoRoom, choose};
@@ -23,6 +24,12 @@ pub struct Host {
     /// When its lease was first seen missing; `None` while it is there.
     pub lease_gone: Option<SystemTime>,
     pub draining: bool,
+    /// Whether its clock differs too much from the leader's, as far as it has said what it shows.
+    clock_differs: Option<bool>,
+    /// Its clock agreed before and was behind in the last report: that may have been late.
+    clock_doubted: bool,
+    /// Why its reports are refused, a sentence.
+    pub refused: Option<String>,
     /// MicroVMs that hold memory on it.
     pub held: u64,
     /// Memory they hold, MiB.
@@ -37,6 +44,7 @@ impl Host {
     pub fn state(&self) -> HostState {
         match (self.lease_gone, self.draining, self.held) {
             (Some(_), _, _) => HostState::Lost,
+            (None, _, _) if self.refused.is_some() => HostState::Refused,
             (None, true, 0) => HostState::Drained,
             (None, true, _) => HostState::Draining,
             (None, false, _) => HostState::Ready,
@@ -119,6 +127,45 @@ impl Hosts {
             host.usage = usage;
         }
         true
+    }
+
+    /// Notes how a host's clock differs from the leader's, which may be by `max`. Returns the sentence when the host is refused
+    /// for it. A leader that most hosts disagree with refuses none: its own clock is the wrong one then.
+    pub fn compare_clock(
+        &mut self,
+        id: &HostId,
+        difference: Difference,
+        max: Duration,
+        now: SystemTime,
+    ) -> Option<String> {
+        let differs = difference.by > max;
+        let host = self.entry(id, now);
+        // A report that this process reads late, because it was paused, looks as if its host's clock were behind. The next one
+        // tells.
+        let late = differs && !difference.ahead && host.clock_differs == Some(false) && !host.clock_doubted;
+        host.clock_doubted = late;
+        if late {
+            return None;
+        }
+        host.clock_differs = Some(differs);
+        let refused = (differs && self.outvote().is_none()).then(|| {
+            format!(
+                "The clock of the host {id} is {difference} compared with the scheduler's; \
+                 host_clock_difference_max_seconds allows {}s. Set the clocks of both machines by NTP; the host is taken as \
+                 soon as they agree.",
+                max.as_secs()
+            )
+        });
+        self.entry(id, now).refused.clone_from(&refused);
+        refused
+    }
+
+    /// How many hosts' clocks differ from the leader's, of how many that are known, when those are most and more than one.
+    pub fn outvote(&self) -> Option<(usize, usize)> {
+        let present = self.hosts.values().filter(|host| host.lease_gone.is_none());
+        let said: Vec<bool> = present.filter_map(|host| host.clock_differs).collect();
+        let differ = said.iter().filter(|differs| **differs).count();
+        (differ > 1 && differ * 2 > said.len()).then_some((differ, said.len()))
     }
 
     /// Books what a microVM holds on a host, or gives it back.
@@ -267,6 +314,36 @@ mod tests {
         hosts.lease_seen(&a, spec("a", 1024), at(26));
         assert_eq!(hosts.get(&a).unwrap().state(), HostState::Ready);
         assert!(!hosts.report(&a, None, at(27)), "must register first");
+    }
+
+    #[test]
+    fn a_clock_that_differs_is_refused_unless_it_is_the_leaders() {
+        let mut hosts = Hosts::default();
+        let ids: Vec<HostId> = ["a", "b", "c"].iter().map(|id| id.parse().unwrap()).collect();
+        for id in &ids {
+            hosts.lease_seen(id, spec(id.as_str(), 1024), at(0));
+        }
+        let max = Duration::from_secs(10);
+        let mut says = |id: &HostId, shows: u64| {
+            let refused = hosts.compare_clock(id, Difference::between(at(shows), at(10_800)), max, at(0));
+            (refused, hosts.get(id).unwrap().state(), hosts.outvote())
+        };
+        let (refused, state, outvote) = says(&ids[0], 0);
+        let sentence = refused.unwrap();
+        assert!(sentence.starts_with("The clock of the host a is 3h 0m 0s behind compared"), "{sentence}");
+        assert_eq!((state, outvote), (HostState::Refused, None), "one host alone is no majority");
+        assert_eq!(says(&ids[1], 10_790), (None, HostState::Ready, None), "as far as allowed");
+        // Two of three: the leader is the one that is wrong.
+        assert_eq!(says(&ids[2], 0), (None, HostState::Ready, Some((2, 3))));
+        assert_eq!(says(&ids[0], 0), (None, HostState::Ready, Some((2, 3))));
+        assert_eq!(says(&ids[0], 10_810), (None, HostState::Ready, None));
+        assert_eq!(says(&ids[2], 0).1, HostState::Refused);
+        assert_eq!(says(&ids[2], 10_800).1, HostState::Ready);
+        // One late report of a host that agreed is doubted, two are not.
+        assert_eq!(says(&ids[2], 0).1, HostState::Ready);
+        assert_eq!(says(&ids[2], 10_800).1, HostState::Ready);
+        assert_eq!(says(&ids[2], 0).1, HostState::Ready);
+        assert_eq!(says(&ids[2], 0).1, HostState::Refused);
     }
 
     #[test]

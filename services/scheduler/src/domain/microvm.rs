@@ -144,6 +144,8 @@ pub struct Microvm {
     pub snapshot: Option<SnapshotCopies>,
     /// What it used so far; written with the next change only.
     pub metering: Option<Metering>,
+    /// What of that was used before its present placement: each host counts from zero.
+    pub metering_before: Option<Metering>,
     pub last_transition: Option<LastTransition>,
     /// How often its tokens were revoked; a token of fewer opens nothing.
     pub token_revocations: u64,
@@ -191,6 +193,7 @@ impl Microvm {
         let generation = self.placement.generation + 1;
         self.placement = Placement { host, generation, time: now, fingerprint };
         self.observation = 0;
+        self.metering_before = self.metering;
         if let Some(snapshot) = &mut self.snapshot {
             snapshot.local = false;
         }
@@ -290,6 +293,7 @@ pub(crate) mod tests {
             observation: 0,
             snapshot: None,
             metering: None,
+            metering_before: None,
             last_transition: None,
             token_revocations: 0,
             recovery: None,

@@ -1,7 +1,7 @@
 //! Takes in what a host observed. Observations are ordered by generation, then by number; what is older than
 //! the record changes nothing, and what comes from an older placement is told to go.
 
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::common::v1::Metering;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
@@ -9,6 +9,10 @@ use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
 
 use super::microvm::{Intent, Microvm, Recovery};
+
+/// How much earlier than now a state may have begun that a host has just told of. When it told later, because nobody led or
+/// its clock is behind, the state counts from this long ago: no window is over before anybody knew that it was open.
+pub const OBSERVED_LATE_MAX: Duration = Duration::from_secs(10);
 
 /// What a host observed of one microVM.
 #[derive(Debug, Clone, PartialEq)]
@@ -78,7 +82,9 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return if gone { MergeOutcome::Merged(RecordChange::None) } else { MergeOutcome::Stale };
     }
     if seen.number <= record.observation {
-        return MergeOutcome::Merged(RecordChange::None);
+        // Totals only rise: however old the observation, the larger ones count.
+        let risen = add_up(record, seen.metering);
+        return MergeOutcome::Merged(if risen { RecordChange::Totals } else { RecordChange::None });
     }
     let before =
         (record.state, record.state_reason.clone(), record.snapshot.clone(), record.recovery.clone());
@@ -87,10 +93,7 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return MergeOutcome::Impossible;
     }
     *record = next;
-    let mut totals = seen.metering.is_some() && seen.metering != record.metering;
-    if totals {
-        record.metering = seen.metering;
-    }
+    let mut totals = add_up(record, seen.metering);
     if seen.last_transition.is_some() && seen.last_transition != record.last_transition {
         totals = true;
         record.last_transition.clone_from(&seen.last_transition);
@@ -140,12 +143,41 @@ fn apply_state(record: &mut Microvm, seen: &Observation, now: SystemTime) -> boo
         (S::Pending, S::Pending) => &[],
         (_, S::Pending) => return false,
     };
-    // A host's clock may be off; a state never begins in the future.
-    let at = seen.state_time.map_or(now, |time| time.min(now));
+    let at = seen.state_time.map_or(now, |time| began(record, time, now));
     // Why an end was asked for is ours to say; the host's word counts otherwise.
     let ours = record.intent == Intent::End && !record.state_reason.is_empty();
     let reason = if ours { record.state_reason.clone() } else { seen.reason.clone() };
     events.iter().all(|event| record.apply_event(*event, &reason, at).is_ok())
+}
+
+/// When a state began, as far as a host's clock is believed: not in the future, not before the state that it followed, and not
+/// long before anybody heard of it.
+fn began(record: &Microvm, by_host: SystemTime, now: SystemTime) -> SystemTime {
+    let earliest = now.checked_sub(OBSERVED_LATE_MAX).unwrap_or(now).max(record.state_time);
+    by_host.max(earliest).min(now)
+}
+
+/// Brings the record's totals to what was used before this placement and what its host counts. True when one has risen.
+fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
+    let Some(seen) = seen else { return false };
+    let (before, known) = (record.metering_before.unwrap_or_default(), record.metering.unwrap_or_default());
+    let totals = Metering {
+        vcpu_seconds: known.vcpu_seconds.max(before.vcpu_seconds + seen.vcpu_seconds),
+        baseline_gib_seconds: known
+            .baseline_gib_seconds
+            .max(before.baseline_gib_seconds + seen.baseline_gib_seconds),
+        burst_gib_seconds: known.burst_gib_seconds.max(before.burst_gib_seconds + seen.burst_gib_seconds),
+        snapshot_bytes_read: known
+            .snapshot_bytes_read
+            .max(before.snapshot_bytes_read.saturating_add(seen.snapshot_bytes_read)),
+        snapshot_bytes_written: known
+            .snapshot_bytes_written
+            .max(before.snapshot_bytes_written.saturating_add(seen.snapshot_bytes_written)),
+        endpoint_bytes: known.endpoint_bytes.max(before.endpoint_bytes.saturating_add(seen.endpoint_bytes)),
+    };
+    let risen = record.metering != Some(totals);
+    record.metering = Some(totals);
+    risen
 }
 
 /// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known.
@@ -164,7 +196,6 @@ mod tests {
     use super::super::microvm::tests::sample;
     use super::*;
     use proptest::prelude::*;
-    use std::time::Duration;
 
     fn at(seconds: u64) -> SystemTime {
         SystemTime::UNIX_EPOCH + Duration::from_secs(seconds)
@@ -269,6 +300,62 @@ mod tests {
         let ended = Observation { reason: "theirs".into(), ..seen(&record, 4, MicrovmState::Terminated) };
         merge(&mut record, &host, &ended, at(9));
         assert_eq!(record.state_reason, "ours");
+    }
+
+    #[test]
+    fn a_hosts_clock_moves_no_state_far() {
+        let host: HostId = "h1".parse().unwrap();
+        for (by_host, expected) in [
+            (Some(1_000), 1_000),
+            // Three hours ahead; three hours behind; told of late; not said.
+            (Some(11_800), 1_005),
+            (Some(0), 995),
+            (Some(994), 995),
+            (None, 1_005),
+        ] {
+            let mut record = sample(1, at(0));
+            let running =
+                Observation { state_time: Some(at(500)), ..seen(&record, 1, MicrovmState::Running) };
+            merge(&mut record, &host, &running, at(500));
+            let state_time = by_host.map(at);
+            let asleep = Observation { state_time, ..seen(&record, 2, MicrovmState::Suspended) };
+            merge(&mut record, &host, &asleep, at(1_005));
+            assert_eq!(record.state_time, at(expected), "{by_host:?}");
+        }
+        // Not before the state that it follows.
+        let mut record = sample(1, at(0));
+        for (number, state, now) in [(1, MicrovmState::Running, 100), (2, MicrovmState::Suspended, 103)] {
+            let told = Observation { state_time: Some(at(10)), ..seen(&record, number, state) };
+            merge(&mut record, &host, &told, at(now));
+        }
+        assert_eq!(record.state_time, at(93), "the sleep");
+        let mut record = sample(1, at(100));
+        let told = Observation { state_time: Some(at(10)), ..seen(&record, 1, MicrovmState::Running) };
+        merge(&mut record, &host, &told, at(103));
+        assert_eq!(record.state_time, at(100));
+    }
+
+    #[test]
+    fn totals_never_shrink_and_add_up_over_placements() {
+        let host: HostId = "h1".parse().unwrap();
+        let used = |vcpu_seconds, endpoint_bytes| {
+            Some(Metering { vcpu_seconds, endpoint_bytes, ..Default::default() })
+        };
+        let mut record = sample(1, at(0));
+        let tell = |record: &mut Microvm, number, metering, expected| {
+            let told = Observation { metering, ..seen(record, number, MicrovmState::Running) };
+            merge(record, &host, &told, at(99));
+            assert_eq!(record.metering, expected, "{number}");
+        };
+        tell(&mut record, 1, used(5.0, 10), used(5.0, 10));
+        // An agent that came back with less, an answer that was overtaken, and news without a number of its own.
+        tell(&mut record, 2, used(3.0, 12), used(5.0, 12));
+        tell(&mut record, 1, used(6.0, 1), used(6.0, 12));
+        tell(&mut record, 2, used(7.0, 12), used(7.0, 12));
+        // The next host counts from zero.
+        record.place("h1".parse().unwrap(), String::new(), at(100));
+        tell(&mut record, 1, used(1.0, 2), used(8.0, 14));
+        tell(&mut record, 2, None, used(8.0, 14));
     }
 
     #[test]

@@ -17,7 +17,7 @@ impl AccessKeyService for Handlers {
         request: Request<CreateAccessKeyRequest>,
     ) -> Answer<CreateAccessKeyResponse> {
         self.answer(request, &[Admin], |term, request| async move {
-            let asked = validation::create(&request, term.now())?;
+            let asked = validation::create(&request, term.wall())?;
             let stored = term.create_access_key(asked).await?;
             Ok(CreateAccessKeyResponse {
                 access_key: stored.access_key,

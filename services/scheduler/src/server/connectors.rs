@@ -25,7 +25,7 @@ const PAGE_DEFAULT: u32 = 50;
 
 impl Handlers {
     fn show_connector(&self, term: &Term, entry: &Entry, version: Option<u64>) -> NetworkConnector {
-        wire::connector(&entry.connector, version, &self.config, term.now())
+        wire::connector(&entry.connector, version, &self.config, term.wall())
     }
 
     fn named(&self, text: &str) -> Result<ConnectorRef, Refusal> {
@@ -53,7 +53,7 @@ impl NetworkConnectorService for Handlers {
         self.answer(request, READERS, |term, request| async move {
             let named = validation::identifier(&request.identifier, &self.config)?;
             let entry = term.connector(&named)?;
-            let latest = entry.connector.usable(term.now()).map_or(0, |(number, _)| number);
+            let latest = entry.connector.usable(term.wall()).map_or(0, |(number, _)| number);
             Ok(GetNetworkConnectorResponse {
                 connector: Some(self.show_connector(&term, &entry, named.version)),
                 latest_version: latest,
@@ -73,7 +73,7 @@ impl NetworkConnectorService for Handlers {
                 token => Some(token.parse().map_err(|_| bad_token())?),
             };
             let state = validation::state(request.state());
-            let now = term.now();
+            let now = term.wall();
             let (page, more) = term.connectors.all().page(after.as_ref(), state, size, now);
             let shown = page.iter().map(|entry| self.show_connector(&term, entry, None)).collect();
             let connectors: Vec<NetworkConnector> = fitting(shown);
@@ -126,7 +126,7 @@ impl NetworkConnectorService for Handlers {
             };
             let wanted = validation::state(request.state());
             let entry = term.connector(&named)?;
-            let now = term.now();
+            let now = term.wall();
             let fits = |state: ConnectorState| wanted.is_none_or(|wanted| wanted == state);
             let older = entry.connector.versions.range(..before).rev();
             let mut found = older.filter(|(_, version)| fits(version.life.state(now)));

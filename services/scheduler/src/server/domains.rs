@@ -20,7 +20,7 @@ impl Handlers {
 impl DomainService for Handlers {
     async fn create_domain(&self, request: Request<CreateDomainRequest>) -> Answer<CreateDomainResponse> {
         self.answer(request, &[Admin], |term, request| async move {
-            let domain = term.create_domain(validation::create(&request, &self.config, term.now())?).await?;
+            let domain = term.create_domain(validation::create(&request, &self.config, term.wall())?).await?;
             Ok(CreateDomainResponse { domain: Some(self.show_domain(domain)) })
         })
         .await
@@ -54,7 +54,7 @@ impl DomainService for Handlers {
 
     async fn update_domain(&self, request: Request<UpdateDomainRequest>) -> Answer<UpdateDomainResponse> {
         self.answer(request, &[Admin], |term, request| async move {
-            let (name, certificate) = validation::update(&request, term.now())?;
+            let (name, certificate) = validation::update(&request, term.wall())?;
             let domain = term.update_domain(name, certificate).await?;
             Ok(UpdateDomainResponse { domain: Some(self.show_domain(domain)) })
         })

@@ -61,6 +61,8 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
                 ("asked_mib", &asked.to_string()),
             ],
         ),
+        Refusal::HostClock(_) => plain(Code::FailedPrecondition, reason::CLOCK_DIFFERS),
+        Refusal::StoreFull { .. } => plain(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY),
         Refusal::HostAway { retry_after, .. } => errors::unavailable(reason::NOT_HERE, text, retry_after),
         Refusal::Host(answer) => passed_on(&answer),
         Refusal::NotLeading => not_leader(leader),

@@ -23,7 +23,8 @@ impl HostService for Handlers {
         self.answer(request, &[HostAgent], |term, request| async move {
             let spec = request.spec.unwrap_or_default();
             let host = host_id(&spec.host_id, "spec.hostId")?;
-            let reply = term.register(host, spec, request.observed).await?;
+            let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());
+            let reply = term.register(host, spec, clock, request.observed).await?;
             let interval = Duration::from_millis(self.config.heartbeat_interval_ms);
             Ok(RegisterHostResponse {
                 heartbeat_interval: Some(api::duration_proto(interval)),
@@ -37,7 +38,9 @@ impl HostService for Handlers {
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
         self.answer(request, &[HostAgent], |term, request| async move {
             let host = host_id(&request.host_id, "hostId")?;
-            let reply = term.heartbeat(host, request.usage, request.observed, request.complete).await?;
+            let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());
+            let news = (request.usage, clock);
+            let reply = term.heartbeat(host, news, request.observed, request.complete).await?;
             Ok(HeartbeatResponse {
                 register: reply.register,
                 stale_microvm_ids: reply.stale,
@@ -75,7 +78,7 @@ impl HostService for Handlers {
             hosts.truncate(size);
             let last = hosts.last().and_then(|host| host.spec.as_ref()).filter(|_| more);
             let next_page_token = last.map(|spec| spec.host_id.clone()).unwrap_or_default();
-            Ok(ListHostsResponse { hosts, next_page_token })
+            Ok(ListHostsResponse { hosts, next_page_token, alarms: term.alarms() })
         })
         .await
     }

@@ -46,7 +46,7 @@ impl Term {
                     account_id: term.config().account.clone(),
                     description: asked.description,
                     policy: asked.policy,
-                    create_time: Some(api::timestamp(term.now())),
+                    create_time: Some(api::timestamp(term.wall())),
                     expire_time: asked.expire_time.map(api::timestamp),
                 }),
                 secret_access_key: secret,

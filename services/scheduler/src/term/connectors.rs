@@ -131,7 +131,7 @@ impl Term {
             let id: ConnectorName =
                 id.map_err(|error: model::IdError| Refusal::Internal(error.to_string()))?;
             let connector =
-                Connector::new((id, asked.name), asked.content, asked.tags, asked.token, term.now());
+                Connector::new((id, asked.name), asked.content, asked.tags, asked.token, term.wall());
             term.commit_connector(None, connector).await
         })
         .await
@@ -145,13 +145,13 @@ impl Term {
         used: TokenUse,
     ) -> Result<Arc<Entry>, Refusal> {
         let limit = self.config().quotas.connector_versions_max;
-        let now = self.now();
+        let now = self.wall();
         self.change_connector(named, move |connector| connector.update(&change, used, limit, now)).await
     }
 
     /// Begins the deletion of a connector, or of the one version that is named.
     pub async fn delete_connector(self: &Arc<Self>, named: ConnectorRef) -> Result<Arc<Entry>, Refusal> {
-        let (version, now) = (named.version, self.now());
+        let (version, now) = (named.version, self.wall());
         self.change_connector(named, move |connector| connector.delete(version, now)).await
     }
 
@@ -176,7 +176,7 @@ impl Term {
             let before = term.connector(&named)?;
             let mut after = before.connector.clone();
             change(&mut after).map_err(|refused| {
-                let state = before.connector.life.state(term.now()).name();
+                let state = before.connector.life.state(term.wall()).name();
                 refusal(refused, &term.connector_arn(&named), state)
             })?;
             if after == before.connector {
@@ -212,7 +212,7 @@ impl Term {
         let Ok(_turn) = self.connectors.turn.try_lock() else {
             return;
         };
-        let now = self.now();
+        let now = self.wall();
         let all: Vec<Arc<Entry>> = self.connectors.all().iter().cloned().collect();
         for before in all.into_iter().filter(|entry| entry.connector.has_remains(now)) {
             let removed = match before.connector.clone().without_remains(now) {
@@ -264,7 +264,7 @@ impl Term {
         let mut used = Vec::new();
         for (named, entry) in attached.iter().zip(&entries) {
             let arn = self.connector_arn(named);
-            let version = entry.connector.to_launch(named.version, self.now()).map_err(|state| {
+            let version = entry.connector.to_launch(named.version, self.wall()).map_err(|state| {
                 Refusal::ConnectorState {
                     text: format!("The network connector {arn} is {state}; it must be ACTIVE to be used."),
                     arn: arn.to_string(),

@@ -88,7 +88,7 @@ impl Term {
             }
             // When what it is bound to goes between this look and the write, the next sweep removes it.
             let (target, endpoint_label, image_id) = term.bound(asked.target)?;
-            let now = api::timestamp(term.now());
+            let now = api::timestamp(term.wall());
             let domain = Domain {
                 name: asked.name.to_string(),
                 account_id: term.config().account.clone(),
@@ -198,7 +198,7 @@ impl Term {
         let domain = Domain {
             certificate_expire_time: Some(api::timestamp(certificate.expires)),
             certificate_sha256: certificate.sha256,
-            update_time: Some(api::timestamp(self.now())),
+            update_time: Some(api::timestamp(self.wall())),
             ..bound.domain.unwrap_or_default()
         };
         let stored = StoredDomain {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use api::host::v1::{Host, HostSpec, HostUsage, ObservedMicrovm};
+use clock::Difference;
 use futures::StreamExt as _;
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
@@ -49,8 +50,10 @@ impl Term {
         self: &Arc<Self>,
         host: HostId,
         spec: HostSpec,
+        clock: Option<SystemTime>,
         observed: Vec<ObservedMicrovm>,
     ) -> Result<RegisterReply, Refusal> {
+        self.compare_clock(&host, clock)?;
         let now = self.now();
         let address = spec.grpc_address.clone();
         tracing::info!(%host, address, "host registered");
@@ -71,16 +74,30 @@ impl Term {
     pub async fn heartbeat(
         self: &Arc<Self>,
         host: HostId,
-        usage: Option<HostUsage>,
+        (usage, clock): (Option<HostUsage>, Option<SystemTime>),
         observed: Vec<ObservedMicrovm>,
         complete: bool,
     ) -> Result<RegisterReply, Refusal> {
+        self.compare_clock(&host, clock)?;
         if !self.memory().hosts.report(&host, usage, self.now()) {
             return Ok(RegisterReply { register: true, ..RegisterReply::default() });
         }
         let stale = self.merge_report(&host, observed, complete).await?;
         let draining = self.memory().hosts.get(&host).is_some_and(|host| host.draining);
         Ok(RegisterReply { register: false, stale, draining })
+    }
+
+    /// Refuses a host whose clock, read as its report left, differs too much from ours. Its lease stays, and with it what it
+    /// holds and serves; as soon as its clock is right, it reports all of that.
+    fn compare_clock(&self, host: &HostId, clock: Option<SystemTime>) -> Result<(), Refusal> {
+        let Some(clock) = clock else { return Ok(()) };
+        let max = Duration::from_secs(self.config().host_clock_difference_max_seconds);
+        let difference = Difference::between(clock, self.wall());
+        let (mut memory, now) = (self.memory(), self.now());
+        match memory.hosts.compare_clock(host, difference, max, now) {
+            Some(sentence) => Err(Refusal::HostClock(sentence)),
+            None => Ok(()),
+        }
     }
 
     /// Merges a report and returns what the host must drop. Answers only when
@@ -368,6 +385,7 @@ fn describe(id: &HostId, host: &hosts::Host) -> Host {
         usage: Some(host.usage.clone()),
         state: host.state().into(),
         heartbeat_time: host.heartbeat_time.map(api::timestamp),
+        state_reason: host.refused.clone().unwrap_or_default(),
     }
 }
 

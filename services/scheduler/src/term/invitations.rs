@@ -52,7 +52,7 @@ impl Term {
                     text: format!("The limit of {INVITATIONS_MAX} links that wait to be used is reached."),
                 });
             }
-            let expires = term.now() + INVITATION_LIFE;
+            let expires = term.wall() + INVITATION_LIFE;
             let invitation = Invitation {
                 microvm_id: microvm.id.clone(),
                 port: asked.port,
@@ -111,7 +111,7 @@ impl Term {
     fn open_invitation(&self, found: &Versioned, label: &str) -> Option<(Invitation, Arc<Microvm>)> {
         let invitation = codec::decode(&found.value)?;
         let microvm = self.invited(&invitation.microvm_id)?;
-        let good = seconds(self.now()) < invitation.expires_at
+        let good = seconds(self.wall()) < invitation.expires_at
             && microvm.spec.endpoint_label == label
             && microvm.token_revocations == invitation.revocations
             && !microvm.has_ended();

@@ -115,6 +115,7 @@ impl Term {
         }
         // After the token: a replay does not ask what became of the connectors.
         let policy = policy?;
+        self.refuse_when_full()?;
         let microvm = place_new(&memory, self.config(), request, (version, policy), now)?;
         let handle = memory.insert(Arc::new(microvm), 0, now);
         // Taken before anybody else can see it: the first to write it is us.
@@ -192,8 +193,10 @@ impl Term {
         let Some(address) = self.grpc_address(host) else {
             return Attempt::Again(Status::unavailable(format!("host {host} is away")));
         };
-        let request =
-            LaunchRequest { generation: microvm.placement.generation, spec: Some(codec::host_spec(microvm)) };
+        let request = LaunchRequest {
+            generation: microvm.placement.generation,
+            spec: Some(codec::host_spec(microvm, self.now())),
+        };
         let answer = match self.context.agents.client(&address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),

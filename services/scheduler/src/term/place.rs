@@ -125,6 +125,7 @@ pub(crate) fn place_new(
         observation: 0,
         snapshot: None,
         metering: None,
+        metering_before: None,
         last_transition: None,
         token_revocations: 0,
         recovery: None,

@@ -1,5 +1,5 @@
-//! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task
-//! for deadlines and one for the rest, whatever the number of microVMs.
+//! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task for
+//! deadlines, one for records beyond their number and one for the rest, whatever the number of microVMs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::memory::Handle;
 use crate::domain::microvm::REASON_LIFETIME;
 use crate::domain::timers::{self, Due};
 
-/// Longest sleep of the deadline task: the wall clock may be set.
+/// Longest sleep of the deadline task: ends may be held back meanwhile, or not any more.
 const TICK: Duration = Duration::from_secs(1);
 const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
@@ -26,21 +26,32 @@ impl Term {
         let term = Arc::clone(self);
         self.spawn(async move { term.watch_deadlines().await });
         let term = Arc::clone(self);
+        self.spawn(async move { term.forget_surplus().await });
+        let term = Arc::clone(self);
         self.spawn(async move { term.sweep().await });
     }
 
     async fn watch_deadlines(self: Arc<Self>) {
         loop {
+            if self.ends_are_held_back() {
+                tokio::time::sleep(TICK).await;
+                continue;
+            }
             let now = self.now();
             let (due, next) = {
                 let mut memory = self.memory();
                 (memory.timers.take_due(now, DUE_MAX), memory.timers.earliest())
             };
-            for id in &due {
-                if let Ok(handle) = self.handle(id) {
-                    let term = Arc::clone(&self);
-                    self.spawn(async move { term.deadline(handle).await });
-                }
+            let due = due.iter().filter_map(|id| self.handle(id).ok());
+            let (forgotten, ended): (Vec<Arc<Handle>>, Vec<Arc<Handle>>) =
+                due.partition(|handle| handle.current().terminate_time.is_some());
+            for handle in ended {
+                let term = Arc::clone(&self);
+                self.spawn(async move { term.deadline(handle).await });
+            }
+            if !forgotten.is_empty() {
+                let term = Arc::clone(&self);
+                self.spawn(async move { term.forget(forgotten).await });
             }
             let wait = next.map_or(TICK, |next| next.duration_since(now).unwrap_or_default().min(TICK));
             tokio::select! {
@@ -50,7 +61,22 @@ impl Term {
         }
     }
 
-    /// Does what is due for one microVM. The timer was taken out to get here: when this fails it is set
+    /// Erases records whose retention is over. Their timers were taken out to get here, see [`Term::deadline`].
+    async fn forget(self: Arc<Self>, handles: Vec<Arc<Handle>>) {
+        if let Err(refusal) = self.erase(&handles).await {
+            tracing::debug!(%refusal, records = handles.len(), "records not forgotten yet");
+            let again = self.now() + AGAIN;
+            let mut memory = self.memory();
+            for handle in &handles {
+                // Those that are gone have no timer to set.
+                if memory.get(&handle.id).is_some() {
+                    memory.timers.set(&handle.id, Some(again));
+                }
+            }
+        }
+    }
+
+    /// Ends a microVM whose time is over. The timer was taken out to get here: when this fails it is set
     /// again, and when the leader dies the next one sets the timers of all records anew.
     async fn deadline(self: Arc<Self>, handle: Arc<Handle>) {
         let now = self.now();
@@ -62,7 +88,8 @@ impl Term {
                 return;
             }
             Some((_, Due::End)) => self.begin_end(&handle, REASON_LIFETIME).await.map(|_| ()),
-            Some((_, Due::Forget)) => self.erase(&handle).await,
+            // It ended meanwhile, and its retention is over: the next round forgets it.
+            Some((_, Due::Forget)) => Ok(()),
             None => return,
         };
         if let Err(refusal) = done {
@@ -77,6 +104,7 @@ impl Term {
         let mut count: u32 = 0;
         loop {
             ticks.tick().await;
+            self.keep_time().await;
             self.end_on_lost_hosts();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
@@ -84,7 +112,7 @@ impl Term {
             self.spawn(async move { term.remove_dangling_domains().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
                 self.continue_drains();
-                self.forget_surplus();
+                self.look_at_store().await;
                 self.rotate_keys().await;
             }
             self.gauge();
@@ -153,20 +181,24 @@ impl Term {
         }
     }
 
-    fn forget_surplus(self: &Arc<Self>) {
-        let surplus = self.memory().surplus(self.config().retained_max, DUE_MAX);
-        for handle in surplus.iter().filter_map(|id| self.handle(id).ok()) {
-            let term = Arc::clone(self);
-            self.spawn(async move {
-                let _ = term.erase(&handle).await;
-            });
+    /// Erases the oldest terminated records beyond their number, as many as there are, however fast they come.
+    async fn forget_surplus(self: Arc<Self>) {
+        loop {
+            let surplus = self.memory().surplus(self.config().retained_max, DUE_MAX);
+            let handles: Vec<Arc<Handle>> = surplus.iter().filter_map(|id| self.handle(id).ok()).collect();
+            if handles.is_empty() {
+                tokio::time::sleep(SWEEP).await;
+            } else if let Err(refusal) = self.erase(&handles).await {
+                tracing::debug!(%refusal, "records beyond their number not forgotten yet");
+                tokio::time::sleep(AGAIN).await;
+            }
         }
     }
 
     async fn rotate_keys(&self) {
         let rotation = Duration::from_secs(self.config().key_rotation_seconds);
         let store = &self.context.store;
-        if let Err(error) = self.token_keys.rotate(store, &self.leadership, rotation, self.now()).await {
+        if let Err(error) = self.token_keys.rotate(store, &self.leadership, rotation, self.wall()).await {
             tracing::warn!(%error, "token keys not rotated yet");
         }
     }

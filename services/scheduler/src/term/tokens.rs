@@ -34,7 +34,7 @@ impl NewToken {
 impl Term {
     /// Seals a token, and says when it stops working, in seconds since 1970.
     pub fn mint(&self, microvm: &Microvm, asked: NewToken) -> Result<(String, u64), Refusal> {
-        let now = self.now();
+        let now = self.wall();
         let claims = Claims {
             microvm_id: microvm.id.to_string(),
             kind: asked.kind,

@@ -78,7 +78,8 @@ impl Term {
             (found.map(|host| host.state()), found.is_some_and(|host| host.gone_for(fence, now)))
         };
         match (state, microvm.has_remote_copy()) {
-            (Some(HostState::Ready), _) => Ok(microvm),
+            // A refused host takes nothing new; what it holds is its own.
+            (Some(HostState::Ready | HostState::Refused), _) => Ok(microvm),
             (Some(HostState::Draining | HostState::Drained), true) => {
                 self.move_elsewhere(handle, std::slice::from_ref(host)).await
             }
@@ -100,7 +101,7 @@ impl Term {
         let address = self.grpc_address(host).ok_or_else(|| Refusal::away(host, "it cannot be asked"))?;
         let request = ResumeRequest {
             generation: microvm.placement.generation,
-            spec: Some(codec::host_spec(microvm)),
+            spec: Some(codec::host_spec(microvm, self.now())),
             snapshot: microvm.snapshot.clone(),
         };
         let timeout = Duration::from_secs(self.config().timeouts.resume_seconds);

@@ -149,7 +149,8 @@ async fn what_ran_on_a_lost_host_goes_on_elsewhere_from_its_recovery_point() {
     let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=600"];
     let (world, scheduler, host, client) = World::with_process(&settings).await;
     let mut hosts = world.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    let register =
+        RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], ..Default::default() };
     hosts.register_host(register).await.unwrap();
     let pointed = RunMicrovmRequest { checkpoint_interval: seconds(5), ..app() };
     let id = run(&client, pointed).await.unwrap().microvm_id;
@@ -185,7 +186,8 @@ async fn what_ran_on_a_lost_host_goes_on_elsewhere_from_its_recovery_point() {
     assert_eq!(spec.checkpoint_interval, seconds(5));
     // The lost host is back and still holds what it ran.
     let back = vec![host.observes(&id, Running)];
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: back };
+    let register =
+        RegisterHostRequest { spec: Some(host.spec.clone()), observed: back, ..Default::default() };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id.as_str()]);
 }

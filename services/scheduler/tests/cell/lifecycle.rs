@@ -293,7 +293,7 @@ async fn lives_and_windows_end_by_the_clock() {
 async fn a_suspend_that_the_end_overtakes_is_a_success() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
     let mut hosts = world.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], clock_time: None };
     hosts.register_host(register).await.unwrap();
     let policy = IdlePolicy {
         max_idle_duration: seconds(60),
@@ -310,7 +310,8 @@ async fn a_suspend_that_the_end_overtakes_is_a_success() {
     });
     eventually("asked to", || async { host.asked(|inner| (!inner.suspends.is_empty()).then_some(())) }).await;
     let observed = vec![host.observes(&id, Suspended)];
-    let news = HeartbeatRequest { host_id: "h1".into(), usage: None, observed, complete: false };
+    let news =
+        HeartbeatRequest { host_id: "h1".into(), usage: None, observed, complete: false, clock_time: None };
     hosts.heartbeat(news).await.unwrap();
     assert!(matches!(call.await.unwrap().unwrap().state(), Suspended | Terminating | Terminated));
     becomes(&client, &id, Terminated).await;

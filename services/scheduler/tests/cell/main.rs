@@ -14,6 +14,8 @@ mod invitations;
 mod launch;
 mod lifecycle;
 mod placing;
+mod records;
+mod time;
 mod tokens;
 mod watching;
 mod world;

@@ -14,7 +14,7 @@ use crate::world::*;
 use MicrovmState::{Running, Suspended, Terminated};
 
 fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
-    HeartbeatRequest { host_id: host.into(), usage: None, observed, complete: false }
+    HeartbeatRequest { host_id: host.into(), usage: None, observed, complete: false, clock_time: None }
 }
 
 #[tokio::test]
@@ -24,7 +24,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let id = running(&client).await.microvm_id;
     let told = hosts.heartbeat(beat("h1", vec![])).await.unwrap().into_inner();
     assert!(told.register, "it must register first");
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], clock_time: None };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.heartbeat_interval.unwrap().seconds, 1);
     // Idle suspends are the host's own doing.
@@ -48,7 +48,11 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let told = hosts.heartbeat(beat("h1", vec![older, strange])).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [unknown]);
     let other = FakeHost::start(&world, "h2").await;
-    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![asleep.clone()] };
+    let register = RegisterHostRequest {
+        spec: Some(other.spec.clone()),
+        observed: vec![asleep.clone()],
+        clock_time: None,
+    };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.stale_microvm_ids, [id.as_str()]);
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
@@ -75,7 +79,7 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
     let other = FakeHost::start_with(&world, "h2", 1024).await;
     world.placeable(&scheduler, 2).await;
     let mut hosts = world.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![] };
+    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![], clock_time: None };
     hosts.register_host(register).await.unwrap();
     let usage = Some(FakeHost::usage(&["app/1.0/manifest"]));
     hosts.heartbeat(HeartbeatRequest { usage, ..beat("h2", vec![]) }).await.unwrap();
@@ -97,7 +101,8 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
 async fn a_host_that_is_short_of_disk_gets_nothing_new() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
     let mut hosts = world.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![] };
+    let register =
+        RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], ..Default::default() };
     hosts.register_host(register).await.unwrap();
     let usage = |disk_short| HostUsage {
         disk_capacity_bytes: 64 << 30,

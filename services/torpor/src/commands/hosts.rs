@@ -1,6 +1,11 @@
 //! `torpor hosts`.
 
-use api::host::v1::{DrainHostRequest, Host, HostState, HostUsage, ListHostsRequest, UndrainHostRequest};
+use std::cell::RefCell;
+
+use api::host::v1::{
+    Alarm, DrainHostRequest, Host, HostState, HostUsage, ListHostsRequest, ListHostsResponse,
+    UndrainHostRequest,
+};
 
 use super::Session;
 use crate::cli::fleet::{HostCommand, Hosts};
@@ -33,12 +38,27 @@ fn one(session: &Session, host: &Host) -> Result<(), CliError> {
 
 pub fn table(hosts: &[Host]) -> Result<(), CliError> {
     let header = ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
-    output::table(header, hosts, row, "no hosts")
+    output::table(header, hosts, row, "no hosts")?;
+    for host in hosts.iter().filter(|host| !host.state_reason.is_empty()) {
+        output::remark(format_args!("refused: {}", host.state_reason));
+    }
+    Ok(())
 }
 
 pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
+    Ok(list_with_alarms(session).await?.0)
+}
+
+/// The hosts, and what a person has to see to in their cell.
+pub async fn list_with_alarms(session: &Session) -> Result<(Vec<Host>, Vec<Alarm>), CliError> {
+    let alarms = RefCell::default();
     let ask = |page_token| ListHostsRequest { page_size: 0, page_token };
-    session.all(ask, |page| (page.hosts, page.next_page_token)).await
+    let page = |page: ListHostsResponse| {
+        alarms.replace(page.alarms);
+        (page.hosts, page.next_page_token)
+    };
+    let hosts = session.all(ask, page).await?;
+    Ok((hosts, alarms.into_inner()))
 }
 
 async fn resolve(session: &Session, given: &str) -> Result<String, CliError> {

@@ -1,7 +1,10 @@
-//! `torpor status`: the components as their supervisor sees them, and the hosts as the scheduler sees them.
+//! `torpor status`: the components as their supervisor sees them, and the hosts and what is the matter with their cell as the
+//! scheduler sees them.
 
 use std::path::Path;
 use std::time::Duration;
+
+use api::host::v1::Alarm;
 
 use super::{Session, hosts};
 use crate::durations;
@@ -33,14 +36,18 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
     let with_edge = record.components.iter().any(|component| component.name == "edge-proxy");
     let api = Some(session.context.api.as_str()).filter(|api| with_edge && !api.is_empty());
     let hosts = match with_hosts {
-        true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list(&session)).await {
+        true => match tokio::time::timeout(HOSTS_TIMEOUT, hosts::list_with_alarms(&session)).await {
             Ok(result) => result,
             Err(_) => Err(CliError::new(Kind::Timeout, "the scheduler does not answer")),
         },
-        false => Ok(Vec::new()),
+        false => Ok((Vec::new(), Vec::new())),
+    };
+    let (hosts, alarms) = match hosts {
+        Ok((hosts, alarms)) => (Ok(hosts), alarms),
+        Err(failure) => (Err(failure), Vec::new()),
     };
     if session.json() {
-        show_json(&record, &hosts, api)?;
+        show_json(&record, (&hosts, &alarms), api)?;
     } else {
         show_tables(&record, &hosts, with_hosts)?;
         if with_edge {
@@ -52,13 +59,16 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
         for remark in &record.remarks {
             output::remark(format_args!("note: {remark}"));
         }
+        for alarm in &alarms {
+            output::remark(format_args!("ALARM {}: {}", alarm.code, alarm.message));
+        }
     }
     health(&record, &hosts)
 }
 
 fn show_json(
     record: &FleetRecord,
-    hosts: &Result<Vec<api::host::v1::Host>, CliError>,
+    (hosts, alarms): (&Result<Vec<api::host::v1::Host>, CliError>, &[Alarm]),
     api: Option<&str>,
 ) -> Result<(), CliError> {
     let components: Vec<serde_json::Value> = record
@@ -76,11 +86,16 @@ fn show_json(
             })
         })
         .collect();
+    let alarms: Vec<serde_json::Value> = alarms
+        .iter()
+        .map(|alarm| serde_json::json!({ "code": alarm.code, "message": alarm.message }))
+        .collect();
     let hosts = hosts.as_deref().map(|hosts| json::messages(hosts::HOST, hosts)).unwrap_or_default();
     output::value(&serde_json::json!({
         "phase": record.state,
         "components": components,
         "hosts": hosts,
+        "alarms": alarms,
         "api": api,
         "endpoints": record.endpoints,
         "remarks": record.remarks,

@@ -71,7 +71,7 @@ const AUDIT_FILES: u8 = 16;
 const UNAUTHENTICATED_AUDIT_FILES: u8 = 1;
 
 /// Most bytes etcd keeps; beyond it the fleet's records cannot change.
-const ETCD_BYTES_MAX: u64 = 4 << 30;
+pub const ETCD_BYTES_MAX: u64 = 4 << 30;
 
 /// Every wanted component, in starting order.
 pub fn all(plan: &Plan) -> Vec<Component> {

@@ -9,6 +9,7 @@ use rpc::Role;
 use toml::{Table, Value};
 
 use super::authority;
+use super::components::ETCD_BYTES_MAX;
 use super::credentials::{self, S3Credentials};
 use super::files;
 use super::plan::{ACCOUNT, Plan, users};
@@ -130,6 +131,7 @@ fn scheduler(plan: &Plan) -> Table {
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
         "endpoint_port" = i64::from(plan.edge_port),
+        "etcd_bytes_max" = i64::try_from(ETCD_BYTES_MAX).unwrap_or(i64::MAX),
     };
     service(plan, Role::Scheduler, 7501, own)
 }

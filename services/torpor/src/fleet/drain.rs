@@ -53,7 +53,8 @@ async fn undrain_once(context: &Context, count: usize) -> Result<(), CliError> {
         ));
     }
     for host in present {
-        if host.state() != HostState::Ready {
+        // A refused host would not be helped by it.
+        if !matches!(host.state(), HostState::Ready | HostState::Refused) {
             call(context, UndrainHostRequest { host_id: id(host) }).await?;
         }
     }
@@ -81,13 +82,13 @@ async fn drain_once(context: &Context) -> Result<Option<String>, CliError> {
     let mut awake = Vec::new();
     for host in hosts(context).await? {
         let state = match host.state() {
-            HostState::Ready | HostState::Unspecified => {
+            HostState::Ready | HostState::Refused | HostState::Unspecified => {
                 let response = call(context, DrainHostRequest { host_id: id(&host) }).await?;
                 response.host.unwrap_or_default().state()
             }
             state => state,
         };
-        if matches!(state, HostState::Draining | HostState::Ready) {
+        if matches!(state, HostState::Draining | HostState::Ready | HostState::Refused) {
             let running = host.usage.as_ref().map_or(0, |usage| usage.running);
             awake.push(format!("{} is still draining, {running} microVMs running", id(&host)));
         }
