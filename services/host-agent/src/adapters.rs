@@ -9,3 +9,4 @@ pub mod lease;
 pub mod leftovers;
 pub mod local_snapshot;
 pub mod logs;
+pub mod remote_snapshots;

@@ -17,6 +17,7 @@ pub mod launch;
 mod logs;
 pub mod memory;
 mod place;
+mod snapshots;
 pub mod subscribers;
 mod suspend;
 mod sweep;
@@ -74,6 +75,8 @@ pub struct Term {
     pub(crate) access: tokio::sync::Mutex<()>,
     /// Invitations are made and redeemed one at a time.
     pub(crate) invitations: tokio::sync::Mutex<()>,
+    /// Ended microVMs are cleared from S3 a few at a time.
+    removals: tokio::sync::Semaphore,
     tasks: TaskTracker,
     over: CancellationToken,
     pub(crate) timers_changed: Notify,
@@ -124,6 +127,7 @@ impl Term {
             domains,
             access: tokio::sync::Mutex::default(),
             invitations: tokio::sync::Mutex::default(),
+            removals: tokio::sync::Semaphore::new(snapshots::REMOVALS_CONCURRENT),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
             timers_changed: Notify::new(),

@@ -46,6 +46,7 @@ pub fn build(
         log: Arc::new(log),
         notices,
         upload: None,
+        removing: false,
         asleep: Asleep::default(),
     };
     core.apply_lease();

@@ -23,12 +23,13 @@ impl HostService for Handlers {
         self.answer(request, &[HostAgent], |term, request| async move {
             let spec = request.spec.unwrap_or_default();
             let host = host_id(&spec.host_id, "spec.hostId")?;
-            let reply = term.register(host, spec, request.observed).await?;
+            let reply = term.register(host, spec, request.usage, request.observed).await?;
             let interval = Duration::from_millis(self.config.heartbeat_interval_ms);
             Ok(RegisterHostResponse {
                 heartbeat_interval: Some(api::duration_proto(interval)),
-                stale_microvm_ids: reply.stale,
                 draining: reply.draining,
+                stale: reply.stale,
+                recorded: reply.recorded,
             })
         })
         .await
@@ -40,8 +41,9 @@ impl HostService for Handlers {
             let reply = term.heartbeat(host, request.usage, request.observed, request.complete).await?;
             Ok(HeartbeatResponse {
                 register: reply.register,
-                stale_microvm_ids: reply.stale,
                 draining: reply.draining,
+                stale: reply.stale,
+                recorded: reply.recorded,
             })
         })
         .await

@@ -33,7 +33,17 @@ fn one(session: &Session, host: &Host) -> Result<(), CliError> {
 
 pub fn table(hosts: &[Host]) -> Result<(), CliError> {
     let header = ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
-    output::table(header, hosts, row, "no hosts")
+    output::table(header, hosts, row, "no hosts")?;
+    for host in hosts {
+        let unreadable = host.usage.as_ref().map_or(0, |usage| usage.unreadable_microvm_ids.len());
+        if unreadable > 0 {
+            let id = host.spec.as_ref().map_or("", |spec| spec.host_id.as_str());
+            output::remark(format_args!(
+                "note: {id} could not read the files of {unreadable} microVMs; they are in quarantine/ of its data directory"
+            ));
+        }
+    }
+    Ok(())
 }
 
 pub async fn list(session: &Session) -> Result<Vec<Host>, CliError> {
