@@ -6,6 +6,7 @@ pub mod connectors;
 pub mod domains;
 pub mod ids;
 pub mod limits;
+mod snapshot_number;
 pub mod state;
 pub mod validate;
 
@@ -16,4 +17,5 @@ pub use ids::{
     PLATFORM_ACCOUNT, RoleArn, VersionNumber,
 };
 pub use limits::MemoryClass;
+pub use snapshot_number::SnapshotNumber;
 pub use validate::Violations;

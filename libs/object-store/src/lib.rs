@@ -20,7 +20,7 @@ pub use config::Config;
 pub use error::Error;
 pub use key::{KEY_BYTES_MAX, check_key};
 pub use store::files::{FILE_BYTES_MAX, MULTIPART_THRESHOLD_BYTES, PART_BYTES};
-pub use store::listing::{LIST_KEYS_MAX, ObjectEntry};
+pub use store::listing::{FolderPage, LIST_KEYS_MAX, ObjectEntry};
 pub use store::{BODY_BYTES_MAX, ObjectHead, Store};
 
 /// Told `(bytes done, bytes in total)` from time to time; must not block.

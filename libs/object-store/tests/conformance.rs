@@ -173,6 +173,31 @@ async fn lists_have_pages_and_an_order() {
 }
 
 #[tokio::test]
+async fn folders_are_listed_once_and_objects_say_when_they_were_written() {
+    for place in places().await {
+        let (store, bucket) = (&place.store, &place.bucket);
+        for name in ["a/1/x", "a/1/y", "a/2/x", "a/3/z/x", "a/beside"] {
+            store.put(bucket, &place.key(name), Bytes::from_static(b"x")).await.unwrap();
+        }
+        let (mut found, mut token) = (Vec::new(), None);
+        loop {
+            let page = store.list_folders(bucket, &place.key("a/"), token, 2).await.unwrap();
+            assert!(page.names.len() <= 2);
+            found.extend(page.names);
+            token = page.next;
+            if token.is_none() {
+                break;
+            }
+        }
+        assert_eq!(found, ["1", "2", "3"]);
+        let listed = store.list_prefix(bucket, &place.key("a/2/"), 10).await.unwrap();
+        let age = SystemTime::now().duration_since(listed[0].modified.unwrap()).unwrap_or_default();
+        assert!(age.as_secs() < 3600, "{age:?}");
+        store.delete_prefix(bucket, &place.prefix).await.unwrap();
+    }
+}
+
+#[tokio::test]
 async fn files_go_up_and_down_in_both_sizes() {
     for place in places().await {
         let (store, bucket) = (&place.store, place.bucket.as_str());

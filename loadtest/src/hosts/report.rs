@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use api::host::v1::host_service_client::HostServiceClient;
-use api::host::v1::{HeartbeatRequest, HostSpec, RegisterHostRequest};
+use api::host::v1::{HeartbeatRequest, HostSpec, RegisterHostRequest, StaleMicrovm};
 use rpc::{Role, TlsIdentity};
 use tonic::Status;
 use tonic::transport::Channel;
@@ -79,7 +79,7 @@ impl Reporter {
             if told.register {
                 return Ok(());
             }
-            self.drop_stale(&told.stale_microvm_ids);
+            self.drop_stale(&told.stale);
             if complete {
                 completed = Instant::now();
             }
@@ -91,17 +91,18 @@ impl Reporter {
             spec: Some(self.spec.clone()),
             observed: self.table.observed(true),
             clock_time: Some(api::timestamp(SystemTime::now())),
+            usage: Some(self.table.usage()),
         };
         let told = timely(self.client.register_host(request)).await?;
-        self.drop_stale(&told.stale_microvm_ids);
+        self.drop_stale(&told.stale);
         let interval = told.heartbeat_interval.as_ref();
         let interval = interval.and_then(|interval| api::duration(interval).ok());
         Ok(interval.unwrap_or(INTERVAL_DEFAULT).max(COALESCE))
     }
 
-    fn drop_stale(&self, ids: &[String]) {
-        for id in ids {
-            self.table.forget(id);
+    fn drop_stale(&self, stale: &[StaleMicrovm]) {
+        for StaleMicrovm { microvm_id, generation } in stale {
+            self.table.forget(microvm_id, *generation);
         }
     }
 }

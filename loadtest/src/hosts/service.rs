@@ -112,6 +112,19 @@ impl HostAgentService for HostAgent {
         self.table.evict(&request.get_ref().manifest_key);
         Ok(Response::new(EvictImageResponse {}))
     }
+
+    async fn list_snapshots(&self, request: Request<ListSnapshotsRequest>) -> Answer<ListSnapshotsResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        Ok(Response::new(ListSnapshotsResponse::default()))
+    }
+
+    async fn remove_snapshots(
+        &self,
+        request: Request<RemoveSnapshotsRequest>,
+    ) -> Answer<RemoveSnapshotsResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        Ok(Response::new(RemoveSnapshotsResponse::default()))
+    }
 }
 
 /// The result of a bake that left nothing in S3.

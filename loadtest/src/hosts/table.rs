@@ -100,13 +100,16 @@ impl Table {
     pub fn terminate(&self, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
         let held = self.here(id, generation)?;
         let observed = self.change(held, id, MicrovmState::Terminated, "")?;
-        self.forget(id);
+        self.forget(id, generation);
         Ok(observed)
     }
 
-    /// Forgets a microVM that the scheduler says is not this host's.
-    pub fn forget(&self, id: &str) {
+    /// Forgets a microVM that the scheduler says is not this host's, unless it has been placed here anew since.
+    pub fn forget(&self, id: &str, generation: u64) {
         let mut held = self.lock();
+        if held.microvms.get(id).is_some_and(|entry| entry.observed.generation > generation) {
+            return;
+        }
         held.microvms.remove(id);
         held.unreported.remove(id);
         drop(held);
@@ -180,6 +183,7 @@ impl Table {
                 let copies = observed.snapshot.get_or_insert_with(SnapshotCopies::default);
                 copies.local = true;
                 copies.sequence += 1;
+                copies.generation = observed.generation;
                 copies.difference_bytes = DIFFERENCE_BYTES;
             }
         }

@@ -10,4 +10,5 @@ pub mod lease;
 pub mod leftovers;
 pub mod local_snapshot;
 pub mod logs;
+pub mod remote_snapshots;
 pub mod volume;

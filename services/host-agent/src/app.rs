@@ -18,7 +18,7 @@ use tonic::service::Routes;
 use crate::adapters::clock_mark;
 use crate::adapters::files::DataDirectory;
 use crate::adapters::image_snapshots::ImageSnapshots;
-use crate::adapters::lease::{self, Fenced};
+use crate::adapters::lease::{self, Standing};
 use crate::adapters::leftovers;
 use crate::bake::{self, Bakes};
 use crate::config::Config;
@@ -90,6 +90,7 @@ impl App {
             engine_description: engine.describe(),
             metrics: Metrics::register(&telemetry.registry()),
             changes: watch::Sender::new(0),
+            standing: watch::Sender::new(Standing::default()),
             started: clock.instant(),
             steady: Steady::new(clock.clone(), clock_mark::read(&data).as_ref()),
             clock,
@@ -118,12 +119,11 @@ impl App {
             version = self.host.engine_description.version,
             "host-agent up"
         );
-        let (fenced_out, fenced) = watch::channel(Fenced::Yes);
-        let (regained_out, regained) = watch::channel(0);
         let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
-        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, fenced_out, regained_out));
+        let standing = self.host.standing.clone();
+        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, standing));
         let reporter =
-            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.microvms), spec, &self.identity, regained)
+            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.microvms), spec, &self.identity)
                 .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.microvms).keep_tidy());
@@ -131,7 +131,7 @@ impl App {
         let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
         let room = tokio::spawn(disk::keep_room(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
-        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms), fenced);
+        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms));
         let tunnels = tokio::spawn(
             self.tunnels
                 .serve(move |request, responder| tunnels.clone().serve(request, responder), shutdown.clone()),

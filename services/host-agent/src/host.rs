@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use crate::adapters::files::DataDirectory;
 use crate::adapters::image_snapshots::ImageSnapshots;
+use crate::adapters::lease::Standing;
 use crate::config::Config;
 use crate::disk::Disk;
 use crate::domain::HostError;
@@ -91,6 +92,8 @@ pub struct Host {
     pub steady: Steady,
     /// Rises with every change of any microVM.
     pub changes: watch::Sender<u64>,
+    /// Whether it has its lease, and may serve.
+    pub standing: watch::Sender<Standing>,
     /// Zero of [`Host::monotonic_ms`].
     pub started: Instant,
 }
@@ -99,6 +102,11 @@ impl Host {
     /// Tells everyone who watches that a microVM has changed.
     pub fn changed(&self) {
         self.changes.send_modify(|version| *version += 1);
+    }
+
+    /// True while others may run what is held here.
+    pub fn is_fenced(&self) -> bool {
+        self.standing.borrow().is_fenced()
     }
 
     /// Milliseconds since the agent started, on a clock that only rises.

@@ -24,6 +24,7 @@ pub struct Metrics {
     tunnels: Counter,
     running: Gauge,
     suspended: Gauge,
+    unreadable: Gauge,
     memory_mib: Gauge,
     engines_ahead: Gauge,
     wakes_waiting: Gauge,
@@ -50,6 +51,11 @@ impl Metrics {
             tunnels: part.add("tunnels_opened", "Connections to guest ports", Counter::default()),
             running: part.add("microvms_running", "MicroVMs running", Gauge::default()),
             suspended: part.add("microvms_suspended", "MicroVMs suspended here", Gauge::default()),
+            unreadable: part.add(
+                "microvms_unreadable",
+                "MicroVMs whose files were put aside because they could not be read",
+                Gauge::default(),
+            ),
             engines_ahead: part.add("engines_ahead", "Engines that wait for a microVM", Gauge::default()),
             wakes_waiting: part.add(
                 "wakes_waiting",
@@ -85,6 +91,11 @@ impl Metrics {
     /// So many microVMs wait for their turn to be woken.
     pub fn wakes_wait(&self, count: usize) {
         self.wakes_waiting.set(i64::try_from(count).unwrap_or(i64::MAX));
+    }
+
+    /// So many microVMs' files are put aside.
+    pub fn unreadable(&self, count: usize) {
+        self.unreadable.set(i64::try_from(count).unwrap_or(i64::MAX));
     }
 
     pub fn holds(&self, running: u32, suspended: u32, memory_mib: u64, engines_ahead: usize) {

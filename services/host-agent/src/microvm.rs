@@ -37,23 +37,25 @@ mod upload;
 mod wake;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use api::host::v1::ObservedMicrovm;
 use api::microvm::v1::{SnapshotCopies, TransitionCause};
+use model::SnapshotNumber;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::activity::Activity;
 pub use self::create::create;
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
-pub use self::end::remote_prefix;
 pub use self::gate::{Gate, GateError, GuestStream, Pass, Portable};
 pub use self::guest::{GuestConnection, Restore, call_hook, connect_guest, link_error, repair_request};
 pub use self::observed::{metering, phases};
 pub use self::recover::{Found, Recovered, load_journals, recover};
 pub use self::start::{clone_disk, engine_error};
 
+use self::core::Notice;
 use crate::adapters::logs::Log;
 use crate::domain::idle::IdlePolicy;
 use crate::domain::{HostError, LocalState, Spec};
@@ -136,6 +138,9 @@ pub struct Handle {
     pub log: Arc<Log>,
     /// Places for tunnel requests that wait for it.
     pub waiting: Arc<Semaphore>,
+    /// The newest generation that the scheduler has said must be dropped; 0 while it has not.
+    pub stale: Arc<AtomicU64>,
+    notices: mpsc::Sender<Notice>,
     mailbox: mpsc::Sender<Message>,
 }
 
@@ -151,6 +156,16 @@ impl Handle {
             mpsc::error::TrySendError::Closed(_) => self.ended(),
         })?;
         answer.await.unwrap_or_else(|_| Err(self.ended()))
+    }
+
+    /// Whether the scheduler has said that what is held here must be dropped. It answers no request from then on.
+    pub fn is_stale(&self) -> bool {
+        self.stale.load(Ordering::Relaxed) >= self.view.borrow().generation
+    }
+
+    /// Tells the driver what its record says. A driver that is behind hears it again with the next complete report.
+    pub fn recorded(&self, generation: u64, named: SnapshotNumber) {
+        drop(self.notices.try_send(Notice::Recorded { generation, named }));
     }
 
     fn ended(&self) -> HostError {

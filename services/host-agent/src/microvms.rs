@@ -1,5 +1,6 @@
 //! Every microVM this host holds, and the reports of those that have ended.
 
+mod ended;
 mod tidy;
 
 use std::collections::HashMap;
@@ -7,25 +8,28 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use api::host::v1::{HostUsage, ObservedMicrovm};
-use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies, TransitionCause};
+use api::host::v1::{HostUsage, ObservedMicrovm, RecordedMicrovm};
+use api::microvm::v1::{Idleness, SnapshotCopies, TransitionCause};
+use model::SnapshotNumber;
 use model::ids::MicrovmId;
 use tokio::sync::oneshot;
 
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
-use crate::domain::fence::{Fence, fence};
-use crate::domain::metering::Meter;
+use crate::domain::fence::{Fence, fence, is_named};
 use crate::domain::{HostError, LocalState, Spec};
-use crate::host::{Host, timestamp};
+use crate::host::Host;
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
 use crate::wakes::Turn;
+use ended::{EndReport, observed_end};
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
 const REPLACE_ROUNDS_MAX: usize = 3;
 const MANIFEST_KEYS_MAX: usize = 1000;
 /// Longest wait for microVMs to write down what they used, when the agent stops.
 const SAVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Most microVMs that are reported as unreadable.
+const UNREADABLE_MAX: usize = 100;
 
 pub struct Microvms {
     host: Arc<Host>,
@@ -34,31 +38,23 @@ pub struct Microvms {
     draining: AtomicBool,
 }
 
-struct EndReport {
-    tombstone: Tombstone,
-    /// True once the scheduler has answered a report that named it.
-    known: bool,
-    remote_done: bool,
-}
-
-impl EndReport {
-    /// One that the scheduler has not been told of.
-    fn unknown(tombstone: Tombstone) -> Self {
-        let remote_done = tombstone.remote_prefix.is_empty();
-        Self { tombstone, known: false, remote_done }
-    }
-}
-
 impl Microvms {
     /// No microVMs yet, and the reports of ends that an earlier agent left.
     pub fn open(host: Arc<Host>) -> Arc<Self> {
         let mut ended = HashMap::new();
         if let Ok(entries) = std::fs::read_dir(host.data.ended()) {
             for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
-                let id = path.file_name().and_then(|name| name.to_str()).map(str::to_owned);
-                match (id, Tombstone::read(&path)) {
-                    (Some(id), Some(tombstone)) => drop(ended.insert(id, EndReport::unknown(tombstone))),
-                    _ => files::discard(&path),
+                let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                match (name.parse::<MicrovmId>(), Tombstone::read(&path)) {
+                    (Ok(id), Ok(Some(tombstone))) => {
+                        ended.insert(id.to_string(), EndReport::unknown(tombstone));
+                    }
+                    (Ok(id), Err(error)) => {
+                        tracing::error!(microvm = %id, %error, "the report of an end cannot be read");
+                        host.data.put_aside(&path, &format!("ended-{id}"));
+                    }
+                    // No microVM's, or of an agent that died before it had written the report.
+                    (Err(_), _) | (_, Ok(None)) => files::discard(&path),
                 }
             }
         }
@@ -95,11 +91,6 @@ impl Microvms {
         });
     }
 
-    /// Keeps the report of a microVM that has ended.
-    pub fn remember_end(&self, id: String, tombstone: Tombstone) {
-        self.ended().insert(id, EndReport::unknown(tombstone));
-    }
-
     fn retire(&self, handle: &Handle) {
         let mut live = self.live();
         // A newer one with this id may have taken its place.
@@ -116,11 +107,6 @@ impl Microvms {
             return None;
         }
         Some(handle)
-    }
-
-    /// Why a microVM has ended, if this host still knows.
-    pub fn end_reason(&self, id: &str) -> Option<String> {
-        self.ended().get(id).map(|ended| ended.tombstone.reason.clone())
     }
 
     /// Starts a microVM; answers when it is RUNNING.
@@ -150,41 +136,34 @@ impl Microvms {
         self.refuse_ended(id.as_str(), generation)?;
         self.host.check_room(spec.snapshot.memory_mib, 0).await?;
         let (reply, answer) = oneshot::channel();
-        let joined = {
-            let mut live = self.live();
-            match live.get(id.as_str()) {
-                Some(handle) => Some(handle.clone()),
-                None => {
-                    let (driver, handle) =
-                        microvm::create(&self.host, spec, generation, LocalState::Launching)?;
-                    // The lock is held, so that a second launch of this id joins this one.
-                    live.insert(id.to_string(), handle.clone());
-                    drop(live);
-                    self.adopt(driver, handle, First::Launch(reply));
-                    None
-                }
-            }
-        };
-        match joined {
-            Some(handle) => handle.command(Command::Launch, Some(generation)).await,
-            None => {
-                answer.await.unwrap_or_else(|_| Err(HostError::Internal("the driver is gone".to_owned())))
-            }
+        let (handle, made) =
+            self.get_or_create(spec, generation, LocalState::Launching, First::Launch(reply))?;
+        if !made {
+            return handle.command(Command::Launch, Some(generation)).await;
         }
+        answer.await.unwrap_or_else(|_| Err(HostError::Internal("the driver is gone".to_owned())))
     }
 
-    /// A microVM that ended under this or a newer generation never starts again.
-    fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), HostError> {
-        let mut ended = self.ended();
-        let Some(entry) = ended.get(id) else { return Ok(()) };
-        match fence(entry.tombstone.generation, generation) {
-            Fence::Stale | Fence::Same => Err(HostError::Ended { reason: entry.tombstone.reason.clone() }),
-            Fence::Newer => {
-                ended.remove(id);
-                files::discard(&self.host.data.ended().join(id));
-                Ok(())
-            }
+    /// The microVM, and whether it was made by this. Looked for and made under one lock: of two commands that find none, one
+    /// makes the driver of its directory and the other joins it.
+    fn get_or_create(
+        self: &Arc<Self>,
+        spec: Spec,
+        generation: u64,
+        state: LocalState,
+        first: First,
+    ) -> Result<(Handle, bool), HostError> {
+        let id = spec.id.to_string();
+        let mut live = self.live();
+        let held = live.get(&id).filter(|handle| handle.view.borrow().state != LocalState::Gone);
+        if let Some(handle) = held {
+            return Ok((handle.clone(), false));
         }
+        let (driver, handle) = microvm::create(&self.host, spec, generation, state)?;
+        live.insert(id, handle.clone());
+        drop(live);
+        self.adopt(driver, handle.clone(), first);
+        Ok((handle, true))
     }
 
     /// Puts a microVM to sleep; answers when it is SUSPENDED.
@@ -239,23 +218,46 @@ impl Microvms {
         turn: Option<Turn>,
     ) -> Outcome {
         let id = spec.id.clone();
-        let handle = match self.get(id.as_str()) {
-            Some(handle) => handle,
-            None => {
-                self.refuse_ended(id.as_str(), generation)?;
-                if !snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty()) {
-                    return Err(HostError::NotHere { id: id.to_string() });
+        for _ in 0..REPLACE_ROUNDS_MAX {
+            let in_s3 =
+                snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty());
+            let handle = match self.get(id.as_str()) {
+                Some(handle) if self.has_diverged(&handle, generation, snapshot.as_ref()) => {
+                    if !in_s3 {
+                        return Err(HostError::NotHere { id: id.to_string() });
+                    }
+                    // Dying in the middle: the next start finishes the end, and the command is repeated.
+                    let order = EndOrder::discarding(format!("Replaced by generation {generation}."));
+                    handle.command(Command::End(order), Some(generation)).await?;
+                    continue;
                 }
-                self.host.check_room(spec.snapshot.memory_mib, 0).await?;
-                let (driver, handle) =
-                    microvm::create(&self.host, spec.clone(), generation, LocalState::Suspended)?;
-                self.adopt(driver, handle.clone(), First::Settled);
-                handle
-            }
+                Some(handle) => handle,
+                None => {
+                    self.refuse_ended(id.as_str(), generation)?;
+                    if !in_s3 {
+                        return Err(HostError::NotHere { id: id.to_string() });
+                    }
+                    self.host.check_room(spec.snapshot.memory_mib, 0).await?;
+                    let (state, first) = (LocalState::Suspended, First::Settled);
+                    self.get_or_create(spec.clone(), generation, state, first)?.0
+                }
+            };
+            let order = Box::new(ResumeOrder { spec, snapshot });
+            return handle.command(Command::Resume(Some(order), turn), Some(generation)).await;
+        }
+        Err(HostError::Conflict(format!("{id} is being replaced")))
+    }
+
+    /// Whether what the host holds of an older placement is not what the record names: it slept or woke here while nobody heard
+    /// of it, and the session went on elsewhere. Under the placement that it holds, a host is ahead of the record, never beside
+    /// it. A wake in the microVM's own time between this look and the command starts from the snapshot that was looked at.
+    fn has_diverged(&self, handle: &Handle, generation: u64, named: Option<&SnapshotCopies>) -> bool {
+        let view = handle.view.borrow();
+        let Some(named) = named.filter(|_| fence(view.generation, generation) == Fence::Newer) else {
+            return false;
         };
-        handle
-            .command(Command::Resume(Some(Box::new(ResumeOrder { spec, snapshot })), turn), Some(generation))
-            .await
+        let held = view.observed.snapshot.as_ref().filter(|_| view.state == LocalState::Suspended);
+        !held.is_some_and(|held| is_named(held, named))
     }
 
     /// Ends a microVM. Repeating it succeeds.
@@ -271,50 +273,28 @@ impl Microvms {
         Ok(self.gone(&id, generation, &order.reason, order.discard))
     }
 
-    /// The answer for a microVM that is not here. Without `discard` what S3 has
-    /// of it is removed, since no other host will do that.
-    fn gone(&self, id: &MicrovmId, generation: u64, reason: &str, discard: bool) -> ObservedMicrovm {
-        let mut ended = self.ended();
-        if discard {
-            ended.remove(id.as_str());
-            files::discard(&self.host.data.ended().join(id.as_str()));
-        } else if !ended.contains_key(id.as_str()) {
-            let tombstone = Tombstone {
-                generation,
-                reason: reason.to_owned(),
-                ended_ms: self.host.now_ms(),
-                observation: 1,
-                meter: Meter::default(),
-                remote_prefix: microvm::remote_prefix(id.as_str()),
-            };
-            let place = self.host.data.ended().join(id.as_str());
-            if let Err(error) = files::make_directory(&place).and_then(|()| tombstone.write(&place)) {
-                tracing::error!(microvm = %id, %error, "an end is not recorded");
+    /// Closes what the scheduler says is stale of this generation to requests, at once, and drops it: no hook. An answer that
+    /// was made before a new placement here names the older one, and does not touch what that has begun. One whose record has
+    /// `ended` leaves an end here, so that S3 is cleared of it.
+    pub async fn drop_stale(self: Arc<Self>, id: String, generation: u64, ended: bool) {
+        let Some(handle) = self.get(&id) else { return };
+        tracing::info!(microvm = id, generation, ended, "stale; dropping it");
+        let order = EndOrder::discarding("The scheduler placed it elsewhere.");
+        match handle.command(Command::End(order), Some(generation)).await {
+            Err(error) => tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet"),
+            Ok(_) if !ended => {}
+            Ok(_) => {
+                let Ok(id) = id.parse() else { return };
+                self.gone(&id, generation, "It has ended.", false);
+                self.record_ended(id.as_str());
             }
-            ended.insert(id.to_string(), EndReport { tombstone, known: false, remote_done: false });
-        }
-        match ended.get(id.as_str()) {
-            Some(entry) => observed_end(id.as_str(), &entry.tombstone),
-            None => ObservedMicrovm {
-                microvm_id: id.to_string(),
-                generation,
-                state: MicrovmState::Terminated.into(),
-                state_reason: reason.to_owned(),
-                ..Default::default()
-            },
         }
     }
 
-    /// Drops what the scheduler says is stale: no hook, no report.
-    pub async fn drop_stale(&self, id: &str) {
+    /// Closes a microVM to requests that the scheduler says is stale of this generation.
+    pub fn close_stale(&self, id: &str, generation: u64) {
         if let Some(handle) = self.get(id) {
-            tracing::info!(microvm = id, "stale; dropping it");
-            let order = EndOrder::discarding("The scheduler placed it elsewhere.");
-            if let Err(error) = handle.command(Command::End(order), None).await {
-                tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet");
-            }
-        } else if let Some(entry) = self.ended().get_mut(id) {
-            entry.known = true;
+            handle.stale.fetch_max(generation, Ordering::Relaxed);
         }
     }
 
@@ -341,14 +321,15 @@ impl Microvms {
         all
     }
 
-    /// The scheduler has answered a report that named these.
-    pub fn reported(&self, observed: &[ObservedMicrovm]) {
-        let mut ended = self.ended();
-        for one in observed.iter().filter(|one| one.state() == MicrovmState::Terminated) {
-            if let Some(entry) = ended.get_mut(&one.microvm_id)
-                && entry.tombstone.generation == one.generation
-            {
-                entry.known = true;
+    /// The scheduler has answered a report that named these, and its records say so much of them.
+    pub fn answered(&self, observed: &[ObservedMicrovm], recorded: &[RecordedMicrovm]) {
+        self.ends_known(observed);
+        for one in recorded {
+            if one.ended {
+                self.record_ended(&one.microvm_id);
+            } else if let Some(handle) = self.get(&one.microvm_id) {
+                let named = SnapshotNumber::new(one.snapshot_generation, one.snapshot_sequence);
+                handle.recorded(one.generation, named);
             }
         }
     }
@@ -366,6 +347,8 @@ impl Microvms {
         let (_, slots_taken) = self.host.pool.counts();
         // Engines that only wait make room for microVMs.
         let slots_used = slots_taken.saturating_sub(engines_ahead);
+        let unreadable_microvm_ids = self.host.data.unreadable(UNREADABLE_MAX);
+        self.host.metrics.unreadable(unreadable_microvm_ids.len());
         self.host.metrics.wakes_wait(self.host.wakes.waiting());
         self.host.metrics.holds(running, suspended, self.host.capacity.used_mib(), engines_ahead);
         let disk = self.host.disk.report();
@@ -379,6 +362,7 @@ impl Microvms {
             disk_reserved_bytes: disk.reserved,
             disk_short: disk.short,
             cached_manifest_keys: self.host.image_snapshots.manifest_keys(MANIFEST_KEYS_MAX),
+            unreadable_microvm_ids,
         }
     }
 
@@ -412,19 +396,6 @@ impl Microvms {
 
     fn ended(&self) -> MutexGuard<'_, HashMap<String, EndReport>> {
         self.ended.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
-    ObservedMicrovm {
-        microvm_id: id.to_owned(),
-        generation: tombstone.generation,
-        state: MicrovmState::Terminated.into(),
-        state_reason: tombstone.reason.clone(),
-        state_time: Some(timestamp(tombstone.ended_ms)),
-        observation: tombstone.observation,
-        metering: Some(microvm::metering(&tombstone.meter, tombstone.meter.endpoint_bytes)),
-        ..Default::default()
     }
 }
 

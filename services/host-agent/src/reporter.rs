@@ -1,17 +1,20 @@
 //! Telling the scheduler's leader what this host is and observes: registration, then heartbeats at the
 //! interval it asks for, and at once when a microVM changes.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::host::v1::host_service_client::HostServiceClient;
-use api::host::v1::{HeartbeatRequest, HostSpec, ObservedMicrovm, RegisterHostRequest};
+use api::host::v1::{
+    HeartbeatRequest, HostSpec, ObservedMicrovm, RecordedMicrovm, RegisterHostRequest, StaleMicrovm,
+};
 use backoff::Backoff;
 use rpc::{CallBounds, Replicas, Role, TlsIdentity};
 use tokio::sync::watch;
 use tonic::Status;
 
+use crate::adapters::lease::Standing;
 use crate::host::Host;
 use crate::microvms::Microvms;
 
@@ -25,14 +28,12 @@ const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
 const INTERVAL_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How often a heartbeat carries everything.
 const COMPLETE_INTERVAL: Duration = Duration::from_secs(30);
-const STALE_MAX: usize = 1000;
 
 pub struct Reporter {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
     spec: HostSpec,
     schedulers: Replicas,
-    regained: watch::Receiver<u64>,
     /// What the leader has answered for: generation and observation by id.
     known: HashMap<String, (u64, u64)>,
 }
@@ -43,10 +44,9 @@ impl Reporter {
         microvms: Arc<Microvms>,
         spec: HostSpec,
         identity: &Arc<TlsIdentity>,
-        regained: watch::Receiver<u64>,
     ) -> Result<Self, Status> {
         let schedulers = Replicas::new(identity, &host.config.schedulers, Role::Scheduler)?;
-        Ok(Self { host, microvms, spec, schedulers, regained, known: HashMap::new() })
+        Ok(Self { host, microvms, spec, schedulers, known: HashMap::new() })
     }
 
     /// Reports until it is dropped.
@@ -60,11 +60,16 @@ impl Reporter {
         }
     }
 
-    /// Registers and reports until the leader asks for another registration, the
-    /// lease has been regained, or a call fails.
+    /// Registers and reports until the leader asks for another registration, a
+    /// lease has been gained, or a call fails.
     async fn session(&mut self, pauses: &mut Backoff) -> Result<(), Status> {
-        self.regained.mark_unchanged();
+        let mut standing = self.host.standing.subscribe();
+        // Before the leader is asked: a lease that ends and comes back while the answer is on its way asks for another.
+        let lease = standing.borrow_and_update().lease();
         let interval = self.register().await?;
+        if let Some(lease) = lease {
+            self.host.standing.send_modify(|standing| standing.told(lease));
+        }
         pauses.reset();
         let mut changes = self.host.changes.subscribe();
         changes.mark_changed();
@@ -74,7 +79,7 @@ impl Reporter {
             tokio::select! {
                 () = tokio::time::sleep(interval) => {}
                 _ = changes.changed() => tokio::time::sleep_until(earliest.into()).await,
-                _ = self.regained.changed() => return Ok(()),
+                () = another_lease(&mut standing, lease) => return Ok(()),
             }
             changes.mark_unchanged();
             earliest = Instant::now() + COALESCE;
@@ -94,6 +99,7 @@ impl Reporter {
             spec: Some(self.spec.clone()),
             observed: observed.clone(),
             clock_time: Some(api::timestamp(self.host.clock.now())),
+            usage: Some(self.microvms.usage()),
         };
         let response = self
             .schedulers
@@ -103,8 +109,8 @@ impl Reporter {
             .await?;
         tracing::info!(microvms = observed.len(), "registered");
         self.known.clear();
-        self.answered(&observed);
-        self.drop_stale(response.stale_microvm_ids);
+        self.answered(&observed, &response.recorded);
+        self.drop_stale(response.stale, &response.recorded);
         self.microvms.set_draining(response.draining);
         let interval = response.heartbeat_interval.as_ref().and_then(|interval| api::duration(interval).ok());
         Ok(interval.unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
@@ -135,23 +141,32 @@ impl Reporter {
         if response.register {
             return Ok(false);
         }
-        self.answered(&observed);
-        self.drop_stale(response.stale_microvm_ids);
+        self.answered(&observed, &response.recorded);
+        self.drop_stale(response.stale, &response.recorded);
         self.microvms.set_draining(response.draining);
         Ok(true)
     }
 
-    fn answered(&mut self, observed: &[ObservedMicrovm]) {
+    fn answered(&mut self, observed: &[ObservedMicrovm], recorded: &[RecordedMicrovm]) {
         for one in observed {
             self.known.insert(one.microvm_id.clone(), (one.generation, one.observation));
         }
-        self.microvms.reported(observed);
+        self.microvms.answered(observed, recorded);
     }
 
-    fn drop_stale(&self, ids: Vec<String>) {
-        for id in ids.into_iter().take(STALE_MAX) {
-            let microvms = Arc::clone(&self.microvms);
-            tokio::spawn(async move { microvms.drop_stale(&id).await });
+    /// Closes what is stale before this returns, and drops it in its own time: a suspend that is under way is finished first.
+    fn drop_stale(&self, stale: Vec<StaleMicrovm>, recorded: &[RecordedMicrovm]) {
+        let ended: HashSet<&str> =
+            recorded.iter().filter(|one| one.ended).map(|one| one.microvm_id.as_str()).collect();
+        for StaleMicrovm { microvm_id, generation } in stale {
+            self.microvms.close_stale(&microvm_id, generation);
+            let (microvms, ended) = (Arc::clone(&self.microvms), ended.contains(microvm_id.as_str()));
+            tokio::spawn(microvms.drop_stale(microvm_id, generation, ended));
         }
     }
+}
+
+/// Waits until a lease is held that is not the one before.
+async fn another_lease(standing: &mut watch::Receiver<Standing>, before: Option<u64>) {
+    let _ = standing.wait_for(|now| now.lease().is_some_and(|held| Some(held) != before)).await;
 }

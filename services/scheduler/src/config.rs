@@ -36,6 +36,10 @@ pub struct Config {
     pub retention_seconds: u64,
     /// Most terminated records; beyond this the oldest are forgotten early.
     pub retained_max: usize,
+    /// Pause between two looks at all snapshots in S3 for those of microVMs that no record names, seconds; 0 turns them off.
+    pub orphan_sweep_seconds: u64,
+    /// Such snapshots are removed when nothing of the microVM was written for this long, seconds.
+    pub orphan_age_seconds: u64,
     /// Life of the leader's lease without keepalive, seconds.
     pub lease_seconds: u64,
     /// After a host's lease is gone this long, what ran there is given up, seconds.
@@ -135,6 +139,8 @@ impl Default for Config {
             disk_overcommit: 32,
             retention_seconds: 24 * 3600,
             retained_max: 100_000,
+            orphan_sweep_seconds: 3600,
+            orphan_age_seconds: 24 * 3600,
             lease_seconds: 3,
             host_lost_grace_seconds: 30,
             fence_grace_seconds: 5,

@@ -18,6 +18,7 @@ mod logs;
 pub mod memory;
 mod place;
 mod recover;
+mod snapshots;
 mod store_room;
 pub mod subscribers;
 mod suspend;
@@ -83,6 +84,8 @@ pub struct Term {
     pub(crate) erasing: tokio::sync::Mutex<()>,
     /// Invitations are made and redeemed one at a time.
     pub(crate) invitations: tokio::sync::Mutex<()>,
+    /// Ended microVMs are cleared from S3 a few at a time.
+    removals: tokio::sync::Semaphore,
     tasks: TaskTracker,
     over: CancellationToken,
     pub(crate) timers_changed: Notify,
@@ -138,6 +141,7 @@ impl Term {
             access: tokio::sync::Mutex::default(),
             erasing: tokio::sync::Mutex::default(),
             invitations: tokio::sync::Mutex::default(),
+            removals: tokio::sync::Semaphore::new(snapshots::REMOVALS_CONCURRENT),
             tasks: TaskTracker::new(),
             over: CancellationToken::new(),
             timers_changed: Notify::new(),

@@ -1,5 +1,7 @@
 //! Requests about many objects: lists and deletion below a prefix.
 
+use std::time::SystemTime;
+
 use aws_sdk_s3::types::{Delete, ObjectIdentifier};
 use futures::future::BoxFuture;
 
@@ -20,6 +22,17 @@ pub struct ObjectEntry {
     pub key: String,
     /// Length in bytes.
     pub size: u64,
+    /// When it was written, by the store's clock; `None` when the store does not say.
+    pub modified: Option<SystemTime>,
+}
+
+/// One page of the folders below a prefix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FolderPage {
+    /// Their names, without the prefix and the slash.
+    pub names: Vec<String>,
+    /// With it the next page is asked for; `None` at the end.
+    pub next: Option<String>,
 }
 
 impl Store {
@@ -50,6 +63,40 @@ impl Store {
                     None => return Ok(entries),
                 }
             }
+        })
+    }
+
+    /// Names of the folders right below `prefix`, which ends with `/`: at most `names_max` (1000 whatever that says), in order,
+    /// by pages. Objects right below it are left out.
+    pub fn list_folders<'a>(
+        &'a self,
+        bucket: &'a str,
+        prefix: &'a str,
+        token: Option<String>,
+        names_max: usize,
+    ) -> BoxFuture<'a, Result<FolderPage, Error>> {
+        Box::pin(async move {
+            let target = Target { operation: "list", bucket, key: prefix };
+            check_prefix(prefix)?;
+            let names_max = i32::try_from(names_max).unwrap_or(PAGE_KEYS).min(PAGE_KEYS);
+            let answer = self
+                .client
+                .list_objects_v2()
+                .bucket(bucket)
+                .prefix(prefix)
+                .delimiter("/")
+                .max_keys(names_max)
+                .set_continuation_token(token)
+                .send()
+                .await
+                .map_err(|error| target.classify(error))?;
+            let next = next_token(target, answer.is_truncated(), answer.next_continuation_token())?;
+            let folders = answer.common_prefixes.unwrap_or_default().into_iter();
+            let names = folders.filter_map(|folder| {
+                let name = folder.prefix?.strip_prefix(prefix)?.strip_suffix('/')?.to_owned();
+                (!name.is_empty()).then_some(name)
+            });
+            Ok(FolderPage { names: names.collect(), next })
         })
     }
 
@@ -97,18 +144,15 @@ impl Store {
             .send()
             .await
             .map_err(|error| target.classify(error))?;
-        let next = match (answer.is_truncated(), answer.next_continuation_token()) {
-            (Some(true), Some(token)) => Some(token.to_owned()),
-            (Some(true), None) => return Err(target.other("a list was cut without saying where", None)),
-            _ => None,
-        };
+        let next = next_token(target, answer.is_truncated(), answer.next_continuation_token())?;
         let entries = answer
             .contents
             .unwrap_or_default()
             .into_iter()
             .filter_map(|object| {
                 let size = object.size().and_then(|size| u64::try_from(size).ok()).unwrap_or(0);
-                object.key.map(|key| ObjectEntry { key, size })
+                let modified = object.last_modified.and_then(|time| SystemTime::try_from(time).ok());
+                object.key.map(|key| ObjectEntry { key, size, modified })
             })
             .collect();
         Ok((entries, next))
@@ -145,5 +189,18 @@ impl Store {
                 })
             }
         }
+    }
+}
+
+/// Where a list goes on that was cut.
+fn next_token(
+    target: Target<'_>,
+    truncated: Option<bool>,
+    token: Option<&str>,
+) -> Result<Option<String>, Error> {
+    match (truncated, token) {
+        (Some(true), Some(token)) => Ok(Some(token.to_owned())),
+        (Some(true), None) => Err(target.other("a list was cut without saying where", None)),
+        _ => Ok(None),
     }
 }

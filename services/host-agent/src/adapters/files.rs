@@ -9,15 +9,20 @@
 //! <data>/clock.json                 what the time was, see `clock_mark`
 //! <data>/tmp/                       downloads under way; emptied at start
 //! <data>/reserve                    room that is kept for suspends; not there when none is
+//! <data>/quarantine/<id>/           a microVM's directory, or `ended-<id>` a report, that could not be read; an operator's to remove
 //! ```
 
 use std::io::Write as _;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
+use model::ids::MicrovmId;
+
 use super::volume::ReserveFile;
 use crate::domain::HostError;
 
+/// Most times that files of one microVM are put aside.
+const ASIDE_MAX: u32 = 100;
 /// Mode of files that hold secrets.
 const SECRET_MODE: u32 = 0o600;
 /// Mode of directories the unprivileged engine must pass through but not list.
@@ -43,6 +48,7 @@ impl DataDirectory {
             this.ahead(),
             this.bakes(),
             this.tmp(),
+            this.quarantine(),
         ] {
             make_directory(&directory)?;
         }
@@ -124,6 +130,44 @@ impl DataDirectory {
     /// Keeps room for suspends.
     pub fn reserve(&self) -> PathBuf {
         self.root.join("reserve")
+    }
+
+    /// What could not be read.
+    pub fn quarantine(&self) -> PathBuf {
+        self.root.join("quarantine")
+    }
+
+    /// Puts aside what cannot be read, under `name`, or `name.2` and so on when there is such a one. What cannot be moved stays
+    /// where it is: the next start tries again.
+    pub fn put_aside(&self, path: &Path, name: &str) {
+        let taken = |place: &PathBuf| std::fs::symlink_metadata(place).is_ok();
+        let places = (1..=ASIDE_MAX).map(|number| match number {
+            1 => self.quarantine().join(name),
+            number => self.quarantine().join(format!("{name}.{number}")),
+        });
+        let Some(place) = places.into_iter().find(|place| !taken(place)) else {
+            tracing::error!(path = %path.display(), limit = ASIDE_MAX, "it was put aside too often and stays where it is");
+            return;
+        };
+        match std::fs::rename(path, &place) {
+            Ok(()) => {
+                tracing::error!(path = %place.display(), "put aside; nothing removes it but an operator")
+            }
+            Err(error) => tracing::error!(path = %path.display(), %error, "it cannot be put aside"),
+        }
+    }
+
+    /// The microVMs whose directories have been put aside, at most `count`.
+    pub fn unreadable(&self, count: usize) -> Vec<String> {
+        let Ok(entries) = std::fs::read_dir(self.quarantine()) else { return Vec::new() };
+        let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+        let mut ids: Vec<String> = names
+            .filter_map(|name| Some(name.split('.').next()?.parse::<MicrovmId>().ok()?.to_string()))
+            .collect();
+        ids.sort();
+        ids.dedup();
+        ids.truncate(count);
+        ids
     }
 
     fn free_bytes(&self) -> u64 {
@@ -342,6 +386,27 @@ mod tests {
         remove(&path).unwrap();
         remove(&path).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn what_is_put_aside_is_named_and_never_replaced() {
+        let directory = tempfile::tempdir().unwrap();
+        let data = DataDirectory { root: directory.path().to_owned() };
+        make_directory(&data.quarantine()).unwrap();
+        let id = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
+        for content in ["first", "second"] {
+            let path = data.microvm(id).journal();
+            make_directory(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            data.put_aside(data.microvm(id).directory(), id);
+            assert!(!path.exists());
+        }
+        data.put_aside(&directory.path().join("absent"), "ended-x");
+        let read = |name: &str| std::fs::read_to_string(data.quarantine().join(name).join("journal.json"));
+        assert_eq!(read(id).unwrap(), "first");
+        assert_eq!(read(&format!("{id}.2")).unwrap(), "second");
+        assert_eq!(data.unreadable(9), [id]);
+        assert!(data.unreadable(0).is_empty());
     }
 
     #[test]

@@ -8,6 +8,7 @@
 use std::path::Path;
 
 use base64::Engine as _;
+use model::SnapshotNumber;
 use serde::{Deserialize, Serialize};
 
 use super::files;
@@ -16,6 +17,8 @@ use crate::domain::transition::Transition;
 use crate::domain::{HostError, LocalState, Spec};
 
 const FORMAT: u32 = 3;
+/// Most superseded copies that a journal names. What is beyond stays in S3 until the microVM's end.
+const SUPERSEDED_MAX: usize = 32;
 
 #[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -38,6 +41,9 @@ pub struct Journal {
     pub slot: Option<u32>,
     /// Its latest whole snapshot; 0 when there is none.
     pub sequence: u64,
+    /// Generation that it was made under; 0 when there is none.
+    #[serde(default)]
+    pub snapshot_generation: u64,
     /// Size of that snapshot's difference in bytes.
     pub difference_bytes: u64,
     /// When it was made, in milliseconds since 1970; 0 when that is not known.
@@ -46,8 +52,12 @@ pub struct Journal {
     /// How it went back to a recovery point last.
     #[serde(default)]
     pub recovery: Option<Recovery>,
-    /// The copy in S3, if there is one.
+    /// The newest copy in S3, if there is one.
     pub remote: Option<RemoteCopy>,
+    /// Copies in S3 that this placement made and newer ones have superseded, oldest first. The record may still name one of
+    /// them: they are removed when it names a newer one.
+    #[serde(default)]
+    pub superseded: Vec<RemoteCopy>,
     /// Restores so far; the guest ignores a number it has seen.
     pub restore_count: u64,
     /// Number of the latest observation reported.
@@ -55,7 +65,7 @@ pub struct Journal {
     pub meter: Meter,
     /// The latest launch, suspend or wake.
     pub transition: Transition,
-    /// True when its end, once begun, leaves no report and nothing in S3 is touched.
+    /// True when its end, once begun, leaves no report.
     pub discard: bool,
     /// End of its keep-awake lease, in milliseconds since 1970; 0 when it has none. A sleep ends it.
     #[serde(default)]
@@ -89,9 +99,18 @@ pub struct Recovery {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RemoteCopy {
+    /// Generation that it was made under.
+    #[serde(default)]
+    pub generation: u64,
     pub sequence: u64,
     pub manifest_key: String,
     pub manifest_digest: String,
+}
+
+impl RemoteCopy {
+    pub fn number(&self) -> SnapshotNumber {
+        SnapshotNumber::new(self.generation, self.sequence)
+    }
 }
 
 impl Journal {
@@ -108,10 +127,12 @@ impl Journal {
             process: None,
             slot: None,
             sequence: 0,
+            snapshot_generation: 0,
             difference_bytes: 0,
             snapshot_ms: 0,
             recovery: None,
             remote: None,
+            superseded: Vec::new(),
             restore_count: 0,
             observation: 0,
             meter: Meter::default(),
@@ -133,15 +154,56 @@ impl Journal {
         self.spec = encode_spec(spec);
     }
 
-    /// Notes that a snapshot, made at a time in milliseconds since 1970, is the session now.
+    /// The latest whole snapshot.
+    pub fn number(&self) -> SnapshotNumber {
+        SnapshotNumber::new(self.snapshot_generation, self.sequence)
+    }
+
+    /// Notes what an agent left out that did not know of generations of snapshots: `made` is that of the latest one.
+    pub fn complete(&mut self, made: u64) {
+        if self.snapshot_generation == 0 {
+            self.snapshot_generation = made;
+        }
+        if let Some(remote) = &mut self.remote
+            && (remote.generation, remote.sequence) == (0, self.sequence)
+        {
+            remote.generation = self.snapshot_generation;
+        }
+    }
+
+    /// Notes a copy that a newer one supersedes. One that an earlier placement made is not this one's to remove.
+    pub fn supersede(&mut self, copy: RemoteCopy) {
+        if copy.generation != self.generation || self.superseded.contains(&copy) {
+            return;
+        }
+        self.superseded.push(copy);
+        if self.superseded.len() > SUPERSEDED_MAX {
+            let left = self.superseded.remove(0);
+            tracing::warn!(
+                manifest = left.manifest_key,
+                limit = SUPERSEDED_MAX,
+                "it stays in S3 until the microVM's end"
+            );
+        }
+    }
+
+    /// The superseded copies that a record which names `named` does not need: it was given this placement and never goes back.
+    pub fn unneeded(&self, generation: u64, named: SnapshotNumber) -> Vec<RemoteCopy> {
+        let ours = generation == self.generation;
+        let older = |copy: &&RemoteCopy| ours && copy.generation == generation && copy.number() < named;
+        self.superseded.iter().filter(older).cloned().collect()
+    }
+
+    /// Notes that a snapshot made under this placement, at a time in milliseconds since 1970, is the session now.
     pub fn slept(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
         self.point_made(sequence, difference_bytes, made_ms);
         self.awake_until_ms = 0;
     }
 
-    /// Notes that a snapshot is what the session can go back to.
+    /// Notes that a snapshot made under this placement is what the session can go back to.
     pub fn point_made(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
         self.sequence = sequence;
+        self.snapshot_generation = self.generation;
         self.difference_bytes = difference_bytes;
         self.snapshot_ms = made_ms;
         self.meter.snapshot_bytes_written += difference_bytes;
@@ -178,9 +240,8 @@ fn encode_spec(spec: &Spec) -> String {
     base64::engine::general_purpose::STANDARD.encode(spec.encoded())
 }
 
-/// What is left of a microVM that has ended: its last report, until nobody asks any more.
+/// What is left of a microVM that has ended: its last report, until nobody asks any more. Those of older agents have more in them.
 #[derive(Clone, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
 pub struct Tombstone {
     pub generation: u64,
     pub reason: String,
@@ -188,8 +249,6 @@ pub struct Tombstone {
     pub ended_ms: u64,
     pub observation: u64,
     pub meter: Meter,
-    /// Prefix in S3 that is still to be removed; empty when that is done.
-    pub remote_prefix: String,
 }
 
 impl Tombstone {
@@ -200,9 +259,16 @@ impl Tombstone {
         files::replace(&directory.join("tombstone.json"), &text, true)
     }
 
-    /// Reads one; `None` when it is missing or damaged.
-    pub fn read(directory: &Path) -> Option<Self> {
-        serde_json::from_slice(&std::fs::read(directory.join("tombstone.json")).ok()?).ok()
+    /// Reads one; `None` when there is no file.
+    pub fn read(directory: &Path) -> Result<Option<Self>, HostError> {
+        let path = directory.join("tombstone.json");
+        let text = match std::fs::read(&path) {
+            Ok(text) => text,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(HostError::io(&path, &error)),
+        };
+        let tombstone = serde_json::from_slice(&text);
+        tombstone.map(Some).map_err(|error| HostError::Internal(format!("{}: {error}", path.display())))
     }
 }
 
@@ -307,6 +373,76 @@ mod tests {
         near(meter.baseline_gib_seconds, (first + second) * 0.5);
         // Nobody looked for 65 s after the crash, and for 10 s after the stop.
         near(meter.burst_gib_seconds, (first + second - 75.0) * 0.5);
+    }
+
+    fn journal(generation: u64) -> Journal {
+        let spec = Spec::from_wire(Some(crate::domain::spec::tests::wire_spec())).ok().unwrap();
+        Journal::new(&spec, generation, LocalState::Suspended, 1)
+    }
+
+    fn copy(generation: u64, sequence: u64) -> RemoteCopy {
+        RemoteCopy {
+            generation,
+            sequence,
+            manifest_key: format!("m/g{generation}/s{sequence}/manifest.json"),
+            manifest_digest: "d".to_owned(),
+        }
+    }
+
+    #[test]
+    fn a_superseded_copy_is_unneeded_once_the_record_names_a_newer_one() {
+        let mut journal = journal(2);
+        for one in [copy(1, 4), copy(2, 5), copy(2, 6), copy(2, 6)] {
+            journal.supersede(one);
+        }
+        let unneeded = |generation, (g, s)| {
+            let copies = journal.unneeded(generation, SnapshotNumber::new(g, s));
+            copies.into_iter().map(|copy| copy.number().to_string()).collect::<Vec<_>>()
+        };
+        // What an earlier placement made is left to the end, whatever the record says.
+        for (generation, named, expected) in [
+            (2, (1, 4), &[][..]),
+            (2, (2, 5), &[]),
+            (2, (2, 6), &["g2/s5"]),
+            (2, (2, 7), &["g2/s5", "g2/s6"]),
+            // The microVM was placed anew meanwhile: the record is another host's, and may go on from what is here.
+            (3, (2, 7), &[]),
+            (3, (3, 8), &[]),
+            (1, (1, 9), &[]),
+            (2, (0, 0), &[]),
+        ] {
+            assert_eq!(unneeded(generation, named), expected, "generation {generation}, named {named:?}");
+        }
+    }
+
+    #[test]
+    fn superseded_copies_are_bounded_and_the_oldest_stay_in_s3() {
+        let mut journal = journal(1);
+        for sequence in 1..=40 {
+            journal.supersede(copy(1, sequence));
+        }
+        assert_eq!((journal.superseded.len(), journal.superseded[0].sequence), (SUPERSEDED_MAX, 9));
+    }
+
+    #[test]
+    fn journals_of_agents_that_knew_no_generation_of_snapshots_are_read() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("journal.json");
+        let mut journal = journal(3);
+        journal.sequence = 5;
+        journal.remote = Some(copy(0, 5));
+        let mut old = serde_json::to_value(&journal).unwrap();
+        for field in ["snapshot_generation", "superseded"] {
+            old.as_object_mut().unwrap().remove(field);
+        }
+        old["remote"].as_object_mut().unwrap().remove("generation");
+        std::fs::write(&path, old.to_string()).unwrap();
+        let mut back = Journal::read(&path).unwrap().unwrap();
+        back.complete(3);
+        assert_eq!(
+            (back.number(), back.remote.unwrap().number()),
+            (SnapshotNumber::new(3, 5), SnapshotNumber::new(3, 5))
+        );
     }
 
     #[test]

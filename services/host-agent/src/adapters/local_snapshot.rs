@@ -13,6 +13,7 @@ use crate::domain::HostError;
 #[serde(deny_unknown_fields)]
 pub struct LocalManifest {
     pub sequence: u64,
+    /// Of the placement that it was made under.
     pub generation: u64,
     /// Digest of the image snapshot it differs from.
     pub base_digest: String,

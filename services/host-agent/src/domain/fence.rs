@@ -1,4 +1,7 @@
-//! Generations: which commands are too old for the placement a host holds.
+//! Generations: which commands are too old for the placement a host holds, and which snapshot is the session.
+
+use api::microvm::v1::SnapshotCopies;
+use model::SnapshotNumber;
 
 /// How an offered generation stands to the one held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +21,19 @@ pub fn fence(held: u64, offered: u64) -> Fence {
     }
 }
 
-/// Whether the copy in S3 that a wake names must be fetched, given the
-/// sequence of the local snapshot (0: none). A microVM that went to another
-/// host and came back has an old local copy here, which must not be woken.
-pub fn must_fetch(local_sequence: u64, offered_sequence: u64, offered_remote: bool) -> bool {
-    offered_remote && offered_sequence > local_sequence
+/// Whether the copy in S3 that a wake names must be fetched, given the number of the local snapshot (sequence 0: none). A local
+/// one that is newer was made under the placement that is held, and the record is behind.
+pub fn must_fetch(local: SnapshotNumber, offered: SnapshotNumber, offered_remote: bool) -> bool {
+    offered_remote && (local.sequence == 0 || offered > local)
+}
+
+/// Whether the snapshot that a host holds is the one that a record names. A record of an older scheduler has no generation, and
+/// the digest is known once there is a copy in S3.
+pub fn is_named(held: &SnapshotCopies, named: &SnapshotCopies) -> bool {
+    let same = |a: &str, b: &str| a.is_empty() || b.is_empty() || a == b;
+    held.sequence == named.sequence
+        && (named.generation == 0 || held.generation == named.generation)
+        && same(&held.manifest_digest, &named.manifest_digest)
 }
 
 #[cfg(test)]
@@ -41,13 +52,39 @@ mod tests {
     #[test]
     fn the_newest_copy_is_woken() {
         for (local, offered, remote, expected) in [
-            (0, 1, true, true),
-            (1, 1, true, false),
-            (2, 1, true, false),
-            (1, 2, true, true),
-            (0, 1, false, false),
+            ((0, 0), (1, 1), true, true),
+            ((1, 1), (1, 1), true, false),
+            ((1, 2), (1, 1), true, false),
+            ((1, 1), (1, 2), true, true),
+            ((0, 0), (1, 1), false, false),
+            // The other host's is the session, though this one has slept more often.
+            ((1, 6), (2, 5), true, true),
+            // A record without a generation, and nothing here.
+            ((0, 0), (0, 1), true, true),
         ] {
-            assert_eq!(must_fetch(local, offered, remote), expected, "{local} {offered} {remote}");
+            let number = |(generation, sequence)| SnapshotNumber::new(generation, sequence);
+            let found = must_fetch(number(local), number(offered), remote);
+            assert_eq!(found, expected, "{local:?} {offered:?} {remote}");
+        }
+    }
+
+    #[test]
+    fn a_copy_is_named_by_generation_sequence_and_digest() {
+        let copies = |generation, sequence, digest: &str| SnapshotCopies {
+            generation,
+            sequence,
+            manifest_digest: digest.to_owned(),
+            ..Default::default()
+        };
+        for (held, named, expected) in [
+            (copies(1, 4, "a"), copies(1, 4, "a"), true),
+            (copies(1, 4, ""), copies(1, 4, "a"), true),
+            (copies(1, 4, ""), copies(0, 4, ""), true),
+            (copies(1, 4, "b"), copies(1, 4, "a"), false),
+            (copies(1, 6, ""), copies(1, 4, "a"), false),
+            (copies(1, 4, ""), copies(2, 4, ""), false),
+        ] {
+            assert_eq!(is_named(&held, &named), expected, "{held:?} {named:?}");
         }
     }
 }

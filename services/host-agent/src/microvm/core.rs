@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use api::host::v1::ObservedMicrovm;
 use guest_link::Link;
+use model::SnapshotNumber;
 use model::ids::MicrovmId;
 use tokio::sync::{mpsc, watch};
 use tokio::task::AbortHandle;
@@ -49,6 +50,8 @@ pub struct Core {
     /// What background work tells the driver.
     pub notices: mpsc::Sender<Notice>,
     pub upload: Option<AbortHandle>,
+    /// True while superseded copies are being removed from S3.
+    pub removing: bool,
     /// Connections that wait for the guest to wake.
     pub asleep: Asleep,
     pub checkpoints: Checkpoints,
@@ -64,6 +67,13 @@ pub enum Notice {
         /// Size of its memory and disk difference in bytes.
         difference_bytes: u64,
     },
+    /// The record names this snapshot in S3, for the placement of this generation, durably.
+    Recorded {
+        generation: u64,
+        named: SnapshotNumber,
+    },
+    /// Superseded copies that S3 does not have any more.
+    Removed(Vec<RemoteCopy>),
     AppExited(AppEnd),
     /// The app asks not to be put to sleep for this long; `None` gives that up.
     KeepAwake(Option<Duration>),

@@ -48,6 +48,7 @@ pub fn build(
         log: Arc::new(log),
         notices,
         upload: None,
+        removing: false,
         asleep: Asleep::default(),
         checkpoints: Checkpoints::default(),
     };

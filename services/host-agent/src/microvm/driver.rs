@@ -78,6 +78,8 @@ impl Driver {
             idle: core.spec.idle,
             log: Arc::clone(&core.log),
             waiting: Arc::new(Semaphore::new(limits.waiting_opens_per_microvm)),
+            stale: Arc::default(),
+            notices: core.notices.clone(),
             mailbox: sender,
         };
         let inbox = Inbox::new(mailbox, notices, limits.mailbox);
@@ -387,6 +389,14 @@ impl Driver {
                 self.core.uploaded(copy, difference_bytes);
                 ControlFlow::Continue(())
             }
+            Notice::Recorded { generation, named } => {
+                self.core.recorded(generation, named);
+                ControlFlow::Continue(())
+            }
+            Notice::Removed(copies) => {
+                self.core.removed(&copies);
+                ControlFlow::Continue(())
+            }
             // Of a guest that has been put to sleep or has ended since: no news.
             Notice::AppExited(_) | Notice::KeepAwake(_) if self.core.live.is_none() => {
                 ControlFlow::Continue(())
@@ -409,8 +419,7 @@ impl Driver {
     async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> ControlFlow<Ended> {
         let mut sentence = exit_sentence(reason);
         if matches!(reason, vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset)
-            && let Ok(Some(Notice::AppExited(app))) =
-                tokio::time::timeout(LAST_WORDS, self.inbox.notices.recv()).await
+            && let Ok(Some(app)) = tokio::time::timeout(LAST_WORDS, self.inbox.app_end()).await
         {
             sentence = app.sentence(self.core.spec.snapshot.memory_mib);
         }

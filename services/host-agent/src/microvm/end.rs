@@ -60,8 +60,8 @@ impl Core {
         }
     }
 
-    /// Tombstone first, then the directory: dying in between leaves both, and
-    /// the next start, which finds the journal TERMINATING, comes here again.
+    /// Tombstone first, then the directory: dying in between leaves both, and the next start, which finds the journal TERMINATING,
+    /// comes here again. What S3 has is not touched: see `microvms::ended`.
     pub fn record_end(&self, order: &EndOrder) -> Option<Tombstone> {
         let mut kept = None;
         if !order.discard {
@@ -71,7 +71,6 @@ impl Core {
                 ended_ms: self.host.now_ms(),
                 observation: self.journal.observation + 1,
                 meter: self.journal.meter,
-                remote_prefix: remote_prefix(self.id.as_str()),
             };
             let place = self.host.data.ended().join(self.id.as_str());
             let buried = files::make_directory(&place).and_then(|()| tombstone.write(&place));
@@ -84,11 +83,6 @@ impl Core {
         files::discard(self.files.directory());
         kept
     }
-}
-
-/// Where everything of a microVM is in S3.
-pub fn remote_prefix(id: &str) -> String {
-    format!("microvms/{id}/")
 }
 
 /// Why a guest ended by itself, as a sentence.

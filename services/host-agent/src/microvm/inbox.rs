@@ -8,6 +8,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::core::Notice;
 use super::{Command, Message, Outcome, View};
+use crate::domain::app_end::AppEnd;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
@@ -28,6 +29,15 @@ impl Inbox {
         backlog_max: usize,
     ) -> Self {
         Self { mailbox, notices, backlog: VecDeque::new(), backlog_max }
+    }
+
+    /// How the app ended, once the guest-agent says so; other news of a microVM whose engine is gone do not matter any more.
+    pub async fn app_end(&mut self) -> Option<AppEnd> {
+        loop {
+            if let Notice::AppExited(end) = self.notices.recv().await? {
+                return Some(end);
+            }
+        }
     }
 }
 

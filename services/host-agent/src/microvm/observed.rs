@@ -21,12 +21,13 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         LocalState::Terminating => MicrovmState::Terminating,
         LocalState::Gone => MicrovmState::Terminated,
     };
-    let remote = journal.remote.as_ref().filter(|remote| remote.sequence == journal.sequence);
+    let remote = journal.remote.as_ref().filter(|remote| remote.number() == journal.number());
     let snapshot = (journal.sequence > 0).then(|| SnapshotCopies {
         local: true,
         remote: remote.is_some(),
         difference_bytes: journal.difference_bytes,
         sequence: journal.sequence,
+        generation: journal.snapshot_generation,
         manifest_key: remote.map(|remote| remote.manifest_key.clone()).unwrap_or_default(),
         manifest_digest: remote.map(|remote| remote.manifest_digest.clone()).unwrap_or_default(),
         time: (journal.snapshot_ms > 0).then(|| timestamp(journal.snapshot_ms)),

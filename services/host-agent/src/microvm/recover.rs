@@ -4,7 +4,6 @@
 //! be removed: [`load_journals`] looks at everything and ends what must not live, then the slot pool starts,
 //! then [`recover`] builds the drivers.
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -68,9 +67,10 @@ impl Found {
 
 /// Looks at every journal, decides, and ends the engines that must not live.
 ///
-/// A journal that cannot be read is of no microVM that could go on: without it neither the slot nor the generation is known.
-/// Its directory goes, its engine is among those that no journal names, and the scheduler hears of its absence with the
-/// first complete report.
+/// A journal that cannot be read is of no microVM that could go on: without it neither the slot nor the generation is known, so
+/// that its engine can be neither reached nor fenced, and is ended with those that no journal names. Its directory is put aside,
+/// because what made it unreadable may be a passing error of the disk, or an agent older than the one that wrote it. The
+/// scheduler is told which these are, and keeps the record of one that sleeps.
 pub async fn load_journals(
     data: &DataDirectory,
     engine: &dyn vmm::Engine,
@@ -81,12 +81,18 @@ pub async fn load_journals(
     let mut all = Vec::new();
     for entry in std::fs::read_dir(&directory).map_err(|error| HostError::io(&directory, &error))? {
         let path = entry.map_err(|error| HostError::io(&directory, &error))?.path();
-        match load_journal(data, engine, template, slots, &path).await {
+        let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+        let Ok(id) = name.parse::<MicrovmId>() else {
+            tracing::warn!(path = %path.display(), "this is no microVM's and is removed");
+            files::discard(&path);
+            continue;
+        };
+        match load_journal(data, engine, template, slots, &id).await {
             Ok(Some(found)) => all.push(found),
             Ok(None) => files::discard(&path),
             Err(error) => {
-                tracing::error!(path = %path.display(), %error, "a microVM cannot be recovered from its directory, which is removed");
-                files::discard(&path);
+                tracing::error!(microvm = %id, %error, "a microVM cannot be recovered from its directory");
+                data.put_aside(&path, id.as_str());
             }
         }
     }
@@ -98,12 +104,11 @@ async fn load_journal(
     engine: &dyn vmm::Engine,
     template: &Template,
     slots: &slot::PoolSettings,
-    path: &Path,
+    id: &MicrovmId,
 ) -> Result<Option<Found>, HostError> {
-    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let id: MicrovmId = name.parse().map_err(|error| HostError::Internal(format!("{name}: {error}")))?;
+    let name = id.as_str();
     let files = data.microvm(name);
-    let Some(journal) = latest_journal(&files)? else {
+    let Some(mut journal) = latest_journal(&files)? else {
         return Ok(None);
     };
     let spec = journal.spec()?;
@@ -132,8 +137,9 @@ async fn load_journal(
             }
         },
     };
-    let snapshot = if journal.sequence > 0 && LocalManifest::read(&files.snapshot(journal.sequence)).is_some()
-    {
+    let manifest = LocalManifest::read(&files.snapshot(journal.sequence)).filter(|_| journal.sequence > 0);
+    let snapshot = if let Some(manifest) = manifest {
+        journal.complete(manifest.generation);
         SnapshotFound::Local
     } else if journal.remote.is_some() || journal.sequence == 0 {
         // Without a sequence the host was about to fetch it from S3.
@@ -151,19 +157,25 @@ async fn load_journal(
     {
         stop(machine.as_ref()).await;
     }
-    Ok(Some(Found { id, journal, spec, machine, decision, last_words }))
+    Ok(Some(Found { id: id.clone(), journal, spec, machine, decision, last_words }))
 }
 
 /// The journal written last: the file, or the copy in a snapshot's manifest. The copy is newer when the agent
-/// died right after a suspend, and all there is when a power cut damaged the file.
+/// died right after a suspend, and all there is when a power cut damaged the file. `None` when there is nothing that one could
+/// be missing from: the agent died before it had written the first.
 fn latest_journal(files: &MicrovmFiles) -> Result<Option<Journal>, HostError> {
-    let copies = files.snapshot_sequences().into_iter();
+    let sequences = files.snapshot_sequences();
+    let copies = sequences.iter();
     let copy = copies
+        .copied()
         .filter_map(|sequence| LocalManifest::read(&files.snapshot(sequence))?.journal)
         .max_by_key(|journal| journal.revision);
     match (Journal::read(&files.journal()), copy) {
         (Ok(Some(journal)), Some(copy)) if copy.revision > journal.revision => Ok(Some(copy)),
         (Ok(Some(journal)), _) => Ok(Some(journal)),
+        (Ok(None), None) if !sequences.is_empty() => {
+            Err(HostError::Internal(format!("{} is missing beside snapshots", files.journal().display())))
+        }
         (Ok(None), copy) => Ok(copy),
         (Err(error), Some(copy)) => {
             tracing::warn!(%error, "the journal is damaged; its copy in the snapshot counts");

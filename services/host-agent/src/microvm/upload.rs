@@ -1,9 +1,13 @@
-//! Bringing a snapshot to S3 in the background. Nobody waits for it: a wake in
-//! the middle leaves the files it reads alone, the next suspend ends it.
+//! Bringing a snapshot to S3 in the background, and removing those that it supersedes. Nobody waits for it: a wake in the middle
+//! leaves the files it reads alone, the next suspend ends it.
+//!
+//! A host that has lost its lease goes on uploading: what it makes lies under its own generation. It removes nothing: the record
+//! may be another host's by now, and name any of these.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use model::SnapshotNumber;
 use snapshot::{FileKind, FileSource, ManifestHead, Parent, SnapshotKind};
 use tokio::sync::mpsc;
 
@@ -12,6 +16,7 @@ use crate::adapters::files::{self, SnapshotFiles};
 use crate::adapters::image_snapshots::fetch_error;
 use crate::adapters::journal::RemoteCopy;
 use crate::adapters::local_snapshot::LocalManifest;
+use crate::adapters::remote_snapshots;
 use crate::domain::{HostError, Spec};
 use crate::host::Host;
 use crate::resources::BACKGROUND_DELAY;
@@ -25,8 +30,7 @@ pub const RECOVERY_POINT_LABEL: &str = "recovery-point";
 struct Upload {
     host: Arc<Host>,
     id: String,
-    generation: u64,
-    sequence: u64,
+    number: SnapshotNumber,
     spec: Spec,
     files: SnapshotFiles,
     notices: mpsc::Sender<Notice>,
@@ -38,46 +42,72 @@ impl Core {
         if let Some(upload) = self.upload.take() {
             upload.abort();
         }
-        let sequence = self.journal.sequence;
-        if sequence == 0 || self.journal.remote.as_ref().is_some_and(|remote| remote.sequence == sequence) {
+        let number = self.journal.number();
+        if number.sequence == 0
+            || self.journal.remote.as_ref().is_some_and(|remote| remote.number() == number)
+        {
             return;
         }
         let upload = Upload {
             host: Arc::clone(&self.host),
             id: self.id.to_string(),
-            generation: self.journal.generation,
-            sequence,
+            number,
             spec: self.spec.clone(),
-            files: self.files.snapshot(sequence),
+            files: self.files.snapshot(number.sequence),
             notices: self.notices.clone(),
         };
         self.upload = Some(tokio::spawn(upload.run()).abort_handle());
     }
 
-    /// A snapshot is whole in S3: note it, and remove the one it supersedes.
+    /// A snapshot is whole in S3: note it. The one that it supersedes stays until the record names a newer one: when this host
+    /// dies now, the record has the older one, and a wake elsewhere begins with it.
     pub fn uploaded(&mut self, copy: RemoteCopy, difference_bytes: u64) {
-        if copy.sequence != self.journal.sequence {
-            // A newer snapshot was taken meanwhile; its own upload supersedes this one.
-            self.forget_remote(copy);
+        if copy.number() != self.journal.number() {
+            // A newer snapshot was taken meanwhile: nobody has been told of this one, and its own upload supersedes it.
+            self.journal.supersede(copy);
+            self.save_settled();
             return;
         }
-        let before = self.journal.remote.replace(copy);
+        if let Some(before) = self.journal.remote.replace(copy) {
+            self.journal.supersede(before);
+        }
         self.journal.difference_bytes = difference_bytes;
-        // Dying before the older copy is removed leaves it in S3 until the microVM's prefix goes with its end.
+        // Dying before this line: the next agent uploads again, and finds it done.
         self.save_settled();
         self.publish();
-        if let Some(before) = before {
-            self.forget_remote(before);
-        }
     }
 
-    fn forget_remote(&self, copy: RemoteCopy) {
-        let host = Arc::clone(&self.host);
+    /// The record names the snapshot `named`, durably: what it supersedes is nobody's to wake from any more.
+    pub fn recorded(&mut self, generation: u64, named: SnapshotNumber) {
+        let unneeded = self.journal.unneeded(generation, named);
+        if unneeded.is_empty() || self.removing || self.host.is_fenced() {
+            return;
+        }
+        self.removing = true;
+        let (host, notices) = (Arc::clone(&self.host), self.notices.clone());
         tokio::spawn(async move {
-            if let Err(error) = snapshot::delete(&host.store, host.bucket(), &copy.manifest_key).await {
-                tracing::warn!(manifest = copy.manifest_key, %error, "an older snapshot stays in S3 for now");
+            let mut removed = Vec::new();
+            for copy in unneeded {
+                match snapshot::delete(&host.store, host.bucket(), &copy.manifest_key).await {
+                    Ok(_) => removed.push(copy),
+                    // The next report that is answered tries again.
+                    Err(error) => {
+                        tracing::warn!(manifest = copy.manifest_key, %error, "an older snapshot stays in S3 for now");
+                    }
+                }
             }
+            // Dying here: the journal still names them, and they are removed again.
+            let _ = notices.send(Notice::Removed(removed)).await;
         });
+    }
+
+    /// S3 does not have these any more.
+    pub fn removed(&mut self, copies: &[RemoteCopy]) {
+        self.removing = false;
+        self.journal.superseded.retain(|copy| !copies.contains(copy));
+        if !copies.is_empty() {
+            self.save_settled();
+        }
     }
 }
 
@@ -101,7 +131,7 @@ impl Upload {
                     return;
                 }
                 Err(error) => {
-                    tracing::warn!(microvm = self.id, sequence = self.sequence, attempt, %error, "upload failed");
+                    tracing::warn!(microvm = self.id, snapshot = %self.number, attempt, %error, "upload failed");
                     self.host.metrics.upload_failed();
                     pauses.pause().await;
                     attempt += 1;
@@ -122,7 +152,7 @@ impl Upload {
                 .map_err(|error| fetch_error(&error, &difference))
         })
         .await?;
-        let prefix = format!("microvms/{}/g{}/s{}", self.id, self.generation, self.sequence);
+        let prefix = remote_snapshots::snapshot_prefix(&self.id, self.number);
         let head = ManifestHead {
             kind: SnapshotKind::Microvm,
             engine: self.host.engine_description.name.clone(),
@@ -134,8 +164,8 @@ impl Upload {
             image_name: self.spec.image_name.clone(),
             image_version: self.spec.image_version.clone(),
             microvm_id: Some(self.id.clone()),
-            generation: Some(self.generation),
-            sequence: Some(manifest.sequence),
+            generation: Some(self.number.generation),
+            sequence: Some(self.number.sequence),
             parent: Some(Parent {
                 manifest_key: image.manifest_key.clone(),
                 manifest_digest: image.manifest_digest.clone(),
@@ -158,7 +188,8 @@ impl Upload {
         files::discard(&self.files.disk_difference());
         let published = published.map_err(|error| HostError::StoreUnavailable(HostError::chain(&error).0))?;
         let copy = RemoteCopy {
-            sequence: self.sequence,
+            generation: self.number.generation,
+            sequence: self.number.sequence,
             manifest_key: published.manifest_key,
             manifest_digest: published.manifest_digest,
         };

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use model::SnapshotNumber;
 use tokio_util::sync::CancellationToken;
 
 use super::ResumeOrder;
@@ -94,13 +95,16 @@ impl Core {
         self.run(watch, live, "woken").await
     }
 
-    /// Takes over what a scheduler's wake says: the spec; returns the copy in S3 when it is newer than the one here.
+    /// Takes over what a scheduler's wake says: the spec; returns the copy in S3 when it is newer than the one here, or there is
+    /// none. What was here under an older placement and is not what the record names has gone before (`Microvms::resume`).
     fn take_placement(&mut self, order: ResumeOrder) -> Option<RemoteCopy> {
         self.journal.set_spec(&order.spec);
         self.spec = order.spec;
         let copies = order.snapshot?;
         let remote = copies.remote && !copies.manifest_key.is_empty();
-        must_fetch(self.journal.sequence, copies.sequence, remote).then_some(RemoteCopy {
+        let offered = SnapshotNumber::new(copies.generation, copies.sequence);
+        must_fetch(self.journal.number(), offered, remote).then_some(RemoteCopy {
+            generation: copies.generation,
             sequence: copies.sequence,
             manifest_key: copies.manifest_key,
             manifest_digest: copies.manifest_digest,
@@ -119,7 +123,7 @@ impl Core {
 
     /// Brings the microVM's snapshot from S3: into a temporary directory first,
     /// so that what is there under its own name is always whole.
-    async fn fetch_remote(&mut self, watch: &Stopwatch, remote: RemoteCopy) -> Result<(), HostError> {
+    async fn fetch_remote(&mut self, watch: &Stopwatch, mut remote: RemoteCopy) -> Result<(), HostError> {
         let base = self.base(watch).await?;
         let temporary = self.host.data.tmp().join(format!("{}-{}", self.id, remote.sequence));
         files::remove(&temporary)?;
@@ -138,6 +142,10 @@ impl Core {
             )
             .await
             .map_err(|error| fetch_error(&error, &temporary));
+        if let (Ok(fetched), 0) = (&fetched, remote.generation) {
+            // A record of an older scheduler does not say.
+            remote.generation = fetched.manifest.head.generation.unwrap_or(0);
+        }
         let result = match fetched {
             Ok(fetched) => self.assemble(&fetched, &base, &remote).await.map(|manifest| (fetched, manifest)),
             Err(failure) => Err(failure),
@@ -148,6 +156,7 @@ impl Core {
         let restores = labels.get(RESTORES_LABEL).and_then(|count| count.parse().ok()).unwrap_or(0);
         self.journal.restore_count = self.journal.restore_count.max(restores);
         self.journal.sequence = manifest.sequence;
+        self.journal.snapshot_generation = manifest.generation;
         self.journal.difference_bytes = manifest.difference_bytes;
         self.journal.snapshot_ms = manifest.created_ms;
         self.journal.meter.snapshot_bytes_read += manifest.difference_bytes;
@@ -176,7 +185,7 @@ impl Core {
         let target = self.files.snapshot(remote.sequence);
         let base_disk = base.disk();
         let (generation, base_digest, sequence) =
-            (self.journal.generation, base.digest().to_owned(), remote.sequence);
+            (remote.generation, base.digest().to_owned(), remote.sequence);
         let created_ms = fetched.manifest.head.created_unix_ms;
         let recovery_point = fetched.manifest.head.labels.contains_key(RECOVERY_POINT_LABEL);
         files::blocking(move || {

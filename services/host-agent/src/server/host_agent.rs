@@ -9,7 +9,8 @@ use api::hostagent::v1::host_agent_service_server::HostAgentService;
 use api::hostagent::v1::{
     BakeRequest, BakeResponse, EvictImageRequest, EvictImageResponse, FollowLogRequest, FollowLogResponse,
     GetIdlenessRequest, GetIdlenessResponse, KeepAwakeRequest, KeepAwakeResponse, LaunchRequest,
-    LaunchResponse, MicrovmSpec, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
+    LaunchResponse, ListSnapshotsRequest, ListSnapshotsResponse, MicrovmSpec, RemoveSnapshotsRequest,
+    RemoveSnapshotsResponse, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
     TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
 };
 use futures::{Stream, StreamExt as _};
@@ -21,6 +22,7 @@ use tonic::{Request, Response, Status};
 
 use super::log_stream;
 use super::status::status;
+use crate::adapters::remote_snapshots;
 use crate::bake::Bakes;
 use crate::domain::{HostError, Spec};
 use crate::host::Host;
@@ -154,6 +156,52 @@ impl HostAgentService for HostAgent {
         self.host.changed();
         Ok(Response::new(EvictImageResponse {}))
     }
+
+    async fn list_snapshots(
+        &self,
+        request: Request<ListSnapshotsRequest>,
+    ) -> Result<Response<ListSnapshotsResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let ListSnapshotsRequest { page_size, page_token } = request.into_inner();
+        let count = match usize::try_from(page_size) {
+            Ok(0) => remote_snapshots::PAGE_MAX,
+            Ok(count) if count <= remote_snapshots::PAGE_MAX => count,
+            _ => return Err(invalid("page_size", format!("must be at most {}", remote_snapshots::PAGE_MAX))),
+        };
+        let token = (!page_token.is_empty()).then_some(page_token);
+        let listed = remote_snapshots::list(&self.host.store, self.host.bucket(), token, count).await;
+        let (ids, next) = listed.map_err(|failure| status(&failure))?;
+        Ok(Response::new(ListSnapshotsResponse {
+            microvm_ids: ids.iter().map(ToString::to_string).collect(),
+            next_page_token: next.unwrap_or_default(),
+        }))
+    }
+
+    async fn remove_snapshots(
+        &self,
+        request: Request<RemoveSnapshotsRequest>,
+    ) -> Result<Response<RemoveSnapshotsResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let RemoveSnapshotsRequest { microvm_id, minimum_age } = request.into_inner();
+        let id =
+            microvm_id.parse().map_err(|error: model::IdError| invalid("microvm_id", error.to_string()))?;
+        let age = match &minimum_age {
+            None => Duration::ZERO,
+            Some(age) => api::duration(age).map_err(|error| invalid("minimum_age", error.to_string()))?,
+        };
+        if self.microvms.get(&microvm_id).is_some() {
+            return Err(status(&HostError::Conflict(format!("the host holds {microvm_id}"))));
+        }
+        let host = Arc::clone(&self.host);
+        let removing = async move {
+            remote_snapshots::remove(&host.store, host.bucket(), &id, age, host.clock.now()).await
+        };
+        Ok(Response::new(RemoveSnapshotsResponse { removed_objects: detached(removing).await? }))
+    }
+}
+
+fn invalid(field: &str, rule: String) -> Status {
+    status(&HostError::Invalid(vec![(field.to_owned(), rule)]))
 }
 
 /// The spec of a command and its generation, checked together so that one answer names all that is wrong.
@@ -175,7 +223,7 @@ fn lease(duration: Option<&prost_types::Duration>) -> Result<Option<Duration>, S
         Some(duration) => Ok(Some(duration)),
         None => {
             let rule = format!("must be {} to {} s", KEEP_AWAKE_MIN.as_secs(), KEEP_AWAKE_MAX.as_secs());
-            Err(status(&HostError::Invalid(vec![("duration".to_owned(), rule)])))
+            Err(invalid("duration", rule))
         }
     }
 }

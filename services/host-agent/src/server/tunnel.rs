@@ -12,7 +12,6 @@ use tunnel::{Channel, Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
 use super::waiting::wait_in;
-use crate::adapters::lease::Fenced;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
 use crate::host::Host;
@@ -25,8 +24,8 @@ type Session = tunnel::Session<Channel<ServerStream>, TcpStream>;
 const ROUNDS_MAX: usize = 8;
 /// Longest wait for a guest's kernel to acknowledge the end of a connection; the kernel counts whole seconds.
 const END_WAIT: Duration = Duration::from_secs(1);
-/// How long an open waits for a lease that is about to be had: the agent has
-/// just started, or etcd was away for a moment.
+/// How long an open waits for a lease, and a scheduler's word, that are about to be had: the agent has just started, or etcd
+/// was away for a moment.
 const LEASE_WAIT: Duration = Duration::from_secs(2);
 /// Longest wait for a launch or wake that somebody else began.
 const WAIT_MAX: Duration = Duration::from_secs(120);
@@ -36,7 +35,6 @@ const WAIT_MAX: Duration = Duration::from_secs(120);
 pub struct Tunnels {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
-    fenced: watch::Receiver<Fenced>,
     waiting: Arc<Semaphore>,
 }
 
@@ -71,9 +69,9 @@ impl Refusal {
 }
 
 impl Tunnels {
-    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, fenced: watch::Receiver<Fenced>) -> Self {
+    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
-        Self { host, microvms, fenced, waiting }
+        Self { host, microvms, waiting }
     }
 
     /// Answers one request and carries its bytes until either side ends it.
@@ -99,11 +97,11 @@ impl Tunnels {
         self.host.metrics.tunnel_opened();
         let mut session = tunnel::Session::new(tunnel, guest.stream);
         session.put_for_guest(for_guest);
-        let mut fenced = self.fenced.clone();
+        let mut standing = self.host.standing.subscribe();
         tokio::select! {
             () = self.carry(&handle, &request, session, guest.pass) => {}
             // Another host may run the microVM from now on.
-            _ = fenced.wait_for(|fenced| *fenced == Fenced::Yes) => {}
+            _ = standing.wait_for(|standing| standing.is_fenced()) => {}
         }
     }
 
@@ -163,10 +161,11 @@ impl Tunnels {
     }
 
     async fn open(&self, request: &OpenRequest) -> Result<Opened, Refusal> {
-        let mut fenced = self.fenced.clone();
-        let held = fenced.wait_for(|fenced| *fenced == Fenced::No);
+        let mut standing = self.host.standing.subscribe();
+        let held = standing.wait_for(|standing| !standing.is_fenced());
         if tokio::time::timeout(LEASE_WAIT, held).await.is_err() {
-            return Err(Refusal::new(OpenStatus::Fenced, "the host has lost its lease"));
+            let why = "the host has lost its lease, or has not been told by a scheduler since what is stale";
+            return Err(Refusal::new(OpenStatus::Fenced, why));
         }
         let port = guest_port(request)?;
         let Some(handle) = self.microvms.get(&request.microvm_id) else {
@@ -177,6 +176,9 @@ impl Tunnels {
         };
         if request.generation > handle.view.borrow().generation {
             return Err(Refusal::new(OpenStatus::NotHere, "this host holds an older placement"));
+        }
+        if handle.is_stale() {
+            return Err(Refusal::new(OpenStatus::NotHere, "the microVM has been placed elsewhere"));
         }
         if handle.no_ingress {
             return Err(Refusal::new(OpenStatus::NoIngress, "the microVM has no ingress"));

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use api::common::v1::Hooks;
+use api::host::v1::StaleMicrovm;
 use api::hostagent::v1::MicrovmSpec;
 use api::microvm::v1::{MicrovmState, SnapshotCopies};
 use api::tunnel::v1::OpenStatus;
@@ -250,7 +251,10 @@ async fn they_move_to_another_host_and_outlive_its_agent() {
             let woken = resume(&agents[at], &one, generation + 1, Some(copies)).await.unwrap();
             eprintln!("{}", steps(&woken));
             // The host that it has left hears of it, and ends what waits there.
-            world.reports.lock().unwrap().stale.insert(agents[left].host_id.clone(), vec![id.to_owned()]);
+            world.reports.lock().unwrap().stale.insert(
+                agents[left].host_id.clone(),
+                vec![StaleMicrovm { microvm_id: id.to_owned(), generation }],
+            );
             testkit::until("the copy is dropped", || async { agents[left].names("microvms").is_empty() })
                 .await;
             edge.is_awake(true);

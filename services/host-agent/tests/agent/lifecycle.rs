@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use api::errors::reason_of;
+use api::host::v1::StaleMicrovm;
 use api::hostagent::v1::{Egress, EgressPolicy, egress};
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
@@ -165,7 +166,8 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
         || async { world.s3.store().list_prefix(BUCKET, &format!("microvms/{id}/"), 1000).await.unwrap() };
     let before = stored().await;
     assert!(!before.is_empty());
-    world.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![id.to_owned()]);
+    let stale = StaleMicrovm { microvm_id: id.to_owned(), generation: 1 };
+    world.reports.lock().unwrap().stale.insert(agent.host_id.clone(), vec![stale]);
     testkit::until("the copy is dropped", || async { agent.names("microvms").is_empty() }).await;
     assert!(
         agent.names("ended").is_empty(),

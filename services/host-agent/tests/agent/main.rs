@@ -15,5 +15,6 @@ mod ends;
 mod engines_ahead;
 mod idleness;
 mod lifecycle;
+mod ownership;
 mod scheduler;
 mod world;

@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 
 use api::host::v1::{
-    HeartbeatRequest, HeartbeatResponse, HostSpec, ObservedMicrovm, RegisterHostRequest, RegisterHostResponse,
+    HeartbeatRequest, HeartbeatResponse, HostSpec, HostUsage, ObservedMicrovm, RecordedMicrovm,
+    RegisterHostRequest, RegisterHostResponse, StaleMicrovm,
 };
+use api::microvm::v1::MicrovmState;
 use rpc::Role;
 use testkit::Script;
 
@@ -13,17 +15,38 @@ use testkit::Script;
 pub struct Reports {
     pub registrations: u64,
     pub spec: HostSpec,
+    /// What a host said last that it uses.
+    pub usage: HostUsage,
     pub latest: HashMap<String, ObservedMicrovm>,
     /// By host: what its next answer calls stale.
-    pub stale: HashMap<String, Vec<String>>,
+    pub stale: HashMap<String, Vec<StaleMicrovm>>,
+    /// Hears reports and records nothing, as one that cannot reach etcd would not even answer.
+    pub records_nothing: bool,
 }
 
 impl Reports {
-    fn hear(&mut self, host: &str, observed: Vec<ObservedMicrovm>) -> Vec<String> {
+    fn hear(
+        &mut self,
+        host: &str,
+        observed: Vec<ObservedMicrovm>,
+    ) -> (Vec<StaleMicrovm>, Vec<RecordedMicrovm>) {
+        let recorded = if self.records_nothing { vec![] } else { observed.iter().map(recorded).collect() };
         for one in observed {
             self.latest.insert(one.microvm_id.clone(), one);
         }
-        self.stale.remove(host).unwrap_or_default()
+        (self.stale.remove(host).unwrap_or_default(), recorded)
+    }
+}
+
+/// What a record says that is as the host reports.
+fn recorded(one: &ObservedMicrovm) -> RecordedMicrovm {
+    let copy = one.snapshot.clone().filter(|copies| copies.remote).unwrap_or_default();
+    RecordedMicrovm {
+        microvm_id: one.microvm_id.clone(),
+        generation: one.generation,
+        snapshot_generation: copy.generation,
+        snapshot_sequence: copy.sequence,
+        ended: one.state() == MicrovmState::Terminated,
     }
 }
 
@@ -37,14 +60,15 @@ pub async fn serve(identity: &Arc<rpc::TlsIdentity>) -> (Script, Arc<Mutex<Repor
         reports.registrations += 1;
         let spec = request.spec.unwrap();
         let heartbeat_interval = Some(prost_types::Duration { seconds: 0, nanos: 200_000_000 });
-        let stale_microvm_ids = reports.hear(&spec.host_id, request.observed);
+        let (stale, recorded) = reports.hear(&spec.host_id, request.observed);
         reports.spec = spec;
-        Ok(RegisterHostResponse { heartbeat_interval, stale_microvm_ids, draining: false })
+        reports.usage = request.usage.unwrap_or_default();
+        Ok(RegisterHostResponse { heartbeat_interval, stale, recorded, draining: false })
     });
     let heard = Arc::clone(&reports);
     script.react("Heartbeat", move |request: HeartbeatRequest| {
-        let stale_microvm_ids = heard.lock().unwrap().hear(&request.host_id, request.observed);
-        Ok(HeartbeatResponse { register: false, stale_microvm_ids, draining: false })
+        let (stale, recorded) = heard.lock().unwrap().hear(&request.host_id, request.observed);
+        Ok(HeartbeatResponse { register: false, stale, recorded, draining: false })
     });
     (script, reports)
 }

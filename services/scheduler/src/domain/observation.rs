@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use api::common::v1::Metering;
 use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{MicrovmEvent, MicrovmState};
-use model::{HostId, MicrovmId};
+use model::{HostId, MicrovmId, SnapshotNumber};
 
 use super::microvm::{Intent, Microvm, Recovery};
 
@@ -180,15 +180,25 @@ fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
     risen
 }
 
-/// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known.
+/// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known. A record may lack the generation:
+/// then the number tells.
 fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies) -> SnapshotCopies {
     match known {
-        Some(known) if known.sequence > seen.sequence => known,
-        Some(known) if known.sequence == seen.sequence && known.remote && !seen.remote => {
-            SnapshotCopies { local: seen.local, ..known }
+        Some(known) if number(&known) > number(seen) => known,
+        Some(known)
+            if known.sequence == seen.sequence
+                && (known.generation == 0 || known.generation == seen.generation)
+                && known.remote
+                && !seen.remote =>
+        {
+            SnapshotCopies { local: seen.local, generation: seen.generation, ..known }
         }
         _ => seen.clone(),
     }
+}
+
+fn number(copies: &SnapshotCopies) -> SnapshotNumber {
+    SnapshotNumber::new(copies.generation, copies.sequence)
 }
 
 #[cfg(test)]
@@ -360,13 +370,24 @@ mod tests {
 
     #[test]
     fn a_remote_copy_once_seen_stays_known() {
-        let copies =
-            |sequence, remote| SnapshotCopies { local: true, remote, sequence, ..Default::default() };
+        let copies = |generation, sequence, remote| SnapshotCopies {
+            local: true,
+            remote,
+            generation,
+            sequence,
+            ..Default::default()
+        };
         for (known, seen, expected) in [
-            (None, copies(1, false), copies(1, false)),
-            (Some(copies(1, true)), copies(1, false), copies(1, true)),
-            (Some(copies(1, true)), copies(2, false), copies(2, false)),
-            (Some(copies(2, false)), copies(1, true), copies(2, false)),
+            (None, copies(1, 1, false), copies(1, 1, false)),
+            (Some(copies(1, 1, true)), copies(1, 1, false), copies(1, 1, true)),
+            (Some(copies(1, 1, true)), copies(1, 2, false), copies(1, 2, false)),
+            (Some(copies(1, 2, false)), copies(1, 1, true), copies(1, 2, false)),
+            // A later placement's is newer, whatever the number.
+            (Some(copies(1, 6, true)), copies(2, 5, false), copies(2, 5, false)),
+            (Some(copies(2, 5, false)), copies(1, 6, true), copies(2, 5, false)),
+            // A record that was written before records had generations.
+            (Some(copies(0, 4, true)), copies(1, 4, false), copies(1, 4, true)),
+            (Some(copies(0, 4, true)), copies(1, 5, false), copies(1, 5, false)),
         ] {
             assert_eq!(newer(known, &seen), expected);
         }

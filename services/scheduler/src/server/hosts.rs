@@ -24,12 +24,13 @@ impl HostService for Handlers {
             let spec = request.spec.unwrap_or_default();
             let host = host_id(&spec.host_id, "spec.hostId")?;
             let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());
-            let reply = term.register(host, spec, clock, request.observed).await?;
+            let reply = term.register(host, spec, (request.usage, clock), request.observed).await?;
             let interval = Duration::from_millis(self.config.heartbeat_interval_ms);
             Ok(RegisterHostResponse {
                 heartbeat_interval: Some(api::duration_proto(interval)),
-                stale_microvm_ids: reply.stale,
                 draining: reply.draining,
+                stale: reply.stale,
+                recorded: reply.recorded,
             })
         })
         .await
@@ -43,8 +44,9 @@ impl HostService for Handlers {
             let reply = term.heartbeat(host, news, request.observed, request.complete).await?;
             Ok(HeartbeatResponse {
                 register: reply.register,
-                stale_microvm_ids: reply.stale,
                 draining: reply.draining,
+                stale: reply.stale,
+                recorded: reply.recorded,
             })
         })
         .await

@@ -17,6 +17,14 @@ use crate::domain::microvm::{Intent, Microvm, REASON_SUCCESS};
 use crate::domain::observation::RecordChange;
 use crate::refusal::Refusal;
 
+/// Whether a host reports the end that it was asked for, and is told to clear S3 when that is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum EndedBy {
+    Host,
+    /// It is given up, or holds another placement.
+    Nobody,
+}
+
 /// Longest wait for a host to drop what it should not hold.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -75,8 +83,14 @@ impl Term {
                 return;
             }
             match self.end_on_host(&microvm).await {
-                Ok(()) => match self.record_asked_end(&handle).await {
-                    Ok(()) => return,
+                Ok(by) => match self.record_asked_end(&handle).await {
+                    Ok(()) => {
+                        // When the scheduler dies here, the sweep finds what is left.
+                        if by == EndedBy::Nobody {
+                            self.remove_snapshots_of(&microvm);
+                        }
+                        return;
+                    }
                     Err(refusal) => tracing::debug!(%refusal, "end not recorded yet"),
                 },
                 Err(status) => {
@@ -88,12 +102,11 @@ impl Term {
     }
 
     /// Returns when the host holds nothing of it any more, as far as anybody can know.
-    async fn end_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<(), Status> {
+    async fn end_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<EndedBy, Status> {
         let host = &microvm.placement.host;
         if self.is_lost(host) {
-            // Its S3 objects stay: only the host knows their keys' full list.
-            tracing::warn!(%host, "ended without its host; its snapshot objects in S3 may remain");
-            return Ok(());
+            tracing::warn!(%host, "ended without its host");
+            return Ok(EndedBy::Nobody);
         }
         let Some(address) = self.grpc_address(host) else {
             return Err(Status::unavailable("the host is away"));
@@ -110,9 +123,9 @@ impl Term {
             Ok(answer) => {
                 // For its totals; the end itself is recorded by the caller.
                 let _ = self.observe_answer(host, answer.observed).await;
-                Ok(())
+                Ok(EndedBy::Host)
             }
-            Err(status) if classify(&status) == ErrorClass::NotHere => Ok(()),
+            Err(status) if classify(&status) == ErrorClass::NotHere => Ok(EndedBy::Nobody),
             Err(status) => Err(status),
         }
     }
@@ -129,8 +142,8 @@ impl Term {
         self.update(handle, change).await.map(|_| ())
     }
 
-    /// Records that a microVM ended without anybody asking for it.
-    pub(crate) async fn record_unasked_end(self: &Arc<Self>, handle: &Arc<Handle>, reason: &str) {
+    /// Records that a microVM ended without anybody asking for it. False when that is not recorded: the term is over.
+    pub(crate) async fn record_unasked_end(self: &Arc<Self>, handle: &Arc<Handle>, reason: &str) -> bool {
         let now = self.now();
         let change = |record: &mut Microvm| {
             // An end in progress has its own task and reason.
@@ -140,12 +153,26 @@ impl Term {
             apply_event(record, MicrovmEvent::Ended, reason, now)
         };
         let mut backoff = BACKOFF;
-        while let Err(refusal) = self.update(handle, change).await {
-            if self.is_over() || matches!(refusal, Refusal::MicrovmNotFound(_)) {
-                return;
+        let before = handle.current();
+        loop {
+            match self.update(handle, change).await {
+                Ok((after, _)) => {
+                    let ended = after.state == MicrovmState::Terminated;
+                    // When the scheduler dies here, the sweep finds what is left.
+                    if ended {
+                        self.remove_snapshots_of(&before);
+                    }
+                    return ended;
+                }
+                Err(refusal) if self.is_over() || matches!(refusal, Refusal::MicrovmNotFound(_)) => {
+                    tracing::debug!(microvm = %handle.id, %refusal, "an end is not recorded by this term");
+                    return false;
+                }
+                Err(refusal) => {
+                    tracing::warn!(microvm = %handle.id, %refusal, "cannot record an end yet");
+                    backoff.pause().await;
+                }
             }
-            tracing::warn!(microvm = %handle.id, %refusal, "cannot record an end yet");
-            backoff.pause().await;
         }
     }
 

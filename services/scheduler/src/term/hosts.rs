@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use api::host::v1::{Host, HostSpec, HostUsage, ObservedMicrovm};
+use api::host::v1::{Host, HostSpec, HostUsage, ObservedMicrovm, RecordedMicrovm, StaleMicrovm};
 use clock::Difference;
 use futures::StreamExt as _;
 use model::state::{MicrovmEvent, MicrovmState};
@@ -36,10 +36,12 @@ const REASON_GONE: &str = "The host no longer holds this MicroVM.";
 const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snapshot.";
 
 /// What a host is told after it registered or reported.
-#[derive(Debug, Default, PartialEq, Eq)]
+#[derive(Debug, Default, PartialEq)]
 pub struct RegisterReply {
     pub register: bool,
-    pub stale: Vec<String>,
+    pub stale: Vec<StaleMicrovm>,
+    /// What the records of the reported say by now, durably.
+    pub recorded: Vec<RecordedMicrovm>,
     /// It wakes nothing by itself.
     pub draining: bool,
 }
@@ -50,7 +52,7 @@ impl Term {
         self: &Arc<Self>,
         host: HostId,
         spec: HostSpec,
-        clock: Option<SystemTime>,
+        (usage, clock): (Option<HostUsage>, Option<SystemTime>),
         observed: Vec<ObservedMicrovm>,
     ) -> Result<RegisterReply, Refusal> {
         self.compare_clock(&host, clock)?;
@@ -62,13 +64,11 @@ impl Term {
             let entry = memory.hosts.entry(&host, now);
             entry.spec = spec;
             entry.registered = true;
-            entry.heartbeat_time = Some(now);
+            memory.hosts.report(&host, usage, now);
         }
         let term = Arc::clone(self);
         self.spawn(async move { term.context.agents.warm(&address).await });
-        let stale = self.merge_report(&host, observed, true).await?;
-        let draining = self.memory().hosts.get(&host).is_some_and(|host| host.draining);
-        Ok(RegisterReply { register: false, stale, draining })
+        self.merge_report(&host, observed, true).await
     }
 
     pub async fn heartbeat(
@@ -82,9 +82,7 @@ impl Term {
         if !self.memory().hosts.report(&host, usage, self.now()) {
             return Ok(RegisterReply { register: true, ..RegisterReply::default() });
         }
-        let stale = self.merge_report(&host, observed, complete).await?;
-        let draining = self.memory().hosts.get(&host).is_some_and(|host| host.draining);
-        Ok(RegisterReply { register: false, stale, draining })
+        self.merge_report(&host, observed, complete).await
     }
 
     /// Refuses a host whose clock, read as its report left, differs too much from ours. Its lease stays, and with it what it
@@ -100,16 +98,18 @@ impl Term {
         }
     }
 
-    /// Merges a report and returns what the host must drop. Answers only when
+    /// Merges a report and returns what the host must drop and what is recorded. Answers only when
     /// every change is durable: the host keeps what was not answered.
     async fn merge_report(
         self: &Arc<Self>,
         host: &HostId,
         observed: Vec<ObservedMicrovm>,
         complete: bool,
-    ) -> Result<Vec<String>, Refusal> {
+    ) -> Result<RegisterReply, Refusal> {
+        let draining = self.memory().hosts.get(host).is_some_and(|host| host.draining);
+        let mut reply = RegisterReply { draining, ..RegisterReply::default() };
         if observed.is_empty() && !complete {
-            return Ok(Vec::new());
+            return Ok(reply);
         }
         let (term, host) = (Arc::clone(self), host.clone());
         self.detached(async move {
@@ -126,19 +126,23 @@ impl Term {
             }
             let merges = seen.into_iter().map(|seen| {
                 let (term, host) = (Arc::clone(&term), host.clone());
-                async move { (seen.id.to_string(), term.observe(&host, &seen).await) }
-            });
-            let mut stale = Vec::new();
-            let mut merges = futures::stream::iter(merges).buffer_unordered(MERGES_CONCURRENT);
-            while let Some((id, outcome)) = merges.next().await {
-                if outcome? == MergeOutcome::Stale {
-                    stale.push(id);
+                async move {
+                    let outcome = term.observe(&host, &seen).await;
+                    (seen, outcome)
                 }
+            });
+            let mut merges = futures::stream::iter(merges).buffer_unordered(MERGES_CONCURRENT);
+            while let Some((seen, outcome)) = merges.next().await {
+                if outcome? == MergeOutcome::Stale {
+                    let (microvm_id, generation) = (seen.id.to_string(), seen.generation);
+                    reply.stale.push(StaleMicrovm { microvm_id, generation });
+                }
+                reply.recorded.extend(term.handle(&seen.id).ok().and_then(|it| recorded(&it.current())));
             }
             if complete {
                 term.mark_missing(&host, &present).await?;
             }
-            Ok(stale)
+            Ok(reply)
         })
         .await
     }
@@ -209,9 +213,12 @@ impl Term {
         present: &HashSet<MicrovmId>,
     ) -> Result<(), Refusal> {
         let now = self.now();
-        let missing: Vec<Arc<Handle>> = {
+        let (missing, unreadable): (Vec<Arc<Handle>>, HashSet<MicrovmId>) = {
             let memory = self.memory();
-            memory.on_host(host).into_iter().filter(|handle| !present.contains(&handle.id)).collect()
+            let missing = memory.on_host(host).into_iter().filter(|handle| !present.contains(&handle.id));
+            let usage = memory.hosts.get(host).map(|host| &host.usage);
+            let unreadable = usage.into_iter().flat_map(|usage| &usage.unreadable_microvm_ids);
+            (missing.collect(), unreadable.filter_map(|id| id.parse().ok()).collect())
         };
         for handle in missing {
             // What is being launched, woken or ended is not the list's to decide.
@@ -223,12 +230,15 @@ impl Term {
                 if record.placement.host != *host || latest + SETTLED > now || record.intent == Intent::End {
                     return Ok(RecordChange::None);
                 }
-                missing_change(record, now)
+                missing_change(record, unreadable.contains(&record.id), now)
             };
-            let ran = handle.current().state != MicrovmState::Suspended;
-            let (microvm, changed) = self.update(&handle, change).await?;
-            if changed && ran && microvm.state == MicrovmState::Suspended {
+            let before = handle.current();
+            let (after, changed) = self.update(&handle, change).await?;
+            if changed && before.state != MicrovmState::Suspended && after.state == MicrovmState::Suspended {
                 self.wake_recovered(&handle);
+            }
+            if after.state == MicrovmState::Terminated {
+                self.remove_snapshots_of(&before);
             }
         }
         Ok(())
@@ -354,7 +364,9 @@ impl Term {
     }
 }
 
-fn missing_change(record: &mut Microvm, now: SystemTime) -> Result<RecordChange, Refusal> {
+/// What the record of a microVM says from now on that its host does not hold. One that sleeps and whose files are there, but
+/// `unreadable`, is kept: an operator may bring it back.
+fn missing_change(record: &mut Microvm, unreadable: bool, now: SystemTime) -> Result<RecordChange, Refusal> {
     match record.state {
         MicrovmState::Running | MicrovmState::Suspending if record.has_recovery_point() => {
             go_back(record, REASON_GONE, now)
@@ -362,6 +374,7 @@ fn missing_change(record: &mut Microvm, now: SystemTime) -> Result<RecordChange,
         MicrovmState::Running | MicrovmState::Suspending => {
             apply_event(record, MicrovmEvent::Ended, REASON_GONE, now)
         }
+        MicrovmState::Suspended if !record.has_remote_copy() && unreadable => Ok(RecordChange::None),
         MicrovmState::Suspended if !record.has_remote_copy() => {
             apply_event(record, MicrovmEvent::Ended, REASON_SNAPSHOT_GONE, now)
         }
@@ -377,6 +390,20 @@ fn missing_change(record: &mut Microvm, now: SystemTime) -> Result<RecordChange,
             Ok(RecordChange::None)
         }
     }
+}
+
+/// What a record says to a host of what S3 has; nothing when there is nothing in S3 and it has not ended. What is in memory of
+/// snapshots and ends is durable.
+fn recorded(record: &Microvm) -> Option<RecordedMicrovm> {
+    let ended = record.state == MicrovmState::Terminated;
+    let copy = record.snapshot.as_ref().filter(|copies| copies.remote);
+    (ended || copy.is_some()).then(|| RecordedMicrovm {
+        microvm_id: record.id.to_string(),
+        generation: record.placement.generation,
+        snapshot_generation: copy.map_or(0, |copy| copy.generation),
+        snapshot_sequence: copy.map_or(0, |copy| copy.sequence),
+        ended,
+    })
 }
 
 fn describe(id: &HostId, host: &hosts::Host) -> Host {

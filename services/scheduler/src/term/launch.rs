@@ -28,6 +28,11 @@ use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload};
 use crate::refusal::Refusal;
 
+/// Longest wait for the answer of a host that is asked after the launch's time: one that runs the microVM says so at once.
+const LATE_ASK: Duration = Duration::from_secs(10);
+/// How often it is asked then.
+const LATE_ASKS_MAX: u32 = 2;
+
 /// A launch as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct RunRequest {
@@ -150,8 +155,10 @@ impl Term {
             }
             Err(reason) => {
                 self.context.metrics.launch("failed", clock.instant() - began);
-                self.record_unasked_end(&handle, &reason).await;
-                self.discard(&microvm.placement.host, &microvm).await;
+                // Without a recorded end the launch is the next leader's, which goes on with this generation.
+                if self.record_unasked_end(&handle, &reason).await {
+                    self.discard(&microvm.placement.host, &microvm).await;
+                }
             }
         }
     }
@@ -160,6 +167,7 @@ impl Term {
         let _turn = handle.operate().await.map_err(|refusal| refusal.to_string())?;
         let mut backoff = BACKOFF;
         let mut tried = Vec::new();
+        let (mut in_time, mut late) = (false, 0);
         loop {
             let microvm = handle.current();
             if microvm.state != MicrovmState::Pending || microvm.intent == Intent::End {
@@ -167,10 +175,17 @@ impl Term {
             }
             let timeout = Duration::from_secs(self.config().timeouts.launch_seconds);
             let spent = self.now().duration_since(microvm.placement.time).unwrap_or_default();
-            let Some(left) = timeout.checked_sub(spent) else {
+            // When nobody led for longer than a launch may take, its time is over before this leader has asked once, and it
+            // may run long since: the host is asked first. One that is away is waited for until it is given up.
+            let left = timeout.checked_sub(spent);
+            if left.is_some() {
+                in_time = true;
+            } else if in_time || late == LATE_ASKS_MAX || self.is_lost(&microvm.placement.host) {
                 return Err("The launch did not finish in time.".to_owned());
-            };
-            match self.launch_on_host(&microvm, left).await {
+            } else if self.grpc_address(&microvm.placement.host).is_some() {
+                late += 1;
+            }
+            match self.launch_on_host(&microvm, left.unwrap_or(LATE_ASK)).await {
                 Attempt::Done => return Ok(()),
                 Attempt::Failed(reason) => return Err(reason),
                 Attempt::Again(status) => {

@@ -29,6 +29,8 @@ impl Term {
         self.spawn(async move { term.forget_surplus().await });
         let term = Arc::clone(self);
         self.spawn(async move { term.sweep().await });
+        let term = Arc::clone(self);
+        self.spawn(async move { term.sweep_snapshots().await });
     }
 
     async fn watch_deadlines(self: Arc<Self>) {
@@ -144,7 +146,9 @@ impl Term {
                 );
                 if running {
                     let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
-                    self.spawn(async move { term.record_unasked_end(&handle, &reason).await });
+                    self.spawn(async move {
+                        term.record_unasked_end(&handle, &reason).await;
+                    });
                 }
             }
         }

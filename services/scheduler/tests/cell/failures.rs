@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant, SystemTime};
 
 use api::errors::{reason, status};
-use api::host::v1::{HeartbeatRequest, RegisterHostRequest};
+use api::host::v1::{HeartbeatRequest, RegisterHostRequest, StaleMicrovm};
 use api::microvm::v1::{FollowMicrovmLogRequest, MicrovmState, RunMicrovmRequest, SnapshotCopies};
 use rpc::Role;
 use tonic::Code;
@@ -189,7 +189,7 @@ async fn what_ran_on_a_lost_host_goes_on_elsewhere_from_its_recovery_point() {
     let register =
         RegisterHostRequest { spec: Some(host.spec.clone()), observed: back, ..Default::default() };
     let told = hosts.register_host(register).await.unwrap().into_inner();
-    assert_eq!(told.stale_microvm_ids, [id.as_str()]);
+    assert_eq!(told.stale, [StaleMicrovm { microvm_id: id, generation: 1 }]);
 }
 
 #[tokio::test]

@@ -1,6 +1,6 @@
 //! A host-agent that does as it is told and remembers what it was asked.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
@@ -43,6 +43,9 @@ pub struct Inner {
     pub on_suspend: VecDeque<Step>,
     pub on_resume: VecDeque<Step>,
     pub remote_copies: bool,
+    /// MicroVMs that S3 has something of, and how it answers to their removal.
+    pub stored: BTreeMap<String, u64>,
+    pub removals: Vec<RemoveSnapshotsRequest>,
 }
 
 impl Inner {
@@ -69,6 +72,7 @@ impl Inner {
                 local: true,
                 remote: self.remote_copies,
                 sequence,
+                generation,
                 manifest_key: format!("{id}/{sequence}"),
                 ..Default::default()
             });
@@ -204,6 +208,7 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
         inner.held.remove(&request.microvm_id);
         Ok(TerminateResponse { observed: Some(observed) })
     });
+    serve_snapshots(&script, inner);
     let host = Arc::clone(inner);
     script.stream("FollowLog", move |request: FollowLogRequest| {
         if !host.lock().unwrap().held.contains_key(&request.microvm_id) {
@@ -213,6 +218,25 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
         Ok(stream::iter([Ok(FollowLogResponse { lines: vec![line] })]).boxed())
     });
     script
+}
+
+/// What S3 has, one microVM to a page.
+fn serve_snapshots(script: &Script, inner: &Arc<Mutex<Inner>>) {
+    let host = Arc::clone(inner);
+    script.react("ListSnapshots", move |request: ListSnapshotsRequest| {
+        let inner = host.lock().unwrap();
+        let mut ids = inner.stored.keys().filter(|id| **id > request.page_token).cloned();
+        let microvm_ids: Vec<String> = ids.by_ref().take(1).collect();
+        let next_page_token = ids.next().and_then(|_| microvm_ids.first().cloned()).unwrap_or_default();
+        Ok(ListSnapshotsResponse { microvm_ids, next_page_token })
+    });
+    let host = Arc::clone(inner);
+    script.react("RemoveSnapshots", move |request: RemoveSnapshotsRequest| {
+        let mut inner = host.lock().unwrap();
+        inner.removals.push(request.clone());
+        let removed_objects = inner.stored.remove(&request.microvm_id).unwrap_or(0);
+        Ok(RemoveSnapshotsResponse { removed_objects })
+    });
 }
 
 /// Does what the script says, or brings the microVM to the state.

@@ -13,6 +13,7 @@ mod host;
 mod invitations;
 mod launch;
 mod lifecycle;
+mod ownership;
 mod placing;
 mod records;
 mod time;

@@ -3,7 +3,7 @@
 use api::errors::{reason, status};
 use api::host::v1::{
     DrainHostRequest, HeartbeatRequest, HostState, HostUsage, ObservedMicrovm, PlaceBakeRequest,
-    RegisterHostRequest, ReleaseBakeRequest, UndrainHostRequest,
+    RegisterHostRequest, ReleaseBakeRequest, StaleMicrovm, UndrainHostRequest,
 };
 use api::microvm::v1::{MicrovmState, TransitionCause};
 use rpc::Role;
@@ -17,6 +17,10 @@ fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
     HeartbeatRequest { host_id: host.into(), usage: None, observed, complete: false, clock_time: None }
 }
 
+fn stale(id: &str, generation: u64) -> StaleMicrovm {
+    StaleMicrovm { microvm_id: id.into(), generation }
+}
+
 #[tokio::test]
 async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
@@ -24,7 +28,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let id = running(&client).await.microvm_id;
     let told = hosts.heartbeat(beat("h1", vec![])).await.unwrap().into_inner();
     assert!(told.register, "it must register first");
-    let register = RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], clock_time: None };
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), ..Default::default() };
     let told = hosts.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.heartbeat_interval.unwrap().seconds, 1);
     // Idle suspends are the host's own doing.
@@ -46,20 +50,20 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let unknown = "microvm-0190a5e2-7c3b-3f00-8000-000000000001";
     let strange = ObservedMicrovm { microvm_id: unknown.into(), ..asleep.clone() };
     let told = hosts.heartbeat(beat("h1", vec![older, strange])).await.unwrap().into_inner();
-    assert_eq!(told.stale_microvm_ids, [unknown]);
+    assert_eq!(told.stale, [stale(unknown, asleep.generation)]);
     let other = FakeHost::start(&world, "h2").await;
     let register = RegisterHostRequest {
         spec: Some(other.spec.clone()),
         observed: vec![asleep.clone()],
-        clock_time: None,
+        ..Default::default()
     };
     let told = hosts.register_host(register).await.unwrap().into_inner();
-    assert_eq!(told.stale_microvm_ids, [id.as_str()]);
+    assert_eq!(told.stale, [stale(&id, asleep.generation)]);
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
     // A newer generation than was ever given out is nobody's to drop.
     let future = ObservedMicrovm { generation: 9, observation: 99, ..asleep };
     let told = hosts.heartbeat(beat("h1", vec![future])).await.unwrap().into_inner();
-    assert!(told.stale_microvm_ids.is_empty());
+    assert!(told.stale.is_empty());
     // The guest ended by itself.
     let ended =
         ObservedMicrovm { state_reason: "guest powered off".into(), ..host.observes(&id, Terminated) };
@@ -68,7 +72,7 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
     assert_eq!((now.state(), now.state_reason.as_str()), (Terminated, "guest powered off"));
     let alive = host.observes(&id, Running);
     let told = hosts.heartbeat(beat("h1", vec![alive])).await.unwrap().into_inner();
-    assert_eq!(told.stale_microvm_ids, [id]);
+    assert_eq!(told.stale, [stale(&id, 1)]);
     let admin = world.hosts(&scheduler, Role::Admin).heartbeat(beat("h1", vec![])).await;
     refused(admin, reason::PERMISSION_DENIED, "admin");
 }
@@ -79,7 +83,7 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
     let other = FakeHost::start_with(&world, "h2", 1024).await;
     world.placeable(&scheduler, 2).await;
     let mut hosts = world.hosts(&scheduler, Role::HostAgent);
-    let register = RegisterHostRequest { spec: Some(other.spec.clone()), observed: vec![], clock_time: None };
+    let register = RegisterHostRequest { spec: Some(other.spec.clone()), ..Default::default() };
     hosts.register_host(register).await.unwrap();
     let usage = Some(FakeHost::usage(&["app/1.0/manifest"]));
     hosts.heartbeat(HeartbeatRequest { usage, ..beat("h2", vec![]) }).await.unwrap();

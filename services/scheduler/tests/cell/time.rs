@@ -108,6 +108,7 @@ fn registers(host: &FakeHost, shows: SystemTime) -> RegisterHostRequest {
         spec: Some(host.spec.clone()),
         observed: vec![],
         clock_time: Some(api::timestamp(shows)),
+        ..Default::default()
     }
 }
 

@@ -42,6 +42,15 @@ pub fn table(hosts: &[Host]) -> Result<(), CliError> {
     for host in hosts.iter().filter(|host| !host.state_reason.is_empty()) {
         output::remark(format_args!("refused: {}", host.state_reason));
     }
+    for host in hosts {
+        let unreadable = host.usage.as_ref().map_or(0, |usage| usage.unreadable_microvm_ids.len());
+        if unreadable > 0 {
+            let id = host.spec.as_ref().map_or("", |spec| spec.host_id.as_str());
+            output::remark(format_args!(
+                "note: {id} could not read the files of {unreadable} microVMs; they are in quarantine/ of its data directory"
+            ));
+        }
+    }
     Ok(())
 }
 
