@@ -410,6 +410,19 @@ mod tests {
     }
 
     #[test]
+    fn a_host_with_a_full_disk_comes_up() {
+        let xfs = testkit::Xfs::mount(320);
+        let data = DataDirectory::open(&xfs.path()).unwrap();
+        let mut filler = std::fs::File::create(xfs.path().join("filler")).unwrap();
+        for piece in [vec![1; 1 << 20], vec![1; 4096]] {
+            while filler.write_all(&piece).and_then(|()| filler.sync_data()).is_ok() {}
+        }
+        let full = snapshot::disk::is_reflink_filesystem(&data.tmp()).unwrap_err();
+        assert!(HostError::chain(&full).1, "{full:?}");
+        DataDirectory::open(&xfs.path()).unwrap();
+    }
+
+    #[test]
     fn snapshots_are_found() {
         let directory = tempfile::tempdir().unwrap();
         let files = MicrovmFiles { directory: directory.path().to_owned() };

@@ -155,6 +155,34 @@ mod tests {
         assert!(!path.exists());
     }
 
+    #[tokio::test]
+    async fn a_file_system_in_a_file_gives_back_what_is_free() {
+        let xfs = testkit::Xfs::mount(512);
+        let volume = Volume::of(&xfs.path());
+        let image = std::fs::metadata(volume.file.as_ref().unwrap()).unwrap();
+        assert_eq!(image.len(), 512 << 20);
+        let space = volume.space().unwrap();
+        assert!(space.capacity <= 512 << 20 && space.beneath.is_some(), "{space:?}");
+        let occupied = || std::fs::metadata(volume.file.as_ref().unwrap()).unwrap().blocks() * 512;
+        let before = occupied();
+        let file = xfs.path().join("file");
+        std::fs::write(&file, vec![1; 64 << 20]).unwrap();
+        files::sync(&file).unwrap();
+        assert!(occupied() >= before + (48 << 20), "{} bytes, and {before} before", occupied());
+        std::fs::remove_file(&file).unwrap();
+        // XFS lets go of the blocks of a removed file when it comes to it.
+        files::sync(&xfs.path()).unwrap();
+        let began = std::time::Instant::now();
+        while occupied() >= before + (32 << 20) {
+            assert!(
+                began.elapsed() < testkit::PATIENCE,
+                "{} bytes are still held, and {before} before",
+                occupied()
+            );
+            volume.trim().await.unwrap();
+        }
+    }
+
     #[test]
     fn a_file_system_says_what_it_has() {
         let space = Volume::of(Path::new("/")).space().unwrap();

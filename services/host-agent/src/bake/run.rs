@@ -48,8 +48,9 @@ pub async fn bake(
     progress: &Progress,
     cancel: &CancellationToken,
 ) -> Result<(), HostError> {
-    // Its memory becomes a file.
-    host.check_room(request.memory_mib, u64::from(request.memory_mib) << 20).await?;
+    // Its memory becomes a file, of what the guest touches.
+    let memory_bytes = u64::from(host.baseline_mib(request.memory_mib)) << 20;
+    host.check_room(request.memory_mib, memory_bytes).await?;
     let mut resources = Resources::new(&host.pool);
     resources.memory = Some(host.reserve_memory(request.memory_mib).await?);
     let directory = host.data.bakes().join(format!("{}-{}", request.build_id, request.generation));

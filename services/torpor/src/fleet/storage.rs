@@ -260,7 +260,7 @@ mod tests {
         assert_eq!(part_for_others(20 * GIB), 2 * GIB);
         assert_eq!(part_for_others(60 * GIB) / GIB, 2);
         assert_eq!(part_for_others(1000 * GIB), 4 * GIB);
-        assert_eq!(share(104 * GIB, 4 * GIB, 0, 2) / GIB, 39);
+        assert_eq!(share(104 * GIB, 4 * GIB, 0, 2) / GIB, 40);
         // The first of two has been made, and has written nothing yet.
         assert_eq!(share(104 * GIB, 4 * GIB, 40 * GIB, 1) / GIB, 47);
         assert_eq!(share(104 * GIB, 4 * GIB, 200 * GIB, 1), 0);
