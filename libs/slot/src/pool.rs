@@ -215,9 +215,14 @@ impl Pool {
         }
         if creation::existing(&shared.settings).is_empty() {
             creation::apply(&firewall::without_root_tables(&shared.settings)).await?;
-            give_room_back(&shared.settings);
-            if shared.settings.forwarding && creation::root_tables().await?.is_empty() {
-                forwarding::put_back().map_err(Error::Forwarding)?;
+            if shared.settings.forwarding {
+                let tables = creation::root_tables().await?;
+                if let Err(error) = room::give_back(&tables) {
+                    tracing::warn!(%error, "the connection table keeps the room that was made for slots");
+                }
+                if tables.is_empty() {
+                    forwarding::put_back().map_err(Error::Forwarding)?;
+                }
             }
         }
         first_error.map_or(Ok(()), Err)
@@ -259,21 +264,13 @@ async fn prepare_machine(settings: &PoolSettings, kept: &BTreeSet<u32>) -> Resul
     creation::apply(&firewall::root_table(settings, &closed, &apart)).await?;
     creation::forget_connections(settings.outer_without(kept)).await;
     if settings.forwarding {
-        if let Err(error) = room::make(&settings.table(), settings.tracked_max()) {
-            let entries = settings.tracked_max();
+        let (tables, entries) = (creation::root_tables().await?, settings.tracked_max());
+        if let Err(error) = room::make(&settings.table(), entries, &tables) {
             tracing::warn!(%error, entries, "cannot make room in the connection table: guests share the host's");
         }
         forwarding::switch_on().map_err(Error::Forwarding)?;
     }
     Ok(closed)
-}
-
-fn give_room_back(settings: &PoolSettings) {
-    if settings.forwarding
-        && let Err(error) = room::give_back(&settings.table())
-    {
-        tracing::warn!(%error, "the connection table keeps the room that was made for slots");
-    }
 }
 
 impl Shared {

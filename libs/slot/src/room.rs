@@ -17,17 +17,17 @@ const RECORD: &str = "/run/torpor-conntrack-max";
 const LIMIT_MAX: u64 = i32::MAX as u64;
 
 /// Raises the limit by the entries that a pool may take; of a pool that is known, in place of what it took before.
-pub(crate) fn make(pool: &str, entries: u64) -> io::Result<()> {
+/// `tables`: the pools' tables in the root namespace. A pool without one has gone, also one that did not say so.
+pub(crate) fn make(pool: &str, entries: u64, tables: &[String]) -> io::Result<()> {
     change(|shares| {
+        shares.retain(|pool, _| tables.contains(pool));
         shares.insert(pool.to_owned(), entries);
     })
 }
 
-/// Takes a pool's share back.
-pub(crate) fn give_back(pool: &str) -> io::Result<()> {
-    change(|shares| {
-        shares.remove(pool);
-    })
+/// Takes back the shares of pools that have gone.
+pub(crate) fn give_back(tables: &[String]) -> io::Result<()> {
+    change(|shares| shares.retain(|pool, _| tables.contains(pool)))
 }
 
 fn change(change: impl FnOnce(&mut BTreeMap<String, u64>)) -> io::Result<()> {

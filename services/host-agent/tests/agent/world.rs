@@ -283,10 +283,11 @@ impl Drop for Agent {
         for name in self.namespaces() {
             let _ = Command::new("ip").args(["netns", "del", &name]).status();
         }
-        let table = format!("torpor_{}", self.prefix);
+        let tables_of_agent = [format!("torpor_{}", self.prefix), format!("torpor_{}_closed", self.prefix)];
         if let Ok(tables) = Command::new("nft").args(["list", "tables"]).output() {
             let tables = String::from_utf8_lossy(&tables.stdout).into_owned();
-            for line in tables.lines().filter(|line| line.ends_with(&table)) {
+            let is_agents = |line: &&str| tables_of_agent.iter().any(|table| line.ends_with(table));
+            for line in tables.lines().filter(is_agents) {
                 let _ = Command::new("nft").arg("delete").args(line.split_whitespace()).status();
             }
         }
