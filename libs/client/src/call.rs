@@ -42,6 +42,7 @@ calls! {
         run_microvm(RunMicrovmRequest) -> RunMicrovmResponse;
         get_microvm(GetMicrovmRequest) -> GetMicrovmResponse;
         list_microvms(ListMicrovmsRequest) -> ListMicrovmsResponse;
+        get_usage(GetUsageRequest) -> GetUsageResponse;
         suspend_microvm(SuspendMicrovmRequest) -> SuspendMicrovmResponse;
         resume_microvm(ResumeMicrovmRequest) -> ResumeMicrovmResponse;
         keep_microvm_awake(KeepMicrovmAwakeRequest) -> KeepMicrovmAwakeResponse;

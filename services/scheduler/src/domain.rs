@@ -14,3 +14,4 @@ pub mod paging;
 pub mod placement;
 pub mod store_room;
 pub mod timers;
+pub mod usage;

@@ -25,6 +25,7 @@ mod suspend;
 mod sweep;
 mod time;
 pub mod tokens;
+pub mod usage;
 mod wake;
 
 use std::future::Future;
@@ -53,6 +54,7 @@ use memory::{Handle, Memory};
 use model::state::MicrovmState;
 use store_room::RoomSeen;
 use time::LifeClock;
+use usage::Totals;
 
 /// Pauses between attempts to reach a host.
 pub(crate) const BACKOFF: Backoff = Backoff::new(Duration::from_millis(50), Duration::from_secs(2));
@@ -80,8 +82,8 @@ pub struct Term {
     pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
     pub(crate) access: tokio::sync::Mutex<()>,
-    /// Records are erased by one task at a time.
-    pub(crate) erasing: tokio::sync::Mutex<()>,
+    /// Use is counted, and records are erased, by one task at a time.
+    usage: tokio::sync::Mutex<Totals>,
     /// Invitations are made and redeemed one at a time.
     pub(crate) invitations: tokio::sync::Mutex<()>,
     /// Ended microVMs are cleared from S3 a few at a time.
@@ -124,6 +126,7 @@ impl Term {
                 memory.hosts.entry(&host, now).draining = true;
             }
         }
+        let usage = Totals::load(&context.store).await?;
         let connectors =
             ConnectorStore::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
         let domains = DomainStore::load(&context.store.list(crate::adapters::domains::PREFIX).await?.0);
@@ -139,7 +142,7 @@ impl Term {
             connectors,
             domains,
             access: tokio::sync::Mutex::default(),
-            erasing: tokio::sync::Mutex::default(),
+            usage: tokio::sync::Mutex::new(usage),
             invitations: tokio::sync::Mutex::default(),
             removals: tokio::sync::Semaphore::new(snapshots::REMOVALS_CONCURRENT),
             tasks: TaskTracker::new(),

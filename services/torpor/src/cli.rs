@@ -101,6 +101,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     List(microvm::List),
     /// Show one microVM.
     Get(microvm::One),
+    /// Show what microVMs used, by day, image, tag or microVM.
+    Usage(microvm::Usage),
     /// Put microVMs to sleep.
     Suspend(microvm::Some),
     /// Keep a running microVM awake for a time.

@@ -20,6 +20,7 @@ mod open;
 mod shell;
 mod status;
 mod up;
+mod usage;
 
 use std::cell::OnceCell;
 use std::path::Path;
@@ -88,6 +89,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Run(arguments) => microvm::run(&session()?, arguments).await,
         Command::List(arguments) => microvm::list(&session()?, arguments).await,
         Command::Get(arguments) => microvm::get(&session()?, arguments).await,
+        Command::Usage(arguments) => usage::run(&session()?, arguments).await,
         Command::Suspend(arguments) => microvm::change(&session()?, &arguments.ids, Change::Suspend).await,
         Command::Awake(arguments) => microvm::awake(&session()?, arguments).await,
         Command::Resume(arguments) => microvm::change(&session()?, &arguments.ids, Change::Resume).await,

@@ -124,6 +124,8 @@ struct Stored {
     recovery: Option<WireRecovery>,
     #[prost(message, optional, tag = "26")]
     metering_before: Option<Metering>,
+    #[prost(message, optional, tag = "27")]
+    metering_counted: Option<Metering>,
 }
 
 pub fn encode(microvm: &Microvm) -> Vec<u8> {
@@ -151,6 +153,7 @@ pub fn encode(microvm: &Microvm) -> Vec<u8> {
         snapshot: microvm.snapshot.clone(),
         metering: microvm.metering,
         metering_before: microvm.metering_before,
+        metering_counted: microvm.metering_counted,
         last_transition: microvm.last_transition.clone(),
         token_revocations: microvm.token_revocations,
         recovery: microvm.recovery.as_ref().map(wire_recovery),
@@ -215,6 +218,7 @@ pub fn decode(bytes: &[u8]) -> Result<Microvm, CodecError> {
         snapshot: stored.snapshot,
         metering: stored.metering,
         metering_before: stored.metering_before,
+        metering_counted: stored.metering_counted,
         last_transition: stored.last_transition,
         token_revocations: stored.token_revocations,
         recovery: match stored.recovery {

@@ -40,6 +40,7 @@ struct KnownImage {
     /// Its UUID, which tells it from a later one of the same name.
     id: String,
     state: ImageState,
+    tags: HashMap<String, String>,
 }
 
 impl KnownImage {
@@ -75,7 +76,7 @@ impl Catalog {
             let name: ImageName = name.parse().map_err(|_| unreadable())?;
             let image = Image::decode(value).map_err(|_| unreadable())?;
             let state = image.state();
-            self.images.insert(name, KnownImage { id: image.id, state });
+            self.images.insert(name, KnownImage { id: image.id, state, tags: image.tags });
             return Ok(());
         }
         let (name, version) = version_key(key).ok_or_else(unreadable)?;
@@ -105,6 +106,11 @@ impl Catalog {
     pub fn image_id(&self, image: &ImageName) -> Option<&str> {
         let known = self.images.get(image).filter(|known| known.state != ImageState::Deleted)?;
         Some(&known.id)
+    }
+
+    /// The tags of every image there is.
+    pub fn tags(&self) -> impl Iterator<Item = (&ImageName, &HashMap<String, String>)> {
+        self.images.iter().map(|(name, known)| (name, &known.tags))
     }
 
     /// The UUID of an image that is not being deleted.

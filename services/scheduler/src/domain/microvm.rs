@@ -146,6 +146,8 @@ pub struct Microvm {
     pub metering: Option<Metering>,
     /// What of that was used before its present placement: each host counts from zero.
     pub metering_before: Option<Metering>,
+    /// What of `metering` is in the totals of the days.
+    pub metering_counted: Option<Metering>,
     pub last_transition: Option<LastTransition>,
     /// How often its tokens were revoked; a token of fewer opens nothing.
     pub token_revocations: u64,
@@ -294,6 +296,7 @@ pub(crate) mod tests {
             snapshot: None,
             metering: None,
             metering_before: None,
+            metering_counted: None,
             last_transition: None,
             token_revocations: 0,
             recovery: None,

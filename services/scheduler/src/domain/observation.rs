@@ -9,6 +9,7 @@ use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId, SnapshotNumber};
 
 use super::microvm::{Intent, Microvm, Recovery};
+use super::usage::{largest, plus};
 
 /// How much earlier than now a state may have begun that a host has just told of. When it told later, because nobody led or
 /// its clock is behind, the state counts from this long ago: no window is over before anybody knew that it was open.
@@ -161,20 +162,7 @@ fn began(record: &Microvm, by_host: SystemTime, now: SystemTime) -> SystemTime {
 fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
     let Some(seen) = seen else { return false };
     let (before, known) = (record.metering_before.unwrap_or_default(), record.metering.unwrap_or_default());
-    let totals = Metering {
-        vcpu_seconds: known.vcpu_seconds.max(before.vcpu_seconds + seen.vcpu_seconds),
-        baseline_gib_seconds: known
-            .baseline_gib_seconds
-            .max(before.baseline_gib_seconds + seen.baseline_gib_seconds),
-        burst_gib_seconds: known.burst_gib_seconds.max(before.burst_gib_seconds + seen.burst_gib_seconds),
-        snapshot_bytes_read: known
-            .snapshot_bytes_read
-            .max(before.snapshot_bytes_read.saturating_add(seen.snapshot_bytes_read)),
-        snapshot_bytes_written: known
-            .snapshot_bytes_written
-            .max(before.snapshot_bytes_written.saturating_add(seen.snapshot_bytes_written)),
-        endpoint_bytes: known.endpoint_bytes.max(before.endpoint_bytes.saturating_add(seen.endpoint_bytes)),
-    };
+    let totals = largest(known, plus(before, seen));
     let risen = record.metering != Some(totals);
     record.metering = Some(totals);
     risen

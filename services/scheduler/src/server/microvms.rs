@@ -74,6 +74,14 @@ impl MicrovmService for Handlers {
         .await
     }
 
+    async fn get_usage(&self, request: Request<GetUsageRequest>) -> Answer<GetUsageResponse> {
+        self.answer(request, READERS, |term, request| async move {
+            let used = term.used(validation::usage_days(request.days)?).await;
+            Ok(wire::usage(used, &term.catalog()))
+        })
+        .await
+    }
+
     async fn suspend_microvm(
         &self,
         request: Request<SuspendMicrovmRequest>,

@@ -30,6 +30,11 @@ const LOG_NAME_MAX: usize = 512;
 /// Longest text that names an image, characters.
 const IMAGE_IDENTIFIER_MAX: usize = 256;
 
+/// Most days of use that are told at once: a row for each day and image has to fit into a message.
+const USAGE_DAYS_MAX: u32 = 92;
+/// Days of use that are told when none are asked for.
+const USAGE_DAYS_DEFAULT: u32 = 30;
+
 /// What is wrong with a request: fields that break rules, and else the first
 /// rule with a sentence of its own that is broken.
 #[derive(Debug, Default)]
@@ -162,6 +167,14 @@ fn version(text: &str, violations: &mut Violations) -> Option<VersionNumber> {
 }
 
 /// A page size: 0 means the largest.
+/// How many days of use are asked for.
+pub fn usage_days(asked: u32) -> Result<u64, Refusal> {
+    let mut violations = Violations::default();
+    violations.check(asked <= USAGE_DAYS_MAX, "days", format!("must be 1 to {USAGE_DAYS_MAX}"));
+    violations.finish().map_err(Refusal::Invalid)?;
+    Ok(u64::from(if asked == 0 { USAGE_DAYS_DEFAULT } else { asked }))
+}
+
 pub fn page_size(size: u32, max: u32) -> Result<usize, Refusal> {
     let mut violations = Violations::default();
     violations.check(size <= max, "maxResults", format!("must be 1 to {max}"));

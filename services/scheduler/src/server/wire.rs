@@ -1,17 +1,21 @@
 //! Records as callers see them.
 
+use std::collections::HashSet;
 use std::time::SystemTime;
 
+use api::common::v1::Metering;
 use api::connector::v1::{NetworkConnector, UpdateStatus};
 use api::domain::v1::{Domain, domain::Target};
 use api::microvm::v1 as wire;
-use model::ConnectorArn;
+use model::{ConnectorArn, ImageName};
 
 use crate::adapters::connectors::wire_state as wire_connector_state;
 use crate::adapters::microvms::{wire_idle_policy, wire_recovery, wire_state};
 use crate::config::Config;
+use crate::domain::catalog::Catalog;
 use crate::domain::connector::Connector;
 use crate::domain::microvm::Microvm;
+use crate::domain::usage::Day;
 use crate::term::subscribers::Change;
 
 /// Port that an HTTPS URL does not name.
@@ -107,6 +111,21 @@ pub fn change(change: &Change, config: &Config) -> wire::WatchMicrovmsResponse {
         synced: false,
         deleted: change.deleted,
     }
+}
+
+/// What was used by day and image, with the tags of the images that are still there.
+pub fn usage(used: Vec<(Day, ImageName, Metering)>, catalog: &Catalog) -> wire::GetUsageResponse {
+    let named: HashSet<&ImageName> = used.iter().map(|(_, image, _)| image).collect();
+    let tagged = catalog.tags().filter(|(image, _)| named.contains(image));
+    let images =
+        tagged.map(|(image, tags)| wire::ImageTags { image_name: image.to_string(), tags: tags.clone() });
+    let images = images.collect();
+    let rows = used.into_iter().map(|(day, image, used)| wire::UsageRow {
+        day: Some(api::timestamp(day.start())),
+        image_name: image.to_string(),
+        used: Some(used),
+    });
+    wire::GetUsageResponse { rows: rows.collect(), images }
 }
 
 #[cfg(test)]

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use model::state::MicrovmEvent;
-use records::{Committed, Error as StoreError, Expect, Tenure, WRITES_MAX, Write};
+use records::{Committed, Error as StoreError, Expect, Tenure, Write};
 
 use super::Term;
 use super::memory::Handle;
@@ -81,43 +81,6 @@ impl Term {
             Committed::At(revision) => Ok(revision),
             Committed::Differs(_) => Err(Refusal::Internal(format!("the fresh id {} is taken", microvm.id))),
         }
-    }
-
-    /// Erases records, many in one transaction. One task at a time does: each holds the write locks of a whole batch.
-    pub(crate) async fn erase(self: &Arc<Self>, handles: &[Arc<Handle>]) -> Result<(), Refusal> {
-        let _alone = self.erasing.lock().await;
-        for batch in handles.chunks(WRITES_MAX) {
-            if !self.erase_batch(batch).await? {
-                // One of them is not as expected: alone, each is found out.
-                for handle in batch.chunks(1) {
-                    self.erase_batch(handle).await?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// False when nothing was erased because one record of several is not as expected. When the scheduler dies after the
-    /// transaction, the next leader does not find the records; before it, it finds all of them and erases them anew.
-    async fn erase_batch(self: &Arc<Self>, batch: &[Arc<Handle>]) -> Result<bool, Refusal> {
-        let mut locked = Vec::with_capacity(batch.len());
-        let mut writes = Vec::with_capacity(batch.len());
-        for handle in batch {
-            let revision = handle.revision.lock().await;
-            let expect = Expect::Revision(*revision);
-            writes.push(Write::Delete { key: codec::key(&handle.id), expect });
-            locked.push(revision);
-        }
-        let committed = self.commit(writes).await?;
-        if batch.len() > 1 && matches!(committed, Committed::Differs(_)) {
-            return Ok(false);
-        }
-        // Whether it was deleted or is not ours any more: gone from memory either way.
-        let (mut memory, now) = (self.memory(), self.now());
-        for handle in batch {
-            memory.forget(&handle.id, now);
-        }
-        Ok(true)
     }
 
     /// Does all writes or none, guarded by leadership. The first write's key

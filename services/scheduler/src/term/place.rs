@@ -126,6 +126,7 @@ pub(crate) fn place_new(
         snapshot: None,
         metering: None,
         metering_before: None,
+        metering_counted: None,
         last_transition: None,
         token_revocations: 0,
         recovery: None,

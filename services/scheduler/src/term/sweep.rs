@@ -1,5 +1,6 @@
 //! What happens by the clock: deadlines, hosts given up, drains, retention, key rotation, gauges. One task for
-//! deadlines, one for records beyond their number and one for the rest, whatever the number of microVMs.
+//! deadlines, one for records beyond their number, one for the days' use and one for the rest, whatever the number of
+//! microVMs.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -27,6 +28,8 @@ impl Term {
         self.spawn(async move { term.watch_deadlines().await });
         let term = Arc::clone(self);
         self.spawn(async move { term.forget_surplus().await });
+        let term = Arc::clone(self);
+        self.spawn(async move { term.count_days().await });
         let term = Arc::clone(self);
         self.spawn(async move { term.sweep().await });
         let term = Arc::clone(self);

@@ -18,5 +18,6 @@ mod placing;
 mod records;
 mod time;
 mod tokens;
+mod usage;
 mod watching;
 mod world;

@@ -129,6 +129,27 @@ pub struct List {
     pub all: bool,
 }
 
+/// Arguments of `torpor usage`.
+#[derive(Debug, Args)]
+pub struct Usage {
+    /// What each row is of. Tags are those that images have now; by microVM it is
+    /// all that those used whose records are kept, whatever the days.
+    #[arg(long, value_enum, default_value_t, value_name = "WHAT")]
+    pub by: UsageBy,
+    /// How many days, today (UTC) and those before it.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..=92))]
+    pub days: u32,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum UsageBy {
+    #[default]
+    Day,
+    Image,
+    Tag,
+    Microvm,
+}
+
 /// One microVM.
 #[derive(Debug, Args)]
 pub struct One {
