@@ -9,9 +9,7 @@ use api::microvm::v1::TransitionCause;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
-use super::checkpoint;
 use super::core::{Core, Notice};
-use super::end::exit_sentence;
 use super::inbox::{Inbox, answer, ask, run_transition};
 use super::suspend::Slept;
 use super::{Command, EndOrder, Handle, Message, Outcome};
@@ -23,10 +21,9 @@ use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
 use crate::wakes::Turn;
 
+mod lost;
+
 pub const NOTICES_MAX: usize = 16;
-/// After the app's end is known by the engine's end alone: how long the guest's
-/// own word for it may still take.
-const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// How long after its deadline a host ends a microVM that the scheduler has not ended.
 const DEADLINE_GRACE: Duration = Duration::from_secs(5);
@@ -412,37 +409,6 @@ impl Driver {
                 self.end(&EndOrder::because(reason), false, None).await
             }
         }
-    }
-
-    /// The engine and the guest-agent tell of the same end by two ways, and the guest-agent knows more: an app that exits
-    /// takes its guest down. When the engine's word comes first, the guest-agent's gets a moment to arrive.
-    async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> ControlFlow<Ended> {
-        let mut sentence = exit_sentence(reason);
-        if matches!(reason, vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset)
-            && let Ok(Some(app)) = tokio::time::timeout(LAST_WORDS, self.inbox.app_end()).await
-        {
-            sentence = app.sentence(self.core.spec.snapshot.memory_mib);
-        }
-        let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
-        if engines_own && self.core.can_go_back() {
-            checkpoint::release_lost(&mut self.core).await;
-            self.core.go_back(&sentence);
-            self.wake_again().await;
-            return ControlFlow::Continue(());
-        }
-        self.end(&EndOrder::because(sentence), false, None).await
-    }
-
-    /// It ran, and goes on running. When it cannot be woken now it sleeps, and the next request or caller tries again.
-    async fn wake_again(&mut self) {
-        let cancel = CancellationToken::new();
-        let view = self.core.view.subscribe();
-        let (result, joined) =
-            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(None, None, &cancel)).await;
-        if result.is_err() {
-            self.core.host.metrics.failed("wake");
-        }
-        answer(result.map(|()| self.core.observed()), joined.into_iter());
     }
 
     /// Answers everyone who still waits for a microVM that is gone.

@@ -1,0 +1,49 @@
+//! An engine that ended by itself: the microVM's end, or the way back to its recovery point.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+
+use super::{Driver, Ended};
+use crate::microvm::EndOrder;
+use crate::microvm::checkpoint;
+use crate::microvm::end::exit_sentence;
+use crate::microvm::inbox::{answer, run_transition};
+
+/// After the app's end is known by the engine's end alone: how long the guest's
+/// own word for it may still take.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+impl Driver {
+    /// The engine and the guest-agent tell of the same end by two ways, and the guest-agent knows more: an app that exits
+    /// takes its guest down. When the engine's word comes first, the guest-agent's gets a moment to arrive.
+    pub(super) async fn engine_ended(&mut self, reason: &vmm::ExitReason) -> ControlFlow<Ended> {
+        let mut sentence = exit_sentence(reason);
+        if matches!(reason, vmm::ExitReason::GuestShutdown | vmm::ExitReason::GuestReset)
+            && let Ok(Some(app)) = tokio::time::timeout(LAST_WORDS, self.inbox.app_end()).await
+        {
+            sentence = app.sentence(self.core.spec.snapshot.memory_mib);
+        }
+        let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
+        if engines_own && self.core.can_go_back() {
+            checkpoint::release_lost(&mut self.core).await;
+            self.core.go_back(&sentence);
+            self.wake_again().await;
+            return ControlFlow::Continue(());
+        }
+        self.end(&EndOrder::because(sentence), false, None).await
+    }
+
+    /// It ran, and goes on running. When it cannot be woken now it sleeps, and the next request or caller tries again.
+    pub(super) async fn wake_again(&mut self) {
+        let cancel = CancellationToken::new();
+        let view = self.core.view.subscribe();
+        let (result, joined) =
+            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(None, None, &cancel)).await;
+        if result.is_err() {
+            self.core.host.metrics.failed("wake");
+        }
+        answer(result.map(|()| self.core.observed()), joined.into_iter());
+    }
+}
