@@ -3,7 +3,8 @@
 //! Objects are plain files ([`TestS3::object_path`]), so a test can damage one behind the store's back, and
 //! writes can be made to fail after a while ([`TestS3::fail_puts_after`]).
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
 
@@ -67,6 +68,22 @@ impl TestS3 {
         Self { endpoint: format!("http://{address}"), folder, puts_left, server }
     }
 
+    /// Copies all objects into a folder, for other servers to begin with.
+    ///
+    /// # Panics
+    /// When they cannot be copied.
+    pub fn save(&self, to: &Path) {
+        copy(self.folder.path(), to);
+    }
+
+    /// Begins with the objects that another server saved in a folder.
+    ///
+    /// # Panics
+    /// When they cannot be copied.
+    pub fn load(&self, from: &Path) {
+        copy(from, self.folder.path());
+    }
+
     /// How to reach the server; two attempts per request, so that tests of failures are quick.
     #[must_use]
     pub fn config(&self) -> Config {
@@ -107,4 +124,11 @@ impl Drop for TestS3 {
     fn drop(&mut self) {
         self.server.abort();
     }
+}
+
+/// Copies what is in a folder into another.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).expect("the folder can be made");
+    let copied = Command::new("cp").arg("-a").arg(from.join(".")).arg(to).status();
+    assert!(copied.is_ok_and(|status| status.success()), "{} cannot be copied", from.display());
 }

@@ -1,6 +1,7 @@
 //! What a scheduler, a builder and an edge say to an agent, in few words.
 
 use std::collections::HashMap;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use api::common::v1::{Hook, HookMode, Hooks, IdlePolicy};
@@ -10,6 +11,7 @@ use api::hostagent::v1::*;
 use api::image::v1::{AppConfiguration, SnapshotRef};
 use api::microvm::v1::{Idleness, MicrovmState, SnapshotCopies};
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
+use prost::Message as _;
 use rpc::Role;
 use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -115,11 +117,38 @@ pub async fn bake(agent: &Agent, request: BakeRequest) -> Baked {
     }
 }
 
-/// Bakes the app and returns its snapshot.
+/// Bakes the app and returns its snapshot. A bake takes as long as many a test does: in a run of nextest the first one leaves what
+/// S3 holds then to the others.
 pub async fn image(world: &World, agent: &Agent, hooks: Option<Hooks>) -> SnapshotRef {
+    let shared = shared_image(hooks.as_ref());
+    let baked_before = shared.as_ref().and_then(|place| std::fs::read(place.join("snapshot")).ok());
+    if let (Some(place), Some(reference)) = (&shared, baked_before) {
+        world.s3.load(&place.join("s3"));
+        return SnapshotRef::decode(&*reference).unwrap();
+    }
     let disk = store_disk(world).await;
     let baked = bake(agent, bake_request(disk, &[], hooks)).await;
-    baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines)).snapshot.unwrap()
+    let baked = baked.result.unwrap_or_else(|status| panic!("{status:?} {:?}", baked.lines));
+    let snapshot = baked.snapshot.unwrap();
+    if let Some(place) = shared {
+        world.s3.save(&place.join("s3"));
+        // Last: who finds it finds the rest.
+        std::fs::write(place.join("snapshot"), snapshot.encode_to_vec()).unwrap();
+    }
+    snapshot
+}
+
+/// Where a run of nextest keeps the app's image with these hooks; those of earlier runs go.
+fn shared_image(hooks: Option<&Hooks>) -> Option<PathBuf> {
+    let run = std::env::var("NEXTEST_RUN_ID").ok()?;
+    let all = Path::new(env!("CARGO_TARGET_TMPDIR")).join("agent-images");
+    for earlier in std::fs::read_dir(&all).into_iter().flatten().flatten() {
+        if earlier.file_name() != *run {
+            let _ = std::fs::remove_dir_all(earlier.path());
+        }
+    }
+    let hooks = hooks.map(prost::Message::encode_to_vec).unwrap_or_default();
+    Some(all.join(run).join(blake3::hash(&hooks).to_hex().as_str()))
 }
 
 impl World {
