@@ -110,7 +110,7 @@ impl Term {
         loop {
             ticks.tick().await;
             self.keep_time().await;
-            self.end_on_lost_hosts();
+            self.leave_lost_hosts();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
             let term = Arc::clone(&self);
@@ -132,45 +132,29 @@ impl Term {
     /// within it and goes on with what it ran. When it is back after the grace, it
     /// reports what it holds, and is told to drop what was ended here meanwhile.
     ///
-    /// What has a recovery point waits for neither: as soon as the host has stopped its traffic it goes on elsewhere.
-    fn end_on_lost_hosts(self: &Arc<Self>) {
-        self.recover_from_fenced_hosts();
-        let (now, grace) = (self.now(), self.config().lost_grace());
-        let lost: Vec<(HostId, Vec<Arc<Handle>>)> = {
-            let memory = self.memory();
-            let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(grace, now));
-            gone.map(|(id, _)| (id.clone(), memory.on_host(id))).collect()
-        };
-        for (host, handles) in lost {
-            for handle in handles {
-                let running = matches!(
-                    handle.current().state,
-                    MicrovmState::Pending | MicrovmState::Running | MicrovmState::Suspending
-                );
-                if running {
-                    let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
-                    self.spawn(async move {
-                        term.record_unasked_end(&handle, &reason).await;
-                    });
-                }
-            }
-        }
-    }
-
-    fn recover_from_fenced_hosts(self: &Arc<Self>) {
-        let (now, fence) = (self.now(), self.config().fence_grace());
-        let fenced: Vec<(HostId, Vec<Arc<Handle>>)> = {
+    /// What has a recovery point is not ended at all: it goes on elsewhere as soon as the host has stopped its traffic, and
+    /// when that cannot be recorded the next sweep tries again.
+    fn leave_lost_hosts(self: &Arc<Self>) {
+        let (now, fence, grace) = (self.now(), self.config().fence_grace(), self.config().lost_grace());
+        let fenced: Vec<(HostId, bool, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
             let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(fence, now));
-            gone.map(|(id, _)| (id.clone(), memory.on_host(id))).collect()
+            gone.map(|(id, host)| (id.clone(), host.gone_for(grace, now), memory.on_host(id))).collect()
         };
-        for (host, handles) in fenced {
+        for (host, lost, handles) in fenced {
             for handle in handles {
                 let record = handle.current();
-                let running = matches!(record.state, MicrovmState::Running | MicrovmState::Suspending);
-                if running && record.has_recovery_point() {
-                    let (term, lost) = (Arc::clone(self), format!("Host {host} was lost."));
-                    self.spawn(async move { term.recover(&handle, &lost).await });
+                let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
+                match record.state {
+                    MicrovmState::Running | MicrovmState::Suspending if record.has_recovery_point() => {
+                        self.spawn(async move { term.recover(&handle, &reason).await });
+                    }
+                    MicrovmState::Pending | MicrovmState::Running | MicrovmState::Suspending if lost => {
+                        self.spawn(async move {
+                            term.record_unasked_end(&handle, &reason).await;
+                        });
+                    }
+                    _ => {}
                 }
             }
         }
