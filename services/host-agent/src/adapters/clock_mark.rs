@@ -1,7 +1,7 @@
 //! The mark of the time in the data directory, so that an agent that is started again goes on with the clock of the one before:
 //! a wall clock that was set meanwhile ends no life.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,7 +19,11 @@ fn file(data: &DataDirectory) -> PathBuf {
 
 /// What an earlier agent left; what cannot be read counts as none.
 pub fn read(data: &DataDirectory) -> Option<Mark> {
-    serde_json::from_slice(&std::fs::read(file(data)).ok()?).ok()
+    read_file(&file(data))
+}
+
+fn read_file(path: &Path) -> Option<Mark> {
+    serde_json::from_slice(&std::fs::read(path).ok()?).ok()
 }
 
 /// Leaves marks until it is dropped. Dying before one leaves the one before, which is as good within a boot.
@@ -55,8 +59,7 @@ mod tests {
         let mark = Mark { boot: "b".to_owned(), uptime_ms: 1, unix_ms: 2 };
         for (text, found) in [("{", None), (&serde_json::to_string(&mark).unwrap(), Some(mark.clone()))] {
             std::fs::write(&path, text).unwrap();
-            let read = std::fs::read(&path).ok().and_then(|text| serde_json::from_slice::<Mark>(&text).ok());
-            assert_eq!(read, found);
+            assert_eq!(read_file(&path), found);
         }
     }
 }

@@ -218,13 +218,7 @@ impl Journal {
 
     /// Reads one; `None` when there is no file.
     pub fn read(path: &Path) -> Result<Option<Self>, HostError> {
-        let text = match std::fs::read(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(HostError::io(path, &error)),
-        };
-        let journal: Self = serde_json::from_slice(&text)
-            .map_err(|error| HostError::Internal(format!("{}: {error}", path.display())))?;
+        let Some(journal) = read_json::<Self>(path)? else { return Ok(None) };
         if journal.format != FORMAT {
             return Err(HostError::Internal(format!(
                 "{}: format {} is not known",
@@ -234,6 +228,17 @@ impl Journal {
         }
         Ok(Some(journal))
     }
+}
+
+/// Reads a file of JSON; `None` when there is none.
+fn read_json<T: serde::de::DeserializeOwned>(path: &Path) -> Result<Option<T>, HostError> {
+    let text = match std::fs::read(path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(HostError::io(path, &error)),
+    };
+    let value = serde_json::from_slice(&text);
+    value.map(Some).map_err(|error| HostError::Internal(format!("{}: {error}", path.display())))
 }
 
 fn encode_spec(spec: &Spec) -> String {
@@ -261,14 +266,7 @@ impl Tombstone {
 
     /// Reads one; `None` when there is no file.
     pub fn read(directory: &Path) -> Result<Option<Self>, HostError> {
-        let path = directory.join("tombstone.json");
-        let text = match std::fs::read(&path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(HostError::io(&path, &error)),
-        };
-        let tombstone = serde_json::from_slice(&text);
-        tombstone.map(Some).map_err(|error| HostError::Internal(format!("{}: {error}", path.display())))
+        read_json(&directory.join("tombstone.json"))
     }
 }
 

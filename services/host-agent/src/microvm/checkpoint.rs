@@ -129,12 +129,8 @@ impl Core {
         let memory = watch.phase("memory", live.machine.save_difference(&device_state, &difference));
         let disk = watch.phase("disk", files::blocking(move || clone_disk(&from, &to)));
         let (memory, disk) = tokio::join!(memory, disk);
-        let resumed = watch.phase("resume", live.machine.resume()).await;
-        // Whatever came of the files: the guest stood still, and its clock with it.
-        if let (Ok(()), Ok(link)) = (&resumed, live.link()) {
-            let _ = link.set_clock(self.host.clock.now()).await;
-        }
-        // A guest that does not go on has lost its engine; the driver hears of that next.
+        // Whatever came of the files. A guest that does not go on has lost its engine; the driver hears of that next.
+        let resumed = watch.phase("resume", live.run_on(self.host.clock.now())).await;
         resumed.map_err(|error| engine_error(&error))?;
         let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
@@ -166,7 +162,13 @@ impl Core {
     }
 
     /// The engine is gone with what the guest did since the point. The microVM sleeps as of then; whoever drives it wakes it.
-    pub fn go_back(&mut self, lost: &str) {
+    pub async fn go_back(&mut self, lost: &str) {
+        if let Some(upload) = self.upload.take() {
+            upload.abort();
+        }
+        if let Some(live) = self.live.take() {
+            self.release(live).await;
+        }
         let recovery = Recovery {
             sequence: self.journal.sequence,
             time_ms: self.host.now_ms(),
@@ -175,9 +177,8 @@ impl Core {
         let age = Duration::from_millis(recovery.time_ms.saturating_sub(recovery.point_ms)).as_secs();
         self.enter(Event::WentBack, &format!("{lost} It goes back to its recovery point of {age} s before."));
         self.journal.recovery = Some(recovery);
-        self.journal.meter.close_engine();
-        self.journal.process = None;
-        self.journal.slot = None;
+        self.forget_engine();
+        self.remove_other_snapshots();
         // When the agent dies before this line, its successor finds the engine dead and does the same.
         self.save_settled();
         self.publish();
@@ -185,17 +186,4 @@ impl Core {
         self.log.append(self.journal.reason.clone());
         self.host.metrics.failed("engine");
     }
-}
-
-/// Ends what is left of an engine before its microVM goes back.
-pub async fn release_lost(core: &mut Core) {
-    if let Some(upload) = core.upload.take() {
-        upload.abort();
-    }
-    if let Some(live) = core.live.take() {
-        core.release(live).await;
-    }
-    files::discard(&core.files.live_disk());
-    files::discard(&core.files.run());
-    core.remove_other_snapshots();
 }

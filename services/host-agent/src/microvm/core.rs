@@ -2,7 +2,7 @@
 //! transitions are in the modules beside this one; here is what all of them do.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use api::host::v1::ObservedMicrovm;
 use guest_link::Link;
@@ -16,9 +16,10 @@ use super::activity::Activity;
 use super::asleep::Asleep;
 use super::checkpoint::Checkpoints;
 use super::gate::Gate;
+use super::guest::GuestConnection;
 use super::observed::observed;
 use super::space::OutOfSpace;
-use crate::adapters::files::MicrovmFiles;
+use crate::adapters::files::{self, MicrovmFiles};
 use crate::adapters::image_snapshots::ImageSnapshotUse;
 use crate::adapters::journal::{Journal, RemoteCopy};
 use crate::adapters::logs::Log;
@@ -98,6 +99,16 @@ pub struct Live {
 }
 
 impl Live {
+    /// Lets a guest that stands still run on. Its clock stood still with it and is put right; a guest-agent that does not answer
+    /// hears the time at the next wake.
+    pub async fn run_on(&self, now: SystemTime) -> Result<(), vmm::Error> {
+        self.machine.resume().await?;
+        if let Ok(link) = self.link() {
+            let _ = link.set_clock(now).await;
+        }
+        Ok(())
+    }
+
     /// The link, when it works.
     pub fn link(&self) -> Result<Link, HostError> {
         self.link.lock().unwrap_or_else(PoisonError::into_inner).clone().ok_or_else(|| HostError::Guest {
@@ -140,6 +151,20 @@ impl Core {
         };
         let view = View { state: self.journal.state, generation: self.journal.generation, observed, gate };
         self.view.send_replace(view);
+    }
+
+    /// A running engine with what belongs to it; from here on they outlive this process.
+    pub fn make_live(
+        &self,
+        machine: Arc<dyn vmm::Machine>,
+        mut resources: Resources,
+        dialer: slot::Dialer,
+        connection: Option<GuestConnection>,
+    ) -> Live {
+        resources.outlive_this_process();
+        let gate = Arc::new(self.gate(dialer.clone()));
+        let (link, pump) = self.pump(connection, dialer.clone());
+        Live { machine, resources, dialer, link, gate, unsaved: 0, cpu: None, pump, out_of_space: None }
     }
 
     /// The way into a fresh run of the guest.
@@ -256,8 +281,20 @@ impl Core {
             link.close();
         }
         live.resources.release().await;
+        self.no_engine();
+    }
+
+    /// Notes that there is no engine any more.
+    fn no_engine(&mut self) {
         self.journal.meter.close_engine();
         self.journal.process = None;
         self.journal.slot = None;
+    }
+
+    /// Forgets an engine that is gone, with the files that were its own.
+    pub fn forget_engine(&mut self) {
+        self.no_engine();
+        files::discard(&self.files.live_disk());
+        files::discard(&self.files.run());
     }
 }

@@ -10,8 +10,7 @@ use std::time::Duration;
 use api::microvm::v1::ActivityKind;
 use model::ids::MicrovmId;
 
-use super::checkpoint;
-use super::core::{Core, Live};
+use super::core::Core;
 use super::create::build;
 use super::driver::Driver;
 use super::end::exit_sentence;
@@ -203,15 +202,14 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostEr
             }
             let lost =
                 last_words.unwrap_or_else(|| "The engine was lost while its agent was down.".to_owned());
-            checkpoint::release_lost(&mut core).await;
-            core.go_back(&lost);
+            core.go_back(&lost).await;
         }
         Decision::BackToSuspended => {
             if core.journal.state == LocalState::Waking {
                 core.enter(Event::IsSuspended, "");
             }
             core.remove_other_snapshots();
-            forget_engine(&mut core);
+            core.forget_engine();
         }
         Decision::Adopt | Decision::ResumeInPlace => {
             let Some(machine) = machine else {
@@ -231,14 +229,6 @@ pub async fn recover(host: &Arc<Host>, found: Found) -> Result<Recovered, HostEr
         Decision::GoBack => Recovered::WentBack(driver, handle),
         _ => Recovered::Driver(driver, handle),
     })
-}
-
-fn forget_engine(core: &mut Core) {
-    core.journal.meter.close_engine();
-    core.journal.process = None;
-    core.journal.slot = None;
-    files::discard(&core.files.live_disk());
-    files::discard(&core.files.run());
 }
 
 fn record_end(core: &mut Core, cause: Cause, last_words: Option<String>) -> Result<Recovered, HostError> {
@@ -272,9 +262,6 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
             return Err(failure);
         }
     };
-    resources.outlive_this_process();
-    let gate = Arc::new(core.gate(dialer.clone()));
-    let (link, pump) = core.pump(connection, dialer.clone());
     if core.journal.state == LocalState::Suspending {
         core.enter(Event::IsRunning, "");
     }
@@ -282,17 +269,7 @@ async fn adopt(core: &mut Core, machine: Arc<dyn vmm::Machine>, paused: bool) ->
     let (uptime_ms, baseline_mib) =
         (core.host.uptime_ms(), core.host.baseline_mib(core.spec.snapshot.memory_mib));
     core.journal.meter.adopt_engine(uptime_ms, !paused, baseline_mib);
-    core.live = Some(Live {
-        machine,
-        resources,
-        dialer,
-        link,
-        gate,
-        unsaved: 0,
-        cpu: None,
-        pump,
-        out_of_space: None,
-    });
+    core.live = Some(core.make_live(machine, resources, dialer, connection));
     core.log.append("the host-agent restarted; the microVM was not touched");
     Ok(())
 }

@@ -63,7 +63,7 @@ impl Core {
         let host = Arc::clone(&self.host);
         let _under_way = host.ahead.starting();
         let (hook, restore) = (plan.hook.clone(), plan.restore);
-        let mut restored = self.restore_guest(watch, plan).await?;
+        let restored = self.restore_guest(watch, plan).await?;
         failpoint::hit(if restore == Restore::First { "launch-restored" } else { "wake-restored" });
         // Before the guest runs and looks for its peers.
         self.asleep.thaw(&self.id, &restored.dialer).await;
@@ -80,25 +80,12 @@ impl Core {
         };
         match repaired {
             Ok(connection) => {
-                restored.resources.outlive_this_process();
                 let Restored { machine, resources, slot, dialer } = restored;
-                let gate = Arc::new(self.gate(dialer.clone()));
-                let (link, pump) = self.pump(Some(connection), dialer.clone());
                 self.journal.process = Some(process(machine.as_ref()));
                 self.journal.slot = Some(slot);
                 self.journal.meter.begin_engine(self.host.uptime_ms());
                 self.activity.begin(ActivityKind::Start, &self.host);
-                Ok(Live {
-                    machine,
-                    resources,
-                    dialer,
-                    link,
-                    gate,
-                    unsaved: 0,
-                    cpu: None,
-                    pump,
-                    out_of_space: None,
-                })
+                Ok(self.make_live(machine, resources, dialer, Some(connection)))
             }
             Err(failure) => {
                 restored.resources.release().await;

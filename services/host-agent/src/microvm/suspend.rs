@@ -272,15 +272,10 @@ impl Core {
     /// of an image that has them end do not come back.
     async fn let_run(&self, mut live: Live, reached: Reached, held: Vec<Held>) -> Live {
         if reached >= Reached::Paused
-            && let Err(error) = live.machine.resume().await
+            && let Err(error) = live.run_on(self.host.clock.now()).await
         {
             // The driver sees the engine's end next; there is nothing left to save here.
             tracing::error!(microvm = %self.id, %error, "a paused guest could not be resumed");
-        } else if reached >= Reached::Paused
-            && let Ok(link) = live.link()
-        {
-            // It stood still, and its clock with it. One that does not answer is told by its next wake.
-            let _ = link.set_clock(self.host.clock.now()).await;
         }
         if reached >= Reached::Held {
             live.gate.close();

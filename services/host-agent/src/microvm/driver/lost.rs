@@ -7,7 +7,6 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Driver, Ended};
 use crate::microvm::EndOrder;
-use crate::microvm::checkpoint;
 use crate::microvm::end::exit_sentence;
 use crate::microvm::inbox::{answer, run_transition};
 
@@ -27,8 +26,7 @@ impl Driver {
         }
         let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
         if engines_own && self.core.can_go_back() {
-            checkpoint::release_lost(&mut self.core).await;
-            self.core.go_back(&sentence);
+            self.core.go_back(&sentence).await;
             self.wake_again().await;
             return ControlFlow::Continue(());
         }
