@@ -18,7 +18,7 @@ use std::path::{Path, PathBuf};
 
 use model::ids::MicrovmId;
 
-use super::volume::ReserveFile;
+use super::volume::{ReserveFile, Volume};
 use crate::domain::HostError;
 
 /// Most times that files of one microVM are put aside.
@@ -61,7 +61,8 @@ impl DataDirectory {
     /// Without a reserve the start goes on all the same: what is there needs little more.
     fn make_room_to_start(&self) {
         let mut reserve = ReserveFile::open(self.reserve());
-        if self.free_bytes() < START_BYTES
+        let free = Volume::of(&self.root).space().map_or(0, |space| space.available);
+        if free < START_BYTES
             && reserve.bytes() > 0
             && let Err(error) = reserve.resize(reserve.bytes().saturating_sub(START_BYTES))
         {
@@ -168,11 +169,6 @@ impl DataDirectory {
         ids.dedup();
         ids.truncate(count);
         ids
-    }
-
-    fn free_bytes(&self) -> u64 {
-        nix::sys::statvfs::statvfs(&self.root)
-            .map_or(0, |stat| stat.blocks_available() * stat.fragment_size())
     }
 }
 

@@ -92,10 +92,7 @@ impl Driver {
                 self.core.start_upload();
                 ControlFlow::Continue(())
             }
-            First::WentBack => {
-                self.wake_again().await;
-                ControlFlow::Continue(())
-            }
+            First::WentBack => self.wake(None, None, None).await,
         };
         loop {
             if let ControlFlow::Break(Ended { report }) = flow {
@@ -233,7 +230,7 @@ impl Driver {
                     let _ = reply.send(saved.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
-                Command::Resume(order, turn) => self.wake(order.take(), turn.take(), reply).await,
+                Command::Resume(order, turn) => self.wake(order.take(), turn.take(), Some(reply)).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
             },
             // Nothing is under way between two inputs, so a settled state never answers these.
@@ -340,12 +337,13 @@ impl Driver {
 
     /// A microVM whose wake fails sleeps on here, and the next request tries again. Only when this host never had its
     /// snapshot (the scheduler placed it here anew, and the copy in S3 could not be fetched) nothing is here that could
-    /// sleep: the host forgets it, so that the scheduler may place it elsewhere.
+    /// sleep: the host forgets it, so that the scheduler may place it elsewhere. Nobody asks for the wake of one that has gone back
+    /// to its recovery point: it ran, and goes on running.
     async fn wake(
         &mut self,
         order: Option<Box<super::ResumeOrder>>,
         turn: Option<Turn>,
-        reply: oneshot::Sender<Outcome>,
+        reply: Option<oneshot::Sender<Outcome>>,
     ) -> ControlFlow<Ended> {
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
@@ -362,7 +360,7 @@ impl Driver {
             flow = ControlFlow::Break(Ended { report });
         }
         let outcome = result.map(|()| self.core.observed());
-        answer(outcome, std::iter::once(reply).chain(joined));
+        answer(outcome, reply.into_iter().chain(joined));
         flow
     }
 

@@ -3,12 +3,9 @@
 use std::ops::ControlFlow;
 use std::time::Duration;
 
-use tokio_util::sync::CancellationToken;
-
 use super::{Driver, Ended};
 use crate::microvm::EndOrder;
 use crate::microvm::end::exit_sentence;
-use crate::microvm::inbox::{answer, run_transition};
 
 /// After the app's end is known by the engine's end alone: how long the guest's
 /// own word for it may still take.
@@ -27,21 +24,8 @@ impl Driver {
         let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
         if engines_own && self.core.can_go_back() {
             self.core.go_back(&sentence).await;
-            self.wake_again().await;
-            return ControlFlow::Continue(());
+            return self.wake(None, None, None).await;
         }
         self.end(&EndOrder::because(sentence), false, None).await
-    }
-
-    /// It ran, and goes on running. When it cannot be woken now it sleeps, and the next request or caller tries again.
-    pub(super) async fn wake_again(&mut self) {
-        let cancel = CancellationToken::new();
-        let view = self.core.view.subscribe();
-        let (result, joined) =
-            run_transition(&mut self.inbox, &view, &cancel, self.core.wake(None, None, &cancel)).await;
-        if result.is_err() {
-            self.core.host.metrics.failed("wake");
-        }
-        answer(result.map(|()| self.core.observed()), joined.into_iter());
     }
 }
