@@ -36,6 +36,7 @@ pub use torpor::{access, common, connector, domain, guest, host, hostagent, imag
 mod conversions;
 #[cfg(feature = "grpc")]
 pub mod errors;
+mod metering;
 mod redacted;
 
 pub use conversions::{ConversionError, duration, duration_proto, system_time, timestamp};

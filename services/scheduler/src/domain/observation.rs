@@ -9,7 +9,6 @@ use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId, SnapshotNumber};
 
 use super::microvm::{Intent, Microvm, Recovery};
-use super::usage::{largest, plus};
 
 /// How much earlier than now a state may have begun that a host has just told of. When it told later, because nobody led or
 /// its clock is behind, the state counts from this long ago: no window is over before anybody knew that it was open.
@@ -162,7 +161,7 @@ fn began(record: &Microvm, by_host: SystemTime, now: SystemTime) -> SystemTime {
 fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
     let Some(seen) = seen else { return false };
     let (before, known) = (record.metering_before.unwrap_or_default(), record.metering.unwrap_or_default());
-    let totals = largest(known, plus(before, seen));
+    let totals = known.largest(before.plus(seen));
     let risen = record.metering != Some(totals);
     record.metering = Some(totals);
     risen

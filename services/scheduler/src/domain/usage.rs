@@ -44,36 +44,9 @@ impl fmt::Display for Day {
 /// Totals by image.
 pub type ByImage = BTreeMap<ImageName, Metering>;
 
-/// Combines totals one by one.
-fn combine(
-    one: Metering,
-    other: Metering,
-    seconds: impl Fn(f64, f64) -> f64,
-    bytes: impl Fn(u64, u64) -> u64,
-) -> Metering {
-    Metering {
-        vcpu_seconds: seconds(one.vcpu_seconds, other.vcpu_seconds),
-        baseline_gib_seconds: seconds(one.baseline_gib_seconds, other.baseline_gib_seconds),
-        burst_gib_seconds: seconds(one.burst_gib_seconds, other.burst_gib_seconds),
-        snapshot_bytes_read: bytes(one.snapshot_bytes_read, other.snapshot_bytes_read),
-        snapshot_bytes_written: bytes(one.snapshot_bytes_written, other.snapshot_bytes_written),
-        endpoint_bytes: bytes(one.endpoint_bytes, other.endpoint_bytes),
-    }
-}
-
-pub fn plus(one: Metering, other: Metering) -> Metering {
-    combine(one, other, |a, b| a + b, u64::saturating_add)
-}
-
-/// The larger of each.
-pub fn largest(one: Metering, other: Metering) -> Metering {
-    combine(one, other, f64::max, u64::max)
-}
-
 /// What a record's microVM used that no day's total has yet.
 pub fn uncounted(record: &Microvm) -> Metering {
-    let (all, counted) = (record.metering.unwrap_or_default(), record.metering_counted.unwrap_or_default());
-    combine(all, counted, |a, b| (a - b).max(0.0), u64::saturating_sub)
+    record.metering.unwrap_or_default().beyond(record.metering_counted.unwrap_or_default())
 }
 
 /// Adds what a record's microVM used and is not counted yet. False when that is nothing.
@@ -83,7 +56,7 @@ pub fn add(totals: &mut ByImage, record: &Microvm) -> bool {
         return false;
     }
     let total = totals.entry(record.spec.image.name.clone()).or_default();
-    *total = plus(*total, used);
+    *total = total.plus(used);
     true
 }
 

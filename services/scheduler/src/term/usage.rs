@@ -12,7 +12,7 @@ use records::{Committed, Expect, Store, WRITES_MAX, Write};
 use super::Term;
 use super::memory::Handle;
 use crate::adapters::microvms as codec;
-use crate::domain::usage::{self, ByImage, Day, plus};
+use crate::domain::usage::{self, ByImage, Day};
 use crate::refusal::Refusal;
 
 const PREFIX: &str = "usage/";
@@ -64,7 +64,7 @@ impl Totals {
         let raised = used.into_iter().map(|(image, used)| {
             let found = self.days.get(&(day, image.clone()));
             let (expect, total) = match found {
-                Some((total, revision)) => (Expect::Revision(*revision), plus(*total, used)),
+                Some((total, revision)) => (Expect::Revision(*revision), total.plus(used)),
                 None => (Expect::Absent, used),
             };
             let value = total.encode_to_vec();
@@ -243,7 +243,7 @@ impl Term {
             kept.map(|(named, (total, _))| (named.clone(), *total)).collect();
         for (image, used) in open {
             let total = rows.entry((open_day, image)).or_default();
-            *total = plus(*total, used);
+            *total = total.plus(used);
         }
         rows.into_iter().map(|((day, image), total)| (day, image, total)).collect()
     }

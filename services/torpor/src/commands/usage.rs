@@ -81,12 +81,7 @@ fn group(by: UsageBy, answer: GetUsageResponse) -> Vec<(String, Metering)> {
         };
         for of in of {
             let total = totals.entry(of).or_default();
-            total.vcpu_seconds += used.vcpu_seconds;
-            total.baseline_gib_seconds += used.baseline_gib_seconds;
-            total.burst_gib_seconds += used.burst_gib_seconds;
-            total.snapshot_bytes_read += used.snapshot_bytes_read;
-            total.snapshot_bytes_written += used.snapshot_bytes_written;
-            total.endpoint_bytes += used.endpoint_bytes;
+            *total = total.plus(used);
         }
     }
     totals.into_iter().collect()
