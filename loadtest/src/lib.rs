@@ -10,6 +10,7 @@ mod lifecycle;
 mod pace;
 mod proxy;
 mod report;
+mod sleeps;
 mod target;
 
 use std::path::PathBuf;
@@ -43,6 +44,16 @@ enum Output {
     Json,
 }
 
+impl Output {
+    fn print<R: serde::Serialize>(self, report: &R, table: impl Fn(&R) -> String) -> anyhow::Result<()> {
+        match self {
+            Self::Json => println!("{}", serde_json::to_string_pretty(report)?),
+            Self::Table => println!("{}", table(report)),
+        }
+        Ok(())
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Launch, suspend and wake through the fleet, beside the bare engine.
@@ -52,6 +63,15 @@ enum Command {
     /// hold on a noisy machine. Without --image, an image of a small web app is
     /// built first and deleted afterwards.
     Lifecycle(lifecycle::Options),
+    /// Requests around the sleeps of one microVM: does each have its one answer?
+    ///
+    /// Clients call a microVM all the time while it is suspended again and again;
+    /// their requests call suspends off, wait for wakes, or meet it awake. The app
+    /// counts in memory, so that a request that is lost or carried out twice, and a
+    /// sleep that loses memory, show as faults. 503 with Retry-After is an answer.
+    /// Without --image, an image of a small web app is built first and deleted
+    /// afterwards.
+    Sleeps(sleeps::Options),
     /// Calls of the AWS-compatible API, in front of simulated hosts.
     ///
     /// The fleet's edge, scheduler, image-builder and etcd are real, signatures
@@ -96,7 +116,7 @@ pub fn main() -> anyhow::Result<()> {
         _ => None,
     };
     let mut builder = match cli.command {
-        Command::Lifecycle(_) | Command::ProxyApp | Command::ProxyHost(_) => {
+        Command::Lifecycle(_) | Command::Sleeps(_) | Command::ProxyApp | Command::ProxyHost(_) => {
             runtime::Builder::new_multi_thread()
         }
         // One processor is left to the load: threads would only hand it to each other.
@@ -115,24 +135,20 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
     match cli.command {
         Command::Lifecycle(options) => {
             let report = lifecycle::run(&cli.data_dir, &options).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, report::Report::table)?;
+        }
+        Command::Sleeps(options) => {
+            let report = sleeps::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, sleeps::Report::table)?;
+            anyhow::ensure!(report.faults == 0, "{} faults", report.faults);
         }
         Command::Api(options) => {
             let report = api::run(&cli.data_dir, &options).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, api::Report::table)?;
         }
         Command::Proxy(options) => {
             let report = proxy::run(&cli.data_dir, &options, division.as_ref()).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, proxy::Report::table)?;
         }
         Command::ProxyApp => proxy::serve_app().await?,
         Command::ProxyHost(options) => proxy::serve_host(&options).await?,
