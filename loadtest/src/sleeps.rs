@@ -57,6 +57,8 @@ struct Seen {
     latencies: Latencies,
     answered: u64,
     put_off: u64,
+    /// The slowest answer, and where its time went (`Server-Timing`).
+    slowest: (Duration, String),
     faults: Vec<String>,
 }
 
@@ -70,6 +72,9 @@ impl Seen {
         self.latencies.add(&other.latencies);
         self.answered += other.answered;
         self.put_off += other.put_off;
+        if other.slowest.0 > self.slowest.0 {
+            self.slowest = other.slowest;
+        }
         self.faults.extend(other.faults);
     }
 }
@@ -91,6 +96,8 @@ pub struct Report {
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
+    /// Where the slowest answer's time went: its `Server-Timing`.
+    pub slowest: String,
     pub suspend_p50_ms: f64,
 }
 
@@ -98,7 +105,7 @@ impl Report {
     pub fn table(&self) -> String {
         let mut text = format!(
             "{}: {} sleeps with {} clients calling: {} requests answered once, {} put off (503, Retry-After), {} faults\n\
-             answers: p50 {:.1} ms, p99 {:.1} ms, slowest {:.1} ms; suspends: p50 {:.1} ms",
+             answers: p50 {:.1} ms, p99 {:.1} ms, slowest {:.1} ms ({}); suspends: p50 {:.1} ms",
             self.image,
             self.sleeps,
             self.clients,
@@ -108,6 +115,7 @@ impl Report {
             self.p50_ms,
             self.p99_ms,
             self.max_ms,
+            self.slowest,
             self.suspend_p50_ms
         );
         for fault in &self.faults_told {
@@ -184,6 +192,7 @@ async fn measured(
         p50_ms,
         p99_ms,
         max_ms,
+        slowest: seen.slowest.1,
         suspend_p50_ms: round(suspends.ms(0.5)),
     })
 }
@@ -231,7 +240,8 @@ struct Caller {
 
 /// What one request came to.
 enum Answer {
-    Count(u64),
+    /// The app's count, and the answer's `Server-Timing`.
+    Count(u64, String),
     PutOff(Duration),
 }
 
@@ -245,8 +255,12 @@ impl Caller {
             let answer = tokio::time::timeout(ANSWER_WAIT, self.ask(&mut connection, version)).await;
             let pause = match answer.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer in {ANSWER_WAIT:?}")))
             {
-                Ok(Answer::Count(count)) => {
-                    seen.latencies.record(begun.elapsed());
+                Ok(Answer::Count(count, timing)) => {
+                    let latency = begun.elapsed();
+                    seen.latencies.record(latency);
+                    if latency > seen.slowest.0 {
+                        seen.slowest = (latency, timing);
+                    }
                     seen.answered += 1;
                     if !seen.counts.insert(count) {
                         seen.faults.push(format!("a client was told the count {count} twice"));
@@ -291,14 +305,16 @@ impl Caller {
         }
         ensure!(head.status.is_success(), "{}: {}", head.status, String::from_utf8_lossy(&body));
         let body: serde_json::Value = serde_json::from_slice(&body)?;
-        Ok(Answer::Count(body["count"].as_u64().context("an answer without a count")?))
+        let timing = head.headers.get("server-timing").and_then(|timing| timing.to_str().ok());
+        let count = body["count"].as_u64().context("an answer without a count")?;
+        Ok(Answer::Count(count, timing.unwrap_or_default().to_owned()))
     }
 
     /// The app has counted what was answered, and nothing else.
     async fn check_last(&self, seen: &mut Seen) -> anyhow::Result<()> {
         let mut connection = None;
         let last = tokio::time::timeout(ANSWER_WAIT, self.ask(&mut connection, HttpVersion::Http1)).await??;
-        let Answer::Count(last) = last else { anyhow::bail!("the last request was put off") };
+        let Answer::Count(last, _) = last else { anyhow::bail!("the last request was put off") };
         let missing = (1..last).filter(|count| !seen.counts.contains(count)).count();
         if missing > 0 {
             seen.faults
