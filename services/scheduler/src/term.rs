@@ -26,6 +26,7 @@ mod sweep;
 mod time;
 pub mod tokens;
 pub mod usage;
+pub mod vouchers;
 mod wake;
 
 use std::future::Future;
@@ -48,6 +49,7 @@ use crate::domain::catalog::Catalog;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::vouches::Vouches;
 use connectors::ConnectorStore;
 use domains::DomainStore;
 use memory::{Handle, Memory};
@@ -67,6 +69,8 @@ pub struct Context {
     pub store: Store,
     pub agents: Arc<Agents>,
     pub metrics: Metrics,
+    /// What this process has promised hosts, in whatever term.
+    pub vouches: Arc<Vouches>,
 }
 
 #[derive(Debug)]
@@ -124,6 +128,11 @@ impl Term {
         for (key, _) in context.store.list(hosts::DRAINS).await?.0 {
             if let Ok(host) = key[hosts::DRAINS.len()..].parse() {
                 memory.hosts.entry(&host, now).draining = true;
+            }
+        }
+        for (key, value) in context.store.list(vouchers::VOUCHERS).await?.0 {
+            if let Ok(host) = key[vouchers::VOUCHERS.len()..].parse() {
+                memory.hosts.set_vouchers(&host, vouchers::read(&value.value));
             }
         }
         let usage = Totals::load(&context.store).await?;

@@ -79,6 +79,8 @@ pub struct Bake {
 pub struct Hosts {
     hosts: BTreeMap<HostId, Host>,
     bakes: HashMap<String, Bake>,
+    /// The schedulers by whose promises a host goes on without its lease; of hosts that go by none there is nothing.
+    vouchers: HashMap<HostId, Vec<String>>,
 }
 
 impl Hosts {
@@ -94,6 +96,19 @@ impl Hosts {
     /// may name a host that did not come back.
     pub fn entry(&mut self, id: &HostId, now: SystemTime) -> &mut Host {
         self.hosts.entry(id.clone()).or_insert_with(|| Host { lease_gone: Some(now), ..Host::default() })
+    }
+
+    /// The schedulers by whose promises, all of them, a host goes on without its lease.
+    pub fn vouchers(&self, id: &HostId) -> &[String] {
+        self.vouchers.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn set_vouchers(&mut self, id: &HostId, vouchers: Vec<String>) {
+        if vouchers.is_empty() {
+            self.vouchers.remove(id);
+        } else {
+            self.vouchers.insert(id.clone(), vouchers);
+        }
     }
 
     /// The host's lease is there, with what it says it is. True when its tunnel address changed.

@@ -229,7 +229,7 @@ impl MicrovmService for Handlers {
             // The queue ends when the term does, or when the watcher fell behind.
             let leader = self.leader.clone();
             let ended = futures::stream::once(async move {
-                Err(if term.is_over() { errors::not_leader(&leader.address()) } else { fell_behind() })
+                Err(if term.is_over() { errors::not_leading(&leader) } else { fell_behind() })
             });
             let stream = futures::stream::iter(listed)
                 .chain(futures::stream::iter([Ok(synced)]))
@@ -252,7 +252,7 @@ impl MicrovmService for Handlers {
             let leader = self.leader.clone();
             let stream = lines.map(move |message| match message {
                 Ok(message) => Ok(FollowMicrovmLogResponse { lines: message.lines }),
-                Err(status) => Err(errors::status(Refusal::Host(Box::new(status)), &leader.address())),
+                Err(status) => Err(errors::status(Refusal::Host(Box::new(status)), &leader)),
             });
             Ok(Box::pin(stream) as Self::FollowMicrovmLogStream)
         })

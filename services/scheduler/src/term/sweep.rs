@@ -138,8 +138,10 @@ impl Term {
         let (now, fence, grace) = (self.now(), self.config().fence_grace(), self.config().lost_grace());
         let fenced: Vec<(HostId, bool, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
-            let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(fence, now));
-            gone.map(|(id, host)| (id.clone(), host.gone_for(grace, now), memory.on_host(id))).collect()
+            let holding = memory.hosts.iter().filter(|(_, host)| host.held > 0).map(|(id, _)| id);
+            let given_up = holding.filter(|id| self.may_give_up(&memory, id, fence, now));
+            let lost = |id: &HostId| self.may_give_up(&memory, id, grace, now);
+            given_up.map(|id| (id.clone(), lost(id), memory.on_host(id))).collect()
         };
         for (host, lost, handles) in fenced {
             for handle in handles {

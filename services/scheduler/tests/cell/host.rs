@@ -117,6 +117,12 @@ impl FakeHost {
         world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
+    /// Puts the host's record there under no lease: it stays until a test removes it.
+    pub async fn announce_anew(&self, world: &World) {
+        let key = format!("hosts/{}", self.spec.host_id);
+        world.store.put_if(&key, self.spec.encode_to_vec(), records::Expect::Any, None).await.unwrap();
+    }
+
     pub fn usage(cached: &[&str]) -> HostUsage {
         HostUsage {
             cached_manifest_keys: cached.iter().map(|key| (*key).to_owned()).collect(),

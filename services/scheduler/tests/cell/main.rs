@@ -19,5 +19,6 @@ mod records;
 mod time;
 mod tokens;
 mod usage;
+mod vouching;
 mod watching;
 mod world;
