@@ -103,6 +103,17 @@ impl MicrovmService for Handlers {
         .await
     }
 
+    async fn checkpoint_microvm(
+        &self,
+        request: Request<CheckpointMicrovmRequest>,
+    ) -> Answer<CheckpointMicrovmResponse> {
+        self.answer(request, CALLERS, |term, request| async move {
+            let (microvm, point) = term.checkpoint(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(CheckpointMicrovmResponse { microvm: self.show(&microvm), recovery_point: Some(point) })
+        })
+        .await
+    }
+
     async fn keep_microvm_awake(
         &self,
         request: Request<KeepMicrovmAwakeRequest>,

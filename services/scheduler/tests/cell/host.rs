@@ -143,6 +143,17 @@ impl FakeHost {
         self.asked(|inner| inner.specs.iter().rfind(|spec| spec.microvm_id == id).cloned().unwrap())
     }
 
+    /// What it would report of a microVM whose latest snapshot has come to S3.
+    pub fn uploads(&self, id: &str) -> ObservedMicrovm {
+        let mut inner = self.inner.lock().unwrap();
+        let held = inner.held.get_mut(id).unwrap();
+        held.observation += 1;
+        let copies = held.snapshot.as_mut().unwrap();
+        copies.remote = true;
+        copies.manifest_key = format!("{id}/{}", copies.sequence);
+        held.clone()
+    }
+
     /// What it would report of a microVM in a new state.
     pub fn observes(&self, id: &str, state: MicrovmState) -> ObservedMicrovm {
         let mut inner = self.inner.lock().unwrap();
@@ -195,6 +206,23 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
             let observed = Some(act(&host, step, (&id, request.generation), MicrovmState::Running).await?);
             Ok(ResumeResponse { observed })
         }
+    });
+    let host = Arc::clone(inner);
+    script.react("Checkpoint", move |request: CheckpointRequest| {
+        let mut inner = host.lock().unwrap();
+        let observed = inner.step(&request.microvm_id, request.generation, MicrovmState::Running);
+        let sequence = observed.snapshot.as_ref().map_or(0, |copies| copies.sequence) + 1;
+        let held = inner.held.get_mut(&request.microvm_id).unwrap();
+        held.snapshot = Some(SnapshotCopies {
+            local: true,
+            sequence,
+            generation: request.generation,
+            goes_back: true,
+            stood_still: Some(api::duration_proto(Duration::from_millis(7))),
+            time: Some(api::timestamp(SystemTime::now())),
+            ..Default::default()
+        });
+        Ok(CheckpointResponse { observed: Some(held.clone()) })
     });
     let host = Arc::clone(inner);
     script.react("GetIdleness", move |_: GetIdlenessRequest| {

@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod checkpoints;
 mod connectors;
 mod domains;
 mod egress;
