@@ -83,6 +83,7 @@ pub struct Term {
     room: RoomSeen,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
+    catalog_changed: Notify,
     pub(crate) connectors: ConnectorStore,
     pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
@@ -149,6 +150,7 @@ impl Term {
             room: RoomSeen::default(),
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
+            catalog_changed: Notify::new(),
             connectors,
             domains,
             access: tokio::sync::Mutex::default(),
@@ -245,6 +247,11 @@ impl Term {
         if prefix == "hosts/" {
             return self.apply_host_records(event);
         }
+        self.apply_catalog(prefix, event);
+        self.catalog_changed.notify_waiters();
+    }
+
+    fn apply_catalog(&self, prefix: &str, event: Event) {
         let mut catalog = self.catalog();
         let entries = match event {
             Event::Put(key, value) => vec![(key, value)],

@@ -65,6 +65,9 @@ impl MicrovmService for Handlers {
         self.answer(request, READERS, |term, request| async move {
             let (image, version, after) = validation::list(&request, &self.config)?;
             let size = validation::page_size(request.page_size, PAGE_SIZE_MAX)?;
+            if let Some(image) = image.as_ref().filter(|_| request.unlaunchable) {
+                term.until_unlaunchable(image, version).await?;
+            }
             let (page, next) = term.memory().page(image.as_ref(), version, after, size);
             Ok(ListMicrovmsResponse {
                 microvms: page.iter().map(|record| wire::microvm(record, &self.config)).collect(),
