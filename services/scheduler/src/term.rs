@@ -10,6 +10,7 @@ mod checkpoint;
 mod commit;
 pub mod connectors;
 pub mod domains;
+mod drain;
 mod end;
 pub mod hosts;
 mod idleness;
@@ -127,9 +128,10 @@ impl Term {
                 }
             }
         }
-        for (key, _) in context.store.list(hosts::DRAINS).await?.0 {
-            if let Ok(host) = key[hosts::DRAINS.len()..].parse() {
-                memory.hosts.entry(&host, now).draining = true;
+        for (key, mark) in context.store.list(drain::DRAINS).await?.0 {
+            if let Ok(host) = key[drain::DRAINS.len()..].parse() {
+                let host = memory.hosts.entry(&host, now);
+                (host.draining, host.wake_elsewhere) = (true, drain::wakes_elsewhere(&mark.value));
             }
         }
         for (key, value) in context.store.list(vouchers::VOUCHERS).await?.0 {

@@ -6,6 +6,7 @@ mod checkpoint;
 mod curl;
 mod domain;
 mod down;
+mod drain;
 mod edge_error;
 mod env;
 mod follow;

@@ -24,6 +24,8 @@ pub struct Host {
     /// When its lease was first seen missing; `None` while it is there.
     pub lease_gone: Option<SystemTime>,
     pub draining: bool,
+    /// Whether what its drain puts to sleep is woken on other hosts.
+    pub wake_elsewhere: bool,
     /// Whether its clock differs too much from the leader's, as far as it has said what it shows.
     clock_differs: Option<bool>,
     /// Its clock agreed before and was behind in the last report: that may have been late.

@@ -68,7 +68,7 @@ impl HostService for Handlers {
 
     async fn drain_host(&self, request: Request<DrainHostRequest>) -> Answer<DrainHostResponse> {
         self.answer(request, &[Admin, EdgeProxy], |term, request| async move {
-            let host = term.drain(&host_id(&request.host_id, "hostId")?).await?;
+            let host = term.drain(&host_id(&request.host_id, "hostId")?, request.wake_elsewhere).await?;
             Ok(DrainHostResponse { host: Some(host) })
         })
         .await

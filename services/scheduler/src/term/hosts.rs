@@ -11,11 +11,12 @@ use futures::StreamExt as _;
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
 use prost::Message as _;
-use records::{Event, Expect};
+use records::Event;
 
 use super::Term;
 use super::commit::{apply_event, go_back};
-use super::memory::Handle;
+use super::drain::progress;
+use super::memory::{Handle, Memory};
 use super::vouchers::VouchersReply;
 use crate::adapters::microvms as codec;
 use crate::domain::hosts;
@@ -24,8 +25,6 @@ use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge}
 use crate::domain::placement::Demand;
 use crate::refusal::Refusal;
 
-/// Prefix of the keys that mark drained hosts.
-pub const DRAINS: &str = "drains/";
 /// Records written at a time for one report.
 const MERGES_CONCURRENT: usize = 32;
 /// A record that changed within this time may not be in a host's list yet.
@@ -300,37 +299,13 @@ impl Term {
         self.spawn(async move { term.context.agents.warm(&address).await });
     }
 
-    /// Stops placements on a host and lets what runs there be suspended.
-    pub async fn drain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
-        self.host(host)?;
-        let key = format!("{DRAINS}{host}");
-        let put = self.context.store.put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
-        put.await?;
-        // Dying here is fine: the next leader reads the mark and drains.
-        tracing::info!(%host, "draining");
-        self.memory().hosts.entry(host, self.now()).draining = true;
-        self.suspend_all(host);
-        self.host(host)
-    }
-
-    /// Lets a drained host take placements again.
-    pub async fn undrain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
-        self.host(host)?;
-        let key = format!("{DRAINS}{host}");
-        let delete = self.context.store.delete_if(&key, Expect::Any, Some(&self.leadership));
-        delete.await?;
-        tracing::info!(%host, "taking placements again");
-        self.memory().hosts.entry(host, self.now()).draining = false;
-        self.host(host)
-    }
-
     /// A host as callers see it.
     pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
         let memory = self.memory();
         memory
             .hosts
             .get(id)
-            .map(|host| self.describe(id, host))
+            .map(|host| self.describe(&memory, id, host))
             .ok_or_else(|| Refusal::HostNotFound(id.clone()))
     }
 
@@ -338,10 +313,10 @@ impl Term {
     pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
         let memory = self.memory();
         let behind = memory.hosts.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
-        behind.take(limit).map(|(id, host)| self.describe(id, host)).collect()
+        behind.take(limit).map(|(id, host)| self.describe(&memory, id, host)).collect()
     }
 
-    fn describe(&self, id: &HostId, host: &hosts::Host) -> Host {
+    fn describe(&self, memory: &Memory, id: &HostId, host: &hosts::Host) -> Host {
         let vouched = host.lease_gone.is_some() && self.context.vouches.is_given(id);
         let reason = host.refused.clone().or_else(|| vouched.then(|| REASON_VOUCHED.to_owned()));
         Host {
@@ -350,6 +325,7 @@ impl Term {
             state: host.state().into(),
             heartbeat_time: host.heartbeat_time.map(api::timestamp),
             state_reason: reason.unwrap_or_default(),
+            drain: host.draining.then(|| progress(memory, id, host.wake_elsewhere)),
         }
     }
 

@@ -19,7 +19,7 @@ const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
 const AGAIN: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(500);
-/// Sweeps between looks at keys, drains that are stuck, and retention.
+/// Sweeps between looks at keys and the store.
 const SLOW_SWEEPS: u32 = 20;
 
 impl Term {
@@ -111,12 +111,12 @@ impl Term {
             ticks.tick().await;
             self.keep_time().await;
             self.leave_lost_hosts();
+            self.continue_drains();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_dangling_domains().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
-                self.continue_drains();
                 self.look_at_store().await;
                 self.rotate_keys().await;
             }
@@ -159,18 +159,6 @@ impl Term {
                     _ => {}
                 }
             }
-        }
-    }
-
-    /// Suspends what still runs on draining hosts.
-    fn continue_drains(self: &Arc<Self>) {
-        let draining: Vec<HostId> = {
-            let memory = self.memory();
-            let hosts = memory.hosts.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
-            hosts.filter(|(_, host)| host.held > 0).map(|(id, _)| id.clone()).collect()
-        };
-        for host in draining {
-            self.suspend_all(&host);
         }
     }
 

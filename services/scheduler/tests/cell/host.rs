@@ -42,6 +42,8 @@ pub struct Inner {
     pub on_launch: VecDeque<Step>,
     pub on_suspend: VecDeque<Step>,
     pub on_resume: VecDeque<Step>,
+    /// Why it suspends what it suspends next.
+    pub suspend_cause: i32,
     pub remote_copies: bool,
     /// MicroVMs that S3 has something of, and how it answers to their removal.
     pub stored: BTreeMap<String, u64>,
@@ -64,7 +66,8 @@ impl Inner {
             _ => "suspend",
         };
         if matches!(state, MicrovmState::Running | MicrovmState::Suspended) {
-            held.last_transition = Some(LastTransition { kind: kind.into(), ..Default::default() });
+            let cause = if kind == "suspend" { self.suspend_cause } else { 0 };
+            held.last_transition = Some(LastTransition { kind: kind.into(), cause, ..Default::default() });
         }
         if state == MicrovmState::Suspended {
             let sequence = held.snapshot.as_ref().map_or(0, |copies| copies.sequence) + 1;
@@ -186,6 +189,7 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
         let step = {
             let mut inner = host.lock().unwrap();
             inner.suspends.push(request.clone());
+            inner.suspend_cause = request.cause;
             inner.on_suspend.pop_front()
         };
         async move {

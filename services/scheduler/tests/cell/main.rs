@@ -8,6 +8,7 @@ mod access;
 mod checkpoints;
 mod connectors;
 mod domains;
+mod draining;
 mod egress;
 mod failures;
 mod host;
