@@ -282,7 +282,9 @@ impl Term {
         };
         for handle in unfinished {
             let term = Arc::clone(self);
-            match handle.current().intent {
+            let record = handle.current();
+            match record.intent {
+                Intent::Live if record.state == MicrovmState::Suspended => self.wake_recovered(&handle),
                 Intent::End => self.spawn(async move { term.end(handle).await }),
                 // Same generation: a host that has it already answers with it.
                 Intent::Live => self.spawn(async move { term.launch(handle).await }),
@@ -293,5 +295,5 @@ impl Term {
 
 fn is_unfinished(microvm: &Microvm) -> bool {
     let ending = microvm.intent == Intent::End && microvm.state != MicrovmState::Terminated;
-    ending || microvm.state == MicrovmState::Pending
+    ending || microvm.state == MicrovmState::Pending || drain::is_moved_asleep(microvm)
 }

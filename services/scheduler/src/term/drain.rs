@@ -205,6 +205,11 @@ fn todo(record: &Microvm, wake_elsewhere: bool) -> Option<Todo> {
     }
 }
 
+/// Whether a drain has moved a microVM to another host and not woken it there: the leader died in between.
+pub(crate) fn is_moved_asleep(record: &Microvm) -> bool {
+    slept_for_drain(record) && record.snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.local)
+}
+
 /// Whether a microVM sleeps because its host was drained: it ran, and nobody wanted it to sleep.
 fn slept_for_drain(record: &Microvm) -> bool {
     let last = record.last_transition.as_ref();
