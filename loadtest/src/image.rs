@@ -178,6 +178,7 @@ async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
             page_token,
             image_identifier: image.to_owned(),
             image_version: String::new(),
+            unlaunchable: false,
         };
         let page = client.list_microvms(request).await.context("list the microVMs")?.into_inner();
         let left = page.microvms.into_iter().filter(|one| one.state() != MicrovmState::Terminated);

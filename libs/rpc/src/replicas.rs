@@ -188,7 +188,7 @@ impl Replica {
 /// lead, or the error has no reason and so was not made by a replica at all.
 fn is_elsewhere(status: &Status) -> bool {
     match errors::reason_of(status) {
-        Some(reason) => reason == reason::NOT_LEADER,
+        Some(reason) => reason == reason::NOT_LEADER || errors::nobody_can_lead(status),
         None => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
     }
 }

@@ -32,6 +32,7 @@ use crate::microvms::Microvms;
 use crate::reporter::Reporter;
 use crate::server::host_agent::HostAgent;
 use crate::server::tunnel::Tunnels;
+use crate::vouches::{LeaseSeat, Vouches};
 use crate::wakes::Wakes;
 
 /// How long transitions under way may take to settle after SIGTERM. What has
@@ -121,7 +122,15 @@ impl App {
         );
         let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
         let standing = self.host.standing.clone();
-        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, standing));
+        let seat = LeaseSeat::default();
+        let vouches = Vouches::new(
+            (&spec.host_id, &self.host.clock),
+            (&standing, &seat, ttl),
+            (&self.identity, &self.host.config.schedulers),
+        );
+        let vouches = vouches.map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
+        let vouches = tokio::spawn(vouches.keep());
+        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, (standing, seat)));
         let reporter =
             Reporter::new(Arc::clone(&self.host), Arc::clone(&self.microvms), spec, &self.identity)
                 .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
@@ -150,7 +159,7 @@ impl App {
         tunnels.abort();
         settle(&self.microvms).await;
         self.microvms.save_meters().await;
-        for task in [lease, reporter, janitor, marks, filler, room] {
+        for task in [vouches, lease, reporter, janitor, marks, filler, room] {
             task.abort();
         }
         self.host.ahead.close().await;

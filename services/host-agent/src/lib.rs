@@ -16,6 +16,7 @@ mod reporter;
 mod resources;
 mod server;
 mod stopwatch;
+mod vouches;
 mod wakes;
 
 use std::process::ExitCode;

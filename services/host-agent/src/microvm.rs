@@ -80,6 +80,8 @@ pub enum Command {
     Suspend(TransitionCause),
     /// Keep it awake for this long from now; `None` gives the lease up.
     KeepAwake(Option<Duration>),
+    /// Make a recovery point.
+    Checkpoint,
     /// Write down what it has used so far: the agent stops.
     Save,
     /// With the turn that it waited for, unless it seemed to be awake.

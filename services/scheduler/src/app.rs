@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 
 use crate::adapters::agents::Agents;
 use crate::config::Config;
-use crate::leader::{Leader, lead, watch_leader};
+use crate::leader::{Leader, lead, watch_leader, watch_store};
 use crate::metrics::Metrics;
 use crate::server;
 use crate::term::Context;
+use crate::vouches::Vouches;
 
 pub fn main() -> ExitCode {
     telemetry::run_service(
@@ -63,6 +64,7 @@ impl App {
         };
         let context = Context {
             config: Arc::new(config),
+            vouches: Arc::new(Vouches::new(clock.clone(), instance.clone())),
             clock,
             store,
             agents: Arc::new(Agents::new(identity)),
@@ -82,12 +84,14 @@ impl App {
         tracing::info!(address = %self.server.local_addr(), "serving");
         let serving = self.server.serve(routes, shutdown.clone());
         let watching = tokio::spawn(watch_leader(self.context.store.clone(), Arc::clone(&leader)));
+        let looking = tokio::spawn(watch_store(self.context.store.clone(), Arc::clone(&leader)));
         let leading = lead(self.context, self.instance, leader, shutdown.clone());
         let ended = tokio::select! {
             served = serving => served.map_err(anyhow::Error::from),
             led = leading => led,
         };
         watching.abort();
+        looking.abort();
         shutdown.cancel();
         ended
     }

@@ -105,6 +105,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Usage(microvm::Usage),
     /// Put microVMs to sleep.
     Suspend(microvm::Some),
+    /// Make a recovery point of a running microVM.
+    Checkpoint(microvm::Checkpoint),
     /// Keep a running microVM awake for a time.
     Awake(microvm::Awake),
     /// Wake microVMs.

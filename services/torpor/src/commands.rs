@@ -2,9 +2,11 @@
 
 mod base;
 mod calls;
+mod checkpoint;
 mod curl;
 mod domain;
 mod down;
+mod drain;
 mod edge_error;
 mod env;
 mod follow;
@@ -91,6 +93,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Get(arguments) => microvm::get(&session()?, arguments).await,
         Command::Usage(arguments) => usage::run(&session()?, arguments).await,
         Command::Suspend(arguments) => microvm::change(&session()?, &arguments.ids, Change::Suspend).await,
+        Command::Checkpoint(arguments) => checkpoint::run(&session()?, arguments).await,
         Command::Awake(arguments) => microvm::awake(&session()?, arguments).await,
         Command::Resume(arguments) => microvm::change(&session()?, &arguments.ids, Change::Resume).await,
         Command::Terminate(arguments) => {

@@ -78,12 +78,19 @@ impl Peers {
     }
 
     /// True when a microVM of the image, or of one version of it, has not ended.
-    pub async fn in_use(&self, image_arn: &str, version: Option<&str>) -> Result<bool, Status> {
+    /// With `unlaunchable` it is asked once no launch takes the image or version any more: its records must say so already.
+    pub async fn in_use(
+        &self,
+        image_arn: &str,
+        version: Option<&str>,
+        unlaunchable: bool,
+    ) -> Result<bool, Status> {
         let mut request = ListMicrovmsRequest {
             image_identifier: image_arn.to_owned(),
             image_version: version.unwrap_or_default().to_owned(),
             page_size: PAGE,
             page_token: String::new(),
+            unlaunchable,
         };
         for _ in 0..PAGES_MAX {
             let page = self

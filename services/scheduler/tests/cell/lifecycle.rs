@@ -190,6 +190,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
             page_token: token,
             image_identifier: image.into(),
             image_version: String::new(),
+            unlaunchable: false,
         };
         let mut client = client.clone();
         async move { client.list_microvms(request).await.map(|answer| answer.into_inner()) }

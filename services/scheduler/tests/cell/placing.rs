@@ -127,8 +127,8 @@ async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
     let (world, mut scheduler, host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
     let mut hosts = world.hosts(&scheduler, Role::Admin);
-    let request = || DrainHostRequest { host_id: "h1".into() };
-    let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into() }).await;
+    let request = || DrainHostRequest { host_id: "h1".into(), ..Default::default() };
+    let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into(), ..Default::default() }).await;
     refused(answer, reason::NOT_FOUND, "none");
     hosts.drain_host(request()).await.unwrap();
     becomes(&client, &id, Suspended).await;

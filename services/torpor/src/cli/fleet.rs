@@ -93,10 +93,25 @@ pub struct Hosts {
 /// What to do with a host.
 #[derive(Debug, Subcommand)]
 pub enum HostCommand {
-    /// Stop new placements and put what runs there to sleep.
+    /// Stop new placements and move what is there to other hosts.
+    #[command(after_help = "\
+Examples:
+  torpor hosts drain host-1                        begin, and see what is to do
+  torpor hosts drain host-1 --wait                 until the host can go, at most 10m
+  torpor hosts drain host-1 --wait --timeout 1h
+
+What runs is put to sleep, and goes on elsewhere as soon as S3 has it and a host has
+room; what sleeps stays asleep, and wakes elsewhere. The drain goes on when this
+command is interrupted: the same command again shows how far it has come.")]
     Drain {
         /// Id of the host, or a unique prefix.
         id: String,
+        /// Wait until the host can go, and show how far the drain has come.
+        #[arg(long)]
+        wait: bool,
+        /// Longest wait.
+        #[arg(long, value_name = "TIME", value_parser = crate::durations::parse, default_value = "10m", requires = "wait")]
+        timeout: std::time::Duration,
     },
     /// Take placements again.
     Undrain {
