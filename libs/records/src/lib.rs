@@ -14,6 +14,7 @@ mod error;
 mod lease;
 mod mirror;
 mod options;
+mod rights;
 mod store;
 mod watch;
 
@@ -23,6 +24,7 @@ pub use error::Error;
 pub use lease::Lease;
 pub use mirror::{Entries, Mirror};
 pub use options::{Options, TlsFiles};
+pub use rights::{Access, Keys, ROOT_USER, Right, User};
 pub use store::{Expect, Listing, Store, StoreSize, Versioned, Write};
 pub use watch::{Event, Watch};
 

@@ -8,9 +8,11 @@ use etcd_client::{
     Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions, SortOrder,
     SortTarget, Txn, TxnOp, TxnOpResponse,
 };
+use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use reload::Reloaded;
 
-use crate::options::{Options, tls_options};
+use crate::options::{Options, TlsFiles};
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
 /// Longest wait for one answer of etcd.
@@ -92,10 +94,11 @@ impl Write {
     }
 }
 
-/// A connection to etcd; clones share it. Connects when first used and again whenever it must.
+/// A connection to etcd; clones share it. Connects when first used and again whenever it must, with the certificate and the CA
+/// that its files hold by then. What stands goes on with those it began with.
 #[derive(Clone)]
 pub struct Store {
-    client: Client,
+    clients: Arc<Reloaded<Client>>,
     root: Arc<str>,
 }
 
@@ -119,18 +122,10 @@ impl Store {
             if options.endpoints.is_empty() {
                 return Err(Error::Settings { detail: "no endpoints".to_owned() });
             }
-            let mut connect = ConnectOptions::new()
-                .with_connect_timeout(CONNECT_TIMEOUT)
-                .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-                .with_keep_alive_while_idle(true)
-                .with_require_leader(true);
-            if let Some(tls) = &options.tls {
-                connect = connect.with_tls(tls_options(tls).await?);
-            }
-            let client = Client::connect(&options.endpoints, Some(connect))
-                .await
-                .map_err(|error| Error::Settings { detail: error.to_string() })?;
-            Ok(Self { client, root: options.root.into() })
+            let files = options.tls.as_ref().map(TlsFiles::paths).unwrap_or_default();
+            let root = options.root.as_str().into();
+            let clients = Reloaded::load(files, move || connect(&options))?;
+            Ok(Self { clients: Arc::new(clients), root })
         })
     }
 
@@ -209,7 +204,7 @@ impl Store {
     /// How much etcd holds, as the member that answers has it.
     pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
         Box::pin(async move {
-            let mut maintenance = self.client.maintenance_client();
+            let mut maintenance = self.client().maintenance_client();
             let status = bounded("status", maintenance.status()).await?;
             Ok(StoreSize {
                 used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
@@ -337,12 +332,12 @@ impl Store {
         })
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) fn client(&self) -> Arc<Client> {
+        self.clients.current()
     }
 
     fn kv(&self) -> etcd_client::KvClient {
-        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
+        self.client().kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
     }
 
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
@@ -357,6 +352,23 @@ impl Store {
         let key = String::from_utf8_lossy(key);
         key.strip_prefix(&*self.root).unwrap_or(&key).to_owned()
     }
+}
+
+/// A client that connects when it is first used.
+fn connect(options: &Options) -> Result<Client> {
+    let mut connect = ConnectOptions::new()
+        .with_connect_timeout(CONNECT_TIMEOUT)
+        .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
+        .with_keep_alive_while_idle(true)
+        .with_require_leader(true);
+    if let Some(tls) = &options.tls {
+        connect = connect.with_tls(tls.read()?);
+    }
+    let unusable = |detail| Error::Settings { detail };
+    // Without a password it asks nobody anything, so there is nothing to wait for.
+    let connected = Client::connect(&options.endpoints, Some(connect)).now_or_never();
+    let client = connected.ok_or_else(|| unusable("the client has to wait for something".to_owned()))?;
+    client.map_err(|error| unusable(error.to_string()))
 }
 
 /// Runs one call of etcd within [`CALL_TIMEOUT`].

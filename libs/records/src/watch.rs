@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backoff::Backoff;
-use etcd_client::{EventType, WatchOptions, WatchResponse};
+use etcd_client::{EventType, WatchClient, WatchOptions, WatchResponse, WatchStream};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -127,7 +127,8 @@ async fn watch_once(
     position: &mut Position,
     sender: &mpsc::Sender<Event>,
 ) -> Ended {
-    let mut stream = match open(store, prefix, position.revision + 1).await {
+    // The client is kept as long as the stream: a connection that no client uses ends.
+    let (_client, mut stream) = match open(store, prefix, position.revision + 1).await {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%error, prefix, "cannot watch; trying again");
@@ -157,14 +158,15 @@ async fn watch_once(
     }
 }
 
-async fn open(store: &Store, prefix: &str, revision: i64) -> Result<etcd_client::WatchStream> {
+async fn open(store: &Store, prefix: &str, revision: i64) -> Result<(WatchClient, WatchStream)> {
     let start = store.full(prefix)?;
     let options = WatchOptions::new()
         .with_range(prefix_end(&start))
         .with_start_revision(revision)
         .with_progress_notify();
     let mut client = store.client().watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
-    bounded("watch", client.watch(start, Some(options))).await
+    let stream = bounded("watch", client.watch(start, Some(options))).await?;
+    Ok((client, stream))
 }
 
 fn changes(store: &Store, response: &WatchResponse) -> Vec<Event> {
