@@ -147,7 +147,7 @@ impl Context {
     }
 
     fn channel(&self, role: Role) -> Result<Channel, ContextError> {
-        rpc::channel(&*self.identity()?, self.address(role), role).map_err(ContextError::Address)
+        rpc::channel(&self.identity()?, self.address(role), role).map_err(ContextError::Address)
     }
 
     fn address(&self, role: Role) -> &str {

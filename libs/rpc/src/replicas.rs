@@ -177,7 +177,12 @@ impl Replicas {
 }
 
 impl Replica {
-    fn dial(identity: &TlsIdentity, address: &str, role: Role, connections: usize) -> Result<Self, Status> {
+    fn dial(
+        identity: &Arc<TlsIdentity>,
+        address: &str,
+        role: Role,
+        connections: usize,
+    ) -> Result<Self, Status> {
         let channels =
             (0..connections).map(|_| channel(identity, address, role)).collect::<Result<_, _>>()?;
         Ok(Self { address: address.into(), channels })
