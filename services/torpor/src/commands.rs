@@ -2,6 +2,7 @@
 
 mod base;
 mod calls;
+mod certs;
 mod curl;
 mod domain;
 mod down;
@@ -103,6 +104,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Shell(arguments) => shell::run(&session()?, arguments).await,
         Command::Domain(command) => domain::run(&session()?, command).await,
         Command::Key(command) => key::run(&session()?, command).await,
+        Command::Certs(arguments) => certs::run(&data_dir, format, arguments).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,
     }
 }

@@ -22,13 +22,16 @@ pub mod drain;
 pub mod files;
 
 pub mod lock;
+pub mod parts;
 pub mod plan;
 pub mod prerequisites;
 pub mod probe;
 pub mod process;
 pub mod reach;
 pub mod record;
+pub mod rights;
 pub mod roots;
+pub mod rotation;
 pub mod s3;
 pub mod spawn;
 pub mod storage;

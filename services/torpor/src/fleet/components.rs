@@ -151,6 +151,8 @@ fn etcd(plan: &Plan) -> Component {
         flag(&format!("{prefix}trusted-ca-file"), ca.clone().into());
         flag(&format!("{prefix}client-cert-auth"), "true".into());
     }
+    // Any other certificate of the CA is a client's, and rights are given by its name.
+    flag("peer-cert-allowed-cn", Role::Etcd.dns_name().into());
     flag("auto-compaction-mode", "periodic".into());
     // Long enough for a watcher to come back to; what was overwritten takes room until then.
     flag("auto-compaction-retention", "10m".into());

@@ -83,16 +83,21 @@ fn tls(plan: &Plan, name: &str) -> Table {
     table! { "ca" = text(&authority::ca_file(plan)), "cert" = text(&cert), "key" = text(&key) }
 }
 
-/// The settings of a service: those that each has, and its own.
-fn service(plan: &Plan, role: Role, metrics_port: u16, own: Table) -> Table {
+/// URLs of etcd's members.
+pub fn etcd_endpoints(plan: &Plan) -> Vec<String> {
+    vec![format!("https://{}", plan.etcd())]
+}
+
+/// The settings of a service with the certificate of a name: those that each has, and its own.
+fn service(plan: &Plan, certificate: &str, metrics_port: u16, own: Table) -> Table {
     let etcd = table! {
-        "endpoints" = vec![format!("https://{}", plan.etcd())],
+        "endpoints" = etcd_endpoints(plan),
         "root" = credentials::ETCD_ROOT,
-        "tls" = tls(plan, role.name()),
+        "tls" = tls(plan, certificate),
     };
     let mut all = table! {
         "region" = plan.region.as_str(),
-        "tls" = tls(plan, role.name()),
+        "tls" = tls(plan, certificate),
         "etcd" = etcd,
         "telemetry" = table! { "metrics_address" = plan.internal(metrics_port).to_string() },
     };
@@ -133,7 +138,7 @@ fn scheduler(plan: &Plan) -> Table {
         "endpoint_port" = i64::from(plan.edge_port),
         "etcd_bytes_max" = i64::try_from(ETCD_BYTES_MAX).unwrap_or(i64::MAX),
     };
-    service(plan, Role::Scheduler, 7501, own)
+    service(plan, Role::Scheduler.name(), 7501, own)
 }
 
 fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
@@ -145,7 +150,7 @@ fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
         "schedulers" = vec![plan.scheduler().to_string()],
         "s3" = s3(plan, keys),
     };
-    service(plan, Role::ImageBuilder, 7502, own)
+    service(plan, Role::ImageBuilder.name(), 7502, own)
 }
 
 fn edge_proxy(plan: &Plan) -> Table {
@@ -169,7 +174,7 @@ fn edge_proxy(plan: &Plan) -> Table {
         "endpoint_cert" = text(&cert),
         "endpoint_key" = text(&key),
     };
-    service(plan, Role::EdgeProxy, 7503, own)
+    service(plan, Role::EdgeProxy.name(), 7503, own)
 }
 
 /// `left` bytes of the disk are not for hosts.
@@ -183,8 +188,9 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16, left: u64) -> Resu
         "left_to_others_bytes" = i64::try_from(left).unwrap_or(i64::MAX),
     };
     let engine_user = i64::from(users::ENGINE + u32::from(number));
+    let id = Plan::host_id(number);
     let own = table! {
-        "host_id" = format!("host-{number}"),
+        "host_id" = id.as_str(),
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
@@ -196,7 +202,7 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16, left: u64) -> Resu
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
         "s3" = s3(plan, keys),
     };
-    Ok(service(plan, Role::HostAgent, 7510 + number, own))
+    Ok(service(plan, &authority::of_host(&id), 7510 + number, own))
 }
 
 /// Memory each host hands out, in MiB.

@@ -118,6 +118,10 @@ impl Plan {
         self.data_dir.join("hosts").join(format!("h{number}"))
     }
 
+    pub fn host_id(number: u16) -> String {
+        format!("host-{number}")
+    }
+
     pub fn wants(&self, component: &str) -> bool {
         if component == "host-agent-1" && self.hosts == 0 {
             return false;
