@@ -14,8 +14,10 @@ use crate::connector::Connector;
 use crate::layer::{REQUEST_ID, RequestId};
 use crate::{Identity, TlsIdentity};
 
-const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
-const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A peer that stands still, or that a network has lost, is noticed after the sum of the two; its calls then go to
+/// another replica.
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(1);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest headers of an answer, in bytes: an error's details travel there.
 /// Beyond it the connection ends, and every other call on it.
 const HEADERS_MAX: u32 = 64 * 1024;
