@@ -123,7 +123,8 @@ impl Hosts {
         let put = wiring.records.put_leased(&key, record, &lease).await;
         self.leases.push(lease);
         put.context("record a host in etcd")?;
-        let reporter = Reporter::new(&wiring.identity, &context.scheduler, spec, table.clone())?;
+        let leader = context.settled().await.context("the scheduler that leads")?.scheduler;
+        let reporter = Reporter::new(&wiring.identity, &leader, spec, table.clone())?;
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {

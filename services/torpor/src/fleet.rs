@@ -24,6 +24,7 @@ pub mod files;
 pub mod lock;
 pub mod parts;
 pub mod plan;
+pub mod ports;
 pub mod prerequisites;
 pub mod probe;
 pub mod process;

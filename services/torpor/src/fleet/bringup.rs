@@ -56,7 +56,7 @@ pub async fn run(
         }
     });
     let names =
-        plan.wants("edge-proxy").then(|| tokio::spawn(reach::check_names(plan.domain.clone(), plan.edge())));
+        plan.wants("edge-proxy").then(|| tokio::spawn(reach::check_names(plan.domain.clone(), plan.edge(1))));
     let mut fleet = LocalFleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
     let started = tokio::select! {
         result = fleet.start(components) => result,

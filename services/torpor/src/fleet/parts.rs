@@ -51,7 +51,7 @@ impl Parts {
                 parts.services.push(Service { name, certificate: settings.tls.cert, metrics });
             }
             if component.name.starts_with(Role::EdgeProxy.name()) && parts.edge.is_none() {
-                let address = context.edge.parse().ok();
+                let address = context.edge.split(',').next().and_then(|first| first.parse().ok());
                 parts.edge = address.map(|address| (address, context.endpoint_domain.clone()));
             }
         }

@@ -12,9 +12,9 @@ use records::{Access, Keys, Right, Store, User};
 use rpc::{Identity, Role};
 use settings::{EtcdSettings, TlsSettings};
 
+use super::authority;
 use super::credentials::ETCD_ROOT;
 use super::plan::Plan;
-use super::{authority, configuration};
 use crate::error::CliError;
 
 /// How long etcd is asked again while it does not answer in time, as on a machine where everything starts at once.
@@ -86,7 +86,7 @@ fn right(access: Access, key: &str) -> Right {
 
 /// Gives everybody in the fleet their rights, and returns the store of whoever may do everything.
 pub async fn enforce(plan: &Plan) -> Result<Store, CliError> {
-    let store = as_root(&plan.path("ca"), configuration::etcd_endpoints(plan)).await?;
+    let store = as_root(&plan.path("ca"), plan.etcd_urls(1)).await?;
     let users = users(&authority::issued_hosts(&plan.path("ca"))?);
     patiently(async || store.enforce(&users).await).await?;
     Ok(store)
