@@ -82,15 +82,17 @@ enum Command {
     /// Faults on a fleet under load: which invariants held, and how long recovery took.
     ///
     /// Sessions launch microVMs of a counting app, ask them, put them to sleep and wake
-    /// them, while one process of the fleet after the other is killed (kill) or stands
-    /// still for 12 to 35 seconds and then goes on where it was (partition), S3 stands
+    /// them, while one process of the fleet after the other is killed (kill), stands
+    /// still for 12 to 35 seconds and then goes on where it was (stop), or has its packets
+    /// dropped for 12 seconds (partition: schedulers, edges, members of etcd); S3 stands
     /// still four fifths of the time (slow-s3), or a file takes what a host's disk has
     /// free (full-disk). The seed says which and when. Every fault is undone, also after
     /// Ctrl-C and when this program is killed; only processes that torpor up started in
-    /// this data directory are signalled.
+    /// this data directory are signalled or cut off.
     ///
-    /// Not covered: packets lost between some parts only, hosts that lose their engines,
-    /// and clock steps, because a machine's processes share its wall clock.
+    /// Not covered: packets lost between some parts only, partitions of hosts and
+    /// image-builders, hosts that lose their engines, and clock steps, because a machine's
+    /// processes share its wall clock.
     ///
     /// Exits with 1 when an invariant is broken. Use a fleet of its own:
     /// torpor up --detach --hosts 3 --schedulers 2 --edges 2 --builders 2 --etcd-members 3

@@ -45,6 +45,12 @@ impl Process {
         now.as_deref().and_then(start_time) == Some(self.start_time)
     }
 
+    /// The group that it runs as.
+    pub fn group(self) -> Option<u32> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
+        status.lines().find_map(|line| line.strip_prefix("Gid:"))?.split_whitespace().next()?.parse().ok()
+    }
+
     /// Sends a signal, unless the process is gone.
     pub fn signal(self, signal: Signal) {
         if let (true, Ok(pid)) = (self.alive(), i32::try_from(self.pid)) {
@@ -130,6 +136,7 @@ mod tests {
         let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
         let own = Process { pid: std::process::id(), start_time: start_time(&stat).unwrap() };
         assert!(own.alive());
+        assert_eq!(own.group(), Some(nix::unistd::getgid().as_raw()));
         let stranger = Process { start_time: own.start_time + 1, ..own };
         assert!(!stranger.alive());
         stranger.signal(Signal::SIGKILL);

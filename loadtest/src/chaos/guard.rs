@@ -21,6 +21,8 @@ pub enum Undo {
     Continue(Process),
     /// Removes a file.
     Remove(PathBuf),
+    /// Removes a table of the firewall.
+    Delete(String),
 }
 
 impl Undo {
@@ -29,8 +31,23 @@ impl Undo {
             Self::Continue(process) => process.signal(Signal::SIGCONT),
             // It is not there when it has been removed before.
             Self::Remove(path) => drop(std::fs::remove_file(path)),
+            // Adding it first makes the removal of one that is gone no error.
+            Self::Delete(table) => drop(firewall(&format!("add table {table}\ndelete table {table}\n"))),
         }
     }
+}
+
+/// Has nftables do what is written, all or nothing.
+pub fn firewall(commands: &str) -> anyhow::Result<()> {
+    let mut child = Command::new("nft")
+        .args(["-f", "-"])
+        .stdin(Stdio::piped())
+        .spawn()
+        .context("nft is needed for partitions (package nftables)")?;
+    child.stdin.take().context("the input of nft")?.write_all(commands.as_bytes())?;
+    let status = child.wait()?;
+    anyhow::ensure!(status.success(), "nft did not take: {commands}");
+    Ok(())
 }
 
 /// The process that stands by. Clones share it.

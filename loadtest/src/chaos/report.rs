@@ -10,7 +10,7 @@ use super::load::Done;
 use super::storm::Event;
 
 /// What is not part of any run, said with every result.
-const NOT_COVERED: &str = "not covered: packets lost between some parts only (a partition here stops a whole process), and \
+const NOT_COVERED: &str = "not covered: packets lost between some parts only, partitions of hosts and image-builders (they are stopped), and \
                            clock steps (every process of a machine has the same wall clock)";
 
 #[derive(Debug, Serialize)]

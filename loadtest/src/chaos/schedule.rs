@@ -9,7 +9,9 @@ use clap::ValueEnum;
 pub enum Kind {
     /// A process is killed; its supervisor starts it again.
     Kill,
-    /// A process stands still for a while and then goes on where it was, as if the network had cut it off.
+    /// A process stands still for a while and then goes on where it was.
+    Stop,
+    /// The packets of a scheduler, an edge or a member of etcd are dropped for a while; it runs on.
     Partition,
     /// S3 stands still for most of the time, for a while.
     SlowS3,
@@ -47,6 +49,7 @@ impl fmt::Display for Victim {
 pub enum Fault {
     Kill(Victim),
     Stop(Victim),
+    Cut(Victim),
     SlowS3,
     FullDisk,
 }
@@ -55,7 +58,8 @@ impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Kill(victim) => write!(f, "kill {victim}"),
-            Self::Stop(victim) => write!(f, "partition {victim}"),
+            Self::Stop(victim) => write!(f, "stop {victim}"),
+            Self::Cut(victim) => write!(f, "partition {victim}"),
             Self::SlowS3 => f.write_str("slow S3"),
             Self::FullDisk => f.write_str("full disk"),
         }
@@ -133,11 +137,11 @@ impl Schedule {
     }
 }
 
-/// A replica is stopped only where another one is left to answer: otherwise nothing is learned by it.
+/// A replica is stopped or cut off only where another one is left to answer: otherwise nothing is learned by it.
 fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
     let wanted = |kind| kinds.is_empty() || kinds.contains(&kind);
     let mut all = Vec::new();
-    for (victim, count, count_to_stop) in [
+    for (victim, count, others) in [
         (Victim::Leader, shape.schedulers, 2),
         (Victim::Standby, shape.schedulers.saturating_sub(1), 1),
         (Victim::Edge, shape.edges, 2),
@@ -148,8 +152,13 @@ fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
         if wanted(Kind::Kill) && count > 0 {
             all.push(Fault::Kill(victim));
         }
-        if wanted(Kind::Partition) && count >= count_to_stop {
+        if wanted(Kind::Stop) && count >= others {
             all.push(Fault::Stop(victim));
+        }
+        // The others run as root, whose packets cannot be told from anybody's.
+        let has_group = matches!(victim, Victim::Leader | Victim::Edge | Victim::Member);
+        if wanted(Kind::Partition) && count >= others && has_group {
+            all.push(Fault::Cut(victim));
         }
     }
     if wanted(Kind::SlowS3) {
@@ -176,11 +185,11 @@ mod tests {
     #[test]
     fn a_seed_means_the_same_faults_and_every_fault_comes() {
         let deck = faults(&[], &SHAPE);
-        assert_eq!(deck.len(), 14);
-        let faults = first(7, &[], &SHAPE, 28);
-        assert_eq!(faults, first(7, &[], &SHAPE, 28));
-        assert_ne!(faults, first(8, &[], &SHAPE, 28));
-        for half in faults.chunks(14) {
+        assert_eq!(deck.len(), 17);
+        let faults = first(7, &[], &SHAPE, 34);
+        assert_eq!(faults, first(7, &[], &SHAPE, 34));
+        assert_ne!(faults, first(8, &[], &SHAPE, 34));
+        for half in faults.chunks(17) {
             assert!(deck.iter().all(|fault| half.contains(fault)), "{half:?}");
         }
     }
@@ -189,7 +198,10 @@ mod tests {
     fn nothing_is_stopped_that_is_there_only_once() {
         let alone = Shape { schedulers: 1, edges: 1, builders: 1, members: 1, hosts: 1, own_disks: true };
         let faults = faults(&[], &alone);
-        assert!(faults.iter().all(|fault| !matches!(fault, Fault::Stop(_) | Fault::FullDisk)), "{faults:?}");
+        assert!(
+            faults.iter().all(|fault| !matches!(fault, Fault::Stop(_) | Fault::Cut(_) | Fault::FullDisk)),
+            "{faults:?}"
+        );
         assert!(faults.contains(&Fault::Kill(Victim::Leader)));
         assert!(!faults.contains(&Fault::Kill(Victim::Standby)));
         assert_eq!(first(1, &[Kind::SlowS3], &alone, 2), [Fault::SlowS3; 2]);

@@ -13,7 +13,7 @@ use rpc::{CallBounds, Replicas, Role};
 use serde::Serialize;
 
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
-use super::guard::{Guard, Undo, Undoing};
+use super::guard::{Guard, Undo, Undoing, firewall};
 use super::load::Load;
 use super::schedule::{Chance, Fault, Victim};
 
@@ -92,6 +92,13 @@ impl Storm<'_> {
                 tokio::time::sleep_until(lasts.into()).await;
                 recovered
             }
+            Fault::Cut(victim) => {
+                let lasts = Instant::now() + STOP;
+                let _cut = self.cut(process)?;
+                let recovered = self.recovered(victim, &part).await;
+                tokio::time::sleep_until(lasts.into()).await;
+                recovered
+            }
             Fault::SlowS3 => self.slow(process).await?,
             Fault::FullDisk => self.full_disk(&part).await?,
         };
@@ -110,7 +117,7 @@ impl Storm<'_> {
 
     async fn victim(&self, fault: Fault, chance: &mut Chance) -> anyhow::Result<Part> {
         let victim = match fault {
-            Fault::Kill(victim) | Fault::Stop(victim) => victim,
+            Fault::Kill(victim) | Fault::Stop(victim) | Fault::Cut(victim) => victim,
             Fault::SlowS3 => Victim::S3,
             Fault::FullDisk => Victim::Host,
         };
@@ -149,6 +156,20 @@ impl Storm<'_> {
     fn stop(&self, process: Process) -> anyhow::Result<Undoing> {
         let undoing = self.guard.undoing(Undo::Continue(process))?;
         process.signal(Signal::SIGSTOP);
+        Ok(undoing)
+    }
+
+    /// Drops what the sockets of a process send and get.
+    fn cut(&self, process: Process) -> anyhow::Result<Undoing> {
+        let group = process.group().filter(|group| *group != 0).context("a group of its own")?;
+        let table = format!("inet torpor_chaos_{}", std::process::id());
+        let undoing = self.guard.undoing(Undo::Delete(table.clone()))?;
+        let chain = |hook| {
+            format!(
+                "chain {hook} {{ type filter hook {hook} priority 0; policy accept; meta skgid {group} drop; }}"
+            )
+        };
+        firewall(&format!("table {table} {{\n{}\n{}\n}}\n", chain("output"), chain("input")))?;
         Ok(undoing)
     }
 

@@ -30,8 +30,10 @@ pub struct Component {
     pub arguments: Vec<OsString>,
     /// True for programs that must not see ours.
     pub clean_environment: bool,
-    /// Numeric user and group; absent means root.
+    /// Numeric user; absent means root.
     pub user: Option<u32>,
+    /// Which replica it is, for the group of one that is not root.
+    pub number: u16,
     /// Whether it may listen on ports that are not for everybody, without being root.
     pub binds_low_ports: bool,
     /// Files of audit records that it opens anew when they are moved, and how many
@@ -52,6 +54,7 @@ impl Component {
             arguments,
             clean_environment: false,
             user: None,
+            number: 1,
             binds_low_ports: false,
             audit: Vec::new(),
             probe,
@@ -80,7 +83,8 @@ pub fn all(plan: &Plan) -> Vec<Component> {
     for number in 1..=plan.schedulers {
         let probe = Probe::Grpc(plan.scheduler(number), Role::Scheduler);
         let name = replica("scheduler", number);
-        components.push(service(plan, "scheduler", &name, probe, Some(users::SCHEDULER), 1));
+        let scheduler = service(plan, "scheduler", &name, probe, Some(users::SCHEDULER), 1);
+        components.push(Component { number, ..scheduler });
     }
     for number in 1..=plan.hosts {
         let probe = Probe::Grpc(plan.host_grpc(number), Role::HostAgent);
@@ -96,6 +100,7 @@ pub fn all(plan: &Plan) -> Vec<Component> {
         let probe = Probe::Tls(plan.edge_reachable(number), plan.domain.clone());
         let name = replica("edge-proxy", number);
         let mut edge = service(plan, "edge-proxy", &name, probe, Some(users::EDGE_PROXY), 3);
+        edge.number = number;
         edge.binds_low_ports = number == 1 && plan.edge_binds_low_ports();
         edge.audit = vec![
             (plan.audit(number), AUDIT_FILES),
@@ -178,6 +183,7 @@ fn etcd(plan: &Plan, number: u16) -> Component {
     Component {
         clean_environment: true,
         user: Some(users::ETCD),
+        number,
         ..Component::new(&replica("etcd", number), program, arguments, Probe::Etcd(plan.etcd(number)))
     }
 }

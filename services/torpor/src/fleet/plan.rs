@@ -27,6 +27,12 @@ pub mod users {
     pub const EDGE_PROXY: u32 = 61_004;
     /// The engines of host N run as this plus N.
     pub const ENGINE: u32 = 61_010;
+
+    /// The group of replica `number` of what runs as `user`: each has one of its own, by which a firewall can tell its
+    /// packets from those of the others.
+    pub fn group(user: u32, number: u16) -> u32 {
+        if number == 1 { user } else { user + 100 * u32::from(number) }
+    }
 }
 
 #[derive(Debug, Clone)]
