@@ -50,6 +50,8 @@ struct Seen {
     state: MicrovmState,
     generation: u64,
     host: String,
+    /// Whether S3 has a snapshot of it, with which it can go on elsewhere.
+    remote: bool,
     /// Whether its end was asked for.
     ending: bool,
 }
@@ -177,6 +179,7 @@ impl Checker {
         let (generation, host) =
             (seen.generation, std::mem::replace(&mut seen.host, microvm.host_id.clone()));
         (seen.state, seen.generation) = (state, microvm.generation);
+        seen.remote = microvm.snapshot.as_ref().is_some_and(|copies| copies.remote);
         let (ending, asleep) = (seen.ending, seen.asleep_at.is_some());
         self.check(Invariant::States, may_follow(before, state), || {
             format!("{id} was {} and is {}", before.as_str_name(), state.as_str_name())
@@ -221,9 +224,11 @@ impl Checker {
         self.microvms.get(id).map(|seen| (seen.host.clone(), seen.state))
     }
 
-    /// The microVMs whose records name a host.
+    /// The microVMs whose records name a host, and that can go on elsewhere when it is lost.
     pub fn on_host(&self, host: &str) -> Vec<String> {
-        let alive = |seen: &Seen| seen.host == host && seen.state != MicrovmState::Terminated && !seen.ending;
+        let alive = |seen: &Seen| {
+            seen.remote && seen.host == host && seen.state != MicrovmState::Terminated && !seen.ending
+        };
         self.microvms.iter().filter(|(_, seen)| alive(seen)).map(|(id, _)| id.clone()).collect()
     }
 

@@ -79,6 +79,7 @@ struct Held {
     endpoint: String,
     token: String,
     token_time: Instant,
+    has_answered: bool,
 }
 
 #[derive(Deserialize)]
@@ -183,6 +184,8 @@ pub struct Session {
     /// The edges in the order in which this client tries them.
     edges: Vec<String>,
     held: Option<Held>,
+    /// Token of a launch that was not acknowledged. It may have been done all the same, so the next one asks for the same.
+    launching: Option<String>,
     done: Done,
 }
 
@@ -193,7 +196,7 @@ impl Session {
         edges.rotate_left(first);
         // The first stream of a seed is the schedule's.
         let chance = Chance::new(seed, number as u64 + 2);
-        Self { load: Arc::clone(load), chance, edges, held: None, done: Done::default() }
+        Self { load: Arc::clone(load), chance, edges, held: None, launching: None, done: Done::default() }
     }
 
     /// Acts until told to stop.
@@ -217,9 +220,11 @@ impl Session {
 
     async fn launch(&mut self) -> anyhow::Result<()> {
         let load = &self.load;
-        let request = load.launch_request(uuid::Uuid::new_v4().to_string());
+        let client_token = self.launching.get_or_insert_with(|| uuid::Uuid::new_v4().to_string());
+        let request = load.launch_request(client_token.clone());
         let microvm = load.call(request).await?.microvm.context("no microVM")?;
         load.checker().launched(&microvm.microvm_id);
+        self.launching = None;
         self.done.launches += 1;
         let token = token(load, &microvm.microvm_id).await;
         let (id, endpoint) = (microvm.microvm_id, microvm.endpoint);
@@ -229,7 +234,7 @@ impl Session {
             let _ = load.call(TerminateMicrovmRequest { microvm_id: id }).await;
             anyhow::bail!("no token");
         };
-        self.request(Held { id, endpoint, token, token_time: Instant::now() }).await
+        self.request(Held { id, endpoint, token, token_time: Instant::now(), has_answered: false }).await
     }
 
     async fn suspend(&mut self, held: Held) -> anyhow::Result<()> {
@@ -251,6 +256,7 @@ impl Session {
 
     async fn end(&mut self, held: &Held) -> anyhow::Result<()> {
         self.load.checker().ending(&held.id);
+        self.load.trouble.left(&held.id);
         self.load.call(TerminateMicrovmRequest { microvm_id: held.id.clone() }).await?;
         Ok(())
     }
@@ -264,16 +270,24 @@ impl Session {
             (held.token, held.token_time) = (fresh, Instant::now());
         }
         let started = Instant::now();
-        let mut healthy = load.is_healthy(&held.id);
-        let mut last = anyhow::anyhow!("not tried");
+        // Until it has answered once, its launch is waited for, and may fetch the image.
+        let mut healthy = held.has_answered && load.is_healthy(&held.id);
+        let host = load.host(&held.id);
+        let mut last = anyhow::anyhow!("the first attempt");
+        let fault = load.trouble.now();
         self.done.requests += 1;
         while started.elapsed() < REQUEST_TIMEOUT && !load.stop.is_cancelled() {
-            let attempted = Instant::now();
+            load.trouble.asked(&held.id);
             match self.attempt(&held).await {
                 Ok(count) => {
-                    healthy &= load.is_healthy(&held.id);
-                    load.trouble.answered(&held.id, attempted);
-                    self.answered(&held, count, started, healthy).await;
+                    // A wake that found no room goes to another host, and fetches there what it needs.
+                    healthy &= load.is_healthy(&held.id) && load.host(&held.id) == host;
+                    held.has_answered = true;
+                    load.trouble.answered(&held.id);
+                    if healthy {
+                        self.in_time(&held.id, started.elapsed(), &format!("{fault}, {last:#}"));
+                    }
+                    self.answered(&held.id, count).await;
                     self.held = Some(held);
                     return Ok(());
                 }
@@ -281,6 +295,7 @@ impl Session {
             }
             healthy &= load.is_healthy(&held.id);
             if load.has_ended(&held.id) {
+                load.trouble.left(&held.id);
                 anyhow::bail!("{} has ended", held.id);
             }
             tokio::time::sleep(RETRY_PAUSE).await;
@@ -294,30 +309,31 @@ impl Session {
         Err(last)
     }
 
-    async fn answered(&mut self, held: &Held, count: u64, started: Instant, healthy: bool) {
-        let (load, took) = (&self.load, started.elapsed());
-        let counted = load.checker().answered(&held.id, count);
+    async fn answered(&mut self, id: &str, count: u64) {
+        let load = &self.load;
+        let counted = load.checker().answered(id, count);
         if counted == Count::Lower {
             // The record tells why, as soon as it can be read.
             while !load.stop.is_cancelled() {
                 if let Ok(answer) =
-                    load.call(GetMicrovmRequest { microvm_id: held.id.clone(), with_idleness: false }).await
+                    load.call(GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false }).await
                     && let Some(record) = answer.microvm
                 {
-                    load.checker().lower(&held.id, count, &record);
+                    load.checker().lower(id, count, &record);
                     break;
                 }
                 tokio::time::sleep(RETRY_PAUSE).await;
             }
         }
-        if healthy {
-            let fault = load.trouble.now();
-            load.checker().check(Invariant::Answered, took <= ANSWER_MAX, || {
-                format!("{} answered after {took:?} while {fault}", held.id)
-            });
-            self.done.healthy_ms_max =
-                self.done.healthy_ms_max.max(u64::try_from(took.as_millis()).unwrap_or(u64::MAX));
-        }
+    }
+
+    /// A microVM whose host no fault has taken has answered. `why` says what was the matter when it was asked, and what the
+    /// attempt before the answer met.
+    fn in_time(&mut self, id: &str, took: Duration, why: &str) {
+        let evidence = || format!("{id} answered after {took:?}: {why}");
+        self.load.checker().check(Invariant::Answered, took <= ANSWER_MAX, evidence);
+        let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        self.done.healthy_ms_max = self.done.healthy_ms_max.max(took);
     }
 
     /// One request to the first edge that takes it; an edge that broke it off is the last to be tried next.
@@ -361,6 +377,10 @@ impl Load {
         let place = self.checker().place(id);
         // Before its record was read, any host may be its.
         place.is_some_and(|(host, _)| !host.is_empty() && self.trouble.is_healthy(&host))
+    }
+
+    fn host(&self, id: &str) -> Option<String> {
+        self.checker().place(id).map(|(host, _)| host)
     }
 
     fn has_ended(&self, id: &str) -> bool {

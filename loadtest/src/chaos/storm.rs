@@ -185,7 +185,7 @@ impl Storm<'_> {
         let started = Instant::now();
         match victim {
             Victim::Leader | Victim::Standby | Victim::Member => {
-                ("a launch", self.until(async || self.launch().await).await.then(|| started.elapsed()))
+                ("a launch", self.launched().await.then(|| started.elapsed()))
             }
             Victim::Edge => {
                 let edges = self.first_edge(&part.name);
@@ -218,11 +218,18 @@ impl Storm<'_> {
         true
     }
 
-    /// Whether a launch is taken now. What was launched is ended again.
-    async fn launch(&self) -> bool {
+    /// Launches one microVM, however often it has to be asked for; false when that takes too long.
+    async fn launched(&self) -> bool {
         let Ok(schedulers) = self.context.replicas(Role::Scheduler) else { return false };
-        let request = self.load.launch_request(uuid::Uuid::new_v4().to_string());
-        let Ok(answer) = request.send(&schedulers, PROBE).await else { return false };
+        // One token: an attempt whose answer is lost may have launched it.
+        let client_token = uuid::Uuid::new_v4().to_string();
+        self.until(async || self.launch(&schedulers, &client_token).await).await
+    }
+
+    /// Whether a launch is taken now. What was launched is ended again.
+    async fn launch(&self, schedulers: &Replicas, client_token: &str) -> bool {
+        let request = self.load.launch_request(client_token.to_owned());
+        let Ok(answer) = request.send(schedulers, PROBE).await else { return false };
         let id = answer.microvm.unwrap_or_default().microvm_id;
         let mut checker = self.load.checker();
         checker.launched(&id);
@@ -272,7 +279,7 @@ impl Storm<'_> {
         let ends = Instant::now() + FULL;
         let _filled = self.fill(&disk.join(FILL))?;
         let started = Instant::now();
-        let launched = self.until(async || self.launch().await).await.then(|| started.elapsed());
+        let launched = self.launched().await.then(|| started.elapsed());
         tokio::time::sleep_until(ends.into()).await;
         Ok(("a launch", launched))
     }

@@ -16,10 +16,9 @@ struct State {
     fault: String,
     /// Ids of hosts whose requests need not be answered now.
     hosts: HashSet<String>,
-    /// MicroVMs whose first answer is waited for, and since when.
-    waiting: HashSet<String>,
-    since: Option<Instant>,
-    waited: HashMap<String, Duration>,
+    /// MicroVMs whose first answer is waited for, and when they were first asked.
+    waiting: HashMap<String, Option<Instant>>,
+    waited: Vec<Duration>,
 }
 
 impl Trouble {
@@ -51,24 +50,35 @@ impl Trouble {
     /// From now on the first answers of these are waited for.
     pub fn wait_for(&self, ids: Vec<String>) {
         let mut state = self.state();
-        state.waiting = ids.into_iter().collect();
-        state.since = Some(Instant::now());
+        state.waiting = ids.into_iter().map(|id| (id, None)).collect();
         state.waited.clear();
     }
 
-    /// A microVM has answered a request that was sent at `started`.
-    pub fn answered(&self, id: &str, started: Instant) {
-        let mut state = self.state();
-        let Some(since) = state.since.filter(|since| started >= *since) else { return };
-        if state.waiting.remove(id) {
-            state.waited.insert(id.to_owned(), since.elapsed());
+    /// A microVM is asked now.
+    pub fn asked(&self, id: &str) {
+        if let Some(first) = self.state().waiting.get_mut(id) {
+            first.get_or_insert_with(Instant::now);
         }
+    }
+
+    /// A microVM has answered. An answer to what was asked before the fault tells nothing.
+    pub fn answered(&self, id: &str) {
+        let mut state = self.state();
+        if let Some(Some(first)) = state.waiting.get(id).copied() {
+            state.waiting.remove(id);
+            state.waited.push(first.elapsed());
+        }
+    }
+
+    /// Nobody asks a microVM any more.
+    pub fn left(&self, id: &str) {
+        self.state().waiting.remove(id);
     }
 
     /// How many still wait, and the longest time that one has waited for its answer.
     pub fn waited(&self) -> (usize, Option<Duration>) {
         let state = self.state();
-        (state.waiting.len(), state.waited.values().max().copied())
+        (state.waiting.len(), state.waited.iter().max().copied())
     }
 }
 
@@ -79,13 +89,15 @@ mod tests {
     #[test]
     fn first_answers_to_later_requests_count() {
         let trouble = Trouble::default();
-        let before = Instant::now();
         trouble.begin("partition host".to_owned(), &["host-1".to_owned()]);
         trouble.wait_for(vec!["a".to_owned(), "b".to_owned()]);
-        trouble.answered("a", before);
-        assert_eq!(trouble.waited(), (2, None), "it was sent before the fault");
-        trouble.answered("a", Instant::now());
+        trouble.answered("a");
+        assert_eq!(trouble.waited(), (2, None), "it was asked before the fault");
+        trouble.asked("a");
+        trouble.answered("a");
         assert!(matches!(trouble.waited(), (1, Some(_))));
+        trouble.left("b");
+        assert!(matches!(trouble.waited(), (0, Some(_))));
         assert!(!trouble.is_healthy("host-1") && trouble.is_healthy("host-2"));
         trouble.end();
         assert!(trouble.is_healthy("host-1"));
