@@ -5,11 +5,11 @@
 
 use std::time::Duration;
 
-use etcd_client::{Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
+use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::store::bounded;
+use crate::members::Again;
 use crate::watch::{Event, backoff};
 use crate::{Error, Expect, Lease, Result, Store};
 
@@ -134,8 +134,11 @@ impl Store {
             .when(vec![Compare::create_revision(full.clone(), CompareOp::Equal, 0)])
             .and_then(vec![put()])
             .or_else(vec![TxnOp::get(full.clone(), None)]);
-        let mut kv = self.client().kv_client();
-        let response = bounded("claim", kv.txn(create)).await?;
+        let claim = |client: &Client| {
+            let (mut kv, create) = (client.kv_client(), create.clone());
+            async move { kv.txn(create).await }
+        };
+        let response = self.ask("claim", Again::IfNotSent, claim).await?;
         if response.succeeded() {
             return Ok(response.header().map(|header| header.revision()));
         }

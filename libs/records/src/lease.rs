@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use etcd_client::Client;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::store::bounded;
+use crate::members::{Again, within};
+use crate::store::CALL_TIMEOUT;
 use crate::watch::backoff;
 use crate::{Error, Result, Store};
 
@@ -52,10 +54,14 @@ impl Store {
     pub fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease>> {
         Box::pin(async move {
             let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
-            let mut client = self.client().lease_client();
             let sent = Instant::now();
             let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-            let id = bounded("lease", client.grant(seconds, None)).await?.id();
+            // One whose answer is lost runs out by itself.
+            let grant = |client: &Client| {
+                let mut client = client.lease_client();
+                async move { client.grant(seconds, None).await }
+            };
+            let id = self.ask("lease", Again::Always, grant).await?.id();
             let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
             let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
             Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
@@ -108,8 +114,12 @@ impl Lease {
     pub fn revoke(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end();
-            let mut client = self.shared.store.client().lease_client();
-            match bounded("revoke", client.revoke(self.shared.id)).await {
+            let id = self.shared.id;
+            let revoke = |client: &Client| {
+                let mut client = client.lease_client();
+                async move { client.revoke(id).await }
+            };
+            match self.shared.store.ask("revoke", Again::Always, revoke).await {
                 Ok(_) => Ok(()),
                 Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
                 Err(error) => Err(error),
@@ -150,14 +160,21 @@ async fn renew_while_connected(
     ttl: Duration,
     state: &watch::Sender<State>,
 ) -> Renewal {
-    let mut client = store.client().lease_client();
+    // A member that is silent is left in time for another one, if there is one, to be asked before the deadline.
+    let patience = match store.members().are_several() {
+        true => CALL_TIMEOUT.min(ttl / KEEPALIVES_PER_TTL),
+        false => CALL_TIMEOUT,
+    };
+    let member = store.client();
+    let mut client = member.lease_client();
     let mut sent = Instant::now();
     // Opening the stream sends a first keepalive and reads its answer.
-    let (mut keeper, mut answers) = match bounded("keepalive", client.keep_alive(id)).await {
+    let (mut keeper, mut answers) = match within("keepalive", patience, client.keep_alive(id)).await {
         Ok(stream) => stream,
         Err(Error::Unavailable { detail, .. }) if detail.contains("lease not found") => return Renewal::Gone,
         Err(error) => {
             tracing::debug!(%error, "keepalive failed");
+            store.members().leave(&member);
             return Renewal::Disconnected;
         }
     };
@@ -168,13 +185,17 @@ async fn renew_while_connected(
             return Renewal::Gone;
         }
         sent = Instant::now();
-        if bounded("keepalive", keeper.keep_alive()).await.is_err() {
-            return Renewal::Disconnected;
-        }
-        match bounded("keepalive", answers.message()).await {
+        let answer = async {
+            keeper.keep_alive().await?;
+            answers.message().await
+        };
+        match within("keepalive", patience, answer).await {
             Ok(Some(answer)) if answer.ttl() <= 0 => return Renewal::Gone,
             Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return Renewal::Disconnected,
+            Ok(None) | Err(_) => {
+                store.members().leave(&member);
+                return Renewal::Disconnected;
+            }
         }
     }
 }

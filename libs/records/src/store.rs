@@ -5,20 +5,17 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions, SortOrder,
+    Client, Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, KvClient, PutOptions, SortOrder,
     SortTarget, Txn, TxnOp, TxnOpResponse,
 };
 use futures::future::BoxFuture;
 
-use crate::options::{Options, tls_options};
+use crate::members::{Again, Member, Members, within};
+use crate::options::Options;
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
 /// Longest wait for one answer of etcd.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval of, and patience with, HTTP/2 pings: a dead peer is noticed.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
+pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries per page of a listing; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
 /// Largest message taken from etcd; a page of values at their bound fits.
@@ -92,10 +89,11 @@ impl Write {
     }
 }
 
-/// A connection to etcd; clones share it. Connects when first used and again whenever it must.
+/// A connection to etcd; clones share it. Connects when first used and again whenever it must, with the certificate and the CA
+/// that its files hold by then. What stands goes on with those it began with.
 #[derive(Clone)]
 pub struct Store {
-    client: Client,
+    members: Members,
     root: Arc<str>,
 }
 
@@ -115,31 +113,20 @@ impl Store {
     }
 
     fn connect_to(options: Options) -> BoxFuture<'static, Result<Self>> {
-        Box::pin(async move {
-            if options.endpoints.is_empty() {
-                return Err(Error::Settings { detail: "no endpoints".to_owned() });
-            }
-            let mut connect = ConnectOptions::new()
-                .with_connect_timeout(CONNECT_TIMEOUT)
-                .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-                .with_keep_alive_while_idle(true)
-                .with_require_leader(true);
-            if let Some(tls) = &options.tls {
-                connect = connect.with_tls(tls_options(tls).await?);
-            }
-            let client = Client::connect(&options.endpoints, Some(connect))
-                .await
-                .map_err(|error| Error::Settings { detail: error.to_string() })?;
-            Ok(Self { client, root: options.root.into() })
-        })
+        Box::pin(
+            async move { Ok(Self { members: Members::new(&options)?, root: options.root.as_str().into() }) },
+        )
     }
 
     /// Reads one key.
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
-            let mut kv = self.kv();
             let full = self.full(key)?;
-            let mut response = bounded("get", kv.get(full, None)).await?;
+            let get = |client: &Client| {
+                let (mut kv, full) = (kv(client), full.clone());
+                async move { kv.get(full, None).await }
+            };
+            let mut response = self.ask("get", Again::Always, get).await?;
             Ok(response.take_kvs().into_iter().next().map(versioned))
         })
     }
@@ -174,8 +161,11 @@ impl Store {
                 .with_limit(PAGE_ENTRIES)
                 .with_sort(SortTarget::Key, SortOrder::Ascend)
                 .with_revision(revision);
-            let mut kv = self.kv();
-            let mut page = bounded("list", kv.get(next, Some(options))).await?;
+            let get = |client: &Client| {
+                let (mut kv, next, options) = (kv(client), next.clone(), options.clone());
+                async move { kv.get(next, Some(options)).await }
+            };
+            let mut page = self.ask("list", Again::Always, get).await?;
             if revision == 0 {
                 revision = page.header().map_or(0, |header| header.revision());
             }
@@ -200,8 +190,11 @@ impl Store {
         Box::pin(async move {
             let start = self.full(prefix)?;
             let options = GetOptions::new().with_range(prefix_end(&start)).with_count_only();
-            let mut kv = self.kv();
-            let response = bounded("count", kv.get(start, Some(options))).await?;
+            let get = |client: &Client| {
+                let (mut kv, start, options) = (kv(client), start.clone(), options.clone());
+                async move { kv.get(start, Some(options)).await }
+            };
+            let response = self.ask("count", Again::Always, get).await?;
             Ok(usize::try_from(response.count()).unwrap_or(0))
         })
     }
@@ -209,8 +202,11 @@ impl Store {
     /// How much etcd holds, as the member that answers has it.
     pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
         Box::pin(async move {
-            let mut maintenance = self.client.maintenance_client();
-            let status = bounded("status", maintenance.status()).await?;
+            let ask = |client: &Client| {
+                let mut maintenance = client.maintenance_client();
+                async move { maintenance.status().await }
+            };
+            let status = self.ask("status", Again::Always, ask).await?;
             Ok(StoreSize {
                 used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
                 revision: status.header().map_or(0, etcd_client::ResponseHeader::revision),
@@ -225,8 +221,11 @@ impl Store {
     /// [`Error::Refused`] when that is done already.
     pub fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
-            let mut kv = self.kv();
-            bounded("compaction", kv.compact(revision, None)).await.map(drop)
+            let compact = |client: &Client| {
+                let mut kv = kv(client);
+                async move { kv.compact(revision, None).await }
+            };
+            self.ask("compaction", Again::IfNotSent, compact).await.map(drop)
         })
     }
 
@@ -320,8 +319,11 @@ impl Store {
                 reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
             }
             let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
-            let mut kv = self.kv();
-            let response = bounded("transaction", kv.txn(txn)).await?;
+            let commit = |client: &Client| {
+                let (mut kv, txn) = (kv(client), txn.clone());
+                async move { kv.txn(txn).await }
+            };
+            let response = self.ask("transaction", Again::IfNotSent, commit).await?;
             if response.succeeded() {
                 return Ok(response.header().map_or(0, |header| header.revision()));
             }
@@ -337,12 +339,21 @@ impl Store {
         })
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
     }
 
-    fn kv(&self) -> etcd_client::KvClient {
-        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
+    /// The member that is asked now.
+    pub(crate) fn client(&self) -> Member {
+        self.members.current()
+    }
+
+    /// One call of etcd, at whichever member answers.
+    pub(crate) async fn ask<T, A>(&self, what: &str, again: Again, call: impl Fn(&Client) -> A) -> Result<T>
+    where
+        A: Future<Output = std::result::Result<T, etcd_client::Error>>,
+    {
+        self.members.ask(what, again, CALL_TIMEOUT, call).await
     }
 
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
@@ -364,10 +375,11 @@ pub(crate) async fn bounded<T>(
     what: &str,
     call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
 ) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result.map_err(Error::from_etcd),
-        Err(_) => Err(Error::timeout(what)),
-    }
+    within(what, CALL_TIMEOUT, call).await
+}
+
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 pub(crate) fn versioned(pair: KeyValue) -> Versioned {

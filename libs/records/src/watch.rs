@@ -6,7 +6,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backoff::Backoff;
-use etcd_client::{EventType, WatchOptions, WatchResponse};
+use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
@@ -127,17 +127,23 @@ async fn watch_once(
     position: &mut Position,
     sender: &mpsc::Sender<Event>,
 ) -> Ended {
-    let mut stream = match open(store, prefix, position.revision + 1).await {
+    // It is kept as long as the stream: a connection that no client uses ends.
+    let member = store.client();
+    let mut stream = match open(store, &member, prefix, position.revision + 1).await {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%error, prefix, "cannot watch; trying again");
+            store.members().leave(&member);
             return Ended::Disconnected;
         }
     };
     loop {
         let response = match stream.message().await {
             Ok(Some(response)) => response,
-            Ok(None) | Err(_) => return Ended::Disconnected,
+            Ok(None) | Err(_) => {
+                store.members().leave(&member);
+                return Ended::Disconnected;
+            }
         };
         let header = response.header().map_or(0, |header| header.revision());
         // A revision behind ours is another history (a restored backup).
@@ -157,13 +163,13 @@ async fn watch_once(
     }
 }
 
-async fn open(store: &Store, prefix: &str, revision: i64) -> Result<etcd_client::WatchStream> {
+async fn open(store: &Store, client: &Client, prefix: &str, revision: i64) -> Result<WatchStream> {
     let start = store.full(prefix)?;
     let options = WatchOptions::new()
         .with_range(prefix_end(&start))
         .with_start_revision(revision)
         .with_progress_notify();
-    let mut client = store.client().watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
+    let mut client = client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
     bounded("watch", client.watch(start, Some(options))).await
 }
 

@@ -29,7 +29,7 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn new(
-        identity: &TlsIdentity,
+        identity: &Arc<TlsIdentity>,
         scheduler: &str,
         spec: HostSpec,
         table: Arc<Table>,

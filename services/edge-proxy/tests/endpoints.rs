@@ -324,7 +324,7 @@ async fn requests_wait_for_wakes_and_launches() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_microvm_whose_host_is_full_is_woken_where_there_is_room() {
     let world = World::start(limits()).await;
-    let identity = testkit::certificates::identity(world.directory.path(), rpc::Role::HostAgent);
+    let identity = testkit::certificates::host(world.directory.path(), world::HOST);
     let roomy = world::host::Host::start(&identity, world.app.address).await;
     world.microvm(ONE, Suspended);
     world.host.conduct(world::id(ONE), Conduct::Refuse(OpenStatus::NoRoom));

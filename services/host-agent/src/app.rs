@@ -57,6 +57,7 @@ impl App {
     pub async fn build(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<Self> {
         rpc::install_crypto_provider();
         let identity = rpc::TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+        identity.register(&telemetry.registry());
         let grpc = rpc::ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
         let tunnels = tunnel::Server::bind(config.tunnel_listen, &identity, tunnel::Limits::default())
             .await

@@ -56,6 +56,7 @@ impl App {
     async fn bind_now(config: Config, registry: &Mutex<Registry>, clock: Clock) -> anyhow::Result<Self> {
         let tls = &config.tls;
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("settings: tls")?;
+        identity.register(registry);
         let server = ServerBuilder::bind(&config.listen, &identity).await?;
         let store = Store::connect(&config.etcd).await.context("settings: etcd")?;
         let instance = match config.advertise.as_str() {

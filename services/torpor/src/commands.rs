@@ -2,6 +2,7 @@
 
 mod base;
 mod calls;
+mod certs;
 mod checkpoint;
 mod curl;
 mod domain;
@@ -106,6 +107,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Shell(arguments) => shell::run(&session()?, arguments).await,
         Command::Domain(command) => domain::run(&session()?, command).await,
         Command::Key(command) => key::run(&session()?, command).await,
+        Command::Certs(arguments) => certs::run(&data_dir, format, arguments).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,
     }
 }

@@ -227,13 +227,14 @@ impl Dialer {
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
         };
         let left = search.give_up.saturating_duration_since(Instant::now());
-        let (response, channel) = self.client.open(address, &request, left).await.map_err(|error| {
-            tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
-            match error {
-                OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
-                OpenError::TimedOut { .. } => Outcome::TooLate,
-            }
-        })?;
+        let (response, channel) =
+            self.client.open((&route.host, address), &request, left).await.map_err(|error| {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
+                match error {
+                    OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
+                    OpenError::TimedOut { .. } => Outcome::TooLate,
+                }
+            })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
             None => Ok(Found { channel, generation: route.generation, phases: phases(&response) }),

@@ -100,6 +100,7 @@ mod tests {
                 image: "app".into(),
                 state,
                 generation: 1,
+                host: "host-1".into(),
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),
                 wake,
                 token_revocations: 0,

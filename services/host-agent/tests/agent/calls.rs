@@ -311,7 +311,7 @@ pub async fn open(
 ) -> (OpenResponse, tunnel::Channel<tunnel::ClientStream>) {
     let client = tunnel::Client::new(&agent.identity(Role::EdgeProxy));
     let request = OpenRequest { microvm_id: id.to_owned(), generation: 1, port, wake, ..Default::default() };
-    client.open(&agent.tunnel, &request, PATIENCE).await.unwrap()
+    client.open((&agent.host_id, &agent.tunnel), &request, PATIENCE).await.unwrap()
 }
 
 /// The body of a page of the app, waking it if need be, and the answer to the open.

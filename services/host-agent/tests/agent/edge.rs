@@ -26,8 +26,15 @@ const ENDS: [OpenStatus; 2] = [OpenStatus::Terminated, OpenStatus::Suspended];
 /// Where the microVM is.
 #[derive(Clone)]
 struct Place {
+    host_id: String,
     address: String,
     generation: u64,
+}
+
+impl Place {
+    fn on(agent: &Agent, generation: u64) -> Self {
+        Self { host_id: agent.host_id.clone(), address: agent.tunnel.clone(), generation }
+    }
 }
 
 pub struct Edge {
@@ -43,7 +50,7 @@ impl Edge {
         Arc::new(Self {
             microvm_id: microvm_id.to_owned(),
             client: tunnel::Client::new(&agent.identity(Role::EdgeProxy)),
-            place: Mutex::new(Place { address: agent.tunnel.clone(), generation }),
+            place: Mutex::new(Place::on(agent, generation)),
             awake: watch::Sender::new(true),
             carried: AtomicU64::new(0),
         })
@@ -51,7 +58,7 @@ impl Edge {
 
     /// From now on the microVM is there, asleep.
     pub fn is_at(&self, agent: &Agent, generation: u64) {
-        *self.place.lock().unwrap() = Place { address: agent.tunnel.clone(), generation };
+        *self.place.lock().unwrap() = Place::on(agent, generation);
     }
 
     /// What the scheduler says of it.
@@ -93,8 +100,8 @@ impl Edge {
         &self,
         request: &OpenRequest,
     ) -> Result<(OpenResponse, Channel<ClientStream>), tunnel::OpenError> {
-        let address = self.place.lock().unwrap().address.clone();
-        self.client.open(&address, request, PATIENCE).await
+        let place = self.place.lock().unwrap().clone();
+        self.client.open((&place.host_id, &place.address), request, PATIENCE).await
     }
 
     /// Until a host takes the stream up.

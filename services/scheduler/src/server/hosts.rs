@@ -21,6 +21,8 @@ const BUILD_ID_MAX: usize = 64;
 #[tonic::async_trait]
 impl HostService for Handlers {
     async fn register_host(&self, request: Request<RegisterHostRequest>) -> Answer<RegisterHostResponse> {
+        let claimed = request.get_ref().spec.as_ref().map_or("", |spec| &spec.host_id);
+        rpc::authorize_host(&request, claimed)?;
         self.answer(request, &[HostAgent], |term, request| async move {
             let spec = request.spec.unwrap_or_default();
             let host = host_id(&spec.host_id, "spec.hostId")?;
@@ -51,6 +53,7 @@ impl HostService for Handlers {
     }
 
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
+        rpc::authorize_host(&request, &request.get_ref().host_id)?;
         self.answer(request, &[HostAgent], |term, request| async move {
             let host = host_id(&request.host_id, "hostId")?;
             let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());

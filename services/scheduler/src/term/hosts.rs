@@ -71,8 +71,8 @@ impl Term {
             entry.registered = true;
             memory.hosts.report(&host, usage, now);
         }
-        let term = Arc::clone(self);
-        self.spawn(async move { term.context.agents.warm(&address).await });
+        let (term, warmed) = (Arc::clone(self), host.clone());
+        self.spawn(async move { term.context.agents.warm(&warmed, &address).await });
         Ok(RegisterReply { vouchers, ..self.merge_report(&host, observed, true).await? })
     }
 
@@ -281,8 +281,10 @@ impl Term {
     fn lease_seen(self: &Arc<Self>, key: &str, value: &[u8], now: SystemTime) {
         let spec = HostSpec::decode(value).ok();
         let host = spec.as_ref().and_then(|spec| spec.host_id.parse::<HostId>().ok());
+        // etcd lets a host write its own key only, so the key says whose the record is.
+        let host = host.filter(|host| key.strip_prefix("hosts/") == Some(host.as_str()));
         let (Some(spec), Some(host)) = (spec, host) else {
-            tracing::error!(key, "a host's record cannot be read and is ignored");
+            tracing::error!(key, "a host's record cannot be read, or is of another host, and is ignored");
             return;
         };
         let address = spec.grpc_address.clone();
@@ -296,7 +298,7 @@ impl Term {
         }
         tracing::info!(%host, address, "host lease is there");
         let term = Arc::clone(self);
-        self.spawn(async move { term.context.agents.warm(&address).await });
+        self.spawn(async move { term.context.agents.warm(&host, &address).await });
     }
 
     /// A host as callers see it.

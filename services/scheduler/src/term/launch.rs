@@ -246,7 +246,7 @@ impl Term {
             generation: microvm.placement.generation,
             spec: Some(codec::host_spec(microvm, self.now())),
         };
-        let answer = match self.context.agents.client(&address) {
+        let answer = match self.context.agents.client(host, &address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),
         };

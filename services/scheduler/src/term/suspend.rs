@@ -53,7 +53,8 @@ impl Term {
             cause: cause.into(),
         };
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
-        let mut client = self.context.agents.client(&address).map_err(|status| refusal_of(host, status))?;
+        let mut client =
+            self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
         let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
         self.observe_answer(host, answer.map_err(|status| refusal_of(host, status))?.observed).await
     }

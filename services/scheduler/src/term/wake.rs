@@ -105,7 +105,7 @@ impl Term {
             snapshot: microvm.snapshot.clone(),
         };
         let timeout = Duration::from_secs(self.config().timeouts.resume_seconds);
-        let mut client = match self.context.agents.client(&address) {
+        let mut client = match self.context.agents.client(host, &address) {
             Ok(client) => client,
             Err(status) => return Ok(Err(status)),
         };

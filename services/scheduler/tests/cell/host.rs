@@ -98,7 +98,7 @@ impl FakeHost {
 
     pub async fn start_with(world: &World, id: &str, memory_mib: u64) -> Self {
         let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
-        let script = serve(&world.identity(Role::HostAgent), &inner).await;
+        let script = serve(&world.host_identity(id), &inner).await;
         let spec = HostSpec {
             host_id: id.into(),
             grpc_address: script.address.to_string(),
