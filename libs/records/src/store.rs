@@ -90,7 +90,7 @@ impl Write {
 }
 
 /// A connection to etcd; clones share it. Connects when first used and again whenever it must, with the certificate and the CA
-/// that its files hold by then. What stands goes on with those it began with.
+/// that its files hold by then. A watch that ends with the old connection is taken up where it was.
 #[derive(Clone)]
 pub struct Store {
     members: Members,

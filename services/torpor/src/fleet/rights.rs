@@ -311,26 +311,6 @@ mod tests {
         assert_eq!(allowed(&host, "hosts/h1").await, "rw");
     }
 
-    #[tokio::test]
-    async fn a_connection_takes_another_certificate_and_what_stands_goes_on() {
-        let world = World::start().await;
-        world.root().await.enforce(&users(&hosts())).await.unwrap();
-        let store = world.host("h1").await;
-        let mut watch = store.watch("hosts/h1");
-        assert!(matches!(watch.next().await, records::Event::Snapshot(found) if found.is_empty()));
-        // What tells whose certificate is shown: from now on it is another's.
-        let names = Identity::of_host("h2").dns_names();
-        certificates::issue(world.directory.path(), "host-agent-of-h1", &names);
-        testkit::until("the other certificate", || async {
-            store.put_if("hosts/h2", "x", Expect::Any, None).await.is_ok()
-        })
-        .await;
-        assert_eq!(allowed(&store, "hosts/h1").await, "-");
-        let root = world.root().await;
-        root.put_if("hosts/h1", "x", Expect::Absent, None).await.unwrap();
-        assert!(matches!(watch.next().await, records::Event::Put(key, _) if key == "hosts/h1"));
-    }
-
     #[test]
     fn the_document_shows_the_table() {
         let text = include_str!("../../../../docs/SECURITY.md");
