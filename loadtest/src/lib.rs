@@ -143,9 +143,7 @@ pub fn main() -> anyhow::Result<()> {
         | Command::Sleeps(_)
         | Command::Chaos(_)
         | Command::ProxyApp
-        | Command::ProxyHost(_) => {
-            runtime::Builder::new_multi_thread()
-        }
+        | Command::ProxyHost(_) => runtime::Builder::new_multi_thread(),
         // One processor is left to the load: threads would only hand it to each other.
         Command::Proxy(_) if std::thread::available_parallelism()?.get() == 1 => {
             runtime::Builder::new_current_thread()

@@ -45,7 +45,7 @@ impl HostService for Handlers {
 
     /// Answered whether this scheduler leads or not: what it promises it keeps when it comes to lead.
     async fn vouch_for_host(&self, request: Request<VouchForHostRequest>) -> Answer<VouchForHostResponse> {
-        rpc::authorize(&request, &[HostAgent])?;
+        rpc::authorize_host(&request, &request.get_ref().host_id)?;
         let host = host_id(&request.get_ref().host_id, "hostId");
         let host = host.map_err(|refusal| errors::status(refusal, &self.leader))?;
         let valid_for = Some(api::duration_proto(self.vouches.vouch(&host)));

@@ -49,7 +49,8 @@ impl Term {
             generation: microvm.placement.generation,
         };
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
-        let mut client = self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
+        let mut client =
+            self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
         let answer = bounded(timeout, client.checkpoint(rpc::request(request))).await;
         let observed = answer.map_err(|status| refusal_of(host, status))?.observed;
         let point = observed.as_ref().and_then(|observed| observed.snapshot.clone());

@@ -131,7 +131,7 @@ mod tests {
     use super::*;
 
     /// Every key that somebody in the fleet keeps, as an example of its kind.
-    const KINDS: [&str; 20] = [
+    const KINDS: [&str; 21] = [
         "access-keys/AKIA1",
         "base-images/b",
         "build-owners/1",
@@ -152,6 +152,7 @@ mod tests {
         "microvms/m",
         "usage/u",
         "versions/i/1.0",
+        "vouchers/h1",
     ];
 
     struct World {
