@@ -25,7 +25,7 @@ use client::Context;
 use tokio::task::JoinSet;
 
 pub use guard::stand_by;
-use report::Report;
+pub use report::Report;
 
 use self::check::Held;
 use self::fleet::Fleet;

@@ -142,6 +142,7 @@ impl Load {
                 page_token,
                 image_identifier: self.image.clone(),
                 image_version: String::new(),
+                unlaunchable: false,
             });
             let page = page.await?;
             records.extend(page.microvms);
