@@ -102,15 +102,29 @@ impl Term {
         self.host(host)
     }
 
-    /// Goes on with every drain, once each.
+    /// Goes on with every drain, once each, and wakes what a drain has moved and the other host did not wake at once.
     pub(crate) fn continue_drains(self: &Arc<Self>) {
-        let draining: Vec<HostId> = {
-            let memory = self.memory();
+        let now = self.now();
+        let (draining, moved): (Vec<HostId>, Vec<Arc<Handle>>) = {
+            let mut memory = self.memory();
             let hosts = memory.hosts.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
-            hosts.map(|(id, _)| id.clone()).collect()
+            let draining = hosts.map(|(id, _)| id.clone()).collect();
+            let due = memory.unmoved.iter().filter(|(_, unmoved)| unmoved.again <= now);
+            let due = due.filter_map(|(id, _)| memory.get(id));
+            let moved: Vec<_> = due.filter(|one| one.is_idle() && is_moved_asleep(&one.current())).collect();
+            for one in &moved {
+                if let Some(unmoved) = memory.unmoved.get_mut(&one.id) {
+                    unmoved.again = now + AGAIN;
+                }
+            }
+            (draining, moved)
         };
         for host in draining {
             self.continue_drain(&host);
+        }
+        if !moved.is_empty() {
+            let term = Arc::clone(self);
+            self.spawn(async move { term.work_off(moved, true).await });
         }
     }
 
