@@ -312,6 +312,26 @@ mod tests {
         assert_eq!(allowed(&host, "hosts/h1").await, "rw");
     }
 
+    #[tokio::test]
+    async fn a_connection_takes_another_certificate_and_what_stands_goes_on() {
+        let world = World::start().await;
+        let root = world.root().await;
+        root.enforce(&users(&hosts())).await.unwrap();
+        let store = world.of(Role::Scheduler).await;
+        let mut watch = store.watch("microvms/");
+        assert!(matches!(watch.next().await, records::Event::Snapshot(found) if found.is_empty()));
+        // What tells whose certificate is shown: from now on it is another's.
+        let names = Identity::from(Role::ImageBuilder).dns_names();
+        certificates::issue(world.directory.path(), Role::Scheduler.name(), &names);
+        testkit::until("the other certificate", || async {
+            store.put_if("builds/1", "x", Expect::Any, None).await.is_ok()
+        })
+        .await;
+        assert_eq!(allowed(&store, "microvms/m").await, "-");
+        root.put_if("microvms/m", "x", Expect::Absent, None).await.unwrap();
+        assert!(matches!(watch.next().await, records::Event::Put(key, _) if key == "microvms/m"));
+    }
+
     #[test]
     fn the_document_shows_the_table() {
         let text = include_str!("../../../../docs/SECURITY.md");
