@@ -46,6 +46,7 @@ const SERVICES: [(Role, &[&str], &[&str]); 3] = [
         Role::ImageBuilder,
         &[
             "base-images/",
+            "base-locks/",
             "build-owners/",
             "build-queue/",
             "builds/",
@@ -131,9 +132,10 @@ mod tests {
     use super::*;
 
     /// Every key that somebody in the fleet keeps, as an example of its kind.
-    const KINDS: [&str; 21] = [
+    const KINDS: [&str; 22] = [
         "access-keys/AKIA1",
         "base-images/b",
+        "base-locks/b",
         "build-owners/1",
         "build-queue/1",
         "builds/1",
