@@ -52,10 +52,9 @@ impl Store {
     pub fn lease(&self, ttl: Duration) -> BoxFuture<'_, Result<Lease>> {
         Box::pin(async move {
             let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
-            let mut client = self.client().lease_client();
             let sent = Instant::now();
             let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-            let id = bounded("lease", client.grant(seconds, None)).await?.id();
+            let id = bounded("lease", self.backend().grant(seconds)).await?;
             let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
             let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
             Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
@@ -93,6 +92,7 @@ impl Lease {
                     return;
                 }
                 tokio::select! {
+                    biased;
                     changed = states.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep_until(state.deadline) => {}
                 }
@@ -108,9 +108,8 @@ impl Lease {
     pub fn revoke(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end();
-            let mut client = self.shared.store.client().lease_client();
-            match bounded("revoke", client.revoke(self.shared.id)).await {
-                Ok(_) => Ok(()),
+            match bounded("revoke", self.shared.store.backend().revoke(self.shared.id)).await {
+                Ok(()) => Ok(()),
                 Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
                 Err(error) => Err(error),
             }
@@ -150,11 +149,10 @@ async fn renew_while_connected(
     ttl: Duration,
     state: &watch::Sender<State>,
 ) -> Renewal {
-    let mut client = store.client().lease_client();
     let mut sent = Instant::now();
     // Opening the stream sends a first keepalive and reads its answer.
-    let (mut keeper, mut answers) = match bounded("keepalive", client.keep_alive(id)).await {
-        Ok(stream) => stream,
+    let mut keeper = match bounded("keepalive", store.backend().keep_alive(id)).await {
+        Ok(keeper) => keeper,
         Err(Error::Unavailable { detail, .. }) if detail.contains("lease not found") => return Renewal::Gone,
         Err(error) => {
             tracing::debug!(%error, "keepalive failed");
@@ -168,13 +166,10 @@ async fn renew_while_connected(
             return Renewal::Gone;
         }
         sent = Instant::now();
-        if bounded("keepalive", keeper.keep_alive()).await.is_err() {
-            return Renewal::Disconnected;
-        }
-        match bounded("keepalive", answers.message()).await {
-            Ok(Some(answer)) if answer.ttl() <= 0 => return Renewal::Gone,
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => return Renewal::Disconnected,
+        match bounded("keepalive", keeper.renew()).await {
+            Ok(left) if left <= 0 => return Renewal::Gone,
+            Ok(_) => {}
+            Err(_) => return Renewal::Disconnected,
         }
     }
 }

@@ -4,25 +4,17 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, KeyValue, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse,
-};
 use futures::future::BoxFuture;
 
-use crate::options::{Options, tls_options};
+use crate::backend::{Backend, Condition, Outcome, Pair, Step, Transaction};
+use crate::etcd::Etcd;
+use crate::options::Options;
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
 /// Longest wait for one answer of etcd.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval of, and patience with, HTTP/2 pings: a dead peer is noticed.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
 /// Entries per page of a listing; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
-/// Largest message taken from etcd; a page of values at their bound fits.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a listing starts over because its revision was compacted away.
 const LIST_ATTEMPTS: usize = 3;
 
@@ -95,7 +87,7 @@ impl Write {
 /// A connection to etcd; clones share it. Connects when first used and again whenever it must.
 #[derive(Clone)]
 pub struct Store {
-    client: Client,
+    backend: Arc<dyn Backend>,
     root: Arc<str>,
 }
 
@@ -116,31 +108,22 @@ impl Store {
 
     fn connect_to(options: Options) -> BoxFuture<'static, Result<Self>> {
         Box::pin(async move {
-            if options.endpoints.is_empty() {
-                return Err(Error::Settings { detail: "no endpoints".to_owned() });
-            }
-            let mut connect = ConnectOptions::new()
-                .with_connect_timeout(CONNECT_TIMEOUT)
-                .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-                .with_keep_alive_while_idle(true)
-                .with_require_leader(true);
-            if let Some(tls) = &options.tls {
-                connect = connect.with_tls(tls_options(tls).await?);
-            }
-            let client = Client::connect(&options.endpoints, Some(connect))
-                .await
-                .map_err(|error| Error::Settings { detail: error.to_string() })?;
-            Ok(Self { client, root: options.root.into() })
+            let etcd = Etcd::connect(&options).await?;
+            Ok(Self::over(Arc::new(etcd), &options.root))
         })
+    }
+
+    /// A store on something that behaves as etcd does. `root` is the prefix of every key.
+    #[must_use]
+    pub fn over(backend: Arc<dyn Backend>, root: &str) -> Self {
+        Self { backend, root: root.into() }
     }
 
     /// Reads one key.
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
-            let mut kv = self.kv();
             let full = self.full(key)?;
-            let mut response = bounded("get", kv.get(full, None)).await?;
-            Ok(response.take_kvs().into_iter().next().map(versioned))
+            Ok(bounded("get", self.backend.get(full)).await?.map(versioned))
         })
     }
 
@@ -169,24 +152,20 @@ impl Store {
         let mut entries = Vec::new();
         let mut revision = 0;
         loop {
-            let options = GetOptions::new()
-                .with_range(end.clone())
-                .with_limit(PAGE_ENTRIES)
-                .with_sort(SortTarget::Key, SortOrder::Ascend)
-                .with_revision(revision);
-            let mut kv = self.kv();
-            let mut page = bounded("list", kv.get(next, Some(options))).await?;
+            let range = (next, end.clone());
+            let page = bounded("list", self.backend.page(range, PAGE_ENTRIES, revision)).await?;
             if revision == 0 {
-                revision = page.header().map_or(0, |header| header.revision());
+                revision = page.revision;
             }
-            for pair in page.take_kvs() {
-                entries.push((self.relative(pair.key()), versioned(pair)));
+            let more = page.more;
+            for pair in page.pairs {
+                entries.push((self.relative(&pair.key), versioned(pair)));
             }
             if entries.len() > LIST_ENTRIES_MAX {
                 return Err(Error::TooLarge { what: format!("list of {prefix}"), limit: LIST_ENTRIES_MAX });
             }
             match entries.last() {
-                Some((key, _)) if page.more() => {
+                Some((key, _)) if more => {
                     next = self.full(key)?;
                     next.push(0);
                 }
@@ -199,24 +178,15 @@ impl Store {
     pub fn count<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<usize>> {
         Box::pin(async move {
             let start = self.full(prefix)?;
-            let options = GetOptions::new().with_range(prefix_end(&start)).with_count_only();
-            let mut kv = self.kv();
-            let response = bounded("count", kv.get(start, Some(options))).await?;
-            Ok(usize::try_from(response.count()).unwrap_or(0))
+            let end = prefix_end(&start);
+            let count = bounded("count", self.backend.count((start, end))).await?;
+            Ok(usize::try_from(count).unwrap_or(0))
         })
     }
 
     /// How much etcd holds, as the member that answers has it.
     pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
-        Box::pin(async move {
-            let mut maintenance = self.client.maintenance_client();
-            let status = bounded("status", maintenance.status()).await?;
-            Ok(StoreSize {
-                used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
-                revision: status.header().map_or(0, etcd_client::ResponseHeader::revision),
-                alarms: status.errors().to_vec(),
-            })
-        })
+        Box::pin(bounded("status", self.backend.size()))
     }
 
     /// Lets etcd forget what was overwritten before `revision`. A watcher that has not read it yet lists anew.
@@ -224,10 +194,7 @@ impl Store {
     /// # Errors
     /// [`Error::Refused`] when that is done already.
     pub fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let mut kv = self.kv();
-            bounded("compaction", kv.compact(revision, None)).await.map(drop)
-        })
+        Box::pin(bounded("compaction", self.backend.compact(revision)))
     }
 
     /// Sets a key if it is as expected. Returns its new revision.
@@ -290,42 +257,34 @@ impl Store {
             if writes.len() > WRITES_MAX {
                 return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
             }
-            let mut compares = Vec::new();
-            let mut operations = Vec::new();
-            let mut reads = Vec::new();
+            let mut transaction = Transaction::default();
             for write in &writes {
                 let key = self.full(write.key())?;
                 match write.expect() {
                     Expect::Absent => {
-                        compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
+                        transaction.conditions.push(Condition::Created { key: key.clone(), at: 0 });
                     }
-                    Expect::Revision(revision) => {
-                        compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, revision));
+                    Expect::Revision(at) => {
+                        transaction.conditions.push(Condition::Modified { key: key.clone(), at });
                     }
                     Expect::Any => {}
                 }
-                reads.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
-                operations.push(operation(write, key)?);
+                transaction.reads.push(key.clone());
+                transaction.steps.push(step(write, key)?);
             }
             if let Some(leadership) = guard {
                 if !leadership.is_leader() {
                     return Err(Error::LeadershipLost);
                 }
                 let key = self.full(leadership.key())?;
-                compares.push(Compare::create_revision(
-                    key.clone(),
-                    CompareOp::Equal,
-                    leadership.create_revision(),
-                ));
-                reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
+                let at = leadership.create_revision();
+                transaction.conditions.push(Condition::Created { key: key.clone(), at });
+                transaction.reads.push(key);
             }
-            let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
-            let mut kv = self.kv();
-            let response = bounded("transaction", kv.txn(txn)).await?;
-            if response.succeeded() {
-                return Ok(response.header().map_or(0, |header| header.revision()));
+            match bounded("transaction", self.backend.transact(transaction)).await? {
+                Outcome::Done(revision) => Ok(revision),
+                Outcome::Refused(found) => Err(why_refused(&writes, guard, &found)),
             }
-            Err(why_refused(&writes, guard, &response.op_responses()))
         })
     }
 
@@ -337,12 +296,8 @@ impl Store {
         })
     }
 
-    pub(crate) fn client(&self) -> &Client {
-        &self.client
-    }
-
-    fn kv(&self) -> etcd_client::KvClient {
-        self.client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
@@ -360,41 +315,32 @@ impl Store {
 }
 
 /// Runs one call of etcd within [`CALL_TIMEOUT`].
-pub(crate) async fn bounded<T>(
-    what: &str,
-    call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
-) -> Result<T> {
+pub(crate) async fn bounded<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
     match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result.map_err(Error::from_etcd),
+        Ok(result) => result,
         Err(_) => Err(Error::timeout(what)),
     }
 }
 
-pub(crate) fn versioned(pair: KeyValue) -> Versioned {
-    let revision = pair.mod_revision();
-    Versioned { value: pair.into_key_value().1, revision }
+pub(crate) fn versioned(pair: Pair) -> Versioned {
+    Versioned { value: pair.value, revision: pair.modified }
 }
 
-fn operation(write: &Write, key: Vec<u8>) -> Result<TxnOp> {
+fn step(write: &Write, key: Vec<u8>) -> Result<Step> {
     match write {
         Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
             Err(Error::TooLarge { what: format!("value of {}", write.key()), limit: VALUE_BYTES_MAX })
         }
-        Write::Put { value, lease, .. } => {
-            let options = lease.map(|id| PutOptions::new().with_lease(id));
-            Ok(TxnOp::put(key, value.clone(), options))
-        }
-        Write::Delete { .. } => Ok(TxnOp::delete(key, None::<DeleteOptions>)),
+        Write::Put { value, lease, .. } => Ok(Step::Put { key, value: value.clone(), lease: *lease }),
+        Write::Delete { .. } => Ok(Step::Delete { key }),
     }
 }
 
 /// Reads the revisions a refused transaction returned: leadership first, then
 /// the first key that is not as expected.
-fn why_refused(writes: &[Write], guard: Option<&Leadership>, responses: &[TxnOpResponse]) -> Error {
-    let revisions = |index: usize| match responses.get(index) {
-        Some(TxnOpResponse::Get(get)) => {
-            get.kvs().first().map_or((0, 0), |pair| (pair.create_revision(), pair.mod_revision()))
-        }
+fn why_refused(writes: &[Write], guard: Option<&Leadership>, found: &[Option<Pair>]) -> Error {
+    let revisions = |index: usize| match found.get(index) {
+        Some(Some(pair)) => (pair.created, pair.modified),
         _ => (0, 0),
     };
     if let Some(leadership) = guard
