@@ -11,6 +11,7 @@ mod layer;
 mod replicas;
 mod role;
 mod server;
+mod transport;
 
 pub use channel::{channel, request};
 pub use identity::{IdentityError, TlsIdentity, install_crypto_provider};
@@ -18,3 +19,4 @@ pub use layer::{REQUEST_ID, RequestId, request_id};
 pub use replicas::{CallBounds, Replicas};
 pub use role::{Role, authorize, peer_role};
 pub use server::{BoundServer, ServeError, ServerBuilder, listen};
+pub use transport::{Dial, Dialer, Local, LocalCaller, Transport};

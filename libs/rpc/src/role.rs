@@ -11,6 +11,8 @@ use webpki::EndEntityCert;
 
 use api::errors::{self, reason};
 
+use crate::LocalCaller;
+
 const SUFFIX: &str = ".torpor.internal";
 /// Certificates whose role a thread remembers: those of its busiest callers.
 const REMEMBERED_MAX: usize = 16;
@@ -98,7 +100,8 @@ fn remembered_role(chain: &[CertificateDer<'_>]) -> Option<Role> {
 /// # Errors
 /// PERMISSION_DENIED otherwise.
 pub fn authorize<T>(request: &Request<T>, allowed: &[Role]) -> Result<Role, Status> {
-    let role = request.peer_certs().and_then(|chain| remembered_role(&chain));
+    let local = request.extensions().get::<LocalCaller>().map(|caller| caller.0);
+    let role = local.or_else(|| request.peer_certs().and_then(|chain| remembered_role(&chain)));
     match role {
         Some(role) if allowed.contains(&role) => Ok(role),
         other => {

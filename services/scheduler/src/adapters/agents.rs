@@ -3,13 +3,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use model::HostId;
-use rpc::{Role, TlsIdentity};
-use tonic::transport::Channel;
+use rpc::{Dialer, Role, Transport};
 use tonic::{Code, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -63,17 +62,17 @@ pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
 
 #[derive(Debug)]
 pub struct Agents {
-    identity: Arc<TlsIdentity>,
-    channels: Mutex<HashMap<String, Channel>>,
+    dialer: Dialer,
+    channels: Mutex<HashMap<String, Transport>>,
 }
 
 impl Agents {
-    pub fn new(identity: Arc<TlsIdentity>) -> Self {
-        Self { identity, channels: Mutex::new(HashMap::new()) }
+    pub fn new(dialer: impl Into<Dialer>) -> Self {
+        Self { dialer: dialer.into(), channels: Mutex::new(HashMap::new()) }
     }
 
     /// A client for the host at `address`.
-    pub fn client(&self, address: &str) -> Result<HostAgentServiceClient<Channel>, Status> {
+    pub fn client(&self, address: &str) -> Result<HostAgentServiceClient<Transport>, Status> {
         Ok(HostAgentServiceClient::new(self.channel(address)?))
     }
 
@@ -87,7 +86,7 @@ impl Agents {
         }
     }
 
-    fn channel(&self, address: &str) -> Result<Channel, Status> {
+    fn channel(&self, address: &str) -> Result<Transport, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(channel) = channels.get(address) {
             return Ok(channel.clone());
@@ -95,7 +94,7 @@ impl Agents {
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
+        let channel = self.dialer.dial(address, Role::HostAgent)?;
         channels.insert(address.to_owned(), channel.clone());
         Ok(channel)
     }
