@@ -51,6 +51,7 @@ pub(crate) async fn lead(
     let ttl = Duration::from_secs(context.config.lease_seconds);
     loop {
         let leadership = tokio::select! {
+            biased;
             won = context.store.campaign(ELECTION, &instance, ttl) => won.context("election")?,
             () = shutdown.cancelled() => return Ok(()),
         };
@@ -64,7 +65,7 @@ pub(crate) async fn lead(
                 tracing::info!(term = leadership.create_revision(), "leading");
                 context.metrics.leads(true);
                 leader.set_term(Some(Arc::clone(&term)));
-                tokio::select! { () = leadership.lost() => {}, () = shutdown.cancelled() => {} }
+                tokio::select! { biased; () = leadership.lost() => {}, () = shutdown.cancelled() => {} }
                 // Fail closed: when the lease is gone, another replica may lead already, so
                 // no caller is answered any more; then every task stops.
                 leader.set_term(None);
