@@ -10,6 +10,7 @@ mod lifecycle;
 mod pace;
 mod proxy;
 mod report;
+mod simulate;
 mod target;
 
 use std::path::PathBuf;
@@ -77,6 +78,19 @@ enum Command {
     /// An image is made for the run; it, its microVM, the host and the proxies are
     /// removed afterwards, also after Ctrl-C.
     Proxy(proxy::Options),
+    /// Whole cells in one thread each, with faults, driven by seeds: a checker looks for what must never happen.
+    ///
+    /// Needs no fleet and no root. etcd, S3, network, machines, engines and
+    /// clocks are simulated. The schedulers are the product's own, with their
+    /// calls, records and elections; so are the hosts' reports, leases, fences,
+    /// state tables, journals and recovery, and the callers' client. Stand-ins
+    /// carry out what a host is asked for, in the same order of durable steps,
+    /// and take an endpoint's requests.
+    ///
+    /// Prints how many seeds broke an invariant, and for each of them the
+    /// command that repeats it with the fewest faults. Exits with 1 when there
+    /// is one.
+    Simulate(simulate::Options),
     /// The app of `proxy`.
     #[command(hide = true)]
     ProxyApp,
@@ -91,6 +105,10 @@ enum Command {
 /// What kept it from measuring.
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if let Command::Simulate(options) = &cli.command {
+        anyhow::ensure!(simulate::simulate(options, cli.output == Output::Json)?, "an invariant was broken");
+        return Ok(());
+    }
     let division = match &cli.command {
         Command::Proxy(options) => options.divide()?,
         _ => None,
@@ -106,7 +124,7 @@ pub fn main() -> anyhow::Result<()> {
         Command::Proxy(_) => runtime::Builder::new_multi_thread(),
         // One thread leaves more of the machine to the fleet that is measured:
         // nothing of ours wakes another thread.
-        Command::Api(_) => runtime::Builder::new_current_thread(),
+        Command::Api(_) | Command::Simulate(_) => runtime::Builder::new_current_thread(),
     };
     builder.enable_all().build()?.block_on(run(cli, division))
 }
@@ -134,6 +152,7 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
                 Output::Table => println!("{}", report.table()),
             }
         }
+        Command::Simulate(_) => {}
         Command::ProxyApp => proxy::serve_app().await?,
         Command::ProxyHost(options) => proxy::serve_host(&options).await?,
     }
