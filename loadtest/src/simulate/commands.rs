@@ -79,7 +79,10 @@ impl Agent {
             let in_s3 =
                 snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty());
             let cell = match self.get(&id) {
-                Some(cell) if cell.with(|held| has_diverged(held, generation, snapshot.as_ref())) => {
+                Some(cell)
+                    if !self.world.is_planted(Plant::Unfenced)
+                        && cell.with(|held| has_diverged(held, generation, snapshot.as_ref())) =>
+                {
                     if !in_s3 {
                         return Err(HostError::NotHere { id });
                     }

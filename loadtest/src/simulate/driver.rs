@@ -86,7 +86,7 @@ impl Agent {
     fn meet(&self, held: &mut Held, order: &Order, generation: Option<u64>) -> Met {
         let offered = generation.unwrap_or(held.journal.generation);
         let mut against = fence(held.journal.generation, offered);
-        if against == Fence::Stale && self.world.is_planted(Plant::Unfenced) {
+        if self.world.is_planted(Plant::Unfenced) {
             against = Fence::Same;
         }
         if against == Fence::Stale {

@@ -12,10 +12,13 @@ use records::{Error, Result, StoreSize};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::checker::RECORDS;
 use super::net::silence;
 use super::plan::Plant;
 use super::world::{Node, Process, Shared, lock};
 
+/// Prefix of the keys that leaders hold.
+const ELECTIONS: &str = "/torpor/elections/";
 /// How often a watch looks whether its connection is still there.
 const WATCH_LOOK: Duration = Duration::from_secs(2);
 /// How often leases are looked at.
@@ -208,8 +211,9 @@ fn transact(world: &Shared, from: Node, transaction: Transaction) -> Outcome {
         let state = lock(&world.keys.state);
         conditions.iter().all(|condition| state.holds(condition))
     };
-    let of_records = steps.iter().any(|step| names_record(step));
-    if !holds && of_records && world.is_planted(Plant::ConditionsIgnored) {
+    let of_records = steps.iter().any(|step| starts_with(step, RECORDS));
+    let of_leaders = of_records || steps.iter().any(|step| starts_with(step, ELECTIONS));
+    if !holds && of_leaders && world.is_planted(Plant::ConditionsIgnored) {
         holds = world.draw(|chance| chance.per_mille(500));
     }
     if !holds {
@@ -240,9 +244,9 @@ fn shown(key: &[u8]) -> String {
     }
 }
 
-fn names_record(step: &Step) -> bool {
+fn starts_with(step: &Step, prefix: &str) -> bool {
     let (Step::Put { key, .. } | Step::Delete { key }) = step;
-    key.starts_with(super::checker::RECORDS.as_bytes())
+    key.starts_with(prefix.as_bytes())
 }
 
 impl Backend for Connection {

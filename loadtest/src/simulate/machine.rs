@@ -8,8 +8,8 @@ use host_agent::simulated::{Journal, Tombstone};
 
 use super::world::lock;
 
-/// Slots of a host.
-pub const SLOTS: u32 = 6;
+/// Slots of a host: as many as there may be microVMs, so that each can be woken in the end.
+pub const SLOTS: u32 = 24;
 
 /// A guest: what its app would lose if a session got lost.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -19,6 +19,9 @@ use super::world::{Node, Process, Server, Shared, lock};
 /// After this long a caller notices that nobody is at the other end any more.
 const HANG_UP: Duration = Duration::from_secs(8);
 
+/// Calls that come twice, the second time late.
+const TWICE: [&str; 4] = ["Heartbeat", "RegisterHost", "Suspend", "Terminate"];
+
 /// How the network is.
 #[derive(Debug, Default)]
 pub struct Net {
@@ -26,7 +29,7 @@ pub struct Net {
     cuts: BTreeSet<(Node, Node)>,
     /// Nodes that nothing reaches.
     down: BTreeSet<Node>,
-    /// Of a thousand calls, how many are lost on their way, how many answers are, and how many reports come twice.
+    /// Of a thousand calls, how many are lost on their way, how many answers are, and how many come twice.
     pub lossy: u64,
     /// Longest time that a message takes, beyond the least, in milliseconds.
     pub jitter_ms: u64,
@@ -94,7 +97,7 @@ impl super::world::World {
             let (there, back) = (latency(chance), latency(chance));
             let lost = cut || chance.per_mille(lossy);
             let answer_lost = chance.per_mille(lossy);
-            let again = chance.per_mille(lossy).then(|| chance.millis(0..3000));
+            let again = chance.per_mille(lossy).then(|| chance.millis(0..15_000));
             Fate { refused, lost, answer_lost, again, there, back }
         })
     }
@@ -153,13 +156,13 @@ async fn deliver(
         return Err(hung_up().await);
     }
     world.tell(from.node, format_args!("{method} -> {address}"));
-    // Only reports may come late as well as twice: a connection brings the rest in its order or not at all.
-    if let Some(later) = fate.again.filter(|_| matches!(method.as_str(), "Heartbeat" | "RegisterHost")) {
+    // What may be repeated whenever it comes. The rest a connection brings in its order, once or not at all.
+    if let Some(later) = fate.again.filter(|_| TWICE.contains(&method.as_str())) {
         let (again, server, world) = (send(body.clone()), server.clone(), Arc::clone(world));
         let process = server.process.clone();
         process.spawn(async move {
             tokio::time::sleep(later).await;
-            world.tell(server.process.node, "hears a report again");
+            world.tell(server.process.node, "hears it again");
             let _ = answer(&server, again).await;
         });
     }

@@ -15,7 +15,7 @@ pub const FAULTS: Duration = Duration::from_secs(60);
 pub enum Plant {
     /// etcd says that it has written a record, and has not.
     WriteForgotten,
-    /// etcd writes a record although a condition does not hold.
+    /// etcd writes a record, or makes a leader, although a condition does not hold.
     ConditionsIgnored,
     /// A lease ends before its holder believes so.
     LeaseEndsEarly,
@@ -27,7 +27,7 @@ pub enum Plant {
     SuspendEarly,
     /// A host removes a copy from S3 before the record names its successor.
     RemovedEarly,
-    /// A host takes commands of older generations.
+    /// A host does not look at the generations of commands.
     Unfenced,
     /// A host serves without a lease.
     ServesFenced,
