@@ -98,7 +98,7 @@ impl Agent {
                     self.get_or_create(spec.clone(), generation, LocalState::Suspended).0
                 }
             };
-            let order = Order::Resume(Some((spec, snapshot)));
+            let order = Order::Resume(Some(Box::new((spec, snapshot))));
             return self.command(&cell, order, Some(generation)).await;
         }
         Err(HostError::Conflict(format!("{id} is being replaced")))

@@ -25,7 +25,7 @@ use super::world::lock;
 pub enum Order {
     Launch,
     Suspend(Cause),
-    Resume(Option<(Spec, Option<SnapshotCopies>)>),
+    Resume(Option<Box<(Spec, Option<SnapshotCopies>)>>),
     End { reason: String, discard: bool },
 }
 
@@ -42,10 +42,16 @@ impl Order {
 
 /// How a command is met.
 enum Met {
-    Answered(Outcome),
+    Answered(Box<Outcome>),
     /// Shares the outcome of what is under way, or asks again when that has ended.
     Waits(oneshot::Receiver<Outcome>, bool),
     Begins(oneshot::Receiver<Outcome>),
+}
+
+impl Met {
+    fn answered(outcome: Outcome) -> Self {
+        Self::Answered(Box::new(outcome))
+    }
 }
 
 /// Waits with those who wait already.
@@ -66,7 +72,7 @@ impl Agent {
         loop {
             let met = cell.with(|held| self.meet(held, &order, generation));
             let (receiver, shares) = match met {
-                Met::Answered(outcome) => return outcome,
+                Met::Answered(outcome) => return *outcome,
                 Met::Waits(receiver, shares) => (receiver, shares),
                 Met::Begins(receiver) => {
                     let (agent, cell, order) = (Arc::clone(self), Arc::clone(cell), order.clone());
@@ -91,7 +97,7 @@ impl Agent {
         }
         if against == Fence::Stale {
             let held = held.journal.generation;
-            return Met::Answered(Err(HostError::StaleGeneration { held, offered }));
+            return Met::answered(Err(HostError::StaleGeneration { held, offered }));
         }
         let under_way = held.under_way.is_some();
         if !under_way && against == Fence::Newer {
@@ -103,9 +109,9 @@ impl Agent {
             }
         }
         match admit(held.journal.state, order.ask()) {
-            Admission::Already => Met::Answered(Ok(held.shown.clone())),
-            Admission::Ended => Met::Answered(Err(HostError::Ended { reason: held.journal.reason.clone() })),
-            Admission::Asleep => Met::Answered(Err(HostError::Conflict("it is suspended".to_owned()))),
+            Admission::Already => Met::answered(Ok(held.shown.clone())),
+            Admission::Ended => Met::answered(Err(HostError::Ended { reason: held.journal.reason.clone() })),
+            Admission::Asleep => Met::answered(Err(HostError::Conflict("it is suspended".to_owned()))),
             Admission::Interrupt if under_way => {
                 if let Order::End { reason, discard } = order {
                     held.asked_end = Some((reason.clone(), *discard));
@@ -126,7 +132,7 @@ impl Agent {
         let outcome = match order {
             Order::Launch => self.launch(&cell).await,
             Order::Suspend(cause) => self.suspend(&cell, cause).await,
-            Order::Resume(order) => self.wake(&cell, order).await,
+            Order::Resume(order) => self.wake(&cell, order.map(|order| *order)).await,
             Order::End { reason, discard } => {
                 self.end(&cell, &reason, discard).await;
                 Ok(())
