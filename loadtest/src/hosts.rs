@@ -20,7 +20,7 @@ use api::common::v1::Architecture;
 use api::host::v1::{HostSpec, HostState, ListHostsRequest, UndrainHostRequest};
 use api::hostagent::v1::host_agent_service_server::HostAgentServiceServer;
 use client::Context;
-use rpc::{Role, ServerBuilder, TlsIdentity};
+use rpc::{ServerBuilder, TlsIdentity};
 use settings::{EtcdSettings, TlsSettings};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -60,7 +60,6 @@ pub struct Hosts {
 struct Wiring {
     identity: Arc<TlsIdentity>,
     records: records::Store,
-    scheduler: String,
 }
 
 impl Hosts {
@@ -73,7 +72,6 @@ impl Hosts {
         tunnels: Option<&str>,
     ) -> anyhow::Result<Self> {
         ensure_alone(context).await?;
-        let wiring = Wiring::load(context, data_dir).await?;
         let cache = Cache::default();
         let mut hosts = Self {
             tables: Vec::new(),
@@ -83,7 +81,7 @@ impl Hosts {
         };
         let mut started = Ok(());
         for number in 1..=count {
-            started = hosts.add(&wiring, number, &cache, tunnels).await;
+            started = hosts.add(context, data_dir, number, &cache, tunnels).await;
             if started.is_err() {
                 break;
             }
@@ -101,11 +99,13 @@ impl Hosts {
 
     async fn add(
         &mut self,
-        wiring: &Wiring,
+        context: &Context,
+        data_dir: &Path,
         number: u16,
         cache: &Cache,
         tunnels: Option<&str>,
     ) -> anyhow::Result<()> {
+        let wiring = Wiring::load(data_dir, number).await?;
         let server = ServerBuilder::bind("127.0.0.1:0", &wiring.identity).await?;
         let address = server.local_addr().to_string();
         let spec = spec(number, &address, tunnels.unwrap_or(&address));
@@ -123,7 +123,8 @@ impl Hosts {
         let put = wiring.records.put_leased(&key, record, &lease).await;
         self.leases.push(lease);
         put.context("record a host in etcd")?;
-        let reporter = Reporter::new(&wiring.identity, &wiring.scheduler, spec, table.clone())?;
+        let leader = context.settled().await.context("the scheduler that leads")?.scheduler;
+        let reporter = Reporter::new(&wiring.identity, &leader, spec, table.clone())?;
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             tokio::select! {
@@ -152,23 +153,28 @@ impl Hosts {
 }
 
 impl Wiring {
-    async fn load(context: &Context, data_dir: &Path) -> anyhow::Result<Self> {
-        let tls = certificate(context, data_dir);
-        let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key)
-            .context("simulated hosts need the host-agents' certificate: run beside the fleet, as root")?;
+    async fn load(data_dir: &Path, number: u16) -> anyhow::Result<Self> {
+        let tls = certificate(data_dir, number).await?;
+        let identity =
+            TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("a simulated host's identity")?;
         let etcd = EtcdSettings { tls: Some(tls), ..etcd(data_dir)? };
-        Ok(Self {
-            identity,
-            records: records::Store::connect(&etcd).await.context("etcd")?,
-            scheduler: context.scheduler.clone(),
-        })
+        Ok(Self { identity, records: records::Store::connect(&etcd).await.context("etcd")? })
     }
 }
 
-/// The files of the certificate that the fleet's host-agents share.
-pub fn certificate(context: &Context, data_dir: &Path) -> TlsSettings {
-    let file = |end: &str| data_dir.join(format!("ca/{}.{end}", Role::HostAgent));
-    TlsSettings { ca: context.ca.clone(), cert: file("pem"), key: file("key") }
+/// The files of a simulated host's own certificate. The fleet makes it, as for any host that is not one of its own.
+pub async fn certificate(data_dir: &Path, number: u16) -> anyhow::Result<TlsSettings> {
+    let torpor = data_dir.join("bin/torpor");
+    let host = format!("{ID_PREFIX}{number}");
+    let issued = tokio::process::Command::new(&torpor)
+        .args(["certs", "issue", &host, "-o", "json", "--data-dir"])
+        .arg(data_dir)
+        .output()
+        .await
+        .with_context(|| torpor.display().to_string())?;
+    let said = String::from_utf8_lossy(&issued.stderr);
+    ensure!(issued.status.success(), "no certificate for {host}; run beside the fleet, as root: {said}");
+    serde_json::from_slice(&issued.stdout).context("torpor certs issue")
 }
 
 /// Where the fleet's etcd is: clients are not told, its scheduler is.

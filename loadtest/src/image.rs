@@ -51,11 +51,21 @@ impl Image {
 
     /// Deletes what [`Image::build`] made.
     pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
-        if self.ours {
-            let request = DeleteImageRequest { image_identifier: self.name.clone() };
-            context.call(request).await.with_context(|| format!("delete {}", self.name))?;
+        if !self.ours {
+            return Ok(());
         }
-        Ok(())
+        let deadline = Instant::now() + REMOVAL_TIMEOUT;
+        loop {
+            let request = DeleteImageRequest { image_identifier: self.name.clone() };
+            match context.call(request).await {
+                // The last microVM is still ending.
+                Err(status) if status.code() == Code::FailedPrecondition && Instant::now() < deadline => {
+                    tokio::time::sleep(POLL).await;
+                }
+                Err(status) => return Err(status).with_context(|| format!("delete {}", self.name)),
+                Ok(_) => return Ok(()),
+            }
+        }
     }
 }
 
@@ -168,6 +178,7 @@ async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
             page_token,
             image_identifier: image.to_owned(),
             image_version: String::new(),
+            unlaunchable: false,
         };
         let page = client.list_microvms(request).await.context("list the microVMs")?.into_inner();
         let left = page.microvms.into_iter().filter(|one| one.state() != MicrovmState::Terminated);

@@ -1,9 +1,11 @@
 //! Load tests of a running fleet: programs that measure, never tests that pass or
 //! fail. Open loop: work starts when its time has come, whether or not earlier
 //! work has finished, and a latency counts from the moment the work was due.
+//! `chaos` is the exception: it judges, and its sessions wait for their answers.
 
 mod api;
 mod bare;
+mod chaos;
 mod hosts;
 mod image;
 mod lifecycle;
@@ -11,6 +13,7 @@ mod pace;
 mod proxy;
 mod report;
 mod simulate;
+mod sleeps;
 mod target;
 
 use std::path::PathBuf;
@@ -44,6 +47,16 @@ enum Output {
     Json,
 }
 
+impl Output {
+    fn print<R: serde::Serialize>(self, report: &R, table: impl Fn(&R) -> String) -> anyhow::Result<()> {
+        match self {
+            Self::Json => println!("{}", serde_json::to_string_pretty(report)?),
+            Self::Table => println!("{}", table(report)),
+        }
+        Ok(())
+    }
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Launch, suspend and wake through the fleet, beside the bare engine.
@@ -53,6 +66,15 @@ enum Command {
     /// hold on a noisy machine. Without --image, an image of a small web app is
     /// built first and deleted afterwards.
     Lifecycle(lifecycle::Options),
+    /// Requests around the sleeps of one microVM: does each have its one answer?
+    ///
+    /// Clients call a microVM all the time while it is suspended again and again;
+    /// their requests call suspends off, wait for wakes, or meet it awake. The app
+    /// counts in memory, so that a request that is lost or carried out twice, and a
+    /// sleep that loses memory, show as faults. 503 with Retry-After is an answer.
+    /// Without --image, an image of a small web app is built first and deleted
+    /// afterwards.
+    Sleeps(sleeps::Options),
     /// Calls of the AWS-compatible API, in front of simulated hosts.
     ///
     /// The fleet's edge, scheduler, image-builder and etcd are real, signatures
@@ -91,6 +113,27 @@ enum Command {
     /// command that repeats it with the fewest faults. Exits with 1 when there
     /// is one.
     Simulate(simulate::Options),
+    /// Faults on a fleet under load: which invariants held, and how long recovery took.
+    ///
+    /// Sessions launch microVMs of a counting app, ask them, put them to sleep and wake
+    /// them, while one process of the fleet after the other is killed (kill), stands
+    /// still for 12 to 35 seconds and then goes on where it was (stop), or has its packets
+    /// dropped for 12 seconds (partition: schedulers, edges, members of etcd); S3 stands
+    /// still four fifths of the time (slow-s3), or a file takes what a host's disk has
+    /// free (full-disk). The seed says which and when. Every fault is undone, also after
+    /// Ctrl-C and when this program is killed; only processes that torpor up started in
+    /// this data directory are signalled or cut off.
+    ///
+    /// Not covered: packets lost between some parts only, partitions of hosts and
+    /// image-builders, hosts that lose their engines, and clock steps, because a machine's
+    /// processes share its wall clock.
+    ///
+    /// Exits with 1 when an invariant is broken. Use a fleet of its own:
+    /// torpor up --detach --hosts 3 --schedulers 2 --edges 2 --builders 2 --etcd-members 3
+    Chaos(chaos::Options),
+    /// Undoes the faults of `chaos` when that is gone.
+    #[command(hide = true)]
+    ChaosGuard,
     /// The app of `proxy`.
     #[command(hide = true)]
     ProxyApp,
@@ -114,9 +157,11 @@ pub fn main() -> anyhow::Result<()> {
         _ => None,
     };
     let mut builder = match cli.command {
-        Command::Lifecycle(_) | Command::ProxyApp | Command::ProxyHost(_) => {
-            runtime::Builder::new_multi_thread()
-        }
+        Command::Lifecycle(_)
+        | Command::Sleeps(_)
+        | Command::Chaos(_)
+        | Command::ProxyApp
+        | Command::ProxyHost(_) => runtime::Builder::new_multi_thread(),
         // One processor is left to the load: threads would only hand it to each other.
         Command::Proxy(_) if std::thread::available_parallelism()?.get() == 1 => {
             runtime::Builder::new_current_thread()
@@ -124,7 +169,9 @@ pub fn main() -> anyhow::Result<()> {
         Command::Proxy(_) => runtime::Builder::new_multi_thread(),
         // One thread leaves more of the machine to the fleet that is measured:
         // nothing of ours wakes another thread.
-        Command::Api(_) | Command::Simulate(_) => runtime::Builder::new_current_thread(),
+        Command::Api(_) | Command::Simulate(_) | Command::ChaosGuard => {
+            runtime::Builder::new_current_thread()
+        }
     };
     builder.enable_all().build()?.block_on(run(cli, division))
 }
@@ -133,26 +180,29 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
     match cli.command {
         Command::Lifecycle(options) => {
             let report = lifecycle::run(&cli.data_dir, &options).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, report::Report::table)?;
+        }
+        Command::Sleeps(options) => {
+            let report = sleeps::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, sleeps::Report::table)?;
+            anyhow::ensure!(report.faults == 0, "{} faults", report.faults);
         }
         Command::Api(options) => {
             let report = api::run(&cli.data_dir, &options).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, api::Report::table)?;
         }
         Command::Proxy(options) => {
             let report = proxy::run(&cli.data_dir, &options, division.as_ref()).await?;
-            match cli.output {
-                Output::Json => println!("{}", serde_json::to_string_pretty(&report)?),
-                Output::Table => println!("{}", report.table()),
-            }
+            cli.output.print(&report, proxy::Report::table)?;
         }
         Command::Simulate(_) => {}
+        Command::Chaos(options) => {
+            let report = chaos::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, chaos::Report::table)?;
+            let broken = report.broken();
+            anyhow::ensure!(broken.is_empty(), "broken: {}", broken.join(", "));
+        }
+        Command::ChaosGuard => chaos::stand_by(),
         Command::ProxyApp => proxy::serve_app().await?,
         Command::ProxyHost(options) => proxy::serve_host(&options).await?,
     }

@@ -188,7 +188,7 @@ pub async fn run(data_dir: &Path, options: &Options, division: Option<&Division>
     rivals::ensure_installed()?;
     let base = image::any_base(&context).await?;
     let (app, app_address) = Child::part(&["proxy-app".as_ref()]).await?;
-    let tls = hosts::certificate(&context, data_dir);
+    let tls = hosts::certificate(data_dir, 1).await?;
     let app_text = app_address.to_string();
     let arguments: [&OsStr; 9] = [
         "proxy-host".as_ref(),

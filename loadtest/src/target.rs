@@ -6,8 +6,9 @@ use anyhow::{Context as _, ensure};
 use api::common::v1::{IdlePolicy, Phase};
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use api::microvm::v1::*;
-use client::{AUTH_HEADER, Context, EndpointClient, EndpointConnection, HttpVersion};
+use client::{AUTH_HEADER, Context, EndpointClient, EndpointConnection, EndpointError, HttpVersion};
 use http_body_util::{BodyExt as _, Full};
+use tonic::Status;
 use tonic::transport::Channel;
 
 pub struct Cycle {
@@ -66,7 +67,7 @@ impl Target {
         Ok(())
     }
 
-    async fn run(&mut self) -> anyhow::Result<Microvm> {
+    pub async fn run(&mut self) -> anyhow::Result<Microvm> {
         let day = Duration::from_secs(28_800);
         let request = RunMicrovmRequest {
             image_identifier: self.image.clone(),
@@ -84,8 +85,7 @@ impl Target {
     /// Makes a token and asks the app once; returns the token.
     async fn first_answer(&mut self, microvm: &Microvm) -> anyhow::Result<String> {
         let token = self.token(&microvm.microvm_id).await?;
-        let mut connection =
-            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
+        let mut connection = self.connect(&microvm.endpoint, HttpVersion::Http1).await?;
         self.request(&mut connection, &token).await.context("first request")?;
         Ok(token)
     }
@@ -98,17 +98,14 @@ impl Target {
         tokio::time::sleep(pause).await;
 
         let began = Instant::now();
-        let request = SuspendMicrovmRequest { microvm_id: id.clone() };
-        let asleep =
-            self.microvms.suspend_microvm(request).await?.into_inner().microvm.context("no microVM")?;
+        let asleep = self.suspend(id).await?;
         let suspend = began.elapsed();
         let difference_bytes = asleep.snapshot.as_ref().map_or(0, |copies| copies.difference_bytes);
         let suspend_phases = self.phases(id).await?;
         tokio::time::sleep(pause).await;
 
         // A wake counts from the request, so the connection to the edge is there already.
-        let mut connection =
-            self.endpoints.connect(&self.edge, &microvm.endpoint, HttpVersion::Http1).await?;
+        let mut connection = self.connect(&microvm.endpoint, HttpVersion::Http1).await?;
         let began = Instant::now();
         self.request(&mut connection, &token).await.context("request that wakes")?;
         let wake = began.elapsed();
@@ -122,7 +119,22 @@ impl Target {
         })
     }
 
-    async fn token(&mut self, id: &str) -> anyhow::Result<String> {
+    /// Returns when the microVM sleeps.
+    pub async fn suspend(&mut self, id: &str) -> Result<Microvm, Status> {
+        let request = SuspendMicrovmRequest { microvm_id: id.to_owned() };
+        let answer = self.microvms.suspend_microvm(request).await?.into_inner();
+        answer.microvm.ok_or_else(|| Status::internal("no microVM in the answer"))
+    }
+
+    pub async fn connect(
+        &self,
+        endpoint: &str,
+        version: HttpVersion,
+    ) -> Result<EndpointConnection, EndpointError> {
+        self.endpoints.connect(&self.edge, endpoint, version).await
+    }
+
+    pub async fn token(&mut self, id: &str) -> anyhow::Result<String> {
         let request = CreateMicrovmAuthTokenRequest {
             microvm_id: id.to_owned(),
             expiration: Some(api::duration_proto(Duration::from_secs(600))),

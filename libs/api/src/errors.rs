@@ -159,6 +159,23 @@ pub fn not_leader(leader: &str, retry_after: Duration) -> Status {
     Status::with_error_details(Code::Unavailable, "This scheduler does not lead.", details)
 }
 
+/// UNAVAILABLE of a replica of a service of which nobody can lead: its store is away, as far as this replica can see. Another
+/// may see more.
+#[must_use]
+pub fn nobody_leads(message: impl Into<String>, retry_after: Duration) -> Status {
+    let metadata = HashMap::from([(LEADER.to_owned(), String::new())]);
+    let mut details = ErrorDetails::with_error_info(reason::STORE_UNAVAILABLE, DOMAIN, metadata);
+    details.set_retry_info(Some(retry_after));
+    Status::with_error_details(Code::Unavailable, clip(&message.into(), MESSAGE_LENGTH_MAX), details)
+}
+
+/// Whether an error is of a replica that sees no store to be elected by: [`nobody_leads`].
+#[must_use]
+pub fn nobody_can_lead(status: &Status) -> bool {
+    let info = status.get_details_error_info();
+    info.is_some_and(|info| info.reason == reason::STORE_UNAVAILABLE && info.metadata.contains_key(LEADER))
+}
+
 /// The address that a replica named in [`not_leader`].
 #[must_use]
 pub fn leader_of(status: &Status) -> Option<String> {

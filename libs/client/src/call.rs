@@ -45,6 +45,7 @@ calls! {
         get_usage(GetUsageRequest) -> GetUsageResponse;
         suspend_microvm(SuspendMicrovmRequest) -> SuspendMicrovmResponse;
         resume_microvm(ResumeMicrovmRequest) -> ResumeMicrovmResponse;
+        checkpoint_microvm(CheckpointMicrovmRequest) -> CheckpointMicrovmResponse;
         keep_microvm_awake(KeepMicrovmAwakeRequest) -> KeepMicrovmAwakeResponse;
         terminate_microvm(TerminateMicrovmRequest) -> TerminateMicrovmResponse;
         create_microvm_auth_token(CreateMicrovmAuthTokenRequest) -> CreateMicrovmAuthTokenResponse;

@@ -5,11 +5,15 @@
 //! Each address can be overridden by environment, so that a client also works
 //! against a fleet elsewhere: `TORPOR_SCHEDULER`, `TORPOR_IMAGE_BUILDER`,
 //! `TORPOR_EDGE`, `TORPOR_API`, `TORPOR_CA`, `TORPOR_CERT`, `TORPOR_KEY`.
+//! The first three take the addresses of several replicas, separated by commas.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use api::host::v1::ListHostsRequest;
+use api::host::v1::host_service_client::HostServiceClient;
+use api::image::v1::ListBaseImagesRequest;
 use api::image::v1::image_service_client::ImageServiceClient;
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use futures::future::BoxFuture;
@@ -25,6 +29,8 @@ pub const DEFAULT_DATA_DIR: &str = "/var/lib/torpor";
 /// Bucket for artifacts that clients upload.
 pub const ARTIFACT_BUCKET: &str = "torpor-artifacts";
 
+/// Longest wait for one replica's answer while the one that leads is looked for.
+const FIND_TIMEOUT: Duration = Duration::from_secs(2);
 /// Longest wait for a call: one that moves a microVM may run two hooks of a minute.
 const CALL_TIMEOUT: Duration = Duration::from_secs(300);
 
@@ -32,13 +38,13 @@ const CALL_TIMEOUT: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Serialize, Deserialize, PartialEq, Eq)]
 #[serde(deny_unknown_fields)]
 pub struct Context {
-    /// gRPC address of the scheduler, "address:port".
+    /// gRPC addresses of the schedulers, "address:port", separated by commas.
     pub scheduler: String,
-    /// gRPC address of image-builder, "address:port".
+    /// gRPC addresses of the image-builders, likewise.
     pub image_builder: String,
-    /// HTTPS address of edge-proxy, "address:port".
+    /// HTTPS addresses of the edge-proxies, likewise; [`crate::EndpointClient`] takes them as they are.
     pub edge: String,
-    /// URL of the AWS-compatible API; empty when the fleet serves none.
+    /// URL of the AWS-compatible API at the first edge-proxy; empty when the fleet serves none.
     #[serde(default)]
     pub api: String,
     /// Domain under which endpoints live.
@@ -142,19 +148,78 @@ impl Context {
     /// # Errors
     /// When the identity or the address cannot be used; they connect later.
     pub fn replicas(&self, role: Role) -> Result<Replicas, ContextError> {
-        let addresses = [self.address(role).to_owned()];
+        let addresses: Vec<String> = self.addresses(role).map(str::to_owned).collect();
         Replicas::new(&self.identity()?, &addresses, role).map_err(ContextError::Address)
     }
 
-    fn channel(&self, role: Role) -> Result<Channel, ContextError> {
-        rpc::channel(&*self.identity()?, self.address(role), role).map_err(ContextError::Address)
+    /// The same fleet with one scheduler, the one that leads, and one image-builder, one that answers: for streams, which
+    /// go to one replica. A fleet that has one of each is not asked.
+    ///
+    /// # Errors
+    /// What the last replica said when none leads or answers.
+    pub fn settled(&self) -> BoxFuture<'_, Result<Self, Status>> {
+        Box::pin(async move {
+            let mut settled = self.clone();
+            for (role, settled) in
+                [(Role::Scheduler, &mut settled.scheduler), (Role::ImageBuilder, &mut settled.image_builder)]
+            {
+                if self.addresses(role).count() > 1 {
+                    *settled = self.find(role).await?;
+                }
+            }
+            Ok(settled)
+        })
     }
 
-    fn address(&self, role: Role) -> &str {
-        match role {
+    /// Address of the scheduler that leads.
+    ///
+    /// # Errors
+    /// What the last replica said when none leads.
+    pub fn leader(&self) -> BoxFuture<'_, Result<String, Status>> {
+        Box::pin(self.find(Role::Scheduler))
+    }
+
+    /// Address of the replica that answers for its service: its answer tells by itself whether it is the one.
+    async fn find(&self, role: Role) -> Result<String, Status> {
+        let identity = self.identity().map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let mut last = Status::unavailable(format!("no {role} is known"));
+        for address in self.addresses(role) {
+            let channel = rpc::channel(&identity, address, role)?;
+            let asking = async {
+                match role {
+                    Role::ImageBuilder => {
+                        let message = ListBaseImagesRequest { page_size: 1, ..Default::default() };
+                        ImageServiceClient::new(channel).list_base_images(message).await.map(drop)
+                    }
+                    _ => {
+                        let message = ListHostsRequest { page_size: 1, ..Default::default() };
+                        HostServiceClient::new(channel).list_hosts(message).await.map(drop)
+                    }
+                }
+            };
+            match tokio::time::timeout(FIND_TIMEOUT, asking).await {
+                Ok(Ok(())) => return Ok(address.to_owned()),
+                Ok(Err(status)) => match api::errors::leader_of(&status) {
+                    Some(leader) => return Ok(leader),
+                    None => last = status,
+                },
+                Err(_) => last = Status::deadline_exceeded(format!("{address} did not answer in time")),
+            }
+        }
+        Err(last)
+    }
+
+    fn channel(&self, role: Role) -> Result<Channel, ContextError> {
+        let first = self.addresses(role).next().unwrap_or_default();
+        rpc::channel(&self.identity()?, first, role).map_err(ContextError::Address)
+    }
+
+    fn addresses(&self, role: Role) -> impl Iterator<Item = &str> {
+        let addresses = match role {
             Role::ImageBuilder => &self.image_builder,
             _ => &self.scheduler,
-        }
+        };
+        addresses.split(',')
     }
 
     /// Makes a call on a connection of its own.
@@ -169,12 +234,13 @@ impl Context {
         })
     }
 
-    /// Client of the scheduler's microVM service, for its streams.
+    /// Client of the scheduler's microVM service, for its streams; of several schedulers the first, so see
+    /// [`Context::settled`].
     pub fn microvms(&self) -> Result<MicrovmServiceClient<Channel>, ContextError> {
         Ok(MicrovmServiceClient::new(self.channel(Role::Scheduler)?))
     }
 
-    /// Client of image-builder, for its streams.
+    /// Client of image-builder, for its streams; of several the first.
     pub fn images(&self) -> Result<ImageServiceClient<Channel>, ContextError> {
         Ok(ImageServiceClient::new(self.channel(Role::ImageBuilder)?))
     }
@@ -232,6 +298,13 @@ mod tests {
         assert_eq!(Context::load(directory.path()).unwrap().api, "");
         std::fs::write(Context::file(directory.path()), "scheduler = 1").unwrap();
         assert!(matches!(Context::load(directory.path()), Err(ContextError::Damaged { .. })));
+    }
+
+    #[test]
+    fn replicas_are_separated_by_commas() {
+        let context = Context { scheduler: "127.0.0.1:1,127.0.0.1:6".to_owned(), ..example() };
+        assert_eq!(context.addresses(Role::Scheduler).collect::<Vec<_>>(), ["127.0.0.1:1", "127.0.0.1:6"]);
+        assert_eq!(context.addresses(Role::ImageBuilder).collect::<Vec<_>>(), ["127.0.0.1:2"]);
     }
 
     #[test]

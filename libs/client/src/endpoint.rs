@@ -23,6 +23,8 @@ use tokio_rustls::client::TlsStream;
 /// Header that carries the token.
 pub const AUTH_HEADER: &str = "x-aws-proxy-auth";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
+/// The same for an edge while another is left to ask.
+const CONNECT_TIMEOUT_ELSE: Duration = Duration::from_secs(1);
 
 /// Protocol spoken to the edge.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -73,10 +75,11 @@ impl EndpointClient {
         Ok(Self { tls: Arc::new(tls) })
     }
 
-    /// Opens a TLS connection to the edge at `address` for the endpoint `host`; `version` is what it will carry.
+    /// Opens a TLS connection to the edge at `address` for the endpoint `host`; `version` is what it will carry. Of several
+    /// addresses, separated by commas, the first that answers is taken.
     ///
     /// # Errors
-    /// When the edge is out of reach or its certificate does not fit.
+    /// When no edge can be reached or the last one's certificate does not fit.
     pub fn open<'a>(
         &'a self,
         address: &'a str,
@@ -84,7 +87,6 @@ impl EndpointClient {
         version: HttpVersion,
     ) -> BoxFuture<'a, Result<EndpointStream, EndpointError>> {
         Box::pin(async move {
-            let failed = |source| EndpointError::Connect { address: address.to_owned(), source };
             let name =
                 ServerName::try_from(host.to_owned()).map_err(|_| EndpointError::Name(host.to_owned()))?;
             let mut tls = ClientConfig::clone(&self.tls);
@@ -92,15 +94,17 @@ impl EndpointClient {
                 HttpVersion::Http1 => vec![b"http/1.1".to_vec()],
                 HttpVersion::Http2 => vec![b"h2".to_vec()],
             };
-            let connecting = async {
-                let stream = TcpStream::connect(address).await?;
-                stream.set_nodelay(true)?;
-                TlsConnector::from(Arc::new(tls)).connect(name, stream).await
-            };
-            tokio::time::timeout(CONNECT_TIMEOUT, connecting)
+            let connector = TlsConnector::from(Arc::new(tls));
+            let mut left = address;
+            while let Some((first, rest)) = left.split_once(',') {
+                if let Ok(stream) = reach(&connector, first, &name, CONNECT_TIMEOUT_ELSE).await {
+                    return Ok(stream);
+                }
+                left = rest;
+            }
+            reach(&connector, left, &name, CONNECT_TIMEOUT)
                 .await
-                .map_err(|_| failed(std::io::ErrorKind::TimedOut.into()))?
-                .map_err(failed)
+                .map_err(|source| EndpointError::Connect { address: left.to_owned(), source })
         })
     }
 
@@ -132,6 +136,20 @@ impl EndpointClient {
             Ok(EndpointConnection { sender, host: host.to_owned() })
         })
     }
+}
+
+async fn reach(
+    connector: &TlsConnector,
+    address: &str,
+    name: &ServerName<'static>,
+    timeout: Duration,
+) -> std::io::Result<EndpointStream> {
+    let connecting = async {
+        let stream = TcpStream::connect(address).await?;
+        stream.set_nodelay(true)?;
+        connector.connect(name.clone(), stream).await
+    };
+    tokio::time::timeout(timeout, connecting).await.map_err(|_| std::io::ErrorKind::TimedOut)?
 }
 
 enum Sender {

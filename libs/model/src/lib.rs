@@ -6,6 +6,7 @@ pub mod connectors;
 pub mod domains;
 pub mod ids;
 pub mod limits;
+pub mod recovery;
 mod snapshot_number;
 pub mod state;
 pub mod validate;

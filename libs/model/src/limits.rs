@@ -50,6 +50,8 @@ pub const KEEP_AWAKE_MAX: Duration = MAXIMUM_DURATION;
 pub const CHECKPOINT_INTERVAL_MIN: Duration = Duration::from_secs(5);
 /// Longest interval between two recovery points.
 pub const CHECKPOINT_INTERVAL_MAX: Duration = Duration::from_secs(3600);
+/// Longest time that a host goes on without its lease, by the promises of every scheduler that may lead.
+pub const VOUCHED_MAX: Duration = Duration::from_secs(3600);
 /// Longest suspended window a caller may ask for: the API gives no bound but
 /// its integers', and the life ends before it anyway.
 pub const SUSPENDED_DURATION_MAX: Duration = Duration::from_secs(i32::MAX as u64);

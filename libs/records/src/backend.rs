@@ -1,9 +1,23 @@
 //! What a [`crate::Store`] stands on, call by call: etcd, or in a simulation something that behaves as etcd does and fails when it
-//! is told to. Keys are whole here, root included. Nothing here retries, and nothing waits longer than its caller lets it.
+//! is told to. Keys are whole here, root included. Every call ends within its time, [`CALL_TIMEOUT`] for each member of etcd that
+//! is asked.
+
+use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use crate::{Result, StoreSize};
+use crate::{Error, Result, StoreSize};
+
+/// Longest wait for one answer of etcd.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Waits for an answer at most `timeout`.
+pub async fn within<T>(what: &str, timeout: Duration, call: impl Future<Output = Result<T>>) -> Result<T> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(answer) => answer,
+        Err(_) => Err(Error::timeout(what)),
+    }
+}
 
 /// A key as etcd has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,8 +131,8 @@ pub trait Backend: Send + Sync + 'static {
 
     fn revoke(&self, lease: i64) -> BoxFuture<'_, Result<()>>;
 
-    /// Opens the stream of keepalives and has the first one answered.
-    fn keep_alive(&self, lease: i64) -> BoxFuture<'_, Result<Box<dyn Keeper>>>;
+    /// Opens the stream of keepalives, one for each `interval`, and has the first one answered.
+    fn keep_alive(&self, lease: i64, interval: Duration) -> BoxFuture<'_, Result<Box<dyn Keeper>>>;
 
     /// Everything that happens in a range from a revision on.
     fn watch(&self, range: Range, from: i64) -> BoxFuture<'_, Result<Box<dyn Changes>>>;

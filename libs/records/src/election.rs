@@ -9,7 +9,6 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::backend::{Condition, Outcome, Step, Transaction};
-use crate::store::bounded;
 use crate::watch::{Event, backoff};
 use crate::{Error, Expect, Lease, Result, Store};
 
@@ -136,7 +135,7 @@ impl Store {
             reads: vec![full],
             values: true,
         };
-        let holder = match bounded("claim", self.backend().transact(create)).await? {
+        let holder = match self.backend().transact(create).await? {
             Outcome::Done(revision) => return Ok(Some(revision)),
             Outcome::Refused(found) => found.into_iter().next().flatten(),
         };

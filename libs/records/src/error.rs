@@ -57,6 +57,10 @@ impl Error {
         use etcd_client::Error as E;
         let determinate = never_sent(&error);
         match error {
+            // Somebody's rights changed between the look at ours and the call.
+            E::GRpcStatus(status) if RIGHTS_CHANGED.iter().any(|said| status.message().contains(said)) => {
+                Self::Unavailable { determinate: true, detail: status.message().to_owned() }
+            }
             E::GRpcStatus(status) => match CODES_RETRYABLE.contains(&(status.code() as i32)) {
                 true => Self::Unavailable {
                     determinate: determinate || status_never_sent(&status),
@@ -74,6 +78,9 @@ impl Error {
 /// gRPC codes after which trying again makes sense: CANCELLED, UNKNOWN, DEADLINE_EXCEEDED,
 /// RESOURCE_EXHAUSTED, ABORTED, INTERNAL, UNAVAILABLE. (etcd answers UNKNOWN and INTERNAL while it stops.)
 const CODES_RETRYABLE: [i32; 7] = [1, 2, 4, 8, 10, 13, 14];
+
+/// What etcd says when rights changed under a call, which it did not do then.
+const RIGHTS_CHANGED: [&str; 2] = ["revision of auth store is old", "revision in header is old"];
 
 fn never_sent(error: &etcd_client::Error) -> bool {
     match error {

@@ -1,58 +1,40 @@
-//! etcd as a [`Backend`].
+//! etcd as a [`Backend`]: one of its members at a time, and another one when that is silent ([`Members`]).
 
 use std::time::Duration;
 
 use etcd_client::{
-    Client, Compare, CompareOp, ConnectOptions, DeleteOptions, EventType, GetOptions, KeyValue,
+    Client, Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, KvClient,
     LeaseKeepAliveStream, LeaseKeeper, PutOptions, SortOrder, SortTarget, Txn, TxnOp, TxnOpResponse,
     WatchOptions, WatchResponse, WatchStream,
 };
 use futures::future::BoxFuture;
 
 use crate::backend::{
-    Backend, Change, Changes, Condition, Keeper, News, Outcome, Page, Pair, Range, Step, Transaction,
+    Backend, CALL_TIMEOUT, Change, Changes, Condition, Keeper, News, Outcome, Page, Pair, Range, Step,
+    Transaction,
 };
-use crate::options::{Options, tls_options};
+use crate::lease::is_gone;
+use crate::members::{Again, Member, Members, bounded, within};
 use crate::{Error, Result, StoreSize};
 
-/// Longest wait for a connection.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// Interval of, and patience with, HTTP/2 pings: a dead peer is noticed.
-const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
 /// Largest message taken from etcd; a page of values at their bound fits.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
 /// Connects when first used and again whenever it must.
-pub(crate) struct Etcd(Client);
+pub(crate) struct Etcd(pub Members);
 
-impl Etcd {
-    pub(crate) async fn connect(options: &Options) -> Result<Self> {
-        if options.endpoints.is_empty() {
-            return Err(Error::Settings { detail: "no endpoints".to_owned() });
-        }
-        let mut connect = ConnectOptions::new()
-            .with_connect_timeout(CONNECT_TIMEOUT)
-            .with_keep_alive(KEEP_ALIVE.0, KEEP_ALIVE.1)
-            .with_keep_alive_while_idle(true)
-            .with_require_leader(true);
-        if let Some(tls) = &options.tls {
-            connect = connect.with_tls(tls_options(tls).await?);
-        }
-        let client = Client::connect(&options.endpoints, Some(connect))
-            .await
-            .map_err(|error| Error::Settings { detail: error.to_string() })?;
-        Ok(Self(client))
-    }
-
-    fn kv(&self) -> etcd_client::KvClient {
-        self.0.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
-    }
+fn kv(client: &Client) -> KvClient {
+    client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
 }
 
 impl Backend for Etcd {
     fn get(&self, key: Vec<u8>) -> BoxFuture<'_, Result<Option<Pair>>> {
         Box::pin(async move {
-            let mut response = self.kv().get(key, None).await.map_err(Error::from_etcd)?;
+            let get = |client: &Client| {
+                let (mut kv, key) = (kv(client), key.clone());
+                async move { kv.get(key, None).await }
+            };
+            let mut response = self.0.ask("get", Again::Always, get).await?;
             Ok(response.take_kvs().into_iter().next().map(pair))
         })
     }
@@ -64,7 +46,11 @@ impl Backend for Etcd {
                 .with_limit(limit)
                 .with_sort(SortTarget::Key, SortOrder::Ascend)
                 .with_revision(at);
-            let mut page = self.kv().get(start, Some(options)).await.map_err(Error::from_etcd)?;
+            let get = |client: &Client| {
+                let (mut kv, start, options) = (kv(client), start.clone(), options.clone());
+                async move { kv.get(start, Some(options)).await }
+            };
+            let mut page = self.0.ask("list", Again::Always, get).await?;
             let revision = page.header().map_or(0, |header| header.revision());
             let (pairs, more) = (page.take_kvs(), page.more());
             Ok(Page { pairs: pairs.into_iter().map(pair).collect(), more, revision })
@@ -74,8 +60,11 @@ impl Backend for Etcd {
     fn count(&self, (start, end): Range) -> BoxFuture<'_, Result<i64>> {
         Box::pin(async move {
             let options = GetOptions::new().with_range(end).with_count_only();
-            let response = self.kv().get(start, Some(options)).await.map_err(Error::from_etcd)?;
-            Ok(response.count())
+            let get = |client: &Client| {
+                let (mut kv, start, options) = (kv(client), start.clone(), options.clone());
+                async move { kv.get(start, Some(options)).await }
+            };
+            Ok(self.0.ask("count", Again::Always, get).await?.count())
         })
     }
 
@@ -90,7 +79,11 @@ impl Backend for Etcd {
                 .when(conditions.into_iter().map(compare).collect::<Vec<_>>())
                 .and_then(steps.into_iter().map(operation).collect::<Vec<_>>())
                 .or_else(reads.into_iter().map(read).collect::<Vec<_>>());
-            let response = self.kv().txn(txn).await.map_err(Error::from_etcd)?;
+            let commit = |client: &Client| {
+                let (mut kv, txn) = (kv(client), txn.clone());
+                async move { kv.txn(txn).await }
+            };
+            let response = self.0.ask("transaction", Again::IfNotSent, commit).await?;
             if response.succeeded() {
                 return Ok(Outcome::Done(response.header().map_or(0, |header| header.revision())));
             }
@@ -104,7 +97,11 @@ impl Backend for Etcd {
 
     fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
         Box::pin(async move {
-            let status = self.0.maintenance_client().status().await.map_err(Error::from_etcd)?;
+            let ask = |client: &Client| {
+                let mut maintenance = client.maintenance_client();
+                async move { maintenance.status().await }
+            };
+            let status = self.0.ask("status", Again::Always, ask).await?;
             Ok(StoreSize {
                 used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
                 revision: status.header().map_or(0, etcd_client::ResponseHeader::revision),
@@ -114,25 +111,51 @@ impl Backend for Etcd {
     }
 
     fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { self.kv().compact(revision, None).await.map(drop).map_err(Error::from_etcd) })
+        Box::pin(async move {
+            let compact = |client: &Client| {
+                let mut kv = kv(client);
+                async move { kv.compact(revision, None).await }
+            };
+            self.0.ask("compaction", Again::IfNotSent, compact).await.map(drop)
+        })
     }
 
     fn grant(&self, seconds: i64) -> BoxFuture<'_, Result<i64>> {
         Box::pin(async move {
-            let granted = self.0.lease_client().grant(seconds, None).await;
-            Ok(granted.map_err(Error::from_etcd)?.id())
+            let grant = |client: &Client| {
+                let mut client = client.lease_client();
+                async move { client.grant(seconds, None).await }
+            };
+            Ok(self.0.ask("lease", Again::Always, grant).await?.id())
         })
     }
 
     fn revoke(&self, lease: i64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move { self.0.lease_client().revoke(lease).await.map(drop).map_err(Error::from_etcd) })
+        Box::pin(async move {
+            let revoke = |client: &Client| {
+                let mut client = client.lease_client();
+                async move { client.revoke(lease).await }
+            };
+            self.0.ask("revoke", Again::Always, revoke).await.map(drop)
+        })
     }
 
-    fn keep_alive(&self, lease: i64) -> BoxFuture<'_, Result<Box<dyn Keeper>>> {
+    fn keep_alive(&self, lease: i64, interval: Duration) -> BoxFuture<'_, Result<Box<dyn Keeper>>> {
         Box::pin(async move {
-            let (keeper, answers) =
-                self.0.lease_client().keep_alive(lease).await.map_err(Error::from_etcd)?;
-            Ok(Box::new(Keepalives { keeper, answers }) as Box<dyn Keeper>)
+            // A member that is silent is left in time for another one, if there is one, to be asked before the deadline.
+            let patience = match self.0.are_several() {
+                true => CALL_TIMEOUT.min(interval),
+                false => CALL_TIMEOUT,
+            };
+            let asked = Asked { member: self.0.current(), members: self.0.clone() };
+            let mut client = asked.member.lease_client();
+            match within("keepalive", patience, client.keep_alive(lease)).await {
+                Ok((keeper, answers)) => {
+                    Ok(Box::new(Keepalives { keeper, answers, patience, asked }) as Box<dyn Keeper>)
+                }
+                Err(error) if is_gone(&error) => Err(error),
+                Err(error) => Err(asked.leave(error)),
+            }
         })
     }
 
@@ -140,33 +163,70 @@ impl Backend for Etcd {
         Box::pin(async move {
             let options =
                 WatchOptions::new().with_range(end).with_start_revision(from).with_progress_notify();
-            let mut client = self.0.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
-            let stream = client.watch(start, Some(options)).await.map_err(Error::from_etcd)?;
-            Ok(Box::new(stream) as Box<dyn Changes>)
+            let asked = Asked { member: self.0.current(), members: self.0.clone() };
+            let mut client = asked.member.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
+            match bounded("watch", client.watch(start, Some(options))).await {
+                Ok(stream) => Ok(Box::new(Watching { stream, asked }) as Box<dyn Changes>),
+                Err(error) => Err(asked.leave(error)),
+            }
         })
+    }
+}
+
+/// The member that a stream comes from. It is kept as long as the stream: a connection that no client uses ends.
+struct Asked {
+    member: Member,
+    members: Members,
+}
+
+impl Asked {
+    /// Has the next member asked from now on.
+    fn leave<T>(&self, why: T) -> T {
+        self.members.leave(&self.member);
+        why
     }
 }
 
 struct Keepalives {
     keeper: LeaseKeeper,
     answers: LeaseKeepAliveStream,
+    /// Longest wait for one answer.
+    patience: Duration,
+    asked: Asked,
 }
 
 impl Keeper for Keepalives {
     fn renew(&mut self) -> BoxFuture<'_, Result<i64>> {
         Box::pin(async move {
-            self.keeper.keep_alive().await.map_err(Error::from_etcd)?;
-            match self.answers.message().await.map_err(Error::from_etcd)? {
-                Some(answer) => Ok(answer.ttl()),
-                None => Err(Error::Unavailable { determinate: false, detail: "it hung up".to_owned() }),
+            let answer = async {
+                self.keeper.keep_alive().await?;
+                self.answers.message().await
+            };
+            match within("keepalive", self.patience, answer).await {
+                Ok(Some(answer)) => Ok(answer.ttl()),
+                Ok(None) => {
+                    let detail = "it hung up".to_owned();
+                    Err(self.asked.leave(Error::Unavailable { determinate: false, detail }))
+                }
+                Err(error) => Err(self.asked.leave(error)),
             }
         })
     }
 }
 
-impl Changes for WatchStream {
+struct Watching {
+    stream: WatchStream,
+    asked: Asked,
+}
+
+impl Changes for Watching {
     fn next(&mut self) -> BoxFuture<'_, Option<News>> {
-        Box::pin(async move { self.message().await.ok().flatten().map(|response| news(&response)) })
+        Box::pin(async move {
+            match self.stream.message().await {
+                Ok(Some(response)) => Some(news(&response)),
+                Ok(None) | Err(_) => self.asked.leave(None),
+            }
+        })
     }
 }
 

@@ -11,7 +11,6 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::store::bounded;
 use crate::watch::backoff;
 use crate::{Error, Result, Store};
 
@@ -54,7 +53,8 @@ impl Store {
             let ttl = Duration::from_secs(ttl.max(TTL_MIN).as_secs());
             let sent = Instant::now();
             let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
-            let id = bounded("lease", self.backend().grant(seconds)).await?;
+            // One whose answer is lost runs out by itself.
+            let id = self.backend().grant(seconds).await?;
             let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
             let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
             Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
@@ -108,7 +108,7 @@ impl Lease {
     pub fn revoke(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end();
-            match bounded("revoke", self.shared.store.backend().revoke(self.shared.id)).await {
+            match self.shared.store.backend().revoke(self.shared.id).await {
                 Ok(()) => Ok(()),
                 Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
                 Err(error) => Err(error),
@@ -143,6 +143,11 @@ enum Renewal {
     Disconnected,
 }
 
+/// Whether a stream of keepalives did not open because there is no such lease.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { detail, .. } if detail.contains("lease not found"))
+}
+
 async fn renew_while_connected(
     store: &Store,
     id: i64,
@@ -151,9 +156,9 @@ async fn renew_while_connected(
 ) -> Renewal {
     let mut sent = Instant::now();
     // Opening the stream sends a first keepalive and reads its answer.
-    let mut keeper = match bounded("keepalive", store.backend().keep_alive(id)).await {
+    let mut keeper = match store.backend().keep_alive(id, ttl / KEEPALIVES_PER_TTL).await {
         Ok(keeper) => keeper,
-        Err(Error::Unavailable { detail, .. }) if detail.contains("lease not found") => return Renewal::Gone,
+        Err(error) if is_gone(&error) => return Renewal::Gone,
         Err(error) => {
             tracing::debug!(%error, "keepalive failed");
             return Renewal::Disconnected;
@@ -166,7 +171,7 @@ async fn renew_while_connected(
             return Renewal::Gone;
         }
         sent = Instant::now();
-        match bounded("keepalive", keeper.renew()).await {
+        match keeper.renew().await {
             Ok(left) if left <= 0 => return Renewal::Gone,
             Ok(_) => {}
             Err(_) => return Renewal::Disconnected,

@@ -3,7 +3,8 @@
 //!
 //! Keys are relative: the configured root prefix is put in front on the way out and taken off on the way in.
 //! Every call is bounded in time; etcd may be killed and restarted at any moment, and a caller sees
-//! [`Error::Unavailable`] until it is back. A write whose answer is lost may have happened; a caller that
+//! [`Error::Unavailable`] until it is back. Of a cluster one member may be lost without callers seeing more of it than a
+//! write whose answer is lost, or a read that takes longer. A write whose answer is lost may have happened; a caller that
 //! must know uses [`Store::commit`], which tries until it is known.
 //!
 //! Not here: what the values mean. They are bytes.
@@ -14,8 +15,10 @@ mod election;
 mod error;
 mod etcd;
 mod lease;
+mod members;
 mod mirror;
 mod options;
+mod rights;
 mod store;
 mod watch;
 
@@ -25,6 +28,7 @@ pub use error::Error;
 pub use lease::Lease;
 pub use mirror::{Entries, Mirror};
 pub use options::{Options, TlsFiles};
+pub use rights::{Access, Keys, ROOT_USER, Right, User};
 pub use store::{Expect, Listing, Store, StoreSize, Versioned, Write};
 pub use watch::{Event, Watch};
 

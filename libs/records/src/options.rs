@@ -40,12 +40,20 @@ impl From<&settings::EtcdSettings> for Options {
     }
 }
 
-pub(crate) async fn tls_options(files: &TlsFiles) -> Result<TlsOptions> {
-    let read = async |path: &PathBuf| {
-        tokio::fs::read(path)
-            .await
-            .map_err(|error| Error::Settings { detail: format!("{}: {error}", path.display()) })
-    };
-    let (ca, cert, key) = (read(&files.ca).await?, read(&files.cert).await?, read(&files.key).await?);
-    Ok(TlsOptions::new().ca_certificate(Certificate::from_pem(ca)).identity(Identity::from_pem(cert, key)))
+impl TlsFiles {
+    pub(crate) fn paths(&self) -> Vec<PathBuf> {
+        vec![self.ca.clone(), self.cert.clone(), self.key.clone()]
+    }
+
+    pub(crate) fn read(&self) -> Result<TlsOptions> {
+        let read = |path: &PathBuf| {
+            reload::check_size(path).map_err(|detail| Error::Settings { detail })?;
+            std::fs::read(path)
+                .map_err(|error| Error::Settings { detail: format!("{}: {error}", path.display()) })
+        };
+        let (ca, cert, key) = (read(&self.ca)?, read(&self.cert)?, read(&self.key)?);
+        Ok(TlsOptions::new()
+            .ca_certificate(Certificate::from_pem(ca))
+            .identity(Identity::from_pem(cert, key)))
+    }
 }

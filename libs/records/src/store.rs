@@ -1,18 +1,15 @@
 //! Reads, compare-and-set writes and transactions.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures::future::BoxFuture;
 
 use crate::backend::{Backend, Condition, Outcome, Pair, Step, Transaction};
 use crate::etcd::Etcd;
+use crate::members::{Member, Members};
 use crate::options::Options;
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
-/// Longest wait for one answer of etcd.
-const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries per page of a listing; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
 /// How often a listing starts over because its revision was compacted away.
@@ -84,10 +81,13 @@ impl Write {
     }
 }
 
-/// A connection to etcd; clones share it. Connects when first used and again whenever it must.
+/// A connection to etcd; clones share it. Connects when first used and again whenever it must, with the certificate and the CA
+/// that its files hold by then. A watch that ends with the old connection is taken up where it was.
 #[derive(Clone)]
 pub struct Store {
     backend: Arc<dyn Backend>,
+    /// Those of etcd, where it is etcd: they have users, too.
+    members: Option<Members>,
     root: Arc<str>,
 }
 
@@ -108,22 +108,23 @@ impl Store {
 
     fn connect_to(options: Options) -> BoxFuture<'static, Result<Self>> {
         Box::pin(async move {
-            let etcd = Etcd::connect(&options).await?;
-            Ok(Self::over(Arc::new(etcd), &options.root))
+            let members = Members::new(&options)?;
+            let etcd = Arc::new(Etcd(members.clone()));
+            Ok(Self { members: Some(members), ..Self::over(etcd, &options.root) })
         })
     }
 
     /// A store on something that behaves as etcd does. `root` is the prefix of every key.
     #[must_use]
     pub fn over(backend: Arc<dyn Backend>, root: &str) -> Self {
-        Self { backend, root: root.into() }
+        Self { backend, members: None, root: root.into() }
     }
 
     /// Reads one key.
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
             let full = self.full(key)?;
-            Ok(bounded("get", self.backend.get(full)).await?.map(versioned))
+            Ok(self.backend.get(full).await?.map(versioned))
         })
     }
 
@@ -153,7 +154,7 @@ impl Store {
         let mut revision = 0;
         loop {
             let range = (next, end.clone());
-            let page = bounded("list", self.backend.page(range, PAGE_ENTRIES, revision)).await?;
+            let page = self.backend.page(range, PAGE_ENTRIES, revision).await?;
             if revision == 0 {
                 revision = page.revision;
             }
@@ -179,14 +180,14 @@ impl Store {
         Box::pin(async move {
             let start = self.full(prefix)?;
             let end = prefix_end(&start);
-            let count = bounded("count", self.backend.count((start, end))).await?;
+            let count = self.backend.count((start, end)).await?;
             Ok(usize::try_from(count).unwrap_or(0))
         })
     }
 
     /// How much etcd holds, as the member that answers has it.
     pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
-        Box::pin(bounded("status", self.backend.size()))
+        self.backend.size()
     }
 
     /// Lets etcd forget what was overwritten before `revision`. A watcher that has not read it yet lists anew.
@@ -194,7 +195,7 @@ impl Store {
     /// # Errors
     /// [`Error::Refused`] when that is done already.
     pub fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(bounded("compaction", self.backend.compact(revision)))
+        self.backend.compact(revision)
     }
 
     /// Sets a key if it is as expected. Returns its new revision.
@@ -281,7 +282,7 @@ impl Store {
                 transaction.conditions.push(Condition::Created { key: key.clone(), at });
                 transaction.reads.push(key);
             }
-            match bounded("transaction", self.backend.transact(transaction)).await? {
+            match self.backend.transact(transaction).await? {
                 Outcome::Done(revision) => Ok(revision),
                 Outcome::Refused(found) => Err(why_refused(&writes, guard, &found)),
             }
@@ -300,6 +301,14 @@ impl Store {
         &*self.backend
     }
 
+    /// The member of etcd that is asked now.
+    pub(crate) fn client(&self) -> Result<Member> {
+        let members = self.members.as_ref();
+        members
+            .map(Members::current)
+            .ok_or_else(|| Error::Refused { detail: "there are no users".to_owned() })
+    }
+
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
         let full = format!("{}{key}", self.root).into_bytes();
         if full.len() > KEY_BYTES_MAX {
@@ -311,14 +320,6 @@ impl Store {
     pub(crate) fn relative(&self, key: &[u8]) -> String {
         let key = String::from_utf8_lossy(key);
         key.strip_prefix(&*self.root).unwrap_or(&key).to_owned()
-    }
-}
-
-/// Runs one call of etcd within [`CALL_TIMEOUT`].
-pub(crate) async fn bounded<T>(what: &str, call: impl Future<Output = Result<T>>) -> Result<T> {
-    match tokio::time::timeout(CALL_TIMEOUT, call).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::timeout(what)),
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::backend::{Change, Changes};
-use crate::store::{bounded, prefix_end, versioned};
+use crate::store::{prefix_end, versioned};
 use crate::{Result, Store, Versioned};
 
 /// Events a slow consumer may leave unread before the watch waits for it.
@@ -160,7 +160,7 @@ async fn watch_once(
 async fn open(store: &Store, prefix: &str, revision: i64) -> Result<Box<dyn Changes>> {
     let start = store.full(prefix)?;
     let end = prefix_end(&start);
-    bounded("watch", store.backend().watch((start, end), revision)).await
+    store.backend().watch((start, end), revision).await
 }
 
 /// Pauses while etcd is away.

@@ -1,15 +1,14 @@
-//! A process's certificate, its key and the CA it trusts.
+//! A process's certificate, its key and the CAs it trusts, read again when their files change. Connections that stand go on
+//! with what they began with; every new one takes what is there by then.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use reload::Reloaded;
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::WebPkiClientVerifier;
 use rustls::{ClientConfig, RootCertStore, ServerConfig};
-use tonic::transport::{Certificate, ClientTlsConfig, Identity, ServerTlsConfig};
-
-use crate::Role;
 
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
@@ -27,81 +26,105 @@ pub fn install_crypto_provider() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
 }
 
-/// Certificate, key and CA of this process.
+/// Certificate, key and CAs of this process.
+#[derive(Debug)]
 pub struct TlsIdentity {
-    ca_pem: Vec<u8>,
-    certificate_pem: Vec<u8>,
-    key_pem: Vec<u8>,
-    server: Arc<ServerConfig>,
-    client: Arc<ClientConfig>,
+    files: Reloaded<Material>,
 }
 
-impl std::fmt::Debug for TlsIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsIdentity").finish_non_exhaustive()
-    }
+/// What the files hold at one time.
+#[derive(Debug)]
+pub(crate) struct Material {
+    /// This process's own certificate.
+    pub certificate: CertificateDer<'static>,
+    /// The CAs it trusts.
+    pub authorities: Vec<CertificateDer<'static>>,
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+    grpc_server: Arc<ServerConfig>,
+    grpc_client: Arc<ClientConfig>,
 }
 
 impl TlsIdentity {
-    /// Loads PEM files: the fleet's CA, this process's chain, its key.
+    /// Loads PEM files: the fleet's CA (or several, while one takes the place of another), this process's chain, its key.
     pub fn load(ca: &Path, certificate: &Path, key: &Path) -> Result<Arc<Self>, IdentityError> {
         install_crypto_provider();
+        let [ca, certificate, key] = [ca, certificate, key].map(Path::to_owned);
+        let files = vec![ca.clone(), certificate.clone(), key.clone()];
+        let files = Reloaded::load(files, move || Material::read(&ca, &certificate, &key))?;
+        Ok(Arc::new(Self { files }))
+    }
+
+    /// Server side for raw TLS: asks the peer for a certificate of the CA. For one connection: the next takes another
+    /// value once the files have changed, with other session tickets.
+    #[must_use]
+    pub fn server_config(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.files.current().server)
+    }
+
+    /// Client side for raw TLS, for one connection; the server name to verify is [`Role::dns_name`](crate::Role::dns_name),
+    /// and [`Identity::compare`](crate::Identity::compare) says whether it is the one that was called.
+    #[must_use]
+    pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.files.current().client)
+    }
+
+    pub(crate) fn grpc_server(&self) -> Arc<ServerConfig> {
+        Arc::clone(&self.files.current().grpc_server)
+    }
+
+    pub(crate) fn grpc_client(&self) -> Arc<ClientConfig> {
+        Arc::clone(&self.files.current().grpc_client)
+    }
+
+    /// The files as they are at this moment.
+    pub(crate) fn fresh(&self) -> Arc<Material> {
+        self.files.fresh()
+    }
+}
+
+impl Material {
+    fn read(ca: &Path, certificate: &Path, key: &Path) -> Result<Self, IdentityError> {
         let read = |path: &Path| {
+            reload::check_size(path).map_err(|message| IdentityError::Unusable { message })?;
             std::fs::read(path).map_err(|source| IdentityError::Read { path: path.to_owned(), source })
         };
-        let (ca_pem, certificate_pem, key_pem) = (read(ca)?, read(certificate)?, read(key)?);
+        let authorities = certificates(ca, &read(ca)?)?;
         let mut roots = RootCertStore::empty();
-        for root in certificates(ca, &ca_pem)? {
-            roots.add(root).map_err(unusable)?;
+        for root in &authorities {
+            roots.add(root.clone()).map_err(unusable)?;
         }
         let roots = Arc::new(roots);
-        let chain = certificates(certificate, &certificate_pem)?;
-        let private_key = PrivateKeyDer::from_pem_slice(&key_pem)
+        let chain = certificates(certificate, &read(certificate)?)?;
+        let private_key = PrivateKeyDer::from_pem_slice(&read(key)?)
             .map_err(|e| IdentityError::Pem { path: key.to_owned(), message: e.to_string() })?;
         let verifier = WebPkiClientVerifier::builder(Arc::clone(&roots)).build().map_err(unusable)?;
         let server = ServerConfig::builder()
             .with_client_cert_verifier(verifier)
             .with_single_cert(chain.clone(), private_key.clone_key())
             .map_err(unusable)?;
+        let own = chain[0].clone();
         let client = ClientConfig::builder()
             .with_root_certificates(roots)
             .with_client_auth_cert(chain, private_key)
             .map_err(unusable)?;
-        Ok(Arc::new(Self {
-            ca_pem,
-            certificate_pem,
-            key_pem,
+        let (mut grpc_server, mut grpc_client) = (server.clone(), client.clone());
+        grpc_server.alpn_protocols = vec![H2.to_vec()];
+        grpc_client.alpn_protocols = vec![H2.to_vec()];
+        Ok(Self {
+            certificate: own,
+            authorities,
             server: Arc::new(server),
             client: Arc::new(client),
-        }))
-    }
-
-    /// Server side for raw TLS: asks the peer for a certificate of the CA.
-    #[must_use]
-    pub fn server_config(&self) -> Arc<ServerConfig> {
-        Arc::clone(&self.server)
-    }
-
-    /// Client side for raw TLS; the server name to verify is [`Role::dns_name`].
-    #[must_use]
-    pub fn client_config(&self) -> Arc<ClientConfig> {
-        Arc::clone(&self.client)
-    }
-
-    pub(crate) fn tonic_server(&self) -> ServerTlsConfig {
-        ServerTlsConfig::new()
-            .identity(Identity::from_pem(&self.certificate_pem, &self.key_pem))
-            .client_ca_root(Certificate::from_pem(&self.ca_pem))
-    }
-
-    pub(crate) fn tonic_client(&self, server: Role) -> ClientTlsConfig {
-        ClientTlsConfig::new()
-            .identity(Identity::from_pem(&self.certificate_pem, &self.key_pem))
-            .ca_certificate(Certificate::from_pem(&self.ca_pem))
-            .domain_name(server.dns_name())
+            grpc_server: Arc::new(grpc_server),
+            grpc_client: Arc::new(grpc_client),
+        })
     }
 }
 
+const H2: &[u8] = b"h2";
+
+/// At least one certificate.
 fn certificates(path: &Path, pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, IdentityError> {
     let bad = |message: String| IdentityError::Pem { path: path.to_owned(), message };
     let chain = CertificateDer::pem_slice_iter(pem)

@@ -187,7 +187,7 @@ impl Replica {
 /// lead, or the error has no reason and so was not made by a replica at all.
 fn is_elsewhere(status: &Status) -> bool {
     match errors::reason_of(status) {
-        Some(reason) => reason == reason::NOT_LEADER,
+        Some(reason) => reason == reason::NOT_LEADER || errors::nobody_can_lead(status),
         None => matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded),
     }
 }
@@ -201,11 +201,14 @@ struct Round<'a> {
     asked: Arc<str>,
     /// Addresses that were asked since the last pause.
     tried: Vec<Arc<str>>,
+    /// The delay that one of them named: it is there, and an election may be under way, also when the leader that it names
+    /// is silent.
+    delay: Option<Duration>,
 }
 
 impl<'a> Round<'a> {
     fn new(replicas: &'a Replicas, bounds: CallBounds) -> Self {
-        Self { replicas, bounds, started: Instant::now(), asked: "".into(), tried: Vec::new() }
+        Self { replicas, bounds, started: Instant::now(), asked: "".into(), tried: Vec::new(), delay: None }
     }
 
     /// Wait for the next answer.
@@ -235,6 +238,7 @@ impl<'a> Round<'a> {
     fn refused(&mut self, status: Status) -> BoxFuture<'_, Result<(), Status>> {
         Box::pin(async move {
             let over = self.bounds.total <= self.started.elapsed();
+            self.delay = retry_delay(&status).or(self.delay);
             if is_elsewhere(&status) {
                 self.tried.push(Arc::clone(&self.asked));
                 let mut state = self.replicas.state();
@@ -249,8 +253,9 @@ impl<'a> Round<'a> {
             if over {
                 return Err(self.replicas.silent());
             }
-            // Every replica was asked, or the one that leads wants to be asked later.
-            match retry_delay(&status) {
+            // Every replica was asked, and one that is there wants to be asked later.
+            let delay = if is_elsewhere(&status) { self.delay.take() } else { retry_delay(&status) };
+            match delay {
                 Some(delay) if self.started.elapsed() + delay < self.bounds.retry => {
                     tokio::time::sleep(delay).await;
                     self.tried.clear();

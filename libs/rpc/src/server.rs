@@ -9,9 +9,9 @@ use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::TlsIdentity;
+use crate::incoming::incoming;
 use crate::layer::CallLayer;
 
 const CALLS_PER_CONNECTION_MAX: usize = 1024;
@@ -94,11 +94,9 @@ impl BoundServer {
                 .build_v1()
                 .map_err(|error| ServeError::Reflection(error.to_string()))?;
             let stopped = shutdown.clone();
-            // Small answers must not wait for an acknowledgement.
-            let incoming = TcpIncoming::from(self.listener).with_nodelay(Some(true));
+            let incoming = incoming(self.listener, self.identity, shutdown.clone());
             let serving = Server::builder()
                 .layer(CallLayer)
-                .tls_config(self.identity.tonic_server())?
                 .concurrency_limit_per_connection(CALLS_PER_CONNECTION_MAX)
                 .http2_keepalive_interval(Some(KEEP_ALIVE_INTERVAL))
                 .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))

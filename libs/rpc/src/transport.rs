@@ -13,7 +13,7 @@ use tonic::transport::channel::ResponseFuture;
 use tower::Service;
 use tower::util::BoxCloneSyncService;
 
-use crate::{Role, TlsIdentity, channel};
+use crate::{Identity, TlsIdentity, channel};
 
 type Error = Box<dyn std::error::Error + Send + Sync>;
 
@@ -21,8 +21,8 @@ type Error = Box<dyn std::error::Error + Send + Sync>;
 pub type Local = BoxCloneSyncService<Request<Body>, Response<Body>, Status>;
 
 /// Who makes a call to a server in this process: in its extensions, which nothing from outside gets into.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LocalCaller(pub Role);
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LocalCaller(pub Identity);
 
 /// Takes the calls of one client to one server; clones share the connection.
 #[derive(Clone)]
@@ -62,8 +62,8 @@ impl Service<Request<Body>> for Transport {
     }
 }
 
-/// Finds a server in this process by its address and role.
-pub type Dial = dyn Fn(&str, Role) -> Local + Send + Sync;
+/// Finds a server in this process by its address.
+pub type Dial = dyn Fn(&str) -> Local + Send + Sync;
 
 /// Makes the way to an address.
 #[derive(Clone)]
@@ -100,10 +100,10 @@ impl Dialer {
     ///
     /// # Errors
     /// INVALID_ARGUMENT when the address is malformed.
-    pub fn dial(&self, address: &str, server: Role) -> Result<Transport, Status> {
+    pub fn dial(&self, address: &str, server: impl Into<Identity>) -> Result<Transport, Status> {
         match self {
             Self::Tls(identity) => channel(identity, address, server).map(Transport::Network),
-            Self::Local(dial) => Ok(Transport::Local(dial(address, server))),
+            Self::Local(dial) => Ok(Transport::Local(dial(address))),
         }
     }
 }

@@ -37,6 +37,8 @@ const INFO_TIMESTAMPS: u8 = 1;
 const INFO_SACK: u8 = 2;
 const INFO_WINDOW_SCALE: u8 = 4;
 const STATE_ESTABLISHED: u8 = 1;
+/// The guest has closed its half; ours is open.
+const STATE_CLOSE_WAIT: u8 = 8;
 /// Bytes not sent yet (`linux/sockios.h`).
 const SIOCOUTQNSD: libc::c_ulong = 0x894B;
 /// Which buffers keep the size they were set to (`asm-generic/socket.h`).
@@ -84,13 +86,22 @@ pub struct FrozenTcp {
     window: Window,
 }
 
+/// A connection whose guest stands still.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frozen {
+    /// It can go on when the guest wakes.
+    Open(FrozenTcp),
+    /// The guest has said its last, of which nobody has read this.
+    Closed(Vec<u8>),
+}
+
 /// Copies the state of a connected socket. The socket stays as it is; the copy is of use as long as neither end moves a byte,
 /// so the guest must be standing still.
 ///
 /// # Errors
-/// When the connection is not (or no longer) open in both directions, a queue is longer than [`QUEUE_BYTES_MAX`], or the
+/// When the connection is not (or no longer) open, but for the guest's half, a queue is longer than [`QUEUE_BYTES_MAX`], or the
 /// kernel refuses.
-pub fn freeze(socket: &impl AsFd) -> io::Result<FrozenTcp> {
+pub fn freeze(socket: &impl AsFd) -> io::Result<Frozen> {
     let fd = socket.as_fd();
     set(fd, TCP_REPAIR, &REPAIR_ON)?;
     let frozen = copy_state(fd);
@@ -98,16 +109,19 @@ pub fn freeze(socket: &impl AsFd) -> io::Result<FrozenTcp> {
     frozen
 }
 
-fn copy_state(fd: BorrowedFd<'_>) -> io::Result<FrozenTcp> {
+fn copy_state(fd: BorrowedFd<'_>) -> io::Result<Frozen> {
     let info: [u8; 8] = get(fd, libc::IPPROTO_TCP, libc::TCP_INFO)?;
     let [state, _, _, _, _, options, scales, _] = info;
+    if state == STATE_CLOSE_WAIT {
+        return Ok(Frozen::Closed(read_queue(fd, Queue::Receive, libc::FIONREAD)?.0));
+    }
     if state != STATE_ESTABLISHED {
         return Err(io::Error::new(io::ErrorKind::NotConnected, "the connection is closing"));
     }
     let (receive_queue, received_to) = read_queue(fd, Queue::Receive, libc::FIONREAD)?;
     let (send_queue, written_to) = read_queue(fd, Queue::Send, libc::TIOCOUTQ)?;
     let has = |bit| options & bit != 0;
-    Ok(FrozenTcp {
+    Ok(Frozen::Open(FrozenTcp {
         local: ipv4(rustix::net::getsockname(fd)?.try_into()?)?,
         remote: ipv4(rustix::net::getpeername(fd)?.ok_or(io::ErrorKind::NotConnected)?.try_into()?)?,
         send_seq: written_to.wrapping_sub(length(&send_queue)?),
@@ -121,7 +135,7 @@ fn copy_state(fd: BorrowedFd<'_>) -> io::Result<FrozenTcp> {
         sack: has(INFO_SACK),
         timestamp: if has(INFO_TIMESTAMPS) { Some(get(fd, libc::IPPROTO_TCP, TCP_TIMESTAMP)?) } else { None },
         window: get(fd, libc::IPPROTO_TCP, TCP_REPAIR_WINDOW)?,
-    })
+    }))
 }
 
 impl FrozenTcp {
@@ -297,6 +311,11 @@ mod tests {
         set(socket.as_fd(), TCP_REPAIR, &REPAIR_ON).unwrap();
     }
 
+    fn open(socket: &TcpStream) -> FrozenTcp {
+        let Frozen::Open(frozen) = freeze(socket).unwrap() else { panic!("the other end has closed") };
+        frozen
+    }
+
     fn run(program: &str, arguments: &[&str]) {
         let status = std::process::Command::new(program).args(arguments).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}");
@@ -337,12 +356,12 @@ mod tests {
             write();
             run("nft", &["add rule ip t lost drop"]);
             while write() {}
-            let frozen = freeze(&ours).unwrap();
+            let frozen = open(&ours);
             assert!(frozen.unsent > 0, "nothing waits for the peer's window");
             lost += frozen.send_queue.len() - frozen.unsent;
             assert_eq!(frozen.receive_queue, [round; 5000]);
             // A copy changes nothing: it can be made again, and the connection goes on.
-            assert_eq!(freeze(&ours).unwrap().send_queue, frozen.send_queue);
+            assert_eq!(open(&ours).send_queue, frozen.send_queue);
             vanish(ours);
             let stored = serde_json::to_vec(&frozen).unwrap();
             let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
@@ -365,5 +384,28 @@ mod tests {
         guests.read_to_end(&mut read).unwrap();
         assert!(read == written, "{} of {} bytes, or others", read.len(), written.len());
         assert_eq!(received, (0..5u8).flat_map(|round| [round; 5000]).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn what_a_guest_said_before_it_closed_is_there() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut guests, _) = listener.accept().unwrap();
+        guests.write_all(b"an answer").unwrap();
+        drop(guests);
+        // The end arrives behind the bytes.
+        ours.read_exact(&mut [0; 3]).unwrap(); // "an "
+        let begun = std::time::Instant::now();
+        let mut frozen = freeze(&ours).unwrap();
+        while matches!(frozen, Frozen::Open(_)) && begun.elapsed() < std::time::Duration::from_secs(60) {
+            std::thread::yield_now();
+            frozen = freeze(&ours).unwrap();
+        }
+        assert_eq!(frozen, Frozen::Closed(b"answer".to_vec()));
+        // A copy changes nothing.
+        let mut rest = String::new();
+        ours.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "answer");
+        assert_eq!(freeze(&ours).unwrap(), Frozen::Closed(Vec::new()));
     }
 }

@@ -38,7 +38,7 @@ mod taken;
 pub use command::CommandError;
 pub use dialer::Dialer;
 pub use error::Error;
-pub use frozen::{FrozenTcp, freeze};
+pub use frozen::{Frozen, FrozenTcp, freeze};
 pub use policy::{POLICY_NETWORKS_MAX, Policy, PolicyError};
 pub use pool::{Pool, Reserved};
 pub use settings::{Egress, PoolSettings, SettingsError, Subnet, TapOwner};

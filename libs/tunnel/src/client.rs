@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::tunnel::v1::{OpenRequest, OpenResponse};
 use futures::future::BoxFuture;
 use parking_lot::Mutex;
-use rpc::{Role, TlsIdentity};
+use rpc::{Identity, Role, TlsIdentity};
 use rustls::ClientConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
@@ -62,9 +62,16 @@ pub enum OpenError {
 /// Opens tunnels. TLS sessions are kept per host, so that only the first
 /// connection to each pays for a full handshake.
 pub struct Client {
-    config: Arc<ClientConfig>,
+    identity: Arc<TlsIdentity>,
     name: ServerName<'static>,
-    hosts: Mutex<HashMap<String, TlsConnector>>,
+    sessions: Mutex<Sessions>,
+}
+
+/// TLS sessions with hosts, by address. They end when this process has another certificate, or trusts others.
+#[derive(Default)]
+struct Sessions {
+    with: Option<Arc<ClientConfig>>,
+    hosts: HashMap<String, TlsConnector>,
 }
 
 impl std::fmt::Debug for Client {
@@ -76,12 +83,12 @@ impl std::fmt::Debug for Client {
 impl Client {
     /// A client with this process's identity (role edge-proxy or admin).
     #[must_use]
-    pub fn new(identity: &TlsIdentity) -> Self {
+    pub fn new(identity: &Arc<TlsIdentity>) -> Self {
         let name = ServerName::try_from(Role::HostAgent.dns_name()).expect("a role's name is a DNS name");
-        Self { config: identity.client_config(), name, hosts: Mutex::default() }
+        Self { identity: Arc::clone(identity), name, sessions: Mutex::default() }
     }
 
-    /// Connects to a host's tunnel address ("host:port"), asks, and waits for
+    /// Connects to the tunnel address ("host:port") of the host with an id, asks, and waits for
     /// the answer, which may take as long as a launch or a wake: `timeout`
     /// bounds the wait for it, connecting has a bound of its own. The channel
     /// carries the guest's bytes only when the answer's status is CONNECTED.
@@ -90,13 +97,13 @@ impl Client {
     /// See [`OpenError`].
     pub fn open<'a>(
         &'a self,
-        address: &'a str,
+        (host, address): (&'a str, &'a str),
         request: &'a OpenRequest,
         timeout: Duration,
     ) -> BoxFuture<'a, Result<(OpenResponse, Channel<ClientStream>), OpenError>> {
         Box::pin(async move {
             let refused = |source| OpenError::Connect { address: address.to_owned(), source };
-            let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(address))
+            let mut stream = tokio::time::timeout(CONNECT_TIMEOUT, self.connect(host, address))
                 .await
                 .map_err(|_| refused(io::ErrorKind::TimedOut.into()))?
                 .map_err(refused)?;
@@ -112,26 +119,35 @@ impl Client {
         })
     }
 
-    async fn connect(&self, address: &str) -> io::Result<ClientStream> {
+    async fn connect(&self, host: &str, address: &str) -> io::Result<ClientStream> {
         let stream = TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        self.connector(address).connect(self.name.clone(), stream).await
+        let stream = self.connector(address).connect(self.name.clone(), stream).await?;
+        // Another host may have the address by now, and may not be given what is meant for this one.
+        Identity::of_host(host)
+            .compare(stream.get_ref().1.peer_certificates())
+            .map_err(|wrong| io::Error::new(io::ErrorKind::PermissionDenied, wrong))?;
+        Ok(stream)
     }
 
     /// All hosts share one server name, by which rustls would keep sessions;
     /// a session of another host only costs a failed resumption.
     fn connector(&self, address: &str) -> TlsConnector {
-        let mut hosts = self.hosts.lock();
-        if let Some(connector) = hosts.get(address) {
+        let config = self.identity.client_config();
+        let mut sessions = self.sessions.lock();
+        if !sessions.with.as_ref().is_some_and(|with| Arc::ptr_eq(with, &config)) {
+            *sessions = Sessions { with: Some(Arc::clone(&config)), hosts: HashMap::new() };
+        }
+        if let Some(connector) = sessions.hosts.get(address) {
             return connector.clone();
         }
-        if hosts.len() >= HOSTS_MAX {
-            hosts.clear();
+        if sessions.hosts.len() >= HOSTS_MAX {
+            sessions.hosts.clear();
         }
-        let mut config = ClientConfig::clone(&self.config);
+        let mut config = ClientConfig::clone(&config);
         config.resumption = Resumption::in_memory_sessions(2);
         let connector = TlsConnector::from(Arc::new(config));
-        hosts.insert(address.to_owned(), connector.clone());
+        sessions.hosts.insert(address.to_owned(), connector.clone());
         connector
     }
 }

@@ -149,9 +149,16 @@ where
         loop {
             if hold.is_cancelled() {
                 let since = *held_since.get_or_insert_with(Instant::now);
-                if since.elapsed() >= ANSWER_WAIT || !self.is_busy() {
-                    let closing = self.up.ended || self.up.refused || self.down.ended || self.guest.is_none();
-                    return if closing { Ended::Cut } else { Ended::Held };
+                // What the guest said before it closed its half is its answer, which the client may be slow to take.
+                let delivering = self.down.ended && !self.down.shut;
+                if since.elapsed() >= ANSWER_WAIT || !(self.is_busy() || delivering) {
+                    if !(self.up.ended || self.up.refused || self.down.ended || self.guest.is_none()) {
+                        return Ended::Held;
+                    }
+                    if self.down.shut {
+                        self.linger(LINGER_PAUSE, [stop, stop]).await;
+                    }
+                    return Ended::Cut;
                 }
             }
             let look = async {
@@ -365,6 +372,27 @@ mod tests {
         let (_, ended) = copy(tunnel, guest, |_| (), &stop).await;
         assert!(matches!(ended, Ended::Cut));
         assert_eq!(client.read(&mut [0; 1]).await.unwrap(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_is_delivered_before_a_closed_guest_is_cut() {
+        let (mut client, tunnel) = duplex(4);
+        let (mut app, guest) = duplex(1024);
+        let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
+        let mut session = Session::new(tunnel, guest);
+        app.write_all(b"a long answer").await.unwrap();
+        drop(app);
+        hold.cancel();
+        let read = async {
+            // A client that takes its time.
+            tokio::time::sleep(ANSWER_WAIT / 2).await;
+            let mut answer = String::new();
+            client.read_to_string(&mut answer).await.unwrap();
+            answer
+        };
+        let (ended, answer) = tokio::join!(session.carry(|_| (), &stop, &hold), read);
+        assert!(matches!(ended, Ended::Cut), "{ended:?}");
+        assert_eq!(answer, "a long answer");
     }
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,7 @@ use std::time::Duration;
 use api::common::v1::Phase;
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
 use futures::future::BoxFuture;
-use rpc::{Role, TlsIdentity};
+use rpc::{Identity, Role, TlsIdentity};
 use rustls::ServerConfig;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
@@ -51,8 +51,40 @@ type Handler = Arc<dyn Fn(OpenRequest, Responder) -> BoxFuture<'static, ()> + Se
 /// Takes tunnels from edge-proxies and admins.
 pub struct Server {
     listener: TcpListener,
-    acceptor: TlsAcceptor,
+    acceptors: Acceptors,
     limits: Limits,
+}
+
+/// What accepts TLS connections. Sessions live in tickets, so that a busy edge does not push another's out of a table; the
+/// tickets' key ends with the certificate or the CAs that were there when it was made.
+struct Acceptors {
+    identity: Arc<TlsIdentity>,
+    base: Arc<ServerConfig>,
+    acceptor: TlsAcceptor,
+}
+
+impl Acceptors {
+    fn new(identity: Arc<TlsIdentity>) -> io::Result<Self> {
+        let base = identity.server_config();
+        Ok(Self { acceptor: with_tickets(&base)?, identity, base })
+    }
+
+    /// For one connection, with the files as they are by now.
+    fn current(&mut self) -> io::Result<TlsAcceptor> {
+        let base = self.identity.server_config();
+        if !Arc::ptr_eq(&base, &self.base) {
+            self.acceptor = with_tickets(&base)?;
+            self.base = base;
+        }
+        Ok(self.acceptor.clone())
+    }
+}
+
+fn with_tickets(base: &ServerConfig) -> io::Result<TlsAcceptor> {
+    let mut config = base.clone();
+    config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
+    config.send_tls13_tickets = TICKETS;
+    Ok(TlsAcceptor::from(Arc::new(config)))
 }
 
 impl std::fmt::Debug for Server {
@@ -68,16 +100,13 @@ impl Server {
     /// When the address cannot be bound.
     pub fn bind(
         address: SocketAddr,
-        identity: &TlsIdentity,
+        identity: &Arc<TlsIdentity>,
         limits: Limits,
-    ) -> BoxFuture<'_, io::Result<Self>> {
+    ) -> BoxFuture<'static, io::Result<Self>> {
+        let acceptors = Acceptors::new(Arc::clone(identity));
         Box::pin(async move {
-            let mut config = ServerConfig::clone(&identity.server_config());
-            // Sessions live in the tickets, so that a busy edge does not push another's out of a table.
-            config.ticketer = rustls::crypto::aws_lc_rs::Ticketer::new().map_err(io::Error::other)?;
-            config.send_tls13_tickets = TICKETS;
             let listener = rpc::listen(address).await?;
-            Ok(Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), limits })
+            Ok(Self { listener, acceptors: acceptors?, limits })
         })
     }
 
@@ -100,7 +129,7 @@ impl Server {
         Box::pin(self.accept(handler, shutdown))
     }
 
-    async fn accept(self, handler: Handler, shutdown: CancellationToken) {
+    async fn accept(mut self, handler: Handler, shutdown: CancellationToken) {
         let permits = Arc::new(Semaphore::new(self.limits.connections));
         let tasks = TaskTracker::new();
         loop {
@@ -108,7 +137,8 @@ impl Server {
                 accepted = self.listener.accept() => accepted,
                 () = shutdown.cancelled() => break,
             };
-            let (stream, peer) = match accepted {
+            let accepted = accepted.and_then(|accepted| Ok((accepted, self.acceptors.current()?)));
+            let ((stream, peer), acceptor) = match accepted {
                 Ok(accepted) => accepted,
                 Err(error) => {
                     tracing::warn!(%error, "cannot accept a tunnel");
@@ -120,8 +150,7 @@ impl Server {
                 tracing::warn!(%peer, "too many tunnels");
                 continue;
             };
-            let (acceptor, handler, limit) =
-                (self.acceptor.clone(), Arc::clone(&handler), self.limits.opening);
+            let (handler, limit) = (Arc::clone(&handler), self.limits.opening);
             tasks.spawn(async move {
                 match tokio::time::timeout(limit, opening(acceptor, stream, peer)).await {
                     Ok(Ok((request, responder))) => handler(request, responder).await,
@@ -145,7 +174,8 @@ async fn opening(
 ) -> Result<(OpenRequest, Responder), FrameError> {
     stream.set_nodelay(true)?;
     let mut stream = acceptor.accept(stream).await?;
-    let role = stream.get_ref().1.peer_certificates().and_then(rpc::peer_role);
+    let caller = stream.get_ref().1.peer_certificates().and_then(Identity::in_chain);
+    let role = caller.map(|caller| caller.role());
     let Some(role @ (Role::EdgeProxy | Role::Admin)) = role else {
         return Err(
             io::Error::new(io::ErrorKind::PermissionDenied, "the peer's role may not open tunnels").into()

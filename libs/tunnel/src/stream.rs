@@ -337,4 +337,24 @@ mod tests {
         // An edge that does not answer leaves it at that.
         assert!(!session.stop_edge().await);
     }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_guest_said_before_it_closed_comes_though_it_sleeps() {
+        let (here, there) = duplex(1 << 16);
+        let mut client = Stream::new(Channel::new(here), Box::new(Once(Mutex::default())));
+        let (guest_end, mut guest) = duplex(64);
+        let mut session = Session::new(Channel::new(there), guest_end);
+        guest.write_all(b"an ").await.unwrap();
+        let (stop, never) = (CancellationToken::new(), CancellationToken::new());
+        let mut begun = [0; 3];
+        tokio::select! {
+            ended = session.carry(|_| (), &stop, &never) => panic!("{ended:?}"),
+            read = client.read_exact(&mut begun) => assert_eq!(read.unwrap(), 3),
+        }
+        hold(&mut session, &mut client).await;
+        let mut rest = String::new();
+        let ((), read) = tokio::join!(session.finish(b"answer"), client.read_to_string(&mut rest));
+        read.unwrap();
+        assert_eq!(rest, "answer");
+    }
 }

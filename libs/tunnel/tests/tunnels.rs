@@ -16,10 +16,22 @@ use tunnel::{Client, Ended, Limits, OpenError, Responder, Server};
 
 const WAIT: Duration = Duration::from_secs(5);
 
-fn fleet() -> impl Fn(Role) -> Arc<TlsIdentity> {
-    let directory = tempfile::tempdir().unwrap();
-    certificates::write(directory.path(), &[]);
-    move |role| certificates::identity(directory.path(), role)
+struct Fleet(tempfile::TempDir);
+
+impl Fleet {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        certificates::write(directory.path(), &[]);
+        Self(directory)
+    }
+
+    fn role(&self, role: Role) -> Arc<TlsIdentity> {
+        certificates::identity(self.0.path(), role)
+    }
+
+    fn host(&self, id: &str) -> Arc<TlsIdentity> {
+        certificates::host(self.0.path(), id)
+    }
 }
 
 fn request(port: u32) -> OpenRequest {
@@ -53,7 +65,7 @@ struct Served {
     stop: CancellationToken,
 }
 
-async fn serve(identity: &TlsIdentity, limits: Limits) -> Served {
+async fn serve(identity: &Arc<TlsIdentity>, limits: Limits) -> Served {
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, limits).await.unwrap();
     let address = server.local_address().unwrap().to_string();
     let (hung_up, stop) = (Arc::new(AtomicUsize::new(0)), CancellationToken::new());
@@ -65,11 +77,11 @@ async fn serve(identity: &TlsIdentity, limits: Limits) -> Served {
 
 #[tokio::test]
 async fn statuses_phases_and_bytes_come_through() {
-    let identity = fleet();
-    let served = serve(&identity(Role::HostAgent), Limits::default()).await;
-    let client = Client::new(&identity(Role::EdgeProxy));
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("a"), Limits::default()).await;
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
 
-    let (answer, mut stream) = client.open(&served.address, &request(1), WAIT).await.unwrap();
+    let (answer, mut stream) = client.open(("a", &served.address), &request(1), WAIT).await.unwrap();
     assert_eq!(answer.status(), OpenStatus::Connected);
     let sent = vec![7; 300_000];
     let (mut read, mut write) = tokio::io::split(&mut stream);
@@ -86,23 +98,23 @@ async fn statuses_phases_and_bytes_come_through() {
     );
     assert_eq!(received, sent);
 
-    let (answer, _) = client.open(&served.address, &request(2), WAIT).await.unwrap();
+    let (answer, _) = client.open(("a", &served.address), &request(2), WAIT).await.unwrap();
     assert_eq!((answer.status(), answer.message.as_str()), (OpenStatus::Busy, "later"));
     assert_eq!(answer.retry_after.unwrap().seconds, 2);
-    let (answer, _) = client.open(&served.address, &request(4), WAIT).await.unwrap();
+    let (answer, _) = client.open(("a", &served.address), &request(4), WAIT).await.unwrap();
     assert_eq!(answer.phases[0].name, "restore");
     served.stop.cancel();
 }
 
 #[tokio::test]
 async fn opening_again_resumes_the_session_and_is_quick() {
-    let identity = fleet();
-    let served = serve(&identity(Role::HostAgent), Limits::default()).await;
-    let client = Client::new(&identity(Role::EdgeProxy));
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("a"), Limits::default()).await;
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
     let mut slowest = Duration::ZERO;
     for round in 0..20 {
         let started = Instant::now();
-        let (_, mut stream) = client.open(&served.address, &request(1), WAIT).await.unwrap();
+        let (_, mut stream) = client.open(("a", &served.address), &request(1), WAIT).await.unwrap();
         stream.write_all(b"x").await.unwrap();
         stream.read_exact(&mut [0; 1]).await.unwrap();
         let kind = stream.get_ref().get_ref().1.handshake_kind().unwrap();
@@ -117,37 +129,84 @@ async fn opening_again_resumes_the_session_and_is_quick() {
 
 #[tokio::test]
 async fn whoever_waits_can_hang_up_and_waits_are_bounded() {
-    let identity = fleet();
-    let served = serve(&identity(Role::HostAgent), Limits::default()).await;
-    let client = Client::new(&identity(Role::Admin));
-    let error = client.open(&served.address, &request(3), Duration::from_millis(100)).await.unwrap_err();
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("a"), Limits::default()).await;
+    let client = Client::new(&fleet.role(Role::Admin));
+    let error =
+        client.open(("a", &served.address), &request(3), Duration::from_millis(100)).await.unwrap_err();
     assert!(matches!(error, OpenError::TimedOut { .. }), "{error}");
     until("the handler sees the client leave", || async { served.hung_up.load(Ordering::SeqCst) > 0 }).await;
 }
 
 #[tokio::test]
 async fn roles_are_checked_on_both_sides() {
-    let identity = fleet();
-    let served = serve(&identity(Role::HostAgent), Limits::default()).await;
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("a"), Limits::default()).await;
     for role in [Role::Scheduler, Role::HostAgent, Role::ImageBuilder] {
-        let error = Client::new(&identity(role)).open(&served.address, &request(1), WAIT).await.unwrap_err();
+        let error =
+            Client::new(&fleet.role(role)).open(("a", &served.address), &request(1), WAIT).await.unwrap_err();
         assert!(matches!(error, OpenError::Broken { .. }), "{role}: {error}");
     }
     // A fleet member that is no host-agent cannot pose as one.
-    let posing = serve(&identity(Role::Scheduler), Limits::default()).await;
-    let error =
-        Client::new(&identity(Role::EdgeProxy)).open(&posing.address, &request(1), WAIT).await.unwrap_err();
+    let posing = serve(&fleet.role(Role::Scheduler), Limits::default()).await;
+    let error = Client::new(&fleet.role(Role::EdgeProxy))
+        .open(("a", &posing.address), &request(1), WAIT)
+        .await
+        .unwrap_err();
     assert!(matches!(error, OpenError::Connect { .. }), "{error}");
 }
 
 #[tokio::test]
+async fn a_host_that_answers_at_anothers_address_is_not_spoken_to() {
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("b"), Limits::default()).await;
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
+    for _ in 0..2 {
+        // The second time the session is resumed; it is compared all the same.
+        let (answer, _) = client.open(("b", &served.address), &request(4), WAIT).await.unwrap();
+        assert_eq!(answer.status(), OpenStatus::Connected);
+        let error = client.open(("a", &served.address), &request(1), WAIT).await.unwrap_err();
+        let OpenError::Connect { source, .. } = error else { panic!("{error}") };
+        assert_eq!(source.kind(), std::io::ErrorKind::PermissionDenied);
+        let said = source.to_string();
+        assert!(said.contains("host-agent of a") && said.contains("host-agent of b"), "{said}");
+    }
+    // A certificate of the role alone is no host's.
+    let nobody = serve(&fleet.role(Role::HostAgent), Limits::default()).await;
+    assert!(client.open(("a", &nobody.address), &request(1), WAIT).await.is_err());
+}
+
+#[tokio::test]
+async fn certificates_and_the_ca_change_and_open_tunnels_stay() {
+    let fleet = Fleet::new();
+    let served = serve(&fleet.host("a"), Limits::default()).await;
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
+    let (_, mut stream) = client.open(("a", &served.address), &request(1), WAIT).await.unwrap();
+    let shown = |stream: &tunnel::Channel<tunnel::ClientStream>| {
+        stream.get_ref().get_ref().1.peer_certificates().unwrap()[0].clone()
+    };
+    let before = shown(&stream);
+    // Everything anew, the authority too: without trust in both, this is a fleet that went from one to the other at once.
+    certificates::write(fleet.0.path(), &[]);
+    let names = rpc::Identity::of_host("a").dns_names();
+    certificates::issue(fleet.0.path(), "host-agent-of-a", &names);
+    until("both sides have read the new files", || async {
+        let opened = client.open(("a", &served.address), &request(1), WAIT).await;
+        opened.is_ok_and(|(_, stream)| shown(&stream) != before)
+    })
+    .await;
+    stream.write_all(b"x").await.unwrap();
+    stream.read_exact(&mut [0; 1]).await.unwrap();
+}
+
+#[tokio::test]
 async fn connections_are_bounded_and_slow_ones_dropped() {
-    let identity = fleet();
+    let fleet = Fleet::new();
     let limits = Limits { connections: 1, opening: Duration::from_millis(300) };
-    let served = serve(&identity(Role::HostAgent), limits).await;
-    let client = Client::new(&identity(Role::EdgeProxy));
-    let (_, held) = client.open(&served.address, &request(1), WAIT).await.unwrap();
-    assert!(client.open(&served.address, &request(1), WAIT).await.is_err());
+    let served = serve(&fleet.host("a"), limits).await;
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
+    let (_, held) = client.open(("a", &served.address), &request(1), WAIT).await.unwrap();
+    assert!(client.open(("a", &served.address), &request(1), WAIT).await.is_err());
     drop(held);
     // A connection that says nothing gives its place back.
     let deadline = Instant::now() + WAIT;
@@ -166,8 +225,8 @@ async fn connections_are_bounded_and_slow_ones_dropped() {
 
 #[tokio::test]
 async fn a_copy_is_cut_by_its_token() {
-    let identity = fleet();
-    let host = identity(Role::HostAgent);
+    let fleet = Fleet::new();
+    let host = fleet.host("a");
     let server = Server::bind("127.0.0.1:0".parse().unwrap(), &host, Limits::default()).await.unwrap();
     let address = server.local_address().unwrap().to_string();
     let (cut, stop) = (CancellationToken::new(), CancellationToken::new());
@@ -183,8 +242,8 @@ async fn a_copy_is_cut_by_its_token() {
         }
     };
     let serving = tokio::spawn(server.serve(handler, stop.clone()));
-    let client = Client::new(&identity(Role::EdgeProxy));
-    let (_, mut stream) = client.open(&address, &request(1), WAIT).await.unwrap();
+    let client = Client::new(&fleet.role(Role::EdgeProxy));
+    let (_, mut stream) = client.open(("a", &address), &request(1), WAIT).await.unwrap();
     let mut hello = [0; 5];
     stream.read_exact(&mut hello).await.unwrap();
     cut.cancel();

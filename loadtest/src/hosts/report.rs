@@ -29,7 +29,7 @@ pub struct Reporter {
 
 impl Reporter {
     pub fn new(
-        identity: &TlsIdentity,
+        identity: &Arc<TlsIdentity>,
         scheduler: &str,
         spec: HostSpec,
         table: Arc<Table>,
@@ -92,6 +92,7 @@ impl Reporter {
             observed: self.table.observed(true),
             clock_time: Some(api::timestamp(SystemTime::now())),
             usage: Some(self.table.usage()),
+            vouchers: Vec::new(),
         };
         let told = timely(self.client.register_host(request)).await?;
         self.drop_stale(&told.stale);

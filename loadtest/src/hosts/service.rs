@@ -82,6 +82,11 @@ impl HostAgentService for HostAgent {
         Err(Status::unimplemented("a simulated host's microVMs do not fall asleep by themselves"))
     }
 
+    async fn checkpoint(&self, request: Request<CheckpointRequest>) -> Answer<CheckpointResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        Err(Status::unimplemented("a simulated host makes no recovery points"))
+    }
+
     async fn resume(&self, request: Request<ResumeRequest>) -> Answer<ResumeResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let ResumeRequest { generation, spec, .. } = request.into_inner();

@@ -53,7 +53,9 @@ impl Endpoint {
 
     /// The edge, asked for this endpoint.
     pub fn target(&self, context: &Context, tls: Arc<ClientConfig>) -> anyhow::Result<Target> {
-        let address = context.edge.parse().with_context(|| format!("the edge's address {}", context.edge))?;
+        // One edge is measured, of several the first.
+        let edge = context.edge.split(',').next().unwrap_or_default();
+        let address = edge.parse().with_context(|| format!("the edge's address {edge}"))?;
         Ok(Target { address, host: self.host.clone(), tls: Some(tls), token: Some(self.token.clone()) })
     }
 }

@@ -16,12 +16,12 @@ use backoff::Backoff;
 use clock::{Clock, Steady};
 use futures::future::BoxFuture;
 use host_agent::simulated::{
-    EndReport, Event, Fence, Holdings, HostError, Journal, LocalState, Remote, Reporter, Signals, Spec,
-    Standing, Tombstone, fence, keep_lease, next, observed, observed_end,
+    EndReport, Event, Fence, Holdings, HostError, Journal, LeaseSeat, LocalState, Remote, Reporter, Signals,
+    Spec, Standing, Tombstone, fence, keep_lease, next, observed, observed_end,
 };
 use model::SnapshotNumber;
 use records::Store;
-use rpc::{Replicas, Role};
+use rpc::{Identity, Replicas, Role};
 use tokio::sync::{oneshot, watch};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
@@ -30,7 +30,6 @@ use super::driver::Order;
 use super::etcd::Connection;
 use super::machine::{Machine, SLOTS};
 use super::net::dialer;
-use super::plan::Plant;
 use super::service::Service;
 use super::world::{Node, Process, Shared, World, lock};
 use super::{ENGINE, ROOT, s3};
@@ -144,12 +143,11 @@ impl Agent {
         world.serve(&process, Routes::new(HostAgentServiceServer::new(Service(Arc::clone(&agent)))));
         let spec = agent.spec();
         let store = Store::over(Arc::new(Connection::new(world, &process)), ROOT);
-        process.spawn(keep_lease(store, spec.clone(), LEASE, agent.standing.clone()));
+        process.spawn(keep_lease(store, spec.clone(), LEASE, (agent.standing.clone(), LeaseSeat::default())));
         let schedulers: Vec<String> =
             (0..world.plan.schedulers).map(|index| Node::Scheduler(index).address()).collect();
-        let Ok(schedulers) =
-            Replicas::new(dialer(world, &process, Role::HostAgent), &schedulers, Role::Scheduler)
-        else {
+        let dialer = dialer(world, &process, Identity::of_host(&spec.host_id));
+        let Ok(schedulers) = Replicas::new(dialer, &schedulers, Role::Scheduler) else {
             return;
         };
         let signals = Signals {
@@ -157,6 +155,7 @@ impl Agent {
             changes: agent.changes.clone(),
             standing: agent.standing.clone(),
             pauses: Backoff::new(Duration::from_millis(200), Duration::from_secs(2)),
+            vouchers: Vec::new(),
         };
         process.spawn(Reporter::new(signals, Arc::clone(&agent), spec, schedulers).run());
         process.spawn(Arc::clone(&agent).keep_tidy());
@@ -212,11 +211,10 @@ impl Agent {
     /// Whether a request for a microVM would get to its guest now.
     pub fn serves(&self, id: &str) -> bool {
         let Some(cell) = self.get(id) else { return false };
-        let fenced = self.is_fenced() && !self.world.is_planted(Plant::ServesFenced);
         let open = |held: &mut Held| {
             held.journal.state == LocalState::Running && held.stale < held.journal.generation
         };
-        !fenced && cell.with(open)
+        !self.is_fenced() && cell.with(open)
     }
 
     /// Enters a state by an event, which must be possible.

@@ -175,7 +175,8 @@ impl Client {
     /// Drains a host for a while.
     pub async fn drain(self, host: usize, time: Duration) {
         let host_id = Node::Host(host).to_string();
-        let drained = self.call("drain", DrainHostRequest { host_id: host_id.clone() }).await;
+        let drained =
+            self.call("drain", DrainHostRequest { host_id: host_id.clone(), ..Default::default() }).await;
         tokio::time::sleep(time).await;
         while drained.is_ok() {
             let undrained = self.call("undrain", UndrainHostRequest { host_id: host_id.clone() }).await;
@@ -223,8 +224,7 @@ impl Agent {
     /// A request for a microVM, which is woken for it.
     pub async fn request(self: &Arc<Self>, id: &str) -> Result<u64, HostError> {
         for _ in 0..3 {
-            let fenced = self.is_fenced() && !self.world.is_planted(super::plan::Plant::ServesFenced);
-            if fenced || self.process.killed.is_cancelled() {
+            if self.is_fenced() || self.process.killed.is_cancelled() {
                 return Err(HostError::Conflict("the host is fenced".to_owned()));
             }
             let cell = self.get(id).ok_or_else(|| HostError::NotHere { id: id.to_owned() })?;

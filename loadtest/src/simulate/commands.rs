@@ -8,7 +8,6 @@ use tokio::sync::oneshot;
 
 use super::agent::{Agent, Cell, Held, Outcome};
 use super::driver::Order;
-use super::plan::Plant;
 use super::world::lock;
 
 /// Rounds of "drop the older, start the newer" before a command gives up.
@@ -40,10 +39,10 @@ impl Agent {
             };
             let held = cell.with(|held| held.journal.generation);
             match fence(held, generation) {
-                Fence::Stale if !self.world.is_planted(Plant::Unfenced) => {
+                Fence::Stale => {
                     return Err(HostError::StaleGeneration { held, offered: generation });
                 }
-                Fence::Stale | Fence::Same => {
+                Fence::Same => {
                     return self.command(&cell, Order::Launch, Some(generation)).await;
                 }
                 Fence::Newer => self.replace(&cell, generation).await?,
@@ -79,10 +78,7 @@ impl Agent {
             let in_s3 =
                 snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty());
             let cell = match self.get(&id) {
-                Some(cell)
-                    if !self.world.is_planted(Plant::Unfenced)
-                        && cell.with(|held| has_diverged(held, generation, snapshot.as_ref())) =>
-                {
+                Some(cell) if cell.with(|held| has_diverged(held, generation, snapshot.as_ref())) => {
                     if !in_s3 {
                         return Err(HostError::NotHere { id });
                     }

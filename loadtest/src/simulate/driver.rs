@@ -91,10 +91,7 @@ impl Agent {
 
     fn meet(&self, held: &mut Held, order: &Order, generation: Option<u64>) -> Met {
         let offered = generation.unwrap_or(held.journal.generation);
-        let mut against = fence(held.journal.generation, offered);
-        if self.world.is_planted(Plant::Unfenced) {
-            against = Fence::Same;
-        }
+        let against = fence(held.journal.generation, offered);
         if against == Fence::Stale {
             let held = held.journal.generation;
             return Met::answered(Err(HostError::StaleGeneration { held, offered }));

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 use records::backend::{
-    Backend, Change, Changes, Condition, Keeper, News, Outcome, Page, Pair, Range, Step, Transaction,
+    Backend, CALL_TIMEOUT, Change, Changes, Condition, Keeper, News, Outcome, Page, Pair, Range, Step,
+    Transaction, within,
 };
 use records::{Error, Result, StoreSize};
 use tokio::sync::Notify;
@@ -17,8 +18,6 @@ use super::net::silence;
 use super::plan::Plant;
 use super::world::{Node, Process, Shared, lock};
 
-/// Prefix of the keys that leaders hold.
-const ELECTIONS: &str = "/torpor/elections/";
 /// How often a watch looks whether its connection is still there.
 const WATCH_LOOK: Duration = Duration::from_secs(2);
 /// How often leases are looked at.
@@ -182,6 +181,10 @@ impl Connection {
 
     /// Makes a call, which may get lost, or its answer.
     async fn call<T>(&self, what: &str, act: impl FnOnce(&Shared) -> Result<T>) -> Result<T> {
+        within(what, CALL_TIMEOUT, self.call_now(what, act)).await
+    }
+
+    async fn call_now<T>(&self, what: &str, act: impl FnOnce(&Shared) -> Result<T>) -> Result<T> {
         let (world, from) = (&self.world, self.process.node);
         world.step(&self.process).await;
         let fate = world.fate(from, Node::Etcd);
@@ -207,15 +210,11 @@ impl Connection {
 
 fn transact(world: &Shared, from: Node, transaction: Transaction) -> Outcome {
     let Transaction { conditions, steps, reads, values } = transaction;
-    let mut holds = {
+    let holds = {
         let state = lock(&world.keys.state);
         conditions.iter().all(|condition| state.holds(condition))
     };
     let of_records = steps.iter().any(|step| starts_with(step, RECORDS));
-    let of_leaders = of_records || steps.iter().any(|step| starts_with(step, ELECTIONS));
-    if !holds && of_leaders && world.is_planted(Plant::ConditionsIgnored) {
-        holds = world.draw(|chance| chance.per_mille(500));
-    }
     if !holds {
         world.tell(from, "etcd refuses a transaction");
         let state = lock(&world.keys.state);
@@ -311,7 +310,7 @@ impl Backend for Connection {
         }))
     }
 
-    fn keep_alive(&self, lease: i64) -> BoxFuture<'_, Result<Box<dyn Keeper>>> {
+    fn keep_alive(&self, lease: i64, _interval: Duration) -> BoxFuture<'_, Result<Box<dyn Keeper>>> {
         Box::pin(async move {
             let connection = Self::new(&self.world, &self.process);
             let mut keeper = Keepalives { connection, lease };
@@ -377,9 +376,6 @@ impl Watching {
             news.changes = new.map(|(_, change)| change.clone()).collect();
         }
         self.next = news.revision + 1;
-        if world.is_planted(Plant::NewsSkipped) && world.draw(|chance| chance.per_mille(200)) {
-            news.changes.clear();
-        }
         (!news.changes.is_empty()).then_some(news)
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use rpc::{Dialer, Local, LocalCaller, Role};
+use rpc::{Dialer, Identity, Local, LocalCaller};
 use tonic::Status;
 use tonic::body::Body;
 use tower::util::BoxCloneSyncService;
@@ -108,15 +108,16 @@ impl super::world::World {
     }
 }
 
-/// The ways out of a process.
-pub fn dialer(world: &Shared, process: &Process, role: Role) -> Dialer {
-    let (world, process) = (Arc::clone(world), process.clone());
-    Dialer::Local(Arc::new(move |address: &str, _server: Role| -> Local {
-        let (world, process, address): (Shared, Process, Arc<str>) =
-            (Arc::clone(&world), process.clone(), address.into());
+/// The ways out of a process, which says who it is.
+pub fn dialer(world: &Shared, process: &Process, caller: impl Into<Identity>) -> Dialer {
+    let (world, process, caller) = (Arc::clone(world), process.clone(), LocalCaller(caller.into()));
+    Dialer::Local(Arc::new(move |address: &str| -> Local {
+        let (world, process, caller) = (Arc::clone(&world), process.clone(), caller.clone());
+        let address: Arc<str> = address.into();
         BoxCloneSyncService::new(service_fn(move |request: Request<Body>| {
-            let (world, process, address) = (Arc::clone(&world), process.clone(), Arc::clone(&address));
-            async move { deliver(&world, &process, &address, role, request).await }
+            let (world, process, caller) = (Arc::clone(&world), process.clone(), caller.clone());
+            let address = Arc::clone(&address);
+            async move { deliver(&world, &process, &address, caller, request).await }
         }))
     }))
 }
@@ -125,7 +126,7 @@ async fn deliver(
     world: &Shared,
     from: &Process,
     address: &str,
-    role: Role,
+    caller: LocalCaller,
     request: Request<Body>,
 ) -> Result<Response<Body>, Status> {
     world.step(from).await;
@@ -146,7 +147,7 @@ async fn deliver(
             *request.uri_mut() = uri.clone();
             *request.version_mut() = version;
             *request.headers_mut() = headers.clone();
-            request.extensions_mut().insert(LocalCaller(role));
+            request.extensions_mut().insert(caller.clone());
             request
         }
     };

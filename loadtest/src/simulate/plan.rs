@@ -15,28 +15,18 @@ pub const FAULTS: Duration = Duration::from_secs(60);
 pub enum Plant {
     /// etcd says that it has written a record, and has not.
     WriteForgotten,
-    /// etcd writes a record, or makes a leader, although a condition does not hold.
-    ConditionsIgnored,
     /// A lease ends before its holder believes so.
     LeaseEndsEarly,
-    /// A watch leaves out what it should tell.
-    NewsSkipped,
     /// S3 says that it has a snapshot, and has not.
     UploadLies,
     /// A host says SUSPENDED before the snapshot is on its disk.
     SuspendEarly,
     /// A host removes a copy from S3 before the record names its successor.
     RemovedEarly,
-    /// A host does not look at the generations of commands.
-    Unfenced,
-    /// A host serves without a lease.
-    ServesFenced,
     /// A host wakes from the snapshot before the last.
     WakesOlder,
     /// A host's engine outlives the microVM.
     EngineLeft,
-    /// A restarted host-agent lets an engine run on whose guest has been put to sleep.
-    AdoptsAsleep,
 }
 
 /// What is done to the world.

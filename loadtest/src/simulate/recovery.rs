@@ -8,7 +8,6 @@ use host_agent::simulated::{
 
 use super::BASELINE_MIB;
 use super::agent::{Agent, Cell};
-use super::plan::Plant;
 use super::world::lock;
 
 /// Observations that a journal may not have.
@@ -64,11 +63,7 @@ impl Agent {
         } else {
             SnapshotFound::Missing
         };
-        let mut decision = decide(journal.state, found, snapshot, false);
-        if self.world.is_planted(Plant::AdoptsAsleep) && found == EngineFound::Paused {
-            journal.state = LocalState::Running;
-            decision = Decision::ResumeInPlace;
-        }
+        let decision = decide(journal.state, found, snapshot, false);
         let line =
             format!("finds {id} {:?}, engine {found:?}, snapshot {snapshot:?}: {decision:?}", journal.state);
         self.world.tell(self.process.node, line);

@@ -15,6 +15,7 @@ use scheduler::app::Replica;
 use scheduler::config::{Config, Timeouts};
 use scheduler::metrics::Metrics;
 use scheduler::term::Context;
+use scheduler::vouches::Vouches;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -145,6 +146,7 @@ fn start_scheduler(world: &Shared, node: Node) {
     let context = Context {
         config: Arc::new(config),
         clock: world.clock(node),
+        vouches: Arc::new(Vouches::new(world.clock(node), node.address())),
         store: Store::over(Arc::new(Connection::new(world, &process)), ROOT),
         agents: Arc::new(Agents::new(dialer(world, &process, Role::Scheduler))),
         metrics: Metrics::register(&Mutex::default()),

@@ -76,6 +76,10 @@ impl HostAgentService for Service {
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 
+    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Answer<CheckpointResponse> {
+        Err(unused())
+    }
+
     async fn get_idleness(&self, _: Request<GetIdlenessRequest>) -> Answer<GetIdlenessResponse> {
         Err(unused())
     }

@@ -81,6 +81,7 @@ impl App {
             config.check()?;
             let identity =
                 TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key).context("tls")?;
+            identity.register(registry);
             let store = records::Store::connect(&config.etcd).await.context("etcd")?;
             let domains = Domains::follow(&store, &config.domain);
             let bounds = config.limits.bounds();

@@ -255,9 +255,10 @@ async fn hosts_refusals_become_answers() {
     let world = World::start(limits()).await;
     world.microvm(ONE, Running);
     let connect_failed = Some("MICROVM_CONNECT_FAILED");
+    let store_away = "The host of this MicroVM cannot reach the record store (etcd). It serves again as soon as the store is back.";
     for (status, code, error, body, retry_after) in [
         (OpenStatus::NotHere, 502, connect_failed, "", None),
-        (OpenStatus::Fenced, 502, connect_failed, "", None),
+        (OpenStatus::Fenced, 503, Some("STORE_AWAY"), store_away, Some("1")),
         (OpenStatus::Terminated, 502, connect_failed, "", None),
         (OpenStatus::Suspended, 502, None, "", None),
         (OpenStatus::WakeFailed, 502, None, "", None),
@@ -323,7 +324,7 @@ async fn requests_wait_for_wakes_and_launches() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_microvm_whose_host_is_full_is_woken_where_there_is_room() {
     let world = World::start(limits()).await;
-    let identity = testkit::certificates::identity(world.directory.path(), rpc::Role::HostAgent);
+    let identity = testkit::certificates::host(world.directory.path(), world::HOST);
     let roomy = world::host::Host::start(&identity, world.app.address).await;
     world.microvm(ONE, Suspended);
     world.host.conduct(world::id(ONE), Conduct::Refuse(OpenStatus::NoRoom));

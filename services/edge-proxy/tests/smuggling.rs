@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use api::microvm::v1::MicrovmState::Running;
-use testkit::certificates::identity;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -154,7 +153,9 @@ async fn every_request_is_one_or_none() {
     const HELLO: &str = "5\r\nhello\r\n0\r\n\r\n";
     let world = World::start(limits()).await;
     let app = Recorder::start().await;
-    let host = Host::start(&identity(world.directory.path(), rpc::Role::HostAgent), app.address).await;
+    let host =
+        Host::start(&testkit::certificates::host(world.directory.path(), crate::world::HOST), app.address)
+            .await;
     world.scheduler.tell(microvm(ONE, Running, &host.address.to_string()));
     let token = world.token(ONE);
     let own = format!("host: {}\r\nx-aws-proxy-auth: {token}\r\n", host_name(ONE));

@@ -27,6 +27,8 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 pub const DOMAIN: &str = "microvms.test";
+/// Id of the host that everything is placed on.
+pub const HOST: &str = "host-1";
 pub const WAIT: Duration = Duration::from_secs(10);
 
 /// Everything a test talks to. Dropping it stops everything.
@@ -65,7 +67,7 @@ impl World {
         store.put_if(&format!("keys/{}", key.id), value, Expect::Absent, None).await.unwrap();
         let keys = KeySet::new(vec![key]).unwrap();
         let app = app::AppServer::start().await;
-        let host = host::Host::start(&identity(directory.path(), Role::HostAgent), app.address).await;
+        let host = host::Host::start(&certificates::host(directory.path(), HOST), app.address).await;
         let scheduler = scheduler::Scheduler::start(&identity(directory.path(), Role::Scheduler)).await;
         let file = |name: &str| directory.path().join(name);
         let config = Config {
@@ -160,6 +162,7 @@ pub fn microvm(number: u128, state: MicrovmState, tunnel_address: &str) -> Watch
     let idle_policy = IdlePolicy { auto_resume_enabled: true, ..IdlePolicy::default() };
     let microvm = Microvm {
         microvm_id: id(number),
+        host_id: HOST.into(),
         endpoint: host_name(number),
         generation: 1,
         idle_policy: Some(idle_policy),

@@ -32,6 +32,7 @@ use crate::microvms::Microvms;
 use crate::reporter::{INTERVAL_DEFAULT, Reporter, Signals};
 use crate::server::host_agent::HostAgent;
 use crate::server::tunnel::Tunnels;
+use crate::vouches::{LeaseSeat, Vouches};
 use crate::wakes::Wakes;
 
 /// How long transitions under way may take to settle after SIGTERM. What has
@@ -56,6 +57,7 @@ impl App {
     pub async fn build(config: Config, telemetry: &telemetry::Guard) -> anyhow::Result<Self> {
         rpc::install_crypto_provider();
         let identity = rpc::TlsIdentity::load(&config.tls.ca, &config.tls.cert, &config.tls.key)?;
+        identity.register(&telemetry.registry());
         let grpc = rpc::ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
         let tunnels = tunnel::Server::bind(config.tunnel_listen, &identity, tunnel::Limits::default())
             .await
@@ -121,7 +123,15 @@ impl App {
         );
         let ttl = Duration::from_millis(self.host.config.timeouts.lease_ttl_ms);
         let standing = self.host.standing.clone();
-        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, standing));
+        let seat = LeaseSeat::default();
+        let vouches = Vouches::new(
+            (&spec.host_id, &self.host.clock),
+            (&standing, &seat, ttl),
+            (&self.identity, &self.host.config.schedulers),
+        );
+        let vouches = vouches.map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
+        let vouches = tokio::spawn(vouches.keep());
+        let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, (standing, seat)));
         let schedulers =
             rpc::Replicas::new(&self.identity, &self.host.config.schedulers, rpc::Role::Scheduler)
                 .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
@@ -130,6 +140,7 @@ impl App {
             changes: self.host.changes.clone(),
             standing: self.host.standing.clone(),
             pauses: self.host.retry_pauses(INTERVAL_DEFAULT),
+            vouchers: self.host.config.schedulers.clone(),
         };
         let reporter = Reporter::new(signals, Arc::clone(&self.microvms), spec, schedulers);
         let reporter = tokio::spawn(reporter.run());
@@ -157,7 +168,7 @@ impl App {
         tunnels.abort();
         settle(&self.microvms).await;
         self.microvms.save_meters().await;
-        for task in [lease, reporter, janitor, marks, filler, room] {
+        for task in [vouches, lease, reporter, janitor, marks, filler, room] {
             task.abort();
         }
         self.host.ahead.close().await;

@@ -6,6 +6,7 @@
 //!
 //! Nothing here is written down but the reserve file, whose length is all there is to know.
 
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -118,6 +119,22 @@ impl Disk {
             }
         }
         claim
+    }
+
+    /// Room for a transition that writes `bytes` beside its bookkeeping to `path`, of what is free and not out of the reserve.
+    ///
+    /// # Errors
+    /// DISK_FULL when there is too little.
+    pub fn claim_beside_reserve(self: &Arc<Self>, bytes: u64, path: &Path) -> Result<Claim, HostError> {
+        let bytes = bytes + BOOKKEEPING_BYTES;
+        let mut state = self.state();
+        let (_, budget) = self.look(&state, 0, 0)?;
+        if budget.free < bytes {
+            let limit = format!("{} MiB free beside the reserve for suspends", budget.free >> 20);
+            return Err(HostError::DiskFull { path: path.display().to_string(), limit });
+        }
+        state.claimed += bytes;
+        Ok(Claim { disk: Arc::clone(self), bytes })
     }
 
     /// Not out of what is absent: the disk beneath does not have it.

@@ -16,6 +16,7 @@ mod reporter;
 mod resources;
 mod server;
 mod stopwatch;
+mod vouches;
 mod wakes;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ pub mod simulated {
     pub use crate::microvms::{EndReport, Remote, observed_end};
     pub use crate::reporter::{Holdings, Reporter, Signals};
     pub use crate::server::status::status;
+    pub use crate::vouches::LeaseSeat;
 }
 
 /// The whole program: settings, telemetry, the service, an exit code.

@@ -49,7 +49,7 @@ pub use self::activity::Activity;
 pub use self::create::create;
 pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
-pub use self::gate::{Gate, GateError, GuestStream, Pass, Portable};
+pub use self::gate::{Gate, GateError, GuestStream, Pass, Portable, Successor};
 pub use self::guest::{GuestConnection, Restore, call_hook, connect_guest, link_error, repair_request};
 pub use self::observed::{metering, observed, phases};
 pub use self::recover::{Found, Recovered, load_journals, recover};
@@ -80,6 +80,8 @@ pub enum Command {
     Suspend(TransitionCause),
     /// Keep it awake for this long from now; `None` gives the lease up.
     KeepAwake(Option<Duration>),
+    /// Make a recovery point.
+    Checkpoint,
     /// Write down what it has used so far: the agent stops.
     Save,
     /// With the turn that it waited for, unless it seemed to be awake.

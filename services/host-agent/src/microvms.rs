@@ -172,6 +172,11 @@ impl Microvms {
         self.held(id)?.command(Command::Suspend(cause), Some(generation)).await
     }
 
+    /// Makes a recovery point of a running microVM; answers when it is whole on the host.
+    pub async fn checkpoint(&self, id: &str, generation: u64) -> Outcome {
+        self.held(id)?.command(Command::Checkpoint, Some(generation)).await
+    }
+
     /// Keeps a running microVM from falling asleep by itself for `duration` from now; `None` gives that up.
     pub async fn keep_awake(
         &self,

@@ -58,6 +58,8 @@ pub struct Signals {
     pub standing: watch::Sender<Standing>,
     /// Between attempts to reach a scheduler.
     pub pauses: Backoff,
+    /// The schedulers by whose vouches the host would go on without its lease; none when it would not.
+    pub vouchers: Vec<String>,
 }
 
 pub struct Reporter<H> {
@@ -67,6 +69,14 @@ pub struct Reporter<H> {
     schedulers: Replicas,
     /// What the leader has answered for: generation and observation by id.
     known: HashMap<String, (u64, u64)>,
+}
+
+/// What the leader answers to a registration.
+struct Registered {
+    /// How often it wants to hear.
+    interval: Duration,
+    /// It does not count among the vouchers that were named, and others are recorded.
+    withdraw: bool,
 }
 
 impl<H: Holdings> Reporter<H> {
@@ -91,7 +101,13 @@ impl<H: Holdings> Reporter<H> {
         let mut standing = self.signals.standing.subscribe();
         // Before the leader is asked: a lease that ends and comes back while the answer is on its way asks for another.
         let lease = standing.borrow_and_update().lease();
-        let interval = self.register().await?;
+        let mut registered = self.register(self.signals.vouchers.clone()).await?;
+        // Not gone by from here on; the leader may now forget them.
+        if registered.withdraw {
+            tracing::warn!("the leader is none of the settings' schedulers; no vouch is gone by");
+            registered = self.register(Vec::new()).await?;
+        }
+        let interval = registered.interval;
         if let Some(lease) = lease {
             self.signals.standing.send_modify(|standing| standing.told(lease));
         }
@@ -119,13 +135,15 @@ impl<H: Holdings> Reporter<H> {
         }
     }
 
-    async fn register(&mut self) -> Result<Duration, Status> {
+    /// Registers. The host goes by the vouches of `vouchers` when the answer says that they are recorded, and not before.
+    async fn register(&mut self, vouchers: Vec<String>) -> Result<Registered, Status> {
         let observed = self.microvms.unreported();
         let request = RegisterHostRequest {
             spec: Some(self.spec.clone()),
             observed: observed.clone(),
             clock_time: Some(api::timestamp(self.signals.clock.now())),
             usage: Some(self.microvms.usage()),
+            vouchers,
         };
         let response = self
             .schedulers
@@ -134,12 +152,14 @@ impl<H: Holdings> Reporter<H> {
             })
             .await?;
         tracing::info!(microvms = observed.len(), "registered");
+        self.signals.standing.send_modify(|standing| standing.go_by_vouches(response.vouchers_recorded));
         self.known.clear();
         self.answered(&observed, &response.recorded);
         self.drop_stale(response.stale, &response.recorded);
         self.microvms.set_draining(response.draining);
         let interval = response.heartbeat_interval.as_ref().and_then(|interval| api::duration(interval).ok());
-        Ok(interval.unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1))
+        let interval = interval.unwrap_or(INTERVAL_DEFAULT).clamp(INTERVAL_BOUNDS.0, INTERVAL_BOUNDS.1);
+        Ok(Registered { interval, withdraw: response.withdraw_vouchers })
     }
 
     /// False when the leader wants a registration.

@@ -73,6 +73,7 @@ impl App {
         config.check()?;
         let tls = &config.tls;
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("tls")?;
+        identity.register(registry);
         let server = ServerBuilder::bind(&config.listen.to_string(), &identity).await?;
         let store = records::Store::connect(&config.etcd).await.context("etcd")?;
         let objects = Objects::connect(&ObjectConfig::from(&config.s3)).context("s3")?;

@@ -132,8 +132,8 @@ async fn remove_image(
     versions: &[Record<ImageVersion>],
 ) -> Result<(), Error> {
     let Image { name, image_arn, .. } = &image.value;
-    // A launch that read the record before it said DELETING may have come after the check of the call. It is
-    // in the scheduler's records by now, so this sees it, and the deletion waits until that microVM ends.
+    // A launch that read the record before it said DELETING may have come after the check of the call. The scheduler answers
+    // once it launches nothing of it any more, so this sees that launch, and the deletion waits until its microVM ends.
     still_unused(context, image_arn, None).await?;
     for version in versions {
         remove_files(context, &image.value, &version.value).await?;
@@ -188,7 +188,7 @@ async fn end(context: &Context, version: &ImageVersion, change: Change) -> Resul
 }
 
 async fn still_unused(context: &Context, arn: &str, version: Option<&str>) -> Result<(), Error> {
-    match context.peers.in_use(arn, version).await {
+    match context.peers.in_use(arn, version, true).await {
         Ok(false) => Ok(()),
         Ok(true) => Err(Error::InUse),
         Err(status) => Err(Error::Scheduler(status.message().to_owned())),

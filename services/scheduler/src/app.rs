@@ -16,10 +16,11 @@ use uuid::Uuid;
 
 use crate::adapters::agents::Agents;
 use crate::config::Config;
-use crate::leader::{Leader, lead, watch_leader};
+use crate::leader::{Leader, lead, watch_leader, watch_store};
 use crate::metrics::Metrics;
 use crate::server;
 use crate::term::Context;
+use crate::vouches::Vouches;
 
 pub fn main() -> ExitCode {
     telemetry::run_service(
@@ -56,6 +57,7 @@ impl App {
     async fn bind_now(config: Config, registry: &Mutex<Registry>, clock: Clock) -> anyhow::Result<Self> {
         let tls = &config.tls;
         let identity = TlsIdentity::load(&tls.ca, &tls.cert, &tls.key).context("settings: tls")?;
+        identity.register(registry);
         let server = ServerBuilder::bind(&config.listen, &identity).await?;
         let store = Store::connect(&config.etcd).await.context("settings: etcd")?;
         let instance = match config.advertise.as_str() {
@@ -64,6 +66,7 @@ impl App {
         };
         let context = Context {
             config: Arc::new(config),
+            vouches: Arc::new(Vouches::new(clock.clone(), instance.clone())),
             clock,
             store,
             agents: Arc::new(Agents::new(identity)),
@@ -116,10 +119,11 @@ impl Replica {
 
     /// Leads whenever it is elected, until `shutdown`.
     pub async fn lead(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let watching = watch_leader(self.context.store.clone(), Arc::clone(&self.leader));
-        let watching = AbortOnDrop(tokio::spawn(watching));
-        let led = lead(self.context, self.instance, self.leader, shutdown).await;
-        drop(watching);
+        let (store, leader) = (self.context.store.clone(), self.leader);
+        let watching = AbortOnDrop(tokio::spawn(watch_leader(store.clone(), Arc::clone(&leader))));
+        let looking = AbortOnDrop(tokio::spawn(watch_store(store, Arc::clone(&leader))));
+        let led = lead(self.context, self.instance, leader, shutdown).await;
+        drop((watching, looking));
         led
     }
 }

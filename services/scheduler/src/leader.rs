@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use records::{Event, Store};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::term::{Context, Term};
 
 const ELECTION: &str = "scheduler";
+/// How often a scheduler looks whether etcd answers.
+const LOOK: Duration = Duration::from_secs(1);
 /// Pause after a term that could not begin.
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 
@@ -19,6 +22,8 @@ const RETRY_PAUSE: Duration = Duration::from_millis(200);
 pub struct Leader {
     term: RwLock<Option<Arc<Term>>>,
     address: RwLock<String>,
+    /// Since when etcd has not answered.
+    away_since: RwLock<Option<Instant>>,
 }
 
 impl Leader {
@@ -30,6 +35,17 @@ impl Leader {
     /// Address of the leader as far as known; empty when it is not.
     pub fn address(&self) -> String {
         self.address.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How long etcd has not answered; `None` while it does.
+    pub fn store_away(&self) -> Option<Duration> {
+        let since = *self.away_since.read().unwrap_or_else(PoisonError::into_inner);
+        since.map(|since| since.elapsed())
+    }
+
+    pub(crate) fn store_answers(&self, answers: bool) {
+        let mut since = self.away_since.write().unwrap_or_else(PoisonError::into_inner);
+        *since = if answers { None } else { since.or_else(|| Some(Instant::now())) };
     }
 
     pub(crate) fn set_term(&self, term: Option<Arc<Term>>) {
@@ -97,5 +113,17 @@ pub(crate) async fn watch_leader(store: Store, leader: Arc<Leader>) {
         };
         let address = value.map(|value| String::from_utf8_lossy(&value.value).into_owned());
         leader.set_address(address.unwrap_or_default());
+    }
+}
+
+/// Notes whether etcd answers, for those who ask why nobody leads.
+pub(crate) async fn watch_store(store: Store, leader: Arc<Leader>) {
+    loop {
+        let answers = !matches!(store.leader(ELECTION).await, Err(error) if error.is_unavailable());
+        if answers == leader.store_away().is_some() {
+            tracing::warn!(answers, "etcd");
+        }
+        leader.store_answers(answers);
+        tokio::time::sleep(LOOK).await;
     }
 }

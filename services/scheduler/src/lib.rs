@@ -21,3 +21,4 @@ pub mod metrics;
 pub mod refusal;
 pub mod server;
 pub mod term;
+pub mod vouches;

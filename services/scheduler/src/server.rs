@@ -25,6 +25,7 @@ use crate::config::Config;
 use crate::leader::Leader;
 use crate::refusal::Refusal;
 use crate::term::{Context, Term};
+use crate::vouches::Vouches;
 
 /// Most bytes of one page: clients take messages of 4 MiB, and what callers named and tagged may be long.
 const PAGE_BYTES: usize = 2 * 1024 * 1024;
@@ -46,6 +47,7 @@ fn fitting<M: prost::Message>(mut page: Vec<M>) -> Vec<M> {
 struct Handlers {
     leader: Arc<Leader>,
     config: Arc<Config>,
+    vouches: Arc<Vouches>,
 }
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -63,14 +65,18 @@ impl Handlers {
     {
         authorize(&request, callers)?;
         let leader = &self.leader;
-        let term = leader.term().ok_or_else(|| errors::not_leader(&leader.address()))?;
+        let term = leader.term().ok_or_else(|| errors::not_leading(leader))?;
         let answer = call(term, request.into_inner()).await;
-        answer.map(Response::new).map_err(|refusal| errors::status(refusal, &leader.address()))
+        answer.map(Response::new).map_err(|refusal| errors::status(refusal, leader))
     }
 }
 
 pub fn routes(leader: &Arc<Leader>, context: &Context) -> Routes {
-    let handlers = Handlers { leader: Arc::clone(leader), config: Arc::clone(&context.config) };
+    let handlers = Handlers {
+        leader: Arc::clone(leader),
+        config: Arc::clone(&context.config),
+        vouches: Arc::clone(&context.vouches),
+    };
     let mut routes = Routes::builder();
     routes
         .add_service(MicrovmServiceServer::new(handlers.clone()))

@@ -6,9 +6,11 @@
 //! Connectors and own domains have locks of their own of the same two kinds, [`ConnectorStore`] and [`DomainStore`].
 
 pub mod access_keys;
+mod checkpoint;
 mod commit;
 pub mod connectors;
 pub mod domains;
+mod drain;
 mod end;
 pub mod hosts;
 mod idleness;
@@ -26,6 +28,7 @@ mod sweep;
 mod time;
 pub mod tokens;
 pub mod usage;
+pub mod vouchers;
 mod wake;
 
 use std::future::Future;
@@ -49,6 +52,7 @@ use crate::domain::catalog::Catalog;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::metrics::Metrics;
 use crate::refusal::Refusal;
+use crate::vouches::Vouches;
 use connectors::ConnectorStore;
 use domains::DomainStore;
 use memory::{Handle, Memory};
@@ -68,6 +72,8 @@ pub struct Context {
     pub store: Store,
     pub agents: Arc<Agents>,
     pub metrics: Metrics,
+    /// What this process has promised hosts, in whatever term.
+    pub vouches: Arc<Vouches>,
     /// Makes the ids of microVMs and the names of their endpoints.
     pub new_id: fn() -> Uuid,
 }
@@ -81,6 +87,7 @@ pub struct Term {
     room: RoomSeen,
     memory: Mutex<Memory>,
     catalog: Mutex<Catalog>,
+    catalog_changed: Notify,
     pub(crate) connectors: ConnectorStore,
     pub(crate) domains: DomainStore,
     /// Access keys are made and deleted one at a time.
@@ -124,9 +131,15 @@ impl Term {
                 }
             }
         }
-        for (key, _) in context.store.list(hosts::DRAINS).await?.0 {
-            if let Ok(host) = key[hosts::DRAINS.len()..].parse() {
-                memory.hosts.entry(&host, now).draining = true;
+        for (key, mark) in context.store.list(drain::DRAINS).await?.0 {
+            if let Ok(host) = key[drain::DRAINS.len()..].parse() {
+                let host = memory.hosts.entry(&host, now);
+                (host.draining, host.wake_elsewhere) = (true, drain::wakes_elsewhere(&mark.value));
+            }
+        }
+        for (key, value) in context.store.list(vouchers::VOUCHERS).await?.0 {
+            if let Ok(host) = key[vouchers::VOUCHERS.len()..].parse() {
+                memory.hosts.set_vouchers(&host, vouchers::read(&value.value));
             }
         }
         let usage = Totals::load(&context.store).await?;
@@ -142,6 +155,7 @@ impl Term {
             room: RoomSeen::default(),
             memory: Mutex::new(memory),
             catalog: Mutex::default(),
+            catalog_changed: Notify::new(),
             connectors,
             domains,
             access: tokio::sync::Mutex::default(),
@@ -239,6 +253,11 @@ impl Term {
         if prefix == "hosts/" {
             return self.apply_host_records(event);
         }
+        self.apply_catalog(prefix, event);
+        self.catalog_changed.notify_waiters();
+    }
+
+    fn apply_catalog(&self, prefix: &str, event: Event) {
         let mut catalog = self.catalog();
         let entries = match event {
             Event::Put(key, value) => vec![(key, value)],
@@ -267,7 +286,9 @@ impl Term {
         };
         for handle in unfinished {
             let term = Arc::clone(self);
-            match handle.current().intent {
+            let record = handle.current();
+            match record.intent {
+                Intent::Live if record.state == MicrovmState::Suspended => self.wake_recovered(&handle),
                 Intent::End => self.spawn(async move { term.end(handle).await }),
                 // Same generation: a host that has it already answers with it.
                 Intent::Live => self.spawn(async move { term.launch(handle).await }),
@@ -278,5 +299,5 @@ impl Term {
 
 fn is_unfinished(microvm: &Microvm) -> bool {
     let ending = microvm.intent == Intent::End && microvm.state != MicrovmState::Terminated;
-    ending || microvm.state == MicrovmState::Pending
+    ending || microvm.state == MicrovmState::Pending || drain::is_moved_asleep(microvm)
 }

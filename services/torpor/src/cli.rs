@@ -1,5 +1,6 @@
 //! The command line: every command, its options and its help text.
 
+pub mod certs;
 pub mod domain;
 pub mod fleet;
 pub mod image;
@@ -105,6 +106,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Usage(microvm::Usage),
     /// Put microVMs to sleep.
     Suspend(microvm::Some),
+    /// Make a recovery point of a running microVM.
+    Checkpoint(microvm::Checkpoint),
     /// Keep a running microVM awake for a time.
     Awake(microvm::Awake),
     /// Wake microVMs.
@@ -129,6 +132,8 @@ shell's AWS clients make: use another shell for AWS itself.")]
     Key(key::Key),
     /// Show hosts; drain and undrain them.
     Hosts(fleet::Hosts),
+    /// Show the fleet's certificates; make one for a host; rotate all of them.
+    Certs(certs::Certs),
     /// Serve S3 from a directory (started by `torpor up`).
     #[command(hide = true)]
     S3 {

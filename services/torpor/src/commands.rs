@@ -2,9 +2,12 @@
 
 mod base;
 mod calls;
+mod certs;
+mod checkpoint;
 mod curl;
 mod domain;
 mod down;
+mod drain;
 mod edge_error;
 mod env;
 mod follow;
@@ -91,6 +94,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Get(arguments) => microvm::get(&session()?, arguments).await,
         Command::Usage(arguments) => usage::run(&session()?, arguments).await,
         Command::Suspend(arguments) => microvm::change(&session()?, &arguments.ids, Change::Suspend).await,
+        Command::Checkpoint(arguments) => checkpoint::run(&session()?, arguments).await,
         Command::Awake(arguments) => microvm::awake(&session()?, arguments).await,
         Command::Resume(arguments) => microvm::change(&session()?, &arguments.ids, Change::Resume).await,
         Command::Terminate(arguments) => {
@@ -103,6 +107,7 @@ pub async fn dispatch(cli: Cli) -> Result<(), CliError> {
         Command::Shell(arguments) => shell::run(&session()?, arguments).await,
         Command::Domain(command) => domain::run(&session()?, command).await,
         Command::Key(command) => key::run(&session()?, command).await,
+        Command::Certs(arguments) => certs::run(&data_dir, format, arguments).await,
         Command::Hosts(arguments) => hosts::run(&session()?, arguments).await,
     }
 }

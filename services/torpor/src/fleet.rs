@@ -22,13 +22,17 @@ pub mod drain;
 pub mod files;
 
 pub mod lock;
+pub mod parts;
 pub mod plan;
+pub mod ports;
 pub mod prerequisites;
 pub mod probe;
 pub mod process;
 pub mod reach;
 pub mod record;
+pub mod rights;
 pub mod roots;
+pub mod rotation;
 pub mod s3;
 pub mod spawn;
 pub mod storage;

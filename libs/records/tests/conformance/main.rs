@@ -13,6 +13,7 @@ use testkit::{Etcd, PATIENCE, certificates, free_port, until};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 mod commit;
+mod members;
 mod mirror;
 
 async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::*;
-use rpc::{Role, TlsIdentity};
+use rpc::{Identity, InUse, Role, TlsIdentity, WrongPeer};
 use testkit::{Script, certificates};
 use tonic::transport::Channel;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Status};
 
 mod replicas;
 
@@ -77,6 +77,91 @@ async fn a_server_of_another_role_or_another_fleet_is_refused() {
 }
 
 #[tokio::test]
+async fn a_host_is_called_by_its_id_and_speaks_for_itself_only() {
+    let world = World::new();
+    let host = |id: &str| certificates::host(world.directory.path(), id);
+    let server = Script::start(&host("a"), &[Role::Scheduler]).await;
+    server.answer("ListHosts", Ok(ListHostsResponse::default()));
+    let call = async |called: Identity| {
+        let address = server.address.to_string();
+        let channel = rpc::channel(&world.identity(Role::Scheduler), &address, called).unwrap();
+        HostServiceClient::new(channel).list_hosts(ListHostsRequest::default()).await
+    };
+    assert!(call(Identity::of_host("a")).await.is_ok());
+    assert!(call(Role::HostAgent.into()).await.is_ok(), "whichever host it is");
+    let wrong = call(Identity::of_host("b")).await.unwrap_err();
+    let said = WrongPeer::behind(&wrong).unwrap();
+    assert_eq!(said.code(), Code::PermissionDenied);
+    assert_eq!(
+        said.message(),
+        "the host-agent of b was called, and the certificate is of the host-agent of a"
+    );
+    assert!(WrongPeer::behind(&Status::unavailable("down")).is_none());
+}
+
+/// Every file of a fleet in three steps: trust in the next CA, new leaves, no trust in the old one. Calls go on meanwhile,
+/// over one channel that stays and over new ones.
+#[tokio::test]
+async fn certificates_and_the_ca_change_under_calls_and_none_fails() {
+    let (world, next) = (World::new(), World::new());
+    let server = world.serve().await;
+    let admin = world.identity(Role::Admin);
+    let address = server.address.to_string();
+    let connect = || HostServiceClient::new(rpc::channel(&admin, &address, Role::Scheduler).unwrap());
+    let call = async |client: &mut HostServiceClient<Channel>| {
+        client.list_hosts(ListHostsRequest::default()).await.unwrap();
+    };
+    let mut standing = connect();
+    call(&mut standing).await;
+    let put = |name: &str, content: &[u8]| {
+        let new = world.directory.path().join("new");
+        std::fs::write(&new, content).unwrap();
+        std::fs::rename(new, world.directory.path().join(name)).unwrap();
+    };
+    let of = |world: &World, name: &str| std::fs::read(world.directory.path().join(name)).unwrap();
+    let (old_ca, new_ca) = (of(&world, "ca.pem"), of(&next, "ca.pem"));
+    // Who has a certificate of one of the CAs and trusts both sees which the server takes.
+    let trusting_both = |world: &World| {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join("ca.pem"), [&old_ca[..], &new_ca].concat()).unwrap();
+        for name in ["admin.pem", "admin.key"] {
+            std::fs::write(directory.path().join(name), of(world, name)).unwrap();
+        }
+        certificates::identity(directory.path(), Role::Admin)
+    };
+    let (former, probe) = (trusting_both(&world), trusting_both(&next));
+    let taken = async |identity: &Arc<TlsIdentity>| {
+        let channel = rpc::channel(identity, &address, Role::Scheduler).unwrap();
+        HostServiceClient::new(channel).list_hosts(ListHostsRequest::default()).await.is_ok()
+    };
+    let going_on = async |standing: &mut HostServiceClient<Channel>| {
+        call(standing).await;
+        call(&mut connect()).await;
+    };
+    assert!(!taken(&probe).await, "the next CA is not trusted yet");
+    put("ca.pem", &[&old_ca[..], &new_ca].concat());
+    while !taken(&probe).await {
+        going_on(&mut standing).await;
+    }
+    for name in ["scheduler", "admin"] {
+        for end in ["key", "pem"] {
+            put(&format!("{name}.{end}"), &of(&next, &format!("{name}.{end}")));
+            going_on(&mut standing).await;
+        }
+    }
+    let stranger = next.identity(Role::Admin);
+    while !taken(&stranger).await {
+        // It trusts the next CA only, so the server shows its new certificate now.
+        going_on(&mut standing).await;
+    }
+    put("ca.pem", &new_ca);
+    while taken(&former).await {
+        going_on(&mut standing).await;
+    }
+    going_on(&mut standing).await;
+}
+
+#[tokio::test]
 async fn request_ids_are_kept_when_sane_and_echoed_always() {
     let world = World::new();
     let server = world.serve().await;
@@ -102,6 +187,27 @@ async fn a_panic_ends_one_call_and_not_the_server() {
     let status = client.register_host(RegisterHostRequest::default()).await.unwrap_err();
     assert_eq!(status.code(), Code::Internal);
     assert!(client.list_hosts(ListHostsRequest::default()).await.is_ok());
+}
+
+#[tokio::test]
+async fn metrics_say_what_is_shown_and_trusted() {
+    let world = World::new();
+    let identity = world.identity(Role::Admin);
+    let shared = std::sync::Mutex::new(prometheus_client::registry::Registry::default());
+    identity.register(&shared);
+    let text = || {
+        let mut text = String::new();
+        prometheus_client::encoding::text::encode(&mut text, &shared.lock().unwrap()).unwrap();
+        text
+    };
+    let before = InUse::in_metrics(&text()).unwrap();
+    assert_eq!(before, identity.in_use());
+    assert_eq!((before.certificate.len(), before.authorities.len()), (64, 1), "{}", text());
+    certificates::issue(world.directory.path(), "admin", &[Role::Admin.dns_name()]);
+    let after = InUse::in_metrics(&text()).unwrap();
+    assert_ne!(after.certificate, before.certificate, "whoever asks has the latest");
+    assert_eq!(after.authorities, before.authorities);
+    assert!(text().contains("torpor_certificate_end_seconds "), "{}", text());
 }
 
 #[test]

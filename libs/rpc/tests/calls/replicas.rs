@@ -126,6 +126,7 @@ async fn only_an_answer_that_may_differ_elsewhere_moves_on() {
         (Status::unavailable("connection refused"), true),
         (Status::deadline_exceeded("slow"), true),
         (errors::unavailable("STORE_UNAVAILABLE", "etcd", SOON), false),
+        (errors::nobody_leads("etcd", SOON), true),
         (errors::unavailable("NOT_HERE", "the host is away", SOON), false),
         (errors::not_found("microVM", "x"), false),
         (Status::internal("a bug"), false),

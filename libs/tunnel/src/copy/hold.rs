@@ -6,8 +6,9 @@ use std::io;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
+use tokio_util::sync::CancellationToken;
 
-use super::Session;
+use super::{LINGER, LINGER_PAUSE, Session};
 use crate::channel::{Channel, Event, NUMBER_MAX, Signal};
 
 /// Longest wait for the edge to say that nothing more follows. It answers at once, unless its client does not take what it
@@ -116,6 +117,23 @@ where
         if std::mem::take(&mut self.held.told) {
             self.tunnel.signal(Signal::Resume);
             self.down.unflushed = true;
+        }
+    }
+
+    /// Instead of going on: the guest had closed its half before it fell asleep, and `rest` is what it said last. The edge is
+    /// told it, and of the end.
+    pub async fn finish(mut self, rest: &[u8]) {
+        if self.held.told {
+            self.tunnel.signal(Signal::Resume);
+        }
+        let told = async {
+            self.tunnel.write_all(&self.down.buffer[self.down.start..self.down.end]).await?;
+            self.tunnel.write_all(rest).await?;
+            self.tunnel.shutdown().await
+        };
+        if let Ok(Ok(())) = tokio::time::timeout(LINGER, told).await {
+            let never = CancellationToken::new();
+            self.linger(LINGER_PAUSE, [&never, &never]).await;
         }
     }
 

@@ -13,6 +13,7 @@ use hyper::body::{Body, Frame, Incoming, SizeHint};
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::adapters::expect::{Consent, Waiting};
+use crate::adapters::tunnels::InUse;
 
 /// How long a body that nobody wants any more is read and thrown away. A client that sends before it reads, as most do, would
 /// otherwise find its connection reset instead of the answer.
@@ -181,6 +182,8 @@ pub struct ResponseBody {
     _permit: Option<OwnedSemaphorePermit>,
     /// A request's body that was turned away is given up when its response has been sent.
     _consent: Option<Consent>,
+    /// The app's connection is not ended before.
+    _in_use: Option<InUse>,
 }
 
 #[derive(Debug)]
@@ -190,13 +193,18 @@ enum Source {
 }
 
 impl ResponseBody {
-    pub fn app(body: Incoming, permit: OwnedSemaphorePermit, consent: Option<Consent>) -> Self {
-        Self { source: Source::App(body), _permit: Some(permit), _consent: consent }
+    pub fn app(
+        body: Incoming,
+        permit: OwnedSemaphorePermit,
+        consent: Option<Consent>,
+        in_use: Option<InUse>,
+    ) -> Self {
+        Self { source: Source::App(body), _permit: Some(permit), _consent: consent, _in_use: in_use }
     }
 
     /// A text of the edge's own.
     pub fn text(text: &'static str) -> Self {
-        Self { source: Source::Edge(Full::from(text)), _permit: None, _consent: None }
+        Self { source: Source::Edge(Full::from(text)), _permit: None, _consent: None, _in_use: None }
     }
 }
 

@@ -80,8 +80,8 @@ struct Search {
     /// Set by the first host that does not take the tunnel.
     stop_looking: Option<Instant>,
     pauses: Backoff,
-    /// The last host that was asked had no room to wake the microVM.
-    no_room: bool,
+    /// How the last host that was asked answered.
+    last: Option<Outcome>,
 }
 
 impl Dialer {
@@ -112,7 +112,7 @@ impl Dialer {
             give_up: Instant::now() + self.limits.launch_wait(),
             stop_looking: None,
             pauses: PAUSES,
-            no_room: false,
+            last: None,
         };
         loop {
             search.changes.mark_unchanged();
@@ -128,7 +128,7 @@ impl Dialer {
                         match attempt::after(outcome) {
                             Some(refusal) => return Err(refusal),
                             None => {
-                                search.no_room = outcome == Outcome::NoRoom;
+                                search.last = Some(outcome);
                                 self.look_again(&mut search, &route).await?;
                             }
                         }
@@ -203,11 +203,14 @@ impl Dialer {
     fn still_looking(&self, search: &mut Search) -> Result<(), Refusal> {
         let now = Instant::now();
         let stop = *search.stop_looking.get_or_insert(now + self.limits.connect());
-        match now >= stop || now >= search.give_up {
-            false => Ok(()),
-            true if search.no_room => Err(Refusal::NotReady),
-            true => Err(Refusal::MicrovmConnectFailed),
+        if now < stop && now < search.give_up {
+            return Ok(());
         }
+        Err(match search.last {
+            Some(Outcome::NoRoom) => Refusal::NotReady,
+            Some(Outcome::Fenced) => Refusal::StoreAway,
+            _ => Refusal::MicrovmConnectFailed,
+        })
     }
 
     async fn open(&self, search: &Search, route: &Route, wanted: &Wanted) -> Result<Found, Outcome> {
@@ -224,13 +227,14 @@ impl Dialer {
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
         };
         let left = search.give_up.saturating_duration_since(Instant::now());
-        let (response, channel) = self.client.open(address, &request, left).await.map_err(|error| {
-            tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
-            match error {
-                OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
-                OpenError::TimedOut { .. } => Outcome::TooLate,
-            }
-        })?;
+        let (response, channel) =
+            self.client.open((&route.host, address), &request, left).await.map_err(|error| {
+                tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
+                match error {
+                    OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
+                    OpenError::TimedOut { .. } => Outcome::TooLate,
+                }
+            })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
             None => Ok(Found { channel, generation: route.generation, phases: phases(&response) }),
@@ -279,7 +283,8 @@ fn refused(response: &OpenResponse) -> Option<Outcome> {
     let retry_after = response.retry_after.as_ref().and_then(|after| api::duration(after).ok());
     Some(match response.status() {
         OpenStatus::Connected => return None,
-        OpenStatus::NotHere | OpenStatus::Fenced => Outcome::Elsewhere,
+        OpenStatus::NotHere => Outcome::Elsewhere,
+        OpenStatus::Fenced => Outcome::Fenced,
         OpenStatus::Suspended => Outcome::Suspended,
         OpenStatus::WakeFailed => Outcome::WakeFailed,
         OpenStatus::NoRoom => Outcome::NoRoom,

@@ -151,6 +151,7 @@ pub fn route(message: &WatchMicrovmsResponse) -> Option<(Uuid, Route)> {
         image: microvm.image_name.as_str().into(),
         state,
         generation: microvm.generation,
+        host: microvm.host_id.as_str().into(),
         tunnel_address: (!message.tunnel_address.is_empty()).then(|| message.tunnel_address.as_str().into()),
         wake: microvm.idle_policy.as_ref().is_some_and(|policy| policy.auto_resume_enabled),
         token_revocations: microvm.token_revocations,

@@ -4,13 +4,14 @@
 //! is sent again.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use hyper::client::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::task::AbortHandle;
 
 use crate::adapters::body::ReplayBody;
 use crate::domain::port::Door;
@@ -34,9 +35,12 @@ pub struct PortKey {
 pub enum Connection {
     /// HTTP/1.1, one request at a time.
     Http1(http1::SendRequest<ReplayBody>),
-    /// HTTP/2 with prior knowledge, shared by requests.
-    Http2(http2::SendRequest<ReplayBody>),
+    /// HTTP/2 with prior knowledge, shared by requests, each of which holds an `InUse` until it has its whole answer.
+    Http2(http2::SendRequest<ReplayBody>, InUse),
 }
+
+/// What a request holds of an HTTP/2 connection, so that the connection is not ended under it.
+pub type InUse = Arc<()>;
 
 struct Unused {
     sender: http1::SendRequest<ReplayBody>,
@@ -45,7 +49,41 @@ struct Unused {
 
 struct Multiplexed {
     sender: http2::SendRequest<ReplayBody>,
+    in_use: InUse,
     used: Instant,
+    carries: Arc<OnceLock<AbortHandle>>,
+}
+
+impl Multiplexed {
+    fn is_in_use(&self) -> bool {
+        Arc::strong_count(&self.in_use) > 1
+    }
+}
+
+/// Where an HTTP/2 connection's tasks run. The first is the one that reads and writes its stream.
+#[derive(Clone, Default)]
+struct Http2Tasks {
+    carries: Arc<OnceLock<AbortHandle>>,
+}
+
+impl<F> hyper::rt::Executor<F> for Http2Tasks
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    fn execute(&self, task: F) {
+        let running = tokio::spawn(task);
+        self.carries.get_or_init(|| running.abort_handle());
+    }
+}
+
+impl Drop for Multiplexed {
+    /// Ends an unused connection without a word: left to itself it would say GOAWAY, and bytes wake a microVM that sleeps.
+    fn drop(&mut self) {
+        if let Some(carries) = self.carries.get().filter(|_| !self.is_in_use()) {
+            carries.abort();
+        }
+    }
 }
 
 #[derive(Default)]
@@ -84,7 +122,7 @@ impl Tunnels {
                 return None;
             }
             multiplexed.used = now;
-            return Some(Connection::Http2(multiplexed.sender.clone()));
+            return Some(Connection::Http2(multiplexed.sender.clone(), multiplexed.in_use.clone()));
         }
         let unused = kept.http1.get_mut(key)?;
         // The latest first: it is the least likely to have been closed.
@@ -105,16 +143,20 @@ impl Tunnels {
         let stream = TokioIo::new(stream);
         let counted = Counted::new(&self.open);
         if http2 {
-            let (sender, connection) = http2::Builder::new(TokioExecutor::new())
+            let executor = Http2Tasks::default();
+            let carries = executor.carries.clone();
+            let (sender, connection) = http2::Builder::new(executor)
                 .timer(TokioTimer::new())
                 .initial_stream_window_size(STREAM_WINDOW)
                 .initial_connection_window_size(CONNECTION_WINDOW)
                 .handshake(stream)
                 .await?;
             spawn(connection, counted);
-            let multiplexed = Multiplexed { sender: sender.clone(), used: Instant::now() };
+            let in_use = InUse::default();
+            let multiplexed =
+                Multiplexed { sender: sender.clone(), in_use: in_use.clone(), used: Instant::now(), carries };
             self.kept().http2.insert(key.clone(), multiplexed);
-            return Ok(Connection::Http2(sender));
+            return Ok(Connection::Http2(sender, in_use));
         }
         let (sender, connection) = http1::Builder::new().max_buf_size(BUFFER).handshake(stream).await?;
         spawn(connection.with_upgrades(), counted);
@@ -143,7 +185,7 @@ impl Tunnels {
         }
     }
 
-    /// Drops what was not used for a while. Requests on a dropped HTTP/2 connection go on to their end.
+    /// Drops what was not used for a while.
     pub fn sweep(&self) {
         let (now, keep_for) = (Instant::now(), self.keep_for);
         let mut kept = self.kept();
@@ -151,9 +193,15 @@ impl Tunnels {
             unused.retain(|one| one.sender.is_ready() && now.duration_since(one.since) < keep_for);
             !unused.is_empty()
         });
-        kept.http2.retain(|_, one| !one.sender.is_closed() && now.duration_since(one.used) < keep_for);
+        kept.http2.retain(|_, one| {
+            if one.is_in_use() {
+                one.used = now;
+            }
+            !one.sender.is_closed() && now.duration_since(one.used) < keep_for
+        });
     }
 
+    /// Drops all. Requests on a dropped HTTP/2 connection go on to their end.
     pub fn clear(&self) {
         *self.kept() = Kept::default();
     }

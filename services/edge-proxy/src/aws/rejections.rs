@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::errors::reason;
+use api::errors::{self, reason};
 use aws_model::{ErrorClass, Operation, Rejection};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -45,6 +45,8 @@ const TABLE: [(Code, &str, Kind); 17] = [
 
 /// What a caller is told when a service is away.
 const AWAY: &str = "The service is not available right now. Try again.";
+/// What a caller is told when no service can read or write its records.
+const STORE_AWAY: &str = "The service's record store is away right now. Endpoints go on. Try again.";
 /// What a caller is told of a bug.
 const BUG: &str = "The service could not process the request because of an internal error.";
 /// When to try again if the service does not say.
@@ -103,8 +105,12 @@ fn ours(operation: &Operation, status: &Status, retry_after: Option<Duration>) -
     // A status with a source was made on this side: the service went away in the middle of the call.
     let away = std::error::Error::source(status).is_some()
         || matches!(status.code(), Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled);
-    let (message, after) =
-        if away { (AWAY, Some(retry_after.unwrap_or(RETRY_AFTER))) } else { (BUG, retry_after) };
+    let store_away = errors::nobody_can_lead(status);
+    let (message, after) = match (away, store_away) {
+        (true, true) => (STORE_AWAY, Some(retry_after.unwrap_or(RETRY_AFTER))),
+        (true, false) => (AWAY, Some(retry_after.unwrap_or(RETRY_AFTER))),
+        (false, _) => (BUG, retry_after),
+    };
     let rejection = Rejection::new(operation.internal(), message);
     after.into_iter().fold(rejection, |rejection, after| rejection.retry_after(seconds(after)))
 }
@@ -175,6 +181,7 @@ mod tests {
     fn what_the_caller_cannot_help_says_nothing_of_the_inside() {
         for (status, message) in [
             (errors::unavailable(reason::STORE_UNAVAILABLE, "etcd at 10.0.0.1", RETRY_AFTER), AWAY),
+            (errors::nobody_leads("etcd at 10.0.0.1", RETRY_AFTER), STORE_AWAY),
             (Status::deadline_exceeded("x"), AWAY),
             (Status::from_error("connection reset".into()), AWAY),
             (errors::status(Code::Internal, reason::INTERNAL, "a panic", &[]), BUG),

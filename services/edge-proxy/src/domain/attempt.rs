@@ -33,6 +33,8 @@ pub fn for_route(route: &Route) -> Move {
 pub enum Outcome {
     /// It does not hold the microVM, or may not speak for it any more.
     Elsewhere,
+    /// It may not serve: it is cut off from etcd, and not every scheduler vouches for it.
+    Fenced,
     /// It cannot be reached, or broke off.
     Unreachable,
     /// The microVM sleeps and may not be woken.
@@ -56,7 +58,11 @@ pub enum Outcome {
 /// What to make of a host's answer: `None` means that the route was out of date and another look is worth it.
 pub fn after(outcome: Outcome) -> Option<Refusal> {
     match outcome {
-        Outcome::Elsewhere | Outcome::Unreachable | Outcome::NoRoom | Outcome::StreamGone => None,
+        Outcome::Elsewhere
+        | Outcome::Fenced
+        | Outcome::Unreachable
+        | Outcome::NoRoom
+        | Outcome::StreamGone => None,
         Outcome::Suspended | Outcome::WakeFailed => Some(Refusal::Asleep),
         Outcome::PortClosed => Some(Refusal::AppConnectFailed),
         Outcome::Ended => Some(Refusal::MicrovmConnectFailed),
@@ -94,6 +100,7 @@ mod tests {
                 image: "app".into(),
                 state,
                 generation: 1,
+                host: "host-1".into(),
                 tunnel_address: placed.then(|| "127.0.0.1:1".into()),
                 wake,
                 token_revocations: 0,

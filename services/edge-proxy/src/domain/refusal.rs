@@ -40,6 +40,8 @@ pub enum Refusal {
     Asleep,
     /// The edge does not know enough yet to answer, or the microVM is not awake within the time that a request is held.
     NotReady,
+    /// Its host is cut off from the record store, and may not serve until that is back.
+    StoreAway,
     /// A bug, here or at the host.
     Internal,
 }
@@ -78,6 +80,7 @@ impl Refusal {
             Self::MicrovmConnectFailed => "microvm_connect_failed",
             Self::Asleep => "asleep",
             Self::NotReady => "not_ready",
+            Self::StoreAway => "store_away",
             Self::Internal => "internal",
         }
     }
@@ -108,6 +111,11 @@ impl Refusal {
             Self::MicrovmConnectFailed => plain(502, Some("MICROVM_CONNECT_FAILED"), ""),
             Self::Asleep => plain(502, None, ""),
             Self::NotReady => later(503, Duration::from_secs(1)),
+            Self::StoreAway => Answer {
+                error: Some("STORE_AWAY"),
+                body: "The host of this MicroVM cannot reach the record store (etcd). It serves again as soon as the store is back.",
+                ..later(503, Duration::from_secs(1))
+            },
             Self::Internal => plain(500, None, ""),
         }
     }

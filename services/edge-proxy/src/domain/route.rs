@@ -33,6 +33,8 @@ pub struct Route {
     /// As far as the edge cares.
     pub state: RouteState,
     pub generation: u64,
+    /// Id of the host it is placed on, whose certificate must be the host's that takes a tunnel.
+    pub host: Arc<str>,
     /// Where its host takes tunnels; absent while it is not placed.
     pub tunnel_address: Option<Arc<str>>,
     /// True when a request may wake it.
@@ -202,6 +204,7 @@ mod tests {
             image: "app".into(),
             state: RouteState::Running,
             generation,
+            host: "host-1".into(),
             tunnel_address: None,
             wake: true,
             token_revocations: 0,

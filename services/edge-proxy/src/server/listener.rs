@@ -64,7 +64,6 @@ pub struct Client {
 pub struct Listener {
     /// At least one.
     sockets: Vec<TcpListener>,
-    certificate: Arc<Certificate>,
     acceptor: TlsAcceptor,
     bounds: Bounds,
 }
@@ -72,15 +71,14 @@ pub struct Listener {
 impl Listener {
     /// Binds and loads the certificate; serves nothing yet. `own` are names for which another certificate is shown.
     pub async fn bind(socket: Socket<'_>, own: Option<Domains>, bounds: Bounds) -> anyhow::Result<Self> {
-        let certificate = Certificate::load(socket, own)?;
-        let acceptor = TlsAcceptor::from(certificate.server()?);
+        let acceptor = TlsAcceptor::from(Certificate::load(socket, own)?.server()?);
         let [listen, ..] = socket.names;
         let mut sockets = Vec::with_capacity(socket.addresses.len());
         for address in socket.addresses {
             let bound = rpc::listen(address).await;
             sockets.push(bound.map_err(|error| anyhow::anyhow!("{listen}: cannot bind {address}: {error}"))?);
         }
-        Ok(Self { sockets, certificate, acceptor, bounds })
+        Ok(Self { sockets, acceptor, bounds })
     }
 
     /// The addresses, in the order of the setting.
@@ -90,8 +88,7 @@ impl Listener {
 
     /// Serves until `shutdown`, then lets requests in flight end, within the drain time.
     pub async fn serve<H: Handler>(self, handler: Arc<H>, shutdown: CancellationToken) {
-        let Self { mut sockets, certificate, acceptor, bounds } = self;
-        let following = tokio::spawn(certificate.follow());
+        let Self { mut sockets, acceptor, bounds } = self;
         let (cut, serving) = (CancellationToken::new(), TaskTracker::new());
         let server = Connections::new(acceptor, bounds, handler.clone(), shutdown.clone(), cut.clone());
         let (server, metrics) = (Arc::new(server), handler.connections());
@@ -127,7 +124,6 @@ impl Listener {
             serving.spawn(async move { server.serve(stream, client, held).await });
         }
         drop(sockets);
-        following.abort();
         serving.close();
         if tokio::time::timeout(bounds.drain, serving.wait()).await.is_err() {
             tracing::warn!(drain_ms = bounds.drain.as_millis(), "requests were still in flight");

@@ -20,7 +20,7 @@ use crate::adapters::dial::{Dialed, Dialer, GuestStream};
 use crate::adapters::expect::Consent;
 use crate::adapters::paced::Paced;
 use crate::adapters::tls_apps::{self, Redial, TlsApps};
-use crate::adapters::tunnels::{Connection, PortKey, Tunnels};
+use crate::adapters::tunnels::{Connection, InUse, PortKey, Tunnels};
 use crate::domain::port::Door;
 use crate::domain::refusal::Refusal;
 use crate::domain::route::{Route, RouteState, Traffic};
@@ -70,6 +70,7 @@ enum AttemptError {
 struct Answered {
     response: Response<Incoming>,
     consent: Option<Consent>,
+    in_use: Option<InUse>,
 }
 
 pub struct Opened {
@@ -192,12 +193,12 @@ impl Sender {
             on_informational(&mut request, move |response| consent.hear(response.status()));
         }
         let (limit, started) = (self.response_wait, Instant::now());
-        let (sent, sender) = match connection {
+        let (sent, sender, in_use) = match connection {
             Connection::Http1(mut sender) => {
-                (tokio::time::timeout(limit, sender.try_send_request(request)).await, Some(sender))
+                (tokio::time::timeout(limit, sender.try_send_request(request)).await, Some(sender), None)
             }
-            Connection::Http2(mut sender) => {
-                (tokio::time::timeout(limit, sender.try_send_request(request)).await, None)
+            Connection::Http2(mut sender, in_use) => {
+                (tokio::time::timeout(limit, sender.try_send_request(request)).await, None, Some(in_use))
             }
         };
         timing.app = Some(timing.app.unwrap_or_default() + started.elapsed());
@@ -216,7 +217,7 @@ impl Sender {
                 if let Some(consent) = &consent {
                     consent.hear(response.status());
                 }
-                return Ok(Answered { response, consent });
+                return Ok(Answered { response, consent, in_use });
             }
             Ok(Err(error)) => error,
             Err(_) => return Err(AttemptError::Final(Refusal::AppConnectFailed)),
@@ -263,6 +264,6 @@ fn may_resend<T>(mut error: TrySendError<T>, parts: &Parts, empty_body: bool) ->
 
 impl Answered {
     fn finish(self, permit: OwnedSemaphorePermit) -> Response<ResponseBody> {
-        self.response.map(|body| ResponseBody::app(body, permit, self.consent))
+        self.response.map(|body| ResponseBody::app(body, permit, self.consent, self.in_use))
     }
 }

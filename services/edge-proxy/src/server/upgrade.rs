@@ -126,7 +126,7 @@ impl Sender {
         let accept = response.headers().get(SEC_WEBSOCKET_ACCEPT).cloned();
         headers::forward_response(response.headers_mut());
         let Some(app_side) = app_side else {
-            return Ok(response.map(|body| ResponseBody::app(body, admitted.permit, None)));
+            return Ok(response.map(|body| ResponseBody::app(body, admitted.permit, None, None)));
         };
         agree(&mut response, handshake, accept, &offer);
         let (leave, metrics, unread) = (self.leave.clone(), self.metrics.clone(), self.unread);

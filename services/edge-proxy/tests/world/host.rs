@@ -120,7 +120,7 @@ impl Drop for Host {
 }
 
 impl Host {
-    pub async fn start(identity: &TlsIdentity, app: SocketAddr) -> Self {
+    pub async fn start(identity: &Arc<TlsIdentity>, app: SocketAddr) -> Self {
         let server = Server::bind("127.0.0.1:0".parse().unwrap(), identity, Limits::default()).await.unwrap();
         let host = Self {
             address: server.local_address().unwrap(),

@@ -6,6 +6,7 @@
 //! written last counts: see `recover`.
 
 use std::path::Path;
+use std::time::Duration;
 
 use base64::Engine as _;
 use model::SnapshotNumber;
@@ -49,6 +50,13 @@ pub struct Journal {
     /// When it was made, in milliseconds since 1970; 0 when that is not known.
     #[serde(default)]
     pub snapshot_ms: u64,
+    /// How long the guest stood still while that was made, in milliseconds; absent for that of a sleep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stood_still_ms: Option<u64>,
+    /// Whether a recovery point has been asked for: from then on it goes back to its latest snapshot when its engine or host is
+    /// lost, as one with a checkpoint interval does.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub goes_back: bool,
     /// How it went back to a recovery point last.
     #[serde(default)]
     pub recovery: Option<Recovery>,
@@ -130,6 +138,8 @@ impl Journal {
             snapshot_generation: 0,
             difference_bytes: 0,
             snapshot_ms: 0,
+            stood_still_ms: None,
+            goes_back: false,
             recovery: None,
             remote: None,
             superseded: Vec::new(),
@@ -196,12 +206,19 @@ impl Journal {
 
     /// Notes that a snapshot made under this placement, at a time in milliseconds since 1970, is the session now.
     pub fn slept(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
-        self.point_made(sequence, difference_bytes, made_ms);
+        self.snapshot_made(sequence, difference_bytes, made_ms);
+        self.stood_still_ms = None;
         self.awake_until_ms = 0;
     }
 
-    /// Notes that a snapshot made under this placement is what the session can go back to.
-    pub fn point_made(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
+    /// Notes that a recovery point made under this placement is what the session can go back to. The guest stood still for
+    /// so long.
+    pub fn point_made(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64, stood_still: Duration) {
+        self.snapshot_made(sequence, difference_bytes, made_ms);
+        self.stood_still_ms = Some(u64::try_from(stood_still.as_millis()).unwrap_or(u64::MAX));
+    }
+
+    fn snapshot_made(&mut self, sequence: u64, difference_bytes: u64, made_ms: u64) {
         self.sequence = sequence;
         self.snapshot_generation = self.generation;
         self.difference_bytes = difference_bytes;

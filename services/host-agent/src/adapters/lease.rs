@@ -4,12 +4,17 @@
 //! A lease that is back is not enough to go on. While it was gone the scheduler may have placed microVMs elsewhere, and an edge
 //! with an old route would wake the old copy here beside the new one. So the host stays closed until it has registered with a
 //! scheduler since, and has closed what the answer calls stale.
+//!
+//! While etcd is away, the promises of all schedulers take the lease's place ([`crate::vouches`]).
 
+use std::sync::PoisonError;
 use std::time::Duration;
 
 use api::host::v1::HostSpec;
 use prost::Message as _;
 use tokio::sync::watch;
+
+use crate::vouches::LeaseSeat;
 
 /// Whether the host may serve requests and remove what it has superseded.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +25,10 @@ pub struct Standing {
     held: bool,
     /// The lease under which a scheduler has last said what is stale here; 0 when none has.
     told_under: u64,
+    /// Whether a scheduler that led has recorded by whose vouches the host goes on.
+    goes_by_vouches: bool,
+    /// Whether the vouches of all of them have held ever since the host was open by its lease.
+    vouched: bool,
 }
 
 impl Standing {
@@ -30,7 +39,29 @@ impl Standing {
 
     /// True while others may run what is held here.
     pub fn is_fenced(self) -> bool {
-        !self.held || self.told_under != self.leases
+        !self.is_open_by_lease() && !self.vouched
+    }
+
+    /// Whether the lease alone says that nobody else runs what is held here.
+    pub fn is_open_by_lease(self) -> bool {
+        self.held && self.told_under == self.leases
+    }
+
+    pub fn goes_by_vouches(self) -> bool {
+        self.goes_by_vouches
+    }
+
+    /// A scheduler that leads has recorded the host's vouchers, or will not.
+    pub fn go_by_vouches(&mut self, go: bool) {
+        self.goes_by_vouches = go;
+        self.vouched &= go;
+    }
+
+    /// The vouches of all schedulers hold, or not any more. What is fenced stays so: a vouch is a promise about what comes,
+    /// and says nothing of what has been given to others meanwhile. Returns whether this changed anything.
+    pub fn vouched(&mut self, hold: bool) -> bool {
+        let vouched = hold && self.goes_by_vouches && !self.is_fenced();
+        std::mem::replace(&mut self.vouched, vouched) != vouched
     }
 
     fn gained(&mut self) {
@@ -51,18 +82,27 @@ impl Standing {
 /// Pause before the lease is asked for again.
 const RETRY_PAUSE: Duration = Duration::from_millis(500);
 
-/// Keeps the record there until it is dropped, and notes in `standing` whether it is.
-pub async fn keep(store: records::Store, spec: HostSpec, ttl: Duration, standing: watch::Sender<Standing>) {
+/// Keeps the record there until it is dropped, and notes in `standing` whether it is, and by which lease.
+pub async fn keep(
+    store: records::Store,
+    spec: HostSpec,
+    ttl: Duration,
+    (standing, seat): (watch::Sender<Standing>, LeaseSeat),
+) {
+    let sit = |lease| *seat.lock().unwrap_or_else(PoisonError::into_inner) = lease;
     let key = format!("hosts/{}", spec.host_id);
     loop {
         match hold(&store, &key, &spec, ttl).await {
             Ok(lease) => {
+                sit(Some(lease.clone()));
                 standing.send_modify(Standing::gained);
                 tracing::info!(key, "the host's record stands");
                 lease.lost().await;
-                // Before anything else: from this moment others may place our microVMs elsewhere.
+                // Before anything else: from this moment others may place our microVMs elsewhere, unless all vouch.
                 standing.send_modify(Standing::lost);
-                tracing::warn!(key, "the lease is over; tunnels are closed");
+                sit(None);
+                let fenced = standing.borrow().is_fenced();
+                tracing::warn!(key, fenced, "the lease is over");
             }
             Err(error) => tracing::warn!(%error, "no lease for the host's record yet"),
         }
@@ -102,5 +142,27 @@ mod tests {
         assert!(standing.is_fenced(), "what it says may be older than a placement made meanwhile");
         standing.told(standing.lease().unwrap());
         assert!(!standing.is_fenced());
+    }
+
+    #[test]
+    fn vouches_hold_open_what_is_open_and_open_nothing() {
+        let mut standing = Standing::default();
+        standing.go_by_vouches(true);
+        assert!(!standing.vouched(true), "fenced from the start");
+        standing.gained();
+        assert!(!standing.vouched(true), "a lease, and nobody has said what is stale");
+        standing.told(1);
+        assert!(standing.vouched(true) && !standing.vouched(true));
+        standing.lost();
+        assert!(!standing.is_fenced());
+        standing.gained();
+        assert!(!standing.is_fenced() && !standing.is_open_by_lease(), "across to the next lease");
+        assert!(standing.vouched(false) && standing.is_fenced(), "one has not vouched any more");
+        assert!(!standing.vouched(true) && standing.is_fenced());
+        standing.told(2);
+        assert!(standing.vouched(true));
+        standing.lost();
+        standing.go_by_vouches(false);
+        assert!(standing.is_fenced(), "a leader that is not among them");
     }
 }

@@ -63,7 +63,7 @@ pub enum Cause {
     SnapshotLost,
 }
 
-/// `checkpoints`: whether it is one that makes recovery points.
+/// `checkpoints`: whether it goes back to its latest snapshot when its engine is lost.
 pub fn decide(
     phase: LocalState,
     engine: EngineFound,

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use model::ids::MicrovmId;
 use serde::{Deserialize, Serialize};
-use slot::FrozenTcp;
+use slot::{Frozen, FrozenTcp};
 use tokio::net::TcpStream;
 
-use super::gate::{Gate, Held, Portable, Waiting};
+use super::gate::{Gate, Held, Portable, Successor, Waiting};
 use crate::adapters::files;
 use crate::domain::HostError;
 
@@ -42,9 +42,9 @@ struct Stored {
 
 impl Asleep {
     /// Freezes connections that have been held for the snapshot of this number. The guest stands still: both ends are of one
-    /// moment. One that cannot be frozen, because it is closing for example, ends with its slot. The sockets stay as they
+    /// moment. One that cannot be frozen, because it was reset for example, ends with its slot. The sockets stay as they
     /// are, so that a suspend that fails goes on with them.
-    pub fn freeze(sequence: u64, held: &[Held]) -> Vec<Option<FrozenTcp>> {
+    pub fn freeze(sequence: u64, held: &[Held]) -> Vec<Option<Frozen>> {
         let freeze = |held: &Held| {
             slot::freeze(&held.stream)
                 .inspect_err(
@@ -55,19 +55,25 @@ impl Asleep {
         held.iter().map(freeze).collect()
     }
 
-    /// The connections of a sleep that has succeeded.
-    pub fn new(sequence: u64, held: Vec<Held>, frozen: Vec<Option<FrozenTcp>>) -> Self {
-        let asleep = |(held, frozen): (Held, Option<FrozenTcp>)| {
-            Some(Connection { frozen: frozen?, waiting: held.waiting, thawed: None })
+    /// The connections of a sleep that has succeeded. The clients of those that the guest had closed get the rest at once.
+    pub fn new(sequence: u64, held: Vec<Held>, frozen: Vec<Option<Frozen>>) -> Self {
+        let asleep = |(held, frozen): (Held, Option<Frozen>)| match (frozen?, held.waiting) {
+            (Frozen::Open(frozen), waiting) => Some(Connection { frozen, waiting, thawed: None }),
+            (Frozen::Closed(rest), waiting) => {
+                // When the client is gone meanwhile, nobody wants it.
+                let _ = waiting.back?.send(Successor::Rest(rest));
+                None
+            }
         };
         Self { sequence, connections: held.into_iter().zip(frozen).filter_map(asleep).collect() }
     }
 
     /// Writes those that can go on elsewhere; no file when there are none.
-    pub fn write(path: &Path, held: &[Held], frozen: &[Option<FrozenTcp>]) -> Result<(), HostError> {
+    pub fn write(path: &Path, held: &[Held], frozen: &[Option<Frozen>]) -> Result<(), HostError> {
         let mut room = FILE_BYTES_MAX / 2;
         let stored = held.iter().zip(frozen).filter_map(|(held, frozen)| {
-            let (frozen, portable) = (frozen.clone()?, held.waiting.portable.clone()?);
+            let Some(Frozen::Open(frozen)) = frozen else { return None };
+            let (frozen, portable) = (frozen.clone(), held.waiting.portable.clone()?);
             room = room.checked_sub((frozen.queued_bytes() + portable.for_guest.len()) as u64)?;
             Some(Stored { frozen, portable })
         });

@@ -42,9 +42,12 @@ pub struct Checkpoints {
 
 impl Core {
     /// When the next point is due: never without a policy, nor while the one before is on its way to S3, so that a slow S3
-    /// makes points rarer and does not pile them up.
+    /// makes points rarer and does not pile them up; nor while others may run the microVM.
     pub fn checkpoint_due(&mut self) -> Option<Instant> {
         let interval = self.spec.checkpoint_interval?;
+        if self.host.is_fenced() {
+            return None;
+        }
         if self.journal.state != LocalState::Running {
             self.checkpoints.since = None;
             return None;
@@ -52,7 +55,7 @@ impl Core {
         if self.checkpoints.since.is_none() {
             self.begin_interval();
         }
-        let uploading = self.upload.as_ref().is_some_and(|upload| !upload.is_finished());
+        let uploading = self.is_uploading();
         let wait = if self.journal.sequence == 0 { FIRST_POINT.min(interval) } else { interval };
         self.checkpoints.since.filter(|_| !uploading).map(|since| since + wait)
     }
@@ -74,6 +77,33 @@ impl Core {
         }
     }
 
+    /// A point that somebody asks for. From the first one on the microVM goes back to its latest snapshot when it is lost.
+    pub async fn checkpoint_asked(&mut self) -> Result<(), HostError> {
+        if self.host.is_fenced() {
+            return Err(HostError::Conflict(
+                "the host may not speak for the microVM without its lease".to_owned(),
+            ));
+        }
+        if self.is_uploading() {
+            let still = "the snapshot before is still on its way to S3; ask again when it is there";
+            return Err(HostError::Conflict(still.to_owned()));
+        }
+        let before = std::mem::replace(&mut self.journal.goes_back, true);
+        if let Err(failure) = self.checkpoint().await {
+            self.journal.goes_back = before;
+            self.host.metrics.failed("checkpoint");
+            return Err(failure);
+        }
+        self.begin_interval();
+        Ok(())
+    }
+
+    fn is_uploading(&self) -> bool {
+        let number = self.journal.number();
+        let there = self.journal.remote.as_ref().is_some_and(|remote| remote.number() == number);
+        !there && self.upload.as_ref().is_some_and(|upload| !upload.is_finished())
+    }
+
     fn begin_interval(&mut self) {
         let cpu_seconds = self.live.as_ref().and_then(|live| live.machine.usage().ok());
         self.checkpoints = Checkpoints {
@@ -86,16 +116,20 @@ impl Core {
     /// Makes a point. Called in [`LocalState::Running`], which it stays.
     async fn checkpoint(&mut self) -> Result<(), HostError> {
         let watch = Stopwatch::start("checkpoint", Cause::default());
+        let usage = self.live.as_ref().and_then(|live| live.machine.usage().ok());
+        let sequence = self.journal.sequence + 1;
+        let files = self.files.snapshot(sequence);
+        // The reserve is for suspends: without it a session would be lost that a missing point only may lose.
+        let bytes = usage.map_or(0, |usage| usage.anonymous_bytes);
+        let _room = self.host.disk.claim_beside_reserve(bytes, files.directory())?;
         let Some(live) = self.live.take() else {
             return Err(HostError::Internal("a running microVM has no engine".to_owned()));
         };
-        let sequence = self.journal.sequence + 1;
-        let files = self.files.snapshot(sequence);
         let made = self.make_point(&watch, &live, sequence, &files).await;
         self.live = Some(live);
-        let manifest = made.inspect_err(|_| files::discard(files.directory()))?;
+        let (manifest, stood_still) = made.inspect_err(|_| files::discard(files.directory()))?;
         self.sample();
-        self.journal.point_made(sequence, manifest.difference_bytes, manifest.created_ms);
+        self.journal.point_made(sequence, manifest.difference_bytes, manifest.created_ms, stood_still);
         // When the agent dies before this line, its successor finds the journal's copy in the manifest.
         self.save_settled();
         failpoint::hit("checkpoint-journaled");
@@ -117,12 +151,13 @@ impl Core {
         live: &Live,
         sequence: u64,
         files: &SnapshotFiles,
-    ) -> Result<LocalManifest, HostError> {
+    ) -> Result<(LocalManifest, Duration), HostError> {
         files::remove(files.directory())?;
         files::make_directory(files.directory())?;
         // What the guest wrote and the kernel still holds: the reflink would wait for it while the guest stands still.
         let (flushed, from, to) = (self.files.live_disk(), self.files.live_disk(), files.disk());
         watch.phase("flush", files::blocking(move || files::sync(&flushed))).await?;
+        let stands = Instant::now();
         watch.phase("pause", live.machine.pause()).await.map_err(|error| engine_error(&error))?;
         failpoint::hit("checkpoint-paused");
         let (device_state, difference) = (files.device_state(), files.memory_difference());
@@ -132,6 +167,7 @@ impl Core {
         // Whatever came of the files. A guest that does not go on has lost its engine; the driver hears of that next.
         let resumed = watch.phase("resume", live.run_on(self.host.clock.now())).await;
         resumed.map_err(|error| engine_error(&error))?;
+        let stood_still = stands.elapsed();
         let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
         failpoint::hit("checkpoint-resumed");
@@ -139,7 +175,7 @@ impl Core {
         manifest.recovery_point = true;
         self.journal.revision += 1;
         let mut journal = self.journal.clone();
-        journal.point_made(sequence, stats.bytes, manifest.created_ms);
+        journal.point_made(sequence, stats.bytes, manifest.created_ms, stood_still);
         manifest.journal = Some(journal);
         let (for_write, to) = (manifest.clone(), files.clone());
         let write = files::blocking(move || {
@@ -148,14 +184,14 @@ impl Core {
         });
         watch.phase("manifest", write).await?;
         failpoint::hit("checkpoint-manifest");
-        Ok(manifest)
+        Ok((manifest, stood_still))
     }
 
     /// Whether there is a recovery point here that it has not gone back to just now.
     pub fn can_go_back(&self) -> bool {
         let ran = |before: Recovery| Duration::from_millis(self.host.now_ms().saturating_sub(before.time_ms));
         let again = self.journal.recovery.filter(|before| before.sequence == self.journal.sequence);
-        self.spec.checkpoint_interval.is_some()
+        (self.spec.checkpoint_interval.is_some() || self.journal.goes_back)
             && self.journal.sequence > 0
             && again.is_none_or(|before| ran(before) >= SAME_POINT_AFTER)
             && LocalManifest::read(&self.files.snapshot(self.journal.sequence)).is_some()
@@ -166,6 +202,8 @@ impl Core {
         if let Some(upload) = self.upload.take() {
             upload.abort();
         }
+        // What it has used is not undone.
+        self.sample();
         if let Some(live) = self.live.take() {
             self.release(live).await;
         }
@@ -174,15 +212,15 @@ impl Core {
             time_ms: self.host.now_ms(),
             point_ms: self.journal.snapshot_ms,
         };
-        let age = Duration::from_millis(recovery.time_ms.saturating_sub(recovery.point_ms)).as_secs();
-        self.enter(Event::WentBack, &format!("{lost} It goes back to its recovery point of {age} s before."));
+        let age = Duration::from_millis(recovery.time_ms.saturating_sub(recovery.point_ms));
+        self.enter(Event::WentBack, &model::recovery::went_back(lost, age));
         self.journal.recovery = Some(recovery);
         self.forget_engine();
         self.remove_other_snapshots();
         // When the agent dies before this line, its successor finds the engine dead and does the same.
         self.save_settled();
         self.publish();
-        tracing::warn!(microvm = %self.id, lost, age_seconds = age, "back to the recovery point");
+        tracing::warn!(microvm = %self.id, lost, age_seconds = age.as_secs(), "back to the recovery point");
         self.log.append(self.journal.reason.clone());
         self.host.metrics.failed("engine");
     }

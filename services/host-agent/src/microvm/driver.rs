@@ -209,7 +209,7 @@ impl Driver {
                     let _ = reply.send(Ok(self.core.observed()));
                     ControlFlow::Continue(())
                 }
-                Command::Suspend(_) if self.core.is_out_of_space() => {
+                Command::Suspend(_) | Command::Checkpoint if self.core.is_out_of_space() => {
                     let _ = reply.send(Err(HostError::out_of_space(&self.core.files.live_disk())));
                     ControlFlow::Continue(())
                 }
@@ -222,6 +222,11 @@ impl Driver {
                 Command::KeepAwake(duration) => {
                     let kept = self.core.keep_awake(*duration);
                     let _ = reply.send(kept.map(|()| self.core.observed()));
+                    ControlFlow::Continue(())
+                }
+                Command::Checkpoint => {
+                    let made = self.core.checkpoint_asked().await;
+                    let _ = reply.send(made.map(|()| self.core.observed()));
                     ControlFlow::Continue(())
                 }
                 Command::Save => {

@@ -72,6 +72,14 @@ pub struct GuestStream {
     pub pass: Pass,
 }
 
+/// What becomes of a connection that has given its socket up.
+pub enum Successor {
+    /// It goes on.
+    Stream(GuestStream),
+    /// The guest had closed its half before it fell asleep, and this is what it said last.
+    Rest(Vec<u8>),
+}
+
 /// A connection's place at the gate.
 pub struct Pass {
     /// Cancelled when the connection must be cut.
@@ -95,13 +103,13 @@ pub struct Waiting {
     /// Absent when the stream can go on over its present tunnel only.
     pub portable: Option<Portable>,
     /// Where the successor is sent; dropped when there will be none. Absent when no tunnel of this process waits for it.
-    pub back: Option<oneshot::Sender<GuestStream>>,
+    pub back: Option<oneshot::Sender<Successor>>,
 }
 
 impl Pass {
     /// Gives the socket up for the time that the guest sleeps. What is returned brings the one to go on with, or fails when
     /// the microVM has ended.
-    pub fn give_up(self, stream: TcpStream, portable: Option<Portable>) -> oneshot::Receiver<GuestStream> {
+    pub fn give_up(self, stream: TcpStream, portable: Option<Portable>) -> oneshot::Receiver<Successor> {
         let (back, successor) = oneshot::channel();
         // A gate that no longer collects has closed: the successor then never comes.
         let _ = self.held.send(Held { stream, waiting: Waiting { portable, back: Some(back) } });
@@ -163,7 +171,7 @@ impl Gate {
         if let Some(back) = back.filter(|back| !back.is_closed()) {
             if let Ok(pass) = self.pass() {
                 // When the client is gone meanwhile, nobody takes it: it is closed.
-                let _ = back.send(GuestStream { stream, pass });
+                let _ = back.send(Successor::Stream(GuestStream { stream, pass }));
             }
         } else if let Some(Portable { stream_id, for_guest }) = portable {
             lock(&self.unclaimed).insert(stream_id, (stream, for_guest));

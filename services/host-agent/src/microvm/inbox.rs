@@ -67,7 +67,7 @@ fn admit_message(
     view: &watch::Receiver<View>,
     cancel: &CancellationToken,
     joined: &mut Vec<oneshot::Sender<Outcome>>,
-    message: Message,
+    mut message: Message,
 ) {
     let (state, held, observed): (LocalState, u64, ObservedMicrovm) = {
         let view = view.borrow();
@@ -94,7 +94,13 @@ fn admit_message(
             cancel.cancel();
             inbox.backlog.push_front(message);
         }
-        Admission::Begin | Admission::After | Admission::Join => inbox.backlog.push_back(message),
+        Admission::Begin | Admission::After | Admission::Join => {
+            // What is under way may wait for a turn itself: one that waits for it must not keep it from it.
+            if let Command::Resume(_, turn) = &mut message.command {
+                drop(turn.take());
+            }
+            inbox.backlog.push_back(message);
+        }
     }
 }
 
@@ -103,8 +109,8 @@ pub fn ask(command: &Command) -> Ask {
     match command {
         Command::Launch => Ask::Launch,
         Command::Suspend(_) => Ask::Suspend,
-        // Both are for one that runs, and wait for what is under way.
-        Command::KeepAwake(_) | Command::Save => Ask::KeepAwake,
+        // All are for one that runs, and wait for what is under way.
+        Command::KeepAwake(_) | Command::Checkpoint | Command::Save => Ask::KeepAwake,
         Command::Resume(..) => Ask::Resume,
         Command::End(_) => Ask::Terminate,
     }

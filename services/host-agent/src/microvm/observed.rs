@@ -1,5 +1,7 @@
 //! What the host reports of a microVM, from its journal.
 
+use std::time::Duration;
+
 use api::host::v1::{ObservedMicrovm, WentBack};
 use api::microvm::v1::{LastTransition, MicrovmState, SnapshotCopies};
 use model::ids::MicrovmId;
@@ -31,6 +33,8 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         manifest_key: remote.map(|remote| remote.manifest_key.clone()).unwrap_or_default(),
         manifest_digest: remote.map(|remote| remote.manifest_digest.clone()).unwrap_or_default(),
         time: (journal.snapshot_ms > 0).then(|| timestamp(journal.snapshot_ms)),
+        goes_back: journal.goes_back,
+        stood_still: journal.stood_still_ms.map(|ms| api::duration_proto(Duration::from_millis(ms))),
     });
     ObservedMicrovm {
         microvm_id: id.to_string(),

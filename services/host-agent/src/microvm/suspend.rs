@@ -15,7 +15,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use api::microvm::v1::ActivityKind;
-use slot::FrozenTcp;
+use slot::Frozen;
 
 use super::asleep::Asleep;
 use super::core::{Core, Live};
@@ -116,7 +116,7 @@ impl Core {
         live: &Live,
         requests: Option<u64>,
         (held, reached): (&mut Vec<Held>, &mut Reached),
-    ) -> Result<(LocalManifest, Vec<Option<FrozenTcp>>), Stop> {
+    ) -> Result<(LocalManifest, Vec<Option<Frozen>>), Stop> {
         let is_called_off = || requests.is_some_and(|requests| self.activity.requests() > requests);
         if let Some(hook) = self.spec.hooks.enabled(HookName::Suspend) {
             watch.phase("hook", call_hook(&live.link()?, hook, String::new())).await?;
@@ -150,7 +150,7 @@ impl Core {
         live: &Live,
         sequence: u64,
         files: &SnapshotFiles,
-        (held, frozen): (&[Held], &[Option<FrozenTcp>]),
+        (held, frozen): (&[Held], &[Option<Frozen>]),
     ) -> Result<LocalManifest, HostError> {
         files::remove(files.directory())?;
         files::make_directory(files.directory())?;

@@ -70,8 +70,13 @@ impl Core {
             // S3 may be slow; those whose snapshots are here do not wait for it.
             drop(turn.take());
             self.fetch_remote(watch, remote).await?;
-            turn = Some(self.next_turn(watch, cancel).await?);
         }
+        // One that has been fetched, or has gone back to its recovery point, has not waited for its turn yet: after a power
+        // loss there may be many of these.
+        let turn = match turn {
+            Some(turn) => turn,
+            None => self.next_turn(watch, cancel).await?,
+        };
         self.journal.restore_count += 1;
         self.save()?;
         failpoint::hit("wake-begun");
@@ -87,7 +92,7 @@ impl Core {
             own: Some(OwnState { disk: snapshot.disk(), memory_difference: snapshot.memory_difference() }),
             hook,
             base,
-            turn,
+            turn: Some(turn),
         };
         let live = self.start(watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read +=
@@ -101,6 +106,7 @@ impl Core {
         self.journal.set_spec(&order.spec);
         self.spec = order.spec;
         let copies = order.snapshot?;
+        self.journal.goes_back |= copies.goes_back;
         let remote = copies.remote && !copies.manifest_key.is_empty();
         let offered = SnapshotNumber::new(copies.generation, copies.sequence);
         must_fetch(self.journal.number(), offered, remote).then_some(RemoteCopy {
@@ -111,7 +117,7 @@ impl Core {
         })
     }
 
-    /// Waits for the turn of a microVM whose snapshot has just been fetched.
+    /// Waits for the turn of a microVM for which nobody has waited.
     async fn next_turn(&self, watch: &Stopwatch, cancel: &CancellationToken) -> Result<Turn, HostError> {
         let turn = self.host.wakes.turn(self.id.as_str(), &self.spec.image_name);
         tokio::select! {

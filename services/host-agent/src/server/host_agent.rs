@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_server::HostAgentService;
 use api::hostagent::v1::{
-    BakeRequest, BakeResponse, EvictImageRequest, EvictImageResponse, FollowLogRequest, FollowLogResponse,
-    GetIdlenessRequest, GetIdlenessResponse, KeepAwakeRequest, KeepAwakeResponse, LaunchRequest,
-    LaunchResponse, ListSnapshotsRequest, ListSnapshotsResponse, MicrovmSpec, RemoveSnapshotsRequest,
-    RemoveSnapshotsResponse, ResumeRequest, ResumeResponse, SuspendRequest, SuspendResponse,
-    TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
+    BakeRequest, BakeResponse, CheckpointRequest, CheckpointResponse, EvictImageRequest, EvictImageResponse,
+    FollowLogRequest, FollowLogResponse, GetIdlenessRequest, GetIdlenessResponse, KeepAwakeRequest,
+    KeepAwakeResponse, LaunchRequest, LaunchResponse, ListSnapshotsRequest, ListSnapshotsResponse,
+    MicrovmSpec, RemoveSnapshotsRequest, RemoveSnapshotsResponse, ResumeRequest, ResumeResponse,
+    SuspendRequest, SuspendResponse, TerminateRequest, TerminateResponse, WatchRequest, WatchResponse,
 };
 use futures::{Stream, StreamExt as _};
 use model::limits::{KEEP_AWAKE_MAX, KEEP_AWAKE_MIN};
@@ -98,6 +98,17 @@ impl HostAgentService for HostAgent {
         let kept =
             async move { microvms.keep_awake(&request.microvm_id, request.generation, duration).await };
         Ok(Response::new(KeepAwakeResponse { idleness: detached(kept).await? }))
+    }
+
+    async fn checkpoint(
+        &self,
+        request: Request<CheckpointRequest>,
+    ) -> Result<Response<CheckpointResponse>, Status> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let CheckpointRequest { microvm_id, generation } = request.into_inner();
+        let microvms = Arc::clone(&self.microvms);
+        let made = async move { microvms.checkpoint(&microvm_id, generation).await };
+        Ok(Response::new(CheckpointResponse { observed: Some(detached(made).await?) }))
     }
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Result<Response<ResumeResponse>, Status> {

@@ -15,7 +15,7 @@ use super::waiting::wait_in;
 use crate::domain::local_state::{Admission, Ask, admit};
 use crate::domain::{HostError, LocalState};
 use crate::host::Host;
-use crate::microvm::{Command, Gate, GateError, GuestStream, Handle, Pass, Portable, View};
+use crate::microvm::{Command, Gate, GateError, GuestStream, Handle, Pass, Portable, Successor, View};
 use crate::microvms::Microvms;
 
 type Session = tunnel::Session<Channel<ServerStream>, TcpStream>;
@@ -127,12 +127,14 @@ impl Tunnels {
                 .map(|stream_id| Portable { stream_id, for_guest: session.for_guest().to_vec() });
             let Some(stream) = session.take_guest() else { return };
             let successor = pass.give_up(stream, portable);
-            let Some(guest) = self.await_successor(handle, &mut session, successor, request.wake).await
-            else {
-                return;
-            };
-            session.attach(guest.stream);
-            pass = guest.pass;
+            match self.await_successor(handle, &mut session, successor, request.wake).await {
+                Some(Successor::Stream(guest)) => {
+                    session.attach(guest.stream);
+                    pass = guest.pass;
+                }
+                Some(Successor::Rest(rest)) => return session.finish(&rest).await,
+                None => return,
+            }
         }
     }
 
@@ -142,12 +144,12 @@ impl Tunnels {
         &self,
         handle: &Handle,
         session: &mut Session,
-        mut successor: oneshot::Receiver<GuestStream>,
+        mut successor: oneshot::Receiver<Successor>,
         wake: bool,
-    ) -> Option<GuestStream> {
+    ) -> Option<Successor> {
         tokio::select! {
             biased;
-            guest = &mut successor => return guest.ok(),
+            successor = &mut successor => return successor.ok(),
             spoke = session.client_speaks() => if !(spoke && wake) {
                 return None;
             },

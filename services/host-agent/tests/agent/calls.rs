@@ -284,6 +284,13 @@ pub async fn idleness(agent: &Agent, id: &str) -> Option<Idleness> {
     client(agent, Role::Scheduler).get_idleness(request).await.unwrap().into_inner().idleness
 }
 
+/// Has a recovery point made.
+pub async fn checkpoint(agent: &Agent, id: &str, generation: u64) -> Result<ObservedMicrovm, Status> {
+    let request = CheckpointRequest { microvm_id: id.to_owned(), generation };
+    let answer = client(agent, Role::Scheduler).checkpoint(rpc::request(request)).await?;
+    Ok(answer.into_inner().observed.unwrap())
+}
+
 /// Takes a keep-awake lease, or gives it up; says what keeps it awake now, if it runs.
 pub async fn keep_awake(
     agent: &Agent,
@@ -304,7 +311,7 @@ pub async fn open(
 ) -> (OpenResponse, tunnel::Channel<tunnel::ClientStream>) {
     let client = tunnel::Client::new(&agent.identity(Role::EdgeProxy));
     let request = OpenRequest { microvm_id: id.to_owned(), generation: 1, port, wake, ..Default::default() };
-    client.open(&agent.tunnel, &request, PATIENCE).await.unwrap()
+    client.open((&agent.host_id, &agent.tunnel), &request, PATIENCE).await.unwrap()
 }
 
 /// The body of a page of the app, waking it if need be, and the answer to the open.

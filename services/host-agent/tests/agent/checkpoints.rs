@@ -24,9 +24,15 @@ async fn what_ran_goes_on_from_its_recovery_point() {
     let remote = |copies: &SnapshotCopies| copies.remote && copies.time.is_some();
     let (pointed, took) = until(&agent, id, |one| one.snapshot.as_ref().is_some_and(remote)).await;
     eprintln!("a point on S3 after {took:?}");
-    assert_eq!(pointed.state(), MicrovmState::Running);
+    assert_eq!((pointed.state(), pointed.snapshot.unwrap().sequence), (MicrovmState::Running, 1));
+    // The next by itself would be in an hour; this one is asked for.
+    let asked = checkpoint(&agent, id, 1).await.unwrap().snapshot.unwrap();
+    assert_eq!((asked.sequence, asked.remote, asked.goes_back), (2, false, true));
+    eprintln!("stood still for {:?}", asked.stood_still.unwrap());
+    let second = |copies: &SnapshotCopies| copies.remote && copies.sequence == 2;
+    let (pointed, _) = until(&agent, id, |one| one.snapshot.as_ref().is_some_and(second)).await;
     let point = pointed.snapshot.unwrap();
-    assert_eq!((point.sequence, agent.engines()), (1, vec![engine]));
+    assert_eq!((point.time, agent.engines()), (asked.time, vec![engine]));
     // It ran on all the while; this is what will be undone.
     assert_eq!(get(&agent, id, "count").await, "2");
 

@@ -24,24 +24,31 @@ const SLEEPS: u8 = 5;
 
 /// An echoing connection of which some is always under way.
 struct Echo {
+    edge: Arc<Edge>,
     read: ReadHalf<DuplexStream>,
     write: WriteHalf<DuplexStream>,
+}
+
+/// Sends it and waits until the edge has let go of it: what the edge still has at a suspend wakes the microVM at once.
+async fn send(edge: &Edge, write: &mut WriteHalf<DuplexStream>, chunk: &[u8]) {
+    let due = edge.carried() + chunk.len() as u64;
+    write.write_all(chunk).await.unwrap();
+    testkit::until("the edge to have sent the chunk", || async { edge.carried() >= due }).await;
 }
 
 impl Echo {
     async fn open(edge: &Arc<Edge>) -> Self {
         let (read, write) = tokio::io::split(connect(edge, ECHO_PORT, true).await);
-        Self { read, write }
+        Self { edge: Arc::clone(edge), read, write }
     }
 
     /// Sends a chunk and reads as much.
     async fn exchange(&mut self, sent: u8, expected: u8) {
         let chunk = vec![sent; CHUNK];
         let mut received = vec![0; CHUNK];
-        let both = async { tokio::join!(self.write.write_all(&chunk), self.read.read_exact(&mut received)) };
-        let (written, read) =
-            tokio::time::timeout(PATIENCE, both).await.expect("the connection stands still");
-        written.unwrap();
+        let sent = send(&self.edge, &mut self.write, &chunk);
+        let both = async { tokio::join!(sent, self.read.read_exact(&mut received)) };
+        let ((), read) = tokio::time::timeout(PATIENCE, both).await.expect("the connection stands still");
         read.unwrap();
         assert!(received.iter().all(|byte| *byte == expected), "other bytes came back in round {expected}");
     }
@@ -93,7 +100,7 @@ async fn under_way(edge: &Arc<Edge>) -> (Echo, Counting, Counting) {
     let mut loopback = Counting::of(loopback, LOOPBACK_PORT);
     while !loopback.lines.next_line().await.unwrap().unwrap().is_empty() {}
     // A chunk is always owed: written before a sleep, read after it.
-    echo.write.write_all(&[0; CHUNK]).await.unwrap();
+    send(edge, &mut echo.write, &[0; CHUNK]).await;
     (echo, counting, loopback)
 }
 

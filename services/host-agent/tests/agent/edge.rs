@@ -1,6 +1,7 @@
 //! An edge's end of streams to one microVM, which finds the microVM again where the test says that it is.
 
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use futures::future::BoxFuture;
 use rpc::Role;
 use tokio::io::{DuplexStream, copy_bidirectional, duplex};
 use tokio::sync::watch;
+use tokio_util::io::InspectWriter;
 use tokio_util::sync::CancellationToken;
 use tunnel::{Channel, ClientStream};
 use uuid::Uuid;
@@ -24,8 +26,15 @@ const ENDS: [OpenStatus; 2] = [OpenStatus::Terminated, OpenStatus::Suspended];
 /// Where the microVM is.
 #[derive(Clone)]
 struct Place {
+    host_id: String,
     address: String,
     generation: u64,
+}
+
+impl Place {
+    fn on(agent: &Agent, generation: u64) -> Self {
+        Self { host_id: agent.host_id.clone(), address: agent.tunnel.clone(), generation }
+    }
 }
 
 pub struct Edge {
@@ -33,6 +42,7 @@ pub struct Edge {
     client: tunnel::Client,
     place: Mutex<Place>,
     awake: watch::Sender<bool>,
+    carried: AtomicU64,
 }
 
 impl Edge {
@@ -40,14 +50,15 @@ impl Edge {
         Arc::new(Self {
             microvm_id: microvm_id.to_owned(),
             client: tunnel::Client::new(&agent.identity(Role::EdgeProxy)),
-            place: Mutex::new(Place { address: agent.tunnel.clone(), generation }),
+            place: Mutex::new(Place::on(agent, generation)),
             awake: watch::Sender::new(true),
+            carried: AtomicU64::new(0),
         })
     }
 
     /// From now on the microVM is there, asleep.
     pub fn is_at(&self, agent: &Agent, generation: u64) {
-        *self.place.lock().unwrap() = Place { address: agent.tunnel.clone(), generation };
+        *self.place.lock().unwrap() = Place::on(agent, generation);
     }
 
     /// What the scheduler says of it.
@@ -61,10 +72,19 @@ impl Edge {
         let request = OpenRequest { port, wake, ..self.request(stream_id) };
         let (response, channel) = self.ask(&request).await.unwrap();
         let way = Way { edge: Arc::clone(self), stream_id, wake };
-        let mut stream = tunnel::Stream::new(channel, Box::new(way));
+        let edge = Arc::clone(self);
+        let count = move |bytes: &[u8]| {
+            edge.carried.fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        };
+        let mut stream = InspectWriter::new(tunnel::Stream::new(channel, Box::new(way)), count);
         let (client, mut inner) = duplex(BUFFER);
         tokio::spawn(async move { copy_bidirectional(&mut stream, &mut inner).await });
         (response, client)
+    }
+
+    /// Bytes of all clients that are on their way to the guest: no suspend overtakes them, and none wakes it again.
+    pub fn carried(&self) -> u64 {
+        self.carried.load(Ordering::SeqCst)
     }
 
     fn request(&self, stream_id: Uuid) -> OpenRequest {
@@ -80,8 +100,8 @@ impl Edge {
         &self,
         request: &OpenRequest,
     ) -> Result<(OpenResponse, Channel<ClientStream>), tunnel::OpenError> {
-        let address = self.place.lock().unwrap().address.clone();
-        self.client.open(&address, request, PATIENCE).await
+        let place = self.place.lock().unwrap().clone();
+        self.client.open((&place.host_id, &place.address), request, PATIENCE).await
     }
 
     /// Until a host takes the stream up.

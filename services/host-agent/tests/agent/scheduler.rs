@@ -63,7 +63,7 @@ pub async fn serve(identity: &Arc<rpc::TlsIdentity>) -> (Script, Arc<Mutex<Repor
         let (stale, recorded) = reports.hear(&spec.host_id, request.observed);
         reports.spec = spec;
         reports.usage = request.usage.unwrap_or_default();
-        Ok(RegisterHostResponse { heartbeat_interval, stale, recorded, draining: false })
+        Ok(RegisterHostResponse { heartbeat_interval, stale, recorded, ..Default::default() })
     });
     let heard = Arc::clone(&reports);
     script.react("Heartbeat", move |request: HeartbeatRequest| {

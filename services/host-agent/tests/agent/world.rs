@@ -73,6 +73,7 @@ impl World {
         let tunnel = format!("127.0.0.1:{tunnel_port}");
         let config = self.directory.path().join(format!("{name}.toml"));
         let ca = self.directory.path();
+        let own = certificates::host_files(ca, &name);
         let s3 = self.s3.config();
         let text = format!(
             r#"
@@ -88,8 +89,8 @@ memory_peak_factor = 1
 failpoints = true
 [tls]
 ca = "{ca}/ca.pem"
-cert = "{ca}/host-agent.pem"
-key = "{ca}/host-agent.key"
+cert = "{cert}"
+key = "{key_file}"
 [etcd]
 endpoints = ["{etcd}"]
 root = "/torpor/"
@@ -115,6 +116,8 @@ log_filter = "info,host_agent=debug"
             scheduler = self.scheduler.address,
             bundle = bundle.display(),
             ca = ca.display(),
+            cert = own.cert.display(),
+            key_file = own.key.display(),
             etcd = self.etcd.endpoint(),
             endpoint = s3.endpoint.unwrap(),
             key = s3.access_key_id.unwrap(),

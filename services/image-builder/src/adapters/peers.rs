@@ -5,12 +5,12 @@ use std::time::Duration;
 
 use api::common::v1::Architecture;
 use api::host::v1::host_service_client::HostServiceClient;
-use api::host::v1::{ListHostsRequest, PlaceBakeRequest, PlaceBakeResponse, ReleaseBakeRequest};
+use api::host::v1::{HostSpec, ListHostsRequest, PlaceBakeRequest, PlaceBakeResponse, ReleaseBakeRequest};
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use api::hostagent::v1::{BakeRequest, BakeResponse, EvictImageRequest};
 use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use api::microvm::v1::{ListMicrovmsRequest, MicrovmState};
-use rpc::{CallBounds, Replicas, Role, TlsIdentity};
+use rpc::{CallBounds, Identity, Replicas, Role, TlsIdentity, WrongPeer};
 use tonic::{Status, Streaming};
 
 /// Longest wait for an answer that should come at once.
@@ -71,19 +71,32 @@ impl Peers {
         }
     }
 
-    pub async fn bake(&self, address: &str, request: BakeRequest) -> Result<Streaming<BakeResponse>, Status> {
-        let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
-        let mut client = HostAgentServiceClient::new(channel);
-        Ok(client.bake(rpc::request(request)).await?.into_inner())
+    /// Bakes on the host that was found.
+    pub async fn bake(
+        &self,
+        placed: &PlaceBakeResponse,
+        request: BakeRequest,
+    ) -> Result<Streaming<BakeResponse>, Status> {
+        let host = Identity::of_host(&placed.host_id);
+        let channel = rpc::channel(&self.identity, &placed.grpc_address, host)?;
+        let baking = HostAgentServiceClient::new(channel).bake(rpc::request(request)).await;
+        Ok(baking.map_err(|status| WrongPeer::behind(&status).unwrap_or(status))?.into_inner())
     }
 
     /// True when a microVM of the image, or of one version of it, has not ended.
-    pub async fn in_use(&self, image_arn: &str, version: Option<&str>) -> Result<bool, Status> {
+    /// With `unlaunchable` it is asked once no launch takes the image or version any more: its records must say so already.
+    pub async fn in_use(
+        &self,
+        image_arn: &str,
+        version: Option<&str>,
+        unlaunchable: bool,
+    ) -> Result<bool, Status> {
         let mut request = ListMicrovmsRequest {
             image_identifier: image_arn.to_owned(),
             image_version: version.unwrap_or_default().to_owned(),
             page_size: PAGE,
             page_token: String::new(),
+            unlaunchable,
         };
         for _ in 0..PAGES_MAX {
             let page = self
@@ -115,7 +128,7 @@ impl Peers {
                 })
                 .await?;
             for spec in page.hosts.iter().filter_map(|host| host.spec.as_ref()) {
-                self.evict_from(&spec.grpc_address, manifest_key).await;
+                self.evict_from(spec, manifest_key).await;
             }
             if page.next_page_token.is_empty() {
                 break;
@@ -125,10 +138,11 @@ impl Peers {
         Ok(())
     }
 
-    async fn evict_from(&self, address: &str, manifest_key: &str) {
+    async fn evict_from(&self, spec: &HostSpec, manifest_key: &str) {
+        let address = spec.grpc_address.as_str();
         let request = EvictImageRequest { manifest_key: manifest_key.to_owned(), generation: 0 };
         let evicted = async {
-            let channel = rpc::channel(&self.identity, address, Role::HostAgent)?;
+            let channel = rpc::channel(&self.identity, address, Identity::of_host(&spec.host_id))?;
             HostAgentServiceClient::new(channel).evict_image(rpc::request(request)).await
         };
         match tokio::time::timeout(CALL_TIMEOUT, evicted).await {

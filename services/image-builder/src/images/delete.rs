@@ -72,7 +72,7 @@ impl Images {
     }
 
     async fn check_unused(&self, arn: &str, version: Option<&str>) -> Result<(), Refusal> {
-        match self.peers.in_use(arn, version).await {
+        match self.peers.in_use(arn, version, false).await {
             Ok(false) => Ok(()),
             Ok(true) => Err(Refusal::InUse(if version.is_some() { " version" } else { "" })),
             Err(status) => Err(Refusal::Unavailable(format!(

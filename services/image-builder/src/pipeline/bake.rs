@@ -109,16 +109,19 @@ impl Job {
     ) -> Result<BakeResult, BakeDecision> {
         let limit = self.bake_limit();
         let request = self.bake_request(prepared, attempt).map_err(BakeDecision::Fail)?;
-        let address = placed.grpc_address.clone();
-        match tokio::time::timeout(limit, self.follow_bake(&address, request)).await {
+        match tokio::time::timeout(limit, self.follow_bake(placed, request)).await {
             Ok(Ok(result)) => Ok(result),
             Ok(Err(status)) => Err(decide(self.build.value.step(), &peer_error(&status), self.windows())),
             Err(_) => Err(BakeDecision::Fail(Self::timed_out(self.build.value.step(), limit))),
         }
     }
 
-    async fn follow_bake(&mut self, address: &str, request: BakeRequest) -> Result<BakeResult, Status> {
-        let mut stream = self.context.peers.bake(address, request).await?;
+    async fn follow_bake(
+        &mut self,
+        placed: &PlaceBakeResponse,
+        request: BakeRequest,
+    ) -> Result<BakeResult, Status> {
+        let mut stream = self.context.peers.bake(placed, request).await?;
         while let Some(message) = stream.message().await? {
             for line in message.lines {
                 self.log.append(line.source(), line.text);

@@ -15,7 +15,7 @@ use object_store::Store;
 use rpc::Role;
 use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
 use testkit::Script;
-use testkit::certificates::identity;
+use testkit::certificates::{host, identity};
 use tonic::{Code, Status};
 
 use crate::world::SNAPSHOTS;
@@ -50,15 +50,15 @@ pub struct Peers {
 
 impl Peers {
     pub async fn start(directory: &Path, store: Store, state: &Arc<Mutex<State>>) -> Self {
-        let host = Script::start(&identity(directory, Role::HostAgent), &[Role::ImageBuilder]).await;
+        let baker = Script::start(&host(directory, "h1"), &[Role::ImageBuilder]).await;
         let shared = Arc::clone(state);
-        host.stream("Bake", move |request: BakeRequest| Ok(bake(&shared, store.clone(), request)));
+        baker.stream("Bake", move |request: BakeRequest| Ok(bake(&shared, store.clone(), request)));
         let shared = Arc::clone(state);
-        host.react("EvictImage", move |request: EvictImageRequest| {
+        baker.react("EvictImage", move |request: EvictImageRequest| {
             shared.lock().unwrap().evicted.push(request.manifest_key);
             Ok(EvictImageResponse {})
         });
-        let grpc_address = host.address.to_string();
+        let grpc_address = baker.address.to_string();
         let scheduler = Script::start(&identity(directory, Role::Scheduler), &[Role::ImageBuilder]).await;
         let spec =
             HostSpec { host_id: "h1".into(), grpc_address: grpc_address.clone(), ..HostSpec::default() };
@@ -76,7 +76,7 @@ impl Peers {
             let microvms = shared.lock().unwrap().microvms.clone();
             Ok(ListMicrovmsResponse { microvms, next_page_token: String::new() })
         });
-        Self { scheduler, _host: host }
+        Self { scheduler, _host: baker }
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use model::HostId;
-use rpc::{Dialer, Role, Transport};
+use rpc::{Dialer, Identity, Transport, WrongPeer};
 use tonic::{Code, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -36,7 +36,8 @@ pub fn classify(status: &Status) -> ErrorClass {
     let named = api::errors::reason_of(status);
     match named.as_deref() {
         Some(reason::NOT_HERE | reason::STALE_GENERATION) => return ErrorClass::NotHere,
-        Some(reason::STORE_UNAVAILABLE) => return ErrorClass::Again,
+        // Of a host only when another one answered at its address: it was not reached, and may come back elsewhere.
+        Some(reason::STORE_UNAVAILABLE | reason::PERMISSION_DENIED) => return ErrorClass::Again,
         Some(reason::DISK_FULL) => return ErrorClass::Full,
         _ => {}
     }
@@ -63,7 +64,8 @@ pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
 #[derive(Debug)]
 pub struct Agents {
     dialer: Dialer,
-    channels: Mutex<HashMap<String, Transport>>,
+    /// By host, with the address they lead to.
+    channels: Mutex<HashMap<HostId, (String, Transport)>>,
 }
 
 impl Agents {
@@ -71,31 +73,31 @@ impl Agents {
         Self { dialer: dialer.into(), channels: Mutex::new(HashMap::new()) }
     }
 
-    /// A client for the host at `address`.
-    pub fn client(&self, address: &str) -> Result<HostAgentServiceClient<Transport>, Status> {
-        Ok(HostAgentServiceClient::new(self.channel(address)?))
+    /// A client for a host, which is at `address`. Whoever else is there is not spoken to.
+    pub fn client(&self, host: &HostId, address: &str) -> Result<HostAgentServiceClient<Transport>, Status> {
+        Ok(HostAgentServiceClient::new(self.channel(host, address)?))
     }
 
     /// Connects ahead of the first call, so that a launch does not pay for the
     /// handshake. Failing is fine: the first call connects then.
-    pub async fn warm(&self, address: &str) {
-        if let Ok(channel) = self.channel(address) {
+    pub async fn warm(&self, host: &HostId, address: &str) {
+        if let Ok(channel) = self.channel(host, address) {
             let check = HealthCheckRequest { service: String::new() };
             let mut health = HealthClient::new(channel);
             let _ = tokio::time::timeout(WARM_TIMEOUT, health.check(check)).await;
         }
     }
 
-    fn channel(&self, address: &str) -> Result<Transport, Status> {
+    fn channel(&self, host: &HostId, address: &str) -> Result<Transport, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(channel) = channels.get(address) {
+        if let Some((_, channel)) = channels.get(host).filter(|(led, _)| led == address) {
             return Ok(channel.clone());
         }
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let channel = self.dialer.dial(address, Role::HostAgent)?;
-        channels.insert(address.to_owned(), channel.clone());
+        let channel = self.dialer.dial(address, Identity::of_host(host.as_str()))?;
+        channels.insert(host.clone(), (address.to_owned(), channel.clone()));
         Ok(channel)
     }
 }
@@ -106,7 +108,9 @@ pub async fn bounded<T>(
     call: impl Future<Output = Result<Response<T>, Status>>,
 ) -> Result<T, Status> {
     match tokio::time::timeout(timeout, call).await {
-        Ok(answer) => answer.map(Response::into_inner),
+        Ok(answer) => {
+            answer.map(Response::into_inner).map_err(|status| WrongPeer::behind(&status).unwrap_or(status))
+        }
         Err(_) => Err(Status::deadline_exceeded("the host did not answer in time")),
     }
 }
@@ -122,6 +126,7 @@ mod tests {
             (Status::unavailable("down"), ErrorClass::Again),
             (Status::unknown("transport error"), ErrorClass::Again),
             (status(Code::Unavailable, reason::STORE_UNAVAILABLE, "s3", &[]), ErrorClass::Again),
+            (status(Code::PermissionDenied, reason::PERMISSION_DENIED, "other", &[]), ErrorClass::Again),
             (status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "full", &[]), ErrorClass::Full),
             (status(Code::FailedPrecondition, reason::STALE_GENERATION, "old", &[]), ErrorClass::NotHere),
             (status(Code::NotFound, reason::NOT_HERE, "no", &[]), ErrorClass::NotHere),

@@ -24,6 +24,8 @@ pub struct Host {
     /// When its lease was first seen missing; `None` while it is there.
     pub lease_gone: Option<SystemTime>,
     pub draining: bool,
+    /// Whether what its drain puts to sleep is woken on other hosts.
+    pub wake_elsewhere: bool,
     /// Whether its clock differs too much from the leader's, as far as it has said what it shows.
     clock_differs: Option<bool>,
     /// Its clock agreed before and was behind in the last report: that may have been late.
@@ -79,6 +81,8 @@ pub struct Bake {
 pub struct Hosts {
     hosts: BTreeMap<HostId, Host>,
     bakes: HashMap<String, Bake>,
+    /// The schedulers by whose promises a host goes on without its lease; of hosts that go by none there is nothing.
+    vouchers: HashMap<HostId, Vec<String>>,
 }
 
 impl Hosts {
@@ -94,6 +98,19 @@ impl Hosts {
     /// may name a host that did not come back.
     pub fn entry(&mut self, id: &HostId, now: SystemTime) -> &mut Host {
         self.hosts.entry(id.clone()).or_insert_with(|| Host { lease_gone: Some(now), ..Host::default() })
+    }
+
+    /// The schedulers by whose promises, all of them, a host goes on without its lease.
+    pub fn vouchers(&self, id: &HostId) -> &[String] {
+        self.vouchers.get(id).map_or(&[], Vec::as_slice)
+    }
+
+    pub fn set_vouchers(&mut self, id: &HostId, vouchers: Vec<String>) {
+        if vouchers.is_empty() {
+            self.vouchers.remove(id);
+        } else {
+            self.vouchers.insert(id.clone(), vouchers);
+        }
     }
 
     /// The host's lease is there, with what it says it is. True when its tunnel address changed.

@@ -225,15 +225,15 @@ impl Microvm {
 
     /// Whether it has a recovery point that another host can go on from.
     pub fn has_recovery_point(&self) -> bool {
-        self.spec.checkpoint_interval.is_some() && self.has_remote_copy()
+        let asked_for = self.snapshot.as_ref().is_some_and(|copies| copies.goes_back);
+        (self.spec.checkpoint_interval.is_some() || asked_for) && self.has_remote_copy()
     }
 
     /// What ran on a lost host becomes what it was at its recovery point, asleep until it is woken elsewhere.
     pub fn go_back(&mut self, lost: &str, now: SystemTime) -> Result<(), IllegalTransition> {
         let point_time = self.snapshot.as_ref().and_then(|copies| copies.time.as_ref());
         let point_time = point_time.and_then(|time| api::system_time(time).ok()).unwrap_or(now);
-        let age = now.duration_since(point_time).unwrap_or_default().as_secs();
-        let reason = format!("{lost} It goes back to its recovery point of {age} s before.");
+        let reason = model::recovery::went_back(lost, now.duration_since(point_time).unwrap_or_default());
         self.apply_event(MicrovmEvent::SuspendDone, &reason, now)?;
         self.recovery = Some(Recovery { host: self.placement.host.clone(), time: now, point_time });
         if let Some(copies) = &mut self.snapshot {

@@ -101,7 +101,8 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     if record.state != MicrovmState::Terminated
         && let Some(copies) = &seen.snapshot
     {
-        record.snapshot = Some(newer(record.snapshot.take(), copies));
+        let runs = matches!(record.state, MicrovmState::Running | MicrovmState::Suspending);
+        record.snapshot = Some(newer(record.snapshot.take(), copies, runs));
     }
     if let Some((time, point_time)) = seen.went_back
         && record.recovery.as_ref().is_none_or(|known| known.time < time)
@@ -168,10 +169,14 @@ fn add_up(record: &mut Microvm, seen: Option<Metering>) -> bool {
 }
 
 /// Copies of the newer snapshot; of the same one, a remote copy that was seen once stays known. A record may lack the generation:
-/// then the number tells.
-fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies) -> SnapshotCopies {
+/// then the number tells. Of a microVM that runs, a newer one counts when S3 has it: until then it goes on from the one before
+/// when its host is lost.
+fn newer(known: Option<SnapshotCopies>, seen: &SnapshotCopies, runs: bool) -> SnapshotCopies {
     match known {
         Some(known) if number(&known) > number(seen) => known,
+        Some(known) if runs && known.remote && !seen.remote && number(&known) < number(seen) => {
+            SnapshotCopies { local: false, goes_back: seen.goes_back, ..known }
+        }
         Some(known)
             if known.sequence == seen.sequence
                 && (known.generation == 0 || known.generation == seen.generation)
@@ -376,7 +381,22 @@ mod tests {
             (Some(copies(0, 4, true)), copies(1, 4, false), copies(1, 4, true)),
             (Some(copies(0, 4, true)), copies(1, 5, false), copies(1, 5, false)),
         ] {
-            assert_eq!(newer(known, &seen), expected);
+            assert_eq!(newer(known, &seen, false), expected);
+        }
+        // While it runs, the point in S3 counts until the next is there.
+        let pointed = |copies: SnapshotCopies| SnapshotCopies { goes_back: true, ..copies };
+        for (known, seen, expected) in [
+            (copies(1, 1, true), copies(1, 2, false), SnapshotCopies { local: false, ..copies(1, 1, true) }),
+            (
+                copies(1, 1, true),
+                pointed(copies(1, 2, false)),
+                pointed(SnapshotCopies { local: false, ..copies(1, 1, true) }),
+            ),
+            (copies(1, 1, true), copies(1, 2, true), copies(1, 2, true)),
+            (copies(1, 1, false), copies(1, 2, false), copies(1, 2, false)),
+            (copies(1, 1, true), copies(1, 1, false), copies(1, 1, true)),
+        ] {
+            assert_eq!(newer(Some(known), &seen, true), expected);
         }
     }
 

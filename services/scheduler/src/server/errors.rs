@@ -7,13 +7,17 @@ use api::errors::{self, reason};
 use tonic::{Code, Status};
 use tonic_types::{ErrorDetails, StatusExt as _};
 
+use crate::leader::Leader;
 use crate::refusal::Refusal;
 
 /// When asking again makes sense while nobody leads.
 const RETRY_AFTER: Duration = Duration::from_millis(200);
 
-/// The status for a refusal. `leader` is the leader's address as far as known.
-pub fn status(refusal: Refusal, leader: &str) -> Status {
+/// When asking again makes sense while etcd is away.
+const AWAY_RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// The status for a refusal; `leader` is what this replica knows of who leads.
+pub fn status(refusal: Refusal, leader: &Leader) -> Status {
     let text = refusal.to_string();
     let plain = |code, reason| errors::status(code, reason, text.clone(), &[]);
     let about =
@@ -65,7 +69,7 @@ pub fn status(refusal: Refusal, leader: &str) -> Status {
         Refusal::StoreFull { .. } => plain(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY),
         Refusal::HostAway { retry_after, .. } => errors::unavailable(reason::NOT_HERE, text, retry_after),
         Refusal::Host(answer) => passed_on(&answer),
-        Refusal::NotLeading => not_leader(leader),
+        Refusal::NotLeading => not_leading(leader),
         Refusal::Store(_) => errors::unavailable(reason::STORE_UNAVAILABLE, text, RETRY_AFTER),
         Refusal::Internal(detail) => {
             // The one log line of this layer: a bug must be seen where it surfaces.
@@ -92,9 +96,20 @@ fn throttled(text: String) -> Status {
     Status::with_error_details(Code::ResourceExhausted, text, details)
 }
 
-/// UNAVAILABLE that names the leader, so that a caller can go there.
-pub fn not_leader(leader: &str) -> Status {
-    errors::not_leader(leader, RETRY_AFTER)
+/// UNAVAILABLE of a replica that does not lead: it names the leader, so that a caller can go there, or says that etcd is away,
+/// without which nobody leads.
+pub fn not_leading(leader: &Leader) -> Status {
+    match leader.store_away() {
+        Some(since) => errors::nobody_leads(
+            format!(
+                "The record store (etcd) has been out of reach of this scheduler for {}s: nothing can be changed or looked up \
+                 until it is back. Endpoints go on.",
+                since.as_secs()
+            ),
+            AWAY_RETRY_AFTER,
+        ),
+        None => errors::not_leader(&leader.address(), RETRY_AFTER),
+    }
 }
 
 /// A host's answer without its transport metadata.
@@ -113,6 +128,8 @@ mod tests {
     #[test]
     fn statuses_carry_code_reason_and_metadata() {
         let id: model::MicrovmId = "microvm-0190a5e2-7c3b-3f00-8000-000000000001".parse().unwrap();
+        let leader = Leader::default();
+        leader.set_address("10.0.0.1:7401".to_owned());
         let conflict = Refusal::StateConflict {
             id: id.clone(),
             state: model::state::MicrovmState::Pending,
@@ -132,11 +149,17 @@ mod tests {
             (Refusal::NotLeading, Code::Unavailable, reason::NOT_LEADER),
             (Refusal::Internal("x".into()), Code::Internal, reason::INTERNAL),
         ] {
-            let status = status(refusal, "10.0.0.1:7401");
+            let status = status(refusal, &leader);
             assert_eq!(status.code(), code, "{status:?}");
             assert_eq!(errors::reason_of(&status).as_deref(), Some(reason));
         }
-        let info = not_leader("10.0.0.1:7401").get_details_error_info().unwrap();
+        let info = not_leading(&leader).get_details_error_info().unwrap();
         assert_eq!(info.metadata["leader"], "10.0.0.1:7401");
+        leader.store_answers(false);
+        let away = not_leading(&leader);
+        assert_eq!(errors::reason_of(&away).as_deref(), Some(reason::STORE_UNAVAILABLE));
+        assert!(away.message().contains("(etcd) has been out of reach"), "{}", away.message());
+        leader.store_answers(true);
+        assert_eq!(errors::reason_of(&not_leading(&leader)).as_deref(), Some(reason::NOT_LEADER));
     }
 }

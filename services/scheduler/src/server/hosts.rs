@@ -6,11 +6,12 @@ use api::host::v1::host_service_server::HostService;
 use api::host::v1::*;
 use model::{HostId, Violations};
 use rpc::Role::{Admin, EdgeProxy, HostAgent, ImageBuilder};
-use tonic::Request;
+use tonic::{Request, Response};
 
-use super::{Answer, Handlers, validation};
+use super::{Answer, Handlers, errors, validation};
 use crate::domain::placement::{Demand, DiskDemand};
 use crate::refusal::Refusal;
+use crate::term::vouchers::check as check_vouchers;
 
 const HOSTS_PAGE_MAX: u32 = 500;
 /// Longest reservation a bake may ask for, and what it gets when it asks for none.
@@ -20,23 +21,39 @@ const BUILD_ID_MAX: usize = 64;
 #[tonic::async_trait]
 impl HostService for Handlers {
     async fn register_host(&self, request: Request<RegisterHostRequest>) -> Answer<RegisterHostResponse> {
+        let claimed = request.get_ref().spec.as_ref().map_or("", |spec| &spec.host_id);
+        rpc::authorize_host(&request, claimed)?;
         self.answer(request, &[HostAgent], |term, request| async move {
             let spec = request.spec.unwrap_or_default();
             let host = host_id(&spec.host_id, "spec.hostId")?;
             let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());
-            let reply = term.register(host, spec, (request.usage, clock), request.observed).await?;
+            let RegisterHostRequest { usage, observed, vouchers, .. } = request;
+            check_vouchers(&vouchers)?;
+            let reply = term.register(host, spec, (usage, clock), observed, vouchers).await?;
             let interval = Duration::from_millis(self.config.heartbeat_interval_ms);
             Ok(RegisterHostResponse {
                 heartbeat_interval: Some(api::duration_proto(interval)),
                 draining: reply.draining,
                 stale: reply.stale,
                 recorded: reply.recorded,
+                vouchers_recorded: reply.vouchers.recorded,
+                withdraw_vouchers: reply.vouchers.withdraw,
             })
         })
         .await
     }
 
+    /// Answered whether this scheduler leads or not: what it promises it keeps when it comes to lead.
+    async fn vouch_for_host(&self, request: Request<VouchForHostRequest>) -> Answer<VouchForHostResponse> {
+        rpc::authorize_host(&request, &request.get_ref().host_id)?;
+        let host = host_id(&request.get_ref().host_id, "hostId");
+        let host = host.map_err(|refusal| errors::status(refusal, &self.leader))?;
+        let valid_for = Some(api::duration_proto(self.vouches.vouch(&host)));
+        Ok(Response::new(VouchForHostResponse { scheduler: self.vouches.scheduler().to_owned(), valid_for }))
+    }
+
     async fn heartbeat(&self, request: Request<HeartbeatRequest>) -> Answer<HeartbeatResponse> {
+        rpc::authorize_host(&request, &request.get_ref().host_id)?;
         self.answer(request, &[HostAgent], |term, request| async move {
             let host = host_id(&request.host_id, "hostId")?;
             let clock = request.clock_time.as_ref().and_then(|time| api::system_time(time).ok());
@@ -54,7 +71,7 @@ impl HostService for Handlers {
 
     async fn drain_host(&self, request: Request<DrainHostRequest>) -> Answer<DrainHostResponse> {
         self.answer(request, &[Admin, EdgeProxy], |term, request| async move {
-            let host = term.drain(&host_id(&request.host_id, "hostId")?).await?;
+            let host = term.drain(&host_id(&request.host_id, "hostId")?, request.wake_elsewhere).await?;
             Ok(DrainHostResponse { host: Some(host) })
         })
         .await

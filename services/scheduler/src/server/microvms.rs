@@ -65,6 +65,9 @@ impl MicrovmService for Handlers {
         self.answer(request, READERS, |term, request| async move {
             let (image, version, after) = validation::list(&request, &self.config)?;
             let size = validation::page_size(request.page_size, PAGE_SIZE_MAX)?;
+            if let Some(image) = image.as_ref().filter(|_| request.unlaunchable) {
+                term.until_unlaunchable(image, version).await?;
+            }
             let (page, next) = term.memory().page(image.as_ref(), version, after, size);
             Ok(ListMicrovmsResponse {
                 microvms: page.iter().map(|record| wire::microvm(record, &self.config)).collect(),
@@ -99,6 +102,17 @@ impl MicrovmService for Handlers {
         self.answer(request, CALLERS, |term, request| async move {
             let microvm = term.resume(&validation::microvm_id(&request.microvm_id)?).await?;
             Ok(ResumeMicrovmResponse { microvm: self.show(&microvm) })
+        })
+        .await
+    }
+
+    async fn checkpoint_microvm(
+        &self,
+        request: Request<CheckpointMicrovmRequest>,
+    ) -> Answer<CheckpointMicrovmResponse> {
+        self.answer(request, CALLERS, |term, request| async move {
+            let (microvm, point) = term.checkpoint(&validation::microvm_id(&request.microvm_id)?).await?;
+            Ok(CheckpointMicrovmResponse { microvm: self.show(&microvm), recovery_point: Some(point) })
         })
         .await
     }
@@ -229,7 +243,7 @@ impl MicrovmService for Handlers {
             // The queue ends when the term does, or when the watcher fell behind.
             let leader = self.leader.clone();
             let ended = futures::stream::once(async move {
-                Err(if term.is_over() { errors::not_leader(&leader.address()) } else { fell_behind() })
+                Err(if term.is_over() { errors::not_leading(&leader) } else { fell_behind() })
             });
             let stream = futures::stream::iter(listed)
                 .chain(futures::stream::iter([Ok(synced)]))
@@ -252,7 +266,7 @@ impl MicrovmService for Handlers {
             let leader = self.leader.clone();
             let stream = lines.map(move |message| match message {
                 Ok(message) => Ok(FollowMicrovmLogResponse { lines: message.lines }),
-                Err(status) => Err(errors::status(Refusal::Host(Box::new(status)), &leader.address())),
+                Err(status) => Err(errors::status(Refusal::Host(Box::new(status)), &leader)),
             });
             Ok(Box::pin(stream) as Self::FollowMicrovmLogStream)
         })

@@ -118,7 +118,7 @@ impl Term {
             discard: false,
         };
         let timeout = Duration::from_secs(self.config().timeouts.terminate_seconds);
-        let mut client = self.context.agents.client(&address)?;
+        let mut client = self.context.agents.client(host, &address)?;
         match bounded(timeout, client.terminate(rpc::request(request))).await {
             Ok(answer) => {
                 // For its totals; the end itself is recorded by the caller.
@@ -182,7 +182,7 @@ impl Term {
         let Some(address) = self.grpc_address(host) else {
             return;
         };
-        let Ok(mut client) = self.context.agents.client(&address) else {
+        let Ok(mut client) = self.context.agents.client(host, &address) else {
             return;
         };
         let request = TerminateRequest {

@@ -11,11 +11,13 @@ use futures::StreamExt as _;
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
 use prost::Message as _;
-use records::{Event, Expect};
+use records::Event;
 
 use super::Term;
 use super::commit::{apply_event, go_back};
-use super::memory::Handle;
+use super::drain::progress;
+use super::memory::{Handle, Memory};
+use super::vouchers::VouchersReply;
 use crate::adapters::microvms as codec;
 use crate::domain::hosts;
 use crate::domain::microvm::{Intent, Microvm};
@@ -23,8 +25,6 @@ use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge}
 use crate::domain::placement::Demand;
 use crate::refusal::Refusal;
 
-/// Prefix of the keys that mark drained hosts.
-pub const DRAINS: &str = "drains/";
 /// Records written at a time for one report.
 const MERGES_CONCURRENT: usize = 32;
 /// A record that changed within this time may not be in a host's list yet.
@@ -35,6 +35,8 @@ const RECORD_ATTEMPTS: usize = 3;
 const REASON_GONE: &str = "The host no longer holds this MicroVM.";
 const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snapshot.";
 
+const REASON_VOUCHED: &str = "It cannot reach etcd, and goes on by the schedulers' vouches.";
+
 /// What a host is told after it registered or reported.
 #[derive(Debug, Default, PartialEq)]
 pub struct RegisterReply {
@@ -44,6 +46,7 @@ pub struct RegisterReply {
     pub recorded: Vec<RecordedMicrovm>,
     /// It wakes nothing by itself.
     pub draining: bool,
+    pub vouchers: VouchersReply,
 }
 
 impl Term {
@@ -54,8 +57,10 @@ impl Term {
         spec: HostSpec,
         (usage, clock): (Option<HostUsage>, Option<SystemTime>),
         observed: Vec<ObservedMicrovm>,
+        vouchers: Vec<String>,
     ) -> Result<RegisterReply, Refusal> {
         self.compare_clock(&host, clock)?;
+        let vouchers = self.record_vouchers(&host, vouchers).await?;
         let now = self.now();
         let address = spec.grpc_address.clone();
         tracing::info!(%host, address, "host registered");
@@ -66,9 +71,9 @@ impl Term {
             entry.registered = true;
             memory.hosts.report(&host, usage, now);
         }
-        let term = Arc::clone(self);
-        self.spawn(async move { term.context.agents.warm(&address).await });
-        self.merge_report(&host, observed, true).await
+        let (term, warmed) = (Arc::clone(self), host.clone());
+        self.spawn(async move { term.context.agents.warm(&warmed, &address).await });
+        Ok(RegisterReply { vouchers, ..self.merge_report(&host, observed, true).await? })
     }
 
     pub async fn heartbeat(
@@ -276,8 +281,10 @@ impl Term {
     fn lease_seen(self: &Arc<Self>, key: &str, value: &[u8], now: SystemTime) {
         let spec = HostSpec::decode(value).ok();
         let host = spec.as_ref().and_then(|spec| spec.host_id.parse::<HostId>().ok());
+        // etcd lets a host write its own key only, so the key says whose the record is.
+        let host = host.filter(|host| key.strip_prefix("hosts/") == Some(host.as_str()));
         let (Some(spec), Some(host)) = (spec, host) else {
-            tracing::error!(key, "a host's record cannot be read and is ignored");
+            tracing::error!(key, "a host's record cannot be read, or is of another host, and is ignored");
             return;
         };
         let address = spec.grpc_address.clone();
@@ -291,44 +298,37 @@ impl Term {
         }
         tracing::info!(%host, address, "host lease is there");
         let term = Arc::clone(self);
-        self.spawn(async move { term.context.agents.warm(&address).await });
-    }
-
-    /// Stops placements on a host and lets what runs there be suspended.
-    pub async fn drain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
-        self.host(host)?;
-        let key = format!("{DRAINS}{host}");
-        let put = self.context.store.put_if(&key, Vec::new(), Expect::Any, Some(&self.leadership));
-        put.await?;
-        // Dying here is fine: the next leader reads the mark and drains.
-        tracing::info!(%host, "draining");
-        self.memory().hosts.entry(host, self.now()).draining = true;
-        self.suspend_all(host);
-        self.host(host)
-    }
-
-    /// Lets a drained host take placements again.
-    pub async fn undrain(self: &Arc<Self>, host: &HostId) -> Result<Host, Refusal> {
-        self.host(host)?;
-        let key = format!("{DRAINS}{host}");
-        let delete = self.context.store.delete_if(&key, Expect::Any, Some(&self.leadership));
-        delete.await?;
-        tracing::info!(%host, "taking placements again");
-        self.memory().hosts.entry(host, self.now()).draining = false;
-        self.host(host)
+        self.spawn(async move { term.context.agents.warm(&host, &address).await });
     }
 
     /// A host as callers see it.
     pub fn host(&self, id: &HostId) -> Result<Host, Refusal> {
         let memory = self.memory();
-        memory.hosts.get(id).map(|host| describe(id, host)).ok_or_else(|| Refusal::HostNotFound(id.clone()))
+        memory
+            .hosts
+            .get(id)
+            .map(|host| self.describe(&memory, id, host))
+            .ok_or_else(|| Refusal::HostNotFound(id.clone()))
     }
 
     /// Up to `limit` hosts after `after`, by id.
     pub fn list_hosts(&self, after: Option<&HostId>, limit: usize) -> Vec<Host> {
         let memory = self.memory();
         let behind = memory.hosts.iter().filter(|(id, _)| after.is_none_or(|after| *id > after));
-        behind.take(limit).map(|(id, host)| describe(id, host)).collect()
+        behind.take(limit).map(|(id, host)| self.describe(&memory, id, host)).collect()
+    }
+
+    fn describe(&self, memory: &Memory, id: &HostId, host: &hosts::Host) -> Host {
+        let vouched = host.lease_gone.is_some() && self.context.vouches.is_given(id);
+        let reason = host.refused.clone().or_else(|| vouched.then(|| REASON_VOUCHED.to_owned()));
+        Host {
+            spec: Some(HostSpec { host_id: id.to_string(), ..host.spec.clone() }),
+            usage: Some(host.usage.clone()),
+            state: host.state().into(),
+            heartbeat_time: host.heartbeat_time.map(api::timestamp),
+            state_reason: reason.unwrap_or_default(),
+            drain: host.draining.then(|| progress(memory, id, host.wake_elsewhere)),
+        }
     }
 
     /// Reserves a host for a bake.
@@ -358,9 +358,8 @@ impl Term {
 
     /// Whether a host is given up.
     pub(crate) fn is_lost(&self, host: &HostId) -> bool {
-        let memory = self.memory();
-        let grace = self.config().lost_grace();
-        memory.hosts.get(host).is_none_or(|host| host.gone_for(grace, self.now()))
+        let (memory, grace) = (self.memory(), self.config().lost_grace());
+        memory.hosts.get(host).is_none() || self.may_give_up(&memory, host, grace, self.now())
     }
 }
 
@@ -404,16 +403,6 @@ fn recorded(record: &Microvm) -> Option<RecordedMicrovm> {
         snapshot_sequence: copy.map_or(0, |copy| copy.sequence),
         ended,
     })
-}
-
-fn describe(id: &HostId, host: &hosts::Host) -> Host {
-    Host {
-        spec: Some(HostSpec { host_id: id.to_string(), ..host.spec.clone() }),
-        usage: Some(host.usage.clone()),
-        state: host.state().into(),
-        heartbeat_time: host.heartbeat_time.map(api::timestamp),
-        state_reason: host.refused.clone().unwrap_or_default(),
-    }
 }
 
 /// From the wire; `None` when it says nothing that can be understood.

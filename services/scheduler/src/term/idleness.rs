@@ -25,8 +25,9 @@ impl Term {
         if microvm.state != MicrovmState::Running {
             return None;
         }
-        let address = self.grpc_address(&microvm.placement.host)?;
-        let mut client = self.context.agents.client(&address).ok()?;
+        let host = &microvm.placement.host;
+        let address = self.grpc_address(host)?;
+        let mut client = self.context.agents.client(host, &address).ok()?;
         let request = GetIdlenessRequest {
             microvm_id: microvm.id.to_string(),
             generation: microvm.placement.generation,
@@ -55,7 +56,8 @@ impl Term {
             generation: microvm.placement.generation,
             duration: duration.map(api::duration_proto),
         };
-        let mut client = self.context.agents.client(&address).map_err(|status| refusal_of(host, status))?;
+        let mut client =
+            self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
         let answer = bounded(KEEP_TIMEOUT, client.keep_awake(rpc::request(request))).await;
         let idleness = answer.map_err(|status| refusal_of(host, status))?.idleness;
         Ok((microvm, idleness))

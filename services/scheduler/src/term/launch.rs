@@ -33,6 +33,9 @@ const LATE_ASK: Duration = Duration::from_secs(10);
 /// How often it is asked then.
 const LATE_ASKS_MAX: u32 = 2;
 
+/// Longest wait until launches go by the records of an image that is being deleted.
+const UNLAUNCHABLE_WAIT: Duration = Duration::from_secs(2);
+
 /// A launch as asked for, checked field by field.
 #[derive(Debug, Clone)]
 pub struct RunRequest {
@@ -85,6 +88,13 @@ impl Term {
             Admitted::New(handle, revision) => (handle, revision),
         };
         let microvm = handle.current();
+        // Whoever deletes a version asks for its microVMs once no launch takes it any more (`until_unlaunchable`): this one is
+        // seen by now, or it sees that the version goes.
+        let (image, version) = (&microvm.spec.image, Some(microvm.spec.version));
+        if self.catalog().resolve(&image.name, version).is_none() {
+            self.memory().forget(&handle.id, self.now());
+            return Err(Refusal::NoActiveVersion { image: image.clone(), version });
+        }
         match self.create(&microvm).await {
             Ok(stored) => *revision = stored,
             Err(refusal) => {
@@ -102,6 +112,30 @@ impl Term {
         let (term, launched) = (Arc::clone(&self), Arc::clone(&handle));
         self.spawn(async move { term.launch(launched).await });
         Ok(microvm)
+    }
+
+    /// Returns when launches take nothing of an image, or of one version, any more: its records say that it goes.
+    pub(crate) async fn until_unlaunchable(
+        &self,
+        image: &ImageName,
+        version: Option<VersionNumber>,
+    ) -> Result<(), Refusal> {
+        let gone = async {
+            loop {
+                let changed = self.catalog_changed.notified();
+                let mut changed = std::pin::pin!(changed);
+                changed.as_mut().enable();
+                if self.catalog().resolve(image, version).is_none() {
+                    return;
+                }
+                changed.await;
+            }
+        };
+        tokio::time::timeout(UNLAUNCHABLE_WAIT, gone).await.map_err(|_| {
+            Refusal::Store(format!(
+                "the records of the image {image} do not say yet that it cannot be launched"
+            ))
+        })
     }
 
     /// Checks the token, chooses a host and reserves room there, in one instant.
@@ -213,7 +247,7 @@ impl Term {
             generation: microvm.placement.generation,
             spec: Some(codec::host_spec(microvm, self.now())),
         };
-        let answer = match self.context.agents.client(&address) {
+        let answer = match self.context.agents.client(host, &address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),
         };

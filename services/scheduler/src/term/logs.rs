@@ -40,7 +40,7 @@ impl Term {
             ErrorClass::NotHere => gone(),
             _ => Refusal::Host(Box::new(status)),
         };
-        let mut client = self.context.agents.client(&address).map_err(refused)?;
+        let mut client = self.context.agents.client(host, &address).map_err(refused)?;
         bounded(OPEN_TIMEOUT, client.follow_log(rpc::request(request))).await.map_err(refused)
     }
 }

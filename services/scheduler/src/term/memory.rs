@@ -13,6 +13,7 @@ use model::{HostId, ImageName, MicrovmId, VersionNumber};
 use tokio::sync::{Mutex, MutexGuard, watch};
 use tokio_util::sync::CancellationToken;
 
+use super::drain::Unmoved;
 use super::subscribers::{Change, Subscribers};
 use crate::domain::hosts::Hosts;
 use crate::domain::idempotency::{Digest, TokenUse};
@@ -115,6 +116,10 @@ pub struct Memory {
     allocated_mib: u64,
     /// MicroVMs whose records cannot be read: nobody may touch them.
     pub unreadable: HashSet<MicrovmId>,
+    /// Why microVMs of draining hosts have not moved.
+    pub(crate) unmoved: HashMap<MicrovmId, Unmoved>,
+    /// Hosts of which microVMs are just being moved.
+    pub draining: HashSet<HostId>,
     pub hosts: Hosts,
     pub timers: Timers,
     pub subscribers: Subscribers,
@@ -133,6 +138,8 @@ impl Memory {
             retention,
             allocated_mib: 0,
             unreadable: HashSet::new(),
+            unmoved: HashMap::new(),
+            draining: HashSet::new(),
             hosts: Hosts::default(),
             timers: Timers::default(),
             subscribers: Subscribers::default(),
@@ -227,6 +234,9 @@ impl Memory {
     /// Replaces a record and tells everybody.
     pub fn publish(&mut self, handle: &Handle, microvm: Arc<Microvm>, now: SystemTime) {
         let before = handle.current();
+        if before.placement != microvm.placement {
+            self.unmoved.remove(&microvm.id);
+        }
         self.account(Some(&before), Some(&microvm), now);
         handle.record.send_replace(microvm);
         self.announce(handle);
@@ -265,6 +275,7 @@ impl Memory {
         {
             self.tokens.remove(&used.token);
         }
+        self.unmoved.remove(id);
         self.account(Some(&microvm), None, now);
         self.subscribers.notify(&Change { microvm, tunnel_address: String::new(), deleted: true });
     }

@@ -119,9 +119,9 @@ impl Term {
     fn some_host(&self, attempt: usize) -> Result<HostAgentServiceClient<Transport>, Status> {
         let hosts = self.memory().hosts.leased();
         let host = hosts.get(attempt % hosts.len().max(1));
-        let address = host.and_then(|host| self.grpc_address(host));
-        let address = address.ok_or_else(|| Status::unavailable("no host can be asked"))?;
-        self.context.agents.client(&address)
+        let found = host.and_then(|host| Some((host, self.grpc_address(host)?)));
+        let (host, address) = found.ok_or_else(|| Status::unavailable("no host can be asked"))?;
+        self.context.agents.client(host, &address)
     }
 }
 

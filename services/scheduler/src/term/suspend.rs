@@ -1,21 +1,17 @@
-//! Suspends: as a caller asks for one, and all of a host that is drained.
+//! Suspends, as a caller or a drain asks for one.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use api::hostagent::v1::SuspendRequest;
 use api::microvm::v1::TransitionCause;
-use futures::StreamExt as _;
+use model::MicrovmId;
 use model::state::MicrovmState;
-use model::{HostId, MicrovmId};
 
 use super::Term;
 use crate::adapters::agents::{bounded, refusal_of};
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
-
-/// Suspends at a time on a draining host.
-const DRAIN_CONCURRENT: usize = 4;
 
 impl Term {
     /// Puts a microVM to sleep; returns when it is SUSPENDED. One that sleeps already is a success.
@@ -57,31 +53,10 @@ impl Term {
             cause: cause.into(),
         };
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
-        let mut client = self.context.agents.client(&address).map_err(|status| refusal_of(host, status))?;
+        let mut client =
+            self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
         let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
         self.observe_answer(host, answer.map_err(|status| refusal_of(host, status))?.observed).await
-    }
-
-    /// Suspends everything that runs on a host, a few at a time.
-    pub(crate) fn suspend_all(self: &Arc<Self>, host: &HostId) {
-        let (term, host) = (Arc::clone(self), host.clone());
-        self.spawn(async move {
-            let running = term.memory().on_host(&host).into_iter();
-            let running = running.filter(|handle| {
-                handle.current().state == MicrovmState::Running && handle.is_idle()
-            });
-            let suspends = running.map(|handle| {
-                let term = Arc::clone(&term);
-                async move {
-                    if let Err(refusal) = term.suspend(&handle.id, TransitionCause::Drain).await {
-                        tracing::warn!(microvm = %handle.id, %refusal, "cannot be suspended for the drain yet");
-                    }
-                }
-            });
-            let suspends: Vec<_> = suspends.collect();
-            let mut suspends = futures::stream::iter(suspends).buffer_unordered(DRAIN_CONCURRENT);
-            while suspends.next().await.is_some() {}
-        });
     }
 }
 

@@ -19,7 +19,7 @@ const DUE_MAX: usize = 256;
 /// When a deadline's work failed, it is due again after this.
 const AGAIN: Duration = Duration::from_secs(2);
 const SWEEP: Duration = Duration::from_millis(500);
-/// Sweeps between looks at keys, drains that are stuck, and retention.
+/// Sweeps between looks at keys and the store.
 const SLOW_SWEEPS: u32 = 20;
 
 impl Term {
@@ -112,12 +112,12 @@ impl Term {
             ticks.tick().await;
             self.keep_time().await;
             self.leave_lost_hosts();
+            self.continue_drains();
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_deleted_connectors().await });
             let term = Arc::clone(&self);
             self.spawn(async move { term.remove_dangling_domains().await });
             if count.is_multiple_of(SLOW_SWEEPS) {
-                self.continue_drains();
                 self.look_at_store().await;
                 self.rotate_keys().await;
             }
@@ -139,8 +139,10 @@ impl Term {
         let (now, fence, grace) = (self.now(), self.config().fence_grace(), self.config().lost_grace());
         let fenced: Vec<(HostId, bool, Vec<Arc<Handle>>)> = {
             let memory = self.memory();
-            let gone = memory.hosts.iter().filter(|(_, host)| host.held > 0 && host.gone_for(fence, now));
-            gone.map(|(id, host)| (id.clone(), host.gone_for(grace, now), memory.on_host(id))).collect()
+            let holding = memory.hosts.iter().filter(|(_, host)| host.held > 0).map(|(id, _)| id);
+            let given_up = holding.filter(|id| self.may_give_up(&memory, id, fence, now));
+            let lost = |id: &HostId| self.may_give_up(&memory, id, grace, now);
+            given_up.map(|id| (id.clone(), lost(id), memory.on_host(id))).collect()
         };
         for (host, lost, handles) in fenced {
             for handle in handles {
@@ -158,18 +160,6 @@ impl Term {
                     _ => {}
                 }
             }
-        }
-    }
-
-    /// Suspends what still runs on draining hosts.
-    fn continue_drains(self: &Arc<Self>) {
-        let draining: Vec<HostId> = {
-            let memory = self.memory();
-            let hosts = memory.hosts.iter().filter(|(_, host)| host.draining && host.lease_gone.is_none());
-            hosts.filter(|(_, host)| host.held > 0).map(|(id, _)| id.clone()).collect()
-        };
-        for host in draining {
-            self.suspend_all(&host);
         }
     }
 

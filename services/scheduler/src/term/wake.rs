@@ -74,8 +74,8 @@ impl Term {
         let fence = self.config().fence_grace();
         let (state, fenced) = {
             let memory = self.memory();
-            let found = memory.hosts.get(host);
-            (found.map(|host| host.state()), found.is_some_and(|host| host.gone_for(fence, now)))
+            let state = memory.hosts.get(host).map(|host| host.state());
+            (state, self.may_give_up(&memory, host, fence, now))
         };
         match (state, microvm.has_remote_copy()) {
             // A refused host takes nothing new; what it holds is its own.
@@ -105,7 +105,7 @@ impl Term {
             snapshot: microvm.snapshot.clone(),
         };
         let timeout = Duration::from_secs(self.config().timeouts.resume_seconds);
-        let mut client = match self.context.agents.client(&address) {
+        let mut client = match self.context.agents.client(host, &address) {
             Ok(client) => client,
             Err(status) => return Ok(Err(status)),
         };

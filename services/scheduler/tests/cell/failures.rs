@@ -148,7 +148,7 @@ async fn an_end_goes_before_a_launch_that_hangs() {
 async fn what_ran_on_a_lost_host_goes_on_elsewhere_from_its_recovery_point() {
     let settings = ["fence_grace_seconds=1", "host_lost_grace_seconds=600"];
     let (world, scheduler, host, client) = World::with_process(&settings).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let register =
         RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], ..Default::default() };
     hosts.register_host(register).await.unwrap();

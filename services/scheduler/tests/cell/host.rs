@@ -42,6 +42,8 @@ pub struct Inner {
     pub on_launch: VecDeque<Step>,
     pub on_suspend: VecDeque<Step>,
     pub on_resume: VecDeque<Step>,
+    /// Why it suspends what it suspends next.
+    pub suspend_cause: i32,
     pub remote_copies: bool,
     /// MicroVMs that S3 has something of, and how it answers to their removal.
     pub stored: BTreeMap<String, u64>,
@@ -64,7 +66,8 @@ impl Inner {
             _ => "suspend",
         };
         if matches!(state, MicrovmState::Running | MicrovmState::Suspended) {
-            held.last_transition = Some(LastTransition { kind: kind.into(), ..Default::default() });
+            let cause = if kind == "suspend" { self.suspend_cause } else { 0 };
+            held.last_transition = Some(LastTransition { kind: kind.into(), cause, ..Default::default() });
         }
         if state == MicrovmState::Suspended {
             let sequence = held.snapshot.as_ref().map_or(0, |copies| copies.sequence) + 1;
@@ -95,7 +98,7 @@ impl FakeHost {
 
     pub async fn start_with(world: &World, id: &str, memory_mib: u64) -> Self {
         let inner = Arc::new(Mutex::new(Inner { remote_copies: true, ..Inner::default() }));
-        let script = serve(&world.identity(Role::HostAgent), &inner).await;
+        let script = serve(&world.host_identity(id), &inner).await;
         let spec = HostSpec {
             host_id: id.into(),
             grpc_address: script.address.to_string(),
@@ -117,6 +120,12 @@ impl FakeHost {
         world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
     }
 
+    /// Puts the host's record there under no lease: it stays until a test removes it.
+    pub async fn announce_anew(&self, world: &World) {
+        let key = format!("hosts/{}", self.spec.host_id);
+        world.store.put_if(&key, self.spec.encode_to_vec(), records::Expect::Any, None).await.unwrap();
+    }
+
     pub fn usage(cached: &[&str]) -> HostUsage {
         HostUsage {
             cached_manifest_keys: cached.iter().map(|key| (*key).to_owned()).collect(),
@@ -135,6 +144,17 @@ impl FakeHost {
     /// What it was told of a microVM when it launched it.
     pub fn launched(&self, id: &str) -> MicrovmSpec {
         self.asked(|inner| inner.specs.iter().rfind(|spec| spec.microvm_id == id).cloned().unwrap())
+    }
+
+    /// What it would report of a microVM whose latest snapshot has come to S3.
+    pub fn uploads(&self, id: &str) -> ObservedMicrovm {
+        let mut inner = self.inner.lock().unwrap();
+        let held = inner.held.get_mut(id).unwrap();
+        held.observation += 1;
+        let copies = held.snapshot.as_mut().unwrap();
+        copies.remote = true;
+        copies.manifest_key = format!("{id}/{}", copies.sequence);
+        held.clone()
     }
 
     /// What it would report of a microVM in a new state.
@@ -169,6 +189,7 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
         let step = {
             let mut inner = host.lock().unwrap();
             inner.suspends.push(request.clone());
+            inner.suspend_cause = request.cause;
             inner.on_suspend.pop_front()
         };
         async move {
@@ -189,6 +210,23 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
             let observed = Some(act(&host, step, (&id, request.generation), MicrovmState::Running).await?);
             Ok(ResumeResponse { observed })
         }
+    });
+    let host = Arc::clone(inner);
+    script.react("Checkpoint", move |request: CheckpointRequest| {
+        let mut inner = host.lock().unwrap();
+        let observed = inner.step(&request.microvm_id, request.generation, MicrovmState::Running);
+        let sequence = observed.snapshot.as_ref().map_or(0, |copies| copies.sequence) + 1;
+        let held = inner.held.get_mut(&request.microvm_id).unwrap();
+        held.snapshot = Some(SnapshotCopies {
+            local: true,
+            sequence,
+            generation: request.generation,
+            goes_back: true,
+            stood_still: Some(api::duration_proto(Duration::from_millis(7))),
+            time: Some(api::timestamp(SystemTime::now())),
+            ..Default::default()
+        });
+        Ok(CheckpointResponse { observed: Some(held.clone()) })
     });
     let host = Arc::clone(inner);
     script.react("GetIdleness", move |_: GetIdlenessRequest| {

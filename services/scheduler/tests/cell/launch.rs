@@ -4,9 +4,11 @@ use api::common::v1::IdlePolicy;
 use api::errors::reason;
 use api::hostagent::v1::egress::Reach;
 use api::hostagent::v1::{Egress, Ingress, Internet};
+use api::image::v1::{Image, ImageState};
 use api::microvm::v1::{
     CreateMicrovmShellAuthTokenRequest, ListMicrovmsRequest, MicrovmState, RunMicrovmRequest,
 };
+use prost::Message as _;
 use token::{Key, KeySet, Kind};
 use tonic::{Code, Status};
 use tonic_types::StatusExt as _;
@@ -290,4 +292,23 @@ async fn too_many_callers_of_one_microvm_are_told_to_slow_down() {
     let status = answer.unwrap_err();
     assert!(status.get_details_retry_info().is_some());
     refused::<()>(Err(status), reason::THROTTLED, &format!("Too many calls wait for the MicroVM {id}."));
+}
+
+#[tokio::test]
+async fn whoever_deletes_an_image_hears_of_every_launch_that_came_before() {
+    let (world, _scheduler, _host, client) = World::with_host(&[]).await;
+    let request =
+        || ListMicrovmsRequest { image_identifier: "app".into(), unlaunchable: true, ..Default::default() };
+    let early = client.clone().list_microvms(request()).await;
+    refused(early, reason::STORE_UNAVAILABLE, "do not say yet that it cannot be launched");
+    let launched = run(&client, app()).await.unwrap().microvm_id;
+    let deleting = Image { name: "app".into(), state: ImageState::Deleting.into(), ..Default::default() };
+    let asked = tokio::spawn({
+        let mut client = client.clone();
+        async move { client.list_microvms(request()).await }
+    });
+    world.store.put_if("images/app", deleting.encode_to_vec(), records::Expect::Any, None).await.unwrap();
+    let seen = asked.await.unwrap().unwrap().into_inner().microvms;
+    assert_eq!(seen.into_iter().map(|one| one.microvm_id).collect::<Vec<_>>(), [launched]);
+    refused(run(&client, app()).await, reason::NO_ACTIVE_VERSION, "No active version found");
 }

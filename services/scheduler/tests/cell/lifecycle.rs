@@ -190,6 +190,7 @@ async fn lists_are_paged_newest_first_and_filtered() {
             page_token: token,
             image_identifier: image.into(),
             image_version: String::new(),
+            unlaunchable: false,
         };
         let mut client = client.clone();
         async move { client.list_microvms(request).await.map(|answer| answer.into_inner()) }
@@ -292,7 +293,7 @@ async fn lives_and_windows_end_by_the_clock() {
 #[tokio::test]
 async fn a_suspend_that_the_end_overtakes_is_a_success() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let register = RegisterHostRequest { spec: Some(host.spec.clone()), ..Default::default() };
     hosts.register_host(register).await.unwrap();
     let policy = IdlePolicy {

@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod access;
+mod checkpoints;
 mod connectors;
 mod domains;
+mod draining;
 mod egress;
 mod failures;
 mod host;
@@ -19,5 +21,6 @@ mod records;
 mod time;
 mod tokens;
 mod usage;
+mod vouching;
 mod watching;
 mod world;

@@ -25,7 +25,7 @@ fn beat(host: &str, observed: Vec<ObservedMicrovm>) -> HeartbeatRequest {
 #[tokio::test]
 async fn a_host_is_told_what_the_record_of_each_reported_microvm_names() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     hosts.register_host(registration(&host, vec![])).await.unwrap();
     let id = running(&client).await.microvm_id;
     let recorded = |snapshot_sequence, ended| RecordedMicrovm {
@@ -55,7 +55,8 @@ async fn a_host_is_told_what_the_record_of_each_reported_microvm_names() {
 
     // Another host holds an old copy: it is told of whom the record is, and that its own must go.
     let other = FakeHost::start(&world, "h2").await;
-    let told = hosts.register_host(registration(&other, vec![uploaded.clone()])).await.unwrap().into_inner();
+    let mut h2 = world.host(&scheduler, "h2");
+    let told = h2.register_host(registration(&other, vec![uploaded.clone()])).await.unwrap().into_inner();
     assert_eq!(told.stale, [StaleMicrovm { microvm_id: id.clone(), generation: 1 }]);
     assert_eq!(told.recorded, [recorded(2, false)]);
 
@@ -131,7 +132,7 @@ async fn one_that_sleeps_in_files_that_its_host_cannot_read_is_kept() {
     let (asleep, awake) = (running(&client).await.microvm_id, running(&client).await.microvm_id);
     suspend(&client, &asleep).await.unwrap();
     world.clock.advance(Duration::from_secs(60));
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let unreadable_microvm_ids = vec![asleep.clone(), awake.clone()];
     let usage = Some(HostUsage { unreadable_microvm_ids, ..HostUsage::default() });
     hosts.register_host(RegisterHostRequest { usage, ..registration(&host, vec![]) }).await.unwrap();

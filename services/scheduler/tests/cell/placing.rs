@@ -2,7 +2,7 @@
 
 use api::errors::{reason, status};
 use api::host::v1::{
-    DrainHostRequest, HeartbeatRequest, HostState, HostUsage, ObservedMicrovm, PlaceBakeRequest,
+    DrainHostRequest, HeartbeatRequest, HostSpec, HostState, HostUsage, ObservedMicrovm, PlaceBakeRequest,
     RegisterHostRequest, ReleaseBakeRequest, StaleMicrovm, UndrainHostRequest,
 };
 use api::microvm::v1::{MicrovmState, TransitionCause};
@@ -24,7 +24,7 @@ fn stale(id: &str, generation: u64) -> StaleMicrovm {
 #[tokio::test]
 async fn reports_are_merged_in_order_and_the_stale_are_named() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let id = running(&client).await.microvm_id;
     let told = hosts.heartbeat(beat("h1", vec![])).await.unwrap().into_inner();
     assert!(told.register, "it must register first");
@@ -57,7 +57,8 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
         observed: vec![asleep.clone()],
         ..Default::default()
     };
-    let told = hosts.register_host(register).await.unwrap().into_inner();
+    let mut h2 = world.host(&scheduler, "h2");
+    let told = h2.register_host(register).await.unwrap().into_inner();
     assert_eq!(told.stale, [stale(&id, asleep.generation)]);
     assert_eq!(get(&client, &id).await.unwrap().state(), Suspended);
     // A newer generation than was ever given out is nobody's to drop.
@@ -78,11 +79,37 @@ async fn reports_are_merged_in_order_and_the_stale_are_named() {
 }
 
 #[tokio::test]
+async fn a_host_speaks_for_itself_only_and_no_other_is_taken_for_it() {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    // Another host's certificate: it would be sent what is launched on h1, or end what runs there.
+    let mut other = world.host(&scheduler, "h2");
+    let register = RegisterHostRequest { spec: Some(host.spec.clone()), ..Default::default() };
+    let said = "certificate is of the host-agent of h2: it may not speak for host 'h1'";
+    refused(other.register_host(register).await, reason::PERMISSION_DENIED, said);
+    let ended = host.observes(&id, Terminated);
+    refused(other.heartbeat(beat("h1", vec![ended])).await, reason::PERMISSION_DENIED, said);
+    assert_eq!(get(&client, &id).await.unwrap().state(), Running);
+    // A certificate of the role alone speaks for no host.
+    let mut nobody = world.hosts(&scheduler, Role::HostAgent);
+    let said = "of a host-agent of no host: it may not speak for host 'h1'";
+    refused(nobody.heartbeat(beat("h1", vec![])).await, reason::PERMISSION_DENIED, said);
+    // A host that answers at the address of another is not asked for anything of its.
+    let posing = FakeHost::start(&world, "h2").await;
+    let spec = HostSpec { grpc_address: posing.spec.grpc_address.clone(), ..host.spec.clone() };
+    let register = RegisterHostRequest { spec: Some(spec), ..Default::default() };
+    world.host(&scheduler, "h1").register_host(register).await.unwrap();
+    let said = "the host-agent of h1 was called, and the certificate is of the host-agent of h2";
+    refused(suspend(&client, &id).await, reason::PERMISSION_DENIED, said);
+    assert!(posing.asked(|inner| inner.suspends.is_empty()));
+}
+
+#[tokio::test]
 async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
     let other = FakeHost::start_with(&world, "h2", 1024).await;
     world.placeable(&scheduler, 2).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h2");
     let register = RegisterHostRequest { spec: Some(other.spec.clone()), ..Default::default() };
     hosts.register_host(register).await.unwrap();
     let usage = Some(FakeHost::usage(&["app/1.0/manifest"]));
@@ -104,7 +131,7 @@ async fn a_launch_prefers_the_cache_and_moves_on_when_a_host_is_full() {
 #[tokio::test]
 async fn a_host_that_is_short_of_disk_gets_nothing_new() {
     let (world, scheduler, host, client) = World::with_host(&[]).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let register =
         RegisterHostRequest { spec: Some(host.spec.clone()), observed: vec![], ..Default::default() };
     hosts.register_host(register).await.unwrap();
@@ -127,8 +154,8 @@ async fn a_drained_host_sleeps_and_its_microvms_wake_elsewhere() {
     let (world, mut scheduler, host, client) = World::with_process(&[]).await;
     let id = running(&client).await.microvm_id;
     let mut hosts = world.hosts(&scheduler, Role::Admin);
-    let request = || DrainHostRequest { host_id: "h1".into() };
-    let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into() }).await;
+    let request = || DrainHostRequest { host_id: "h1".into(), ..Default::default() };
+    let answer = hosts.drain_host(DrainHostRequest { host_id: "none".into(), ..Default::default() }).await;
     refused(answer, reason::NOT_FOUND, "none");
     hosts.drain_host(request()).await.unwrap();
     becomes(&client, &id, Suspended).await;

@@ -125,7 +125,7 @@ async fn a_host_whose_clock_differs_is_refused_and_told_by_how_much() {
     let world = World::on_manual_clock().await;
     let scheduler = world.here(&[]);
     let (world, scheduler, host, client) = world.and_host(scheduler).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let now = world.clock.now();
     let held = running(&client).await.microvm_id;
     let behind = "The clock of the host h1 is 3h 0m 0s behind compared with the scheduler's";
@@ -155,13 +155,13 @@ async fn a_leader_that_its_hosts_disagree_with_ends_nothing_by_its_clock() {
     let (world, scheduler, host, client) = world.and_host(scheduler).await;
     let other = FakeHost::start(&world, "h2").await;
     world.placeable(&scheduler, 2).await;
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, "h1");
     let now = world.clock.now();
     let first = hosts.register_host(registers(&host, now - 9 * HOUR)).await;
     refused(first, reason::CLOCK_DIFFERS, "9h 0m 0s behind");
-    for host in [&other, &host] {
-        hosts.register_host(registers(host, now - 9 * HOUR)).await.unwrap();
-    }
+    let mut h2 = world.host(&scheduler, "h2");
+    h2.register_host(registers(&other, now - 9 * HOUR)).await.unwrap();
+    hosts.register_host(registers(&host, now - 9 * HOUR)).await.unwrap();
     assert_eq!(alarms(&world, &scheduler).await, ["CLOCK_OUTVOTED"]);
     world.placeable(&scheduler, 2).await;
     let sleeps = asleep(&client, 0).await;

@@ -27,7 +27,7 @@ async fn used(client: &Client, days: u32) -> Vec<(i64, f64)> {
 
 /// The host reports what a running microVM has used by now.
 async fn reports(world: &World, scheduler: &Scheduler, host: &FakeHost, id: &str, vcpu_seconds: f64) {
-    let mut hosts = world.hosts(scheduler, Role::HostAgent);
+    let mut hosts = world.host(scheduler, "h1");
     let mut observed = host.observes(id, Running);
     observed.metering = Some(Metering { vcpu_seconds, ..Default::default() });
     let spec = Some(host.spec.clone());

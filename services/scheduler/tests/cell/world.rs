@@ -221,6 +221,16 @@ impl World {
         HostServiceClient::new(self.channel(scheduler, role))
     }
 
+    /// What a host calls, with its own certificate.
+    pub fn host(&self, scheduler: &Scheduler, id: &str) -> HostServiceClient<Channel> {
+        let identity = self.host_identity(id);
+        HostServiceClient::new(rpc::channel(&identity, &scheduler.address, Role::Scheduler).unwrap())
+    }
+
+    pub fn host_identity(&self, id: &str) -> Arc<TlsIdentity> {
+        certificates::host(self.directory.path(), id)
+    }
+
     pub fn connectors(&self, scheduler: &Scheduler, role: Role) -> Connectors {
         NetworkConnectorServiceClient::new(self.channel(scheduler, role))
     }

@@ -115,6 +115,24 @@ pub struct Awake {
     pub release: bool,
 }
 
+/// Arguments of `torpor checkpoint`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  torpor checkpoint ID             when it is whole on its host: it is on its way to S3
+  torpor checkpoint ID --wait      when S3 has it: it survives the loss of its host
+
+A running microVM stands still for a moment and runs on. From its first point on it
+goes back to its latest snapshot when its host or its engine is lost, instead of
+ending, whether it was launched with --checkpoint or not.")]
+pub struct Checkpoint {
+    /// Id or a unique prefix of it.
+    pub id: String,
+    /// Wait until S3 has it.
+    #[arg(long)]
+    pub wait: bool,
+}
+
 /// Arguments of `torpor list`.
 #[derive(Debug, Args)]
 pub struct List {

@@ -45,7 +45,7 @@ fn show(bases: &[BaseImage]) -> Result<(), CliError> {
 }
 
 async fn build(session: &Session, name: String, rebuild: bool, verbose: bool) -> Result<(), CliError> {
-    let mut client = session.context.images()?;
+    let mut client = session.context.settled().await?.images()?;
     let started = Instant::now();
     let bar = ProgressBar::new_spinner().with_message(format!("building base image {name}"));
     bar.enable_steady_tick(Duration::from_millis(120));

@@ -108,6 +108,7 @@ pub async fn all_microvms(
         page_token,
         image_identifier: image.unwrap_or_default().to_owned(),
         image_version: version.unwrap_or_default().to_owned(),
+        unlaunchable: false,
     };
     session.all(ask, |page| (page.microvms, page.next_page_token)).await
 }

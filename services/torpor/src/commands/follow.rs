@@ -160,13 +160,13 @@ async fn each_event(
     follow: bool,
     mut event: impl FnMut(&[LogLine], Option<&ImageBuild>) -> Result<(), CliError>,
 ) -> Result<ImageBuild, CliError> {
-    let mut client = session.context.images()?;
     let mut position = Position::default();
     let mut last = ImageBuild::default();
     loop {
         let message =
             FollowBuildLogRequest { build_id: build_id.to_owned(), from_sequence: position.next, follow };
         let result = async {
+            let mut client = session.context.settled().await?.images()?;
             let mut stream = client.follow_build_log(message).await?.into_inner();
             while let Some(response) = stream.message().await? {
                 position.advance(&response.lines);

@@ -3,11 +3,10 @@
 use std::cell::RefCell;
 
 use api::host::v1::{
-    Alarm, DrainHostRequest, Host, HostState, HostUsage, ListHostsRequest, ListHostsResponse,
-    UndrainHostRequest,
+    Alarm, Host, HostState, HostUsage, ListHostsRequest, ListHostsResponse, UndrainHostRequest,
 };
 
-use super::Session;
+use super::{Session, drain};
 use crate::cli::fleet::{HostCommand, Hosts};
 use crate::error::{CliError, Kind};
 use crate::output::{self, json};
@@ -18,10 +17,13 @@ pub const HOST: &str = "torpor.host.v1.Host";
 pub async fn run(session: &Session, arguments: Hosts) -> Result<(), CliError> {
     let hosts = match arguments.command {
         None => list(session).await?,
-        Some(HostCommand::Drain { id }) => {
+        Some(HostCommand::Drain { id, wait, timeout }) => {
             let host_id = resolve(session, &id).await?;
-            let host = session.call_slowly(DrainHostRequest { host_id }).await?.host;
-            return one(session, &host.unwrap_or_default());
+            let host = match wait {
+                true => drain::wait(session, &host_id, timeout).await?,
+                false => drain::ask(session, &host_id).await?,
+            };
+            return one(session, &host);
         }
         Some(HostCommand::Undrain { id }) => {
             let host_id = resolve(session, &id).await?;
@@ -37,15 +39,23 @@ fn one(session: &Session, host: &Host) -> Result<(), CliError> {
 }
 
 pub fn table(hosts: &[Host]) -> Result<(), CliError> {
-    let header = ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines"];
+    let header =
+        ["host", "state", "running", "suspended", "memory", "slots", "disk free", "engines", "version"];
     output::table(header, hosts, row, "no hosts")?;
     for host in hosts.iter().filter(|host| !host.state_reason.is_empty()) {
-        output::remark(format_args!("refused: {}", host.state_reason));
+        let id = host.spec.as_ref().map_or("", |spec| spec.host_id.as_str());
+        output::remark(format_args!("note: {id}: {}", host.state_reason));
     }
     for host in hosts {
+        let id = host.spec.as_ref().map_or("", |spec| spec.host_id.as_str());
+        if let Some(progress) = &host.drain {
+            output::remark(format_args!("{id}: {}", drain::sentence(progress)));
+            for left in progress.left.iter().filter(|left| left.refused) {
+                output::remark(format_args!("{id}: {} stays: {}", left.microvm_id, left.reason));
+            }
+        }
         let unreadable = host.usage.as_ref().map_or(0, |usage| usage.unreadable_microvm_ids.len());
         if unreadable > 0 {
-            let id = host.spec.as_ref().map_or("", |spec| spec.host_id.as_str());
             output::remark(format_args!(
                 "note: {id} could not read the files of {unreadable} microVMs; they are in quarantine/ of its data directory"
             ));
@@ -86,7 +96,7 @@ async fn resolve(session: &Session, given: &str) -> Result<String, CliError> {
     }
 }
 
-fn row(host: &Host) -> [String; 8] {
+fn row(host: &Host) -> [String; 9] {
     let spec = host.spec.clone().unwrap_or_default();
     let usage = host.usage.clone().unwrap_or_default();
     [
@@ -98,6 +108,7 @@ fn row(host: &Host) -> [String; 8] {
         format!("{}/{}", usage.slots_used, spec.slot_capacity),
         disk(&usage),
         spec.engines.join(", "),
+        spec.agent_version,
     ]
 }
 

@@ -11,7 +11,6 @@ use crate::error::CliError;
 /// Prints the log; with `--follow` until the microVM ends.
 pub async fn run(session: &Session, arguments: Logs) -> Result<(), CliError> {
     let microvm_id = microvm_id(session, &arguments.id).await?;
-    let mut client = session.context.microvms()?;
     let mut position = Position::default();
     loop {
         let message = FollowMicrovmLogRequest {
@@ -20,6 +19,7 @@ pub async fn run(session: &Session, arguments: Logs) -> Result<(), CliError> {
             follow: arguments.follow,
         };
         let result = async {
+            let mut client = session.context.settled().await?.microvms()?;
             let mut stream = client.follow_microvm_log(message).await?.into_inner();
             while let Some(response) = stream.message().await? {
                 position.advance(&response.lines);

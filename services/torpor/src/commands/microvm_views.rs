@@ -111,12 +111,17 @@ pub fn microvm(microvm: &Microvm) -> Result<(), CliError> {
 
 /// How often recovery points are made, and how old the one is that it would go back to now.
 fn recovery_points(microvm: &Microvm, now: SystemTime) -> String {
-    let Some(interval) = &microvm.checkpoint_interval else { return String::new() };
-    let interval = durations::coarse(durations::of(Some(interval)));
+    let often = match &microvm.checkpoint_interval {
+        Some(interval) => format!("every {}", durations::coarse(durations::of(Some(interval)))),
+        None if microvm.snapshot.as_ref().is_some_and(|snapshot| snapshot.goes_back) => {
+            "on request".to_owned()
+        }
+        None => return String::new(),
+    };
     let snapshot = microvm.snapshot.as_ref().filter(|snapshot| snapshot.remote);
     match snapshot.and_then(|snapshot| snapshot.time.as_ref()) {
-        Some(time) => format!("every {interval}, the latest on S3 {}", durations::age(Some(time), now)),
-        None => format!("every {interval}, none on S3 yet"),
+        Some(time) => format!("{often}, the latest on S3 {}", durations::age(Some(time), now)),
+        None => format!("{often}, none on S3 yet"),
     }
 }
 

@@ -9,10 +9,12 @@ use api::host::v1::Alarm;
 use super::{Session, hosts};
 use crate::durations;
 use crate::error::{CliError, Kind};
+use crate::fleet::plan::replica;
 use crate::fleet::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use crate::output::{self, Format, json};
 
-/// Longest wait for the list of hosts: status must answer when things are broken.
+const SCHEDULER: &str = "scheduler";
+/// Longest wait for the list of hosts, and for the scheduler that leads: status must answer when things are broken.
 const HOSTS_TIMEOUT: Duration = Duration::from_secs(3);
 
 pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
@@ -46,10 +48,11 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
         Ok((hosts, alarms)) => (Ok(hosts), alarms),
         Err(failure) => (Err(failure), Vec::new()),
     };
+    let leads = leading(&session, &record).await;
     if session.json() {
-        show_json(&record, (&hosts, &alarms), api)?;
+        show_json(&record, (&hosts, &alarms), api, leads.as_deref())?;
     } else {
-        show_tables(&record, &hosts, with_hosts)?;
+        show_tables(&record, &hosts, with_hosts, leads.as_deref())?;
         if with_edge {
             output::remark(format_args!("endpoints: {}", record.endpoints));
         }
@@ -66,10 +69,23 @@ pub async fn run(data_dir: &Path, format: Format) -> Result<(), CliError> {
     health(&record, &hosts)
 }
 
+/// Name of the scheduler that leads; absent when none does in time, or when there is one only.
+async fn leading(session: &Session, record: &FleetRecord) -> Option<String> {
+    let addresses: Vec<&str> = session.context.scheduler.split(',').collect();
+    let schedulers = record.components.iter().filter(|component| component.name.starts_with(SCHEDULER));
+    if addresses.len() < 2 || schedulers.count() != addresses.len() {
+        return None;
+    }
+    let leader = tokio::time::timeout(HOSTS_TIMEOUT, session.context.leader()).await.ok()?.ok()?;
+    let place = addresses.iter().position(|address| **address == leader)?;
+    Some(replica(SCHEDULER, u16::try_from(place).ok()? + 1))
+}
+
 fn show_json(
     record: &FleetRecord,
     (hosts, alarms): (&Result<Vec<api::host::v1::Host>, CliError>, &[Alarm]),
     api: Option<&str>,
+    leads: Option<&str>,
 ) -> Result<(), CliError> {
     let components: Vec<serde_json::Value> = record
         .components
@@ -83,6 +99,7 @@ fn show_json(
                 "restarts": component.restarts,
                 "readyMs": component.ready_ms,
                 "detail": component.detail,
+                "leads": leads == Some(component.name.as_str()),
             })
         })
         .collect();
@@ -110,6 +127,7 @@ fn show_tables(
     record: &FleetRecord,
     hosts: &Result<Vec<api::host::v1::Host>, CliError>,
     with_hosts: bool,
+    leads: Option<&str>,
 ) -> Result<(), CliError> {
     let row = |component: &ComponentRecord| {
         [
@@ -118,7 +136,10 @@ fn show_tables(
             component.process.map_or_else(|| "-".to_owned(), |process| process.pid.to_string()),
             uptime(component).map_or_else(|| "-".to_owned(), |s| durations::coarse(Duration::from_secs(s))),
             component.restarts.to_string(),
-            component.detail.clone(),
+            match component.detail.as_str() {
+                "" if leads == Some(component.name.as_str()) => "leads".to_owned(),
+                detail => detail.to_owned(),
+            },
         ]
     };
     let header = ["component", "health", "pid", "uptime", "restarts", "detail"];

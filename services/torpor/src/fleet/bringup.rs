@@ -14,7 +14,7 @@ use super::process::{self, ProcessId};
 use super::reach;
 use super::record::{ComponentRecord, FleetRecord, FleetState, ProcessState, unix_now};
 use super::supervisor::{Shared, Tender};
-use super::{authority, configuration, credentials, drain, lock, prerequisites, storage};
+use super::{authority, configuration, credentials, drain, lock, prerequisites, rights, storage};
 use crate::error::{CliError, Kind};
 
 /// Lines of a failed component's log that are shown.
@@ -56,7 +56,7 @@ pub async fn run(
         }
     });
     let names =
-        plan.wants("edge-proxy").then(|| tokio::spawn(reach::check_names(plan.domain.clone(), plan.edge())));
+        plan.wants("edge-proxy").then(|| tokio::spawn(reach::check_names(plan.domain.clone(), plan.edge(1))));
     let mut fleet = LocalFleet { plan, shared: shared.clone(), stages: Vec::new(), tasks: JoinSet::new() };
     let started = tokio::select! {
         result = fleet.start(components) => result,
@@ -182,7 +182,9 @@ impl LocalFleet {
             self.stages.push((names.clone(), stop));
             self.wait_healthy(&names).await?;
             if names.iter().any(|name| name == "etcd") {
-                credentials::record_root(&self.plan).await?;
+                // Before a service starts: each is let in by its rights.
+                let store = rights::enforce(&self.plan).await?;
+                credentials::record_root(&self.plan, &store).await?;
             }
         }
         if self.plan.wants("scheduler") && self.plan.wants("host-agent-1") {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use rpc::Role;
 
 use super::authority;
-use super::plan::{Plan, users};
+use super::plan::{Plan, replica, users};
 
 #[derive(Debug, Clone)]
 pub enum Probe {
@@ -30,8 +30,10 @@ pub struct Component {
     pub arguments: Vec<OsString>,
     /// True for programs that must not see ours.
     pub clean_environment: bool,
-    /// Numeric user and group; absent means root.
+    /// Numeric user; absent means root.
     pub user: Option<u32>,
+    /// Which replica it is, for the group of one that is not root.
+    pub number: u16,
     /// Whether it may listen on ports that are not for everybody, without being root.
     pub binds_low_ports: bool,
     /// Files of audit records that it opens anew when they are moved, and how many
@@ -52,6 +54,7 @@ impl Component {
             arguments,
             clean_environment: false,
             user: None,
+            number: 1,
             binds_low_ports: false,
             audit: Vec::new(),
             probe,
@@ -75,23 +78,36 @@ pub const ETCD_BYTES_MAX: u64 = 4 << 30;
 
 /// Every wanted component, in starting order.
 pub fn all(plan: &Plan) -> Vec<Component> {
-    let mut components = vec![etcd(plan), s3(plan)];
-    let scheduler_probe = Probe::Grpc(plan.scheduler(), Role::Scheduler);
-    components.push(service(plan, "scheduler", "scheduler", scheduler_probe, Some(users::SCHEDULER), 1));
+    let mut components: Vec<Component> = (1..=plan.etcd_members).map(|number| etcd(plan, number)).collect();
+    components.push(s3(plan));
+    for number in 1..=plan.schedulers {
+        let probe = Probe::Grpc(plan.scheduler(number), Role::Scheduler);
+        let name = replica("scheduler", number);
+        let scheduler = service(plan, "scheduler", &name, probe, Some(users::SCHEDULER), 1);
+        components.push(Component { number, ..scheduler });
+    }
     for number in 1..=plan.hosts {
         let probe = Probe::Grpc(plan.host_grpc(number), Role::HostAgent);
         let mut host = service(plan, "host-agent", &format!("host-agent-{number}"), probe, None, 2);
         host.stop_timeout = HOST_STOP_TIMEOUT;
         components.push(host);
     }
-    let builder_probe = Probe::Grpc(plan.image_builder(), Role::ImageBuilder);
-    components.push(service(plan, "image-builder", "image-builder", builder_probe, None, 2));
-    let edge_probe = Probe::Tls(plan.edge_reachable(), plan.domain.clone());
-    let mut edge = service(plan, "edge-proxy", "edge-proxy", edge_probe, Some(users::EDGE_PROXY), 3);
-    edge.binds_low_ports = plan.edge_binds_low_ports();
-    edge.audit =
-        vec![(plan.audit(), AUDIT_FILES), (plan.unauthenticated_audit(), UNAUTHENTICATED_AUDIT_FILES)];
-    components.push(edge);
+    for number in 1..=plan.builders {
+        let probe = Probe::Grpc(plan.image_builder(number), Role::ImageBuilder);
+        components.push(service(plan, "image-builder", &replica("image-builder", number), probe, None, 2));
+    }
+    for number in 1..=plan.edges {
+        let probe = Probe::Tls(plan.edge_reachable(number), plan.domain.clone());
+        let name = replica("edge-proxy", number);
+        let mut edge = service(plan, "edge-proxy", &name, probe, Some(users::EDGE_PROXY), 3);
+        edge.number = number;
+        edge.binds_low_ports = number == 1 && plan.edge_binds_low_ports();
+        edge.audit = vec![
+            (plan.audit(number), AUDIT_FILES),
+            (plan.unauthenticated_audit(number), UNAUTHENTICATED_AUDIT_FILES),
+        ];
+        components.push(edge);
+    }
     components.retain(|component| plan.wants(&component.name));
     components
 }
@@ -127,30 +143,36 @@ fn s3(plan: &Plan) -> Component {
     }
 }
 
-fn etcd(plan: &Plan) -> Component {
+/// Member `number` of the cluster, which all members form together on their first start.
+fn etcd(plan: &Plan, number: u16) -> Component {
     let ca = authority::ca_file(plan);
     let (certificate, key) = authority::pair(plan, "etcd");
-    let client = format!("https://{}", plan.etcd());
-    let peer = format!("https://{}", plan.etcd_peer());
+    let client = format!("https://{}", plan.etcd(number));
+    let peer = |number| format!("https://{}", plan.etcd_peer(number));
+    let member = |number| format!("{}={}", replica("fleet", number), peer(number));
+    let cluster: Vec<String> = (1..=plan.etcd_members).map(member).collect();
+    let peer = peer(number);
     let mut arguments: Vec<OsString> = Vec::new();
     let mut flag = |name: &str, value: OsString| {
         let mut argument = OsString::from(format!("--{name}="));
         argument.push(value);
         arguments.push(argument);
     };
-    flag("name", "fleet".into());
-    flag("data-dir", plan.path("etcd").into());
+    flag("name", replica("fleet", number).into());
+    flag("data-dir", plan.etcd_dir(number).into());
     flag("listen-client-urls", client.clone().into());
     flag("advertise-client-urls", client.into());
     flag("listen-peer-urls", peer.clone().into());
-    flag("initial-advertise-peer-urls", peer.clone().into());
-    flag("initial-cluster", format!("fleet={peer}").into());
+    flag("initial-advertise-peer-urls", peer.into());
+    flag("initial-cluster", cluster.join(",").into());
     for prefix in ["", "peer-"] {
         flag(&format!("{prefix}cert-file"), certificate.clone().into());
         flag(&format!("{prefix}key-file"), key.clone().into());
         flag(&format!("{prefix}trusted-ca-file"), ca.clone().into());
         flag(&format!("{prefix}client-cert-auth"), "true".into());
     }
+    // Any other certificate of the CA is a client's, and rights are given by its name.
+    flag("peer-cert-allowed-cn", Role::Etcd.dns_name().into());
     flag("auto-compaction-mode", "periodic".into());
     // Long enough for a watcher to come back to; what was overwritten takes room until then.
     flag("auto-compaction-retention", "10m".into());
@@ -161,7 +183,8 @@ fn etcd(plan: &Plan) -> Component {
     Component {
         clean_environment: true,
         user: Some(users::ETCD),
-        ..Component::new("etcd", program, arguments, Probe::Etcd(plan.etcd()))
+        number,
+        ..Component::new(&replica("etcd", number), program, arguments, Probe::Etcd(plan.etcd(number)))
     }
 }
 
@@ -182,6 +205,22 @@ mod tests {
         for component in components {
             let told = component.arguments.iter().any(|argument| argument == "limits.bakes=2");
             assert_eq!(told, component.name.starts_with("host-agent"), "{}", component.name);
+        }
+    }
+
+    #[test]
+    fn replicas_have_names_ports_and_members_of_their_own() {
+        let plan = plan(&["--schedulers", "2", "--edges", "2", "--builders", "2", "--etcd-members", "3"]);
+        let components = all(&plan);
+        let names: Vec<&str> = components.iter().map(|component| component.name.as_str()).collect();
+        let expected = "etcd etcd-2 etcd-3 s3 scheduler scheduler-2 host-agent-1 image-builder image-builder-2 \
+                        edge-proxy edge-proxy-2";
+        assert_eq!(names.join(" "), expected);
+        let cluster = "--initial-cluster=fleet=https://127.0.0.1:7380,fleet-2=https://127.0.0.1:7365,\
+                       fleet-3=https://127.0.0.1:7367";
+        for (member, name) in components.iter().zip(["fleet", "fleet-2", "fleet-3"]) {
+            assert!(member.arguments.contains(&cluster.into()), "{:?}", member.arguments);
+            assert!(member.arguments.contains(&format!("--name={name}").into()), "{:?}", member.arguments);
         }
     }
 

@@ -12,12 +12,15 @@ use super::authority;
 use super::components::ETCD_BYTES_MAX;
 use super::credentials::{self, S3Credentials};
 use super::files;
-use super::plan::{ACCOUNT, Plan, users};
+use super::plan::{ACCOUNT, Plan, replica, users};
 use super::storage;
 use crate::error::{CliError, Kind};
 
 /// Share of the machine's memory that hosts hand out, in percent.
 const MEMORY_SHARE_PERCENT: u64 = 80;
+/// Life of the leader's lease where another scheduler stands by, in seconds: the least that etcd keeps to. Alone, the
+/// default does: the same process leads again as soon as it is back.
+const LEASE_SECONDS: i64 = 2;
 /// Least memory a host hands out, in MiB.
 const MEMORY_MIB_MIN: u64 = 2048;
 
@@ -32,9 +35,15 @@ pub fn write(plan: &Plan) -> Result<(), CliError> {
         Ok::<_, CliError>(())
     };
     put("s3", s3_server(plan, &[&services, &root]), Some(users::S3))?;
-    put("scheduler", scheduler(plan), Some(users::SCHEDULER))?;
-    put("image-builder", image_builder(plan, &services), None)?;
-    put("edge-proxy", edge_proxy(plan), Some(users::EDGE_PROXY))?;
+    for number in 1..=plan.schedulers {
+        put(&replica("scheduler", number), scheduler(plan, number), Some(users::SCHEDULER))?;
+    }
+    for number in 1..=plan.builders {
+        put(&replica("image-builder", number), image_builder(plan, &services, number), None)?;
+    }
+    for number in 1..=plan.edges {
+        put(&replica("edge-proxy", number), edge_proxy(plan, number), Some(users::EDGE_PROXY))?;
+    }
     let left = storage::left_to_others(plan)?;
     for number in 1..=plan.hosts {
         put(&format!("host-agent-{number}"), host_agent(plan, &services, number, left)?, None)?;
@@ -46,10 +55,11 @@ pub fn write(plan: &Plan) -> Result<(), CliError> {
 
 fn context(plan: &Plan, root: &S3Credentials) -> client::Context {
     let (cert, key) = authority::pair(plan, "admin");
+    let edges: Vec<String> = (1..=plan.edges).map(|number| plan.edge_reachable(number).to_string()).collect();
     client::Context {
-        scheduler: plan.scheduler().to_string(),
-        image_builder: plan.image_builder().to_string(),
-        edge: plan.edge_reachable().to_string(),
+        scheduler: plan.schedulers().join(","),
+        image_builder: plan.image_builders().join(","),
+        edge: edges.join(","),
         api: plan.api_url(),
         endpoint_domain: plan.domain.clone(),
         ca: authority::ca_file(plan),
@@ -83,18 +93,22 @@ fn tls(plan: &Plan, name: &str) -> Table {
     table! { "ca" = text(&authority::ca_file(plan)), "cert" = text(&cert), "key" = text(&key) }
 }
 
-/// The settings of a service: those that each has, and its own.
-fn service(plan: &Plan, role: Role, metrics_port: u16, own: Table) -> Table {
+/// The settings of replica `number` of a service: those that each has, and its own.
+fn service(plan: &Plan, role: Role, number: u16, own: Table) -> Table {
+    let certificate = match role {
+        Role::HostAgent => authority::of_host(&Plan::host_id(number)),
+        _ => role.name().to_owned(),
+    };
     let etcd = table! {
-        "endpoints" = vec![format!("https://{}", plan.etcd())],
+        "endpoints" = plan.etcd_urls(number),
         "root" = credentials::ETCD_ROOT,
-        "tls" = tls(plan, role.name()),
+        "tls" = tls(plan, &certificate),
     };
     let mut all = table! {
         "region" = plan.region.as_str(),
-        "tls" = tls(plan, role.name()),
+        "tls" = tls(plan, &certificate),
         "etcd" = etcd,
-        "telemetry" = table! { "metrics_address" = plan.internal(metrics_port).to_string() },
+        "telemetry" = table! { "metrics_address" = plan.metrics(role, number).to_string() },
     };
     all.extend(own);
     all
@@ -125,51 +139,54 @@ fn s3_server(plan: &Plan, keys: &[&S3Credentials]) -> Table {
     }
 }
 
-fn scheduler(plan: &Plan) -> Table {
-    let own = table! {
-        "listen" = plan.scheduler().to_string(),
+fn scheduler(plan: &Plan, number: u16) -> Table {
+    let mut own = table! {
+        "listen" = plan.scheduler(number).to_string(),
         "account" = ACCOUNT,
         "endpoint_domain" = plan.domain.as_str(),
         "endpoint_port" = i64::from(plan.edge_port),
         "etcd_bytes_max" = i64::try_from(ETCD_BYTES_MAX).unwrap_or(i64::MAX),
     };
-    service(plan, Role::Scheduler, 7501, own)
+    if plan.schedulers > 1 {
+        own.insert("lease_seconds".to_owned(), Value::from(LEASE_SECONDS));
+    }
+    service(plan, Role::Scheduler, number, own)
 }
 
-fn image_builder(plan: &Plan, keys: &S3Credentials) -> Table {
+fn image_builder(plan: &Plan, keys: &S3Credentials, number: u16) -> Table {
     let own = table! {
-        "listen" = plan.image_builder().to_string(),
-        "data_dir" = text(&plan.path("builder")),
+        "listen" = plan.image_builder(number).to_string(),
+        "data_dir" = text(&plan.builder_dir(number)),
         "artifact_bucket" = client::ARTIFACT_BUCKET,
         "account" = ACCOUNT,
-        "schedulers" = vec![plan.scheduler().to_string()],
+        "schedulers" = plan.schedulers(),
         "s3" = s3(plan, keys),
     };
-    service(plan, Role::ImageBuilder, 7502, own)
+    service(plan, Role::ImageBuilder, number, own)
 }
 
-fn edge_proxy(plan: &Plan) -> Table {
+fn edge_proxy(plan: &Plan, number: u16) -> Table {
     let (cert, key) = authority::pair(plan, authority::ENDPOINTS);
     let (api_cert, api_key) = authority::pair(plan, authority::API);
     let aws = table! {
-        "listen" = addresses(&plan.api()),
+        "listen" = addresses(&plan.api(number)),
         "cert" = text(&api_cert),
         "key" = text(&api_key),
-        "audit_file" = text(&plan.audit()),
-        "unauthenticated_audit_file" = text(&plan.unauthenticated_audit()),
+        "audit_file" = text(&plan.audit(number)),
+        "unauthenticated_audit_file" = text(&plan.unauthenticated_audit(number)),
         "arm_64_is_own" = true,
     };
     let own = table! {
-        "listen" = addresses(&plan.edge()),
+        "listen" = addresses(&plan.edge(number)),
         "domain" = plan.domain.as_str(),
         "account" = ACCOUNT,
-        "schedulers" = vec![plan.scheduler().to_string()],
-        "image_builders" = vec![plan.image_builder().to_string()],
+        "schedulers" = plan.schedulers(),
+        "image_builders" = plan.image_builders(),
         "aws" = aws,
         "endpoint_cert" = text(&cert),
         "endpoint_key" = text(&key),
     };
-    service(plan, Role::EdgeProxy, 7503, own)
+    service(plan, Role::EdgeProxy, number, own)
 }
 
 /// `left` bytes of the disk are not for hosts.
@@ -184,11 +201,11 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16, left: u64) -> Resu
     };
     let engine_user = i64::from(users::ENGINE + u32::from(number));
     let own = table! {
-        "host_id" = format!("host-{number}"),
+        "host_id" = Plan::host_id(number),
         "listen" = plan.host_grpc(number).to_string(),
         "tunnel_listen" = plan.host_tunnel(number).to_string(),
         "data_dir" = text(&plan.host_dir(number)),
-        "schedulers" = vec![plan.scheduler().to_string()],
+        "schedulers" = plan.schedulers(),
         "guest_bundle" = text(&plan.bundle),
         "memory_capacity_mib" = memory_capacity_mib(plan.hosts)?,
         "disk" = disk,
@@ -196,7 +213,7 @@ fn host_agent(plan: &Plan, keys: &S3Credentials, number: u16, left: u64) -> Resu
         "engine" = table! { "run_as" = table! { "uid" = engine_user, "gid" = engine_user } },
         "s3" = s3(plan, keys),
     };
-    Ok(service(plan, Role::HostAgent, 7510 + number, own))
+    Ok(service(plan, Role::HostAgent, number, own))
 }
 
 /// Memory each host hands out, in MiB.
@@ -226,10 +243,10 @@ mod tests {
     fn one_region_and_account_for_all_and_the_edge_knows_its_neighbours() {
         let plan = plan(&["--region", "eu-west-1", "--port-offset", "100"]);
         let key = S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
-        let edge = edge_proxy(&plan);
+        let edge = edge_proxy(&plan, 1);
         let tables = [
-            scheduler(&plan),
-            image_builder(&plan, &key),
+            scheduler(&plan, 1),
+            image_builder(&plan, &key, 1),
             host_agent(&plan, &key, 1, 0).unwrap(),
             edge.clone(),
         ];
@@ -243,5 +260,22 @@ mod tests {
         assert_eq!(edge["aws"]["listen"][0].as_str(), Some("127.0.0.1:8544"));
         assert_eq!(edge["listen"][1].as_str(), Some("[::1]:8543"));
         assert_eq!(context(&plan, &key).api, "https://localhost:8544");
+    }
+
+    #[test]
+    fn every_replica_is_known_to_those_that_call_it() {
+        let plan = plan(&["--schedulers", "2", "--edges", "2", "--builders", "2", "--etcd-members", "3"]);
+        let key = S3Credentials { access_key_id: "id".to_owned(), secret_access_key: "secret".to_owned() };
+        let all = |table: &Table, name: &str| table[name].as_array().expect(name).len();
+        let (edge, builder) = (edge_proxy(&plan, 2), image_builder(&plan, &key, 2));
+        let host = host_agent(&plan, &key, 1, 0).unwrap();
+        assert_eq!((all(&edge, "schedulers"), all(&edge, "image_builders")), (2, 2));
+        assert_eq!((all(&builder, "schedulers"), all(&host, "schedulers")), (2, 2));
+        assert_eq!(edge["etcd"]["endpoints"].as_array().map(Vec::len), Some(3));
+        assert_ne!(builder["data_dir"], image_builder(&plan, &key, 1)["data_dir"]);
+        assert_ne!(edge["aws"]["audit_file"], edge_proxy(&plan, 1)["aws"]["audit_file"]);
+        let context = context(&plan, &key);
+        assert_eq!(context.scheduler, "127.0.0.1:7401,127.0.0.1:7702");
+        assert_eq!(context.edge.split(',').count(), 2);
     }
 }

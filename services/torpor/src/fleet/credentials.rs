@@ -15,10 +15,9 @@ use api::access::v1::{AccessKey, StoredAccessKey};
 use prost::Message as _;
 use records::{Expect, Store};
 use serde::{Deserialize, Serialize};
-use settings::{EtcdSettings, TlsSettings};
 
+use super::files;
 use super::plan::{ACCOUNT, Plan};
-use super::{authority, files};
 use crate::error::CliError;
 
 /// Prefix of the fleet's records in etcd.
@@ -58,15 +57,8 @@ pub fn root(plan: &Plan) -> Result<S3Credentials, CliError> {
 /// earlier file and stops working here.
 ///
 /// When `torpor up` dies between the two writes, both keys work until it is started again.
-pub async fn record_root(plan: &Plan) -> Result<(), CliError> {
+pub async fn record_root(plan: &Plan, store: &Store) -> Result<(), CliError> {
     let root = root(plan)?;
-    let (cert, key) = authority::pair(plan, "admin");
-    let etcd = EtcdSettings {
-        endpoints: vec![format!("https://{}", plan.etcd())],
-        root: ETCD_ROOT.to_owned(),
-        tls: Some(TlsSettings { ca: authority::ca_file(plan), cert, key }),
-    };
-    let store = Store::connect(&etcd).await.map_err(unrecorded)?;
     let (keys, _) = store.list(ACCESS_KEYS).await.map_err(unrecorded)?;
     let name = format!("{ACCESS_KEYS}{}", root.access_key_id);
     let stored = stored(root);

@@ -83,7 +83,8 @@ async fn drain_once(context: &Context) -> Result<Option<String>, CliError> {
     for host in hosts(context).await? {
         let state = match host.state() {
             HostState::Ready | HostState::Refused | HostState::Unspecified => {
-                let response = call(context, DrainHostRequest { host_id: id(&host) }).await?;
+                let response =
+                    call(context, DrainHostRequest { host_id: id(&host), wake_elsewhere: false }).await?;
                 response.host.unwrap_or_default().state()
             }
             state => state,

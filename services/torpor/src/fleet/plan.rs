@@ -1,6 +1,6 @@
 //! What one `torpor up` runs: paths, ports, users. Pure; nothing is touched.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use crate::cli::fleet::Up;
@@ -27,12 +27,22 @@ pub mod users {
     pub const EDGE_PROXY: u32 = 61_004;
     /// The engines of host N run as this plus N.
     pub const ENGINE: u32 = 61_010;
+
+    /// The group of replica `number` of what runs as `user`: each has one of its own, by which a firewall can tell its
+    /// packets from those of the others.
+    pub fn group(user: u32, number: u16) -> u32 {
+        if number == 1 { user } else { user + 100 * u32::from(number) }
+    }
 }
 
 #[derive(Debug, Clone)]
 pub struct Plan {
     pub data_dir: PathBuf,
     pub hosts: u16,
+    pub schedulers: u16,
+    pub edges: u16,
+    pub builders: u16,
+    pub etcd_members: u16,
     /// The loopback addresses of this machine.
     pub loopback: Vec<IpAddr>,
     /// Where the endpoints are served; empty means on loopback.
@@ -69,6 +79,10 @@ impl Plan {
         Ok(Self {
             data_dir: data_dir.to_owned(),
             hosts: arguments.hosts,
+            schedulers: arguments.schedulers,
+            edges: arguments.edges,
+            builders: arguments.builders,
+            etcd_members: arguments.etcd_members,
             loopback: vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()],
             edge_addresses: arguments.edge_address.clone(),
             edge_port,
@@ -105,80 +119,43 @@ impl Plan {
         self.data_dir.join("config").join(format!("{component}.toml"))
     }
 
-    pub fn audit(&self) -> PathBuf {
-        self.path("audit/aws-api.jsonl")
+    /// Audit records of edge `number`.
+    pub fn audit(&self, number: u16) -> PathBuf {
+        self.path("audit").join(format!("{}.jsonl", replica("aws-api", number)))
     }
 
-    /// Audit records of requests without a known signer.
-    pub fn unauthenticated_audit(&self) -> PathBuf {
-        self.path("audit/aws-api-unauthenticated.jsonl")
+    /// The same of requests without a known signer.
+    pub fn unauthenticated_audit(&self, number: u16) -> PathBuf {
+        self.path("audit").join(format!("{}.jsonl", replica("aws-api-unauthenticated", number)))
+    }
+
+    pub fn builder_dir(&self, number: u16) -> PathBuf {
+        self.data_dir.join(replica("builder", number))
+    }
+
+    pub fn etcd_dir(&self, number: u16) -> PathBuf {
+        self.data_dir.join(replica("etcd", number))
     }
 
     pub fn host_dir(&self, number: u16) -> PathBuf {
         self.data_dir.join("hosts").join(format!("h{number}"))
     }
 
+    pub fn host_id(number: u16) -> String {
+        format!("host-{number}")
+    }
+
     pub fn wants(&self, component: &str) -> bool {
         if component == "host-agent-1" && self.hosts == 0 {
             return false;
         }
-        self.only.is_empty() || self.only.iter().any(|name| name == component)
-    }
-
-    pub fn internal(&self, port: u16) -> SocketAddr {
-        SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port.saturating_add(self.port_offset))
-    }
-
-    pub fn etcd(&self) -> SocketAddr {
-        self.internal(7379)
-    }
-
-    pub fn etcd_peer(&self) -> SocketAddr {
-        self.internal(7380)
-    }
-
-    pub fn s3(&self) -> SocketAddr {
-        self.internal(7390)
-    }
-
-    pub fn scheduler(&self) -> SocketAddr {
-        self.internal(7401)
-    }
-
-    pub fn image_builder(&self) -> SocketAddr {
-        self.internal(7402)
-    }
-
-    pub fn host_grpc(&self, number: u16) -> SocketAddr {
-        self.internal(7410 + 10 * (number - 1))
-    }
-
-    pub fn host_tunnel(&self, number: u16) -> SocketAddr {
-        self.internal(7411 + 10 * (number - 1))
-    }
-
-    /// Where the endpoints are served.
-    pub fn edge(&self) -> Vec<SocketAddr> {
-        let given = if self.edge_addresses.is_empty() { &self.loopback } else { &self.edge_addresses };
-        given.iter().map(|address| SocketAddr::new(*address, self.edge_port)).collect()
-    }
-
-    /// Where the edge can be reached from this machine.
-    pub fn edge_reachable(&self) -> SocketAddr {
-        let first = self.edge_addresses.first().copied();
-        let address = first.filter(|address| !address.is_unspecified());
-        SocketAddr::new(address.unwrap_or(Ipv4Addr::LOCALHOST.into()), self.edge_port)
+        self.only.is_empty() || self.only.iter().any(|name| name == component || name == first_of(component))
     }
 
     /// URLs of the endpoints, for people.
     pub fn endpoints(&self) -> String {
         let port = if self.edge_port == EDGE_PORT { String::new() } else { format!(":{}", self.edge_port) };
         format!("https://<name>.{}{port}/", self.domain)
-    }
-
-    /// Where the AWS-compatible API is served.
-    pub fn api(&self) -> Vec<SocketAddr> {
-        self.loopback.iter().map(|address| SocketAddr::new(*address, self.api_port)).collect()
     }
 
     /// Whether the edge needs the right to listen on ports that are not for everybody.
@@ -190,25 +167,6 @@ impl Plan {
     /// and a person's configuration are about.
     pub fn api_url(&self) -> String {
         format!("https://localhost:{}", self.api_port)
-    }
-
-    /// Every address something will listen on, with its component.
-    pub fn listeners(&self) -> Vec<(String, SocketAddr)> {
-        let mut all = vec![
-            ("etcd".to_owned(), self.etcd()),
-            ("etcd".to_owned(), self.etcd_peer()),
-            ("s3".to_owned(), self.s3()),
-            ("scheduler".to_owned(), self.scheduler()),
-            ("image-builder".to_owned(), self.image_builder()),
-        ];
-        let edge = self.edge().into_iter().chain(self.api());
-        all.extend(edge.map(|address| ("edge-proxy".to_owned(), address)));
-        for number in 1..=self.hosts {
-            all.push((format!("host-agent-{number}"), self.host_grpc(number)));
-            all.push((format!("host-agent-{number}"), self.host_tunnel(number)));
-        }
-        all.retain(|(name, _)| self.wants(name));
-        all
     }
 
     /// Prefix of the network names of host `number`, at most 8 characters and
@@ -225,6 +183,22 @@ impl Plan {
         // 10.201 to 10.254, one per fleet; sixteen hosts share its /16.
         let fleet = self.port_offset % 54;
         format!("10.{}.{}.0/20", 201 + fleet, 16 * (number - 1))
+    }
+}
+
+/// The name of replica `number` of something; the first has the plain name.
+pub fn replica(name: &str, number: u16) -> String {
+    if number == 1 { name.to_owned() } else { format!("{name}-{number}") }
+}
+
+/// The name of the first replica: what is asked for by it is asked for all.
+fn first_of(component: &str) -> &str {
+    match component.rsplit_once('-') {
+        Some((name, number)) if number.parse::<u16>().is_ok_and(|number| number > 1) => match name {
+            "host-agent" => component,
+            _ => name,
+        },
+        _ => component,
     }
 }
 
@@ -269,15 +243,17 @@ pub mod tests {
     }
 
     #[test]
-    fn ports_of_all_listeners_differ() {
-        let listeners = plan(&["--hosts", "8"]).listeners();
-        let mut ports: Vec<u16> =
-            listeners.iter().filter(|(_, a)| a.is_ipv4()).map(|(_, a)| a.port()).collect();
-        let count = ports.len();
-        ports.sort_unstable();
-        ports.dedup();
-        assert_eq!((ports.len(), count), (23, 23));
-        assert_eq!(listeners.len(), 25, "endpoints and API on [::1] too");
+    fn replicas_are_wanted_with_the_first_of_them() {
+        let plan = plan(&["--only", "scheduler,host-agent-2", "--hosts", "3"]);
+        for (component, wanted) in [
+            ("scheduler", true),
+            ("scheduler-2", true),
+            ("etcd-2", false),
+            ("host-agent-2", true),
+            ("host-agent-3", false),
+        ] {
+            assert_eq!(plan.wants(component), wanted, "{component}");
+        }
     }
 
     #[test]
@@ -296,7 +272,7 @@ pub mod tests {
         assert_eq!(second.slot_prefix(16), "tffk-h16");
         assert_ne!(first.slot_subnet(1), second.slot_subnet(1));
         assert_eq!(first.slot_subnet(16), "10.201.240.0/20");
-        assert_ne!(first.scheduler(), second.scheduler());
+        assert_ne!(first.scheduler(1), second.scheduler(1));
         assert_ne!(first.api_port, second.api_port);
         assert_ne!(first.edge_port, second.edge_port);
     }
@@ -311,7 +287,7 @@ pub mod tests {
         ] {
             let plan = plan(line);
             assert_eq!(plan.api_url(), url);
-            assert!(plan.api().iter().all(|address| address.ip().is_loopback()), "{line:?}");
+            assert!(plan.api(1).iter().all(|address| address.ip().is_loopback()), "{line:?}");
         }
     }
 
@@ -356,9 +332,9 @@ pub mod tests {
             ),
         ] {
             let plan = plan(line);
-            let listening: Vec<String> = plan.edge().iter().map(ToString::to_string).collect();
+            let listening: Vec<String> = plan.edge(1).iter().map(ToString::to_string).collect();
             assert_eq!(listening.join(" "), addresses);
-            assert_eq!(plan.edge_reachable().to_string(), reachable);
+            assert_eq!(plan.edge_reachable(1).to_string(), reachable);
             assert_eq!(plan.endpoints(), endpoints);
             assert_eq!(plan.edge_port_else.is_some(), plan.edge_port == 443, "{line:?}");
         }

@@ -19,6 +19,8 @@ use crate::error::chain;
 const TIMEOUT: Duration = Duration::from_secs(2);
 /// Most bytes of an answer that are read.
 const ANSWER_BYTES_MAX: u64 = 4096;
+/// The same of metrics.
+const METRICS_BYTES_MAX: u64 = 4 << 20;
 
 /// Asks once. The error says what is wrong, in a few words.
 pub async fn ask(probe: &Probe, identity: &Arc<TlsIdentity>) -> Result<(), String> {
@@ -27,7 +29,7 @@ pub async fn ask(probe: &Probe, identity: &Arc<TlsIdentity>) -> Result<(), Strin
             Probe::Etcd(address) => etcd(*address, identity).await,
             Probe::Http(address) => {
                 let stream = connect(*address).await?;
-                http(stream, "/").await.map(|_| ())
+                http(stream, "/", ANSWER_BYTES_MAX).await.map(|_| ())
             }
             Probe::Grpc(address, role) => grpc(*address, *role, identity).await,
             Probe::Tls(address, name) => {
@@ -36,6 +38,12 @@ pub async fn ask(probe: &Probe, identity: &Arc<TlsIdentity>) -> Result<(), Strin
             }
         }
     };
+    tokio::time::timeout(TIMEOUT, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
+}
+
+/// What a service says in its metrics.
+pub async fn metrics(address: SocketAddr) -> Result<String, String> {
+    let asking = async { http(connect(address).await?, "/metrics", METRICS_BYTES_MAX).await };
     tokio::time::timeout(TIMEOUT, asking).await.unwrap_or_else(|_| Err("no answer".to_owned()))
 }
 
@@ -55,7 +63,7 @@ async fn tls(
 
 async fn etcd(address: SocketAddr, identity: &Arc<TlsIdentity>) -> Result<(), String> {
     let stream = tls(connect(address).await?, &Role::Etcd.dns_name(), identity).await?;
-    let answer = http(stream, "/health").await?;
+    let answer = http(stream, "/health", ANSWER_BYTES_MAX).await?;
     if answer.contains(r#""health":"true""#) { Ok(()) } else { Err("etcd has no leader".to_owned()) }
 }
 
@@ -63,12 +71,13 @@ async fn etcd(address: SocketAddr, identity: &Arc<TlsIdentity>) -> Result<(), St
 async fn http(
     mut stream: impl tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin,
     path: &str,
+    bytes_max: u64,
 ) -> Result<String, String> {
     let request = format!("GET {path} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.map_err(|error| error.to_string())?;
     let mut answer = Vec::new();
     // A peer may end TLS without saying goodbye; what came before still counts.
-    let _ = stream.take(ANSWER_BYTES_MAX).read_to_end(&mut answer).await;
+    let _ = stream.take(bytes_max).read_to_end(&mut answer).await;
     let answer = String::from_utf8_lossy(&answer).into_owned();
     if answer.starts_with("HTTP/") { Ok(answer) } else { Err("no HTTP answer".to_owned()) }
 }

@@ -16,7 +16,7 @@ pub fn settle(plan: &mut Plan) -> Option<String> {
         plan.loopback.retain(IpAddr::is_ipv4);
     }
     let other = plan.edge_port_else.filter(|_| plan.wants("edge-proxy"))?;
-    let taken = plan.edge().into_iter().find_map(|address| TcpListener::bind(address).err());
+    let taken = plan.edge(1).into_iter().find_map(|address| TcpListener::bind(address).err());
     let (wished, error) = (plan.edge_port, taken?);
     plan.edge_port = other;
     Some(format!(

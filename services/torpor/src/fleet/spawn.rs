@@ -16,6 +16,7 @@ use rustix::thread::{self, CapabilitySet, CapabilitySets};
 use tokio::process::{Child, Command};
 
 use super::components::Component;
+use super::plan::users;
 
 /// Files a component may have open: a connection is one.
 const OPEN_FILES_MAX: u64 = 65_536;
@@ -36,6 +37,7 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
         command.env_clear().env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     }
     let (user, binds_low_ports) = (component.user, component.binds_low_ports);
+    let group = users::group(user.unwrap_or_default(), component.number);
     let parent = nix::unistd::getpid();
     // SAFETY: the closure makes system calls only, allocates nothing and takes no lock.
     unsafe {
@@ -43,7 +45,7 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
             // The limit of the machine may be lower; then what we have stays.
             let _ = setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES_MAX, OPEN_FILES_MAX);
             if let Some(user) = user {
-                become_user(user, binds_low_ports)?;
+                become_user(user, group, binds_low_ports)?;
                 nix::sys::prctl::set_no_new_privs()?;
             }
             // After the change of user, which resets it.
@@ -60,10 +62,10 @@ pub fn start(component: &Component, log: &Path) -> io::Result<Child> {
 
 /// Changes the calling process, which has one thread, into an unprivileged user's. Of all that root may do it keeps at most
 /// the right to listen on low ports, and hands it on to the program that it starts.
-fn become_user(user: u32, binds_low_ports: bool) -> io::Result<()> {
+fn become_user(user: u32, group: u32, binds_low_ports: bool) -> io::Result<()> {
     thread::set_keep_capabilities(binds_low_ports)?;
     thread::set_thread_groups(&[])?;
-    thread::set_thread_gid(Gid::from_raw(user))?;
+    thread::set_thread_gid(Gid::from_raw(group))?;
     thread::set_thread_uid(Uid::from_raw(user))?;
     if binds_low_ports {
         let right = CapabilitySet::NET_BIND_SERVICE;

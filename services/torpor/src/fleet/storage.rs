@@ -22,6 +22,8 @@ const FREE_SHARE_PERCENT: u64 = 80;
 /// What hosts leave to etcd, S3 and the builder of the disk that they share with them: a part of it, in percent, within bounds.
 const LEFT_TO_OTHERS_PERCENT: u64 = 5;
 const LEFT_TO_OTHERS_BYTES: RangeInclusive<u64> = 2 << 30..=4 << 30;
+/// File with the number of etcd's members, in the data directory.
+const ETCD_MEMBERS: &str = "etcd-members";
 /// How long a mount may stay busy after everything has stopped.
 const UNMOUNT_TIMEOUT: Duration = Duration::from_secs(10);
 const UNMOUNT_PAUSE: Duration = Duration::from_millis(100);
@@ -37,15 +39,61 @@ pub fn directories(plan: &Plan) -> Result<(), CliError> {
         ("run", 0o700, None),
         ("logs", 0o700, None),
         ("bin", 0o755, None),
-        ("builder", 0o700, None),
         ("hosts", 0o711, None),
-        ("etcd", 0o700, Some(users::ETCD)),
         ("s3", 0o700, Some(users::S3)),
         ("audit", 0o700, Some(users::EDGE_PROXY)),
     ] {
         files::directory(&plan.path(name), mode, owner)?;
     }
+    for number in 1..=plan.builders {
+        files::directory(&plan.builder_dir(number), 0o700, None)?;
+    }
+    settle_etcd_members(plan)?;
+    for number in 1..=plan.etcd_members {
+        files::directory(&plan.etcd_dir(number), 0o700, Some(users::ETCD))?;
+    }
     Ok(())
+}
+
+/// Keeps the number of etcd's members for as long as the data directory lives: a member that knows the others cannot be
+/// started as if it were alone, and one that is alone knows of no others.
+///
+/// The number is written before the first member is started. When `torpor up` dies between the two, the next one finds the
+/// number, and the members form their cluster then.
+fn settle_etcd_members(plan: &Plan) -> Result<(), CliError> {
+    let file = plan.path(ETCD_MEMBERS);
+    let wanted = plan.etcd_members;
+    let settled = match std::fs::read_to_string(&file) {
+        Ok(text) => text.trim().parse().map_err(|_| {
+            CliError::failed(format!("{} does not say how many members etcd has", file.display())).next(
+                format!(
+                    "write that number into it: ls -d {}*/member counts them",
+                    plan.etcd_dir(1).display()
+                ),
+            )
+        })?,
+        // Of a fleet from before there was a choice.
+        Err(error)
+            if error.kind() == std::io::ErrorKind::NotFound && plan.etcd_dir(1).join("member").is_dir() =>
+        {
+            1
+        }
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            files::write_public(&file, format!("{wanted}\n").as_bytes())?;
+            wanted
+        }
+        Err(error) => return Err(files::named(&file, &error).into()),
+    };
+    if settled == wanted {
+        return Ok(());
+    }
+    let message = format!(
+        "the fleet in {} was made with --etcd-members {settled} and cannot be started with {wanted}: its records would be \
+         in some of the members only",
+        plan.data_dir.display()
+    );
+    Err(CliError::new(Kind::Conflict, message)
+        .next(format!("start it with --etcd-members {settled}, or another fleet in another --data-dir")))
 }
 
 /// Copies our programs into the data directory: the unprivileged components need not be able to read wherever
@@ -246,6 +294,25 @@ fn mount_points(table: &str) -> impl Iterator<Item = PathBuf> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_number_of_etcds_members_is_settled_by_the_first_start() {
+        let directory = tempfile::tempdir().unwrap();
+        let plan = |members: &str| Plan {
+            data_dir: directory.path().to_owned(),
+            ..crate::fleet::plan::tests::plan(&["--etcd-members", members])
+        };
+        settle_etcd_members(&plan("3")).unwrap();
+        settle_etcd_members(&plan("3")).unwrap();
+        let refused = settle_etcd_members(&plan("1")).expect_err("another number");
+        assert!(refused.message.contains("--etcd-members 3") && refused.kind == Kind::Conflict, "{refused}");
+        // A fleet from before there was a choice.
+        std::fs::remove_file(directory.path().join(ETCD_MEMBERS)).unwrap();
+        std::fs::create_dir_all(directory.path().join("etcd/member")).unwrap();
+        let refused = settle_etcd_members(&plan("3")).expect_err("it has one");
+        assert!(refused.message.contains("--etcd-members 1"), "{refused}");
+        settle_etcd_members(&plan("1")).unwrap();
+    }
 
     #[test]
     fn mount_points_are_read_with_their_escapes() {

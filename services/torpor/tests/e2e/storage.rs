@@ -16,7 +16,7 @@ async fn a_host_that_never_saw_the_image_fetches_it_and_launches() {
     fleet.ensure_image(name, |_| ()).await;
     let first = fleet.run(name).await;
     let baked_on = first.record().await.host_id;
-    fleet.context.call(DrainHostRequest { host_id: baked_on.clone() }).await.unwrap();
+    fleet.context.call(DrainHostRequest { host_id: baked_on.clone(), ..Default::default() }).await.unwrap();
     fleet.wait(&first.id, MicrovmState::Suspended).await;
     let second = fleet.run(name).await;
     let record = second.record().await;
@@ -48,7 +48,7 @@ async fn a_flipped_byte_in_a_chunk_is_data_loss_and_starts_nothing() {
         .find(|host| host.usage.as_ref().is_some_and(|usage| usage.cached_manifest_keys.contains(&manifest)))
         .map(|host| host.spec.as_ref().unwrap().host_id.clone())
         .expect("a host holds the image");
-    fleet.context.call(DrainHostRequest { host_id: holder.clone() }).await.unwrap();
+    fleet.context.call(DrainHostRequest { host_id: holder.clone(), ..Default::default() }).await.unwrap();
     let microvm = fleet.run_with(name, |_| ()).await.unwrap();
     let ended =
         fleet.wait_within(&microvm.microvm_id, MicrovmState::Terminated, Duration::from_secs(60)).await;

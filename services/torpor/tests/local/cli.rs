@@ -54,6 +54,8 @@ fn help_shows_examples_and_exit_codes() {
         (vec!["run", "--help"], "--shell"),
         (vec!["run", "--help"], "--awake-while stream --awake-while cpu=20"),
         (vec!["awake", "--help"], "torpor awake ID --for 30m"),
+        (vec!["checkpoint", "--help"], "torpor checkpoint ID --wait"),
+        (vec!["hosts", "drain", "--help"], "torpor hosts drain host-1 --wait --timeout 1h"),
         (vec!["curl", "--help"], "-O, --output-file <FILE>"),
         (vec!["up", "--help"], "default: 8444 plus the port offset"),
         (vec!["key", "--help"], "Make an access key"),

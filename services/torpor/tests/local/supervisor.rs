@@ -196,3 +196,43 @@ async fn the_embedded_s3_keeps_what_it_is_given() {
     let refused = stranger.head(client::ARTIFACT_BUCKET, "a/large").await.expect_err("wrong secret");
     assert!(matches!(refused, object_store::Error::AccessDenied { .. }), "{refused}");
 }
+
+#[test]
+fn certificates_are_rotated_and_etcd_takes_the_new_ones_only() {
+    let fleet = World::new(13_000);
+    let output = fleet.up();
+    assert!(output.status.success(), "{}", text(&output));
+    let listed = || -> Vec<Value> {
+        let output = fleet.torpor(&["certs", "-o", "json"]);
+        serde_json::from_slice(&output.stdout).unwrap_or_else(|_| panic!("{}", text(&output)))
+    };
+    let of = |all: &[Value], name: &str, what: &str| {
+        let row = all.iter().find(|row| row["name"] == name);
+        row.unwrap_or_else(|| panic!("{name} in {all:?}"))[what].as_str().unwrap().to_owned()
+    };
+    let before = listed();
+    assert_eq!(of(&before, "host-agent.host-1", "commonName"), "host-1.host-agent.torpor.internal");
+    let issued = fleet.torpor(&["certs", "issue", "far-1", "-o", "json"]);
+    assert!(issued.status.success(), "{}", text(&issued));
+    // The first step alone changes no certificate.
+    let output = fleet.torpor(&["certs", "rotate", "--step"]);
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(of(&listed(), "admin", "fingerprint"), of(&before, "admin", "fingerprint"));
+    let output = fleet.torpor(&["certs", "rotate"]);
+    assert!(output.status.success(), "{}", text(&output));
+    let after = listed();
+    for name in ["ca", "admin", "etcd", "etcd-root", "host-agent.host-1", "endpoints"] {
+        assert_ne!(of(&after, name, "fingerprint"), of(&before, name, "fingerprint"), "{name}");
+        assert_eq!(of(&after, name, "issuer"), of(&after, "ca", "commonName"), "{name}");
+    }
+    assert_eq!(of(&after, "host-agent.far-1", "issuer"), of(&after, "ca", "commonName"));
+    // Once to trust both CAs, once to drop the old one.
+    assert_eq!(fleet.component("etcd")["restarts"], 2);
+    // Rights can be given, so etcd takes the new certificates, and is what it was.
+    let issued = fleet.torpor(&["certs", "issue", "far-2"]);
+    assert!(issued.status.success(), "{}", text(&issued));
+    assert!(fleet.torpor(&["down"]).status.success());
+    let output = fleet.up();
+    assert!(output.status.success(), "{}", text(&output));
+    assert_eq!(of(&listed(), "admin", "fingerprint"), of(&after, "admin", "fingerprint"), "kept");
+}

@@ -73,7 +73,7 @@ pub(super) fn list(call: &Call<'_>) -> Result<ListMicrovmsRequest, Rejection> {
         None => String::new(),
     };
     let image_version = call.members().string("imageVersion");
-    Ok(ListMicrovmsRequest { page_size, page_token, image_identifier, image_version })
+    Ok(ListMicrovmsRequest { page_size, page_token, image_identifier, image_version, unlaunchable: false })
 }
 
 pub(super) fn listed(call: &Call<'_>, page: ListMicrovmsResponse) -> Answer {

@@ -1,0 +1,209 @@
+//! Which faults come in which order, by the seed alone: the same seed on a fleet of the same shape means the same faults.
+
+use std::fmt;
+
+use clap::ValueEnum;
+
+/// Kinds of faults, as they are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Kind {
+    /// A process is killed; its supervisor starts it again.
+    Kill,
+    /// A process stands still for a while and then goes on where it was.
+    Stop,
+    /// The packets of a scheduler, an edge or a member of etcd are dropped for a while; it runs on.
+    Partition,
+    /// S3 stands still for most of the time, for a while.
+    SlowS3,
+    /// A file takes what a host's disk has free; the host's reserve for suspends stays.
+    FullDisk,
+}
+
+/// Whose loss it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Victim {
+    Leader,
+    Standby,
+    Edge,
+    Builder,
+    Member,
+    Host,
+    S3,
+}
+
+impl fmt::Display for Victim {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Leader => "leading scheduler",
+            Self::Standby => "standby scheduler",
+            Self::Edge => "edge",
+            Self::Builder => "image-builder",
+            Self::Member => "etcd member",
+            Self::Host => "host",
+            Self::S3 => "S3",
+        })
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Fault {
+    Kill(Victim),
+    Stop(Victim),
+    Cut(Victim),
+    SlowS3,
+    FullDisk,
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Kill(victim) => write!(f, "kill {victim}"),
+            Self::Stop(victim) => write!(f, "stop {victim}"),
+            Self::Cut(victim) => write!(f, "partition {victim}"),
+            Self::SlowS3 => f.write_str("slow S3"),
+            Self::FullDisk => f.write_str("full disk"),
+        }
+    }
+}
+
+/// How many of each the fleet has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shape {
+    pub schedulers: usize,
+    pub edges: usize,
+    pub builders: usize,
+    pub members: usize,
+    pub hosts: usize,
+    /// Whether each host has a file system of its own.
+    pub own_disks: bool,
+}
+
+/// Random numbers that do not change with a library's version: a seed written into a report stays good.
+#[derive(Debug, Clone)]
+pub struct Chance(u64);
+
+impl Chance {
+    /// Numbers of their own for each `stream` of a seed.
+    pub fn new(seed: u64, stream: u64) -> Self {
+        Self(seed ^ stream.wrapping_mul(0xa076_1d64_78bd_642f))
+    }
+
+    /// SplitMix64.
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+
+    /// A number below `bound`, which must not be 0.
+    pub fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+
+    pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
+        let bound = u64::try_from(of.len()).ok().filter(|bound| *bound > 0)?;
+        of.get(usize::try_from(self.below(bound)).ok()?)
+    }
+}
+
+/// The faults in their order, without end: every one that the fleet can stand once, shuffled, and then again.
+#[derive(Debug)]
+pub struct Schedule {
+    deck: Vec<Fault>,
+    left: Vec<Fault>,
+    chance: Chance,
+}
+
+impl Schedule {
+    /// `kinds` empty means all.
+    pub fn new(seed: u64, kinds: &[Kind], shape: &Shape) -> Self {
+        Self { deck: faults(kinds, shape), left: Vec::new(), chance: Chance::new(seed, 0) }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.deck.is_empty()
+    }
+
+    /// The next fault, and what chooses its victim and its pauses.
+    pub fn next(&mut self) -> (Fault, Chance) {
+        if self.left.is_empty() {
+            self.left.clone_from(&self.deck);
+        }
+        let place = self.chance.below(self.left.len().max(1) as u64);
+        let fault = self.left.swap_remove(usize::try_from(place).unwrap_or_default());
+        (fault, Chance::new(self.chance.next(), 1))
+    }
+}
+
+/// A replica is stopped or cut off only where another one is left to answer: otherwise nothing is learned by it.
+fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
+    let wanted = |kind| kinds.is_empty() || kinds.contains(&kind);
+    let mut all = Vec::new();
+    for (victim, count, others) in [
+        (Victim::Leader, shape.schedulers, 2),
+        (Victim::Standby, shape.schedulers.saturating_sub(1), 1),
+        (Victim::Edge, shape.edges, 2),
+        (Victim::Builder, shape.builders, 2),
+        (Victim::Member, shape.members, 3),
+        (Victim::Host, shape.hosts, 2),
+    ] {
+        if wanted(Kind::Kill) && count > 0 {
+            all.push(Fault::Kill(victim));
+        }
+        if wanted(Kind::Stop) && count >= others {
+            all.push(Fault::Stop(victim));
+        }
+        // The others run as root, whose packets cannot be told from anybody's.
+        let has_group = matches!(victim, Victim::Leader | Victim::Edge | Victim::Member);
+        if wanted(Kind::Partition) && count >= others && has_group {
+            all.push(Fault::Cut(victim));
+        }
+    }
+    if wanted(Kind::SlowS3) {
+        all.push(Fault::SlowS3);
+    }
+    if wanted(Kind::FullDisk) && shape.own_disks && shape.hosts > 1 {
+        all.push(Fault::FullDisk);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SHAPE: Shape =
+        Shape { schedulers: 2, edges: 2, builders: 2, members: 3, hosts: 3, own_disks: true };
+
+    fn first(seed: u64, kinds: &[Kind], shape: &Shape, count: usize) -> Vec<Fault> {
+        let mut schedule = Schedule::new(seed, kinds, shape);
+        (0..count).map(|_| schedule.next().0).collect()
+    }
+
+    #[test]
+    fn a_seed_means_the_same_faults_and_every_fault_comes() {
+        let deck = faults(&[], &SHAPE);
+        assert_eq!(deck.len(), 17);
+        let faults = first(7, &[], &SHAPE, 34);
+        assert_eq!(faults, first(7, &[], &SHAPE, 34));
+        assert_ne!(faults, first(8, &[], &SHAPE, 34));
+        for half in faults.chunks(17) {
+            assert!(deck.iter().all(|fault| half.contains(fault)), "{half:?}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_stopped_that_is_there_only_once() {
+        let alone = Shape { schedulers: 1, edges: 1, builders: 1, members: 1, hosts: 1, own_disks: true };
+        let faults = faults(&[], &alone);
+        assert!(
+            faults.iter().all(|fault| !matches!(fault, Fault::Stop(_) | Fault::Cut(_) | Fault::FullDisk)),
+            "{faults:?}"
+        );
+        assert!(faults.contains(&Fault::Kill(Victim::Leader)));
+        assert!(!faults.contains(&Fault::Kill(Victim::Standby)));
+        assert_eq!(first(1, &[Kind::SlowS3], &alone, 2), [Fault::SlowS3; 2]);
+    }
+}
