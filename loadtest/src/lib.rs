@@ -12,6 +12,7 @@ mod lifecycle;
 mod pace;
 mod proxy;
 mod report;
+mod simulate;
 mod sleeps;
 mod target;
 
@@ -99,6 +100,19 @@ enum Command {
     /// An image is made for the run; it, its microVM, the host and the proxies are
     /// removed afterwards, also after Ctrl-C.
     Proxy(proxy::Options),
+    /// Whole cells in one thread each, with faults, driven by seeds: a checker looks for what must never happen.
+    ///
+    /// Needs no fleet and no root. etcd, S3, network, machines, engines and
+    /// clocks are simulated. The schedulers are the product's own, with their
+    /// calls, records and elections; so are the hosts' reports, leases, fences,
+    /// state tables, journals and recovery, and the callers' client. Stand-ins
+    /// carry out what a host is asked for, in the same order of durable steps,
+    /// and take an endpoint's requests.
+    ///
+    /// Prints how many seeds broke an invariant, and for each of them the
+    /// command that repeats it with the fewest faults. Exits with 1 when there
+    /// is one.
+    Simulate(simulate::Options),
     /// Faults on a fleet under load: which invariants held, and how long recovery took.
     ///
     /// Sessions launch microVMs of a counting app, ask them, put them to sleep and wake
@@ -134,6 +148,10 @@ enum Command {
 /// What kept it from measuring.
 pub fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    if let Command::Simulate(options) = &cli.command {
+        anyhow::ensure!(simulate::simulate(options, cli.output == Output::Json)?, "an invariant was broken");
+        return Ok(());
+    }
     let division = match &cli.command {
         Command::Proxy(options) => options.divide()?,
         _ => None,
@@ -151,7 +169,9 @@ pub fn main() -> anyhow::Result<()> {
         Command::Proxy(_) => runtime::Builder::new_multi_thread(),
         // One thread leaves more of the machine to the fleet that is measured:
         // nothing of ours wakes another thread.
-        Command::Api(_) | Command::ChaosGuard => runtime::Builder::new_current_thread(),
+        Command::Api(_) | Command::Simulate(_) | Command::ChaosGuard => {
+            runtime::Builder::new_current_thread()
+        }
     };
     builder.enable_all().build()?.block_on(run(cli, division))
 }
@@ -175,6 +195,7 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
             let report = proxy::run(&cli.data_dir, &options, division.as_ref()).await?;
             cli.output.print(&report, proxy::Report::table)?;
         }
+        Command::Simulate(_) => {}
         Command::Chaos(options) => {
             let report = chaos::run(&cli.data_dir, &options).await?;
             cli.output.print(&report, chaos::Report::table)?;

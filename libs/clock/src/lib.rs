@@ -20,6 +20,8 @@ pub struct Clock(Option<Arc<Manual>>);
 #[derive(Debug)]
 struct Manual {
     start: Instant,
+    /// What has passed by itself, for one that follows another.
+    follows: Option<fn() -> Duration>,
     shows: Mutex<Shown>,
 }
 
@@ -41,20 +43,31 @@ impl Clock {
     /// A clock that stands at `start` until it is moved.
     #[must_use]
     pub fn manual(start: SystemTime) -> Self {
-        let shows = Mutex::new(Shown { passed: Duration::ZERO, wall: start, boot: 0 });
-        Self(Some(Arc::new(Manual { start: Instant::now(), shows })))
+        Self::moved(start, None)
+    }
+
+    /// A manual clock that also moves as `passed` grows, for a world with a time of its own: each of its machines has one, and
+    /// sets its wall clock alone.
+    #[must_use]
+    pub fn following(start: SystemTime, passed: fn() -> Duration) -> Self {
+        Self::moved(start - passed(), Some(passed))
+    }
+
+    fn moved(wall: SystemTime, follows: Option<fn() -> Duration>) -> Self {
+        let shows = Mutex::new(Shown { passed: Duration::ZERO, wall, boot: 0 });
+        Self(Some(Arc::new(Manual { start: Instant::now(), follows, shows })))
     }
 
     /// The time of day.
     #[must_use]
     pub fn now(&self) -> SystemTime {
-        self.0.as_ref().map_or_else(SystemTime::now, |manual| manual.shows().wall)
+        self.0.as_ref().map_or_else(SystemTime::now, |manual| manual.shows().wall + manual.followed())
     }
 
     /// A reading that never goes back, to measure with.
     #[must_use]
     pub fn instant(&self) -> Instant {
-        self.0.as_ref().map_or_else(Instant::now, |manual| manual.start + manual.shows().passed)
+        self.0.as_ref().map_or_else(Instant::now, |manual| manual.start + manual.passed())
     }
 
     /// How long the machine has been up, the time it was suspended included. Processes of one boot read the same.
@@ -65,7 +78,7 @@ impl Clock {
             let seconds = u64::try_from(up.tv_sec).unwrap_or(0);
             return Duration::new(seconds, u32::try_from(up.tv_nsec).unwrap_or(0));
         };
-        manual.shows().passed
+        manual.passed()
     }
 
     /// Which boot of which machine [`Clock::uptime`] counts from; empty when the system does not say.
@@ -94,7 +107,8 @@ impl Clock {
     /// # Panics
     /// On the system's clock.
     pub fn set_wall(&self, wall: SystemTime) {
-        self.to_be_moved().shows().wall = wall;
+        let manual = self.to_be_moved();
+        manual.shows().wall = wall - manual.followed();
     }
 
     /// Makes a manual clock that of a machine that has just started again.
@@ -111,6 +125,14 @@ impl Clock {
 }
 
 impl Manual {
+    fn followed(&self) -> Duration {
+        self.follows.map_or(Duration::ZERO, |passed| passed())
+    }
+
+    fn passed(&self) -> Duration {
+        self.shows().passed + self.followed()
+    }
+
     fn shows(&self) -> MutexGuard<'_, Shown> {
         self.shows.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -132,6 +154,19 @@ mod tests {
         assert_eq!(clock.uptime() - uptime, Duration::from_secs(60));
         other.set_wall(start);
         assert_eq!((clock.now(), clock.uptime() - uptime), (start, Duration::from_secs(60)));
+    }
+
+    #[test]
+    fn one_that_follows_moves_by_itself_and_is_set_alone() {
+        thread_local! { static PASSED: std::cell::Cell<u64> = const { std::cell::Cell::new(5) } }
+        let start = SystemTime::UNIX_EPOCH + Duration::from_secs(1_700_000_000);
+        let clock = Clock::following(start, || Duration::from_secs(PASSED.get()));
+        assert_eq!((clock.now(), clock.uptime()), (start, Duration::from_secs(5)));
+        PASSED.set(65);
+        assert_eq!((clock.now(), clock.uptime()), (start + Duration::from_secs(60), Duration::from_secs(65)));
+        clock.set_wall(start);
+        PASSED.set(75);
+        assert_eq!((clock.now(), clock.uptime()), (start + Duration::from_secs(10), Duration::from_secs(75)));
     }
 
     #[test]

@@ -5,11 +5,10 @@
 
 use std::time::Duration;
 
-use etcd_client::{Client, Compare, CompareOp, PutOptions, Txn, TxnOp, TxnOpResponse};
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::members::Again;
+use crate::backend::{Condition, Outcome, Step, Transaction};
 use crate::watch::{Event, backoff};
 use crate::{Error, Expect, Lease, Result, Store};
 
@@ -120,6 +119,7 @@ impl Store {
                 }
             }
             tokio::select! {
+                biased;
                 () = lease.lost() => return Ok(None),
                 () = self.vacant(key) => {}
             }
@@ -129,29 +129,22 @@ impl Store {
     /// Creates the key if it is not there or is our own former term's. Returns its creation revision.
     async fn claim(&self, key: &str, instance: &str, lease: &Lease) -> Result<Option<i64>> {
         let full = self.full(key)?;
-        let put = || TxnOp::put(full.clone(), instance, Some(PutOptions::new().with_lease(lease.id())));
-        let create = Txn::new()
-            .when(vec![Compare::create_revision(full.clone(), CompareOp::Equal, 0)])
-            .and_then(vec![put()])
-            .or_else(vec![TxnOp::get(full.clone(), None)]);
-        let claim = |client: &Client| {
-            let (mut kv, create) = (client.kv_client(), create.clone());
-            async move { kv.txn(create).await }
+        let create = Transaction {
+            conditions: vec![Condition::Created { key: full.clone(), at: 0 }],
+            steps: vec![Step::Put { key: full.clone(), value: instance.into(), lease: Some(lease.id()) }],
+            reads: vec![full],
+            values: true,
         };
-        let response = self.ask("claim", Again::IfNotSent, claim).await?;
-        if response.succeeded() {
-            return Ok(response.header().map(|header| header.revision()));
-        }
-        let holder = match response.op_responses().into_iter().next() {
-            Some(TxnOpResponse::Get(mut get)) => get.take_kvs().into_iter().next(),
-            _ => None,
+        let holder = match self.backend().transact(create).await? {
+            Outcome::Done(revision) => return Ok(Some(revision)),
+            Outcome::Refused(found) => found.into_iter().next().flatten(),
         };
-        let Some(holder) = holder.filter(|holder| holder.value() == instance.as_bytes()) else {
+        let Some(holder) = holder.filter(|holder| holder.value == instance.as_bytes()) else {
             return Ok(None);
         };
         // Our own former term, or a claim whose answer was lost. Deleting it
         // fences whatever of it still runs; the next round creates anew.
-        match self.delete_if(key, Expect::Revision(holder.mod_revision()), None).await {
+        match self.delete_if(key, Expect::Revision(holder.modified), None).await {
             Ok(_) | Err(Error::Conflict { .. }) => Err(Error::LeaseLost),
             Err(error) => Err(error),
         }

@@ -6,14 +6,11 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd_client::Client;
 use futures::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::members::{Again, within};
-use crate::store::CALL_TIMEOUT;
 use crate::watch::backoff;
 use crate::{Error, Result, Store};
 
@@ -57,11 +54,7 @@ impl Store {
             let sent = Instant::now();
             let seconds = i64::try_from(ttl.as_secs()).unwrap_or(i64::MAX);
             // One whose answer is lost runs out by itself.
-            let grant = |client: &Client| {
-                let mut client = client.lease_client();
-                async move { client.grant(seconds, None).await }
-            };
-            let id = self.ask("lease", Again::Always, grant).await?.id();
+            let id = self.backend().grant(seconds).await?;
             let (state, _) = watch::channel(State { deadline: sent + ttl, ended: false });
             let task = tokio::spawn(keep_alive(self.clone(), id, ttl, state.clone()));
             Ok(Lease { shared: Arc::new(Shared { id, store: self.clone(), state, task }) })
@@ -99,6 +92,7 @@ impl Lease {
                     return;
                 }
                 tokio::select! {
+                    biased;
                     changed = states.changed() => if changed.is_err() { return },
                     () = tokio::time::sleep_until(state.deadline) => {}
                 }
@@ -114,13 +108,8 @@ impl Lease {
     pub fn revoke(&self) -> BoxFuture<'_, Result<()>> {
         Box::pin(async move {
             self.end();
-            let id = self.shared.id;
-            let revoke = |client: &Client| {
-                let mut client = client.lease_client();
-                async move { client.revoke(id).await }
-            };
-            match self.shared.store.ask("revoke", Again::Always, revoke).await {
-                Ok(_) => Ok(()),
+            match self.shared.store.backend().revoke(self.shared.id).await {
+                Ok(()) => Ok(()),
                 Err(Error::Refused { detail }) if detail.contains("not found") => Ok(()),
                 Err(error) => Err(error),
             }
@@ -154,27 +143,24 @@ enum Renewal {
     Disconnected,
 }
 
+/// Whether a stream of keepalives did not open because there is no such lease.
+pub(crate) fn is_gone(error: &Error) -> bool {
+    matches!(error, Error::Unavailable { detail, .. } if detail.contains("lease not found"))
+}
+
 async fn renew_while_connected(
     store: &Store,
     id: i64,
     ttl: Duration,
     state: &watch::Sender<State>,
 ) -> Renewal {
-    // A member that is silent is left in time for another one, if there is one, to be asked before the deadline.
-    let patience = match store.members().are_several() {
-        true => CALL_TIMEOUT.min(ttl / KEEPALIVES_PER_TTL),
-        false => CALL_TIMEOUT,
-    };
-    let member = store.client();
-    let mut client = member.lease_client();
     let mut sent = Instant::now();
     // Opening the stream sends a first keepalive and reads its answer.
-    let (mut keeper, mut answers) = match within("keepalive", patience, client.keep_alive(id)).await {
-        Ok(stream) => stream,
-        Err(Error::Unavailable { detail, .. }) if detail.contains("lease not found") => return Renewal::Gone,
+    let mut keeper = match store.backend().keep_alive(id, ttl / KEEPALIVES_PER_TTL).await {
+        Ok(keeper) => keeper,
+        Err(error) if is_gone(&error) => return Renewal::Gone,
         Err(error) => {
             tracing::debug!(%error, "keepalive failed");
-            store.members().leave(&member);
             return Renewal::Disconnected;
         }
     };
@@ -185,17 +171,10 @@ async fn renew_while_connected(
             return Renewal::Gone;
         }
         sent = Instant::now();
-        let answer = async {
-            keeper.keep_alive().await?;
-            answers.message().await
-        };
-        match within("keepalive", patience, answer).await {
-            Ok(Some(answer)) if answer.ttl() <= 0 => return Renewal::Gone,
-            Ok(Some(_)) => {}
-            Ok(None) | Err(_) => {
-                store.members().leave(&member);
-                return Renewal::Disconnected;
-            }
+        match keeper.renew().await {
+            Ok(left) if left <= 0 => return Renewal::Gone,
+            Ok(_) => {}
+            Err(_) => return Renewal::Disconnected,
         }
     }
 }

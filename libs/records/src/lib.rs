@@ -9,9 +9,11 @@
 //!
 //! Not here: what the values mean. They are bytes.
 
+pub mod backend;
 mod commit;
 mod election;
 mod error;
+mod etcd;
 mod lease;
 mod members;
 mod mirror;

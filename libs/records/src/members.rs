@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
-use futures::FutureExt as _;
+use futures::{FutureExt as _, TryFutureExt as _};
 use reload::Reloaded;
 
+use crate::backend::{self, CALL_TIMEOUT};
 use crate::options::{Options, TlsFiles};
 use crate::{Error, Result};
 
@@ -82,21 +83,15 @@ impl Members {
         let _ = self.current.compare_exchange(member.place, next, Ordering::Relaxed, Ordering::Relaxed);
     }
 
-    /// Makes a call, each attempt within `timeout`.
-    pub async fn ask<T, A>(
-        &self,
-        what: &str,
-        again: Again,
-        timeout: Duration,
-        call: impl Fn(&Client) -> A,
-    ) -> Result<T>
+    /// Makes a call, each attempt within [`CALL_TIMEOUT`].
+    pub async fn ask<T, A>(&self, what: &str, again: Again, call: impl Fn(&Client) -> A) -> Result<T>
     where
         A: Future<Output = std::result::Result<T, etcd_client::Error>>,
     {
         let mut attempts = self.count;
         loop {
             let member = self.current();
-            let answer = within(what, timeout, call(&member)).await;
+            let answer = bounded(what, call(&member)).await;
             attempts -= 1;
             match answer {
                 Err(error) if error.is_unavailable() => {
@@ -138,8 +133,13 @@ pub(crate) async fn within<T>(
     timeout: Duration,
     call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
 ) -> Result<T> {
-    match tokio::time::timeout(timeout, call).await {
-        Ok(result) => result.map_err(Error::from_etcd),
-        Err(_) => Err(Error::timeout(what)),
-    }
+    backend::within(what, timeout, call.map_err(Error::from_etcd)).await
+}
+
+/// Waits for an answer of etcd at most [`CALL_TIMEOUT`].
+pub(crate) async fn bounded<T>(
+    what: &str,
+    call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
+) -> Result<T> {
+    within(what, CALL_TIMEOUT, call).await
 }

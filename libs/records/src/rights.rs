@@ -8,7 +8,8 @@ use std::collections::BTreeSet;
 use etcd_client::{AuthClient, Permission, PermissionType, RoleRevokePermissionOptions, UserAddOptions};
 use futures::future::BoxFuture;
 
-use crate::store::{bounded, prefix_end};
+use crate::members::bounded;
+use crate::store::prefix_end;
 use crate::{Error, Result, Store};
 
 /// The user, and the role, that may do everything and change rights. etcd prescribes the name.
@@ -58,7 +59,7 @@ impl Store {
     pub fn enforce<'a>(&'a self, users: &'a [User]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
             self.permit(users).await?;
-            let mut auth = self.client().auth_client();
+            let mut auth = self.client()?.auth_client();
             add_role(&mut auth, ROOT_USER).await?;
             add_user(&mut auth, ROOT_USER).await?;
             // From here on the caller is asked for its certificate's name, too.
@@ -69,7 +70,7 @@ impl Store {
     /// As [`Store::enforce`] without the last step: for users who come later.
     pub fn permit<'a>(&'a self, users: &'a [User]) -> BoxFuture<'a, Result<()>> {
         Box::pin(async move {
-            let mut auth = self.client().auth_client();
+            let mut auth = self.client()?.auth_client();
             for user in users {
                 // A role of its own for each, under the same name. A user without it yet may do nothing.
                 add_role(&mut auth, &user.name).await?;

@@ -1,25 +1,17 @@
 //! Reads, compare-and-set writes and transactions.
 
-use std::future::Future;
 use std::sync::Arc;
-use std::time::Duration;
 
-use etcd_client::{
-    Client, Compare, CompareOp, DeleteOptions, GetOptions, KeyValue, KvClient, PutOptions, SortOrder,
-    SortTarget, Txn, TxnOp, TxnOpResponse,
-};
 use futures::future::BoxFuture;
 
-use crate::members::{Again, Member, Members, within};
+use crate::backend::{Backend, Condition, Outcome, Pair, Step, Transaction};
+use crate::etcd::Etcd;
+use crate::members::{Member, Members};
 use crate::options::Options;
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
-/// Longest wait for one answer of etcd.
-pub(crate) const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Entries per page of a listing; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
-/// Largest message taken from etcd; a page of values at their bound fits.
-pub(crate) const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 /// How often a listing starts over because its revision was compacted away.
 const LIST_ATTEMPTS: usize = 3;
 
@@ -93,7 +85,9 @@ impl Write {
 /// that its files hold by then. A watch that ends with the old connection is taken up where it was.
 #[derive(Clone)]
 pub struct Store {
-    members: Members,
+    backend: Arc<dyn Backend>,
+    /// Those of etcd, where it is etcd: they have users, too.
+    members: Option<Members>,
     root: Arc<str>,
 }
 
@@ -113,21 +107,24 @@ impl Store {
     }
 
     fn connect_to(options: Options) -> BoxFuture<'static, Result<Self>> {
-        Box::pin(
-            async move { Ok(Self { members: Members::new(&options)?, root: options.root.as_str().into() }) },
-        )
+        Box::pin(async move {
+            let members = Members::new(&options)?;
+            let etcd = Arc::new(Etcd(members.clone()));
+            Ok(Self { members: Some(members), ..Self::over(etcd, &options.root) })
+        })
+    }
+
+    /// A store on something that behaves as etcd does. `root` is the prefix of every key.
+    #[must_use]
+    pub fn over(backend: Arc<dyn Backend>, root: &str) -> Self {
+        Self { backend, members: None, root: root.into() }
     }
 
     /// Reads one key.
     pub fn get<'a>(&'a self, key: &'a str) -> BoxFuture<'a, Result<Option<Versioned>>> {
         Box::pin(async move {
             let full = self.full(key)?;
-            let get = |client: &Client| {
-                let (mut kv, full) = (kv(client), full.clone());
-                async move { kv.get(full, None).await }
-            };
-            let mut response = self.ask("get", Again::Always, get).await?;
-            Ok(response.take_kvs().into_iter().next().map(versioned))
+            Ok(self.backend.get(full).await?.map(versioned))
         })
     }
 
@@ -156,27 +153,20 @@ impl Store {
         let mut entries = Vec::new();
         let mut revision = 0;
         loop {
-            let options = GetOptions::new()
-                .with_range(end.clone())
-                .with_limit(PAGE_ENTRIES)
-                .with_sort(SortTarget::Key, SortOrder::Ascend)
-                .with_revision(revision);
-            let get = |client: &Client| {
-                let (mut kv, next, options) = (kv(client), next.clone(), options.clone());
-                async move { kv.get(next, Some(options)).await }
-            };
-            let mut page = self.ask("list", Again::Always, get).await?;
+            let range = (next, end.clone());
+            let page = self.backend.page(range, PAGE_ENTRIES, revision).await?;
             if revision == 0 {
-                revision = page.header().map_or(0, |header| header.revision());
+                revision = page.revision;
             }
-            for pair in page.take_kvs() {
-                entries.push((self.relative(pair.key()), versioned(pair)));
+            let more = page.more;
+            for pair in page.pairs {
+                entries.push((self.relative(&pair.key), versioned(pair)));
             }
             if entries.len() > LIST_ENTRIES_MAX {
                 return Err(Error::TooLarge { what: format!("list of {prefix}"), limit: LIST_ENTRIES_MAX });
             }
             match entries.last() {
-                Some((key, _)) if page.more() => {
+                Some((key, _)) if more => {
                     next = self.full(key)?;
                     next.push(0);
                 }
@@ -189,30 +179,15 @@ impl Store {
     pub fn count<'a>(&'a self, prefix: &'a str) -> BoxFuture<'a, Result<usize>> {
         Box::pin(async move {
             let start = self.full(prefix)?;
-            let options = GetOptions::new().with_range(prefix_end(&start)).with_count_only();
-            let get = |client: &Client| {
-                let (mut kv, start, options) = (kv(client), start.clone(), options.clone());
-                async move { kv.get(start, Some(options)).await }
-            };
-            let response = self.ask("count", Again::Always, get).await?;
-            Ok(usize::try_from(response.count()).unwrap_or(0))
+            let end = prefix_end(&start);
+            let count = self.backend.count((start, end)).await?;
+            Ok(usize::try_from(count).unwrap_or(0))
         })
     }
 
     /// How much etcd holds, as the member that answers has it.
     pub fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
-        Box::pin(async move {
-            let ask = |client: &Client| {
-                let mut maintenance = client.maintenance_client();
-                async move { maintenance.status().await }
-            };
-            let status = self.ask("status", Again::Always, ask).await?;
-            Ok(StoreSize {
-                used_bytes: u64::try_from(status.raft_used_db_size()).unwrap_or(0),
-                revision: status.header().map_or(0, etcd_client::ResponseHeader::revision),
-                alarms: status.errors().to_vec(),
-            })
-        })
+        self.backend.size()
     }
 
     /// Lets etcd forget what was overwritten before `revision`. A watcher that has not read it yet lists anew.
@@ -220,13 +195,7 @@ impl Store {
     /// # Errors
     /// [`Error::Refused`] when that is done already.
     pub fn compact(&self, revision: i64) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async move {
-            let compact = |client: &Client| {
-                let mut kv = kv(client);
-                async move { kv.compact(revision, None).await }
-            };
-            self.ask("compaction", Again::IfNotSent, compact).await.map(drop)
-        })
+        self.backend.compact(revision)
     }
 
     /// Sets a key if it is as expected. Returns its new revision.
@@ -289,45 +258,34 @@ impl Store {
             if writes.len() > WRITES_MAX {
                 return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
             }
-            let mut compares = Vec::new();
-            let mut operations = Vec::new();
-            let mut reads = Vec::new();
+            let mut transaction = Transaction::default();
             for write in &writes {
                 let key = self.full(write.key())?;
                 match write.expect() {
                     Expect::Absent => {
-                        compares.push(Compare::create_revision(key.clone(), CompareOp::Equal, 0));
+                        transaction.conditions.push(Condition::Created { key: key.clone(), at: 0 });
                     }
-                    Expect::Revision(revision) => {
-                        compares.push(Compare::mod_revision(key.clone(), CompareOp::Equal, revision));
+                    Expect::Revision(at) => {
+                        transaction.conditions.push(Condition::Modified { key: key.clone(), at });
                     }
                     Expect::Any => {}
                 }
-                reads.push(TxnOp::get(key.clone(), Some(GetOptions::new().with_keys_only())));
-                operations.push(operation(write, key)?);
+                transaction.reads.push(key.clone());
+                transaction.steps.push(step(write, key)?);
             }
             if let Some(leadership) = guard {
                 if !leadership.is_leader() {
                     return Err(Error::LeadershipLost);
                 }
                 let key = self.full(leadership.key())?;
-                compares.push(Compare::create_revision(
-                    key.clone(),
-                    CompareOp::Equal,
-                    leadership.create_revision(),
-                ));
-                reads.push(TxnOp::get(key, Some(GetOptions::new().with_keys_only())));
+                let at = leadership.create_revision();
+                transaction.conditions.push(Condition::Created { key: key.clone(), at });
+                transaction.reads.push(key);
             }
-            let txn = Txn::new().when(compares).and_then(operations).or_else(reads);
-            let commit = |client: &Client| {
-                let (mut kv, txn) = (kv(client), txn.clone());
-                async move { kv.txn(txn).await }
-            };
-            let response = self.ask("transaction", Again::IfNotSent, commit).await?;
-            if response.succeeded() {
-                return Ok(response.header().map_or(0, |header| header.revision()));
+            match self.backend.transact(transaction).await? {
+                Outcome::Done(revision) => Ok(revision),
+                Outcome::Refused(found) => Err(why_refused(&writes, guard, &found)),
             }
-            Err(why_refused(&writes, guard, &response.op_responses()))
         })
     }
 
@@ -339,21 +297,16 @@ impl Store {
         })
     }
 
-    pub(crate) fn members(&self) -> &Members {
-        &self.members
+    pub(crate) fn backend(&self) -> &dyn Backend {
+        &*self.backend
     }
 
-    /// The member that is asked now.
-    pub(crate) fn client(&self) -> Member {
-        self.members.current()
-    }
-
-    /// One call of etcd, at whichever member answers.
-    pub(crate) async fn ask<T, A>(&self, what: &str, again: Again, call: impl Fn(&Client) -> A) -> Result<T>
-    where
-        A: Future<Output = std::result::Result<T, etcd_client::Error>>,
-    {
-        self.members.ask(what, again, CALL_TIMEOUT, call).await
+    /// The member of etcd that is asked now.
+    pub(crate) fn client(&self) -> Result<Member> {
+        let members = self.members.as_ref();
+        members
+            .map(Members::current)
+            .ok_or_else(|| Error::Refused { detail: "there are no users".to_owned() })
     }
 
     pub(crate) fn full(&self, key: &str) -> Result<Vec<u8>> {
@@ -370,43 +323,25 @@ impl Store {
     }
 }
 
-/// Runs one call of etcd within [`CALL_TIMEOUT`].
-pub(crate) async fn bounded<T>(
-    what: &str,
-    call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
-) -> Result<T> {
-    within(what, CALL_TIMEOUT, call).await
+pub(crate) fn versioned(pair: Pair) -> Versioned {
+    Versioned { value: pair.value, revision: pair.modified }
 }
 
-fn kv(client: &Client) -> KvClient {
-    client.kv_client().max_decoding_message_size(MESSAGE_BYTES_MAX)
-}
-
-pub(crate) fn versioned(pair: KeyValue) -> Versioned {
-    let revision = pair.mod_revision();
-    Versioned { value: pair.into_key_value().1, revision }
-}
-
-fn operation(write: &Write, key: Vec<u8>) -> Result<TxnOp> {
+fn step(write: &Write, key: Vec<u8>) -> Result<Step> {
     match write {
         Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
             Err(Error::TooLarge { what: format!("value of {}", write.key()), limit: VALUE_BYTES_MAX })
         }
-        Write::Put { value, lease, .. } => {
-            let options = lease.map(|id| PutOptions::new().with_lease(id));
-            Ok(TxnOp::put(key, value.clone(), options))
-        }
-        Write::Delete { .. } => Ok(TxnOp::delete(key, None::<DeleteOptions>)),
+        Write::Put { value, lease, .. } => Ok(Step::Put { key, value: value.clone(), lease: *lease }),
+        Write::Delete { .. } => Ok(Step::Delete { key }),
     }
 }
 
 /// Reads the revisions a refused transaction returned: leadership first, then
 /// the first key that is not as expected.
-fn why_refused(writes: &[Write], guard: Option<&Leadership>, responses: &[TxnOpResponse]) -> Error {
-    let revisions = |index: usize| match responses.get(index) {
-        Some(TxnOpResponse::Get(get)) => {
-            get.kvs().first().map_or((0, 0), |pair| (pair.create_revision(), pair.mod_revision()))
-        }
+fn why_refused(writes: &[Write], guard: Option<&Leadership>, found: &[Option<Pair>]) -> Error {
+    let revisions = |index: usize| match found.get(index) {
+        Some(Some(pair)) => (pair.created, pair.modified),
         _ => (0, 0),
     };
     if let Some(leadership) = guard

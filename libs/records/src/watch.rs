@@ -6,13 +6,13 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use backoff::Backoff;
-use etcd_client::{Client, EventType, WatchOptions, WatchResponse, WatchStream};
 use futures::Stream;
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
-use crate::store::{MESSAGE_BYTES_MAX, bounded, prefix_end};
+use crate::backend::{Change, Changes};
+use crate::store::{prefix_end, versioned};
 use crate::{Result, Store, Versioned};
 
 /// Events a slow consumer may leave unread before the watch waits for it.
@@ -127,64 +127,40 @@ async fn watch_once(
     position: &mut Position,
     sender: &mpsc::Sender<Event>,
 ) -> Ended {
-    // It is kept as long as the stream: a connection that no client uses ends.
-    let member = store.client();
-    let mut stream = match open(store, &member, prefix, position.revision + 1).await {
+    let mut stream = match open(store, prefix, position.revision + 1).await {
         Ok(stream) => stream,
         Err(error) => {
             tracing::debug!(%error, prefix, "cannot watch; trying again");
-            store.members().leave(&member);
             return Ended::Disconnected;
         }
     };
     loop {
-        let response = match stream.message().await {
-            Ok(Some(response)) => response,
-            Ok(None) | Err(_) => {
-                store.members().leave(&member);
-                return Ended::Disconnected;
-            }
-        };
-        let header = response.header().map_or(0, |header| header.revision());
+        let Some(news) = stream.next().await else { return Ended::Disconnected };
         // A revision behind ours is another history (a restored backup).
-        if response.canceled() || response.compact_revision() > 0 || header < position.revision {
+        if news.lost || news.revision < position.revision {
             return Ended::Relist;
         }
         position.contact = Instant::now();
-        for event in changes(store, &response) {
+        for change in news.changes {
+            let event = match change {
+                Change::Put(pair) => Event::Put(store.relative(&pair.key), versioned(pair)),
+                Change::Delete(key) => Event::Delete(store.relative(&key)),
+            };
             if sender.send(event).await.is_err() {
                 return Ended::Closed;
             }
         }
         // Only now: a crash of the stream in between delivers again, never skips.
-        if !response.created() {
-            position.revision = header;
+        if !news.created {
+            position.revision = news.revision;
         }
     }
 }
 
-async fn open(store: &Store, client: &Client, prefix: &str, revision: i64) -> Result<WatchStream> {
+async fn open(store: &Store, prefix: &str, revision: i64) -> Result<Box<dyn Changes>> {
     let start = store.full(prefix)?;
-    let options = WatchOptions::new()
-        .with_range(prefix_end(&start))
-        .with_start_revision(revision)
-        .with_progress_notify();
-    let mut client = client.watch_client().max_decoding_message_size(MESSAGE_BYTES_MAX);
-    bounded("watch", client.watch(start, Some(options))).await
-}
-
-fn changes(store: &Store, response: &WatchResponse) -> Vec<Event> {
-    let change = |event: &etcd_client::Event| {
-        let pair = event.kv()?;
-        let key = store.relative(pair.key());
-        Some(match event.event_type() {
-            EventType::Put => {
-                Event::Put(key, Versioned { value: pair.value().to_vec(), revision: pair.mod_revision() })
-            }
-            EventType::Delete => Event::Delete(key),
-        })
-    };
-    response.events().iter().filter_map(change).collect()
+    let end = prefix_end(&start);
+    store.backend().watch((start, end), revision).await
 }
 
 /// Pauses while etcd is away.

@@ -17,6 +17,7 @@ mod layer;
 mod replicas;
 mod role;
 mod server;
+mod transport;
 
 pub use certificate::{Facts, InUse, fingerprint};
 pub use channel::{channel, request};
@@ -25,3 +26,4 @@ pub use layer::{REQUEST_ID, RequestId, request_id};
 pub use replicas::{CallBounds, Replicas};
 pub use role::{Identity, Role, WrongPeer, authorize, authorize_host};
 pub use server::{BoundServer, ServeError, ServerBuilder, listen};
+pub use transport::{Dial, Dialer, Local, LocalCaller, Transport};

@@ -11,13 +11,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::time::Instant;
-use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status};
 use tonic_types::StatusExt as _;
 
 use api::errors::{self, reason};
 
-use crate::{Role, TlsIdentity, channel, request};
+use crate::{Dialer, Role, Transport, request};
 
 /// Addresses that are kept because a replica named them as the leader's. The oldest goes when another comes.
 const FOLLOWED_MAX: usize = 2;
@@ -52,7 +51,7 @@ pub struct Replicas {
 
 #[derive(Debug)]
 struct Shared {
-    identity: Arc<TlsIdentity>,
+    dialer: Dialer,
     role: Role,
     /// Channels per address.
     connections: usize,
@@ -74,7 +73,7 @@ struct State {
 #[derive(Debug, Clone)]
 struct Replica {
     address: Arc<str>,
-    channels: Vec<Channel>,
+    channels: Vec<Transport>,
 }
 
 impl Replicas {
@@ -82,25 +81,26 @@ impl Replicas {
     ///
     /// # Errors
     /// INVALID_ARGUMENT when an address is malformed.
-    pub fn new(identity: &Arc<TlsIdentity>, addresses: &[String], role: Role) -> Result<Self, Status> {
-        Self::with_connections(identity, addresses, role, 1)
+    pub fn new(dialer: impl Into<Dialer>, addresses: &[String], role: Role) -> Result<Self, Status> {
+        Self::with_connections(dialer, addresses, role, 1)
     }
 
     /// As [`Replicas::new`] with several channels to each replica, for many calls at
     /// once: all bytes of a channel pass through one task.
     pub fn with_connections(
-        identity: &Arc<TlsIdentity>,
+        dialer: impl Into<Dialer>,
         addresses: &[String],
         role: Role,
         connections: usize,
     ) -> Result<Self, Status> {
+        let dialer = dialer.into();
         let replicas: Vec<Replica> = addresses
             .iter()
-            .map(|address| Replica::dial(identity, address, role, connections))
+            .map(|address| Replica::dial(&dialer, address, role, connections))
             .collect::<Result<_, _>>()?;
         Ok(Self {
             shared: Arc::new(Shared {
-                identity: Arc::clone(identity),
+                dialer,
                 role,
                 connections,
                 configured: replicas.len(),
@@ -116,7 +116,7 @@ impl Replicas {
     pub async fn call<T, R, F, A>(&self, bounds: CallBounds, message: T, call: F) -> Result<R, Status>
     where
         T: Clone,
-        F: Fn(Channel, Request<T>) -> A,
+        F: Fn(Transport, Request<T>) -> A,
         A: Future<Output = Result<Response<R>, Status>>,
     {
         let mut round = Round::new(self, bounds);
@@ -157,7 +157,7 @@ impl Replicas {
             // The address came over the wire, so it is dialled as any other: only a
             // server whose certificate has the role is accepted there.
             let shared = &self.shared;
-            if let Ok(replica) = Replica::dial(&shared.identity, leader, shared.role, shared.connections) {
+            if let Ok(replica) = Replica::dial(&shared.dialer, leader, shared.role, shared.connections) {
                 if state.replicas.len() >= shared.configured + FOLLOWED_MAX {
                     state.replicas.remove(shared.configured);
                 }
@@ -177,14 +177,8 @@ impl Replicas {
 }
 
 impl Replica {
-    fn dial(
-        identity: &Arc<TlsIdentity>,
-        address: &str,
-        role: Role,
-        connections: usize,
-    ) -> Result<Self, Status> {
-        let channels =
-            (0..connections).map(|_| channel(identity, address, role)).collect::<Result<_, _>>()?;
+    fn dial(dialer: &Dialer, address: &str, role: Role, connections: usize) -> Result<Self, Status> {
+        let channels = (0..connections).map(|_| dialer.dial(address, role)).collect::<Result<_, _>>()?;
         Ok(Self { address: address.into(), channels })
     }
 }
@@ -223,7 +217,7 @@ impl<'a> Round<'a> {
     }
 
     /// A channel to the replica to ask: the current one, or the first after it that was not asked yet.
-    fn next(&mut self) -> Result<Channel, Status> {
+    fn next(&mut self) -> Result<Transport, Status> {
         let mut state = self.replicas.state();
         let count = state.replicas.len();
         let (current, calls) = (state.current, state.calls);

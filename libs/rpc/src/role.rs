@@ -13,6 +13,8 @@ use webpki::EndEntityCert;
 
 use api::errors::{self, reason};
 
+use crate::LocalCaller;
+
 const SUFFIX: &str = ".torpor.internal";
 /// Certificates whose identity a thread remembers: those of its busiest callers.
 const REMEMBERED_MAX: usize = 16;
@@ -207,7 +209,8 @@ fn remembered(chain: &[CertificateDer<'_>]) -> Option<Identity> {
 }
 
 fn caller<T>(request: &Request<T>) -> Option<Identity> {
-    request.peer_certs().and_then(|chain| remembered(&chain))
+    let local = request.extensions().get::<LocalCaller>().map(|caller| caller.0.clone());
+    local.or_else(|| request.peer_certs().and_then(|chain| remembered(&chain)))
 }
 
 fn denied(message: String, metadata: &[(&str, &str)]) -> Status {

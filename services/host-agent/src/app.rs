@@ -29,7 +29,7 @@ use crate::host::{Bundle, Host, Template};
 use crate::metrics::Metrics;
 use crate::microvm::{self, First, Found, Recovered};
 use crate::microvms::Microvms;
-use crate::reporter::Reporter;
+use crate::reporter::{INTERVAL_DEFAULT, Reporter, Signals};
 use crate::server::host_agent::HostAgent;
 use crate::server::tunnel::Tunnels;
 use crate::vouches::{LeaseSeat, Vouches};
@@ -132,9 +132,17 @@ impl App {
         let vouches = vouches.map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
         let vouches = tokio::spawn(vouches.keep());
         let lease = tokio::spawn(lease::keep(self.records, spec.clone(), ttl, (standing, seat)));
-        let reporter =
-            Reporter::new(Arc::clone(&self.host), Arc::clone(&self.microvms), spec, &self.identity)
+        let schedulers =
+            rpc::Replicas::new(&self.identity, &self.host.config.schedulers, rpc::Role::Scheduler)
                 .map_err(|status| anyhow::anyhow!("schedulers: {}", status.message()))?;
+        let signals = Signals {
+            clock: self.host.clock.clone(),
+            changes: self.host.changes.clone(),
+            standing: self.host.standing.clone(),
+            pauses: self.host.retry_pauses(INTERVAL_DEFAULT),
+            vouchers: self.host.config.schedulers.clone(),
+        };
+        let reporter = Reporter::new(signals, Arc::clone(&self.microvms), spec, schedulers);
         let reporter = tokio::spawn(reporter.run());
         let janitor = tokio::spawn(Arc::clone(&self.microvms).keep_tidy());
         let marks = tokio::spawn(clock_mark::keep(Arc::clone(&self.host)));

@@ -51,7 +51,7 @@ pub use self::driver::{Driver, First};
 pub use self::end::exit_sentence;
 pub use self::gate::{Gate, GateError, GuestStream, Pass, Portable, Successor};
 pub use self::guest::{GuestConnection, Restore, call_hook, connect_guest, link_error, repair_request};
-pub use self::observed::{metering, phases};
+pub use self::observed::{metering, observed, phases};
 pub use self::recover::{Found, Recovered, load_journals, recover};
 pub use self::start::{clone_disk, engine_error};
 

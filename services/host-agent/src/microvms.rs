@@ -1,6 +1,7 @@
 //! Every microVM this host holds, and the reports of those that have ended.
 
 mod ended;
+mod holdings;
 mod tidy;
 
 use std::collections::HashMap;
@@ -21,7 +22,7 @@ use crate::domain::{HostError, LocalState, Spec};
 use crate::host::Host;
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
 use crate::wakes::Turn;
-use ended::{EndReport, observed_end};
+pub use ended::{EndReport, Remote, observed_end};
 
 /// Rounds of "drop the older, start the newer" before a launch gives up.
 const REPLACE_ROUNDS_MAX: usize = 3;

@@ -3,35 +3,68 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use api::host::v1::host_service_client::HostServiceClient;
 use api::host::v1::{
-    HeartbeatRequest, HostSpec, ObservedMicrovm, RecordedMicrovm, RegisterHostRequest, StaleMicrovm,
+    HeartbeatRequest, HostSpec, HostUsage, ObservedMicrovm, RecordedMicrovm, RegisterHostRequest,
+    StaleMicrovm,
 };
 use backoff::Backoff;
-use rpc::{CallBounds, Replicas, Role, TlsIdentity};
+use clock::Clock;
+use futures::future::BoxFuture;
+use rpc::{CallBounds, Replicas};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use crate::adapters::lease::Standing;
-use crate::host::Host;
-use crate::microvms::Microvms;
 
 const CALL: CallBounds =
     CallBounds { attempt: Duration::from_secs(5), total: Duration::from_secs(5), retry: Duration::ZERO };
 /// Changes within this time of the last heartbeat wait and go in one.
 const COALESCE: Duration = Duration::from_millis(10);
 /// Interval when the scheduler names none.
-const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
+pub const INTERVAL_DEFAULT: Duration = Duration::from_secs(2);
 /// Shortest and longest interval taken from the scheduler.
 const INTERVAL_BOUNDS: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(60));
 /// How often a heartbeat carries everything.
 const COMPLETE_INTERVAL: Duration = Duration::from_secs(30);
 
-pub struct Reporter {
-    host: Arc<Host>,
-    microvms: Arc<Microvms>,
+/// What a host holds, as far as it is reported.
+pub trait Holdings: Send + Sync + 'static {
+    /// Everything held, and the ends that the scheduler does not know yet.
+    fn unreported(&self) -> Vec<ObservedMicrovm>;
+
+    fn usage(&self) -> HostUsage;
+
+    /// The scheduler has answered a report that named these, and its records say so much of them.
+    fn answered(&self, observed: &[ObservedMicrovm], recorded: &[RecordedMicrovm]);
+
+    fn set_draining(&self, draining: bool);
+
+    /// Closes a microVM of this generation, or an older one, to requests, at once.
+    fn close_stale(&self, id: &str, generation: u64);
+
+    /// Drops it, without its hook; `ended` when its record has ended.
+    fn drop_stale(self: Arc<Self>, id: String, generation: u64, ended: bool) -> BoxFuture<'static, ()>;
+}
+
+/// What a reporter looks at besides what is held.
+pub struct Signals {
+    pub clock: Clock,
+    /// Rises with every change of any microVM.
+    pub changes: watch::Sender<u64>,
+    pub standing: watch::Sender<Standing>,
+    /// Between attempts to reach a scheduler.
+    pub pauses: Backoff,
+    /// The schedulers by whose vouches the host would go on without its lease; none when it would not.
+    pub vouchers: Vec<String>,
+}
+
+pub struct Reporter<H> {
+    signals: Signals,
+    microvms: Arc<H>,
     spec: HostSpec,
     schedulers: Replicas,
     /// What the leader has answered for: generation and observation by id.
@@ -46,20 +79,14 @@ struct Registered {
     withdraw: bool,
 }
 
-impl Reporter {
-    pub fn new(
-        host: Arc<Host>,
-        microvms: Arc<Microvms>,
-        spec: HostSpec,
-        identity: &Arc<TlsIdentity>,
-    ) -> Result<Self, Status> {
-        let schedulers = Replicas::new(identity, &host.config.schedulers, Role::Scheduler)?;
-        Ok(Self { host, microvms, spec, schedulers, known: HashMap::new() })
+impl<H: Holdings> Reporter<H> {
+    pub fn new(signals: Signals, microvms: Arc<H>, spec: HostSpec, schedulers: Replicas) -> Self {
+        Self { signals, microvms, spec, schedulers, known: HashMap::new() }
     }
 
     /// Reports until it is dropped.
     pub async fn run(mut self) {
-        let mut pauses = self.host.retry_pauses(INTERVAL_DEFAULT);
+        let mut pauses = self.signals.pauses.clone();
         loop {
             if let Err(status) = self.session(&mut pauses).await {
                 tracing::warn!(code = ?status.code(), message = status.message(), "the scheduler does not take reports");
@@ -71,10 +98,10 @@ impl Reporter {
     /// Registers and reports until the leader asks for another registration, a
     /// lease has been gained, or a call fails.
     async fn session(&mut self, pauses: &mut Backoff) -> Result<(), Status> {
-        let mut standing = self.host.standing.subscribe();
+        let mut standing = self.signals.standing.subscribe();
         // Before the leader is asked: a lease that ends and comes back while the answer is on its way asks for another.
         let lease = standing.borrow_and_update().lease();
-        let mut registered = self.register(self.host.config.schedulers.clone()).await?;
+        let mut registered = self.register(self.signals.vouchers.clone()).await?;
         // Not gone by from here on; the leader may now forget them.
         if registered.withdraw {
             tracing::warn!("the leader is none of the settings' schedulers; no vouch is gone by");
@@ -82,18 +109,19 @@ impl Reporter {
         }
         let interval = registered.interval;
         if let Some(lease) = lease {
-            self.host.standing.send_modify(|standing| standing.told(lease));
+            self.signals.standing.send_modify(|standing| standing.told(lease));
         }
         pauses.reset();
-        let mut changes = self.host.changes.subscribe();
+        let mut changes = self.signals.changes.subscribe();
         changes.mark_changed();
         let mut completed = Instant::now();
         let mut earliest = completed;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(interval) => {}
-                _ = changes.changed() => tokio::time::sleep_until(earliest.into()).await,
+                biased;
                 () = another_lease(&mut standing, lease) => return Ok(()),
+                _ = changes.changed() => tokio::time::sleep_until(earliest).await,
+                () = tokio::time::sleep(interval) => {}
             }
             changes.mark_unchanged();
             earliest = Instant::now() + COALESCE;
@@ -113,7 +141,7 @@ impl Reporter {
         let request = RegisterHostRequest {
             spec: Some(self.spec.clone()),
             observed: observed.clone(),
-            clock_time: Some(api::timestamp(self.host.clock.now())),
+            clock_time: Some(api::timestamp(self.signals.clock.now())),
             usage: Some(self.microvms.usage()),
             vouchers,
         };
@@ -124,7 +152,7 @@ impl Reporter {
             })
             .await?;
         tracing::info!(microvms = observed.len(), "registered");
-        self.host.standing.send_modify(|standing| standing.go_by_vouches(response.vouchers_recorded));
+        self.signals.standing.send_modify(|standing| standing.go_by_vouches(response.vouchers_recorded));
         self.known.clear();
         self.answered(&observed, &response.recorded);
         self.drop_stale(response.stale, &response.recorded);
@@ -148,7 +176,7 @@ impl Reporter {
             usage: Some(self.microvms.usage()),
             observed: observed.clone(),
             complete,
-            clock_time: Some(api::timestamp(self.host.clock.now())),
+            clock_time: Some(api::timestamp(self.signals.clock.now())),
         };
         let response = self
             .schedulers

@@ -11,6 +11,8 @@ use prometheus_client::registry::Registry;
 use records::Store;
 use rpc::{BoundServer, ServerBuilder, TlsIdentity};
 use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+use uuid::Uuid;
 
 use crate::adapters::agents::Agents;
 use crate::config::Config;
@@ -37,9 +39,8 @@ pub fn main() -> ExitCode {
 
 /// A scheduler that holds its address.
 pub struct App {
-    context: Context,
+    replica: Replica,
     server: BoundServer,
-    instance: String,
 }
 
 impl App {
@@ -70,8 +71,9 @@ impl App {
             store,
             agents: Arc::new(Agents::new(identity)),
             metrics: Metrics::register(registry),
+            new_id: Uuid::new_v4,
         };
-        Ok(Self { context, server, instance })
+        Ok(Self { replica: Replica::new(context, instance), server })
     }
 
     /// Serves until `shutdown`, leading whenever it is elected.
@@ -80,20 +82,56 @@ impl App {
     }
 
     async fn run_now(self, shutdown: CancellationToken) -> anyhow::Result<()> {
-        let leader = Arc::new(Leader::default());
-        let routes = server::routes(&leader, &self.context);
+        let routes = self.replica.routes();
         tracing::info!(address = %self.server.local_addr(), "serving");
         let serving = self.server.serve(routes, shutdown.clone());
-        let watching = tokio::spawn(watch_leader(self.context.store.clone(), Arc::clone(&leader)));
-        let looking = tokio::spawn(watch_store(self.context.store.clone(), Arc::clone(&leader)));
-        let leading = lead(self.context, self.instance, leader, shutdown.clone());
         let ended = tokio::select! {
             served = serving => served.map_err(anyhow::Error::from),
-            led = leading => led,
+            led = self.replica.lead(shutdown.clone()) => led,
         };
-        watching.abort();
-        looking.abort();
         shutdown.cancel();
         ended
+    }
+}
+
+/// A scheduler without the address it serves at.
+#[derive(Debug, Clone)]
+pub struct Replica {
+    context: Context,
+    /// Its name in the election.
+    instance: String,
+    leader: Arc<Leader>,
+}
+
+impl Replica {
+    pub fn new(context: Context, instance: String) -> Self {
+        Self { context, instance, leader: Arc::new(Leader::default()) }
+    }
+
+    /// What it answers.
+    pub fn routes(&self) -> Routes {
+        server::routes(&self.leader, &self.context)
+    }
+
+    pub fn leader(&self) -> &Leader {
+        &self.leader
+    }
+
+    /// Leads whenever it is elected, until `shutdown`.
+    pub async fn lead(self, shutdown: CancellationToken) -> anyhow::Result<()> {
+        let (store, leader) = (self.context.store.clone(), self.leader);
+        let watching = AbortOnDrop(tokio::spawn(watch_leader(store.clone(), Arc::clone(&leader))));
+        let looking = AbortOnDrop(tokio::spawn(watch_store(store, Arc::clone(&leader))));
+        let led = lead(self.context, self.instance, leader, shutdown).await;
+        drop((watching, looking));
+        led
+    }
+}
+
+struct AbortOnDrop(tokio::task::JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
     }
 }

@@ -2,10 +2,11 @@
 //! others know its address and tell it to whoever asks them.
 
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use records::{Event, Store};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::term::{Context, Term};
@@ -66,6 +67,7 @@ pub(crate) async fn lead(
     let ttl = Duration::from_secs(context.config.lease_seconds);
     loop {
         let leadership = tokio::select! {
+            biased;
             won = context.store.campaign(ELECTION, &instance, ttl) => won.context("election")?,
             () = shutdown.cancelled() => return Ok(()),
         };
@@ -79,7 +81,7 @@ pub(crate) async fn lead(
                 tracing::info!(term = leadership.create_revision(), "leading");
                 context.metrics.leads(true);
                 leader.set_term(Some(Arc::clone(&term)));
-                tokio::select! { () = leadership.lost() => {}, () = shutdown.cancelled() => {} }
+                tokio::select! { biased; () = leadership.lost() => {}, () = shutdown.cancelled() => {} }
                 // Fail closed: when the lease is gone, another replica may lead already, so
                 // no caller is answered any more; then every task stops.
                 leader.set_term(None);

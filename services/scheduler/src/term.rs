@@ -42,6 +42,7 @@ use records::{Event, Leadership, Store};
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
 use crate::adapters::agents::Agents;
 use crate::adapters::microvms as codec;
@@ -73,6 +74,8 @@ pub struct Context {
     pub metrics: Metrics,
     /// What this process has promised hosts, in whatever term.
     pub vouches: Arc<Vouches>,
+    /// Makes the ids of microVMs and the names of their endpoints.
+    pub new_id: fn() -> Uuid,
 }
 
 #[derive(Debug)]
@@ -165,6 +168,7 @@ impl Term {
         });
         for (prefix, watch) in ["hosts/", "images/", "versions/"].into_iter().zip(&mut watches) {
             tokio::select! {
+                biased;
                 event = watch.next() => term.apply_records(prefix, event),
                 () = term.leadership.lost() => return Err(LoadError::Lost),
             }
@@ -214,7 +218,7 @@ impl Term {
     pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let over = self.over.clone();
         self.tasks.spawn(async move {
-            tokio::select! { () = over.cancelled() => {}, () = task => {} }
+            tokio::select! { biased; () = over.cancelled() => {}, () = task => {} }
         });
     }
 

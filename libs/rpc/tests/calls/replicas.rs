@@ -57,7 +57,7 @@ async fn heartbeat(replicas: &Replicas, bounds: CallBounds) -> Result<HeartbeatR
 
 fn replicas(world: &World, addresses: &[&str]) -> Replicas {
     let addresses: Vec<String> = addresses.iter().map(|address| (*address).to_owned()).collect();
-    Replicas::new(&world.identity(Role::HostAgent), &addresses, Role::Scheduler).unwrap()
+    Replicas::new(world.identity(Role::HostAgent), &addresses, Role::Scheduler).unwrap()
 }
 
 #[tokio::test]

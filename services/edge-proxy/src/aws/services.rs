@@ -8,7 +8,6 @@ pub(crate) use api::image::v1::image_service_client::ImageServiceClient;
 pub(crate) use api::microvm::v1::microvm_service_client::MicrovmServiceClient;
 use rpc::{CallBounds, Replicas, Role, TlsIdentity};
 use tonic::metadata::MetadataValue;
-use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
 /// Connections to each replica. A connection carries many calls at once, but its bytes pass through one task.
@@ -71,7 +70,7 @@ impl Services {
     ) -> Result<R, Status>
     where
         T: Clone,
-        F: Fn(Channel, Request<T>) -> A,
+        F: Fn(rpc::Transport, Request<T>) -> A,
         A: Future<Output = Result<Response<R>, Status>>,
     {
         let id = MetadataValue::try_from(request_id).ok();

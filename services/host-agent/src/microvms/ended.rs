@@ -145,7 +145,7 @@ impl Microvms {
 }
 
 /// The report of an end.
-pub(super) fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
+pub fn observed_end(id: &str, tombstone: &Tombstone) -> ObservedMicrovm {
     ObservedMicrovm {
         microvm_id: id.to_owned(),
         generation: tombstone.generation,

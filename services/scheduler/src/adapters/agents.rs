@@ -3,13 +3,12 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use model::HostId;
-use rpc::{Identity, TlsIdentity, WrongPeer};
-use tonic::transport::Channel;
+use rpc::{Dialer, Identity, Transport, WrongPeer};
 use tonic::{Code, Response, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
@@ -64,18 +63,18 @@ pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
 
 #[derive(Debug)]
 pub struct Agents {
-    identity: Arc<TlsIdentity>,
+    dialer: Dialer,
     /// By host, with the address they lead to.
-    channels: Mutex<HashMap<HostId, (String, Channel)>>,
+    channels: Mutex<HashMap<HostId, (String, Transport)>>,
 }
 
 impl Agents {
-    pub fn new(identity: Arc<TlsIdentity>) -> Self {
-        Self { identity, channels: Mutex::new(HashMap::new()) }
+    pub fn new(dialer: impl Into<Dialer>) -> Self {
+        Self { dialer: dialer.into(), channels: Mutex::new(HashMap::new()) }
     }
 
     /// A client for a host, which is at `address`. Whoever else is there is not spoken to.
-    pub fn client(&self, host: &HostId, address: &str) -> Result<HostAgentServiceClient<Channel>, Status> {
+    pub fn client(&self, host: &HostId, address: &str) -> Result<HostAgentServiceClient<Transport>, Status> {
         Ok(HostAgentServiceClient::new(self.channel(host, address)?))
     }
 
@@ -89,7 +88,7 @@ impl Agents {
         }
     }
 
-    fn channel(&self, host: &HostId, address: &str) -> Result<Channel, Status> {
+    fn channel(&self, host: &HostId, address: &str) -> Result<Transport, Status> {
         let mut channels = self.channels.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some((_, channel)) = channels.get(host).filter(|(led, _)| led == address) {
             return Ok(channel.clone());
@@ -97,7 +96,7 @@ impl Agents {
         if channels.len() >= CHANNELS_MAX {
             channels.clear();
         }
-        let channel = rpc::channel(&self.identity, address, Identity::of_host(host.as_str()))?;
+        let channel = self.dialer.dial(address, Identity::of_host(host.as_str()))?;
         channels.insert(host.clone(), (address.to_owned(), channel.clone()));
         Ok(channel)
     }

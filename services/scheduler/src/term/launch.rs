@@ -155,7 +155,7 @@ impl Term {
         // After the token: a replay does not ask what became of the connectors.
         let policy = policy?;
         self.refuse_when_full()?;
-        let microvm = place_new(&memory, self.config(), request, (version, policy), now)?;
+        let microvm = place_new(&memory, &self.context, request, (version, policy), now)?;
         let handle = memory.insert(Arc::new(microvm), 0, now);
         // Taken before anybody else can see it: the first to write it is us.
         let revision = Arc::clone(&handle.revision).try_lock_owned().expect("nobody has seen the handle yet");
@@ -177,6 +177,7 @@ impl Term {
         let clock = &self.context.clock;
         let began = clock.instant();
         let launched = tokio::select! {
+            biased;
             launched = self.launch_somewhere(&handle) => launched,
             // The end takes over and tells the host.
             () = handle.ending.cancelled() => return,

@@ -2,6 +2,7 @@
 //! [`Memory::publish`] and [`Memory::forget`], which keep indexes, bookings and timers in step.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
+use std::hash::{BuildHasherDefault, DefaultHasher};
 use std::ops::Bound;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -26,6 +27,10 @@ const WAITING_MAX: usize = 16;
 
 /// Most records a page looks at while a filter passes them over: the leader's memory is locked meanwhile.
 const PAGE_LOOKS_MAX: usize = 10_000;
+
+/// Of what is gone through in the table's order: the same in each run, so that a simulation can be repeated. The keys are ids that
+/// this program draws, so nobody can choose such that collide.
+type SameOrder = BuildHasherDefault<DefaultHasher>;
 
 /// One microVM: its record and the locks around it.
 #[derive(Debug)]
@@ -73,6 +78,7 @@ impl Handle {
         operation: impl Future<Output = Result<T, Refusal>>,
     ) -> Result<T, Refusal> {
         tokio::select! {
+            biased;
             done = operation => done,
             () = self.ending.cancelled() => Err(Refusal::Terminated(self.id.clone())),
         }
@@ -99,10 +105,10 @@ impl Drop for Waiting<'_> {
 
 #[derive(Debug)]
 pub struct Memory {
-    microvms: HashMap<MicrovmId, Arc<Handle>>,
+    microvms: HashMap<MicrovmId, Arc<Handle>, SameOrder>,
     by_start: BTreeSet<Position>,
     by_image: HashMap<ImageName, BTreeSet<Position>>,
-    by_host: HashMap<HostId, HashSet<MicrovmId>>,
+    by_host: HashMap<HostId, HashSet<MicrovmId, SameOrder>>,
     tokens: HashMap<Digest, MicrovmId>,
     ended: BTreeSet<(SystemTime, MicrovmId)>,
     retention: Duration,
@@ -123,7 +129,7 @@ impl Memory {
     /// Nothing yet. `retention` is how long terminated records are kept.
     pub fn new(retention: Duration) -> Self {
         Self {
-            microvms: HashMap::new(),
+            microvms: HashMap::default(),
             by_start: BTreeSet::new(),
             by_image: HashMap::new(),
             by_host: HashMap::new(),

@@ -9,11 +9,10 @@ use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use model::state::MicrovmState;
 use model::{HostId, ImageArn, MicrovmId};
-use uuid::Uuid;
 
-use super::Term;
 use super::launch::RunRequest;
 use super::memory::{Handle, Memory};
+use super::{Context, Term};
 use crate::config::Config;
 use crate::domain::catalog::Launchable;
 use crate::domain::microvm::{Intent, Microvm, Placement, Spec};
@@ -68,11 +67,12 @@ impl Term {
 /// Makes the record of a new microVM on the best host.
 pub(crate) fn place_new(
     memory: &Memory,
-    config: &Config,
+    context: &Context,
     request: RunRequest,
     (version, egress_policy): (Option<Arc<Launchable>>, Option<EgressPolicy>),
     now: SystemTime,
 ) -> Result<Microvm, Refusal> {
+    let config = &*context.config;
     let image = ImageArn {
         region: config.region.clone(),
         account: config.account.clone(),
@@ -93,7 +93,7 @@ pub(crate) fn place_new(
     };
     let (host, fingerprint) = choose(memory, &demand, &version.snapshot.manifest_key, now)?;
     Ok(Microvm {
-        id: MicrovmId::from_uuid(Uuid::new_v4()),
+        id: MicrovmId::from_uuid((context.new_id)()),
         spec: Spec {
             image,
             version: version.version,
@@ -102,7 +102,7 @@ pub(crate) fn place_new(
             end_connections: version.end_connections,
             baseline_mib: version.baseline_mib,
             // Not the id: who knows an endpoint's name cannot name the microVM.
-            endpoint_label: Uuid::new_v4().hyphenated().to_string(),
+            endpoint_label: (context.new_id)().hyphenated().to_string(),
             execution_role_arn: request.execution_role_arn,
             kms_key_identifier: request.kms_key_identifier,
             idle_policy: request.idle_policy,

@@ -16,8 +16,8 @@ use api::hostagent::v1::host_agent_service_client::HostAgentServiceClient;
 use api::hostagent::v1::{ListSnapshotsRequest, RemoveSnapshotsRequest};
 use model::MicrovmId;
 use model::state::MicrovmState;
+use rpc::Transport;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use super::{BACKOFF, Term};
 use crate::adapters::agents::bounded;
@@ -116,7 +116,7 @@ impl Term {
     }
 
     /// A client of a host whose lease is there; another one each time.
-    fn some_host(&self, attempt: usize) -> Result<HostAgentServiceClient<Channel>, Status> {
+    fn some_host(&self, attempt: usize) -> Result<HostAgentServiceClient<Transport>, Status> {
         let hosts = self.memory().hosts.leased();
         let host = hosts.get(attempt % hosts.len().max(1));
         let found = host.and_then(|host| Some((host, self.grpc_address(host)?)));
@@ -127,7 +127,7 @@ impl Term {
 
 /// Has a host remove everything of a microVM; returns how many objects that were.
 async fn remove(
-    mut client: HostAgentServiceClient<Channel>,
+    mut client: HostAgentServiceClient<Transport>,
     id: &MicrovmId,
     minimum_age: Option<Duration>,
 ) -> Result<u64, Status> {

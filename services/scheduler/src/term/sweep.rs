@@ -60,6 +60,7 @@ impl Term {
             }
             let wait = next.map_or(TICK, |next| next.duration_since(now).unwrap_or_default().min(TICK));
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(wait) => {}
                 () = self.timers_changed.notified() => {}
             }

@@ -5,7 +5,6 @@ use std::time::Duration;
 use api::errors::reason;
 use api::host::v1::HeartbeatRequest;
 use api::microvm::v1::{CheckpointMicrovmRequest, CheckpointMicrovmResponse, MicrovmState, SnapshotCopies};
-use rpc::Role;
 use tonic::Status;
 
 use crate::host::FakeHost;
@@ -18,7 +17,7 @@ async fn checkpoint(client: &Client, id: &str) -> Result<CheckpointMicrovmRespon
 }
 
 async fn uploaded(world: &World, scheduler: &Scheduler, client: &Client, host: &FakeHost, id: &str) {
-    let mut hosts = world.hosts(scheduler, Role::HostAgent);
+    let mut hosts = world.host(scheduler, &host.spec.host_id);
     let registration =
         api::host::v1::RegisterHostRequest { spec: Some(host.spec.clone()), ..Default::default() };
     hosts.register_host(registration).await.unwrap();

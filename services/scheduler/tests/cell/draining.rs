@@ -108,7 +108,7 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
     let progress = stays(&world, &scheduler, "on its way to S3").await;
     assert_eq!((progress.running, progress.only_here, progress.to_wake), (0, 1, 0));
     assert_eq!(get(&client, &id).await.unwrap().host_id, "h1");
-    let mut hosts = world.hosts(&scheduler, Role::HostAgent);
+    let mut hosts = world.host(&scheduler, &host.spec.host_id);
     let clock_time = Some(api::timestamp(world.clock.now()));
     let registration =
         RegisterHostRequest { spec: Some(host.spec.clone()), clock_time, ..Default::default() };

@@ -46,12 +46,12 @@ async fn register(
         vouchers: vouchers.iter().map(|&address| address.to_owned()).collect(),
         ..Default::default()
     };
-    world.hosts(scheduler, Role::HostAgent).register_host(request).await.unwrap().into_inner()
+    world.host(scheduler, &host.spec.host_id).register_host(request).await.unwrap().into_inner()
 }
 
 async fn vouch(world: &World, scheduler: &Scheduler, host: &FakeHost) -> VouchForHostResponse {
     let request = VouchForHostRequest { host_id: host.spec.host_id.clone() };
-    world.hosts(scheduler, Role::HostAgent).vouch_for_host(request).await.unwrap().into_inner()
+    world.host(scheduler, &host.spec.host_id).vouch_for_host(request).await.unwrap().into_inner()
 }
 
 async fn is_lost(world: &World, scheduler: &Scheduler, host: &FakeHost) -> String {
@@ -179,6 +179,6 @@ async fn a_host_names_few_schedulers() {
         vouchers: (0..17).map(|number| format!("scheduler:{number}")).collect(),
         ..Default::default()
     };
-    let refusal = world.hosts(&scheduler, Role::HostAgent).register_host(request).await;
+    let refusal = world.host(&scheduler, &host.spec.host_id).register_host(request).await;
     refused(refusal, reason::INVALID_ARGUMENT, "vouchers: must name at most 16 schedulers");
 }

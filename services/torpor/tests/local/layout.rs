@@ -11,6 +11,9 @@ use serde_json::Value;
 /// Libraries that only tests may depend on.
 const FOR_TESTS: [&str; 2] = ["aws-cases", "testkit"];
 
+/// Services whose code `loadtest simulate` runs in its own process.
+const SIMULATED: [&str; 2] = ["host-agent", "scheduler"];
+
 /// Where a crate lives, which says what it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
@@ -59,6 +62,8 @@ fn dependencies_point_one_way() {
                 (_, Some(Kind::Lib)) if ships && FOR_TESTS.contains(&on) => {
                     wrong.push(format!("{name} -> {on}"))
                 }
+                // What it simulates is what these do.
+                (Kind::Loadtest, Some(Kind::Service)) if SIMULATED.contains(&on) => {}
                 (_, Some(Kind::Service | Kind::Loadtest)) if ships => wrong.push(format!("{name} -> {on}")),
                 (Kind::Lib, Some(Kind::Service | Kind::Loadtest)) => {
                     wrong.push(format!("{name} -> {on} (tests)"))

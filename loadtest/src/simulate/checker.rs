@@ -1,0 +1,260 @@
+//! The invariants, as code. Most are looked at when something happens; what must hold in the end is in `settled`.
+
+use std::collections::BTreeMap;
+
+use api::common::v1::Metering;
+use host_agent::simulated::LocalState;
+use model::SnapshotNumber;
+use model::state::{MicrovmEvent, MicrovmState};
+use scheduler::adapters::microvms as codec;
+use scheduler::domain::microvm::Microvm;
+
+use super::world::{World, lock};
+
+/// Prefix of the records of microVMs.
+pub const RECORDS: &str = "/torpor/microvms/";
+const USAGE: &str = "/torpor/usage/";
+
+/// A broken invariant.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Broken {
+    pub invariant: &'static str,
+    pub story: String,
+}
+
+/// What is known of the world, beside what is in it.
+#[derive(Debug, Default)]
+pub struct Checker {
+    pub broken: Option<Broken>,
+    /// Where each generation of a microVM was placed.
+    placements: BTreeMap<(String, u64), String>,
+    /// Requests that a snapshot's guest had answered.
+    snapshots: BTreeMap<(String, SnapshotNumber), u64>,
+    /// What the snapshot had answered whose suspend was recorded last.
+    acknowledged: BTreeMap<String, u64>,
+    /// Ids whose records are gone.
+    forgotten: BTreeMap<String, ()>,
+    /// Calls of clients that have no answer yet.
+    pub calls_open: u64,
+    pub calls: u64,
+    pub served: u64,
+    pub suspends: u64,
+    pub launches: u64,
+}
+
+impl Checker {
+    pub fn broken(&mut self, invariant: &'static str, story: String) {
+        self.broken.get_or_insert(Broken { invariant, story });
+    }
+}
+
+/// Whether the table leads from one state to another by as many events as one observation stands for.
+fn is_reachable(from: MicrovmState, to: MicrovmState) -> bool {
+    let step = |state: MicrovmState| {
+        MicrovmEvent::ALL.iter().filter_map(move |event| state.next(*event).ok()).collect::<Vec<_>>()
+    };
+    from == to || step(from).into_iter().any(|next| next == to || step(next).contains(&to))
+}
+
+fn shrinks(before: Option<Metering>, after: Option<Metering>) -> bool {
+    let (before, after) = (before.unwrap_or_default(), after.unwrap_or_default());
+    after.largest(before) != after
+}
+
+impl World {
+    /// A change of a key in etcd.
+    pub fn check_write(&self, key: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) {
+        let key = String::from_utf8_lossy(key);
+        if let Some(id) = key.strip_prefix(RECORDS) {
+            let read = |value: Option<&[u8]>| value.and_then(|value| codec::decode(value).ok());
+            self.check_record(id, read(before).as_ref(), read(after).as_ref());
+        } else if key.starts_with(USAGE)
+            && let (Some(before), Some(after)) = (before, after)
+        {
+            let read = |value: &[u8]| <Metering as prost::Message>::decode(value).ok();
+            if shrinks(read(before), read(after)) {
+                self.broken("totals grow", format_args!("the total {key} shrank"));
+            }
+        }
+    }
+
+    fn check_record(&self, id: &str, before: Option<&Microvm>, after: Option<&Microvm>) {
+        let Some(after) = after else {
+            lock(&self.checker).forgotten.insert(id.to_owned(), ());
+            if before.is_some_and(|before| before.state != MicrovmState::Terminated) {
+                self.broken("a living record stays", format_args!("the record of {id} was deleted"));
+            }
+            return;
+        };
+        let place = format!("{} generation {}", after.placement.host, after.placement.generation);
+        self.tell("record", format_args!("{id} {} on {place}: {}", after.state, after.state_reason));
+        let key = (id.to_owned(), after.placement.generation);
+        let host = after.placement.host.to_string();
+        let elsewhere = {
+            let mut checker = lock(&self.checker);
+            let placed = checker.placements.entry(key).or_insert_with(|| host.clone());
+            (*placed != host).then(|| placed.clone())
+        };
+        if let Some(elsewhere) = elsewhere {
+            self.broken(
+                "a generation is held by one host",
+                format_args!("{id} is on {elsewhere} and {place}"),
+            );
+        }
+        if after.state == MicrovmState::Suspended
+            && let Some(copies) = &after.snapshot
+        {
+            let number = SnapshotNumber::new(copies.generation, copies.sequence);
+            let mut checker = lock(&self.checker);
+            if let Some(counter) = checker.snapshots.get(&(id.to_owned(), number)).copied() {
+                let known = checker.acknowledged.entry(id.to_owned()).or_default();
+                *known = counter.max(*known);
+            }
+        }
+        let Some(before) = before else {
+            if lock(&self.checker).forgotten.contains_key(id) {
+                self.broken("a record that is gone stays gone", format_args!("{id} is back"));
+            }
+            return;
+        };
+        if !is_reachable(before.state, after.state) {
+            let (from, to) = (before.state, after.state);
+            self.broken("states move along their tables", format_args!("{id} from {from} to {to}"));
+        }
+        if after.placement.generation < before.placement.generation {
+            self.broken("generations rise", format_args!("{id} back to {place}"));
+        }
+        if shrinks(before.metering, after.metering)
+            || shrinks(before.metering_counted, after.metering_counted)
+        {
+            self.broken("totals grow", format_args!("what {id} has used shrank"));
+        }
+    }
+
+    /// The record of a microVM as it is.
+    pub fn record(&self, id: &str) -> Option<Microvm> {
+        codec::decode(&self.keys.value(&format!("{RECORDS}{id}"))?).ok()
+    }
+
+    pub fn records(&self) -> Vec<(String, Microvm)> {
+        let all = self.keys.under(RECORDS).into_iter();
+        all.filter_map(|(key, value)| Some((key[RECORDS.len()..].to_owned(), codec::decode(&value).ok()?)))
+            .collect()
+    }
+
+    /// A snapshot is whole on a disk, says its host.
+    pub fn note_snapshot(&self, id: &str, number: SnapshotNumber, counter: u64) {
+        let mut checker = lock(&self.checker);
+        checker.suspends += 1;
+        checker.snapshots.insert((id.to_owned(), number), counter);
+    }
+
+    /// S3 has lost a snapshot.
+    pub fn check_removed(&self, id: &str, number: SnapshotNumber) {
+        let Some(record) = self.record(id).filter(|record| record.state != MicrovmState::Terminated) else {
+            return;
+        };
+        let named = record.snapshot.filter(|copies| copies.remote);
+        if named.is_some_and(|copies| SnapshotNumber::new(copies.generation, copies.sequence) == number) {
+            let story = format!("{number} of {id} is gone, and its record names it");
+            self.broken("nothing is removed from S3 that a record may name", story);
+        }
+    }
+
+    /// A guest runs from now on, under a generation.
+    pub fn check_started(&self, id: &str, host: usize, generation: u64, counter: u64) {
+        let placed = lock(&self.checker).placements.get(&(id.to_owned(), generation)).cloned();
+        if placed.as_ref().is_some_and(|placed| *placed != format!("host-{host}")) {
+            let story = format!("{id} generation {generation} runs on host-{host}, not on {placed:?}");
+            self.broken("a generation is held by one host", story);
+        }
+        let acknowledged = lock(&self.checker).acknowledged.get(id).copied().unwrap_or(0);
+        if counter < acknowledged {
+            let story = format!("{id} woke on host-{host} with {counter} of {acknowledged} requests");
+            self.broken("no acknowledged suspend is lost", story);
+        }
+        self.check_alone(id);
+    }
+
+    /// At most one host would answer a request.
+    pub fn check_alone(&self, id: &str) {
+        let serving: Vec<usize> = self
+            .machines
+            .iter()
+            .map(|machine| machine.index)
+            .filter(|index| self.serves(*index, id))
+            .collect();
+        if serving.len() > 1 {
+            self.broken("no two hosts run one microVM", format_args!("{id} is served by hosts {serving:?}"));
+        }
+    }
+
+    /// What must hold once faults have stopped for long enough.
+    pub fn check_settled(&self) {
+        let open = lock(&self.checker).calls_open;
+        if open > 0 {
+            self.broken("every request has exactly one answer", format_args!("{open} calls have none"));
+        }
+        for (id, record) in self.records() {
+            self.check_settled_record(&id, &record);
+        }
+        for id in self.bucket.ids() {
+            let alive = self.record(&id).is_some_and(|record| record.state != MicrovmState::Terminated);
+            if !alive {
+                self.broken(
+                    "nothing is left behind",
+                    format_args!("S3 has snapshots of {id}, which has ended"),
+                );
+            }
+        }
+        for machine in self.machines.iter().filter(|machine| !machine.is_gone()) {
+            let index = machine.index;
+            for (id, state) in self.held(index) {
+                let record = self.record(&id);
+                let here = |record: &Microvm| record.placement.host.as_str() == format!("host-{index}");
+                let wanted =
+                    record.is_some_and(|record| here(&record) && record.state != MicrovmState::Terminated);
+                if !wanted {
+                    self.broken("nothing is left behind", format_args!("host-{index} holds {id}, {state:?}"));
+                }
+            }
+            let running = lock(&machine.running);
+            let (engines, slots) = (running.engines.len(), running.slots.len());
+            drop(running);
+            let held = self.held(index);
+            let awake = held.iter().filter(|(_, state)| *state == LocalState::Running).count();
+            if engines != awake || slots != awake {
+                let story = format!("host-{index}: {awake} microVMs run, {engines} engines, {slots} slots");
+                self.broken("SUSPENDED means nothing runs", story);
+            }
+        }
+    }
+
+    fn check_settled_record(&self, id: &str, record: &Microvm) {
+        let place = format!("{} generation {}", record.placement.host, record.placement.generation);
+        let index = record.placement.host.as_str().trim_start_matches("host-").parse().unwrap_or(usize::MAX);
+        let held = self.held(index).into_iter().find(|(held, _)| held == id).map(|(_, state)| state);
+        let gone = self.machines.get(index).is_none_or(|machine| machine.is_gone());
+        match record.state {
+            MicrovmState::Terminated => {}
+            MicrovmState::Running if held == Some(LocalState::Running) => {}
+            MicrovmState::Suspended => {
+                let copies = record.snapshot.clone().unwrap_or_default();
+                let number = SnapshotNumber::new(copies.generation, copies.sequence);
+                let remote = copies.remote && self.bucket.holds(id, number);
+                if copies.remote && !remote {
+                    self.broken("what a record names is there", format_args!("S3 has no {number} of {id}"));
+                }
+                let local = copies.local && held == Some(LocalState::Suspended);
+                if !(local || remote || gone) {
+                    let story = format!("{id} sleeps on {place}, which has it {held:?}; {copies:?}");
+                    self.broken("what a record names is there", story);
+                }
+            }
+            state => {
+                let story = format!("{id} is {state} on {place}, which has it {held:?}");
+                self.broken("everything comes to rest", story);
+            }
+        }
+    }
+}
