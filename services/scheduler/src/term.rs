@@ -288,7 +288,9 @@ impl Term {
             let term = Arc::clone(self);
             let record = handle.current();
             match record.intent {
-                Intent::Live if record.state == MicrovmState::Suspended => self.wake_recovered(&handle),
+                Intent::Live if record.state == MicrovmState::Suspended => {
+                    self.spawn(async move { term.wake_moved(vec![handle]).await });
+                }
                 Intent::End => self.spawn(async move { term.end(handle).await }),
                 // Same generation: a host that has it already answers with it.
                 Intent::Live => self.spawn(async move { term.launch(handle).await }),

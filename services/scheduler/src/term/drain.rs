@@ -98,7 +98,7 @@ impl Term {
             left.into_iter().filter(|handle| woken && slept_for_drain(&handle.current())).collect()
         };
         let term = Arc::clone(self);
-        self.spawn(async move { term.work_off(left, true).await });
+        self.spawn(async move { term.wake_moved(left).await });
         self.host(host)
     }
 
@@ -124,7 +124,7 @@ impl Term {
         }
         if !moved.is_empty() {
             let term = Arc::clone(self);
-            self.spawn(async move { term.work_off(moved, true).await });
+            self.spawn(async move { term.wake_moved(moved).await });
         }
     }
 
@@ -151,6 +151,11 @@ impl Term {
             // A term that is over is dropped with this note.
             term.memory().draining.remove(&host);
         });
+    }
+
+    /// Wakes what a drain has put to sleep; one that does not wake is tried again.
+    pub(crate) async fn wake_moved(self: &Arc<Self>, handles: Vec<Arc<Handle>>) {
+        self.work_off(handles, true).await;
     }
 
     /// Suspends those that run and wakes those that sleep, a few at a time, and notes why one does not move.

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use api::errors::{reason, status};
 use api::host::v1::{
-    DrainHostRequest, DrainProgress, HeartbeatRequest, Host, HostState, ListHostsRequest,
-    RegisterHostRequest, UndrainHostRequest,
+    DrainHostRequest, DrainProgress, Host, HostState, ListHostsRequest, RegisterHostRequest,
+    UndrainHostRequest,
 };
 use api::microvm::v1::MicrovmState;
 use rpc::Role;
@@ -110,13 +110,35 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
     assert_eq!(get(&client, &id).await.unwrap().host_id, "h1");
     let mut hosts = world.host(&scheduler, &host.spec.host_id);
     let clock_time = Some(api::timestamp(world.clock.now()));
+    // What it holds is named: of what a host does not name at its registration it has nothing.
+    let observed = vec![host.uploads(&id)];
     let registration =
-        RegisterHostRequest { spec: Some(host.spec.clone()), clock_time, ..Default::default() };
+        RegisterHostRequest { spec: Some(host.spec.clone()), clock_time, observed, ..Default::default() };
     hosts.register_host(registration).await.unwrap();
-    let report =
-        HeartbeatRequest { host_id: "h1".into(), observed: vec![host.uploads(&id)], ..Default::default() };
-    hosts.heartbeat(report).await.unwrap();
     drained(&world, &scheduler, "h1").await;
+    assert_eq!(becomes(&client, &id, Running).await.host_id, "h2");
+}
+
+#[tokio::test]
+async fn what_the_other_host_does_not_wake_at_once_is_tried_again() {
+    let world = World::on_manual_clock().await;
+    let scheduler = world.here(&[]);
+    let (world, scheduler, _host, client) = world.and_host(scheduler).await;
+    let id = running(&client).await.microvm_id;
+    let other = FakeHost::start(&world, "h2").await;
+    world.placeable(&scheduler, 2).await;
+    let fails = status(Code::Internal, reason::ENGINE_FAILED, "the engine failed", &[]);
+    other.script(|inner| inner.on_resume.push_back(Step::Refuse(fails)));
+    drained(&world, &scheduler, "h1").await;
+    let asleep = get(&client, &id).await.unwrap();
+    assert_eq!((asleep.state(), asleep.host_id.as_str()), (Suspended, "h2"));
+    let woken = eventually("it goes on", || async {
+        // The wake that fails may be noted only now.
+        world.clock.advance(AGAIN);
+        let microvm = get(&client, &id).await.unwrap();
+        (microvm.state() == Running).then_some(microvm)
+    });
+    assert_eq!(woken.await.host_id, "h2");
 }
 
 /// The procedure of the operators' documentation: drain, stop, replace, start, undrain; one host after the other.
