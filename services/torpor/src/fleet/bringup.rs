@@ -101,7 +101,8 @@ pub async fn run(
     result
 }
 
-fn first_record(
+/// A fleet that nothing has been started of.
+pub(super) fn first_record(
     plan: &Plan,
     components: &[Component],
     remark: Option<String>,

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
+use crate::fleet::bringup::first_record;
 use crate::fleet::plan::Plan;
 use crate::fleet::plan::tests::plan;
-use crate::fleet::record::{FleetState, unix_now};
+use crate::fleet::record::FleetState;
 
 /// A fleet without processes: what a rotation leaves on disk.
 struct World {
@@ -21,17 +22,8 @@ impl World {
             std::fs::create_dir(directory.path().join(name)).unwrap();
         }
         authority::ensure(&plan).unwrap();
-        let record = FleetRecord {
-            state: FleetState::Running,
-            message: String::new(),
-            next: String::new(),
-            supervisor: ProcessId::own(),
-            started: unix_now(),
-            components: Vec::new(),
-            endpoints: String::new(),
-            remarks: Vec::new(),
-            arguments: Vec::new(),
-        };
+        let record = first_record(&plan, &[], None, Vec::new());
+        let record = FleetRecord { state: FleetState::Running, ..record };
         record.save(&plan.run_dir()).unwrap();
         Self { directory, plan }
     }
