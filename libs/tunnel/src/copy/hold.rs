@@ -62,13 +62,8 @@ where
     /// After [`Ended::Held`](super::Ended::Held), instead of all that follows: ends the stream. The edge is told, after what the
     /// guest said last; the guest's connection is given back.
     pub async fn end(mut self) -> Option<G> {
-        let told = async {
-            let rest = &self.down.buffer[self.down.start..self.down.end];
-            self.tunnel.write_all(rest).await?;
-            self.tunnel.shutdown().await
-        };
         // An edge that does not take it notices that the connection closes.
-        let _ = tokio::time::timeout(HELD_WAIT, told).await;
+        self.say_last(&[], HELD_WAIT).await;
         self.guest.take()
     }
 
@@ -126,15 +121,21 @@ where
         if self.held.told {
             self.tunnel.signal(Signal::Resume);
         }
+        if self.say_last(rest, LINGER).await {
+            let never = CancellationToken::new();
+            self.linger(LINGER_PAUSE, [&never, &never]).await;
+        }
+    }
+
+    /// Tells the edge what it has not taken yet of the guest's bytes, then `rest`, then the end. True when it has taken all within
+    /// `wait`.
+    async fn say_last(&mut self, rest: &[u8], wait: Duration) -> bool {
         let told = async {
             self.tunnel.write_all(&self.down.buffer[self.down.start..self.down.end]).await?;
             self.tunnel.write_all(rest).await?;
             self.tunnel.shutdown().await
         };
-        if let Ok(Ok(())) = tokio::time::timeout(LINGER, told).await {
-            let never = CancellationToken::new();
-            self.linger(LINGER_PAUSE, [&never, &never]).await;
-        }
+        matches!(tokio::time::timeout(wait, told).await, Ok(Ok(())))
     }
 
     /// While held: waits for the client. True when it has sent something or is about to; false when it, or the edge, is
