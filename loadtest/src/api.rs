@@ -124,7 +124,7 @@ impl Options {
 }
 
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
-    let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
+    let context = crate::context_of(data_dir)?;
     ensure!(!context.api.is_empty(), "the fleet does not serve the AWS-compatible API");
     let room = u64::from(options.hosts) * u64::from(hosts::SLOTS);
     ensure!(

@@ -6,7 +6,8 @@ use std::time::Duration;
 
 use uuid::Uuid;
 
-/// A generator of 64 bits of state (splitmix64): small, and good enough to choose faults with.
+/// A generator of 64 bits of state (SplitMix64): small, good enough to choose faults with, and the same in every version of
+/// every library, so that a seed in a report stays good.
 #[derive(Debug, Clone)]
 pub struct Chance(u64);
 
@@ -17,6 +18,11 @@ impl Chance {
         chance.draw();
         chance.draw();
         chance
+    }
+
+    /// The numbers that follow a state.
+    pub fn from_state(state: u64) -> Self {
+        Self(state)
     }
 
     pub fn draw(&mut self) -> u64 {

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
-use client::Context;
 use tokio::task::JoinSet;
 
 pub use guard::stand_by;
@@ -68,16 +67,13 @@ pub struct Options {
 
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let fleet = Fleet::find(data_dir)?;
-    let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
+    let context = crate::context_of(data_dir)?;
     let schedule = Schedule::new(options.seed, &options.faults, &fleet.shape()?);
     ensure!(
         !schedule.is_empty(),
         "this fleet stands none of these faults: it has one of each, or no disks of its own"
     );
-    let image = match &options.image {
-        Some(name) => Image::existing(&context, name).await?,
-        None => Image::build(&context, options.memory).await?,
-    };
+    let image = Image::chosen(&context, options.image.as_deref(), options.memory).await?;
     let load = Arc::new(Load::new(&context, &image.name)?);
     let guard = Guard::start()?;
     let storm = Storm {
@@ -136,7 +132,7 @@ async fn faults(storm: &Storm<'_>, mut schedule: Schedule, options: &Options) ->
     tokio::time::sleep(CALM).await;
     while Instant::now() < ends {
         let (fault, mut chance) = schedule.next();
-        let quiet = QUIET + Duration::from_millis(chance.below(5000));
+        let quiet = QUIET + Duration::from_millis(chance.within(0..5000));
         events.push(storm.fault(fault, chance).await?);
         tokio::time::sleep(quiet).await;
     }

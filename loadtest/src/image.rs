@@ -31,8 +31,16 @@ pub struct Image {
 }
 
 impl Image {
+    /// The image of this name; without one, one that is built for the run.
+    pub async fn chosen(context: &Context, name: Option<&str>, memory_mib: u32) -> anyhow::Result<Self> {
+        match name {
+            Some(name) => Self::existing(context, name).await,
+            None => Self::build(context, memory_mib).await,
+        }
+    }
+
     /// The newest launchable version of an image.
-    pub async fn existing(context: &Context, name: &str) -> anyhow::Result<Self> {
+    async fn existing(context: &Context, name: &str) -> anyhow::Result<Self> {
         let request =
             GetImageVersionRequest { image_identifier: name.to_owned(), image_version: String::new() };
         let answer = context.call(request).await.with_context(|| format!("image {name}"))?;
@@ -41,7 +49,7 @@ impl Image {
         Ok(Self { name: name.to_owned(), snapshot, ours: false })
     }
 
-    pub async fn build(context: &Context, memory_mib: u32) -> anyhow::Result<Self> {
+    async fn build(context: &Context, memory_mib: u32) -> anyhow::Result<Self> {
         let files = [("Dockerfile", DOCKERFILE), ("app.py", APP)];
         let draft = Draft::create(context, "debian-12", memory_mib, &files).await?;
         let built = draft.built(context).await;

@@ -5,6 +5,7 @@
 
 mod api;
 mod bare;
+mod chance;
 mod chaos;
 mod hosts;
 mod image;
@@ -16,8 +17,9 @@ mod simulate;
 mod sleeps;
 mod target;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
+use anyhow::Context as _;
 use clap::{Parser, Subcommand, ValueEnum};
 use tokio::runtime;
 use tokio::signal::unix::{SignalKind, signal};
@@ -207,6 +209,11 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
         Command::ProxyHost(options) => proxy::serve_host(&options).await?,
     }
     Ok(())
+}
+
+/// The fleet that is tested.
+fn context_of(data_dir: &Path) -> anyhow::Result<client::Context> {
+    client::Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")
 }
 
 /// The parts of a measurement that were asked for: all when none was.

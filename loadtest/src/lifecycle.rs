@@ -61,11 +61,8 @@ enum Outcome {
 }
 
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
-    let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
-    let image = match &options.image {
-        Some(name) => Image::existing(&context, name).await?,
-        None => Image::build(&context, options.memory).await?,
-    };
+    let context = crate::context_of(data_dir)?;
+    let image = Image::chosen(&context, options.image.as_deref(), options.memory).await?;
     let ran = with_image(data_dir, options, &context, &image).await;
     let cleaned = image.clean_up(&context).await;
     let report = ran?;

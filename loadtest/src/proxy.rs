@@ -23,7 +23,7 @@ use std::ffi::OsStr;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, ensure};
+use anyhow::ensure;
 use clap::ValueEnum;
 use client::Context;
 
@@ -183,7 +183,7 @@ impl Options {
 
 /// Runs it.
 pub async fn run(data_dir: &Path, options: &Options, division: Option<&Division>) -> anyhow::Result<Report> {
-    let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
+    let context = crate::context_of(data_dir)?;
     ensure!(options.real_path.starts_with('/'), "--real-path must start with '/'");
     rivals::ensure_installed()?;
     let base = image::any_base(&context).await?;

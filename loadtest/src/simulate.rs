@@ -11,7 +11,6 @@
 //! breaks it each time.
 
 mod agent;
-mod chance;
 mod checker;
 mod clients;
 mod commands;

@@ -126,11 +126,8 @@ impl Report {
 }
 
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
-    let context = Context::load(data_dir).context("no fleet to test; start one with: torpor up --detach")?;
-    let image = match &options.image {
-        Some(name) => Image::existing(&context, name).await?,
-        None => Image::build(&context, options.memory).await?,
-    };
+    let context = crate::context_of(data_dir)?;
+    let image = Image::chosen(&context, options.image.as_deref(), options.memory).await?;
     let ran = tokio::select! {
         ran = with_image(&context, options, &image) => ran,
         interrupted = interrupted() => Err(interrupted),

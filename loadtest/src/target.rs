@@ -19,6 +19,17 @@ pub struct Cycle {
     pub phases: [Vec<Phase>; 3],
 }
 
+/// A microVM that sleeps when it is told to and wakes when it is called.
+pub fn never_idle() -> IdlePolicy {
+    let longest = Some(api::duration_proto(Duration::from_secs(8 * 3600)));
+    IdlePolicy {
+        max_idle_duration: longest,
+        suspended_duration: longest,
+        auto_resume_enabled: true,
+        awake_while: None,
+    }
+}
+
 #[derive(Clone)]
 pub struct Target {
     microvms: MicrovmServiceClient<Channel>,
@@ -68,15 +79,9 @@ impl Target {
     }
 
     pub async fn run(&mut self) -> anyhow::Result<Microvm> {
-        let day = Duration::from_secs(28_800);
         let request = RunMicrovmRequest {
             image_identifier: self.image.clone(),
-            idle_policy: Some(IdlePolicy {
-                max_idle_duration: Some(api::duration_proto(day)),
-                suspended_duration: Some(api::duration_proto(day)),
-                auto_resume_enabled: true,
-                awake_while: None,
-            }),
+            idle_policy: Some(never_idle()),
             ..RunMicrovmRequest::default()
         };
         self.microvms.run_microvm(request).await?.into_inner().microvm.context("no microVM")

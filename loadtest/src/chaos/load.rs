@@ -5,7 +5,6 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
-use api::common::v1::IdlePolicy;
 use api::microvm::v1::*;
 use client::{AUTH_HEADER, Call, Context, EndpointClient, HttpVersion};
 use http_body_util::{BodyExt as _, Full};
@@ -14,9 +13,11 @@ use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
 use super::check::{Checker, Count, Invariant};
-use super::schedule::Chance;
+use super::schedule::chance;
 use super::trouble::Trouble;
+use crate::chance::Chance;
 use crate::image::PAGE_SIZE;
+use crate::target;
 
 /// Longest wait for one attempt of a request; a wake on another host is within it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
@@ -105,15 +106,9 @@ impl Load {
     }
 
     pub fn launch_request(&self, client_token: String) -> RunMicrovmRequest {
-        let hours = Duration::from_secs(8 * 3600);
         RunMicrovmRequest {
             image_identifier: self.image.clone(),
-            idle_policy: Some(IdlePolicy {
-                max_idle_duration: Some(api::duration_proto(hours)),
-                suspended_duration: Some(api::duration_proto(hours)),
-                auto_resume_enabled: true,
-                awake_while: None,
-            }),
+            idle_policy: Some(target::never_idle()),
             checkpoint_interval: Some(api::duration_proto(CHECKPOINT_INTERVAL)),
             client_token,
             ..RunMicrovmRequest::default()
@@ -196,7 +191,7 @@ impl Session {
         let first = number % edges.len().max(1);
         edges.rotate_left(first);
         // The first stream of a seed is the schedule's.
-        let chance = Chance::new(seed, number as u64 + 2);
+        let chance = chance(seed, number as u64 + 2);
         Self { load: Arc::clone(load), chance, edges, held: None, launching: None, done: Done::default() }
     }
 
@@ -204,9 +199,9 @@ impl Session {
     pub async fn run(mut self) -> Done {
         let load = Arc::clone(&self.load);
         while !load.stop.is_cancelled() {
-            let pause = Duration::from_millis(self.chance.below(PAUSE_MS_MAX));
+            let pause = Duration::from_millis(self.chance.within(0..PAUSE_MS_MAX));
             tokio::select! { () = load.stop.cancelled() => break, () = tokio::time::sleep(pause) => {} }
-            let what = self.chance.below(100);
+            let what = self.chance.within(0..100);
             let did = match self.held.take() {
                 None => self.launch().await,
                 Some(held) if what < 70 => self.request(held).await,

@@ -4,6 +4,8 @@ use std::fmt;
 
 use clap::ValueEnum;
 
+use crate::chance::Chance;
+
 /// Kinds of faults, as they are asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Kind {
@@ -78,34 +80,9 @@ pub struct Shape {
     pub own_disks: bool,
 }
 
-/// Random numbers that do not change with a library's version: a seed written into a report stays good.
-#[derive(Debug, Clone)]
-pub struct Chance(u64);
-
-impl Chance {
-    /// Numbers of their own for each `stream` of a seed.
-    pub fn new(seed: u64, stream: u64) -> Self {
-        Self(seed ^ stream.wrapping_mul(0xa076_1d64_78bd_642f))
-    }
-
-    /// SplitMix64.
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ (mixed >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
-    /// A number below `bound`, which must not be 0.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
-
-    pub fn one_of<'a, T>(&mut self, of: &'a [T]) -> Option<&'a T> {
-        let bound = u64::try_from(of.len()).ok().filter(|bound| *bound > 0)?;
-        of.get(usize::try_from(self.below(bound)).ok()?)
-    }
+/// Numbers of their own for each `stream` of a seed.
+pub fn chance(seed: u64, stream: u64) -> Chance {
+    Chance::from_state(seed ^ stream.wrapping_mul(0xa076_1d64_78bd_642f))
 }
 
 /// The faults in their order, without end: every one that the fleet can stand once, shuffled, and then again.
@@ -119,7 +96,7 @@ pub struct Schedule {
 impl Schedule {
     /// `kinds` empty means all.
     pub fn new(seed: u64, kinds: &[Kind], shape: &Shape) -> Self {
-        Self { deck: faults(kinds, shape), left: Vec::new(), chance: Chance::new(seed, 0) }
+        Self { deck: faults(kinds, shape), left: Vec::new(), chance: chance(seed, 0) }
     }
 
     pub fn is_empty(&self) -> bool {
@@ -131,9 +108,9 @@ impl Schedule {
         if self.left.is_empty() {
             self.left.clone_from(&self.deck);
         }
-        let place = self.chance.below(self.left.len().max(1) as u64);
+        let place = self.chance.within(0..self.left.len().max(1) as u64);
         let fault = self.left.swap_remove(usize::try_from(place).unwrap_or_default());
-        (fault, Chance::new(self.chance.next(), 1))
+        (fault, chance(self.chance.draw(), 1))
     }
 }
 

@@ -15,7 +15,8 @@ use serde::Serialize;
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
 use super::guard::{Guard, Undo, Undoing, firewall};
 use super::load::Load;
-use super::schedule::{Chance, Fault, Victim};
+use super::schedule::{Fault, Victim};
+use crate::chance::Chance;
 
 /// How long a replica that others replace stands still: longer than any wait after which it is given up.
 const STOP: Duration = Duration::from_secs(12);
@@ -138,7 +139,7 @@ impl Storm<'_> {
             }
             parts.remove(place);
         }
-        chance.one_of(&parts).cloned().with_context(|| format!("no {victim}"))
+        chance.one(&parts).cloned().with_context(|| format!("no {victim}"))
     }
 
     async fn leader(&self) -> anyhow::Result<String> {

@@ -16,11 +16,11 @@ use rpc::{CallBounds, Replicas, Role};
 use tonic::Status;
 
 use super::agent::Agent;
-use super::chance::Chance;
 use super::driver::Order;
 use super::net::dialer;
 use super::plan::FAULTS;
 use super::world::{Node, Process, Shared, lock};
+use crate::chance::Chance;
 
 /// How long a caller waits for an answer.
 const CALL: CallBounds = CallBounds {

@@ -90,7 +90,7 @@ impl super::world::World {
         let (refused, cut) = (net.is_down(to), net.is_cut(from, to));
         drop(net);
         self.draw(|chance| {
-            let latency = |chance: &mut super::chance::Chance| {
+            let latency = |chance: &mut crate::chance::Chance| {
                 let late = if jitter > 0 { chance.within(0..jitter * 1000) } else { 0 };
                 Duration::from_micros(300 + chance.within(0..400) + late)
             };

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::chance::Chance;
 use super::world::Node;
+use crate::chance::Chance;
 
 /// Time in which faults begin.
 pub const FAULTS: Duration = Duration::from_secs(60);

@@ -20,7 +20,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::agent::Agent;
-use super::chance::{next_id, seed_ids};
 use super::checker::Broken;
 use super::clients::Client;
 use super::etcd::{Connection, expire_leases};
@@ -28,6 +27,7 @@ use super::net::dialer;
 use super::plan::{Due, FAULTS, Fault, Plan};
 use super::world::{Node, Process, Shared, World, lock};
 use super::{BASELINE_MIB, ENGINE, ROOT};
+use crate::chance::{next_id, seed_ids};
 
 /// Time in which a healed world comes to rest.
 const QUIET: Duration = Duration::from_secs(120);

@@ -16,13 +16,13 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::agent::Agent;
-use super::chance::Chance;
 use super::checker::Checker;
 use super::etcd::Keys;
 use super::machine::Machine;
 use super::net::Net;
 use super::plan::{Plan, Plant};
 use super::s3::Bucket;
+use crate::chance::Chance;
 
 /// Time of day at which every world begins.
 const BEGIN_UNIX_SECONDS: u64 = 1_700_000_000;
