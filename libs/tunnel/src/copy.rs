@@ -137,8 +137,9 @@ where
     }
 
     /// As [`copy`], and also until `hold` is cancelled and nothing is under way any more, [`ANSWER_WAIT`] later at the latest:
-    /// what looks like a request by its bytes gets its answer first. A session in which one side has closed its half is not
-    /// held but cut.
+    /// what looks like a request by its bytes gets its answer first. Nothing new is taken from the client then, so that one that
+    /// asks again and again does not keep the guest from its sleep. A session in which one side has closed its half is not held
+    /// but cut.
     pub async fn carry(
         &mut self,
         mut activity: impl FnMut(u64),
@@ -167,7 +168,8 @@ where
                     tokio::time::sleep(QUIET).await;
                 }
             };
-            let carried = std::future::poll_fn(|cx| self.poll_carry(cx, &mut activity));
+            let held = held_since.is_some();
+            let carried = std::future::poll_fn(|cx| self.poll_carry(cx, held, &mut activity));
             tokio::select! {
                 biased;
                 () = stop.cancelled() => return Ended::Cut,
@@ -211,16 +213,26 @@ where
         }
     }
 
-    fn poll_carry(&mut self, cx: &mut Context<'_>, activity: &mut impl FnMut(u64)) -> Poll<io::Result<()>> {
+    fn poll_carry(
+        &mut self,
+        cx: &mut Context<'_>,
+        held: bool,
+        activity: &mut impl FnMut(u64),
+    ) -> Poll<io::Result<()>> {
         let Some(guest) = &mut self.guest else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
         let progress = &mut self.progress;
-        let up = self.up.poll(cx, &mut self.tunnel, guest, Counted::Written, &mut |count| {
-            progress.copied.to_guest += count;
-            (progress.asked, progress.answered) = (Some(Instant::now()), None);
-            activity(count);
-        })?;
+        let up = if held && progress.answered.is_some() && !self.up.ended {
+            // What has been read already stays in the buffer: it is the guest's when it wakes.
+            Poll::Pending
+        } else {
+            self.up.poll(cx, &mut self.tunnel, guest, Counted::Written, &mut |count| {
+                progress.copied.to_guest += count;
+                (progress.asked, progress.answered) = (Some(Instant::now()), None);
+                activity(count);
+            })?
+        };
         let down = self.down.poll(cx, guest, &mut self.tunnel, Counted::Read, &mut |count| {
             progress.copied.from_guest += count;
             progress.answered = Some(Instant::now());
@@ -375,25 +387,66 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn an_answer_that_is_owed_comes_first() {
+    async fn a_client_that_asks_again_and_again_is_held_after_an_answer() {
         let (mut client, tunnel) = duplex(1024);
         let (mut app, guest) = duplex(1024);
         let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
         let mut session = Session::new(tunnel, guest);
-        client.write_all(b"question").await.unwrap();
-        let begun = Instant::now();
-        let carried = session.carry(|_| (), &stop, &hold);
-        let conversation = async {
-            app.read_exact(&mut [0; 8]).await.unwrap();
-            hold.cancel();
-            tokio::time::sleep(ANSWER_WAIT / 2).await;
-            app.write_all(b"answer").await.unwrap();
-            client.read_exact(&mut [0; 6]).await.unwrap();
-            // Owed for ever: waited for no longer than is said.
-            client.write_all(b"another").await.unwrap();
+        let answers = tokio::spawn(async move {
+            let mut asked = [0; 4];
+            let mut count = 0;
+            while app.read_exact(&mut asked).await.is_ok() {
+                tokio::time::sleep(QUIET / 4).await;
+                app.write_all(b"yes").await.unwrap();
+                count += 1;
+            }
+            count
+        });
+        let asks = async {
+            let mut asked = 0;
+            loop {
+                client.write_all(b"ask!").await.unwrap();
+                asked += 1;
+                if asked == 3 {
+                    hold.cancel();
+                }
+                if tokio::time::timeout(QUIET * 4, client.read_exact(&mut [0; 3])).await.is_err() {
+                    return asked;
+                }
+            }
         };
-        let (ended, ()) = tokio::join!(carried, conversation);
-        assert!(matches!(ended, Ended::Held));
-        assert!((ANSWER_WAIT..=ANSWER_WAIT + QUIET * 2).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        let begun = Instant::now();
+        let (ended, asked) = tokio::join!(session.carry(|_| (), &stop, &hold), asks);
+        assert!(matches!(ended, Ended::Held), "{ended:?}");
+        assert!(begun.elapsed() < ANSWER_WAIT / 2, "{:?}", begun.elapsed());
+        // The last one waits for the guest to wake: it is on its way to the guest still, or was not taken at all.
+        drop(session);
+        assert_eq!(answers.await.unwrap(), asked - 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_that_is_owed_comes_first() {
+        // Given in time, and owed for ever: waited for no longer than is said.
+        for (given, ends) in [(Some(ANSWER_WAIT / 2), ANSWER_WAIT / 2 + QUIET), (None, ANSWER_WAIT)] {
+            let (mut client, tunnel) = duplex(1024);
+            let (mut app, guest) = duplex(1024);
+            let (stop, hold) = (CancellationToken::new(), CancellationToken::new());
+            let mut session = Session::new(tunnel, guest);
+            client.write_all(b"question").await.unwrap();
+            let begun = Instant::now();
+            let carried = session.carry(|_| (), &stop, &hold);
+            let conversation = async {
+                app.read_exact(&mut [0; 8]).await.unwrap();
+                hold.cancel();
+                if let Some(given) = given {
+                    tokio::time::sleep(given).await;
+                    app.write_all(b"answer").await.unwrap();
+                    client.read_exact(&mut [0; 6]).await.unwrap();
+                }
+            };
+            let (ended, ()) = tokio::join!(carried, conversation);
+            assert!(matches!(ended, Ended::Held), "{ended:?}");
+            assert!((ends..=ends + QUIET * 2).contains(&begun.elapsed()), "{given:?}: {:?}", begun.elapsed());
+        }
     }
 }
