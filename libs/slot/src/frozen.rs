@@ -36,6 +36,8 @@ const OPTION_TIMESTAMPS: u32 = 8;
 const INFO_TIMESTAMPS: u8 = 1;
 const INFO_SACK: u8 = 2;
 const INFO_WINDOW_SCALE: u8 = 4;
+/// Segments that a new connection sends before the first acknowledgement (ten, RFC 6928), with something to spare.
+const SEGMENTS_AT_ONCE: u32 = 8;
 const STATE_ESTABLISHED: u8 = 1;
 /// The guest has closed its half; ours is open.
 const STATE_CLOSE_WAIT: u8 = 8;
@@ -161,8 +163,7 @@ impl FrozenTcp {
         rustix::net::connect(fd, &self.remote)?;
         self.set_options(fd)?;
         write_queue(fd, Queue::Receive, &self.receive_queue)?;
-        let sent = self.send_queue.len().saturating_sub(self.unsent);
-        let (sent, unsent) = self.send_queue.split_at(sent);
+        let (sent, unsent) = self.send_queue.split_at(self.sent_bytes());
         write_queue(fd, Queue::Send, sent)?;
         set(fd, TCP_REPAIR_WINDOW, &self.window)?;
         set(fd, TCP_REPAIR, &REPAIR_OFF)?;
@@ -170,6 +171,16 @@ impl FrozenTcp {
         write_all(fd, unsent)?;
         // What is in them stays; without this they would double with every sleep of a guest that does not read.
         set_buffers(fd, 0, 0)
+    }
+
+    /// How much of the send queue counts as under way. What does is sent again only when the first timeout of a new connection
+    /// is over, a second, because whatever was under way is lost with the slot; so little counts as not sent yet. Not more than
+    /// leaves at once: the guest may have had it before it slept and acknowledges it as soon as it is awake, and an
+    /// acknowledgement of what was never sent is ignored.
+    fn sent_bytes(&self) -> usize {
+        let segments = self.mss.saturating_mul(SEGMENTS_AT_ONCE);
+        let at_once = usize::try_from(segments.min(self.window.snd_wnd)).unwrap_or(usize::MAX);
+        if self.send_queue.len() <= at_once { 0 } else { self.send_queue.len().saturating_sub(self.unsent) }
     }
 
     fn set_options(&self, fd: BorrowedFd<'_>) -> io::Result<()> {
@@ -384,6 +395,40 @@ mod tests {
         guests.read_to_end(&mut read).unwrap();
         assert!(read == written, "{} of {} bytes, or others", read.len(), written.len());
         assert_eq!(received, (0..5u8).flat_map(|round| [round; 5000]).collect::<Vec<u8>>());
+    }
+
+    #[test]
+    fn little_that_was_lost_is_sent_again_without_a_timeout() {
+        own_network();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut guests, _) = listener.accept().unwrap();
+        ours.set_nodelay(true).unwrap();
+        // The first message arrives and its acknowledgement does not; the second does not arrive.
+        run(
+            "nft",
+            &["add rule ip t lost tcp sport", &listener.local_addr().unwrap().port().to_string(), "drop"],
+        );
+        ours.write_all(b"one").unwrap();
+        guests.read_exact(&mut [0; 3]).unwrap();
+        run("nft", &["add rule ip t lost drop"]);
+        ours.write_all(b"two").unwrap();
+        let frozen = open(&ours);
+        assert_eq!((frozen.send_queue.as_slice(), frozen.unsent), (b"onetwo".as_slice(), 0));
+        vanish(ours);
+        run("nft", &["flush chain ip t lost"]);
+        let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
+        frozen.thaw_into(&fresh).unwrap();
+        let mut ours = TcpStream::from(fresh);
+        let mut read = [0; 3];
+        guests.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"two");
+        // The way back is open, too.
+        guests.write_all(b"yes").unwrap();
+        ours.read_exact(&mut read).unwrap();
+        assert_eq!(&read, b"yes");
+        let info: libc::tcp_info = get(ours.as_fd(), libc::IPPROTO_TCP, libc::TCP_INFO).unwrap();
+        assert_eq!(info.tcpi_total_retrans, 0);
     }
 
     #[test]
