@@ -148,7 +148,11 @@ async fn guests_reach_neither_host_nor_each_other() {
 
 /// Stands in for the host's resolver: sends every question back with the answer bit.
 async fn resolver() -> SocketAddr {
-    let socket = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+    resolver_at("127.0.0.1:0".parse().unwrap()).await
+}
+
+async fn resolver_at(address: SocketAddr) -> SocketAddr {
+    let socket = UdpSocket::bind(address).await.unwrap();
     let address = socket.local_addr().unwrap();
     tokio::spawn(async move {
         let mut buffer = [0; 512];

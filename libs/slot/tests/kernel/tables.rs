@@ -11,7 +11,7 @@ use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 
 use crate::world::{Guest, Internet, Program, World, tracked};
-use crate::{ASK, SHORT, WAIT, resolver};
+use crate::{ASK, SHORT, WAIT, resolver_at};
 
 /// Port that takes connections and never closes one.
 const HOLDING_PORT: u16 = 9090;
@@ -207,8 +207,9 @@ print(answers([plain,plain]),answers([message(1,252),plain]),answers([message(0x
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_relay_passes_on_questions_only_and_they_are_not_tracked() {
     let world = World::new('n', 13);
-    let by_udp = resolver().await;
-    let listener = TcpListener::bind(by_udp).await.unwrap();
+    // TCP first: clients all around use up ports of TCP, hardly any of UDP.
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let by_udp = resolver_at(listener.local_addr().unwrap()).await;
     tokio::spawn(async move {
         while let Ok((mut stream, _)) = listener.accept().await {
             while let Ok(length) = stream.read_u16().await {
