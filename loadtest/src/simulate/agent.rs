@@ -312,7 +312,8 @@ impl Agent {
 impl Holdings for Agent {
     fn unreported(&self) -> Vec<ObservedMicrovm> {
         let live = lock(&self.live);
-        let shown = live.values().map(|cell| cell.with(|held| held.shown.clone()));
+        let kept = |held: &mut Held| (!held.journal.discard).then(|| held.shown.clone());
+        let shown = live.values().filter_map(|cell| cell.with(kept));
         let mut all: Vec<ObservedMicrovm> =
             shown.filter(|one| one.state() != MicrovmState::Terminated).collect();
         let ended = lock(&self.ended);

@@ -124,6 +124,25 @@ impl Agent {
             outcome => outcome,
         }
     }
+
+    /// As `Microvms::give_up`.
+    pub async fn give_up_microvm(
+        self: &Arc<Self>,
+        id: &str,
+        generation: u64,
+        named: SnapshotCopies,
+    ) -> Outcome {
+        let Some(cell) = self.get(id) else { return Ok(self.gone(id, generation, "", true)) };
+        let order = if cell.with(|held| has_diverged(held, generation, Some(&named))) {
+            Order::End { reason: format!("Replaced by generation {generation}."), discard: true }
+        } else {
+            Order::GiveUp(named)
+        };
+        match self.command(&cell, order, Some(generation)).await {
+            Err(HostError::Ended { .. }) => Ok(self.gone(id, generation, "", true)),
+            outcome => outcome,
+        }
+    }
 }
 
 /// As `Microvms::has_diverged`.

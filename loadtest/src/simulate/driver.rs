@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::microvm::v1::SnapshotCopies;
 use host_agent::simulated::{
     Admission, Ask, Cause, Event, Fence, HostError, LocalState, Process as Recorded, Sample, Spec,
-    Transition, admit, fence, observed,
+    Transition, admit, fence, is_named, observed,
 };
 use model::SnapshotNumber;
 use tokio::sync::oneshot;
@@ -27,6 +27,7 @@ pub enum Order {
     Suspend(Cause),
     Resume(Option<Box<(Spec, Option<SnapshotCopies>)>>),
     End { reason: String, discard: bool },
+    GiveUp(SnapshotCopies),
 }
 
 impl Order {
@@ -36,6 +37,7 @@ impl Order {
             Self::Suspend(_) => Ask::Suspend,
             Self::Resume(_) => Ask::Resume,
             Self::End { .. } => Ask::Terminate,
+            Self::GiveUp(_) => Ask::GiveUp,
         }
     }
 }
@@ -100,7 +102,7 @@ impl Agent {
         if !under_way && against == Fence::Newer {
             held.journal.generation = offered;
             held.journal.meter.begin_placement();
-            if !matches!(order, Order::Resume(_) | Order::End { .. }) {
+            if !matches!(order, Order::Resume(_) | Order::End { .. } | Order::GiveUp(_)) {
                 held.journal.observation += 1;
                 held.shown = observed(&held.spec.id, &held.journal, 0);
             }
@@ -108,7 +110,8 @@ impl Agent {
         match admit(held.journal.state, order.ask()) {
             Admission::Already => Met::answered(Ok(held.shown.clone())),
             Admission::Ended => Met::answered(Err(HostError::Ended { reason: held.journal.reason.clone() })),
-            Admission::Asleep => Met::answered(Err(HostError::Conflict("it is suspended".to_owned()))),
+            Admission::Asleep => Met::answered(Err(HostError::asleep())),
+            Admission::Awake => Met::answered(Err(HostError::awake())),
             Admission::Interrupt if under_way => {
                 if let Order::End { reason, discard } = order {
                     held.asked_end = Some((reason.clone(), *discard));
@@ -134,6 +137,7 @@ impl Agent {
                 self.end(&cell, &reason, discard).await;
                 Ok(())
             }
+            Order::GiveUp(named) => self.give_up(&cell, &named).await,
         };
         let asleep = cell.state() == LocalState::Suspended;
         let (waiters, outcome) = cell.with(|held| {
@@ -355,6 +359,16 @@ impl Agent {
         let asked = cell.with(|held| held.asked_end.take());
         let (reason, discard) = asked.unwrap_or_else(|| (failure.to_string(), true));
         self.end(cell, &reason, discard).await;
+    }
+
+    /// As `driver::give_up`.
+    async fn give_up(&self, cell: &Arc<Cell>, named: &SnapshotCopies) -> Result<(), HostError> {
+        let held = cell.with(|held| observed(&held.spec.id, &held.journal, 0)).snapshot;
+        if !named.remote || !held.is_some_and(|held| is_named(&held, named)) {
+            return Err(HostError::Conflict("it sleeps with another snapshot".to_owned()));
+        }
+        self.end(cell, "It is placed elsewhere.", true).await;
+        Ok(())
     }
 
     pub async fn end(&self, cell: &Arc<Cell>, reason: &str, discard: bool) {

@@ -90,9 +90,14 @@ impl HostAgentService for Service {
 
     async fn terminate(&self, request: Request<TerminateRequest>) -> Answer<TerminateResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
-        let TerminateRequest { microvm_id, generation, reason, discard } = request.into_inner();
+        let TerminateRequest { microvm_id, generation, reason, discard, asleep_with } = request.into_inner();
         let agent = Arc::clone(&self.0);
-        let work = async move { agent.terminate_microvm(&microvm_id, generation, (reason, discard)).await };
+        let work = async move {
+            match asleep_with {
+                Some(named) => agent.give_up_microvm(&microvm_id, generation, named).await,
+                None => agent.terminate_microvm(&microvm_id, generation, (reason, discard)).await,
+            }
+        };
         let observed = self.detached(work).await.map_err(|failure| status(&failure))?;
         Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }

@@ -70,6 +70,9 @@ pub struct View {
     pub observed: ObservedMicrovm,
     /// The way into the guest; present while it is RUNNING.
     pub gate: Option<Arc<Gate>>,
+    /// It is being dropped without a report. Its record lives on, with the generation that is held here: the scheduler must not
+    /// take the end of what is here for the microVM's.
+    pub discarded: bool,
 }
 
 /// What a driver is asked for.
@@ -87,6 +90,8 @@ pub enum Command {
     /// With the turn that it waited for, unless it seemed to be awake.
     Resume(Option<Box<ResumeOrder>>, Option<Turn>),
     End(EndOrder),
+    /// Drop it if it sleeps with this snapshot: it is about to be placed elsewhere.
+    GiveUp(SnapshotCopies),
 }
 
 /// A wake ordered by the scheduler.

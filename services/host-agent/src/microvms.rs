@@ -279,6 +279,22 @@ impl Microvms {
         Ok(self.gone(&id, generation, &order.reason, order.discard))
     }
 
+    /// Drops what sleeps here, if that is what `named` says; what an older placement has left here may go in any case.
+    pub async fn give_up(&self, id: &str, generation: u64, named: SnapshotCopies) -> Outcome {
+        let id: MicrovmId = id.parse().map_err(|error| invalid("microvm_id", &error))?;
+        let gone = || Ok(self.gone(&id, generation, "", true));
+        let Some(handle) = self.get(id.as_str()) else { return gone() };
+        let command = if self.has_diverged(&handle, generation, Some(&named)) {
+            Command::End(EndOrder::discarding(format!("Replaced by generation {generation}.")))
+        } else {
+            Command::GiveUp(named)
+        };
+        match handle.command(command, Some(generation)).await {
+            Err(HostError::Ended { .. }) => gone(),
+            outcome => outcome,
+        }
+    }
+
     /// Closes what the scheduler says is stale of this generation to requests, at once, and drops it: no hook. An answer that
     /// was made before a new placement here names the older one, and does not touch what that has begun. One whose record has
     /// `ended` leaves an end here, so that S3 is cleared of it.
@@ -318,7 +334,10 @@ impl Microvms {
         let handles: Vec<Handle> = self.live().values().cloned().collect();
         let mut all: Vec<ObservedMicrovm> = handles
             .iter()
-            .filter(|handle| handle.view.borrow().state != LocalState::Gone)
+            .filter(|handle| {
+                let view = handle.view.borrow();
+                view.state != LocalState::Gone && !view.discarded
+            })
             .map(Handle::observed)
             .collect();
         let ended = self.ended();

@@ -71,6 +71,14 @@ pub enum HostError {
 
 impl HostError {
     /// A start that was interrupted because the microVM is to end.
+    pub fn asleep() -> Self {
+        Self::Conflict("the microVM is suspended".to_owned())
+    }
+
+    pub fn awake() -> Self {
+        Self::Conflict("the microVM is awake".to_owned())
+    }
+
     pub fn terminating() -> Self {
         Self::Interrupted("the microVM is being terminated".to_owned())
     }

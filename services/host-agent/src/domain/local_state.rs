@@ -63,12 +63,14 @@ pub enum Ask {
     /// Connect to it, waking it when it sleeps.
     OpenWaking,
     Terminate,
+    /// Drop it unless it is awake.
+    GiveUp,
 }
 
 impl Ask {
     /// Every question, for tests over the whole table.
     #[cfg(test)]
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Launch,
         Self::Suspend,
         Self::KeepAwake,
@@ -76,6 +78,7 @@ impl Ask {
         Self::Open,
         Self::OpenWaking,
         Self::Terminate,
+        Self::GiveUp,
     ];
 }
 
@@ -93,6 +96,8 @@ pub enum Admission {
     Already,
     /// Refused: it is suspended and may not be woken.
     Asleep,
+    /// Refused: it runs.
+    Awake,
     /// Refused: it has ended or is ending.
     Ended,
 }
@@ -101,23 +106,24 @@ pub enum Admission {
 /// Only a launch or a wake may be interrupted; a suspend that has begun is finished first, because until its
 /// manifest is there the session exists nowhere else, unless it is called off before the pause (`microvm::suspend`).
 pub fn admit(state: LocalState, ask: Ask) -> Admission {
-    use Admission::{After, Already, Asleep, Begin, Ended, Interrupt, Join};
+    use Admission::{After, Already, Asleep, Awake, Begin, Ended, Interrupt, Join};
     match (state, ask) {
         (LocalState::Launching, Ask::Launch | Ask::Resume) => Join,
         (
             LocalState::Launching | LocalState::Waking,
-            Ask::Suspend | Ask::KeepAwake | Ask::Open | Ask::OpenWaking,
+            Ask::Suspend | Ask::KeepAwake | Ask::Open | Ask::OpenWaking | Ask::GiveUp,
         ) => After,
         (LocalState::Launching | LocalState::Waking, Ask::Terminate) => Interrupt,
 
         (LocalState::Running, Ask::Launch | Ask::Resume | Ask::Open | Ask::OpenWaking) => Already,
         (LocalState::Running, Ask::Suspend | Ask::KeepAwake | Ask::Terminate) => Begin,
+        (LocalState::Running, Ask::GiveUp) => Awake,
 
         (LocalState::Suspending, Ask::Suspend) => Join,
         (LocalState::Suspending, _) => After,
 
         (LocalState::Suspended, Ask::Launch | Ask::Suspend) => Already,
-        (LocalState::Suspended, Ask::Resume | Ask::OpenWaking | Ask::Terminate) => Begin,
+        (LocalState::Suspended, Ask::Resume | Ask::OpenWaking | Ask::Terminate | Ask::GiveUp) => Begin,
         (LocalState::Suspended, Ask::Open | Ask::KeepAwake) => Asleep,
 
         (LocalState::Waking, Ask::Resume) => Join,

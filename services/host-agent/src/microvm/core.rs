@@ -149,7 +149,8 @@ impl Core {
             LocalState::Running => self.live.as_ref().map(|live| Arc::clone(&live.gate)),
             _ => None,
         };
-        let view = View { state: self.journal.state, generation: self.journal.generation, observed, gate };
+        let Journal { state, generation, discard: discarded, .. } = self.journal;
+        let view = View { state, generation, observed, gate, discarded };
         self.view.send_replace(view);
     }
 

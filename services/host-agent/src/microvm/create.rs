@@ -34,7 +34,8 @@ pub fn build(
     let activity = Arc::new(Activity::new(journal.meter.endpoint_bytes));
     activity.begin(ActivityKind::Start, host);
     let observed = observed(&id, &journal, journal.meter.endpoint_bytes);
-    let view = View { state: journal.state, generation: journal.generation, observed, gate: None };
+    let view =
+        View { state: journal.state, generation: journal.generation, observed, gate: None, discarded: false };
     let core = Core {
         host: Arc::clone(host),
         _image: host.image_snapshots.note_use(&spec.snapshot.manifest_digest),

@@ -21,6 +21,7 @@ use crate::domain::transition::Cause;
 use crate::domain::{HostError, LocalState};
 use crate::wakes::Turn;
 
+mod give_up;
 mod lost;
 
 pub const NOTICES_MAX: usize = 16;
@@ -187,31 +188,20 @@ impl Driver {
     async fn handle_command(&mut self, message: Message) -> ControlFlow<Ended> {
         let Message { mut command, generation, reply } = message;
         if let Err(failure) = self.fence(generation, &command) {
-            let _ = reply.send(Err(failure));
-            return ControlFlow::Continue(());
+            return answered(reply, Err(failure));
         }
         let state = self.core.journal.state;
         match admit(state, ask(&command)) {
-            Admission::Already => {
-                let _ = reply.send(Ok(self.core.observed()));
-                ControlFlow::Continue(())
-            }
-            Admission::Asleep => {
-                let _ = reply.send(Err(HostError::Conflict("the microVM is suspended".to_owned())));
-                ControlFlow::Continue(())
-            }
+            Admission::Already => answered(reply, Ok(self.core.observed())),
+            Admission::Asleep => answered(reply, Err(HostError::asleep())),
+            Admission::Awake => answered(reply, Err(HostError::awake())),
             Admission::Ended => {
-                let _ = reply.send(Err(HostError::Ended { reason: self.core.journal.reason.clone() }));
-                ControlFlow::Continue(())
+                answered(reply, Err(HostError::Ended { reason: self.core.journal.reason.clone() }))
             }
             Admission::Begin => match &mut command {
-                Command::Launch => {
-                    let _ = reply.send(Ok(self.core.observed()));
-                    ControlFlow::Continue(())
-                }
+                Command::Launch => answered(reply, Ok(self.core.observed())),
                 Command::Suspend(_) | Command::Checkpoint if self.core.is_out_of_space() => {
-                    let _ = reply.send(Err(HostError::out_of_space(&self.core.files.live_disk())));
-                    ControlFlow::Continue(())
+                    answered(reply, Err(HostError::out_of_space(&self.core.files.live_disk())))
                 }
                 Command::Suspend(cause) => {
                     let drained = *cause == TransitionCause::Drain;
@@ -221,27 +211,24 @@ impl Driver {
                 }
                 Command::KeepAwake(duration) => {
                     let kept = self.core.keep_awake(*duration);
-                    let _ = reply.send(kept.map(|()| self.core.observed()));
-                    ControlFlow::Continue(())
+                    answered(reply, kept.map(|()| self.core.observed()))
                 }
                 Command::Checkpoint => {
                     let made = self.core.checkpoint_asked().await;
-                    let _ = reply.send(made.map(|()| self.core.observed()));
-                    ControlFlow::Continue(())
+                    answered(reply, made.map(|()| self.core.observed()))
                 }
                 Command::Save => {
                     self.core.sample();
                     let saved = self.core.save();
-                    let _ = reply.send(saved.map(|()| self.core.observed()));
-                    ControlFlow::Continue(())
+                    answered(reply, saved.map(|()| self.core.observed()))
                 }
                 Command::Resume(order, turn) => self.wake(order.take(), turn.take(), Some(reply)).await,
                 Command::End(order) => self.end(order, true, Some(reply)).await,
+                Command::GiveUp(named) => self.give_up(named, reply).await,
             },
             // Nothing is under way between two inputs, so a settled state never answers these.
             Admission::Join | Admission::After | Admission::Interrupt => {
-                let _ = reply.send(Err(HostError::Internal(format!("{state:?} is not settled"))));
-                ControlFlow::Continue(())
+                answered(reply, Err(HostError::Internal(format!("{state:?} is not settled"))))
             }
         }
     }
@@ -259,7 +246,7 @@ impl Driver {
                 self.core.journal.meter.begin_placement();
                 self.core.activity.begin_placement();
                 // The numbering of observations begins again with a generation; a resume or an end publishes.
-                if !matches!(command, Command::Resume(..) | Command::End(_)) {
+                if !matches!(command, Command::Resume(..) | Command::End(_) | Command::GiveUp(_)) {
                     self.core.publish();
                 }
                 Ok(())
@@ -426,6 +413,12 @@ impl Driver {
             let _ = message.reply.send(if ended { Ok(observed.clone()) } else { Err(failure.clone()) });
         }
     }
+}
+
+fn answered(reply: oneshot::Sender<Outcome>, outcome: Outcome) -> ControlFlow<Ended> {
+    // A caller that hung up has nothing to hear.
+    let _ = reply.send(outcome);
+    ControlFlow::Continue(())
 }
 
 async fn due(at: Option<tokio::time::Instant>) {

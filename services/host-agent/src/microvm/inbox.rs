@@ -88,7 +88,10 @@ fn admit_message(
             let _ = message.reply.send(Err(HostError::Ended { reason: observed.state_reason }));
         }
         Admission::Asleep => {
-            let _ = message.reply.send(Err(HostError::Conflict("the microVM is suspended".to_owned())));
+            let _ = message.reply.send(Err(HostError::asleep()));
+        }
+        Admission::Awake => {
+            let _ = message.reply.send(Err(HostError::awake()));
         }
         Admission::Interrupt => {
             cancel.cancel();
@@ -113,6 +116,7 @@ pub fn ask(command: &Command) -> Ask {
         Command::KeepAwake(_) | Command::Checkpoint | Command::Save => Ask::KeepAwake,
         Command::Resume(..) => Ask::Resume,
         Command::End(_) => Ask::Terminate,
+        Command::GiveUp(_) => Ask::GiveUp,
     }
 }
 

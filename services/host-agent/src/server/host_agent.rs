@@ -130,8 +130,13 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
-        let order = EndOrder { reason: request.reason, discard: request.discard };
-        let ended = async move { microvms.terminate(&request.microvm_id, request.generation, order).await };
+        let TerminateRequest { microvm_id, generation, reason, discard, asleep_with } = request;
+        let ended = async move {
+            match asleep_with {
+                Some(named) => microvms.give_up(&microvm_id, generation, named).await,
+                None => microvms.terminate(&microvm_id, generation, EndOrder { reason, discard }).await,
+            }
+        };
         let observed = detached(ended).await?;
         Ok(Response::new(TerminateResponse { observed: Some(observed) }))
     }

@@ -212,9 +212,9 @@ impl Tunnels {
         let mut permit = None;
         let mut view = handle.view.clone();
         loop {
-            let (state, gate, reason) = {
+            let (state, gate) = {
                 let view = view.borrow_and_update();
-                (view.state, view.gate.clone(), view.observed.state_reason.clone())
+                (view.state, view.gate.clone())
             };
             if let (LocalState::Running, Some(gate)) = (state, gate) {
                 return Ok(gate);
@@ -224,7 +224,7 @@ impl Tunnels {
                 Admission::Asleep => {
                     return Err(Refusal::new(OpenStatus::Suspended, "the microVM is suspended"));
                 }
-                Admission::Ended => return Err(Refusal::ended(&reason)),
+                Admission::Ended => return Err(ended(handle)),
                 _ => {}
             }
             if permit.is_none() {
@@ -234,7 +234,7 @@ impl Tunnels {
             if admission == Admission::Begin {
                 self.wake(handle).await?;
             } else {
-                wait(&mut view, &reason).await?;
+                wait(&mut view, handle).await?;
             }
         }
     }
@@ -253,18 +253,17 @@ impl Tunnels {
                 turn.map_err(|full| Refusal::new(OpenStatus::NoRoom, full.to_string()))?
             }
             _ = view.wait_for(|view| matches!(view.state, LocalState::Terminating | LocalState::Gone)) => {
-                return Err(Refusal::ended(&handle.observed().state_reason));
+                return Err(ended(handle));
             }
         };
-        let handle = handle.clone();
+        let woken = handle.clone();
         // Its own task: a caller that hangs up must not stop a wake that others have joined.
-        let woken =
-            tokio::spawn(async move { handle.command(Command::Resume(None, Some(turn)), None).await });
+        let woken = tokio::spawn(async move { woken.command(Command::Resume(None, Some(turn)), None).await });
         let woken = woken.await;
         match woken {
             Ok(Ok(_)) => Ok(()),
             Ok(Err(HostError::Capacity(message))) => Err(Refusal::new(OpenStatus::NoRoom, message)),
-            Ok(Err(HostError::Ended { reason })) => Err(Refusal::ended(&reason)),
+            Ok(Err(HostError::Ended { .. })) => Err(ended(handle)),
             Ok(Err(failure)) => Err(Refusal::new(OpenStatus::WakeFailed, failure.to_string())),
             Err(error) => Err(Refusal::new(OpenStatus::WakeFailed, format!("the wake died: {error}"))),
         }
@@ -307,10 +306,19 @@ fn unreached(failure: &GateError, port: u16) -> Refusal {
     }
 }
 
-async fn wait(view: &mut watch::Receiver<View>, reason: &str) -> Result<(), Refusal> {
+/// What it means to the edge that the host has dropped a microVM, or is about to.
+fn ended(handle: &Handle) -> Refusal {
+    let view = handle.view.borrow();
+    if view.discarded {
+        return Refusal::new(OpenStatus::NotHere, "the microVM is placed elsewhere");
+    }
+    Refusal::ended(&view.observed.state_reason)
+}
+
+async fn wait(view: &mut watch::Receiver<View>, handle: &Handle) -> Result<(), Refusal> {
     match tokio::time::timeout(WAIT_MAX, view.changed()).await {
         Ok(Ok(())) => Ok(()),
-        Ok(Err(_)) => Err(Refusal::ended(reason)),
+        Ok(Err(_)) => Err(ended(handle)),
         Err(_) => Err(Refusal::busy("the microVM took too long")),
     }
 }

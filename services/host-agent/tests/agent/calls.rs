@@ -225,7 +225,23 @@ pub async fn terminate(agent: &Agent, id: &str, generation: u64) -> Result<Obser
         microvm_id: id.to_owned(),
         generation,
         reason: "The test is over.".to_owned(),
-        discard: false,
+        ..Default::default()
+    };
+    Ok(client(agent, Role::Scheduler).terminate(request).await?.into_inner().observed.unwrap())
+}
+
+/// Has a sleeping microVM dropped before it is placed elsewhere.
+pub async fn give_up(
+    agent: &Agent,
+    id: &str,
+    generation: u64,
+    asleep_with: &SnapshotCopies,
+) -> Result<ObservedMicrovm, Status> {
+    let request = TerminateRequest {
+        microvm_id: id.to_owned(),
+        generation,
+        asleep_with: Some(asleep_with.clone()),
+        ..Default::default()
     };
     Ok(client(agent, Role::Scheduler).terminate(request).await?.into_inner().observed.unwrap())
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use api::errors::reason_of;
-use api::host::v1::StaleMicrovm;
+use api::host::v1::{ObservedMicrovm, StaleMicrovm};
 use api::hostagent::v1::{Egress, EgressPolicy, egress};
 use api::microvm::v1::MicrovmState;
 use api::tunnel::v1::OpenStatus;
@@ -157,7 +157,8 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     let elsewhere = world.agent(4096).await;
     let nowhere = resume(&elsewhere, &one, 2, None).await.unwrap_err();
     assert_eq!(reason_of(&nowhere).as_deref(), Some("NOT_HERE"));
-    let woken = resume(&elsewhere, &one, 2, uploaded.snapshot).await.unwrap();
+    let first = uploaded.snapshot.unwrap();
+    let woken = resume(&elsewhere, &one, 2, Some(first.clone())).await.unwrap();
     eprintln!("elsewhere {}", steps(&woken));
     assert_eq!(get(&elsewhere, id, "count").await, "2");
 
@@ -175,6 +176,21 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     );
     assert_eq!(stored().await.len(), before.len());
     assert_eq!(get(&elsewhere, id, "count").await, "3", "the one that was placed anew runs on");
+
+    // Before it is placed elsewhere again, its host drops it, unless it is awake or has slept again since.
+    let refused = give_up(&elsewhere, id, 2, &first).await.unwrap_err();
+    assert_eq!(reason_of(&refused).as_deref(), Some("STATE_CONFLICT"), "{refused}");
+    assert_eq!(get(&elsewhere, id, "count").await, "4");
+    suspend(&elsewhere, id, 2).await.unwrap();
+    let in_s3 =
+        |one: &ObservedMicrovm| one.snapshot.as_ref().is_some_and(|it| it.remote && it.generation == 2);
+    let (uploaded, _) = until(&elsewhere, id, in_s3).await;
+    give_up(&elsewhere, id, 2, &first).await.unwrap_err();
+    let before = stored().await;
+    give_up(&elsewhere, id, 2, &uploaded.snapshot.unwrap()).await.unwrap();
+    assert!(elsewhere.names("microvms").is_empty() && elsewhere.names("ended").is_empty());
+    assert_eq!(stored().await.len(), before.len());
+    assert!(observed(&elsewhere).await.is_empty(), "its record lives on: nothing is said of its end");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -5,14 +5,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::hostagent::v1::TerminateRequest;
+use api::microvm::v1::SnapshotCopies;
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId};
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::commit::apply_event;
 use super::memory::Handle;
 use super::{BACKOFF, Term};
-use crate::adapters::agents::{ErrorClass, bounded, classify};
+use crate::adapters::agents::{ErrorClass, bounded, classify, refusal_of};
 use crate::domain::microvm::{Intent, Microvm, REASON_SUCCESS};
 use crate::domain::observation::RecordChange;
 use crate::refusal::Refusal;
@@ -116,6 +117,7 @@ impl Term {
             generation: microvm.placement.generation,
             reason: microvm.state_reason.clone(),
             discard: false,
+            asleep_with: None,
         };
         let timeout = Duration::from_secs(self.config().timeouts.terminate_seconds);
         let mut client = self.context.agents.client(host, &address)?;
@@ -176,23 +178,44 @@ impl Term {
         }
     }
 
+    /// Has the host of a microVM that sleeps drop its copy, before another one wakes it from S3. False when it is awake there, or
+    /// sleeps with another snapshot than the record names.
+    pub(crate) async fn have_given_up(&self, microvm: &Microvm) -> Result<bool, Refusal> {
+        let host = &microvm.placement.host;
+        let status = match self.drop_on_host(host, microvm, microvm.snapshot.clone()).await {
+            Ok(()) => return Ok(true),
+            Err(status) => status,
+        };
+        match classify(&status) {
+            ErrorClass::NotHere => Ok(true),
+            ErrorClass::Final if status.code() == Code::FailedPrecondition => Ok(false),
+            _ => Err(refusal_of(host, status)),
+        }
+    }
+
     /// Tells a host to drop what it should not hold; once, for tidiness: it is
     /// told again whenever it reports it.
     pub(crate) async fn discard(&self, host: &HostId, microvm: &Microvm) {
-        let Some(address) = self.grpc_address(host) else {
-            return;
-        };
-        let Ok(mut client) = self.context.agents.client(host, &address) else {
-            return;
-        };
+        if let Err(status) = self.drop_on_host(host, microvm, None).await {
+            tracing::debug!(%host, microvm = %microvm.id, %status, "not discarded yet");
+        }
+    }
+
+    async fn drop_on_host(
+        &self,
+        host: &HostId,
+        microvm: &Microvm,
+        asleep_with: Option<SnapshotCopies>,
+    ) -> Result<(), Status> {
+        let address = self.grpc_address(host).ok_or_else(|| Status::unavailable("the host is away"))?;
+        let mut client = self.context.agents.client(host, &address)?;
         let request = TerminateRequest {
             microvm_id: microvm.id.to_string(),
             generation: microvm.placement.generation,
             reason: String::new(),
             discard: true,
+            asleep_with,
         };
-        if let Err(status) = bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await {
-            tracing::debug!(%host, microvm = %microvm.id, %status, "not discarded yet");
-        }
+        bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await.map(drop)
     }
 }

@@ -356,6 +356,11 @@ impl Term {
         (!host.spec.grpc_address.is_empty()).then(|| host.spec.grpc_address.clone())
     }
 
+    /// Whether a host has stopped serving by now, wherever it is: what slept there may wake elsewhere.
+    pub(crate) fn is_fenced(&self, host: &HostId, now: SystemTime) -> bool {
+        self.may_give_up(&self.memory(), host, self.config().fence_grace(), now)
+    }
+
     /// Whether a host is given up.
     pub(crate) fn is_lost(&self, host: &HostId) -> bool {
         let (memory, grace) = (self.memory(), self.config().lost_grace());

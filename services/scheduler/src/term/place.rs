@@ -24,7 +24,8 @@ use crate::refusal::Refusal;
 pub(crate) const PLACES_MAX: usize = 3;
 
 impl Term {
-    /// Places a microVM on another host, durably, with the next generation.
+    /// Places a microVM on another host, durably, with the next generation. One that has woken by itself meanwhile stays where
+    /// it is: its record is returned as it was.
     pub(crate) async fn move_elsewhere(
         self: &Arc<Self>,
         handle: &Arc<Handle>,
@@ -46,6 +47,11 @@ impl Term {
         let key = &microvm.spec.snapshot.manifest_key;
         let (host, fingerprint) = choose(&self.memory(), &demand, key, now)?;
         let from = microvm.placement.clone();
+        // A host wakes what it holds without asking anybody. When the scheduler dies after this, the record names a host that
+        // holds nothing: it wakes there from S3, or moves.
+        if slept && !self.is_fenced(&from.host, now) && !self.have_given_up(&microvm).await? {
+            return Ok(microvm);
+        }
         // When the scheduler dies after this write and before it asks the new host, the record names a host
         // that has never heard of the microVM. The next launch or wake asks that host with this generation;
         // the old host is told to drop its copy when it next reports it.
@@ -58,8 +64,10 @@ impl Term {
                 Ok(RecordChange::Durable)
             })
             .await?;
-        let term = Arc::clone(self);
-        self.spawn(async move { term.discard(&from.host, &microvm).await });
+        if !slept {
+            let term = Arc::clone(self);
+            self.spawn(async move { term.discard(&from.host, &microvm).await });
+        }
         Ok(moved)
     }
 }

@@ -70,13 +70,8 @@ impl Term {
     async fn place_to_wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<Arc<Microvm>, Refusal> {
         let microvm = handle.current();
         let host = &microvm.placement.host;
-        let now = self.now();
-        let fence = self.config().fence_grace();
-        let (state, fenced) = {
-            let memory = self.memory();
-            let state = memory.hosts.get(host).map(|host| host.state());
-            (state, self.may_give_up(&memory, host, fence, now))
-        };
+        let state = self.memory().hosts.get(host).map(|host| host.state());
+        let fenced = self.is_fenced(host, self.now());
         match (state, microvm.has_remote_copy()) {
             // A refused host takes nothing new; what it holds is its own.
             (Some(HostState::Ready | HostState::Refused), _) => Ok(microvm),

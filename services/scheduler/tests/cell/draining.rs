@@ -20,6 +20,48 @@ use MicrovmState::{Running, Suspended};
 /// Longer than it takes until a microVM that did not move is tried again.
 const AGAIN: Duration = Duration::from_secs(11);
 
+/// A microVM that sleeps on h1, which has no room to wake it; h2 has.
+async fn asleep_on_a_full_host() -> (World, Scheduler, [FakeHost; 2], Client, String) {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    suspend(&client, &id).await.unwrap();
+    let other = FakeHost::start(&world, "h2").await;
+    world.placeable(&scheduler, 2).await;
+    let full = status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "no memory", &[]);
+    host.script(|inner| inner.on_resume.push_back(Step::Refuse(full)));
+    (world, scheduler, [host, other], client, id)
+}
+
+#[tokio::test]
+async fn one_host_has_dropped_its_copy_before_another_wakes_it() {
+    let (_world, _scheduler, [host, other], client, id) = asleep_on_a_full_host().await;
+    // It does not answer to that: nobody knows whether it wakes it a moment later.
+    host.script(|inner| inner.on_terminate.push_back(tonic::Status::unavailable("away")));
+    assert_eq!(resume(&client, &id).await.unwrap_err().code(), Code::Unavailable);
+    let asleep = get(&client, &id).await.unwrap();
+    assert_eq!((asleep.state(), asleep.host_id.as_str(), asleep.generation), (Suspended, "h1", 1));
+    assert_eq!(other.asked(|inner| inner.resumes.len()), 0);
+
+    let full = status(Code::ResourceExhausted, reason::INSUFFICIENT_CAPACITY, "no memory", &[]);
+    host.script(|inner| inner.on_resume.push_back(Step::Refuse(full)));
+    let woken = resume(&client, &id).await.unwrap();
+    assert_eq!((woken.host_id.as_str(), woken.generation), ("h2", 2));
+    let told = host.asked(|inner| inner.terminates.clone());
+    let named = told[1].asleep_with.as_ref().unwrap();
+    assert_eq!((told.len(), told[1].generation, named.sequence, named.remote), (2, 1, 1, true));
+}
+
+#[tokio::test]
+async fn what_has_woken_by_itself_stays_where_it_is() {
+    let (_world, _scheduler, [host, other], client, id) = asleep_on_a_full_host().await;
+    // A request came when there was room again.
+    host.observes(&id, Running);
+    let woken = resume(&client, &id).await.unwrap();
+    assert_eq!((woken.state(), woken.host_id.as_str(), woken.generation), (Running, "h1", 1));
+    assert_eq!(other.asked(|inner| inner.resumes.len()), 0);
+    assert!(host.asked(|inner| inner.held.contains_key(&id)));
+}
+
 /// Begins the drain of a host, or asks how far it has come.
 async fn drain(world: &World, scheduler: &Scheduler, id: &str) -> (HostState, DrainProgress) {
     let request = DrainHostRequest { host_id: id.into(), wake_elsewhere: true };

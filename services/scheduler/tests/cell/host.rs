@@ -42,6 +42,8 @@ pub struct Inner {
     pub on_launch: VecDeque<Step>,
     pub on_suspend: VecDeque<Step>,
     pub on_resume: VecDeque<Step>,
+    /// Refusals.
+    pub on_terminate: VecDeque<Status>,
     /// Why it suspends what it suspends next.
     pub suspend_cause: i32,
     pub remote_copies: bool,
@@ -242,6 +244,14 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
     script.react("Terminate", move |request: TerminateRequest| {
         let mut inner = host.lock().unwrap();
         inner.terminates.push(request.clone());
+        if let Some(status) = inner.on_terminate.pop_front() {
+            return Err(status);
+        }
+        let runs = inner.held.get(&request.microvm_id).is_some_and(|it| it.state() == MicrovmState::Running);
+        if request.asleep_with.is_some() && runs {
+            let reason = errors::reason::STATE_CONFLICT;
+            return Err(errors::status(Code::FailedPrecondition, reason, "it is awake", &[]));
+        }
         let observed = inner.step(&request.microvm_id, request.generation, MicrovmState::Terminated);
         inner.held.remove(&request.microvm_id);
         Ok(TerminateResponse { observed: Some(observed) })
