@@ -108,6 +108,10 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
     let progress = stays(&world, &scheduler, "on its way to S3").await;
     assert_eq!((progress.running, progress.only_here, progress.to_wake), (0, 1, 0));
     assert_eq!(get(&client, &id).await.unwrap().host_id, "h1");
+    // A caller that wants it awake is not turned away meanwhile.
+    if let Ok(answer) = tokio::time::timeout(Duration::from_secs(1), resume(&client, &id)).await {
+        panic!("{answer:?}");
+    }
     let mut hosts = world.host(&scheduler, &host.spec.host_id);
     let clock_time = Some(api::timestamp(world.clock.now()));
     // What it holds is named: of what a host does not name at its registration it has nothing.
@@ -187,7 +191,6 @@ async fn traffic(client: Client, ids: Vec<String>, over: Arc<AtomicBool>) -> usi
     let mut calls = 0;
     while !over.load(Ordering::Relaxed) {
         for id in &ids {
-            // In the moment between its sleep and its copy in S3 nobody may wake it yet; an edge holds the request.
             eventually("a request to be answered", || async { resume(&client, id).await.ok() }).await;
             calls += 1;
         }
