@@ -124,6 +124,25 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
 }
 
 #[tokio::test]
+async fn a_host_on_which_something_is_being_woken_cannot_go_yet() {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    suspend(&client, &id).await.unwrap();
+    host.script(|inner| inner.on_resume.push_back(Step::Hang));
+    let waking = tokio::spawn({
+        let (client, id) = (client.clone(), id.clone());
+        async move { resume(&client, &id).await }
+    });
+    eventually("the host to be asked", || async {
+        host.asked(|inner| !inner.resumes.is_empty()).then_some(())
+    })
+    .await;
+    let progress = stays(&world, &scheduler, "it is being woken").await;
+    assert_eq!((progress.running, progress.only_here, progress.to_wake), (1, 0, 0));
+    waking.abort();
+}
+
+#[tokio::test]
 async fn what_the_other_host_does_not_wake_at_once_is_tried_again() {
     let world = World::on_manual_clock().await;
     let scheduler = world.here(&[]);
