@@ -1,5 +1,6 @@
 //! Finds the host of a microVM and opens a tunnel to it, through launches, wakes and moves. Every wait is
-//! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`.
+//! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`, for
+//! each host that the microVM is placed on.
 
 use std::io;
 use std::sync::Arc;
@@ -80,7 +81,9 @@ struct Search {
     label: Uuid,
     changes: watch::Receiver<()>,
     give_up: Instant,
-    /// Set by the first host that does not take the tunnel.
+    /// Of the placement that is looked at.
+    generation: u64,
+    /// Set by the first refusal of the host that it is placed on.
     stop_looking: Option<Instant>,
     pauses: Backoff,
     /// How the last host that was asked answered.
@@ -114,6 +117,7 @@ impl Dialer {
             label,
             changes: self.table.changes(label),
             give_up: Instant::now() + self.limits.launch_wait(),
+            generation: 0,
             stop_looking: None,
             pauses: PAUSES,
             last: None,
@@ -121,6 +125,10 @@ impl Dialer {
         loop {
             search.changes.mark_unchanged();
             let route = self.table.get(label).ok_or(Refusal::MicrovmConnectFailed)?.route;
+            if route.generation > search.generation {
+                // Elsewhere the search begins anew.
+                (search.generation, search.stop_looking) = (route.generation, None);
+            }
             match attempt::for_route(&route) {
                 Move::Refuse(refusal) => return Err(refusal),
                 Move::Wait => self.wait_for_host(&mut search, &route).await?,
