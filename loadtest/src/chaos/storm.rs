@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use rpc::{CallBounds, Replicas, Role};
 use serde::Serialize;
 
+use super::check::Invariant;
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
 use super::guard::{Guard, Undo, Undoing, firewall};
 use super::load::Load;
@@ -35,6 +36,8 @@ const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for every part to be well again after a fault.
 const WELL_MAX: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(50);
+/// By then the load has read what records say.
+const LOOKED: Duration = Duration::from_secs(3);
 /// A probing client leaves a silent replica for the next after this.
 const PROBE: CallBounds = CallBounds {
     attempt: Duration::from_millis(500),
@@ -130,10 +133,17 @@ impl Storm<'_> {
             Fault::SlowS3 => self.slow(process).await?,
             Fault::FullDisk => self.full_disk(part).await?,
             Fault::Lose => self.lose(part, process, hosts).await?,
-            Fault::Rotate => ("every service and member", self.rotate().await?),
-            Fault::Restart(_) => ("the process, well", self.restart(part, process).await?),
-            Fault::Upgrade => ("all hosts", self.upgrade().await?),
+            Fault::Rotate => ("every service and member", self.done(self.rotate().await)),
+            Fault::Restart(_) => ("the process, well", self.done(self.restart(part, process).await)),
+            Fault::Upgrade => ("all hosts", self.done(self.upgrade().await)),
         })
+    }
+
+    /// How long upkeep took that was done.
+    fn done(&self, upkeep: anyhow::Result<Duration>) -> Option<Duration> {
+        let broken = || upkeep.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        self.load.checker().check(Invariant::Upkeep, upkeep.is_ok(), broken);
+        upkeep.ok()
     }
 
     /// Takes a host from the fleet as a machine goes: its host-agent answers nobody, its engines are gone, and it does not come back
@@ -155,6 +165,11 @@ impl Storm<'_> {
         // A machine that comes back has another host-agent than the one that it went with.
         process.signal(Signal::SIGKILL);
         drop(stopped);
+        // What had no recovery point ends when that one says so, or its host is given up: until then it is the loss's doing.
+        for host in hosts {
+            self.until(async || self.is_ready(host).await).await;
+        }
+        tokio::time::sleep(LOOKED).await;
         Ok(recovered)
     }
 

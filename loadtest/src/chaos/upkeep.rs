@@ -30,7 +30,7 @@ const HOSTS_MAX: u32 = 100;
 
 impl Storm<'_> {
     /// Runs `torpor certs rotate`, all its steps.
-    pub(super) async fn rotate(&self) -> anyhow::Result<Option<Duration>> {
+    pub(super) async fn rotate(&self) -> anyhow::Result<Duration> {
         let started = Instant::now();
         let mut rotation = tokio::process::Command::new(self.fleet.program());
         rotation.arg("--data-dir").arg(self.fleet.data_dir()).args(["certs", "rotate"]);
@@ -40,34 +40,35 @@ impl Storm<'_> {
         let ended = ended.await.context("torpor certs rotate does not end")?.context("torpor")?;
         let said = String::from_utf8_lossy(&ended.stderr);
         ensure!(ended.status.success(), "torpor certs rotate: {}", said.trim());
-        Ok(Some(started.elapsed()))
+        Ok(started.elapsed())
     }
 
     /// Has a process end properly, and waits until the supervisor has started another that is well.
-    pub(super) async fn restart(&self, part: &Part, process: Process) -> anyhow::Result<Option<Duration>> {
+    pub(super) async fn restart(&self, part: &Part, process: Process) -> anyhow::Result<Duration> {
         let started = Instant::now();
         process.signal(Signal::SIGTERM);
         let is_back = || self.fleet.is_back(&part.name, process).unwrap_or(false);
-        let back = self.until(async || is_back()).await;
-        Ok(back.then(|| started.elapsed()))
+        ensure!(self.until(async || is_back()).await, "{} does not come back", part.name);
+        Ok(started.elapsed())
     }
 
     /// Drains one host after the other, starts its host-agent anew, and takes it back.
-    pub(super) async fn upgrade(&self) -> anyhow::Result<Option<Duration>> {
+    pub(super) async fn upgrade(&self) -> anyhow::Result<Duration> {
         let started = Instant::now();
+        // One that an earlier upgrade did not come to take back.
+        self.take_back().await?;
         for part in self.fleet.parts(HOST)? {
             let host = host_id(&part.name);
             *self.drained.lock().unwrap_or_else(PoisonError::into_inner) = Some(host.clone());
             self.drain(&host).await?;
             let process = part.process.with_context(|| format!("{} does not run", part.name))?;
-            let restarted = self.restart(&part, process).await?;
-            ensure!(restarted.is_some(), "{} does not come back", part.name);
+            self.restart(&part, process).await?;
             self.take_back().await?;
             // The next one's microVMs need room here.
             let ready = self.until(async || self.is_ready(&host).await).await;
             ensure!(ready && self.well().await.is_some(), "{host} is not ready again");
         }
-        Ok(Some(started.elapsed()))
+        Ok(started.elapsed())
     }
 
     /// Takes back the host that is drained, if one is.
@@ -101,7 +102,8 @@ impl Storm<'_> {
         }
     }
 
-    async fn is_ready(&self, host_id: &str) -> bool {
+    /// Whether a host takes placements.
+    pub(super) async fn is_ready(&self, host_id: &str) -> bool {
         let request = ListHostsRequest { page_size: HOSTS_MAX, ..ListHostsRequest::default() };
         let ready = |host: &Host| host.state() == HostState::Ready && is_named(host, host_id);
         let answer = request.send(&self.load.schedulers, CALL).await;
