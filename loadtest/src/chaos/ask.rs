@@ -82,20 +82,21 @@ impl Asker {
             let failed = |error| Unanswered { error, may_have_come: true };
             let response = response.map_err(|error| failed(error.into()))?;
             let status = response.status();
+            let goes = response.headers().get(http::header::CONNECTION).is_some_and(|value| value == "close");
             let body = response.into_body().collect().await.map_err(|error| failed(error.into()))?;
-            Ok((status, body.to_bytes(), connection))
+            Ok((status, body.to_bytes(), connection, goes))
         };
         let answer = tokio::time::timeout(wait, answering).await.unwrap_or_else(|_| {
             Err(Unanswered { error: anyhow::anyhow!("no answer in {wait:?}"), may_have_come: true })
         });
-        let (status, body, connection) = match answer {
+        let (status, body, connection, goes) = match answer {
             Ok(answer) => answer,
             Err(unanswered) => {
                 self.edges.rotate_left(1);
                 return Err(unanswered);
             }
         };
-        if self.manner != Manner::Anew && connection.connection.is_open() {
+        if self.manner != Manner::Anew && !goes && connection.connection.is_open() {
             self.kept = Some(connection);
         }
         if status.is_success() && body.len() <= ANSWER_BYTES_MAX {

@@ -194,6 +194,8 @@ impl<H: Handler> Connections<H> {
         let _quiet = Counted::new(&self.handler.connections().quiet);
         let left = self.bounds.idle.saturating_sub(client.activity.idle_for().unwrap_or_default());
         tokio::select! {
+            // What has come comes before an end.
+            biased;
             next = next => next.ok().filter(|bytes| !bytes.is_empty()),
             () = tokio::time::sleep(left) => None,
             () = self.last_call() => None,
@@ -231,6 +233,8 @@ impl<H: Handler> Connections<H> {
         let mut last_call = pin!(self.last_call());
         loop {
             tokio::select! {
+                // A request that has come is begun before the connection may be closed.
+                biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(client = %client.address, %error, "a client connection broke");
