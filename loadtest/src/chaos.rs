@@ -1,4 +1,4 @@
-//! Faults on a real fleet, under load, and the invariants that must hold all the same.
+//! Faults on a real fleet, or upkeep of it, under load, and the invariants that must hold all the same.
 //!
 //! ```text
 //! schedule (seed) -> storm: one fault at a time, undone by its guard --signals--> processes of torpor up
@@ -7,6 +7,7 @@
 //!                    trouble <- load: sessions, one microVM each -> check: what held
 //! ```
 
+mod ask;
 mod check;
 mod fleet;
 mod guard;
@@ -15,9 +16,10 @@ mod report;
 mod schedule;
 mod storm;
 mod trouble;
+mod upkeep;
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
@@ -50,7 +52,7 @@ pub struct Options {
     /// Which faults come in which order, and what the load does.
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Kinds of faults; all when none is named.
+    /// Kinds of faults or upkeep; all faults when none is named.
     #[arg(long, value_enum, value_delimiter = ',')]
     faults: Vec<Kind>,
     /// Image to use: its app must answer GET / on port 8080 with {"count": N}, one more each time. Without it, an image
@@ -82,13 +84,16 @@ pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
         load: Arc::clone(&load),
         guard: guard.clone(),
         began: Instant::now(),
+        drained: Mutex::default(),
     };
     let ran = under_load(&storm, schedule, options).await;
     // No fault is on any more.
     guard.end();
+    let taken_back = storm.take_back().await;
     let ended = load.end_all().await;
     let cleaned = image.clean_up(&context).await;
     let (events, done) = ran?;
+    taken_back?;
     ended?;
     cleaned?;
     let checker = load.checker();

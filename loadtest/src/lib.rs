@@ -121,14 +121,19 @@ enum Command {
     /// them, while one process of the fleet after the other is killed (kill), stands
     /// still for 12 to 35 seconds and then goes on where it was (stop), or has its packets
     /// dropped for 12 seconds (partition: schedulers, edges, members of etcd); S3 stands
-    /// still four fifths of the time (slow-s3), or a file takes what a host's disk has
-    /// free (full-disk). The seed says which and when. Every fault is undone, also after
-    /// Ctrl-C and when this program is killed; only processes that torpor up started in
-    /// this data directory are signalled or cut off.
+    /// still four fifths of the time (slow-s3), a file takes what a host's disk has
+    /// free (full-disk), or a host is lost: its agent stands still for 35 seconds and its
+    /// engines are killed (lose). The seed says which and when. Every fault is undone, also
+    /// after Ctrl-C and when this program is killed; only processes that torpor up started
+    /// in this data directory, and engines that run in it, are signalled or cut off.
+    ///
+    /// Upkeep is asked for by name, and nothing may fail for it: torpor certs rotate
+    /// (rotate); a scheduler, edge, image-builder or host-agent is ended by SIGTERM and
+    /// started again (restart); one host after the other is drained, its host-agent started
+    /// anew, and the host taken back (upgrade).
     ///
     /// Not covered: packets lost between some parts only, partitions of hosts and
-    /// image-builders, hosts that lose their engines, and clock steps, because a machine's
-    /// processes share its wall clock.
+    /// image-builders, and clock steps, because a machine's processes share its wall clock.
     ///
     /// Exits with 1 when an invariant is broken. Use a fleet of its own:
     /// torpor up --detach --hosts 3 --schedulers 2 --edges 2 --builders 2 --etcd-members 3

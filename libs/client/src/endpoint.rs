@@ -163,6 +163,15 @@ pub struct EndpointConnection {
 }
 
 impl EndpointConnection {
+    /// False once the edge has ended it.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        match &self.sender {
+            Sender::Http1(sender) => !sender.is_closed(),
+            Sender::Http2(sender) => !sender.is_closed(),
+        }
+    }
+
     /// Sends a request whose URI is a path; answers when the response's head is
     /// there. The caller bounds the wait.
     pub fn send(

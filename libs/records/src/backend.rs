@@ -69,6 +69,8 @@ pub struct Transaction {
     pub reads: Vec<Vec<u8>>,
     /// Whether these reads bring values.
     pub values: bool,
+    /// Whether it may be sent twice: once done it is refused from then on, and its sender can tell its own doing from others'.
+    pub repeatable: bool,
 }
 
 /// What became of a transaction.

@@ -4,6 +4,9 @@
 //! same expectations: if they had not happened, they happen now; if they had, etcd refuses them, and the
 //! *witness*, the key of the first write, holds what that write put there. A refusal without a lost answer
 //! before it is somebody else's doing, whatever the witness holds.
+//!
+//! So a member of etcd that is silent need not be waited for: another one is asked to do the same, and a refusal after that is as one
+//! after a lost answer.
 
 use futures::future::BoxFuture;
 
@@ -60,7 +63,7 @@ impl Store {
             let mut answer_lost = false;
             loop {
                 tenure.check()?;
-                match self.txn(writes.clone(), tenure.guard()).await {
+                match self.transact(writes.clone(), tenure.guard(), true).await {
                     Ok(revision) => return Ok(Committed::At(revision)),
                     Err(Error::Conflict { .. }) => match self.witness(&writes).await {
                         Ok((true, found)) if answer_lost => {

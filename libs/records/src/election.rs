@@ -134,6 +134,7 @@ impl Store {
             steps: vec![Step::Put { key: full.clone(), value: instance.into(), lease: Some(lease.id()) }],
             reads: vec![full],
             values: true,
+            repeatable: false,
         };
         let holder = match self.backend().transact(create).await? {
             Outcome::Done(revision) => return Ok(Some(revision)),

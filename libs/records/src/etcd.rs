@@ -70,7 +70,7 @@ impl Backend for Etcd {
 
     fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome>> {
         Box::pin(async move {
-            let Transaction { conditions, steps, reads, values } = transaction;
+            let Transaction { conditions, steps, reads, values, repeatable } = transaction;
             let read = |key: Vec<u8>| {
                 let keys_only = (!values).then(|| GetOptions::new().with_keys_only());
                 TxnOp::get(key, keys_only)
@@ -83,9 +83,15 @@ impl Backend for Etcd {
                 let (mut kv, txn) = (kv(client), txn.clone());
                 async move { kv.txn(txn).await }
             };
-            let response = self.0.ask("transaction", Again::IfNotSent, commit).await?;
+            let again = if repeatable { Again::Always } else { Again::IfNotSent };
+            let (response, several) = self.0.ask_several("transaction", again, commit).await?;
             if response.succeeded() {
                 return Ok(Outcome::Done(response.header().map_or(0, |header| header.revision())));
+            }
+            if several {
+                // Perhaps because another member has done it, whose answer was not waited for.
+                let detail = "asked of two members, and refused by one".to_owned();
+                return Err(Error::Unavailable { determinate: false, detail });
             }
             let found = response.op_responses().into_iter().map(|response| match response {
                 TxnOpResponse::Get(mut get) => get.take_kvs().into_iter().next().map(pair),

@@ -16,6 +16,8 @@ use crate::{Error, Result, Store};
 
 /// Keepalives per time to live.
 const KEEPALIVES_PER_TTL: u32 = 4;
+/// The same while etcd does not answer: its members may take most of a short one to elect another of them.
+const RETRIES_PER_TTL: u32 = 16;
 /// Shortest time to live; etcd rounds up below this.
 const TTL_MIN: Duration = Duration::from_secs(1);
 
@@ -134,7 +136,7 @@ async fn keep_alive(store: Store, id: i64, ttl: Duration, state: watch::Sender<S
             state.send_modify(|state| state.ended = true);
             return;
         }
-        tokio::time::sleep(backoff.next_pause().min(ttl / KEEPALIVES_PER_TTL)).await;
+        tokio::time::sleep(backoff.next_pause().min(ttl / RETRIES_PER_TTL)).await;
     }
 }
 

@@ -1,8 +1,8 @@
 //! The members of etcd's cluster, of which one is asked at a time.
 //!
 //! All calls go to the same member until it does not answer; then all of them go to the next. So the loss of a member is
-//! felt by the calls that it had, and by no later ones. A call that was never sent is made again at the next member, and
-//! so is one that changes nothing.
+//! felt by the calls that it had, and by no later ones. A call that was never sent is made again at the next member. One that does
+//! no harm when it is made twice does not wait for a member that is silent: after [`HEDGE_AFTER`] the next one is asked as well.
 
 use std::future::Future;
 use std::ops::Deref;
@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
+use futures::future::{Either, select};
 use futures::{FutureExt as _, TryFutureExt as _};
 use reload::Reloaded;
 
@@ -20,6 +21,9 @@ use crate::{Error, Result};
 
 /// Longest wait for a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long one member is waited for alone. A cluster on good disks answers in a few milliseconds; one that is slow gets each call
+/// twice, and no more.
+const HEDGE_AFTER: Duration = Duration::from_millis(200);
 /// Interval of, and patience with, HTTP/2 pings: a dead peer is noticed.
 const KEEP_ALIVE: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(2));
 
@@ -88,10 +92,27 @@ impl Members {
     where
         A: Future<Output = std::result::Result<T, etcd_client::Error>>,
     {
+        self.ask_several(what, again, call).await.map(|(answer, _)| answer)
+    }
+
+    /// The same. With the answer comes whether another member may have done what was asked for, too.
+    pub async fn ask_several<T, A>(
+        &self,
+        what: &str,
+        again: Again,
+        call: impl Fn(&Client) -> A,
+    ) -> Result<(T, bool)>
+    where
+        A: Future<Output = std::result::Result<T, etcd_client::Error>>,
+    {
         let mut attempts = self.count;
+        let mut several = false;
         loop {
             let member = self.current();
-            let answer = bounded(what, call(&member)).await;
+            let answer = match again {
+                Again::Always => self.hedged(what, &member, &call, &mut several).await,
+                Again::IfNotSent => bounded(what, call(&member)).await,
+            };
             attempts -= 1;
             match answer {
                 Err(error) if error.is_unavailable() => {
@@ -99,11 +120,47 @@ impl Members {
                     if attempts == 0 || (again == Again::IfNotSent && !error.is_determinate()) {
                         return Err(error);
                     }
+                    several |= !error.is_determinate();
                     tracing::debug!(%error, what, "asking another member of etcd");
                 }
-                other => return other,
+                other => return other.map(|answer| (answer, several)),
             }
         }
+    }
+
+    /// Asks a member, and the next one as well when that is silent for a while. Whichever answers first is gone by, and asked from
+    /// now on; the other call is given up.
+    async fn hedged<T, A>(
+        &self,
+        what: &str,
+        member: &Member,
+        call: &impl Fn(&Client) -> A,
+        several: &mut bool,
+    ) -> Result<T>
+    where
+        A: Future<Output = std::result::Result<T, etcd_client::Error>>,
+    {
+        let mut first = Box::pin(bounded(what, call(member)));
+        if !self.are_several() {
+            return first.await;
+        }
+        if let Ok(answer) = tokio::time::timeout(HEDGE_AFTER, &mut first).await {
+            return answer;
+        }
+        let next = Member { clients: Arc::clone(&member.clients), place: (member.place + 1) % self.count };
+        *several = true;
+        let second = Box::pin(bounded(what, call(&next)));
+        let (answer, by_next) = match select(first, second).await {
+            Either::Left((Err(error), second)) if error.is_unavailable() => (second.await, true),
+            Either::Right((Err(error), first)) if error.is_unavailable() => (first.await, false),
+            Either::Left((answer, _)) => (answer, false),
+            Either::Right((answer, _)) => (answer, true),
+        };
+        if by_next && answer.is_ok() {
+            tracing::debug!(what, "another member of etcd answered first");
+            self.leave(member);
+        }
+        answer
     }
 }
 
@@ -142,4 +199,56 @@ pub(crate) async fn bounded<T>(
     call: impl Future<Output = std::result::Result<T, etcd_client::Error>>,
 ) -> Result<T> {
     within(what, CALL_TIMEOUT, call).await
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::{pending, ready};
+
+    use settings::EtcdSettings;
+    use tokio::time::Instant;
+
+    use super::*;
+
+    /// Members that nobody connects to.
+    fn members(count: usize) -> Members {
+        let endpoints = (1..=count).map(|port| format!("http://127.0.0.1:{port}")).collect();
+        let settings = EtcdSettings { endpoints, ..EtcdSettings::default() };
+        Members::new(&Options::from(&settings)).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_silent_member_is_not_waited_for_where_asking_twice_does_no_harm() {
+        for (count, again, expected, elapsed) in [
+            (2, Again::Always, Some(true), HEDGE_AFTER),
+            // Of a change that must not be made twice nothing is known when its member says nothing.
+            (2, Again::IfNotSent, None, CALL_TIMEOUT),
+            (1, Again::Always, None, CALL_TIMEOUT),
+        ] {
+            let (members, calls) = (members(count), AtomicUsize::new(0));
+            let started = Instant::now();
+            let answer = members.ask_several("test", again, |_| {
+                let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+                async move { if first { pending().await } else { ready(Ok(())).await } }
+            });
+            let answer = answer.await.ok().map(|((), several)| several);
+            assert_eq!((answer, started.elapsed()), (expected, elapsed), "{count} {again:?}");
+            assert_eq!(members.current().place, if count == 1 { 0 } else { 1 }, "it is left");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_member_that_answers_first_all_the_same_is_kept() {
+        let (members, calls) = (members(3), AtomicUsize::new(0));
+        let answer = members.ask_several("test", Again::Always, |_| {
+            let first = calls.fetch_add(1, Ordering::Relaxed) == 0;
+            let takes = if first { HEDGE_AFTER * 2 } else { HEDGE_AFTER * 3 };
+            async move {
+                tokio::time::sleep(takes).await;
+                Ok(first)
+            }
+        });
+        assert_eq!(answer.await.unwrap(), (true, true));
+        assert_eq!((members.current().place, calls.into_inner()), (0, 2));
+    }
 }

@@ -254,11 +254,24 @@ impl Store {
         writes: Vec<Write>,
         guard: Option<&'a Leadership>,
     ) -> BoxFuture<'a, Result<i64>> {
+        self.transact(writes, guard, false)
+    }
+
+    /// The same, and of several members at a time if `twice`: when it is not known which of them did it, that is
+    /// [`Error::Unavailable`].
+    pub(crate) fn transact<'a>(
+        &'a self,
+        writes: Vec<Write>,
+        guard: Option<&'a Leadership>,
+        twice: bool,
+    ) -> BoxFuture<'a, Result<i64>> {
         Box::pin(async move {
             if writes.len() > WRITES_MAX {
                 return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
             }
-            let mut transaction = Transaction::default();
+            // Each write that expects something changes what it expects: once done, it is refused.
+            let repeatable = twice && writes.iter().any(|write| write.expect() != Expect::Any);
+            let mut transaction = Transaction { repeatable, ..Transaction::default() };
             for write in &writes {
                 let key = self.full(write.key())?;
                 match write.expect() {

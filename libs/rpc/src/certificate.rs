@@ -14,7 +14,9 @@ use x509_parser::prelude::{FromDer as _, X509Certificate};
 use crate::TlsIdentity;
 
 /// Name of the metric whose labels say what a process shows and trusts.
-const IN_USE: &str = "torpor_certificate";
+const IN_USE: &str = "certificate";
+/// What the names of a service's metrics begin with.
+const PREFIX: &str = "torpor_";
 
 /// A certificate as one tells it from others.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,7 +72,9 @@ impl InUse {
     /// Reads it from the text of `/metrics`.
     #[must_use]
     pub fn in_metrics(text: &str) -> Option<Self> {
-        let line = text.lines().find_map(|line| line.strip_prefix(IN_USE)?.strip_prefix("_info{"))?;
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(PREFIX)?.strip_prefix(IN_USE)?.strip_prefix("_info{"))?;
         let label = |name: &str| {
             let rest = line.split(name).nth(1)?.strip_prefix("=\"")?;
             Some(rest.split('"').next()?.to_owned())
@@ -111,7 +115,7 @@ impl Collector for Shown {
         let ends = Facts::of(&self.0.fresh().certificate).map_or(0, |facts| facts.not_after);
         let ends = ConstGauge::new(ends);
         let help = "When that certificate ends, in seconds since 1970";
-        let name = "torpor_certificate_end_seconds";
+        let name = "certificate_end_seconds";
         ends.encode(encoder.encode_descriptor(name, help, None, ends.metric_type())?)
     }
 }

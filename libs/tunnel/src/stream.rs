@@ -17,12 +17,18 @@ pub trait Reattach<S>: Send + Sync {
     /// Waits until the guest is awake, or wakes it as soon as `wake` is cancelled; then opens the stream anew. An error ends
     /// the stream.
     fn reattach(&self, wake: CancellationToken) -> BoxFuture<'static, io::Result<Channel<S>>>;
+
+    /// Returns when the guest is elsewhere than where the stream was opened or taken up last: its host, if it is lost, says nothing of
+    /// it, and neither does the connection.
+    fn moved(&self) -> BoxFuture<'static, ()>;
 }
 
 /// One stream. Read and write it from one task: what is read brings a write on.
 pub struct Stream<S> {
     state: State<S>,
     reattach: Box<dyn Reattach<S>>,
+    /// Of where it leads now.
+    moved: BoxFuture<'static, ()>,
 }
 
 enum State<S> {
@@ -49,7 +55,8 @@ impl<S> std::fmt::Debug for Stream<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
     /// A stream that has just been opened.
     pub fn new(channel: Channel<S>, reattach: Box<dyn Reattach<S>>) -> Self {
-        Self { state: State::Open(channel), reattach }
+        let moved = reattach.moved();
+        Self { state: State::Open(channel), reattach, moved }
     }
 
     /// The open channel, once there is one. `speak` says that the client has something for the guest.
@@ -95,7 +102,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Stream<S> {
                             self.state = State::Detached(reattached, wake);
                             return Poll::Pending;
                         }
-                        Poll::Ready(channel) => self.state = State::Open(channel?),
+                        Poll::Ready(channel) => {
+                            self.state = State::Open(channel?);
+                            self.moved = self.reattach.moved();
+                        }
                     }
                 }
                 State::Closed => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
@@ -131,7 +141,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for Stream<S> {
     ) -> Poll<io::Result<()>> {
         loop {
             let channel = ready!(self.poll_open(cx, false))?;
-            match ready!(channel.poll_event(cx, buffer))? {
+            let Poll::Ready(event) = channel.poll_event(cx, buffer) else {
+                // A guest that fell asleep would have been held before it went elsewhere: this host is lost with what is under way.
+                ready!(self.moved.as_mut().poll(cx));
+                self.state = State::Closed;
+                return Poll::Ready(Err(io::ErrorKind::ConnectionReset.into()));
+            };
+            match event? {
                 Event::Bytes | Event::End => return Poll::Ready(Ok(())),
                 Event::Signal(Signal::Hold(number)) => {
                     channel.signal(Signal::Held(number));
@@ -187,6 +203,20 @@ mod tests {
     /// Gives the connection that it was made with, once it is asked to wake the guest.
     struct Once(Mutex<Option<DuplexStream>>);
 
+    /// A guest that is elsewhere as soon as the token says so.
+    struct Lost(CancellationToken);
+
+    impl Reattach<DuplexStream> for Lost {
+        fn reattach(&self, _: CancellationToken) -> BoxFuture<'static, io::Result<Channel<DuplexStream>>> {
+            unreachable!("it does not sleep")
+        }
+
+        fn moved(&self) -> BoxFuture<'static, ()> {
+            let lost = self.0.clone();
+            Box::pin(async move { lost.cancelled().await })
+        }
+    }
+
     impl Reattach<DuplexStream> for Once {
         fn reattach(&self, wake: CancellationToken) -> BoxFuture<'static, io::Result<Channel<DuplexStream>>> {
             let next = self.0.lock().unwrap().take();
@@ -194,6 +224,10 @@ mod tests {
                 wake.cancelled().await;
                 next.map(Channel::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
             })
+        }
+
+        fn moved(&self) -> BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
         }
     }
 
@@ -264,6 +298,20 @@ mod tests {
             session.attach(slept);
             echo(&mut session, &mut client, &mut guest, b"again").await;
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn it_ends_when_its_guest_goes_on_elsewhere_and_its_host_says_nothing() {
+        let (here, mut silent) = duplex(64);
+        let lost = CancellationToken::new();
+        let mut client = Stream::new(Channel::new(here), Box::new(Lost(lost.clone())));
+        client.write_all(b"question").await.unwrap();
+        client.flush().await.unwrap();
+        silent.read_u8().await.unwrap();
+        let answer = tokio::time::timeout(std::time::Duration::from_secs(900), client.read_u8());
+        assert!(answer.await.is_err(), "its host may still answer");
+        lost.cancel();
+        assert_eq!(client.read_u8().await.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
     }
 
     #[tokio::test(start_paused = true)]

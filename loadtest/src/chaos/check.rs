@@ -25,6 +25,7 @@ pub enum Invariant {
     Totals,
     Kept,
     Answered,
+    Upkeep,
 }
 
 #[derive(Debug, Clone, Serialize)]
@@ -83,6 +84,7 @@ impl Default for Checker {
             "totals grow",
             "what was launched is kept",
             "requests of healthy hosts are answered",
+            "upkeep fails no request and no call",
         ];
         let held = names.map(|invariant| Held { invariant, checks: 0, broken: 0, evidence: Vec::new() });
         Self { held: held.into(), microvms: HashMap::new(), totals: HashMap::new(), went_back: 0 }

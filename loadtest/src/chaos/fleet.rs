@@ -84,6 +84,39 @@ impl Fleet {
         Ok(fleet)
     }
 
+    pub fn data_dir(&self) -> &Path {
+        &self.data_dir
+    }
+
+    /// The program that the fleet was started by.
+    pub fn program(&self) -> PathBuf {
+        self.data_dir.join("bin/torpor")
+    }
+
+    /// Whether a part is well again, as another process than before.
+    pub fn is_back(&self, name: &str, before: Process) -> anyhow::Result<bool> {
+        let part = self.record()?.components.into_iter().find(|part| part.name == name);
+        Ok(part.is_some_and(|part| {
+            part.health == "healthy" && part.process.is_some_and(|process| process != before)
+        }))
+    }
+
+    /// Kills the engines of a host: the processes that run in its directory.
+    pub fn kill_engines(&self, host: &str) -> anyhow::Result<()> {
+        let number = host.rsplit('-').next().unwrap_or_default();
+        let directory = self.data_dir.join(format!("hosts/h{number}"));
+        for entry in std::fs::read_dir("/proc")? {
+            let entry = entry?;
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+            let stat = std::fs::read_to_string(entry.path().join("stat")).ok();
+            let Some(start_time) = stat.as_deref().and_then(start_time) else { continue };
+            if std::fs::read_link(entry.path().join("cwd")).is_ok_and(|runs| runs.starts_with(&directory)) {
+                Process { pid, start_time }.signal(Signal::SIGKILL);
+            }
+        }
+        Ok(())
+    }
+
     fn record(&self) -> anyhow::Result<Record> {
         let path = self.data_dir.join("run/fleet.json");
         let text = std::fs::read(&path).with_context(|| {
@@ -157,6 +190,10 @@ mod tests {
         assert_eq!(fleet.parts(MEMBER).unwrap().len(), 2);
         assert_eq!(fleet.sick().unwrap(), ["etcd-2"]);
         assert_eq!(fleet.shape().unwrap().hosts, 1);
+        let before = Process { pid: 1, start_time: 2 };
+        assert!(!fleet.is_back(MEMBER, before).unwrap(), "it is the same process");
+        assert!(fleet.is_back(MEMBER, Process { start_time: 1, ..before }).unwrap());
+        assert!(!fleet.is_back("etcd-2", Process { start_time: 1, ..before }).unwrap(), "it is not well yet");
         assert!(Fleet::find(directory.path()).is_err(), "its supervisor is another process");
     }
 }

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use api::microvm::v1::*;
-use client::{AUTH_HEADER, Call, Context, EndpointClient, HttpVersion};
-use http_body_util::{BodyExt as _, Full};
+use client::{Call, Context};
 use rpc::{CallBounds, Replicas, Role};
-use serde::Deserialize;
 use tokio_util::sync::CancellationToken;
 
+use super::ask::{Asker, Unanswered};
 use super::check::{Checker, Count, Invariant};
 use super::schedule::chance;
 use super::trouble::Trouble;
@@ -21,6 +20,8 @@ use crate::target;
 
 /// Longest wait for one attempt of a request; a wake on another host is within it.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// The same during upkeep, when the first attempt is to be answered however long it is held.
+const HELD_MAX: Duration = Duration::from_secs(60);
 /// A request of a healthy host must have been answered within this, over all attempts.
 const ANSWER_MAX: Duration = Duration::from_secs(10);
 /// How long a request is tried; by then every part that a fault took is back.
@@ -37,14 +38,11 @@ const PAUSE_MS_MAX: u64 = 800;
 const POLL: Duration = Duration::from_secs(1);
 /// How often a recovery point is made, so that a lost host's microVMs go on elsewhere.
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(5);
-/// Longest answer of the app that is read, in bytes.
-const ANSWER_BYTES_MAX: usize = 4096;
 
 /// What all sessions share.
 pub struct Load {
     pub schedulers: Replicas,
-    endpoints: EndpointClient,
-    edges: Vec<String>,
+    context: Context,
     image: String,
     checker: Mutex<Checker>,
     pub trouble: Trouble,
@@ -62,6 +60,8 @@ pub struct Done {
     pub failed: u64,
     /// Longest time from a request to its answer while its host was healthy, in milliseconds.
     pub healthy_ms_max: u64,
+    /// The same during upkeep.
+    pub upkeep_ms_max: u64,
 }
 
 impl Done {
@@ -72,6 +72,7 @@ impl Done {
         self.resumes += other.resumes;
         self.failed += other.failed;
         self.healthy_ms_max = self.healthy_ms_max.max(other.healthy_ms_max);
+        self.upkeep_ms_max = self.upkeep_ms_max.max(other.upkeep_ms_max);
     }
 }
 
@@ -83,17 +84,11 @@ struct Held {
     has_answered: bool,
 }
 
-#[derive(Deserialize)]
-struct Answer {
-    count: u64,
-}
-
 impl Load {
     pub fn new(context: &Context, image: &str) -> anyhow::Result<Self> {
         Ok(Self {
             schedulers: context.replicas(Role::Scheduler)?,
-            endpoints: EndpointClient::new(&context.ca)?,
-            edges: context.edge.split(',').map(str::to_owned).collect(),
+            context: context.clone(),
             image: image.to_owned(),
             checker: Mutex::default(),
             trouble: Trouble::default(),
@@ -115,8 +110,22 @@ impl Load {
         }
     }
 
+    /// Makes a call, which upkeep may hold and may not fail.
     async fn call<M: Call>(&self, message: M) -> Result<M::Answer, tonic::Status> {
-        message.send(&self.schedulers, CALL).await
+        let upkeep = self.trouble.is_upkeep();
+        let what = std::any::type_name::<M>().rsplit("::").next().unwrap_or_default();
+        let started = Instant::now();
+        let answer = message.send(&self.schedulers, CALL).await;
+        if upkeep || self.trouble.is_upkeep() {
+            self.checker().check(Invariant::Upkeep, answer.is_ok(), || {
+                let (fault, after) = (self.trouble.now(), started.elapsed());
+                format!(
+                    "{what} failed after {after:?} ({fault}): {}",
+                    answer.as_ref().err().map_or("", tonic::Status::message)
+                )
+            });
+        }
+        answer
     }
 
     /// Reads records and totals until told to stop.
@@ -177,8 +186,7 @@ impl Load {
 pub struct Session {
     load: Arc<Load>,
     chance: Chance,
-    /// The edges in the order in which this client tries them.
-    edges: Vec<String>,
+    asker: Asker,
     held: Option<Held>,
     /// Token of a launch that was not acknowledged. It may have been done all the same, so the next one asks for the same.
     launching: Option<String>,
@@ -187,12 +195,10 @@ pub struct Session {
 
 impl Session {
     pub fn new(load: &Arc<Load>, number: usize, seed: u64) -> Self {
-        let mut edges = load.edges.clone();
-        let first = number % edges.len().max(1);
-        edges.rotate_left(first);
+        let asker = Asker::new(&load.context, number);
         // The first stream of a seed is the schedule's.
         let chance = chance(seed, number as u64 + 2);
-        Self { load: Arc::clone(load), chance, edges, held: None, launching: None, done: Done::default() }
+        Self { load: Arc::clone(load), chance, asker, held: None, launching: None, done: Done::default() }
     }
 
     /// Acts until told to stop.
@@ -269,12 +275,12 @@ impl Session {
         // Until it has answered once, its launch is waited for, and may fetch the image.
         let mut healthy = held.has_answered && load.is_healthy(&held.id);
         let host = load.host(&held.id);
-        let mut last = anyhow::anyhow!("the first attempt");
+        let (mut last, mut first) = (anyhow::anyhow!("the first attempt"), true);
         let fault = load.trouble.now();
         self.done.requests += 1;
         while started.elapsed() < REQUEST_TIMEOUT && !load.stop.is_cancelled() {
             load.trouble.asked(&held.id);
-            match self.attempt(&held).await {
+            match self.attempt(&held, std::mem::take(&mut first)).await {
                 Ok(count) => {
                     // A wake that found no room goes to another host, and fetches there what it needs.
                     healthy &= load.is_healthy(&held.id) && load.host(&held.id) == host;
@@ -328,43 +334,34 @@ impl Session {
     fn in_time(&mut self, id: &str, took: Duration, why: &str) {
         let evidence = || format!("{id} answered after {took:?}: {why}");
         self.load.checker().check(Invariant::Answered, took <= ANSWER_MAX, evidence);
-        let took = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
-        self.done.healthy_ms_max = self.done.healthy_ms_max.max(took);
+        self.done.healthy_ms_max = self.done.healthy_ms_max.max(ms(took));
     }
 
-    /// One request to the first edge that takes it; an edge that broke it off is the last to be tried next.
-    async fn attempt(&mut self, held: &Held) -> anyhow::Result<u64> {
+    /// One attempt. During upkeep the first has to do, however long it is held.
+    async fn attempt(&mut self, held: &Held, first: bool) -> anyhow::Result<u64> {
         let load = Arc::clone(&self.load);
-        let connection =
-            load.endpoints.connect(&self.edges.join(","), &held.endpoint, HttpVersion::Http1).await;
-        let mut connection = connection?;
-        let request = http::Request::get("/").header(AUTH_HEADER, &held.token).body(Full::default())?;
-        let answering = async {
-            let response = connection.send(request).await?;
-            let status = response.status();
-            let body = response.into_body().collect().await?.to_bytes();
-            anyhow::Ok((status, body))
-        };
-        let answer = tokio::time::timeout(ATTEMPT_TIMEOUT, answering).await;
-        match answer {
-            Ok(Ok((status, body))) if status.is_success() && body.len() <= ANSWER_BYTES_MAX => {
-                let answer: Answer = serde_json::from_slice(&body).context("the app's answer")?;
-                Ok(answer.count)
-            }
-            // The edge has answered in the app's place, after the request may have reached it.
-            Ok(Ok((status, body))) => {
-                if status.is_server_error() {
-                    load.checker().unanswered(&held.id);
-                }
-                anyhow::bail!("{status}: {}", String::from_utf8_lossy(&body[..body.len().min(200)]))
-            }
-            broken => {
-                load.checker().unanswered(&held.id);
-                self.edges.rotate_left(1);
-                broken.context("no answer in time")??;
-                anyhow::bail!("no answer")
-            }
+        let (upkeep, started) = (load.trouble.is_upkeep(), Instant::now());
+        let wait = if upkeep { HELD_MAX } else { ATTEMPT_TIMEOUT };
+        let answer = self.asker.ask(&held.endpoint, &held.token, wait).await;
+        if first && (upkeep || load.trouble.is_upkeep()) {
+            let took = started.elapsed();
+            let fault = load.trouble.now();
+            load.checker().check(Invariant::Upkeep, answer.is_ok(), || {
+                let why = answer.as_ref().err().map(|unanswered| format!("{:#}", unanswered.error));
+                format!(
+                    "a request to {} failed after {took:?} ({fault}): {}",
+                    held.id,
+                    why.unwrap_or_default()
+                )
+            });
+            self.done.upkeep_ms_max = self.done.upkeep_ms_max.max(ms(took));
         }
+        answer.map_err(|Unanswered { error, may_have_come }| {
+            if may_have_come {
+                load.checker().unanswered(&held.id);
+            }
+            error
+        })
     }
 }
 
@@ -393,4 +390,8 @@ async fn token(load: &Load, id: &str) -> anyhow::Result<String> {
     };
     let answer = load.call(request).await?;
     answer.auth_token.into_values().next().context("an answer without a token")
+}
+
+fn ms(took: Duration) -> u64 {
+    u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }

@@ -79,7 +79,7 @@ impl Report {
         let load = &self.load;
         format!(
             "seed {}, {} minutes\n{invariants}\n{faults}\n{} launches, {} requests, {} suspends, {} resumes, {} failed; \
-             {} went back and said so; healthy hosts answered within {} ms\n{}",
+             {} went back and said so; healthy hosts answered within {} ms, all hosts during upkeep within {} ms\n{}",
             self.seed,
             self.minutes,
             load.launches,
@@ -89,6 +89,7 @@ impl Report {
             load.failed,
             self.went_back,
             load.healthy_ms_max,
+            load.upkeep_ms_max,
             self.not_covered,
         )
     }

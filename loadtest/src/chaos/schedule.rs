@@ -19,6 +19,21 @@ pub enum Kind {
     SlowS3,
     /// A file takes what a host's disk has free; the host's reserve for suspends stays.
     FullDisk,
+    /// A host-agent stands still and its engines are killed; what has a recovery point goes on elsewhere.
+    Lose,
+    /// Upkeep: `torpor certs rotate`, all its steps.
+    Rotate,
+    /// Upkeep: a scheduler, an edge, an image-builder or a host-agent is ended properly and started again.
+    Restart,
+    /// Upkeep: one host after the other is drained, its host-agent started anew, and the host taken back.
+    Upgrade,
+}
+
+impl Kind {
+    /// What an operator does to a fleet that is well, and nobody who uses it may notice.
+    fn is_upkeep(self) -> bool {
+        matches!(self, Self::Rotate | Self::Restart | Self::Upgrade)
+    }
 }
 
 /// Whose loss it is.
@@ -54,6 +69,17 @@ pub enum Fault {
     Cut(Victim),
     SlowS3,
     FullDisk,
+    Lose,
+    Rotate,
+    Restart(Victim),
+    Upgrade,
+}
+
+impl Fault {
+    /// Whether every request and call has to succeed all the same.
+    pub fn is_upkeep(self) -> bool {
+        matches!(self, Self::Rotate | Self::Restart(_) | Self::Upgrade)
+    }
 }
 
 impl fmt::Display for Fault {
@@ -64,6 +90,10 @@ impl fmt::Display for Fault {
             Self::Cut(victim) => write!(f, "partition {victim}"),
             Self::SlowS3 => f.write_str("slow S3"),
             Self::FullDisk => f.write_str("full disk"),
+            Self::Lose => f.write_str("lose host"),
+            Self::Rotate => f.write_str("rotate certificates"),
+            Self::Restart(victim) => write!(f, "restart {victim}"),
+            Self::Upgrade => f.write_str("upgrade hosts"),
         }
     }
 }
@@ -94,7 +124,7 @@ pub struct Schedule {
 }
 
 impl Schedule {
-    /// `kinds` empty means all.
+    /// `kinds` empty means all faults, and no upkeep.
     pub fn new(seed: u64, kinds: &[Kind], shape: &Shape) -> Self {
         Self { deck: faults(kinds, shape), left: Vec::new(), chance: chance(seed, 0) }
     }
@@ -116,7 +146,7 @@ impl Schedule {
 
 /// A replica is stopped or cut off only where another one is left to answer: otherwise nothing is learned by it.
 fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
-    let wanted = |kind| kinds.is_empty() || kinds.contains(&kind);
+    let wanted = |kind: Kind| kinds.contains(&kind) || (kinds.is_empty() && !kind.is_upkeep());
     let mut all = Vec::new();
     for (victim, count, others) in [
         (Victim::Leader, shape.schedulers, 2),
@@ -132,6 +162,10 @@ fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
         if wanted(Kind::Stop) && count >= others {
             all.push(Fault::Stop(victim));
         }
+        // etcd's members are restarted by a rotation. A service that is there once keeps its clients waiting.
+        if wanted(Kind::Restart) && count >= others && victim != Victim::Member {
+            all.push(Fault::Restart(victim));
+        }
         // The others run as root, whose packets cannot be told from anybody's.
         let has_group = matches!(victim, Victim::Leader | Victim::Edge | Victim::Member);
         if wanted(Kind::Partition) && count >= others && has_group {
@@ -143,6 +177,16 @@ fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
     }
     if wanted(Kind::FullDisk) && shape.own_disks && shape.hosts > 1 {
         all.push(Fault::FullDisk);
+    }
+    let several_hosts = shape.hosts > 1;
+    for (kind, possible, fault) in [
+        (Kind::Lose, several_hosts, Fault::Lose),
+        (Kind::Rotate, true, Fault::Rotate),
+        (Kind::Upgrade, several_hosts, Fault::Upgrade),
+    ] {
+        if wanted(kind) && possible {
+            all.push(fault);
+        }
     }
     all
 }
@@ -162,13 +206,23 @@ mod tests {
     #[test]
     fn a_seed_means_the_same_faults_and_every_fault_comes() {
         let deck = faults(&[], &SHAPE);
-        assert_eq!(deck.len(), 17);
-        let faults = first(7, &[], &SHAPE, 34);
-        assert_eq!(faults, first(7, &[], &SHAPE, 34));
-        assert_ne!(faults, first(8, &[], &SHAPE, 34));
-        for half in faults.chunks(17) {
+        assert_eq!(deck.len(), 18);
+        let faults = first(7, &[], &SHAPE, 36);
+        assert_eq!(faults, first(7, &[], &SHAPE, 36));
+        assert_ne!(faults, first(8, &[], &SHAPE, 36));
+        assert!(!faults.iter().any(|fault| fault.is_upkeep()), "{faults:?}");
+        for half in faults.chunks(18) {
             assert!(deck.iter().all(|fault| half.contains(fault)), "{half:?}");
         }
+    }
+
+    #[test]
+    fn upkeep_comes_when_it_is_asked_for() {
+        let upkeep = faults(&[Kind::Rotate, Kind::Restart, Kind::Upgrade], &SHAPE);
+        assert!(upkeep.iter().all(|fault| fault.is_upkeep()), "{upkeep:?}");
+        assert_eq!(upkeep.len(), 7, "{upkeep:?}");
+        let alone = Shape { schedulers: 1, edges: 1, builders: 1, members: 1, hosts: 1, own_disks: true };
+        assert_eq!(faults(&[Kind::Rotate, Kind::Restart, Kind::Upgrade], &alone), [Fault::Rotate]);
     }
 
     #[test]
@@ -176,7 +230,10 @@ mod tests {
         let alone = Shape { schedulers: 1, edges: 1, builders: 1, members: 1, hosts: 1, own_disks: true };
         let faults = faults(&[], &alone);
         assert!(
-            faults.iter().all(|fault| !matches!(fault, Fault::Stop(_) | Fault::Cut(_) | Fault::FullDisk)),
+            faults.iter().all(|fault| !matches!(
+                fault,
+                Fault::Stop(_) | Fault::Cut(_) | Fault::FullDisk | Fault::Lose
+            )),
             "{faults:?}"
         );
         assert!(faults.contains(&Fault::Kill(Victim::Leader)));

@@ -1,7 +1,7 @@
 //! Making one fault after the other, and measuring how long what needed the lost part had to wait.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
@@ -12,10 +12,12 @@ use nix::sys::signal::Signal;
 use rpc::{CallBounds, Replicas, Role};
 use serde::Serialize;
 
+use super::check::Invariant;
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
 use super::guard::{Guard, Undo, Undoing, firewall};
 use super::load::Load;
 use super::schedule::{Fault, Victim};
+use super::trouble::Since;
 use crate::chance::Chance;
 
 /// How long a replica that others replace stands still: longer than any wait after which it is given up.
@@ -34,6 +36,8 @@ const RECOVERY_MAX: Duration = Duration::from_secs(60);
 /// Longest wait for every part to be well again after a fault.
 const WELL_MAX: Duration = Duration::from_secs(90);
 const PAUSE: Duration = Duration::from_millis(50);
+/// By then the load has read what records say.
+const LOOKED: Duration = Duration::from_secs(3);
 /// A probing client leaves a silent replica for the next after this.
 const PROBE: CallBounds = CallBounds {
     attempt: Duration::from_millis(500),
@@ -62,6 +66,8 @@ pub struct Storm<'a> {
     pub load: Arc<Load>,
     pub guard: Guard,
     pub began: Instant,
+    /// The host that upkeep has drained and not taken back yet.
+    pub drained: Mutex<Option<String>>,
 }
 
 impl Storm<'_> {
@@ -70,39 +76,18 @@ impl Storm<'_> {
         let part = self.victim(fault, &mut chance).await?;
         let at = self.began.elapsed();
         let hosts = match fault {
-            Fault::Kill(Victim::Host) | Fault::Stop(Victim::Host) | Fault::FullDisk => {
+            Fault::Kill(Victim::Host) | Fault::Stop(Victim::Host) | Fault::FullDisk | Fault::Lose => {
                 vec![host_id(&part.name)]
             }
             _ => Vec::new(),
         };
         // Before the fault: no request may count as a healthy host's that it hits.
-        self.load.trouble.begin(fault.to_string(), &hosts);
+        match fault.is_upkeep() {
+            true => self.load.trouble.begin_upkeep(fault.to_string()),
+            false => self.load.trouble.begin(fault.to_string(), &hosts),
+        }
         eprintln!("{:>5} s  {fault}: {}", at.as_secs(), part.name);
-        let process = part.process.with_context(|| format!("{} does not run", part.name))?;
-        let (recovery, took) = match fault {
-            Fault::Kill(victim) => {
-                self.wait_for(victim, &hosts);
-                process.signal(Signal::SIGKILL);
-                self.recovered(victim, &part).await
-            }
-            Fault::Stop(victim) => {
-                let lasts = Instant::now() + if victim == Victim::Host { STOP_HOST } else { STOP };
-                self.wait_for(victim, &hosts);
-                let _stopped = self.stop(process)?;
-                let recovered = self.recovered(victim, &part).await;
-                tokio::time::sleep_until(lasts.into()).await;
-                recovered
-            }
-            Fault::Cut(victim) => {
-                let lasts = Instant::now() + STOP;
-                let _cut = self.cut(process)?;
-                let recovered = self.recovered(victim, &part).await;
-                tokio::time::sleep_until(lasts.into()).await;
-                recovered
-            }
-            Fault::SlowS3 => self.slow(process).await?,
-            Fault::FullDisk => self.full_disk(&part).await?,
-        };
+        let (recovery, took) = self.make(fault, &part, &hosts).await?;
         let well = self.well().await;
         self.load.trouble.end();
         let ms = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
@@ -116,11 +101,84 @@ impl Storm<'_> {
         })
     }
 
+    /// A fault from its beginning to its end: what was waited for, and how long.
+    async fn make(
+        &self,
+        fault: Fault,
+        part: &Part,
+        hosts: &[String],
+    ) -> anyhow::Result<(&'static str, Option<Duration>)> {
+        let process = part.process.with_context(|| format!("{} does not run", part.name))?;
+        Ok(match fault {
+            Fault::Kill(victim) => {
+                self.wait_for(victim, hosts);
+                process.signal(Signal::SIGKILL);
+                self.recovered(victim, part).await
+            }
+            Fault::Stop(victim) => {
+                let lasts = Instant::now() + if victim == Victim::Host { STOP_HOST } else { STOP };
+                self.wait_for(victim, hosts);
+                let _stopped = self.stop(process)?;
+                let recovered = self.recovered(victim, part).await;
+                tokio::time::sleep_until(lasts.into()).await;
+                recovered
+            }
+            Fault::Cut(victim) => {
+                let lasts = Instant::now() + STOP;
+                let _cut = self.cut(process)?;
+                let recovered = self.recovered(victim, part).await;
+                tokio::time::sleep_until(lasts.into()).await;
+                recovered
+            }
+            Fault::SlowS3 => self.slow(process).await?,
+            Fault::FullDisk => self.full_disk(part).await?,
+            Fault::Lose => self.lose(part, process, hosts).await?,
+            Fault::Rotate => ("every service and member", self.done(self.rotate().await)),
+            Fault::Restart(_) => ("the process, well", self.done(self.restart(part, process).await)),
+            Fault::Upgrade => ("all hosts", self.done(self.upgrade().await)),
+        })
+    }
+
+    /// How long upkeep took that was done.
+    fn done(&self, upkeep: anyhow::Result<Duration>) -> Option<Duration> {
+        let broken = || upkeep.as_ref().err().map(|error| format!("{error:#}")).unwrap_or_default();
+        self.load.checker().check(Invariant::Upkeep, upkeep.is_ok(), broken);
+        upkeep.ok()
+    }
+
+    /// Takes a host from the fleet as a machine goes: its host-agent answers nobody, its engines are gone, and it does not come back
+    /// for longer than it takes others to go on with what it ran.
+    async fn lose(
+        &self,
+        part: &Part,
+        process: Process,
+        hosts: &[String],
+    ) -> anyhow::Result<(&'static str, Option<Duration>)> {
+        let lasts = Instant::now() + STOP_HOST;
+        let stopped = self.stop(process)?;
+        // The host-agent stands still: it cannot say that they have ended.
+        self.fleet.kill_engines(&part.name)?;
+        let ids = hosts.iter().flat_map(|host| self.load.checker().on_host(host)).collect();
+        self.load.trouble.wait_for(ids, Since::Now);
+        let recovered = self.recovered(Victim::Host, part).await;
+        tokio::time::sleep_until(lasts.into()).await;
+        // A machine that comes back has another host-agent than the one that it went with.
+        process.signal(Signal::SIGKILL);
+        drop(stopped);
+        // What had no recovery point ends when that one says so, or its host is given up: until then it is the loss's doing.
+        for host in hosts {
+            self.until(async || self.is_ready(host).await).await;
+        }
+        tokio::time::sleep(LOOKED).await;
+        Ok(recovered)
+    }
+
     async fn victim(&self, fault: Fault, chance: &mut Chance) -> anyhow::Result<Part> {
         let victim = match fault {
-            Fault::Kill(victim) | Fault::Stop(victim) | Fault::Cut(victim) => victim,
+            Fault::Kill(victim) | Fault::Stop(victim) | Fault::Cut(victim) | Fault::Restart(victim) => victim,
             Fault::SlowS3 => Victim::S3,
-            Fault::FullDisk => Victim::Host,
+            Fault::FullDisk | Fault::Lose | Fault::Upgrade => Victim::Host,
+            Fault::Rotate => Victim::Member,
         };
         let mut parts = self.fleet.parts(match victim {
             Victim::Leader | Victim::Standby => SCHEDULER,
@@ -177,7 +235,7 @@ impl Storm<'_> {
     fn wait_for(&self, victim: Victim, hosts: &[String]) {
         if victim == Victim::Host {
             let ids = hosts.iter().flat_map(|host| self.load.checker().on_host(host)).collect();
-            self.load.trouble.wait_for(ids);
+            self.load.trouble.wait_for(ids, Since::Asked);
         }
     }
 
@@ -208,7 +266,7 @@ impl Storm<'_> {
     }
 
     /// Tries until it succeeds; false when that takes too long.
-    async fn until(&self, mut attempt: impl AsyncFnMut() -> bool) -> bool {
+    pub(super) async fn until(&self, mut attempt: impl AsyncFnMut() -> bool) -> bool {
         let started = Instant::now();
         while !attempt().await {
             if started.elapsed() > RECOVERY_MAX {
@@ -300,7 +358,7 @@ impl Storm<'_> {
     }
 
     /// Waits until the supervisor finds every part well.
-    async fn well(&self) -> Option<Duration> {
+    pub(super) async fn well(&self) -> Option<Duration> {
         let started = Instant::now();
         loop {
             match self.fleet.sick() {
@@ -318,6 +376,6 @@ async fn ask_builder(builders: &Replicas) -> bool {
 }
 
 /// The host that a host-agent of `torpor up` is.
-fn host_id(component: &str) -> String {
+pub(super) fn host_id(component: &str) -> String {
     component.replacen(HOST, "host", 1)
 }

@@ -209,7 +209,7 @@ impl Connection {
 }
 
 fn transact(world: &Shared, from: Node, transaction: Transaction) -> Outcome {
-    let Transaction { conditions, steps, reads, values } = transaction;
+    let Transaction { conditions, steps, reads, values, repeatable: _ } = transaction;
     let holds = {
         let state = lock(&world.keys.state);
         conditions.iter().all(|condition| state.holds(condition))

@@ -18,6 +18,7 @@ use token::{Claims, Key, KeySet, Kind, PortScope};
 mod browser;
 mod domains;
 mod floods;
+mod leaving;
 mod limits;
 mod protocols;
 mod smuggling;

@@ -40,6 +40,8 @@ use crate::wakes::Wakes;
 const SETTLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often that is looked at.
 const SETTLE_POLL: Duration = Duration::from_millis(20);
+/// How long answers that apps owe may take after SIGTERM. Edges hold what comes meanwhile.
+const TUNNELS_TIMEOUT: Duration = tunnel::ANSWER_WAIT.saturating_add(Duration::from_secs(1));
 
 /// A host-agent with its sockets bound.
 pub struct App {
@@ -149,8 +151,8 @@ impl App {
         let filler = tokio::spawn(engines_ahead::keep_filled(Arc::clone(&self.host)));
         let room = tokio::spawn(disk::keep_room(Arc::clone(&self.host)));
         let shutdown = CancellationToken::new();
-        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms));
-        let tunnels = tokio::spawn(
+        let tunnels = Tunnels::new(Arc::clone(&self.host), Arc::clone(&self.microvms), shutdown.clone());
+        let mut tunnels = tokio::spawn(
             self.tunnels
                 .serve(move |request, responder| tunnels.clone().serve(request, responder), shutdown.clone()),
         );
@@ -164,9 +166,10 @@ impl App {
             anyhow::Ok(())
         };
         let (served, stopped) = tokio::join!(grpc, stopping);
-        // Tunnels may be open for hours; the next agent's edges open new ones.
+        // Requests under way have their answers; then edges open other tunnels, to the next agent.
+        let (_, ()) =
+            tokio::join!(tokio::time::timeout(TUNNELS_TIMEOUT, &mut tunnels), settle(&self.microvms));
         tunnels.abort();
-        settle(&self.microvms).await;
         self.microvms.save_meters().await;
         for task in [vouches, lease, reporter, janitor, marks, filler, room] {
             task.abort();

@@ -193,7 +193,9 @@ async fn a_panic_ends_one_call_and_not_the_server() {
 async fn metrics_say_what_is_shown_and_trusted() {
     let world = World::new();
     let identity = world.identity(Role::Admin);
-    let shared = std::sync::Mutex::new(prometheus_client::registry::Registry::default());
+    // As a service has it.
+    let registry = prometheus_client::registry::Registry::with_prefix("torpor");
+    let shared = std::sync::Mutex::new(registry);
     identity.register(&shared);
     let text = || {
         let mut text = String::new();
@@ -207,7 +209,7 @@ async fn metrics_say_what_is_shown_and_trusted() {
     let after = InUse::in_metrics(&text()).unwrap();
     assert_ne!(after.certificate, before.certificate, "whoever asks has the latest");
     assert_eq!(after.authorities, before.authorities);
-    assert!(text().contains("torpor_certificate_end_seconds "), "{}", text());
+    assert!(text().contains("\ntorpor_certificate_end_seconds "), "{}", text());
 }
 
 #[test]

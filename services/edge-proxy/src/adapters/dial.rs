@@ -1,8 +1,10 @@
 //! Finds the host of a microVM and opens a tunnel to it, through launches, wakes and moves. Every wait is
-//! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`.
+//! bounded: a launch or wake by `launch_wait`, the search for a host that takes the tunnel by `connect`, for
+//! each host that the microVM is placed on.
 
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use api::tunnel::v1::{OpenRequest, OpenResponse, OpenStatus};
@@ -70,6 +72,8 @@ struct Found {
 struct Way {
     dialer: Arc<Dialer>,
     wanted: Wanted,
+    /// Of the placement it leads to.
+    generation: Arc<AtomicU64>,
 }
 
 /// One search: its clocks and its place in the changes.
@@ -77,7 +81,9 @@ struct Search {
     label: Uuid,
     changes: watch::Receiver<()>,
     give_up: Instant,
-    /// Set by the first host that does not take the tunnel.
+    /// Of the placement that is looked at.
+    generation: u64,
+    /// Set by the first refusal of the host that it is placed on.
     stop_looking: Option<Instant>,
     pauses: Backoff,
     /// How the last host that was asked answered.
@@ -100,7 +106,8 @@ impl Dialer {
             resume: false,
         };
         let Found { channel, generation, phases } = self.find(&wanted).await?;
-        let way = Way { dialer: self.clone(), wanted: Wanted { resume: true, ..wanted } };
+        let wanted = Wanted { resume: true, ..wanted };
+        let way = Way { dialer: self.clone(), wanted, generation: Arc::new(AtomicU64::new(generation)) };
         Ok(Dialed { stream: GuestStream::new(channel, Box::new(way)), generation, phases })
     }
 
@@ -110,6 +117,7 @@ impl Dialer {
             label,
             changes: self.table.changes(label),
             give_up: Instant::now() + self.limits.launch_wait(),
+            generation: 0,
             stop_looking: None,
             pauses: PAUSES,
             last: None,
@@ -117,6 +125,10 @@ impl Dialer {
         loop {
             search.changes.mark_unchanged();
             let route = self.table.get(label).ok_or(Refusal::MicrovmConnectFailed)?.route;
+            if route.generation > search.generation {
+                // Elsewhere the search begins anew.
+                (search.generation, search.stop_looking) = (route.generation, None);
+            }
             match attempt::for_route(&route) {
                 Move::Refuse(refusal) => return Err(refusal),
                 Move::Wait => self.wait_for_host(&mut search, &route).await?,
@@ -227,14 +239,19 @@ impl Dialer {
             traceparent: telemetry::current_traceparent().unwrap_or_default(),
         };
         let left = search.give_up.saturating_duration_since(Instant::now());
-        let (response, channel) =
-            self.client.open((&route.host, address), &request, left).await.map_err(|error| {
-                tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
-                match error {
-                    OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
-                    OpenError::TimedOut { .. } => Outcome::TooLate,
-                }
-            })?;
+        let opened = tokio::select! {
+            biased;
+            opened = self.client.open((&route.host, address), &request, left) => opened,
+            // A host that is lost, or only silent, is not waited for once another has the microVM.
+            () = self.table.placed_after(wanted.label, route.generation) => return Err(Outcome::Elsewhere),
+        };
+        let (response, channel) = opened.map_err(|error| {
+            tracing::debug!(error = &error as &dyn std::error::Error, "cannot open a tunnel");
+            match error {
+                OpenError::Connect { .. } | OpenError::Broken { .. } => Outcome::Unreachable,
+                OpenError::TimedOut { .. } => Outcome::TooLate,
+            }
+        })?;
         match refused(&response) {
             Some(outcome) => Err(outcome),
             None => Ok(Found { channel, generation: route.generation, phases: phases(&response) }),
@@ -244,7 +261,8 @@ impl Dialer {
 
 impl tunnel::Reattach<ClientStream> for Way {
     fn reattach(&self, wake: CancellationToken) -> BoxFuture<'static, io::Result<Channel<ClientStream>>> {
-        let (dialer, wanted) = (self.dialer.clone(), self.wanted.clone());
+        let (dialer, wanted, generation) =
+            (self.dialer.clone(), self.wanted.clone(), self.generation.clone());
         Box::pin(async move {
             let mut changes = dialer.table.changes(wanted.label);
             let asleep = || {
@@ -261,8 +279,14 @@ impl tunnel::Reattach<ClientStream> for Way {
                 tracing::debug!(stream_id = %wanted.stream_id, ?refusal, "a stream did not survive a sleep");
                 io::Error::from(io::ErrorKind::ConnectionReset)
             })?;
+            generation.store(found.generation, Ordering::Relaxed);
             Ok(found.channel)
         })
+    }
+
+    fn moved(&self) -> BoxFuture<'static, ()> {
+        let generation = self.generation.load(Ordering::Relaxed);
+        Box::pin(self.dialer.table.placed_after(self.wanted.label, generation))
     }
 }
 

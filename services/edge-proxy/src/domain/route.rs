@@ -83,11 +83,24 @@ impl Traffic {
     }
 }
 
+/// What of a route connections that stand wait for: both numbers only rise.
+#[derive(Debug, Clone, Copy)]
+pub struct News {
+    pub token_revocations: u64,
+    pub generation: u64,
+}
+
+impl News {
+    fn of(route: &Route) -> Self {
+        Self { token_revocations: route.token_revocations, generation: route.generation }
+    }
+}
+
 #[derive(Debug)]
 struct Stored {
     entry: Entry,
-    /// The route's number of revocations, for those who wait for the next.
-    revocations: watch::Sender<u64>,
+    /// What of the route is waited for.
+    news: watch::Sender<News>,
     listing: u64,
 }
 
@@ -140,9 +153,9 @@ impl Table {
             let mut stored = shard.write();
             let fresh = match stored.remove(&label) {
                 Some(old) => {
-                    old.revocations.send_replace(route.token_revocations);
+                    old.news.send_replace(News::of(&route));
                     let entry = Entry { route: Arc::new(route), traffic: old.entry.traffic };
-                    Stored { entry, revocations: old.revocations, listing }
+                    Stored { entry, news: old.news, listing }
                 }
                 None => self.fresh(route, listing),
             };
@@ -158,9 +171,22 @@ impl Table {
         stored.entry(label).or_insert_with(|| self.fresh(route, 0)).entry.clone()
     }
 
-    /// Subscribes to the number of revocations of one endpoint's tokens.
-    pub fn revocations(&self, label: Uuid) -> Option<watch::Receiver<u64>> {
-        self.shard(label).read().get(&label).map(|stored| stored.revocations.subscribe())
+    /// Subscribes to the revocations of one endpoint's tokens, and to its microVM's placements.
+    pub fn news(&self, label: Uuid) -> Option<watch::Receiver<News>> {
+        self.shard(label).read().get(&label).map(|stored| stored.news.subscribe())
+    }
+
+    /// Returns when a microVM is placed anew after this generation; never when it is gone instead.
+    pub fn placed_after(&self, label: Uuid, generation: u64) -> impl Future<Output = ()> + Send + use<> {
+        let news = self.news(label);
+        async move {
+            if let Some(mut news) = news
+                && news.wait_for(|news| news.generation > generation).await.is_ok()
+            {
+                return;
+            }
+            std::future::pending().await
+        }
     }
 
     pub fn remove(&self, label: Uuid) {
@@ -183,8 +209,8 @@ impl Table {
 
     fn fresh(&self, route: Route, listing: u64) -> Stored {
         let traffic = Traffic::new(self.bounds);
-        let revocations = watch::Sender::new(route.token_revocations);
-        Stored { entry: Entry { route: Arc::new(route), traffic }, revocations, listing }
+        let news = watch::Sender::new(News::of(&route));
+        Stored { entry: Entry { route: Arc::new(route), traffic }, news, listing }
     }
 
     fn shard(&self, label: Uuid) -> &Shard {
@@ -245,12 +271,31 @@ mod tests {
         let table = Table::new(ONE);
         let label = Uuid::from_u128(7);
         table.put_if_absent(label, route(1));
-        let mut revocations = table.revocations(label).unwrap();
+        let mut news = table.news(label).unwrap();
         table.put(label, route(2), 1);
-        assert_eq!(*revocations.borrow(), 0);
+        assert_eq!(news.borrow().token_revocations, 0);
         table.put(label, Route { token_revocations: 1, ..route(2) }, 1);
-        assert_eq!(*revocations.wait_for(|number| *number > 0).await.unwrap(), 1);
-        assert!(table.revocations(Uuid::from_u128(8)).is_none());
+        assert_eq!(news.wait_for(|news| news.token_revocations > 0).await.unwrap().token_revocations, 1);
+        assert!(table.news(Uuid::from_u128(8)).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn another_placement_reaches_those_who_wait_for_it() {
+        let table = Table::new(ONE);
+        let label = Uuid::from_u128(7);
+        table.put_if_absent(label, route(1));
+        let second = std::time::Duration::from_secs(1);
+        for (known, placed) in [(0, true), (1, false)] {
+            let waited = tokio::time::timeout(second, table.placed_after(label, known)).await;
+            assert_eq!(waited.is_ok(), placed, "{known}");
+        }
+        let waiting = table.placed_after(label, 1);
+        table.put(label, route(2), 1);
+        waiting.await;
+        // One that has ended is not placed.
+        let waiting = table.placed_after(label, 2);
+        table.remove(label);
+        assert!(tokio::time::timeout(second, waiting).await.is_err());
     }
 
     #[tokio::test]

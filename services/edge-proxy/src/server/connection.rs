@@ -10,7 +10,8 @@ use std::task::{Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::header::CONNECTION;
+use http::{HeaderValue, Request, Response, StatusCode, Version};
 use hyper::body::{Body, Incoming};
 use hyper::rt::bounds::Http2ServerConnExec;
 use hyper::server::conn::http1::{self, Parts};
@@ -38,6 +39,11 @@ const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a client that was told to go may take.
 const GOING: Duration = Duration::from_secs(5);
+/// How long a client that is connected when the edge stops may take for one more request: it may be on its way, and whoever closes
+/// under it loses it.
+const LAST_CALL: Duration = Duration::from_secs(2);
+/// The same, as a part of the drain time: a connection may have three such waits one after the other.
+const LAST_CALL_PART: u32 = 4;
 /// Longest pause between two looks at what is under way.
 const LOOK_EVERY: Duration = Duration::from_secs(15);
 /// How long an HTTP/1.1 connection is quiet before it gives its buffers back.
@@ -115,7 +121,7 @@ impl<H: Handler> Connections<H> {
         let accepted = tokio::select! {
             // Boxed, so that the connection's task does not keep its room.
             accepted = tokio::time::timeout(self.bounds.handshake, Box::pin(handshake)) => accepted,
-            () = self.stopping.cancelled() => return,
+            () = self.last_call() => return,
         };
         match accepted {
             Ok(Ok(stream)) => {
@@ -188,10 +194,18 @@ impl<H: Handler> Connections<H> {
         let _quiet = Counted::new(&self.handler.connections().quiet);
         let left = self.bounds.idle.saturating_sub(client.activity.idle_for().unwrap_or_default());
         tokio::select! {
+            // What has come comes before an end.
+            biased;
             next = next => next.ok().filter(|bytes| !bytes.is_empty()),
             () = tokio::time::sleep(left) => None,
-            () = self.stopping.cancelled() => None,
+            () = self.last_call() => None,
         }
+    }
+
+    /// Returns when the edge has been told to stop, and clients have had the time for one more request.
+    async fn last_call(&self) {
+        self.stopping.cancelled().await;
+        tokio::time::sleep(LAST_CALL.min(self.bounds.drain / LAST_CALL_PART)).await;
     }
 
     fn service(
@@ -200,7 +214,8 @@ impl<H: Handler> Connections<H> {
     ) -> impl HttpService<Incoming, ResBody = Watched<H::Body>, Error = Infallible, Future: Send> + use<H>
     {
         let (handler, client) = (self.handler.clone(), client.clone());
-        service_fn(move |request| answer(handler.clone(), client.clone(), request))
+        let stopping = self.stopping.clone();
+        service_fn(move |request| answer(handler.clone(), client.clone(), stopping.clone(), request))
     }
 
     /// Serves requests until the connection ends, or until it has been quiet for `rest_after` since its last request.
@@ -214,9 +229,12 @@ impl<H: Handler> Connections<H> {
         let begun = activity.begun();
         let every = self.bounds.idle.min(self.bounds.unread).min(LOOK_EVERY) / 2;
         let every = rest_after.map_or(every, |rest_after| every.min(rest_after));
-        let (mut going, mut stopping) = (false, false);
+        let (mut going, mut stopping, mut told) = (false, false, false);
+        let mut last_call = pin!(self.last_call());
         loop {
             tokio::select! {
+                // A request that has come is begun before the connection may be closed.
+                biased;
                 ended = connection.as_mut() => {
                     if let Err(error) = ended {
                         tracing::debug!(client = %client.address, %error, "a client connection broke");
@@ -226,6 +244,15 @@ impl<H: Handler> Connections<H> {
                 () = self.cut.cancelled() => return Outcome::Ended,
                 () = self.stopping.cancelled(), if !stopping => {
                     stopping = true;
+                    // HTTP/2 tells its client which requests it still takes. Over HTTP/1.1 the next answer is the last, and a client
+                    // that has asked nothing may be about to.
+                    told = rest_after.is_none() || activity.idle_for().is_none();
+                    if told {
+                        connection.as_mut().graceful_shutdown();
+                    }
+                }
+                () = &mut last_call, if !told => {
+                    told = true;
                     connection.as_mut().graceful_shutdown();
                 }
                 () = tokio::time::sleep(if going { every.min(GOING) } else { every }) => {
@@ -290,11 +317,17 @@ where
 async fn answer<H: Handler>(
     handler: Arc<H>,
     client: Client,
+    stopping: CancellationToken,
     request: Request<Incoming>,
 ) -> Result<Response<Watched<H::Body>>, Infallible> {
     let in_flight = client.activity.begin();
+    let http1 = request.version() < Version::HTTP_2;
     // Boxed: hyper keeps room for it in every connection, idle ones too.
-    let response = Box::pin(handler.handle(client, request)).await;
+    let mut response = Box::pin(handler.handle(client, request)).await;
+    // A connection that stood idle when the edge was told to stop: its client goes elsewhere with the next request.
+    if http1 && stopping.is_cancelled() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
     Ok(response.map(|body| Watched::new(body, in_flight)))
 }
 

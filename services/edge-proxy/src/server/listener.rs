@@ -94,36 +94,33 @@ impl Listener {
         let (server, metrics) = (Arc::new(server), handler.connections());
         let permits = Arc::new(Semaphore::new(bounds.connections.min(Semaphore::MAX_PERMITS)));
         let addresses = Addresses::new(bounds.per_address, bounds.handshakes);
-        loop {
-            let accepted = tokio::select! {
-                accepted = accept(&mut sockets) => accepted,
-                () = shutdown.cancelled() => break,
-            };
-            let (stream, client) = match accepted {
-                Ok(accepted) => accepted,
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept a client");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                    continue;
-                }
-            };
+        let admit = |stream, client: SocketAddr| {
             // Before TLS: who has too many already costs no more than this.
             let refused = |bound| {
                 metrics.refused.get_or_create(&RefusedConnection { bound }).inc();
                 tracing::debug!(%client, bound, "too many connections");
             };
-            let Some(place) = addresses.enter(client.ip(), Instant::now()) else {
-                refused("address");
-                continue;
-            };
-            let Ok(permit) = permits.clone().try_acquire_owned() else {
-                refused("listener");
-                continue;
-            };
+            let Some(place) = addresses.enter(client.ip(), Instant::now()) else { return refused("address") };
+            let Ok(permit) = permits.clone().try_acquire_owned() else { return refused("listener") };
             let (server, held) = (server.clone(), Held::new(&metrics.open, place, permit));
             serving.spawn(async move { server.serve(stream, client, held).await });
+        };
+        loop {
+            let accepted = tokio::select! {
+                accepted = accept(&mut sockets) => accepted,
+                () = shutdown.cancelled() => break,
+            };
+            match accepted {
+                Ok((stream, client)) => admit(stream, client),
+                Err(error) => {
+                    tracing::warn!(%error, "cannot accept a client");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                }
+            }
         }
-        drop(sockets);
+        for (stream, client) in waiting(sockets) {
+            admit(stream, client);
+        }
         serving.close();
         if tokio::time::timeout(bounds.drain, serving.wait()).await.is_err() {
             tracing::warn!(drain_ms = bounds.drain.as_millis(), "requests were still in flight");
@@ -131,6 +128,19 @@ impl Listener {
         cut.cancel();
         serving.wait().await;
     }
+}
+
+/// Closes the sockets, and gives the connections that the kernel had made for them: to their clients these stand.
+fn waiting(sockets: Vec<TcpListener>) -> Vec<(TcpStream, SocketAddr)> {
+    let mut waiting = Vec::new();
+    for socket in sockets.into_iter().filter_map(|socket| socket.into_std().ok()) {
+        // It does not block, so this ends with the last of them.
+        while let Ok((stream, client)) = socket.accept() {
+            let stream = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
+            waiting.extend(stream.ok().map(|stream| (stream, client)));
+        }
+    }
+    waiting
 }
 
 /// The next connection of any of the sockets. Each is asked first in its turn, so that a busy one does not keep the others

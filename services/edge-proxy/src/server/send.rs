@@ -84,7 +84,8 @@ impl Sender {
     ///
     /// When a microVM is suspended between two requests, its host cuts the tunnel, and the edge learns of it only by writing
     /// the next request into it. So a failure on a kept connection says nothing about the app: the request goes again,
-    /// unless the app may have acted on it. A failure on a fresh tunnel is the app's own and is answered 502.
+    /// unless the app may have acted on it. A failure on a fresh tunnel is the app's own and is answered 502, but for that of a
+    /// host that was lost: the microVM goes on elsewhere, and so does the request.
     pub async fn send(
         &self,
         admitted: Admitted,
@@ -98,7 +99,7 @@ impl Sender {
         headers::forward_request(&mut parts, host, client, http2);
         headers::settle_trace(&mut parts.headers, telemetry::current_traceparent);
         let opened = self.connection(&admitted, http2, false, timing).await?;
-        let again = match self.attempt(opened, parts, body, timing).await {
+        let again = match self.attempt(&admitted, opened, parts, body, timing).await {
             Ok(answered) => return Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => return Err(refusal),
             Err(AttemptError::Resend(request)) => request,
@@ -106,7 +107,7 @@ impl Sender {
         self.metrics.resent.inc();
         let (parts, body) = again.into_parts();
         let opened = Box::pin(self.connection(&admitted, http2, true, timing)).await?;
-        match Box::pin(self.attempt(opened, parts, body, timing)).await {
+        match Box::pin(self.attempt(&admitted, opened, parts, body, timing)).await {
             Ok(answered) => Ok(answered.finish(admitted.permit)),
             Err(AttemptError::Final(refusal)) => Err(refusal),
             Err(AttemptError::Resend(_)) => Err(Refusal::AppConnectFailed),
@@ -177,15 +178,16 @@ impl Sender {
 
     async fn attempt(
         &self,
+        admitted: &Admitted,
         opened: Opened,
         parts: Parts,
         body: ClientBody,
         timing: &mut Timing,
     ) -> Result<Answered, AttemptError> {
         let Opened { connection, key, reused } = opened;
-        // Only a kept connection can have died while it was unused: what is needed to send again is kept for it alone. The
-        // body can be had back only until its first frame is asked for.
-        let spare = reused.then(|| (parts.clone(), body.is_end_stream()));
+        let generation = key.generation;
+        // What is needed to send again. The body can be had back only until its first frame is asked for.
+        let (spare, empty) = (parts.clone(), body.is_end_stream());
         let (consent, waiting) = headers::expects(&parts, &body).then(Consent::unsaid).unzip();
         let (body, replay) = ReplayBody::new(body, waiting);
         let mut request = Request::from_parts(parts, body);
@@ -227,10 +229,12 @@ impl Sender {
             self.tls_apps.doubt(&key);
         }
         let refusal = failed(error.error());
-        let body = replay.back();
-        match (spare, body) {
-            (Some((parts, empty)), Some(body)) if may_resend(error, &parts, empty) => {
-                Err(AttemptError::Resend(Box::new(Request::from_parts(parts, body))))
+        // Only a kept connection can have died while it was unused.
+        let elsewhere = self.dialer.table.get(admitted.label);
+        let elsewhere = elsewhere.is_some_and(|entry| entry.route.generation > generation);
+        match replay.back() {
+            Some(body) if (reused || elsewhere) && may_resend(error, &spare, empty) => {
+                Err(AttemptError::Resend(Box::new(Request::from_parts(spare, body))))
             }
             _ => Err(AttemptError::Final(refusal)),
         }

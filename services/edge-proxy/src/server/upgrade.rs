@@ -21,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 use crate::adapters::body::{ClientBody, ReplayBody, ResponseBody};
 use crate::adapters::tunnels::Connection;
 use crate::domain::refusal::Refusal;
+use crate::domain::route::News;
 use crate::domain::timing::Timing;
 use crate::domain::websocket::{self, Offer};
 use crate::metrics::Counted;
@@ -132,7 +133,7 @@ impl Sender {
         let (leave, metrics, unread) = (self.leave.clone(), self.metrics.clone(), self.unread);
         // Its connection is not idle, also when HTTP/2 has nothing else to do; it is one of the microVM's requests.
         let place = (client.activity.begin(), admitted.permit);
-        let revoked = revoked(self.dialer.table.revocations(admitted.label), admitted.token_revocations);
+        let revoked = revoked(self.dialer.table.news(admitted.label), admitted.token_revocations);
         self.websockets.spawn(async move {
             let _open = Counted::new(&metrics.websockets);
             tokio::select! {
@@ -191,9 +192,9 @@ fn agree<B>(response: &mut Response<B>, handshake: Handshake, accept: Option<Hea
 
 /// Ends when the token is revoked that a WebSocket was opened with. A handshake may meet the revocation on its way: the
 /// number is looked at before it is waited for.
-async fn revoked(revocations: Option<watch::Receiver<u64>>, known: u64) {
-    if let Some(mut revocations) = revocations
-        && revocations.wait_for(|number| *number > known).await.is_ok()
+async fn revoked(news: Option<watch::Receiver<News>>, known: u64) {
+    if let Some(mut news) = news
+        && news.wait_for(|news| news.token_revocations > known).await.is_ok()
     {
         return;
     }

@@ -76,6 +76,17 @@ impl World {
         http2: bool,
         change: impl FnOnce(&mut ClientConfig),
     ) -> io::Result<TlsStream<TcpStream>> {
+        self.tls_over(self.tcp().await?, name, http2, change).await
+    }
+
+    /// The same over a connection that stands.
+    pub async fn tls_over(
+        &self,
+        stream: TcpStream,
+        name: String,
+        http2: bool,
+        change: impl FnOnce(&mut ClientConfig),
+    ) -> io::Result<TlsStream<TcpStream>> {
         let ca = CertificateDer::from_pem_file(self.directory.path().join("ca.pem")).unwrap();
         let mut roots = rustls::RootCertStore::empty();
         roots.add(ca).unwrap();
@@ -83,7 +94,7 @@ impl World {
         config.alpn_protocols = vec![if http2 { b"h2".to_vec() } else { b"http/1.1".to_vec() }];
         change(&mut config);
         let name = ServerName::try_from(name).unwrap();
-        TlsConnector::from(Arc::new(config)).connect(name, self.tcp().await?).await
+        TlsConnector::from(Arc::new(config)).connect(name, stream).await
     }
 
     /// A request with a good token, on a connection of its own.

@@ -1,6 +1,7 @@
 //! Tunnels: an edge asks for a guest port, waits for a launch or a wake when
 //! there is one to wait for, and then the guest's bytes flow.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +9,7 @@ use api::common::v1::Phase as WirePhase;
 use api::tunnel::v1::{OpenRequest, OpenStatus};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, oneshot, watch};
+use tokio_util::sync::CancellationToken;
 use tunnel::{Channel, Ended, Responder, ServerStream};
 
 use super::status::RETRY_AFTER;
@@ -36,6 +38,8 @@ pub struct Tunnels {
     host: Arc<Host>,
     microvms: Arc<Microvms>,
     waiting: Arc<Semaphore>,
+    /// Cancelled when the agent is told to stop: what is under way is finished, and the next agent has the rest.
+    stopping: CancellationToken,
 }
 
 /// The guest's side of a tunnel.
@@ -69,9 +73,9 @@ impl Refusal {
 }
 
 impl Tunnels {
-    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>) -> Self {
+    pub fn new(host: Arc<Host>, microvms: Arc<Microvms>, stopping: CancellationToken) -> Self {
         let waiting = Arc::new(Semaphore::new(host.config.limits.waiting_opens));
-        Self { host, microvms, waiting }
+        Self { host, microvms, waiting, stopping }
     }
 
     /// Answers one request and carries its bytes until either side ends it.
@@ -81,6 +85,8 @@ impl Tunnels {
             opened = self.open(&request) => opened,
             // A wake that was begun goes on: others may wait for it.
             () = responder.abandoned() => return,
+            // The edge asks the next agent.
+            () = self.stopping.cancelled() => return,
         };
         let opened = match opened {
             Ok(opened) => opened,
@@ -113,7 +119,14 @@ impl Tunnels {
         loop {
             let (activity, host) = (Arc::clone(&handle.activity), Arc::clone(&self.host));
             let count = move |bytes| activity.moved(bytes, shell, &host);
-            match session.carry(count, &pass.closed, &pass.hold).await {
+            let hold = CancellationToken::new();
+            let ended = tokio::select! {
+                ended = session.carry(count, &pass.closed, &hold) => ended,
+                never = self.hold(&pass, &hold) => match never {},
+            };
+            match ended {
+                // The agent stops, and the app owes no answer. What stands ends with it, as the guest runs on.
+                Ended::Held if !pass.hold.is_cancelled() => return,
                 Ended::Held if pass.end_at_hold => return end(session).await,
                 Ended::Held => {}
                 ended => {
@@ -138,6 +151,16 @@ impl Tunnels {
         }
     }
 
+    /// Has a session come to a halt when its guest is about to sleep, or this agent to stop.
+    async fn hold(&self, pass: &Pass, hold: &CancellationToken) -> Infallible {
+        tokio::select! {
+            () = pass.hold.cancelled() => {}
+            () = self.stopping.cancelled() => {}
+        }
+        hold.cancel();
+        std::future::pending().await
+    }
+
     /// Waits until the guest is awake again, and wakes it when the client speaks. `None` when the client is gone, may not
     /// wake it, or the microVM has ended.
     async fn await_successor(
@@ -150,6 +173,8 @@ impl Tunnels {
         tokio::select! {
             biased;
             successor = &mut successor => return successor.ok(),
+            // The edge takes the stream up again at the next agent.
+            () = self.stopping.cancelled() => return None,
             spoke = session.client_speaks() => if !(spoke && wake) {
                 return None;
             },

@@ -139,4 +139,8 @@ impl tunnel::Reattach<ClientStream> for Way {
             edge.resume(stream_id, may_wake).await
         })
     }
+
+    fn moved(&self) -> BoxFuture<'static, ()> {
+        Box::pin(std::future::pending())
+    }
 }

@@ -197,8 +197,12 @@ pub(crate) fn progress(memory: &Memory, id: &HostId, wake_elsewhere: bool) -> Dr
     let mut progress = DrainProgress::default();
     for handle in memory.on_host(id) {
         let record = handle.current();
-        let Some(todo) = todo(&record, wake_elsewhere) else { continue };
+        // One that is being woken here runs in a moment.
+        let waking = record.state == MicrovmState::Suspended && !handle.is_idle();
+        let todo = if waking { Some(Todo::Suspend) } else { todo(&record, wake_elsewhere) };
+        let Some(todo) = todo else { continue };
         let (count, otherwise) = match todo {
+            Todo::Suspend if waking => (&mut progress.running, "it is being woken".to_owned()),
             Todo::Suspend => (&mut progress.running, format!("it is {}", record.state)),
             Todo::Upload => (&mut progress.only_here, "its only copy is on its way to S3".to_owned()),
             Todo::Wake => (&mut progress.to_wake, "it sleeps, and is about to wake elsewhere".to_owned()),

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use api::host::v1::HostState;
 use api::hostagent::v1::ResumeRequest;
-use model::MicrovmId;
 use model::state::MicrovmState;
+use model::{HostId, MicrovmId};
 use tonic::Status;
 
 use super::Term;
@@ -18,6 +18,9 @@ use crate::adapters::agents::{ErrorClass, bounded, classify, refusal_of};
 use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
+
+/// Longest wait for the only copy of what sleeps on a draining host to come to S3. Edges hold their requests for longer.
+const UPLOAD_WAIT: Duration = Duration::from_secs(20);
 
 impl Term {
     /// Wakes a microVM; returns when it is RUNNING. One that runs already is a
@@ -66,8 +69,12 @@ impl Term {
         }
     }
 
-    /// Where it wakes: where it sleeps, or elsewhere when that host is gone or drained and S3 has a copy.
+    /// Where it wakes: where it sleeps, or elsewhere when that host is gone or drained and S3 has a copy. A drained host's copy that is on
+    /// its way to S3 is waited for.
     async fn place_to_wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<Arc<Microvm>, Refusal> {
+        if self.is_drained(&handle.current().placement.host) {
+            let _ = tokio::time::timeout(UPLOAD_WAIT, handle.until(|record| record.has_remote_copy())).await;
+        }
         let microvm = handle.current();
         let host = &microvm.placement.host;
         let state = self.memory().hosts.get(host).map(|host| host.state());
@@ -88,6 +95,12 @@ impl Term {
             (_, true) => Err(Refusal::away(host, "the microVM can wake elsewhere soon")),
             (_, false) => Err(Refusal::away(host, "it holds the only copy")),
         }
+    }
+
+    /// Whether a host that is there is to be left.
+    fn is_drained(&self, host: &HostId) -> bool {
+        let state = self.memory().hosts.get(host).map(|host| host.state());
+        matches!(state, Some(HostState::Draining | HostState::Drained))
     }
 
     /// One attempt: the outer error is ours, the inner one the host's.

@@ -150,6 +150,10 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
     let progress = stays(&world, &scheduler, "on its way to S3").await;
     assert_eq!((progress.running, progress.only_here, progress.to_wake), (0, 1, 0));
     assert_eq!(get(&client, &id).await.unwrap().host_id, "h1");
+    // A caller that wants it awake is not turned away meanwhile.
+    if let Ok(answer) = tokio::time::timeout(Duration::from_secs(1), resume(&client, &id)).await {
+        panic!("{answer:?}");
+    }
     let mut hosts = world.host(&scheduler, &host.spec.host_id);
     let clock_time = Some(api::timestamp(world.clock.now()));
     // What it holds is named: of what a host does not name at its registration it has nothing.
@@ -159,6 +163,25 @@ async fn a_copy_that_only_the_host_has_is_waited_for_and_a_refused_suspend_is_tr
     hosts.register_host(registration).await.unwrap();
     drained(&world, &scheduler, "h1").await;
     assert_eq!(becomes(&client, &id, Running).await.host_id, "h2");
+}
+
+#[tokio::test]
+async fn a_host_on_which_something_is_being_woken_cannot_go_yet() {
+    let (world, scheduler, host, client) = World::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    suspend(&client, &id).await.unwrap();
+    host.script(|inner| inner.on_resume.push_back(Step::Hang));
+    let waking = tokio::spawn({
+        let (client, id) = (client.clone(), id.clone());
+        async move { resume(&client, &id).await }
+    });
+    eventually("the host to be asked", || async {
+        host.asked(|inner| !inner.resumes.is_empty()).then_some(())
+    })
+    .await;
+    let progress = stays(&world, &scheduler, "it is being woken").await;
+    assert_eq!((progress.running, progress.only_here, progress.to_wake), (1, 0, 0));
+    waking.abort();
 }
 
 #[tokio::test]
@@ -229,7 +252,6 @@ async fn traffic(client: Client, ids: Vec<String>, over: Arc<AtomicBool>) -> usi
     let mut calls = 0;
     while !over.load(Ordering::Relaxed) {
         for id in &ids {
-            // In the moment between its sleep and its copy in S3 nobody may wake it yet; an edge holds the request.
             eventually("a request to be answered", || async { resume(&client, id).await.ok() }).await;
             calls += 1;
         }
