@@ -163,7 +163,9 @@ fn start_scheduler(world: &Shared, node: Node) {
             biased;
             () = killed.cancelled() => {}
             led = leading.lead(CancellationToken::new()) => {
-                shared.broken("a scheduler campaigns as long as it lives", format_args!("{node}: {led:?}"));
+                let why = led.err().map(|error| format!("{error:#}")).unwrap_or_default();
+                let story = format!("{node} does not: {why}");
+                shared.broken("a scheduler campaigns as long as it lives", story);
             }
         }
         // Nothing that it does from here on reaches anybody; its tasks only have to go.
