@@ -177,13 +177,13 @@ impl Term {
     }
 
     /// Tells a host to drop what it should not hold; once, for tidiness: it is
-    /// told again whenever it reports it.
-    pub(crate) async fn discard(&self, host: &HostId, microvm: &Microvm) {
+    /// told again whenever it reports it. True when it holds nothing of it any more.
+    pub(crate) async fn discard(&self, host: &HostId, microvm: &Microvm) -> bool {
         let Some(address) = self.grpc_address(host) else {
-            return;
+            return false;
         };
         let Ok(mut client) = self.context.agents.client(host, &address) else {
-            return;
+            return false;
         };
         let request = TerminateRequest {
             microvm_id: microvm.id.to_string(),
@@ -191,8 +191,10 @@ impl Term {
             reason: String::new(),
             discard: true,
         };
-        if let Err(status) = bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await {
+        let dropped = bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await;
+        if let Err(status) = &dropped {
             tracing::debug!(%host, microvm = %microvm.id, %status, "not discarded yet");
         }
+        dropped.is_ok()
     }
 }

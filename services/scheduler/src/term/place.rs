@@ -46,6 +46,12 @@ impl Term {
         let key = &microvm.spec.snapshot.manifest_key;
         let (host, fingerprint) = choose(&self.memory(), &demand, key, now)?;
         let from = microvm.placement.clone();
+        // A host that serves would wake its copy for a request that comes by an old route, beside the new placement: it drops
+        // that first. One whose lease is gone has stopped. When the scheduler dies after this, the record names that host, and
+        // the next wake begins with the copy in S3.
+        if slept && self.grpc_address(&from.host).is_some() && !self.discard(&from.host, &microvm).await {
+            return Err(Refusal::away(&from.host, "it still holds the microVM and does not answer"));
+        }
         // When the scheduler dies after this write and before it asks the new host, the record names a host
         // that has never heard of the microVM. The next launch or wake asks that host with this generation;
         // the old host is told to drop its copy when it next reports it.
@@ -58,8 +64,12 @@ impl Term {
                 Ok(RecordChange::Durable)
             })
             .await?;
-        let term = Arc::clone(self);
-        self.spawn(async move { term.discard(&from.host, &microvm).await });
+        if !slept {
+            let term = Arc::clone(self);
+            self.spawn(async move {
+                let _ = term.discard(&from.host, &microvm).await;
+            });
+        }
         Ok(moved)
     }
 }
