@@ -134,14 +134,15 @@ fn kept(plan: &Plan, without: &[usize]) -> Vec<plan::Due> {
     all.filter(|(place, _)| !without.contains(place)).map(|(_, due)| *due).collect()
 }
 
-fn run_all(options: &Options, json: bool) -> anyhow::Result<Report> {
-    let began = Instant::now();
+/// What all worlds together did: calls, launches, suspends, requests.
+type Sums = [u64; 4];
+
+/// Runs the seeds, several at a time; returns the broken ones in their order.
+fn run_worlds(options: &Options, bar: &ProgressBar) -> anyhow::Result<(Vec<(u64, Told)>, Sums)> {
     let threads = match options.threads {
         0 => std::thread::available_parallelism()?.get(),
         given => given,
     };
-    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(options.seeds) };
-    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {eta} left")?);
     let next = AtomicU64::new(0);
     let told: Mutex<Vec<(u64, Told)>> = Mutex::default();
     let sums = [const { AtomicU64::new(0) }; 4];
@@ -173,13 +174,20 @@ fn run_all(options: &Options, json: bool) -> anyhow::Result<Report> {
             Err(_) => anyhow::bail!("a world panicked"),
         })
     })?;
-    bar.finish_and_clear();
     let mut told = told.into_inner().unwrap_or_default();
     told.sort_by_key(|(seed, _)| *seed);
+    Ok((told, sums.map(AtomicU64::into_inner)))
+}
+
+fn run_all(options: &Options, json: bool) -> anyhow::Result<Report> {
+    let began = Instant::now();
+    let bar = if json { ProgressBar::hidden() } else { ProgressBar::new(options.seeds) };
+    bar.set_style(ProgressStyle::with_template("{bar:40} {pos}/{len} seeds, {eta} left")?);
+    let (told, [calls, launches, suspends, requests]) = run_worlds(options, &bar)?;
+    bar.finish_and_clear();
     let broken = u64::try_from(told.len())?;
     let found = told.iter().take(TOLD_MAX).map(|(seed, _)| shrink(*seed, options.plant));
     let found = found.collect::<anyhow::Result<_>>()?;
-    let [calls, launches, suspends, requests] = sums.map(AtomicU64::into_inner);
     let seconds = began.elapsed().as_secs_f64();
     Ok(Report { seeds: options.seeds, broken, found, seconds, calls, launches, suspends, requests })
 }

@@ -136,7 +136,8 @@ impl Store {
             values: true,
             repeatable: false,
         };
-        let holder = match self.backend().transact(create).await? {
+        // A claim that waited for etcd may come after the end of its lease: that is no reason to give up.
+        let holder = match self.backend().transact(create).await.map_err(Error::or_lease_lost)? {
             Outcome::Done(revision) => return Ok(Some(revision)),
             Outcome::Refused(found) => found.into_iter().next().flatten(),
         };
@@ -164,5 +165,76 @@ impl Store {
             }
         };
         let _ = tokio::time::timeout(RECHECK, gone).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use super::*;
+    use crate::StoreSize;
+    use crate::backend::{Backend, Changes, Keeper, Page, Pair, Range};
+
+    /// etcd to which the first claim comes after the end of its lease.
+    #[derive(Default)]
+    struct Late {
+        claims: AtomicU32,
+    }
+
+    fn silent<T: Send + 'static>() -> BoxFuture<'static, Result<T>> {
+        Box::pin(std::future::pending())
+    }
+
+    impl Backend for Late {
+        fn get(&self, _: Vec<u8>) -> BoxFuture<'_, Result<Option<Pair>>> {
+            silent()
+        }
+
+        fn page(&self, _: Range, _: i64, _: i64) -> BoxFuture<'_, Result<Page>> {
+            silent()
+        }
+
+        fn count(&self, _: Range) -> BoxFuture<'_, Result<i64>> {
+            silent()
+        }
+
+        fn transact(&self, _: Transaction) -> BoxFuture<'_, Result<Outcome>> {
+            let late = self.claims.fetch_add(1, Ordering::Relaxed) == 0;
+            let detail = "NotFound: etcdserver: requested lease not found".to_owned();
+            Box::pin(async move { if late { Err(Error::Refused { detail }) } else { Ok(Outcome::Done(2)) } })
+        }
+
+        fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
+            silent()
+        }
+
+        fn compact(&self, _: i64) -> BoxFuture<'_, Result<()>> {
+            silent()
+        }
+
+        fn grant(&self, _: i64) -> BoxFuture<'_, Result<i64>> {
+            Box::pin(async { Ok(1) })
+        }
+
+        fn revoke(&self, _: i64) -> BoxFuture<'_, Result<()>> {
+            Box::pin(async { Ok(()) })
+        }
+
+        fn keep_alive(&self, _: i64, _: Duration) -> BoxFuture<'_, Result<Box<dyn Keeper>>> {
+            silent()
+        }
+
+        fn watch(&self, _: Range, _: i64) -> BoxFuture<'_, Result<Box<dyn Changes>>> {
+            silent()
+        }
+    }
+
+    #[tokio::test]
+    async fn a_claim_that_came_too_late_is_made_again() {
+        let store = Store::over(Arc::new(Late::default()), "/torpor/");
+        let won = store.campaign("scheduler", "a:1", Duration::from_secs(3)).await;
+        assert_eq!(won.unwrap().create_revision(), 2);
     }
 }

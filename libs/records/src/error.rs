@@ -47,6 +47,14 @@ impl Error {
         matches!(self, Self::Unavailable { .. })
     }
 
+    /// What etcd says of a write under a lease that it does not know any more: nothing was written.
+    pub(crate) fn or_lease_lost(self) -> Self {
+        match self {
+            Self::Refused { detail } if detail.contains("lease not found") => Self::LeaseLost,
+            other => other,
+        }
+    }
+
     pub(crate) fn timeout(what: &str) -> Self {
         Self::Unavailable { determinate: false, detail: format!("{what} timed out") }
     }

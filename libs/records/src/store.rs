@@ -240,10 +240,7 @@ impl Store {
             if !lease.is_alive() {
                 return Err(Error::LeaseLost);
             }
-            match self.txn(vec![put], None).await {
-                Err(Error::Refused { detail }) if detail.contains("lease not found") => Err(Error::LeaseLost),
-                other => other,
-            }
+            self.txn(vec![put], None).await.map_err(Error::or_lease_lost)
         })
     }
 

@@ -17,7 +17,7 @@ use clock::{Clock, Steady};
 use futures::future::BoxFuture;
 use host_agent::simulated::{
     EndReport, Event, Fence, Holdings, HostError, Journal, LeaseSeat, LocalState, Remote, Reporter, Signals,
-    Spec, Standing, Tombstone, fence, keep_lease, next, observed, observed_end,
+    Spec, Standing, Tombstone, Vouches, fence, keep_lease, next, observed, observed_end,
 };
 use model::SnapshotNumber;
 use records::Store;
@@ -30,6 +30,7 @@ use super::driver::Order;
 use super::etcd::Connection;
 use super::machine::{Machine, SLOTS};
 use super::net::dialer;
+use super::plan::Plant;
 use super::service::Service;
 use super::world::{Node, Process, Shared, World, lock};
 use super::{ENGINE, ROOT, s3};
@@ -143,19 +144,30 @@ impl Agent {
         world.serve(&process, Routes::new(HostAgentServiceServer::new(Service(Arc::clone(&agent)))));
         let spec = agent.spec();
         let store = Store::over(Arc::new(Connection::new(world, &process)), ROOT);
-        process.spawn(keep_lease(store, spec.clone(), LEASE, (agent.standing.clone(), LeaseSeat::default())));
+        let seat = LeaseSeat::default();
+        process.spawn(keep_lease(store, spec.clone(), LEASE, (agent.standing.clone(), Arc::clone(&seat))));
         let schedulers: Vec<String> =
             (0..world.plan.schedulers).map(|index| Node::Scheduler(index).address()).collect();
         let dialer = dialer(world, &process, Identity::of_host(&spec.host_id));
-        let Ok(schedulers) = Replicas::new(dialer, &schedulers, Role::Scheduler) else {
+        let vouchers = if world.plan.vouches { schedulers.clone() } else { Vec::new() };
+        let vouches = Vouches::new(
+            (&spec.host_id, &agent.clock),
+            (&agent.standing, &seat, LEASE),
+            (dialer.clone(), &vouchers),
+        );
+        let (Ok(vouches), Ok(schedulers)) = (vouches, Replicas::new(dialer, &schedulers, Role::Scheduler))
+        else {
             return;
         };
+        if world.plan.vouches {
+            process.spawn(vouches.keep());
+        }
         let signals = Signals {
             clock: agent.clock.clone(),
             changes: agent.changes.clone(),
             standing: agent.standing.clone(),
             pauses: Backoff::new(Duration::from_millis(200), Duration::from_secs(2)),
-            vouchers: Vec::new(),
+            vouchers,
         };
         process.spawn(Reporter::new(signals, Arc::clone(&agent), spec, schedulers).run());
         process.spawn(Arc::clone(&agent).keep_tidy());
@@ -193,7 +205,7 @@ impl Agent {
     }
 
     pub fn is_fenced(&self) -> bool {
-        self.standing.borrow().is_fenced()
+        self.standing.borrow().is_fenced() && !self.world.is_planted(Plant::ServesUnleased)
     }
 
     pub fn changed(&self) {

@@ -7,13 +7,16 @@ use host_agent::simulated::LocalState;
 use model::SnapshotNumber;
 use model::state::{MicrovmEvent, MicrovmState};
 use scheduler::adapters::microvms as codec;
-use scheduler::domain::microvm::Microvm;
+use scheduler::domain::microvm::{Intent, Microvm};
+use tokio::time::Instant;
 
+use super::machine::Guest;
 use super::world::{World, lock};
 
 /// Prefix of the records of microVMs.
 pub const RECORDS: &str = "/torpor/microvms/";
 const USAGE: &str = "/torpor/usage/";
+const HOSTS: &str = "/torpor/hosts/host-";
 
 /// A broken invariant.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,14 +25,25 @@ pub struct Broken {
     pub story: String,
 }
 
+/// Where a generation was placed, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Placed {
+    host: String,
+    at: Instant,
+}
+
 /// What is known of the world, beside what is in it.
 #[derive(Debug, Default)]
 pub struct Checker {
     pub broken: Option<Broken>,
     /// Where each generation of a microVM was placed.
-    placements: BTreeMap<(String, u64), String>,
-    /// Requests that a snapshot's guest had answered.
-    snapshots: BTreeMap<(String, SnapshotNumber), u64>,
+    placements: BTreeMap<(String, u64), Placed>,
+    /// When a host's machine lost what ran on it, last.
+    hurt: BTreeMap<usize, Instant>,
+    /// When a host's lease ended, last.
+    unleased: BTreeMap<usize, Instant>,
+    /// The guest in a snapshot.
+    snapshots: BTreeMap<(String, SnapshotNumber), Guest>,
     /// What the snapshot had answered whose suspend was recorded last.
     acknowledged: BTreeMap<String, u64>,
     /// Ids whose records are gone.
@@ -65,7 +79,10 @@ impl World {
     /// A change of a key in etcd.
     pub fn check_write(&self, key: &[u8], before: Option<&[u8]>, after: Option<&[u8]>) {
         let key = String::from_utf8_lossy(key);
-        if let Some(id) = key.strip_prefix(RECORDS) {
+        if let Some(host) = key.strip_prefix(HOSTS).filter(|_| after.is_none()) {
+            let host = host.parse().unwrap_or(usize::MAX);
+            lock(&self.checker).unleased.insert(host, Instant::now());
+        } else if let Some(id) = key.strip_prefix(RECORDS) {
             let read = |value: Option<&[u8]>| value.and_then(|value| codec::decode(value).ok());
             self.check_record(id, read(before).as_ref(), read(after).as_ref());
         } else if key.starts_with(USAGE)
@@ -92,8 +109,9 @@ impl World {
         let host = after.placement.host.to_string();
         let elsewhere = {
             let mut checker = lock(&self.checker);
-            let placed = checker.placements.entry(key).or_insert_with(|| host.clone());
-            (*placed != host).then(|| placed.clone())
+            let placed = Placed { host: host.clone(), at: Instant::now() };
+            let placed = checker.placements.entry(key).or_insert(placed);
+            (placed.host != host).then(|| placed.host.clone())
         };
         if let Some(elsewhere) = elsewhere {
             self.broken(
@@ -106,7 +124,8 @@ impl World {
         {
             let number = SnapshotNumber::new(copies.generation, copies.sequence);
             let mut checker = lock(&self.checker);
-            if let Some(counter) = checker.snapshots.get(&(id.to_owned(), number)).copied() {
+            if let Some(counter) = checker.snapshots.get(&(id.to_owned(), number)).map(|guest| guest.counter)
+            {
                 let known = checker.acknowledged.entry(id.to_owned()).or_default();
                 *known = counter.max(*known);
             }
@@ -129,6 +148,37 @@ impl World {
         {
             self.broken("totals grow", format_args!("what {id} has used shrank"));
         }
+        self.check_end(id, before, after);
+    }
+
+    /// What was launched ends because somebody asked, or because its host lost it.
+    fn check_end(&self, id: &str, before: &Microvm, after: &Microvm) {
+        let launched = !matches!(before.state, MicrovmState::Pending | MicrovmState::Terminated);
+        if !launched || after.state != MicrovmState::Terminated {
+            return;
+        }
+        let (host, generation) = (after.placement.host.as_str(), after.placement.generation);
+        let index = host.trim_start_matches("host-").parse().unwrap_or(usize::MAX);
+        if self.serves(index, id) {
+            let story = format!("{id} has ended ({}), and {host} serves it", after.state_reason);
+            self.broken("nobody serves what has ended", story);
+        }
+        let explained = {
+            let checker = lock(&self.checker);
+            let placed = checker.placements.get(&(id.to_owned(), generation)).map(|placed| placed.at);
+            let since = |when: Option<&Instant>| when.copied() >= placed;
+            let given_up = after.state_reason.starts_with("Host ") && since(checker.unleased.get(&index));
+            given_up || since(checker.hurt.get(&index))
+        };
+        if after.intent == Intent::Live && !explained {
+            let story = format!("{id}, {} on {host}, ended: {}", before.state, after.state_reason);
+            self.broken("no session ends unasked", story);
+        }
+    }
+
+    /// A host's machine has lost what ran on it.
+    pub fn note_hurt(&self, host: usize) {
+        lock(&self.checker).hurt.insert(host, Instant::now());
     }
 
     /// The record of a microVM as it is.
@@ -143,10 +193,19 @@ impl World {
     }
 
     /// A snapshot is whole on a disk, says its host.
-    pub fn note_snapshot(&self, id: &str, number: SnapshotNumber, counter: u64) {
+    pub fn note_snapshot(&self, id: &str, number: SnapshotNumber, guest: Guest) {
         let mut checker = lock(&self.checker);
         checker.suspends += 1;
-        checker.snapshots.insert((id.to_owned(), number), counter);
+        checker.snapshots.insert((id.to_owned(), number), guest);
+    }
+
+    /// The engine of a microVM that sleeps has ended: what its guest did after the snapshot is lost.
+    pub fn check_asleep(&self, id: &str, number: SnapshotNumber, guest: &Guest) {
+        let slept = lock(&self.checker).snapshots.get(&(id.to_owned(), number)).cloned();
+        if let Some(slept) = slept.filter(|slept| slept != guest) {
+            let story = format!("{id} went on after {number}: {slept:?}, and then {guest:?}");
+            self.broken("SUSPENDED means nothing runs", story);
+        }
     }
 
     /// S3 has lost a snapshot.
@@ -164,6 +223,7 @@ impl World {
     /// A guest runs from now on, under a generation.
     pub fn check_started(&self, id: &str, host: usize, generation: u64, counter: u64) {
         let placed = lock(&self.checker).placements.get(&(id.to_owned(), generation)).cloned();
+        let placed = placed.map(|placed| placed.host);
         if placed.as_ref().is_some_and(|placed| *placed != format!("host-{host}")) {
             let story = format!("{id} generation {generation} runs on host-{host}, not on {placed:?}");
             self.broken("a generation is held by one host", story);

@@ -156,8 +156,9 @@ impl Client {
         let record = self.world.record(id).ok_or("no record")?;
         let now = record.placement.host.as_str().trim_start_matches("host-").parse().unwrap_or(0);
         // Routes are watched, and news may be late.
-        let before = self.routes.insert(id.to_owned(), now);
-        let index = before.filter(|_| self.chance.per_mille(300)).unwrap_or(now);
+        let before = self.routes.get(id).copied().filter(|_| self.chance.per_mille(300));
+        let index = before.unwrap_or(now);
+        self.routes.insert(id.to_owned(), index);
         let node = Node::Host(index);
         let fate = self.world.fate(Node::Clients, node);
         tokio::time::sleep(fate.there).await;

@@ -93,7 +93,11 @@ impl Agent {
 
     fn meet(&self, held: &mut Held, order: &Order, generation: Option<u64>) -> Met {
         let offered = generation.unwrap_or(held.journal.generation);
-        let against = fence(held.journal.generation, offered);
+        let older = fence(held.journal.generation, offered) == Fence::Stale;
+        let against = match older && self.world.is_planted(Plant::AnyGeneration) {
+            true => Fence::Same,
+            false => fence(held.journal.generation, offered),
+        };
         if against == Fence::Stale {
             let held = held.journal.generation;
             return Met::answered(Err(HostError::StaleGeneration { held, offered }));
@@ -202,7 +206,6 @@ impl Agent {
     ) -> Result<(), HostError> {
         let started = self.machine.start(guest);
         let (process, slot) = started.ok_or_else(|| HostError::Capacity("no slot is free".to_owned()))?;
-        self.machine.engine(process, |engine| engine.paused = true);
         cell.with(|held| {
             held.process = Some(process);
             held.journal.process = Some(Recorded { pid: process, start_time: 0 });
@@ -220,7 +223,7 @@ impl Agent {
     /// The guest runs: journal first, then it is open to requests.
     pub async fn run(&self, cell: &Cell, kind: &str) -> Result<(), HostError> {
         let process = cell.with(|held| held.process).unwrap_or(0);
-        self.machine.engine(process, |engine| engine.paused = false);
+        self.machine.engine(process, |engine| engine.go_on());
         // What the hook and the repair of its identity take.
         let time = self.world.draw(|chance| chance.millis(1..40));
         tokio::time::sleep(time).await;
@@ -255,7 +258,12 @@ impl Agent {
             self.world.step(&self.process).await;
             let time = self.world.draw(|chance| chance.millis(1..30));
             tokio::time::sleep(time).await;
-            self.machine.stop(process);
+            let guest = self.machine.stop(process);
+            let slept = cell
+                .with(|held| (held.journal.state == LocalState::Suspended).then(|| held.journal.number()));
+            if let (Some(number), Some(guest)) = (slept, guest) {
+                self.world.check_asleep(&cell.id, number, &guest);
+            }
         }
     }
 
@@ -286,7 +294,7 @@ impl Agent {
             Err(failure) => Err(failure),
         };
         if let Err(failure) = written {
-            self.machine.engine(process, |engine| engine.paused = false);
+            self.machine.engine(process, |engine| engine.go_on());
             cell.with(|held| self.enter(held, Event::IsRunning, &failure.to_string()));
             self.save_now(cell);
             self.publish(cell);
@@ -309,15 +317,18 @@ impl Agent {
     async fn write_snapshot(&self, cell: &Arc<Cell>, process: u32) -> Result<(), HostError> {
         let time = self.world.draw(|chance| chance.millis(1..30));
         tokio::time::sleep(time).await;
+        let runs_on = self.world.is_planted(Plant::RunsAsleep);
         let guest = self.machine.engine(process, |engine| {
-            engine.paused = true;
-            engine.guest.clone()
+            if !runs_on {
+                engine.pause();
+            }
+            engine.guest_now()
         });
         let guest = guest.ok_or_else(|| HostError::Engine("the engine is gone".to_owned()))?;
         let number =
             cell.with(|held| SnapshotNumber::new(held.journal.generation, held.journal.sequence + 1));
         if self.world.is_planted(Plant::SuspendEarly) {
-            self.world.note_snapshot(&cell.id, number, guest.counter);
+            self.world.note_snapshot(&cell.id, number, guest);
             return Ok(());
         }
         self.write().await?;
@@ -330,7 +341,7 @@ impl Agent {
             journal.slept(number.sequence, 4096, self.now_ms());
             journal
         });
-        self.world.note_snapshot(&cell.id, number, guest.counter);
+        self.world.note_snapshot(&cell.id, number, guest.clone());
         let snapshot = Snapshot { generation: number.generation, guest, journal: Some(journal) };
         {
             let mut disk = lock(&self.machine.disk);

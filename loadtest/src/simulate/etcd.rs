@@ -68,6 +68,13 @@ impl State {
         Some(Pair { key: key.to_vec(), value, created: entry.created, modified: entry.modified })
     }
 
+    fn has_lease_of(&self, step: &Step) -> bool {
+        match step {
+            Step::Put { lease: Some(lease), .. } => self.leases.contains_key(lease),
+            Step::Put { .. } | Step::Delete { .. } => true,
+        }
+    }
+
     fn holds(&self, condition: &Condition) -> bool {
         match condition {
             Condition::Created { key, at } => self.entries.get(key).map_or(0, |entry| entry.created) == *at,
@@ -180,11 +187,19 @@ impl Connection {
     }
 
     /// Makes a call, which may get lost, or its answer.
-    async fn call<T>(&self, what: &str, act: impl FnOnce(&Shared) -> Result<T>) -> Result<T> {
+    async fn call<T: 'static>(
+        &self,
+        what: &'static str,
+        act: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         within(what, CALL_TIMEOUT, self.call_now(what, act)).await
     }
 
-    async fn call_now<T>(&self, what: &str, act: impl FnOnce(&Shared) -> Result<T>) -> Result<T> {
+    async fn call_now<T: 'static>(
+        &self,
+        what: &'static str,
+        act: impl FnOnce(&Shared) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (world, from) = (&self.world, self.process.node);
         world.step(&self.process).await;
         let fate = world.fate(from, Node::Etcd);
@@ -194,6 +209,16 @@ impl Connection {
         }
         if fate.lost || !world.reaches(from, Node::Etcd) {
             world.tell(from, format_args!("{what} to etcd is lost"));
+            if let Some(late) = fate.late {
+                let world = Arc::clone(world);
+                tokio::spawn(async move {
+                    tokio::time::sleep(late).await;
+                    if world.reaches(from, Node::Etcd) {
+                        world.tell("etcd", format_args!("hears {what} of {from}, late"));
+                        drop(act(&world));
+                    }
+                });
+            }
             return silence().await;
         }
         world.step(&self.process).await;
@@ -208,17 +233,24 @@ impl Connection {
     }
 }
 
-fn transact(world: &Shared, from: Node, transaction: Transaction) -> Outcome {
+fn transact(world: &Shared, from: Node, transaction: Transaction) -> Result<Outcome> {
     let Transaction { conditions, steps, reads, values, repeatable: _ } = transaction;
-    let holds = {
+    let (holds, leased) = {
         let state = lock(&world.keys.state);
-        conditions.iter().all(|condition| state.holds(condition))
+        let holds = conditions.iter().all(|condition| state.holds(condition));
+        (
+            holds || world.is_planted(Plant::ConditionsIgnored),
+            steps.iter().all(|step| state.has_lease_of(step)),
+        )
     };
     let of_records = steps.iter().any(|step| starts_with(step, RECORDS));
     if !holds {
         world.tell(from, "etcd refuses a transaction");
         let state = lock(&world.keys.state);
-        return Outcome::Refused(reads.iter().map(|key| state.pair(key, values)).collect());
+        return Ok(Outcome::Refused(reads.iter().map(|key| state.pair(key, values)).collect()));
+    }
+    if !leased {
+        return Err(Error::Refused { detail: "NotFound: etcdserver: requested lease not found".to_owned() });
     }
     for step in &steps {
         match step {
@@ -229,9 +261,9 @@ fn transact(world: &Shared, from: Node, transaction: Transaction) -> Outcome {
     if of_records && world.is_planted(Plant::WriteForgotten) && world.draw(|chance| chance.per_mille(100)) {
         let mut state = lock(&world.keys.state);
         state.revision += 1;
-        return Outcome::Done(state.revision);
+        return Ok(Outcome::Done(state.revision));
     }
-    Outcome::Done(apply(world, steps))
+    Ok(Outcome::Done(apply(world, steps)))
 }
 
 /// A key without what the product draws itself: the ids of token keys.
@@ -276,7 +308,7 @@ impl Backend for Connection {
 
     fn transact(&self, transaction: Transaction) -> BoxFuture<'_, Result<Outcome>> {
         let from = self.process.node;
-        Box::pin(self.call("a transaction", move |world| Ok(transact(world, from, transaction))))
+        Box::pin(self.call("a transaction", move |world| transact(world, from, transaction)))
     }
 
     fn size(&self) -> BoxFuture<'_, Result<StoreSize>> {
@@ -376,6 +408,9 @@ impl Watching {
             news.changes = new.map(|(_, change)| change.clone()).collect();
         }
         self.next = news.revision + 1;
+        if world.is_planted(Plant::WatchSkips) && world.draw(|chance| chance.per_mille(100)) {
+            news.changes.pop();
+        }
         (!news.changes.is_empty()).then_some(news)
     }
 }

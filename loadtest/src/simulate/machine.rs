@@ -3,8 +3,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::time::Duration;
 
 use host_agent::simulated::{Journal, Tombstone};
+use tokio::time::Instant;
 
 use super::world::lock;
 
@@ -16,15 +18,39 @@ pub const SLOTS: u32 = 24;
 pub struct Guest {
     /// Requests that it has answered.
     pub counter: u64,
+    /// How long it has run: what it does by itself, it does as this grows.
+    pub ran: Duration,
 }
 
 /// The process that runs one guest.
 #[derive(Debug, Clone)]
 pub struct Engine {
     pub slot: u32,
+    /// As it was when it was paused last.
     pub guest: Guest,
-    pub paused: bool,
+    /// Since when it has run; `None` while it is paused.
+    running_since: Option<Instant>,
     pub cpu_seconds: f64,
+}
+
+impl Engine {
+    pub fn is_paused(&self) -> bool {
+        self.running_since.is_none()
+    }
+
+    pub fn go_on(&mut self) {
+        self.running_since.get_or_insert_with(Instant::now);
+    }
+
+    pub fn pause(&mut self) {
+        self.guest = self.guest_now();
+        self.running_since = None;
+    }
+
+    pub fn guest_now(&self) -> Guest {
+        let runs = self.running_since.map_or(Duration::ZERO, |since| since.elapsed());
+        Guest { ran: self.guest.ran + runs, ..self.guest.clone() }
+    }
 }
 
 /// A snapshot on the disk, whole: its manifest is written last.
@@ -80,14 +106,14 @@ impl Machine {
         *lock(&self.gone)
     }
 
-    /// Starts a process for a guest in a slot of its own; `None` when no slot is left.
+    /// Starts a process for a guest, which is paused, in a slot of its own; `None` when no slot is left.
     pub fn start(&self, guest: Guest) -> Option<(u32, u32)> {
         let mut running = lock(&self.running);
         let slot = (0..SLOTS).find(|slot| !running.slots.contains(slot))?;
         running.slots.insert(slot);
         running.processes += 1;
         let process = running.processes;
-        let engine = Engine { slot, guest, paused: false, cpu_seconds: 0.0 };
+        let engine = Engine { slot, guest, running_since: None, cpu_seconds: 0.0 };
         running.engines.insert(process, engine);
         Some((process, slot))
     }
@@ -96,12 +122,12 @@ impl Machine {
         lock(&self.running).engines.get_mut(&process).map(act)
     }
 
-    /// Ends a process; its slot is free once it has been reaped.
-    pub fn stop(&self, process: u32) {
+    /// Ends a process; its slot is free once it has been reaped. Returns the guest as it was then.
+    pub fn stop(&self, process: u32) -> Option<Guest> {
         let mut running = lock(&self.running);
-        if let Some(engine) = running.engines.remove(&process) {
-            running.slots.remove(&engine.slot);
-        }
+        let engine = running.engines.remove(&process)?;
+        running.slots.remove(&engine.slot);
+        Some(engine.guest_now())
     }
 
     /// The power goes: no process is left, and of the journals what was synced, or a little more.

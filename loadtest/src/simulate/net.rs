@@ -19,6 +19,10 @@ use super::world::{Node, Process, Server, Shared, lock};
 /// After this long a caller notices that nobody is at the other end any more.
 const HANG_UP: Duration = Duration::from_secs(8);
 
+/// Of a thousand calls that are lost, how many arrive late, and how late at most.
+const LATE: u64 = 500;
+const LATE_MILLIS_MAX: u64 = 20_000;
+
 /// Calls that come twice, the second time late.
 const TWICE: [&str; 4] = ["Heartbeat", "RegisterHost", "Suspend", "Terminate"];
 
@@ -41,6 +45,8 @@ pub struct Fate {
     /// Nobody was there: it certainly did not arrive.
     pub refused: bool,
     pub lost: bool,
+    /// What is lost to its sender arrives all the same, so much later: it was under way when the connection ended.
+    pub late: Option<Duration>,
     pub answer_lost: bool,
     /// It comes a second time, so much later.
     pub again: Option<Duration>,
@@ -98,7 +104,8 @@ impl super::world::World {
             let lost = cut || chance.per_mille(lossy);
             let answer_lost = chance.per_mille(lossy);
             let again = chance.per_mille(lossy).then(|| chance.millis(0..15_000));
-            Fate { refused, lost, answer_lost, again, there, back }
+            let late = (lost && chance.per_mille(LATE)).then(|| chance.millis(0..LATE_MILLIS_MAX));
+            Fate { refused, lost, late, answer_lost, again, there, back }
         })
     }
 
@@ -154,18 +161,16 @@ async fn deliver(
     tokio::time::sleep(fate.there).await;
     if fate.refused || fate.lost || !world.reaches(from.node, server.process.node) {
         world.tell(from.node, format_args!("{method} to {address} is lost"));
+        if let Some(late) = fate.late.filter(|_| !fate.refused) {
+            let (to, from, request) = (server.process.node, from.node, send(body));
+            hear_later(world, server, late, (request, move |world: &Shared| world.reaches(from, to)));
+        }
         return Err(hung_up().await);
     }
     world.tell(from.node, format_args!("{method} -> {address}"));
     // What may be repeated whenever it comes. The rest a connection brings in its order, once or not at all.
     if let Some(later) = fate.again.filter(|_| TWICE.contains(&method.as_str())) {
-        let (again, server, world) = (send(body.clone()), server.clone(), Arc::clone(world));
-        let process = server.process.clone();
-        process.spawn(async move {
-            tokio::time::sleep(later).await;
-            world.tell(server.process.node, "hears it again");
-            let _ = answer(&server, again).await;
-        });
+        hear_later(world, server.clone(), later, (send(body.clone()), |_| true));
     }
     let answered = answer(&server, send(body)).await?;
     tokio::time::sleep(fate.back).await;
@@ -175,6 +180,24 @@ async fn deliver(
     }
     world.step(from).await;
     Ok(answered)
+}
+
+/// Has a server hear a request of which nobody waits for the answer any more.
+fn hear_later(
+    world: &Shared,
+    server: Server,
+    later: Duration,
+    (request, arrives): (Request<Body>, impl FnOnce(&Shared) -> bool + Send + 'static),
+) {
+    let (world, process) = (Arc::clone(world), server.process.clone());
+    process.spawn(async move {
+        tokio::time::sleep(later).await;
+        if arrives(&world) {
+            let method = request.uri().path().rsplit('/').next().unwrap_or_default();
+            world.tell(server.process.node, format_args!("hears {method}, late"));
+            let _ = answer(&server, request).await;
+        }
+    });
 }
 
 /// Has a server answer, unless it dies before.

@@ -27,6 +27,16 @@ pub enum Plant {
     WakesOlder,
     /// A host's engine outlives the microVM.
     EngineLeft,
+    /// etcd does transactions whose conditions do not hold.
+    ConditionsIgnored,
+    /// A watch of etcd passes over a change now and then.
+    WatchSkips,
+    /// A host does what an older generation asks for.
+    AnyGeneration,
+    /// A host serves without a lease.
+    ServesUnleased,
+    /// A guest runs on while its snapshot is written, until its engine ends.
+    RunsAsleep,
 }
 
 /// What is done to the world.
@@ -41,6 +51,8 @@ pub enum Fault {
     /// The host's machine never comes back.
     Gone(usize),
     Cut(Node, Node, Duration),
+    /// The host reaches neither etcd nor a scheduler; requests reach it.
+    Alone(usize, Duration),
     Down(Node, Duration),
     /// So many of a thousand messages are lost, and they are as late as that.
     Lossy(u64, Duration, Duration),
@@ -65,6 +77,8 @@ pub struct Plan {
     pub schedulers: usize,
     pub hosts: usize,
     pub clients: usize,
+    /// Whether hosts go on without etcd by the schedulers' vouches.
+    pub vouches: bool,
     pub faults: Vec<Due>,
     pub plant: Option<Plant>,
 }
@@ -74,7 +88,7 @@ impl Plan {
         let mut chance = Chance::new(seed, 2);
         let mut count = |most: u64, least: u64| usize::try_from(chance.within(least..most)).unwrap_or(1);
         let (schedulers, hosts, clients) = (count(4, 1), count(5, 2), count(5, 2));
-        let faults = count(14, 2);
+        let (faults, vouches) = (count(14, 2), count(2, 0) == 1);
         let mut faults: Vec<Due> = (0..faults)
             .map(|_| Due {
                 at: chance.millis(2_000..u64::try_from(FAULTS.as_millis()).unwrap_or(60_000)),
@@ -88,7 +102,7 @@ impl Plan {
             gone += u32::from(matches!(due.fault, Fault::Gone(_)));
             !matches!(due.fault, Fault::Gone(_)) || gone == 1
         });
-        Self { seed, schedulers, hosts, clients, faults, plant }
+        Self { seed, schedulers, hosts, clients, vouches, faults, plant }
     }
 }
 
@@ -102,14 +116,15 @@ fn fault(chance: &mut Chance, schedulers: usize, hosts: usize) -> Fault {
     let long = chance.millis(1_000..25_000);
     match chance.within(0..100) {
         0..12 => Fault::Kill(process, short),
-        12..34 => Fault::Fuse(process, u32::try_from(chance.within(0..120)).unwrap_or(0), short),
+        12..29 => Fault::Fuse(process, u32::try_from(chance.within(0..120)).unwrap_or(0), short),
+        29..34 => Fault::Alone(host, chance.millis(5_000..30_000)),
         34..42 => Fault::PowerCut(host, long),
         42..45 => Fault::Gone(host),
         45..52 => Fault::Cut(Node::Host(host), Node::Etcd, long),
         52..58 => Fault::Cut(Node::Host(host), scheduler, long),
         58..62 => Fault::Cut(scheduler, Node::Etcd, long),
         62..66 => Fault::Cut(Node::Host(host), Node::S3, long),
-        66..69 => Fault::Down(Node::Etcd, chance.millis(200..8_000)),
+        66..69 => Fault::Down(Node::Etcd, chance.millis(200..15_000)),
         69..72 => Fault::Down(Node::S3, long),
         72..80 => {
             let lossy = chance.within(5..150);

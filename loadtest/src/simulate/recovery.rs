@@ -50,7 +50,7 @@ impl Agent {
             journal.complete(snapshot.generation);
         }
         let process = journal.process.map(|process| process.pid);
-        let paused = process.and_then(|process| self.machine.engine(process, |engine| engine.paused));
+        let paused = process.and_then(|process| self.machine.engine(process, |engine| engine.is_paused()));
         let found = match paused {
             None => EngineFound::Dead,
             Some(true) => EngineFound::Paused,
@@ -107,7 +107,7 @@ impl Agent {
             Decision::Adopt | Decision::ResumeInPlace => {
                 let Some(process) = process else { return };
                 kept.push(process);
-                self.machine.engine(process, |engine| engine.paused = false);
+                self.machine.engine(process, |engine| engine.go_on());
                 cell.with(|held| {
                     if held.journal.state == LocalState::Suspending {
                         self.enter(held, Event::IsRunning, "");

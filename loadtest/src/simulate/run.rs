@@ -54,11 +54,12 @@ pub fn run(plan: &Plan, readable: bool) -> anyhow::Result<Told> {
         let world = World::new(plan.clone(), readable);
         live(&world).await?;
         let told = {
+            let (digest, lines) = world.trace();
             let checker = lock(&world.checker);
             Told {
-                digest: world.digest(),
+                digest,
                 broken: checker.broken.clone(),
-                lines: world.lines(),
+                lines,
                 calls: checker.calls,
                 served: checker.served,
                 suspends: checker.suspends,
@@ -130,6 +131,7 @@ fn start_scheduler(world: &Shared, node: Node) {
     let config = Config {
         listen: node.address(),
         lease_seconds: 3,
+        heartbeat_interval_ms: 2_000,
         host_lost_grace_seconds: 10,
         fence_grace_seconds: 4,
         retention_seconds: 45,
@@ -155,12 +157,16 @@ fn start_scheduler(world: &Shared, node: Node) {
     let replica = Replica::new(context, node.address());
     world.serve(&process, replica.routes());
     let killed = process.killed.clone();
-    let leading = replica.clone();
+    let (leading, shared) = (replica.clone(), Arc::clone(world));
     tokio::spawn(async move {
         tokio::select! {
             biased;
             () = killed.cancelled() => {}
-            _ = leading.lead(CancellationToken::new()) => {}
+            led = leading.lead(CancellationToken::new()) => {
+                let why = led.err().map(|error| format!("{error:#}")).unwrap_or_default();
+                let story = format!("{node} does not: {why}");
+                shared.broken("a scheduler campaigns as long as it lives", story);
+            }
         }
         // Nothing that it does from here on reaches anybody; its tasks only have to go.
         if let Some(term) = replica.leader().term() {
@@ -175,7 +181,7 @@ async fn supervise(world: Shared) {
         tokio::time::sleep(LOOK).await;
         let schedulers = (0..world.plan.schedulers).map(Node::Scheduler);
         for node in schedulers.chain((0..world.plan.hosts).map(Node::Host)) {
-            if world.server(&node.address()).is_none() && world.may_start(node) {
+            if !world.is_up(node) && world.may_start(node) {
                 start(&world, node);
             }
         }
@@ -227,16 +233,22 @@ fn inject(world: &Shared, Due { fault, .. }: Due) -> anyhow::Result<()> {
         Fault::PowerCut(host, time) => {
             world.stay_down(Node::Host(host), time);
             world.kill(Node::Host(host), "the power is cut");
+            world.note_hurt(host);
             world.machines[host].cut_power(|| world.draw(|chance| chance.per_mille(500)));
         }
         Fault::Gone(host) => {
             world.kill(Node::Host(host), "its machine is gone");
             *lock(&world.machines[host].gone) = true;
+            world.note_hurt(host);
             world.machines[host].cut_power(|| false);
         }
         Fault::Cut(a, b, time) => {
             lock(&world.net).cut(a, b, true);
             later(world, time, move |world| lock(&world.net).cut(a, b, false));
+        }
+        Fault::Alone(host, time) => {
+            cut_off(world, host, true);
+            later(world, time, move |world| cut_off(world, host, false));
         }
         Fault::Down(node, time) => {
             lock(&world.net).set_down(node, true);
@@ -265,6 +277,15 @@ fn inject(world: &Shared, Due { fault, .. }: Due) -> anyhow::Result<()> {
         Fault::Compact => world.keys.compact_now(),
     }
     Ok(())
+}
+
+/// Cuts a host off from all that it gets orders from.
+fn cut_off(world: &Shared, host: usize, cut: bool) {
+    let mut net = lock(&world.net);
+    net.cut(Node::Host(host), Node::Etcd, cut);
+    for index in 0..world.plan.schedulers {
+        net.cut(Node::Host(host), Node::Scheduler(index), cut);
+    }
 }
 
 fn set_lossy(world: &Shared, lossy: u64, jitter: Duration) {

@@ -56,6 +56,17 @@ impl Node {
     pub fn address(self) -> String {
         format!("{self}:1")
     }
+
+    /// What is served at an address.
+    fn at(address: &str) -> Option<Self> {
+        let (name, index) = address.strip_suffix(":1")?.split_once('-')?;
+        let index = index.parse().ok()?;
+        match name {
+            "scheduler" => Some(Self::Scheduler(index)),
+            "host" => Some(Self::Host(index)),
+            _ => None,
+        }
+    }
 }
 
 /// One life of a program on a node.
@@ -86,24 +97,25 @@ pub struct Server {
     pub routes: Routes,
 }
 
-/// What happened, in order: a digest of all of it, and the lines themselves when somebody wants to read them.
-pub struct Trace {
+/// What happened, in order: a digest of all of it, and the lines.
+struct Trace {
     digest: u64,
-    pub lines: Option<Vec<String>>,
+    lines: Vec<String>,
 }
 
 pub struct World {
     pub plan: Plan,
     pub began: Instant,
     pub chance: Mutex<Chance>,
-    trace: Mutex<Trace>,
+    /// None when nobody wants to read it: most worlds only live, and lines cost a tenth of that.
+    trace: Option<Mutex<Trace>>,
     pub net: Mutex<Net>,
     pub keys: Keys,
     pub bucket: Bucket,
     pub machines: Vec<Arc<Machine>>,
     pub checker: Mutex<Checker>,
     pub agents: Mutex<BTreeMap<usize, Arc<Agent>>>,
-    servers: Mutex<BTreeMap<String, Server>>,
+    servers: Mutex<BTreeMap<Node, Server>>,
     clocks: Mutex<BTreeMap<Node, Clock>>,
     /// Steps that a node may still take before its process is killed, and how long it stays dead then.
     fuses: Mutex<BTreeMap<Node, (u32, Duration)>>,
@@ -131,11 +143,11 @@ impl World {
         let began = Instant::now();
         BEGAN.set(Some(began));
         let machines = (0..plan.hosts).map(|index| Arc::new(Machine::new(index))).collect();
-        let trace = Trace { digest: 0xcbf2_9ce4_8422_2325, lines: readable.then(Vec::new) };
+        let trace = readable.then(|| Trace { digest: 0xcbf2_9ce4_8422_2325, lines: Vec::new() });
         Arc::new(Self {
             chance: Mutex::new(Chance::new(plan.seed, 1)),
             began,
-            trace: Mutex::new(trace),
+            trace: trace.map(Mutex::new),
             net: Mutex::new(Net::default()),
             keys: Keys::default(),
             bucket: Bucket::default(),
@@ -152,23 +164,22 @@ impl World {
 
     /// Notes what happens.
     pub fn tell(&self, who: impl Display, what: impl Display) {
+        let Some(trace) = &self.trace else { return };
         let at = self.began.elapsed().as_micros();
         let line = format!("{:>4}.{:06} {who:<12} {what}", at / 1_000_000, at % 1_000_000);
-        let mut trace = lock(&self.trace);
+        let mut trace = lock(trace);
         for byte in line.bytes() {
             trace.digest = (trace.digest ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
         }
-        if let Some(lines) = trace.lines.as_mut().filter(|lines| lines.len() < LINES_MAX) {
-            lines.push(line);
+        if trace.lines.len() < LINES_MAX {
+            trace.lines.push(line);
         }
     }
 
-    pub fn digest(&self) -> u64 {
-        lock(&self.trace).digest
-    }
-
-    pub fn lines(&self) -> Vec<String> {
-        lock(&self.trace).lines.take().unwrap_or_default()
+    /// The digest of the trace, and its lines; nothing when nobody wanted to read it.
+    pub fn trace(&self) -> (u64, Vec<String>) {
+        let trace = self.trace.as_ref().map(lock);
+        trace.map_or((0, Vec::new()), |mut trace| (trace.digest, std::mem::take(&mut trace.lines)))
     }
 
     pub fn draw<T>(&self, draw: impl FnOnce(&mut Chance) -> T) -> T {
@@ -199,16 +210,22 @@ impl World {
 
     pub fn serve(&self, process: &Process, routes: Routes) {
         let server = Server { process: process.clone(), routes };
-        lock(&self.servers).insert(process.node.address(), server);
+        lock(&self.servers).insert(process.node, server);
     }
 
     pub fn server(&self, address: &str) -> Option<Server> {
-        lock(&self.servers).get(address).filter(|server| !server.process.killed.is_cancelled()).cloned()
+        let servers = lock(&self.servers);
+        servers.get(&Node::at(address)?).filter(|server| !server.process.killed.is_cancelled()).cloned()
+    }
+
+    /// Whether a node's process lives.
+    pub fn is_up(&self, node: Node) -> bool {
+        lock(&self.servers).get(&node).is_some_and(|server| !server.process.killed.is_cancelled())
     }
 
     /// Kills what runs on a node. True when something did.
     pub fn kill(&self, node: Node, why: &str) -> bool {
-        let server = lock(&self.servers).remove(&node.address());
+        let server = lock(&self.servers).remove(&node);
         lock(&self.fuses).remove(&node);
         let Some(server) = server else { return false };
         self.tell(node, format_args!("killed: {why}"));

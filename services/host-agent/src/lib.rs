@@ -40,7 +40,7 @@ pub mod simulated {
     pub use crate::microvms::{EndReport, Remote, observed_end};
     pub use crate::reporter::{Holdings, Reporter, Signals};
     pub use crate::server::status::status;
-    pub use crate::vouches::LeaseSeat;
+    pub use crate::vouches::{LeaseSeat, Vouches};
 }
 
 /// The whole program: settings, telemetry, the service, an exit code.

@@ -19,11 +19,10 @@ use api::host::v1::host_service_client::HostServiceClient;
 use clock::Clock;
 use futures::future::join_all;
 use model::limits::VOUCHED_MAX;
-use rpc::{Role, TlsIdentity};
+use rpc::{Dialer, Role, Transport};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tonic::Status;
-use tonic::transport::Channel;
 
 use crate::adapters::lease::Standing;
 
@@ -43,7 +42,7 @@ pub type LeaseSeat = Arc<Mutex<Option<records::Lease>>>;
 #[derive(Debug)]
 struct Voucher {
     address: String,
-    channel: Channel,
+    channel: Transport,
     /// Uptime until which its vouch holds; counted from before it was asked.
     until: Duration,
     /// Whether the log says already that it answers as another.
@@ -71,10 +70,11 @@ impl Vouches {
     pub fn new(
         (host_id, clock): (&str, &Clock),
         (standing, lease, ttl): (&watch::Sender<Standing>, &LeaseSeat, Duration),
-        (identity, schedulers): (&Arc<TlsIdentity>, &[String]),
+        (dialer, schedulers): (impl Into<Dialer>, &[String]),
     ) -> Result<Self, Status> {
+        let dialer = dialer.into();
         let vouchers = schedulers.iter().map(|address| {
-            let channel = rpc::channel(identity, address, Role::Scheduler)?;
+            let channel = dialer.dial(address, Role::Scheduler)?;
             Ok(Voucher { address: address.clone(), channel, until: Duration::ZERO, complained: false })
         });
         Ok(Self {

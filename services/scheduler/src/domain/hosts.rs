@@ -177,6 +177,11 @@ impl Hosts {
         refused
     }
 
+    /// Whether a host's last report may have been made long before it was read: a list in it says nothing of what is there now.
+    pub fn is_doubted(&self, id: &HostId) -> bool {
+        self.hosts.get(id).is_some_and(|host| host.clock_doubted)
+    }
+
     /// How many hosts' clocks differ from the leader's, of how many that are known, when those are most and more than one.
     pub fn outvote(&self) -> Option<(usize, usize)> {
         let present = self.hosts.values().filter(|host| host.lease_gone.is_none());
@@ -361,6 +366,8 @@ mod tests {
         assert_eq!(says(&ids[2], 10_800).1, HostState::Ready);
         assert_eq!(says(&ids[2], 0).1, HostState::Ready);
         assert_eq!(says(&ids[2], 0).1, HostState::Refused);
+        assert_eq!(says(&ids[1], 0).1, HostState::Ready);
+        assert_eq!(ids.iter().map(|id| hosts.is_doubted(id)).collect::<Vec<_>>(), [false, true, false]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ impl Term {
         observed: Vec<ObservedMicrovm>,
         vouchers: Vec<String>,
     ) -> Result<RegisterReply, Refusal> {
-        self.compare_clock(&host, clock)?;
+        let late = self.compare_clock(&host, clock)?;
         let vouchers = self.record_vouchers(&host, vouchers).await?;
         let now = self.now();
         let address = spec.grpc_address.clone();
@@ -73,7 +73,7 @@ impl Term {
         }
         let (term, warmed) = (Arc::clone(self), host.clone());
         self.spawn(async move { term.context.agents.warm(&warmed, &address).await });
-        Ok(RegisterReply { vouchers, ..self.merge_report(&host, observed, true).await? })
+        Ok(RegisterReply { vouchers, ..self.merge_report(&host, observed, !late).await? })
     }
 
     pub async fn heartbeat(
@@ -83,23 +83,26 @@ impl Term {
         observed: Vec<ObservedMicrovm>,
         complete: bool,
     ) -> Result<RegisterReply, Refusal> {
-        self.compare_clock(&host, clock)?;
+        let late = self.compare_clock(&host, clock)?;
         if !self.memory().hosts.report(&host, usage, self.now()) {
             return Ok(RegisterReply { register: true, ..RegisterReply::default() });
         }
-        self.merge_report(&host, observed, complete).await
+        self.merge_report(&host, observed, complete && !late).await
     }
 
     /// Refuses a host whose clock, read as its report left, differs too much from ours. Its lease stays, and with it what it
     /// holds and serves; as soon as its clock is right, it reports all of that.
-    fn compare_clock(&self, host: &HostId, clock: Option<SystemTime>) -> Result<(), Refusal> {
-        let Some(clock) = clock else { return Ok(()) };
+    ///
+    /// True when the report may have been under way for long, and was made before a launch or wake that it does not have: what
+    /// it has is merged, and what it has not is for the next complete list to judge.
+    fn compare_clock(&self, host: &HostId, clock: Option<SystemTime>) -> Result<bool, Refusal> {
+        let Some(clock) = clock else { return Ok(false) };
         let max = Duration::from_secs(self.config().host_clock_difference_max_seconds);
         let difference = Difference::between(clock, self.wall());
         let (mut memory, now) = (self.memory(), self.now());
         match memory.hosts.compare_clock(host, difference, max, now) {
             Some(sentence) => Err(Refusal::HostClock(sentence)),
-            None => Ok(()),
+            None => Ok(memory.hosts.is_doubted(host)),
         }
     }
 
