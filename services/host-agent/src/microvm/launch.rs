@@ -36,7 +36,8 @@ impl Core {
             .enabled(HookName::Run)
             .map(|hook| (hook, hooks::run_body(self.id.as_str(), payload)));
         let device_state = base.device_state();
-        let plan = Plan { restore: Restore::First, device_state, own: None, hook, base, turn: None };
+        let plan =
+            Plan { restore: Restore::First, device_state, own: None, hook, base, turn: None, memory: None };
         let read = files::occupied_bytes(&plan.device_state);
         let live = self.start(&watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read += read;

@@ -15,6 +15,7 @@ use super::guest::{GuestConnection, Restore, call_hook, connect_guest, link_erro
 use crate::adapters::image_snapshots::ImageSnapshotLease;
 use crate::adapters::{files, journal};
 use crate::domain::HostError;
+use crate::domain::capacity::Reservation;
 use crate::domain::hooks::Hook;
 use crate::engines_ahead;
 use crate::failpoint;
@@ -32,6 +33,8 @@ pub struct Plan {
     pub hook: Option<(Hook, String)>,
     /// Of a wake; given back before the hook, whose time is the app's own.
     pub turn: Option<Turn>,
+    /// Where it was taken before something long.
+    pub memory: Option<Reservation>,
 }
 
 /// What a microVM that sleeps has beyond its image.
@@ -96,11 +99,14 @@ impl Core {
 
     /// Returns with the state loaded and the guest standing still. Whatever is taken on the way is in the resources, so
     /// that one place gives it back.
-    async fn restore_guest(&mut self, watch: &Stopwatch, plan: Plan) -> Result<Restored, HostError> {
+    async fn restore_guest(&mut self, watch: &Stopwatch, mut plan: Plan) -> Result<Restored, HostError> {
         let snapshot = &self.spec.snapshot;
         // Memory first: making room may give back the very engine that would be taken next, and then a new process is as
         // good. The other way round a full host would refuse a launch while it holds engines for it.
-        let memory = self.host.reserve_memory(snapshot.memory_mib).await?;
+        let memory = match plan.memory.take() {
+            Some(memory) => memory,
+            None => self.host.reserve_memory(snapshot.memory_mib).await?,
+        };
         let ahead = self.host.ahead.take(plan.base.digest(), snapshot.size());
         let (mut resources, made_in) = match ahead {
             Some(engine) => engine.into_parts(),

@@ -66,9 +66,12 @@ impl Core {
         mut turn: Option<Turn>,
         cancel: &CancellationToken,
     ) -> Result<(), HostError> {
+        let mut memory = None;
         if let Some(remote) = order.and_then(|order| self.take_placement(*order)) {
             // S3 may be slow; those whose snapshots are here do not wait for it.
             drop(turn.take());
+            // A host that has no room by then would have had its caller wait for nothing: another host is asked at once.
+            memory = Some(self.host.reserve_memory(self.spec.snapshot.memory_mib).await?);
             self.fetch_remote(watch, remote).await?;
         }
         // One that has been fetched, or has gone back to its recovery point, has not waited for its turn yet: after a power
@@ -93,6 +96,7 @@ impl Core {
             hook,
             base,
             turn: Some(turn),
+            memory,
         };
         let live = self.start(watch, plan, cancel).await?;
         self.journal.meter.snapshot_bytes_read +=

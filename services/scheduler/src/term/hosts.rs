@@ -27,8 +27,9 @@ use crate::refusal::Refusal;
 
 /// Records written at a time for one report.
 const MERGES_CONCURRENT: usize = 32;
-/// A record that changed within this time may not be in a host's list yet.
-const SETTLED: Duration = Duration::from_secs(10);
+/// How long a record may not be in a host's list yet after it changed, as a multiple of the clock difference that is allowed: from
+/// a host that is ahead by all of it, a list that took twice as long does not look late.
+const SETTLED: u32 = 2;
 /// How often a merge that could not be recorded is tried again.
 const RECORD_ATTEMPTS: usize = 3;
 
@@ -97,13 +98,17 @@ impl Term {
     /// it has is merged, and what it has not is for the next complete list to judge.
     fn compare_clock(&self, host: &HostId, clock: Option<SystemTime>) -> Result<bool, Refusal> {
         let Some(clock) = clock else { return Ok(false) };
-        let max = Duration::from_secs(self.config().host_clock_difference_max_seconds);
+        let max = self.clock_difference_max();
         let difference = Difference::between(clock, self.wall());
         let (mut memory, now) = (self.memory(), self.now());
         match memory.hosts.compare_clock(host, difference, max, now) {
             Some(sentence) => Err(Refusal::HostClock(sentence)),
             None => Ok(memory.hosts.is_doubted(host)),
         }
+    }
+
+    fn clock_difference_max(&self) -> Duration {
+        Duration::from_secs(self.config().host_clock_difference_max_seconds)
     }
 
     /// Merges a report and returns what the host must drop and what is recorded. Answers only when
@@ -228,6 +233,7 @@ impl Term {
             let unreadable = usage.into_iter().flat_map(|usage| &usage.unreadable_microvm_ids);
             (missing.collect(), unreadable.filter_map(|id| id.parse().ok()).collect())
         };
+        let settled = self.clock_difference_max() * SETTLED;
         for handle in missing {
             // What is being launched, woken or ended is not the list's to decide.
             if !handle.is_idle() {
@@ -235,7 +241,7 @@ impl Term {
             }
             let change = |record: &mut Microvm| {
                 let latest = record.state_time.max(record.placement.time);
-                if record.placement.host != *host || latest + SETTLED > now || record.intent == Intent::End {
+                if record.placement.host != *host || latest + settled > now || record.intent == Intent::End {
                     return Ok(RecordChange::None);
                 }
                 missing_change(record, unreadable.contains(&record.id), now)
