@@ -16,6 +16,8 @@ const TTL: Duration = Duration::from_secs(30);
 struct Wire {
     store: Store,
     deaf: watch::Sender<bool>,
+    /// How many answers it has lost.
+    lost: watch::Receiver<u32>,
 }
 
 impl Wire {
@@ -24,26 +26,43 @@ impl Wire {
         let endpoint = format!("http://{}", listener.local_addr().unwrap());
         let target = etcd.endpoint().strip_prefix("http://").unwrap().to_owned();
         let (deaf, hears) = watch::channel(false);
+        let (loses, lost) = watch::channel(0);
         tokio::spawn(async move {
             loop {
                 let (client, _) = listener.accept().await.unwrap();
-                let (server, hears) = (TcpStream::connect(&target).await.unwrap(), hears.clone());
-                tokio::spawn(relay(client, server, hears));
+                let server = TcpStream::connect(&target).await.unwrap();
+                tokio::spawn(relay(client, server, (hears.clone(), loses.clone())));
             }
         });
         let options = settings::EtcdSettings { endpoints: vec![endpoint], ..etcd.settings() };
-        Self { store: Store::connect(&options).await.unwrap(), deaf }
+        Self { store: Store::connect(&options).await.unwrap(), deaf, lost }
+    }
+
+    /// Passes answers on again after the next loss: that of an answer which is on its way now, or of its repetition.
+    async fn hear_again(&self) {
+        let mut lost = self.lost.clone();
+        let before = *lost.borrow();
+        within("an answer to be lost", lost.wait_for(|lost| *lost > before)).await.unwrap();
+        self.deaf.send_replace(false);
     }
 }
 
 /// Passes requests on always, answers unless it is deaf: then the connection breaks.
-async fn relay(client: TcpStream, server: TcpStream, hears: watch::Receiver<bool>) {
+async fn relay(
+    client: TcpStream,
+    server: TcpStream,
+    (hears, loses): (watch::Receiver<bool>, watch::Sender<u32>),
+) {
     let (mut from_client, mut to_client) = client.into_split();
     let (mut from_server, mut to_server) = server.into_split();
     let answers = async {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(length @ 1..) = from_server.read(&mut buffer).await {
-            if *hears.borrow() || to_client.write_all(&buffer[..length]).await.is_err() {
+            if *hears.borrow() {
+                loses.send_modify(|lost| *lost += 1);
+                return;
+            }
+            if to_client.write_all(&buffer[..length]).await.is_err() {
                 return;
             }
         }
@@ -70,7 +89,7 @@ async fn a_lost_answer_is_found_out() {
         wire.deaf.send_replace(true);
         let (committed, ()) = tokio::join!(wire.store.commit(writes, tenure), async {
             until("the write", || async { store.get(&key).await.unwrap().is_some() }).await;
-            wire.deaf.send_replace(false);
+            wire.hear_again().await;
         });
         let found = store.get(&key).await.unwrap().unwrap();
         assert_eq!(committed.unwrap(), Committed::At(found.revision));
@@ -81,7 +100,7 @@ async fn a_lost_answer_is_found_out() {
         wire.deaf.send_replace(true);
         let (committed, ()) = tokio::join!(wire.store.commit(vec![removal], tenure), async {
             until("the removal", || async { store.get(&key).await.unwrap().is_none() }).await;
-            wire.deaf.send_replace(false);
+            wire.hear_again().await;
         });
         assert_eq!(committed.unwrap(), Committed::At(0));
     }
@@ -97,7 +116,7 @@ async fn what_another_wrote_after_a_lost_answer_is_told() {
     let (committed, ()) = tokio::join!(wire.store.commit(writes, Tenure::Holder(&lease)), async {
         until("the write", || async { store.get("c").await.unwrap().is_some() }).await;
         store.put_if("c", "theirs", Expect::Any, None).await.unwrap();
-        wire.deaf.send_replace(false);
+        wire.hear_again().await;
     });
     let theirs = store.get("c").await.unwrap();
     assert_eq!(theirs.as_ref().unwrap().value, b"theirs");
