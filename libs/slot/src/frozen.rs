@@ -327,6 +327,19 @@ mod tests {
         frozen
     }
 
+    /// Both ends of a connection.
+    fn connected() -> (TcpStream, TcpStream) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (ours, listener.accept().unwrap().0)
+    }
+
+    fn thawed(frozen: &FrozenTcp) -> TcpStream {
+        let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
+        frozen.thaw_into(&fresh).unwrap();
+        TcpStream::from(fresh)
+    }
+
     fn run(program: &str, arguments: &[&str]) {
         let status = std::process::Command::new(program).args(arguments).status().unwrap();
         assert!(status.success(), "{program} {arguments:?}");
@@ -343,9 +356,7 @@ mod tests {
     #[test]
     fn a_thawed_connection_goes_on_with_every_byte_in_its_queues() {
         own_network();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut guests, _) = listener.accept().unwrap();
+        let (mut ours, mut guests) = connected();
         // Small buffers, so that much of what is written was never sent.
         rustix::net::sockopt::set_socket_recv_buffer_size(&guests, 8192).unwrap();
         ours.set_nonblocking(true).unwrap();
@@ -375,9 +386,7 @@ mod tests {
             assert_eq!(open(&ours).send_queue, frozen.send_queue);
             vanish(ours);
             let stored = serde_json::to_vec(&frozen).unwrap();
-            let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
-            serde_json::from_slice::<FrozenTcp>(&stored).unwrap().thaw_into(&fresh).unwrap();
-            ours = TcpStream::from(fresh);
+            ours = thawed(&serde_json::from_slice(&stored).unwrap());
             run("nft", &["flush chain ip t lost"]);
             let mut chunk = [0; 5000];
             ours.read_exact(&mut chunk).unwrap();
@@ -400,15 +409,11 @@ mod tests {
     #[test]
     fn little_that_was_lost_is_sent_again_without_a_timeout() {
         own_network();
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut guests, _) = listener.accept().unwrap();
+        let (mut ours, mut guests) = connected();
         ours.set_nodelay(true).unwrap();
         // The first message arrives and its acknowledgement does not; the second does not arrive.
-        run(
-            "nft",
-            &["add rule ip t lost tcp sport", &listener.local_addr().unwrap().port().to_string(), "drop"],
-        );
+        let port = guests.local_addr().unwrap().port().to_string();
+        run("nft", &["add rule ip t lost tcp sport", &port, "drop"]);
         ours.write_all(b"one").unwrap();
         guests.read_exact(&mut [0; 3]).unwrap();
         run("nft", &["add rule ip t lost drop"]);
@@ -417,9 +422,7 @@ mod tests {
         assert_eq!((frozen.send_queue.as_slice(), frozen.unsent), (b"onetwo".as_slice(), 0));
         vanish(ours);
         run("nft", &["flush chain ip t lost"]);
-        let fresh = socket(AddressFamily::INET, SocketType::STREAM, Some(ipproto::TCP)).unwrap();
-        frozen.thaw_into(&fresh).unwrap();
-        let mut ours = TcpStream::from(fresh);
+        let mut ours = thawed(&frozen);
         let mut read = [0; 3];
         guests.read_exact(&mut read).unwrap();
         assert_eq!(&read, b"two");
@@ -433,9 +436,7 @@ mod tests {
 
     #[test]
     fn what_a_guest_said_before_it_closed_is_there() {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let mut ours = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
-        let (mut guests, _) = listener.accept().unwrap();
+        let (mut ours, mut guests) = connected();
         guests.write_all(b"an answer").unwrap();
         drop(guests);
         // The end arrives behind the bytes.

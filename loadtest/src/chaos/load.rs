@@ -117,15 +117,18 @@ impl Load {
         let started = Instant::now();
         let answer = message.send(&self.schedulers, CALL).await;
         if upkeep || self.trouble.is_upkeep() {
-            self.checker().check(Invariant::Upkeep, answer.is_ok(), || {
-                let (fault, after) = (self.trouble.now(), started.elapsed());
-                format!(
-                    "{what} failed after {after:?} ({fault}): {}",
-                    answer.as_ref().err().map_or("", tonic::Status::message)
-                )
-            });
+            let failure = answer.as_ref().err().map(|status| status.message().to_owned());
+            self.check_upkeep(what, started.elapsed(), failure);
         }
         answer
+    }
+
+    /// Of what was on its way during upkeep.
+    fn check_upkeep(&self, what: &str, took: Duration, failure: Option<String>) {
+        let fault = self.trouble.now();
+        self.checker().check(Invariant::Upkeep, failure.is_none(), || {
+            format!("{what} failed after {took:?} ({fault}): {}", failure.unwrap_or_default())
+        });
     }
 
     /// Reads records and totals until told to stop.
@@ -345,15 +348,8 @@ impl Session {
         let answer = self.asker.ask(&held.endpoint, &held.token, wait).await;
         if first && (upkeep || load.trouble.is_upkeep()) {
             let took = started.elapsed();
-            let fault = load.trouble.now();
-            load.checker().check(Invariant::Upkeep, answer.is_ok(), || {
-                let why = answer.as_ref().err().map(|unanswered| format!("{:#}", unanswered.error));
-                format!(
-                    "a request to {} failed after {took:?} ({fault}): {}",
-                    held.id,
-                    why.unwrap_or_default()
-                )
-            });
+            let failure = answer.as_ref().err().map(|unanswered| format!("{:#}", unanswered.error));
+            load.check_upkeep(&format!("a request to {}", held.id), took, failure);
             self.done.upkeep_ms_max = self.done.upkeep_ms_max.max(ms(took));
         }
         answer.map_err(|Unanswered { error, may_have_come }| {
@@ -392,6 +388,6 @@ async fn token(load: &Load, id: &str) -> anyhow::Result<String> {
     answer.auth_token.into_values().next().context("an answer without a token")
 }
 
-fn ms(took: Duration) -> u64 {
+pub fn ms(took: Duration) -> u64 {
     u64::try_from(took.as_millis()).unwrap_or(u64::MAX)
 }

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::check::Invariant;
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
 use super::guard::{Guard, Undo, Undoing, firewall};
-use super::load::Load;
+use super::load::{Load, ms};
 use super::schedule::{Fault, Victim};
 use super::trouble::Since;
 use crate::chance::Chance;
@@ -90,7 +90,6 @@ impl Storm<'_> {
         let (recovery, took) = self.make(fault, &part, &hosts).await?;
         let well = self.well().await;
         self.load.trouble.end();
-        let ms = |took: Duration| u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         Ok(Event {
             at_seconds: at.as_secs(),
             fault: fault.to_string(),

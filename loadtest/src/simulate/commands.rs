@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use api::microvm::v1::SnapshotCopies;
-use host_agent::simulated::{Cause, Fence, HostError, Journal, LocalState, Spec, fence, is_named};
+use host_agent::simulated::{Cause, Fence, HostError, Journal, LocalState, Spec, fence, has_diverged};
 use tokio::sync::oneshot;
 
 use super::agent::{Agent, Cell, Held, Outcome};
@@ -78,7 +78,7 @@ impl Agent {
             let in_s3 =
                 snapshot.as_ref().is_some_and(|copies| copies.remote && !copies.manifest_key.is_empty());
             let cell = match self.get(&id) {
-                Some(cell) if cell.with(|held| has_diverged(held, generation, snapshot.as_ref())) => {
+                Some(cell) if cell.with(|held| diverges(held, generation, snapshot.as_ref())) => {
                     if !in_s3 {
                         return Err(HostError::NotHere { id });
                     }
@@ -133,7 +133,7 @@ impl Agent {
         named: SnapshotCopies,
     ) -> Outcome {
         let Some(cell) = self.get(id) else { return Ok(self.gone(id, generation, "", true)) };
-        let order = if cell.with(|held| has_diverged(held, generation, Some(&named))) {
+        let order = if cell.with(|held| diverges(held, generation, Some(&named))) {
             Order::End { reason: format!("Replaced by generation {generation}."), discard: true }
         } else {
             Order::GiveUp(named)
@@ -146,9 +146,8 @@ impl Agent {
 }
 
 /// As `Microvms::has_diverged`.
-fn has_diverged(held: &Held, generation: u64, named: Option<&SnapshotCopies>) -> bool {
-    let newer = fence(held.journal.generation, generation) == Fence::Newer;
-    let Some(named) = named.filter(|_| newer) else { return false };
+fn diverges(held: &Held, generation: u64, named: Option<&SnapshotCopies>) -> bool {
     let asleep = held.journal.state == LocalState::Suspended;
-    !held.shown.snapshot.as_ref().filter(|_| asleep).is_some_and(|held| is_named(held, named))
+    let asleep_with = held.shown.snapshot.as_ref().filter(|_| asleep);
+    has_diverged((held.journal.generation, asleep_with), generation, named)
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::microvm::v1::SnapshotCopies;
 use host_agent::simulated::{
     Admission, Ask, Cause, Event, Fence, HostError, LocalState, Process as Recorded, Sample, Spec,
-    Transition, admit, fence, is_named, observed,
+    Transition, admit, fence, is_spare, observed,
 };
 use model::SnapshotNumber;
 use tokio::sync::oneshot;
@@ -93,11 +93,10 @@ impl Agent {
 
     fn meet(&self, held: &mut Held, order: &Order, generation: Option<u64>) -> Met {
         let offered = generation.unwrap_or(held.journal.generation);
-        let older = fence(held.journal.generation, offered) == Fence::Stale;
-        let against = match older && self.world.is_planted(Plant::AnyGeneration) {
-            true => Fence::Same,
-            false => fence(held.journal.generation, offered),
-        };
+        let mut against = fence(held.journal.generation, offered);
+        if against == Fence::Stale && self.world.is_planted(Plant::AnyGeneration) {
+            against = Fence::Same;
+        }
         if against == Fence::Stale {
             let held = held.journal.generation;
             return Met::answered(Err(HostError::StaleGeneration { held, offered }));
@@ -375,7 +374,7 @@ impl Agent {
     /// As `driver::give_up`.
     async fn give_up(&self, cell: &Arc<Cell>, named: &SnapshotCopies) -> Result<(), HostError> {
         let held = cell.with(|held| observed(&held.spec.id, &held.journal, 0)).snapshot;
-        if !named.remote || !held.is_some_and(|held| is_named(&held, named)) {
+        if !is_spare(held.as_ref(), named) {
             return Err(HostError::Conflict("it sleeps with another snapshot".to_owned()));
         }
         self.end(cell, "It is placed elsewhere.", true).await;

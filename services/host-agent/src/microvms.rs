@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
-use crate::domain::fence::{Fence, fence, is_named};
+use crate::domain::fence::{Fence, fence, has_diverged};
 use crate::domain::{HostError, LocalState, Spec};
 use crate::host::Host;
 use crate::microvm::{self, Command, Driver, EndOrder, First, Handle, Outcome, ResumeOrder};
@@ -254,16 +254,12 @@ impl Microvms {
         Err(HostError::Conflict(format!("{id} is being replaced")))
     }
 
-    /// Whether what the host holds of an older placement is not what the record names: it slept or woke here while nobody heard
-    /// of it, and the session went on elsewhere. Under the placement that it holds, a host is ahead of the record, never beside
-    /// it. A wake in the microVM's own time between this look and the command starts from the snapshot that was looked at.
+    /// Whether what the host holds has diverged. A wake in the microVM's own time between this look and the command starts from
+    /// the snapshot that was looked at.
     fn has_diverged(&self, handle: &Handle, generation: u64, named: Option<&SnapshotCopies>) -> bool {
         let view = handle.view.borrow();
-        let Some(named) = named.filter(|_| fence(view.generation, generation) == Fence::Newer) else {
-            return false;
-        };
-        let held = view.observed.snapshot.as_ref().filter(|_| view.state == LocalState::Suspended);
-        !held.is_some_and(|held| is_named(held, named))
+        let asleep_with = view.observed.snapshot.as_ref().filter(|_| view.state == LocalState::Suspended);
+        has_diverged((view.generation, asleep_with), generation, named)
     }
 
     /// Ends a microVM. Repeating it succeeds.

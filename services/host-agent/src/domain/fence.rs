@@ -36,6 +36,23 @@ pub fn is_named(held: &SnapshotCopies, named: &SnapshotCopies) -> bool {
         && same(&held.manifest_digest, &named.manifest_digest)
 }
 
+/// Whether what a host holds of an older placement is not what the record names: it slept or woke here while nobody heard of it,
+/// and the session went on elsewhere. Under the placement that it holds, a host is ahead of the record, never beside it. What is
+/// held is the generation and, of what sleeps, its snapshot.
+pub fn has_diverged(
+    (held, asleep_with): (u64, Option<&SnapshotCopies>),
+    offered: u64,
+    named: Option<&SnapshotCopies>,
+) -> bool {
+    let Some(named) = named.filter(|_| fence(held, offered) == Fence::Newer) else { return false };
+    !asleep_with.is_some_and(|held| is_named(held, named))
+}
+
+/// Whether a host may drop what sleeps on it: the record names just that, and S3 has it.
+pub fn is_spare(held: Option<&SnapshotCopies>, named: &SnapshotCopies) -> bool {
+    named.remote && held.is_some_and(|held| is_named(held, named))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,5 +103,25 @@ mod tests {
         ] {
             assert_eq!(is_named(&held, &named), expected, "{held:?} {named:?}");
         }
+    }
+
+    #[test]
+    fn what_an_older_placement_left_is_compared_and_only_what_s3_has_is_spare() {
+        let copies = |generation, sequence, remote| SnapshotCopies {
+            generation,
+            sequence,
+            remote,
+            ..Default::default()
+        };
+        let (held, named) = (copies(1, 4, false), copies(1, 4, true));
+        let newer = copies(2, 5, true);
+        assert!(!has_diverged((1, Some(&held)), 2, Some(&named)), "it is what the record names");
+        assert!(has_diverged((1, Some(&held)), 2, Some(&newer)));
+        assert!(has_diverged((1, None), 2, Some(&named)), "it is awake");
+        assert!(!has_diverged((1, None), 1, Some(&newer)), "under its own placement it is ahead");
+        assert!(!has_diverged((1, Some(&held)), 2, None));
+        assert!(is_spare(Some(&held), &named));
+        assert!(!is_spare(Some(&held), &held), "S3 has no copy");
+        assert!(!is_spare(Some(&held), &newer) && !is_spare(None, &named));
     }
 }

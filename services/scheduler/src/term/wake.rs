@@ -72,14 +72,14 @@ impl Term {
     /// Where it wakes: where it sleeps, or elsewhere when that host is gone or drained and S3 has a copy. A drained host's copy that is on
     /// its way to S3 is waited for.
     async fn place_to_wake(self: &Arc<Self>, handle: &Arc<Handle>) -> Result<Arc<Microvm>, Refusal> {
-        if self.is_drained(&handle.current().placement.host) {
+        let drained = |state| matches!(state, Some(HostState::Draining | HostState::Drained));
+        if drained(self.host_state(&handle.current().placement.host)) {
             let _ = tokio::time::timeout(UPLOAD_WAIT, handle.until(|record| record.has_remote_copy())).await;
         }
         let microvm = handle.current();
         let host = &microvm.placement.host;
-        let state = self.memory().hosts.get(host).map(|host| host.state());
         let fenced = self.is_fenced(host, self.now());
-        match (state, microvm.has_remote_copy()) {
+        match (self.host_state(host), microvm.has_remote_copy()) {
             // A refused host takes nothing new; what it holds is its own.
             (Some(HostState::Ready | HostState::Refused), _) => Ok(microvm),
             (Some(HostState::Draining | HostState::Drained), true) => {
@@ -97,10 +97,8 @@ impl Term {
         }
     }
 
-    /// Whether a host that is there is to be left.
-    fn is_drained(&self, host: &HostId) -> bool {
-        let state = self.memory().hosts.get(host).map(|host| host.state());
-        matches!(state, Some(HostState::Draining | HostState::Drained))
+    fn host_state(&self, host: &HostId) -> Option<HostState> {
+        self.memory().hosts.get(host).map(|host| host.state())
     }
 
     /// One attempt: the outer error is ours, the inner one the host's.

@@ -7,7 +7,7 @@ use tokio::sync::oneshot;
 
 use super::{Driver, Ended, answered};
 use crate::domain::HostError;
-use crate::domain::fence::is_named;
+use crate::domain::fence::is_spare;
 use crate::microvm::{EndOrder, Outcome};
 
 impl Driver {
@@ -19,8 +19,7 @@ impl Driver {
         named: &SnapshotCopies,
         reply: oneshot::Sender<Outcome>,
     ) -> ControlFlow<Ended> {
-        let held = self.core.observed().snapshot;
-        if !named.remote || !held.is_some_and(|held| is_named(&held, named)) {
+        if !is_spare(self.core.observed().snapshot.as_ref(), named) {
             let why = "it does not sleep with the snapshot that S3 has";
             return answered(reply, Err(HostError::Conflict(why.to_owned())));
         }
