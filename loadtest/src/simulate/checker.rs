@@ -1,6 +1,7 @@
-//! The invariants, as code. Most are looked at when something happens; what must hold in the end is in `settled`.
+//! The invariants, as code. Most are looked at when something happens; what must hold in the end is in `unrest`.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 
 use api::common::v1::Metering;
 use host_agent::simulated::LocalState;
@@ -10,7 +11,7 @@ use scheduler::adapters::microvms as codec;
 use scheduler::domain::microvm::{Intent, Microvm};
 use tokio::time::Instant;
 
-use super::machine::Guest;
+use super::machine::{Guest, Machine};
 use super::world::{World, lock};
 
 /// Prefix of the records of microVMs.
@@ -249,72 +250,83 @@ impl World {
         }
     }
 
-    /// What must hold once faults have stopped for long enough.
-    pub fn check_settled(&self) {
+    /// Why the world is not at rest, as it must be once faults have stopped for long enough.
+    pub fn unrest(&self) -> Option<Broken> {
         let open = lock(&self.checker).calls_open;
         if open > 0 {
-            self.broken("every request has exactly one answer", format_args!("{open} calls have none"));
+            return found("every request has exactly one answer", format_args!("{open} calls have none"));
         }
-        for (id, record) in self.records() {
-            self.check_settled_record(&id, &record);
-        }
-        for id in self.bucket.ids() {
-            let alive = self.record(&id).is_some_and(|record| record.state != MicrovmState::Terminated);
-            if !alive {
-                self.broken(
-                    "nothing is left behind",
-                    format_args!("S3 has snapshots of {id}, which has ended"),
-                );
-            }
-        }
-        for machine in self.machines.iter().filter(|machine| !machine.is_gone()) {
-            let index = machine.index;
-            for (id, state) in self.held(index) {
-                let record = self.record(&id);
-                let here = |record: &Microvm| record.placement.host.as_str() == format!("host-{index}");
-                let wanted =
-                    record.is_some_and(|record| here(&record) && record.state != MicrovmState::Terminated);
-                if !wanted {
-                    self.broken("nothing is left behind", format_args!("host-{index} holds {id}, {state:?}"));
-                }
-            }
-            let running = lock(&machine.running);
-            let (engines, slots) = (running.engines.len(), running.slots.len());
-            drop(running);
-            let held = self.held(index);
-            let awake = held.iter().filter(|(_, state)| *state == LocalState::Running).count();
-            if engines != awake || slots != awake {
-                let story = format!("host-{index}: {awake} microVMs run, {engines} engines, {slots} slots");
-                self.broken("SUSPENDED means nothing runs", story);
-            }
-        }
+        let records = self.records();
+        records
+            .iter()
+            .find_map(|(id, record)| self.unrest_of_record(id, record))
+            .or_else(|| self.bucket.ids().iter().find_map(|id| self.unrest_in_s3(id)))
+            .or_else(|| {
+                let mut machines = self.machines.iter().filter(|machine| !machine.is_gone());
+                machines.find_map(|machine| self.unrest_of_host(machine))
+            })
     }
 
-    fn check_settled_record(&self, id: &str, record: &Microvm) {
+    fn unrest_in_s3(&self, id: &str) -> Option<Broken> {
+        let alive = self.record(id).is_some_and(|record| record.state != MicrovmState::Terminated);
+        if alive {
+            return None;
+        }
+        found("nothing is left behind", format_args!("S3 has snapshots of {id}, which has ended"))
+    }
+
+    fn unrest_of_host(&self, machine: &Machine) -> Option<Broken> {
+        let index = machine.index;
+        let held = self.held(index);
+        for (id, state) in &held {
+            let here = |record: &Microvm| record.placement.host.as_str() == format!("host-{index}");
+            let record = self.record(id);
+            if !record.is_some_and(|record| here(&record) && record.state != MicrovmState::Terminated) {
+                return found("nothing is left behind", format_args!("host-{index} holds {id}, {state:?}"));
+            }
+        }
+        let (engines, slots) = {
+            let running = lock(&machine.running);
+            (running.engines.len(), running.slots.len())
+        };
+        let awake = held.iter().filter(|(_, state)| *state == LocalState::Running).count();
+        if engines == awake && slots == awake {
+            return None;
+        }
+        let story = format!("host-{index}: {awake} microVMs run, {engines} engines, {slots} slots");
+        found("SUSPENDED means nothing runs", story)
+    }
+
+    fn unrest_of_record(&self, id: &str, record: &Microvm) -> Option<Broken> {
         let place = format!("{} generation {}", record.placement.host, record.placement.generation);
         let index = record.placement.host.as_str().trim_start_matches("host-").parse().unwrap_or(usize::MAX);
         let held = self.held(index).into_iter().find(|(held, _)| held == id).map(|(_, state)| state);
         let gone = self.machines.get(index).is_none_or(|machine| machine.is_gone());
         match record.state {
-            MicrovmState::Terminated => {}
-            MicrovmState::Running if held == Some(LocalState::Running) => {}
+            MicrovmState::Terminated => None,
+            MicrovmState::Running if held == Some(LocalState::Running) => None,
             MicrovmState::Suspended => {
                 let copies = record.snapshot.clone().unwrap_or_default();
                 let number = SnapshotNumber::new(copies.generation, copies.sequence);
                 let remote = copies.remote && self.bucket.holds(id, number);
                 if copies.remote && !remote {
-                    self.broken("what a record names is there", format_args!("S3 has no {number} of {id}"));
+                    return found("what a record names is there", format!("S3 has no {number} of {id}"));
                 }
                 let local = copies.local && held == Some(LocalState::Suspended);
-                if !(local || remote || gone) {
-                    let story = format!("{id} sleeps on {place}, which has it {held:?}; {copies:?}");
-                    self.broken("what a record names is there", story);
+                if local || remote || gone {
+                    return None;
                 }
+                let story = format!("{id} sleeps on {place}, which has it {held:?}; {copies:?}");
+                found("what a record names is there", story)
             }
             state => {
                 let story = format!("{id} is {state} on {place}, which has it {held:?}");
-                self.broken("everything comes to rest", story);
+                found("everything comes to rest", story)
             }
         }
     }
+}
+
+fn found(invariant: &'static str, story: impl Display) -> Option<Broken> {
+    Some(Broken { invariant, story: story.to_string() })
 }

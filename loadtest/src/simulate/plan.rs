@@ -10,6 +10,9 @@ use crate::chance::Chance;
 /// Time in which faults begin.
 pub const FAULTS: Duration = Duration::from_secs(60);
 
+/// Of a thousand worlds, how many are watched after they have come to rest.
+const LINGERING: u64 = 125;
+
 /// A fault that is in the simulated surroundings on purpose, so that the checker has to find it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum Plant {
@@ -79,6 +82,8 @@ pub struct Plan {
     pub clients: usize,
     /// Whether hosts go on without etcd by the schedulers' vouches.
     pub vouches: bool,
+    /// Whether the world is watched for long after it has come to rest.
+    pub lingers: bool,
     pub faults: Vec<Due>,
     pub plant: Option<Plant>,
 }
@@ -102,7 +107,8 @@ impl Plan {
             gone += u32::from(matches!(due.fault, Fault::Gone(_)));
             !matches!(due.fault, Fault::Gone(_)) || gone == 1
         });
-        Self { seed, schedulers, hosts, clients, vouches, faults, plant }
+        let lingers = Chance::new(seed, 3).per_mille(LINGERING);
+        Self { seed, schedulers, hosts, clients, vouches, lingers, faults, plant }
     }
 }
 

@@ -31,6 +31,10 @@ use crate::chance::{next_id, seed_ids};
 
 /// Time in which a healed world comes to rest.
 const QUIET: Duration = Duration::from_secs(120);
+/// How long a world is watched after it has healed, at the least: until nothing is under way any more that was lost before.
+const UNDER_WAY: Duration = Duration::from_secs(25);
+/// How often it is looked whether a healed world is at rest.
+const REST_LOOK: Duration = Duration::from_secs(1);
 /// How often it is looked whether anything must be started again, or is broken.
 const LOOK: Duration = Duration::from_millis(250);
 
@@ -95,15 +99,28 @@ async fn live(world: &Shared) -> anyhow::Result<()> {
     }
     until(world, FAULTS).await;
     heal(world);
-    until(world, FAULTS + QUIET).await;
-    if is_broken(world) {
-        return Ok(());
-    }
-    world.check_settled();
+    come_to_rest(world).await;
     if !is_broken(world) {
         Client::new(world, 99)?.probe().await;
     }
     Ok(())
+}
+
+/// Watches a healed world until it is at rest; some worlds for longer, because what is at rest must stay so.
+async fn come_to_rest(world: &Shared) {
+    let end = FAULTS + QUIET;
+    let mut next = if world.plan.lingers { end } else { FAULTS + UNDER_WAY };
+    loop {
+        until(world, next).await;
+        if is_broken(world) {
+            return;
+        }
+        match world.unrest() {
+            None => return,
+            Some(Broken { invariant, story }) if next >= end => world.broken(invariant, story),
+            Some(_) => next = (next + REST_LOOK).min(end),
+        }
+    }
 }
 
 fn is_broken(world: &Shared) -> bool {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used)] // a test that cannot go on has failed
 
 use http::{HeaderMap, HeaderName, HeaderValue};
+use proptest::string::{RegexGeneratorStrategy, string_regex};
 use sigv4::{Error, Payload, Request, Secret, Verifier, parse};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,6 +15,11 @@ mod refusals;
 mod tampered;
 mod texts;
 mod times;
+
+/// Text that matches an expression, which is read once. (A pattern that is a strategy itself is read again for each case.)
+fn like(pattern: &str) -> RegexGeneratorStrategy<String> {
+    string_regex(pattern).unwrap()
+}
 
 /// A request as it comes in, to be changed at will.
 #[derive(Debug, Clone)]

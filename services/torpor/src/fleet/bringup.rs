@@ -64,12 +64,12 @@ pub async fn run(
     };
     let up = started.is_ok();
     if up {
-        let names = match names {
+        let unresolved = match names {
             Some(names) => names.await.unwrap_or_default(),
             None => None,
         };
         shared.update(|record| {
-            record.remarks.extend(names);
+            record.remarks.extend(unresolved);
             record.state = FleetState::Running;
             record.message.clear();
         });
@@ -84,7 +84,16 @@ pub async fn run(
         (Ok(()), false) => Err(CliError::failed(format!("stopped, but: {}", problems.join("; ")))
             .next("look for what holds it: fuser -vm, ip netns, pgrep -a qemu")),
     };
-    shared.update(|record| match &result {
+    shared.update(|record| record_end(record, &result));
+    // Let the observer see the last word.
+    drop((fleet, shared));
+    let _ = observer.await;
+    result
+}
+
+/// Writes down how a fleet ended.
+fn record_end(record: &mut FleetRecord, result: &Result<(), CliError>) {
+    match result {
         Ok(()) => {
             record.state = FleetState::Stopped;
             record.message.clear();
@@ -94,11 +103,7 @@ pub async fn run(
             record.message = failure.message.clone();
             record.next = failure.next.clone().unwrap_or_default();
         }
-    });
-    // Let the observer see the last word.
-    drop((fleet, shared));
-    let _ = observer.await;
-    result
+    }
 }
 
 /// A fleet that nothing has been started of.
