@@ -205,6 +205,7 @@ fn spec(number: u16, address: &str, tunnel_address: &str) -> HostSpec {
         memory_capacity_mib: MEMORY_MIB,
         slot_capacity: SLOTS,
         agent_version: format!("loadtest {}", env!("CARGO_PKG_VERSION")),
+        lease: 0,
     }
 }
 

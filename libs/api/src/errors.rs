@@ -49,6 +49,8 @@ pub mod reason {
     pub const CORRUPT_OBJECT: &str = "CORRUPT_OBJECT";
     /// The command is older than the placement the host holds.
     pub const STALE_GENERATION: &str = "STALE_GENERATION";
+    /// The host has had another lease since the command was sent.
+    pub const LEASE_CHANGED: &str = "LEASE_CHANGED";
     /// The host does not hold the microVM.
     pub const NOT_HERE: &str = "NOT_HERE";
     /// This replica does not lead.

@@ -224,7 +224,9 @@ impl Store {
         self.txn(vec![Write::Delete { key: key.to_owned(), expect }], guard)
     }
 
-    /// Sets a key that goes when the lease goes, whatever was there.
+    /// Sets a key that goes when the lease goes, in the place of what is there now. A put of before that arrives late, after its
+    /// caller has given it up and put the key again under another lease, does nothing: it would take the key with it when its
+    /// own lease ends.
     ///
     /// # Errors
     /// [`Error::LeaseLost`] when the lease is over, else as [`Store::put_if`].
@@ -234,12 +236,14 @@ impl Store {
         value: impl Into<Vec<u8>>,
         lease: &'a Lease,
     ) -> BoxFuture<'a, Result<i64>> {
-        let (key, value, expect) = (key.to_owned(), value.into(), Expect::Any);
-        let put = Write::Put { key, value, expect, lease: Some(lease.id()) };
+        let (key, value) = (key.to_owned(), value.into());
         Box::pin(async move {
             if !lease.is_alive() {
                 return Err(Error::LeaseLost);
             }
+            let held = self.get(&key).await?;
+            let expect = held.map_or(Expect::Absent, |held| Expect::Revision(held.revision));
+            let put = Write::Put { key, value, expect, lease: Some(lease.id()) };
             self.txn(vec![put], None).await.map_err(Error::or_lease_lost)
         })
     }

@@ -58,7 +58,7 @@ impl HostAgentService for HostAgent {
 
     async fn launch(&self, request: Request<LaunchRequest>) -> Answer<LaunchResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
-        let LaunchRequest { generation, spec } = request.into_inner();
+        let LaunchRequest { generation, spec, .. } = request.into_inner();
         let spec = spec.unwrap_or_default();
         let guest_mib = spec.snapshot.map_or(0, |snapshot| snapshot.memory_mib);
         let observed = self.table.launch(&spec.microvm_id, generation, guest_mib)?;

@@ -16,8 +16,8 @@ use backoff::Backoff;
 use clock::{Clock, Steady};
 use futures::future::BoxFuture;
 use host_agent::simulated::{
-    EndReport, Event, Fence, Holdings, HostError, Journal, LeaseSeat, LocalState, Remote, Reporter, Signals,
-    Spec, Standing, Tombstone, Vouches, fence, keep_lease, next, observed, observed_end,
+    Dropped, EndReport, Event, Fence, Holdings, HostError, Journal, LeaseSeat, LocalState, Remote, Reporter,
+    Signals, Spec, Standing, Tombstone, Vouches, fence, keep_lease, next, observed, observed_end,
 };
 use model::SnapshotNumber;
 use records::Store;
@@ -108,6 +108,7 @@ pub struct Agent {
     steady: Steady,
     pub live: Mutex<BTreeMap<String, Arc<Cell>>>,
     pub ended: Mutex<BTreeMap<String, EndReport>>,
+    dropped: Mutex<Dropped>,
     pub unreadable: Mutex<Vec<String>>,
     draining: AtomicBool,
     changes: watch::Sender<u64>,
@@ -133,6 +134,7 @@ impl Agent {
             process: process.clone(),
             live: Mutex::default(),
             ended: Mutex::default(),
+            dropped: Mutex::default(),
             unreadable: Mutex::default(),
             draining: AtomicBool::new(false),
             changes: watch::Sender::new(0),
@@ -189,6 +191,7 @@ impl Agent {
             memory_capacity_mib: MEMORY_MIB,
             slot_capacity: SLOTS,
             agent_version: String::new(),
+            lease: 0,
         }
     }
 
@@ -253,8 +256,22 @@ impl Agent {
         self.changed();
     }
 
-    /// A microVM that ended under this or a newer generation never starts again.
+    /// As `Microvms::note_dropped`.
+    pub fn note_dropped(&self, id: &str, generation: u64) {
+        lock(&self.dropped).note(id, generation, self.clock.uptime());
+    }
+
+    /// As `Host::check_lease`.
+    pub fn check_lease(&self, sent_under: i64) -> Result<(), HostError> {
+        let counts = sent_under == 0 || self.standing.borrow().counts(sent_under);
+        counts.then_some(()).ok_or(HostError::LeaseChanged)
+    }
+
+    /// A microVM that ended or was dropped under this or a newer generation never starts again.
     pub fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), HostError> {
+        if lock(&self.dropped).is_late(id, generation, self.clock.uptime()) {
+            return Err(HostError::NotHere { id: id.to_owned() });
+        }
         let mut ended = lock(&self.ended);
         let Some(entry) = ended.get(id) else { return Ok(()) };
         match fence(entry.tombstone.generation, generation) {
@@ -370,6 +387,7 @@ impl Holdings for Agent {
         Box::pin(async move {
             let Some(cell) = self.get(&id) else { return };
             self.world.tell(self.process.node, format_args!("{id} generation {generation} is stale"));
+            self.note_dropped(&id, generation);
             let reason = "The scheduler placed it elsewhere.".to_owned();
             let order = Order::End { reason, discard: true };
             let dropped = self.command(&cell, order, Some(generation)).await;

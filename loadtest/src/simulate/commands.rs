@@ -117,6 +117,9 @@ impl Agent {
         generation: u64,
         (reason, discard): (String, bool),
     ) -> Outcome {
+        if discard {
+            self.note_dropped(id, generation);
+        }
         let Some(cell) = self.get(id) else { return Ok(self.gone(id, generation, &reason, discard)) };
         let order = Order::End { reason: reason.clone(), discard };
         match self.command(&cell, order, Some(generation)).await {
@@ -132,6 +135,7 @@ impl Agent {
         generation: u64,
         named: SnapshotCopies,
     ) -> Outcome {
+        self.note_dropped(id, generation);
         let Some(cell) = self.get(id) else { return Ok(self.gone(id, generation, "", true)) };
         let order = if cell.with(|held| diverges(held, generation, Some(&named))) {
             Order::End { reason: format!("Replaced by generation {generation}."), discard: true }

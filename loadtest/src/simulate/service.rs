@@ -50,7 +50,8 @@ impl HostAgentService for Service {
 
     async fn launch(&self, request: Request<LaunchRequest>) -> Answer<LaunchResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
-        let LaunchRequest { generation, spec } = request.into_inner();
+        let LaunchRequest { generation, spec, lease } = request.into_inner();
+        self.0.check_lease(lease).map_err(|failure| status(&failure))?;
         let (spec, agent) = (self.spec(spec)?, Arc::clone(&self.0));
         let launched = self.detached(async move { agent.launch_microvm(spec, generation).await }).await;
         let observed = launched.map_err(|failure| status(&failure))?;
@@ -69,7 +70,8 @@ impl HostAgentService for Service {
 
     async fn resume(&self, request: Request<ResumeRequest>) -> Answer<ResumeResponse> {
         rpc::authorize(&request, &[Role::Scheduler])?;
-        let ResumeRequest { generation, spec, snapshot } = request.into_inner();
+        let ResumeRequest { generation, spec, snapshot, lease } = request.into_inner();
+        self.0.check_lease(lease).map_err(|failure| status(&failure))?;
         let (spec, agent) = (self.spec(spec)?, Arc::clone(&self.0));
         let work = async move { agent.resume_microvm(spec, generation, snapshot).await };
         let observed = self.detached(work).await.map_err(|failure| status(&failure))?;

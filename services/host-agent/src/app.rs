@@ -259,6 +259,7 @@ fn host_spec(host: &Host, grpc: std::net::SocketAddr, tunnel: std::net::SocketAd
         memory_capacity_mib: config.memory_capacity_mib,
         slot_capacity: config.slots.total,
         agent_version: env!("CARGO_PKG_VERSION").to_owned(),
+        lease: 0,
     }
 }
 

@@ -4,6 +4,7 @@
 pub mod app_end;
 pub mod capacity;
 pub mod disk;
+pub mod dropped;
 pub mod error;
 pub mod fence;
 pub mod hooks;

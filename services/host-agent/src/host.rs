@@ -109,6 +109,12 @@ impl Host {
         self.standing.borrow().is_fenced()
     }
 
+    /// Refuses a launch or wake that may be older than the lease that the host has now; 0 names none.
+    pub fn check_lease(&self, sent_under: i64) -> Result<(), HostError> {
+        let counts = sent_under == 0 || self.standing.borrow().counts(sent_under);
+        counts.then_some(()).ok_or(HostError::LeaseChanged)
+    }
+
     /// Milliseconds since the agent started, on a clock that only rises.
     pub fn monotonic_ms(&self) -> u64 {
         let since = self.clock.instant().duration_since(self.started);

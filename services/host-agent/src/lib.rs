@@ -29,6 +29,7 @@ pub use wakes::{QueueFull, Turn, Wakes};
 pub mod simulated {
     pub use crate::adapters::journal::{Journal, Process, RemoteCopy, Tombstone};
     pub use crate::adapters::lease::{Standing, keep as keep_lease};
+    pub use crate::domain::dropped::Dropped;
     pub use crate::domain::error::HostError;
     pub use crate::domain::fence::{Fence, fence, has_diverged, is_spare, must_fetch};
     pub use crate::domain::local_state::{Admission, Ask, Event, LocalState, admit, next};

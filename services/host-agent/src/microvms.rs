@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
+use crate::domain::dropped::Dropped;
 use crate::domain::fence::{Fence, fence, has_diverged};
 use crate::domain::{HostError, LocalState, Spec};
 use crate::host::Host;
@@ -36,6 +37,7 @@ pub struct Microvms {
     host: Arc<Host>,
     live: Mutex<HashMap<String, Handle>>,
     ended: Mutex<HashMap<String, EndReport>>,
+    dropped: Mutex<Dropped>,
     draining: AtomicBool,
 }
 
@@ -63,6 +65,7 @@ impl Microvms {
             host,
             live: Mutex::default(),
             ended: Mutex::new(ended),
+            dropped: Mutex::default(),
             draining: AtomicBool::new(false),
         })
     }
@@ -265,6 +268,9 @@ impl Microvms {
     /// Ends a microVM. Repeating it succeeds.
     pub async fn terminate(&self, id: &str, generation: u64, order: EndOrder) -> Outcome {
         let id: MicrovmId = id.parse().map_err(|error| invalid("microvm_id", &error))?;
+        if order.discard {
+            self.note_dropped(id.as_str(), generation);
+        }
         if let Some(handle) = self.get(id.as_str()) {
             let (discard, reason) = (order.discard, order.reason.clone());
             return match handle.command(Command::End(order), Some(generation)).await {
@@ -278,6 +284,8 @@ impl Microvms {
     /// Drops what sleeps here, if that is what `named` says; what an older placement has left here may go in any case.
     pub async fn give_up(&self, id: &str, generation: u64, named: SnapshotCopies) -> Outcome {
         let id: MicrovmId = id.parse().map_err(|error| invalid("microvm_id", &error))?;
+        // Before it is dropped: what stays here is found here, and this is not asked.
+        self.note_dropped(id.as_str(), generation);
         let gone = || Ok(self.gone(&id, generation, "", true));
         let Some(handle) = self.get(id.as_str()) else { return gone() };
         let command = if self.has_diverged(&handle, generation, Some(&named)) {
@@ -297,6 +305,7 @@ impl Microvms {
     pub async fn drop_stale(self: Arc<Self>, id: String, generation: u64, ended: bool) {
         let Some(handle) = self.get(&id) else { return };
         tracing::info!(microvm = id, generation, ended, "stale; dropping it");
+        self.note_dropped(&id, generation);
         let order = EndOrder::discarding("The scheduler placed it elsewhere.");
         match handle.command(Command::End(order), Some(generation)).await {
             Err(error) => tracing::warn!(microvm = id, %error, "a stale microVM could not be dropped yet"),

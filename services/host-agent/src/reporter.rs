@@ -213,6 +213,6 @@ impl<H: Holdings> Reporter<H> {
 }
 
 /// Waits until a lease is held that is not the one before.
-async fn another_lease(standing: &mut watch::Receiver<Standing>, before: Option<u64>) {
+async fn another_lease(standing: &mut watch::Receiver<Standing>, before: Option<i64>) {
     let _ = standing.wait_for(|now| now.lease().is_some_and(|held| Some(held) != before)).await;
 }

@@ -19,12 +19,10 @@ use crate::vouches::LeaseSeat;
 /// Whether the host may serve requests and remove what it has superseded.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Leases had so far.
-    leases: u64,
-    /// Whether the last of them is held.
-    held: bool,
-    /// The lease under which a scheduler has last said what is stale here; 0 when none has.
-    told_under: u64,
+    /// The lease that is held, by its id in etcd.
+    held: Option<i64>,
+    /// The lease under which a scheduler has last said what is stale here.
+    told_under: Option<i64>,
     /// Whether a scheduler that led has recorded by whose vouches the host goes on.
     goes_by_vouches: bool,
     /// Whether the vouches of all of them have held ever since the host was open by its lease.
@@ -32,9 +30,17 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// The number of the lease that is held; they count from 1.
-    pub fn lease(self) -> Option<u64> {
-        self.held.then_some(self.leases)
+    /// The lease that is held.
+    pub fn lease(self) -> Option<i64> {
+        self.held
+    }
+
+    /// Whether a launch or wake that was sent under a lease of this host still counts. Under an older one than it has now it
+    /// may have been on its way since before the host was given up, and what it names may run elsewhere. Across a gap that all
+    /// vouched for nothing was given away.
+    pub fn counts(self, sent_under: i64) -> bool {
+        let sent_under = Some(sent_under);
+        self.held == sent_under || (self.told_under == sent_under && !self.is_fenced())
     }
 
     /// True while others may run what is held here.
@@ -44,7 +50,7 @@ impl Standing {
 
     /// Whether the lease alone says that nobody else runs what is held here.
     pub fn is_open_by_lease(self) -> bool {
-        self.held && self.told_under == self.leases
+        self.held.is_some() && self.told_under == self.held
     }
 
     pub fn goes_by_vouches(self) -> bool {
@@ -64,18 +70,17 @@ impl Standing {
         std::mem::replace(&mut self.vouched, vouched) != vouched
     }
 
-    fn gained(&mut self) {
-        self.leases += 1;
-        self.held = true;
+    fn gained(&mut self, lease: i64) {
+        self.held = Some(lease);
     }
 
     fn lost(&mut self) {
-        self.held = false;
+        self.held = None;
     }
 
-    /// A scheduler has been asked while the lease of this number was held, and what it called stale is closed.
-    pub fn told(&mut self, lease: u64) {
-        self.told_under = lease;
+    /// A scheduler has been asked while this lease was held, and what it called stale is closed.
+    pub fn told(&mut self, lease: i64) {
+        self.told_under = Some(lease);
     }
 }
 
@@ -95,7 +100,7 @@ pub async fn keep(
         match hold(&store, &key, &spec, ttl).await {
             Ok(lease) => {
                 sit(Some(lease.clone()));
-                standing.send_modify(Standing::gained);
+                standing.send_modify(|standing| standing.gained(lease.id()));
                 tracing::info!(key, "the host's record stands");
                 lease.lost().await;
                 // Before anything else: from this moment others may place our microVMs elsewhere, unless all vouch.
@@ -117,7 +122,8 @@ async fn hold(
     ttl: Duration,
 ) -> records::Result<records::Lease> {
     let lease = store.lease(ttl).await?;
-    store.put_leased(key, spec.encode_to_vec(), &lease).await?;
+    let record = HostSpec { lease: lease.id(), ..spec.clone() };
+    store.put_leased(key, record.encode_to_vec(), &lease).await?;
     Ok(lease)
 }
 
@@ -129,14 +135,14 @@ mod tests {
     fn a_lease_that_is_back_opens_nothing_before_a_scheduler_has_been_asked() {
         let mut standing = Standing::default();
         assert!(standing.is_fenced());
-        standing.gained();
+        standing.gained(11);
         assert!(standing.is_fenced(), "a lease, and nobody has said what is stale");
         let first = standing.lease().unwrap();
         standing.told(first);
         assert!(!standing.is_fenced());
         standing.lost();
         assert!(standing.is_fenced());
-        standing.gained();
+        standing.gained(12);
         // The answer to a question that was asked under the lease before.
         standing.told(first);
         assert!(standing.is_fenced(), "what it says may be older than a placement made meanwhile");
@@ -145,21 +151,44 @@ mod tests {
     }
 
     #[test]
+    fn what_was_sent_under_an_older_lease_does_not_count() {
+        let mut standing = Standing::default();
+        assert!(!standing.counts(11));
+        standing.gained(11);
+        assert!(standing.counts(11), "a command may be faster than the answer to the registration");
+        standing.told(11);
+        standing.lost();
+        assert!(!standing.counts(11), "fenced");
+        standing.gained(12);
+        assert!(standing.counts(12) && !standing.counts(11));
+        standing.told(12);
+        assert!(standing.counts(12) && !standing.counts(11));
+        standing.go_by_vouches(true);
+        assert!(standing.vouched(true));
+        standing.lost();
+        assert!(standing.counts(12), "nothing has been given away");
+        standing.gained(13);
+        assert!(standing.counts(12) && standing.counts(13));
+        standing.told(13);
+        assert!(!standing.counts(12));
+    }
+
+    #[test]
     fn vouches_hold_open_what_is_open_and_open_nothing() {
         let mut standing = Standing::default();
         standing.go_by_vouches(true);
         assert!(!standing.vouched(true), "fenced from the start");
-        standing.gained();
+        standing.gained(11);
         assert!(!standing.vouched(true), "a lease, and nobody has said what is stale");
-        standing.told(1);
+        standing.told(11);
         assert!(standing.vouched(true) && !standing.vouched(true));
         standing.lost();
         assert!(!standing.is_fenced());
-        standing.gained();
+        standing.gained(12);
         assert!(!standing.is_fenced() && !standing.is_open_by_lease(), "across to the next lease");
         assert!(standing.vouched(false) && standing.is_fenced(), "one has not vouched any more");
         assert!(!standing.vouched(true) && standing.is_fenced());
-        standing.told(2);
+        standing.told(12);
         assert!(standing.vouched(true));
         standing.lost();
         standing.go_by_vouches(false);

@@ -6,6 +6,9 @@
 pub enum HostError {
     #[error("generation {offered} is older than {held}, which this host holds")]
     StaleGeneration { held: u64, offered: u64 },
+    /// A launch or wake that was sent under another lease of this host than it has.
+    #[error("the host has had another lease since this was sent")]
+    LeaseChanged,
     #[error("this host does not hold {id}")]
     NotHere { id: String },
     #[error("the microVM has ended: {reason}")]

@@ -5,6 +5,7 @@
 //! record says TERMINATED; then nothing is needed any more, whichever host made it.
 
 use std::path::PathBuf;
+use std::sync::PoisonError;
 
 use api::host::v1::ObservedMicrovm;
 use api::microvm::v1::MicrovmState;
@@ -68,8 +69,19 @@ impl Microvms {
         self.ended().get(id).map(|ended| ended.tombstone.reason.clone())
     }
 
-    /// A microVM that ended under this or a newer generation never starts again.
+    /// From now on a launch or wake of this placement comes too late.
+    pub(super) fn note_dropped(&self, id: &str, generation: u64) {
+        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        dropped.note(id, generation, self.host.clock.uptime());
+    }
+
+    /// A microVM that ended or was dropped under this or a newer generation never starts again.
     pub(super) fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), HostError> {
+        let dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
+        if dropped.is_late(id, generation, self.host.clock.uptime()) {
+            return Err(HostError::NotHere { id: id.to_owned() });
+        }
+        drop(dropped);
         let mut ended = self.ended();
         let Some(entry) = ended.get(id) else { return Ok(()) };
         match fence(entry.tombstone.generation, generation) {

@@ -62,6 +62,7 @@ impl HostAgentService for HostAgent {
         rpc::authorize(&request, &[Role::Scheduler])?;
         let request = request.into_inner();
         let microvms = Arc::clone(&self.microvms);
+        self.host.check_lease(request.lease).map_err(|failure| status(&failure))?;
         let spec = placed(&self.host, request.spec, request.generation)?;
         let observed = detached(async move { microvms.launch(spec, request.generation).await }).await?;
         Ok(Response::new(LaunchResponse { observed: Some(observed) }))
@@ -118,6 +119,8 @@ impl HostAgentService for HostAgent {
         let spec = placed(&self.host, request.spec, request.generation)?;
         // A caller that hangs up before its turn has come leaves the queue.
         let turn = microvms.turn_to_wake(&spec).await.map_err(|failure| status(&failure))?;
+        // After the wait, which may have outlived the lease.
+        self.host.check_lease(request.lease).map_err(|failure| status(&failure))?;
         let woken = async move { microvms.resume(spec, request.generation, request.snapshot, turn).await };
         let observed = detached(woken).await?;
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))

@@ -18,6 +18,7 @@ pub fn status(failure: &HostError) -> Status {
             text,
             &[("held", &held.to_string()), ("offered", &offered.to_string())],
         ),
+        HostError::LeaseChanged => errors::status(Code::Unavailable, reason::LEASE_CHANGED, text, &[]),
         HostError::NotHere { id } => {
             errors::status(Code::NotFound, reason::NOT_HERE, text, &[("microvm_id", id)])
         }
@@ -82,6 +83,7 @@ mod tests {
                 Code::FailedPrecondition,
                 "STALE_GENERATION",
             ),
+            (HostError::LeaseChanged, Code::Unavailable, "LEASE_CHANGED"),
             (HostError::NotHere { id: "x".into() }, Code::NotFound, "NOT_HERE"),
             (HostError::Capacity("full".into()), Code::ResourceExhausted, "INSUFFICIENT_CAPACITY"),
             (HostError::Corrupt { object: "s3://b/k".into() }, Code::DataLoss, "CORRUPT_OBJECT"),

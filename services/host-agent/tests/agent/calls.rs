@@ -200,7 +200,7 @@ pub fn sleepy(mut spec: MicrovmSpec, idle: Duration) -> MicrovmSpec {
 }
 
 pub async fn launch(agent: &Agent, spec: &MicrovmSpec, generation: u64) -> Result<ObservedMicrovm, Status> {
-    let request = LaunchRequest { generation, spec: Some(spec.clone()) };
+    let request = LaunchRequest { generation, spec: Some(spec.clone()), lease: 0 };
     let response = client(agent, Role::Scheduler).launch(request).await?;
     Ok(response.into_inner().observed.unwrap())
 }
@@ -216,7 +216,7 @@ pub async fn resume(
     generation: u64,
     snapshot: Option<SnapshotCopies>,
 ) -> Result<ObservedMicrovm, Status> {
-    let request = ResumeRequest { generation, spec: Some(spec.clone()), snapshot };
+    let request = ResumeRequest { generation, spec: Some(spec.clone()), snapshot, lease: 0 };
     Ok(client(agent, Role::Scheduler).resume(request).await?.into_inner().observed.unwrap())
 }
 

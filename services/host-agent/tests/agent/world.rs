@@ -262,6 +262,9 @@ impl Agent {
     }
 }
 
+/// A killed agent's engines are gone when none has been seen for so long.
+const NO_ENGINE_FOR: Duration = Duration::from_millis(200);
+
 impl Drop for Agent {
     fn drop(&mut self) {
         if std::thread::panicking() {
@@ -275,12 +278,17 @@ impl Drop for Agent {
             let _ = child.kill();
             let _ = child.wait();
         }
-        for pid in self.all_engines() {
-            let _ =
-                nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
-        }
-        let began = Instant::now();
-        while !self.all_engines().is_empty() && began.elapsed() < Duration::from_secs(5) {
+        // A process that the agent was about to start when it was killed is no engine before its exec: none is there when
+        // none has been seen for a while.
+        let (began, mut none_seen) = (Instant::now(), Instant::now());
+        while none_seen.elapsed() < NO_ENGINE_FOR && began.elapsed() < Duration::from_secs(5) {
+            for pid in self.all_engines() {
+                none_seen = Instant::now();
+                let _ = nix::sys::signal::kill(
+                    nix::unistd::Pid::from_raw(pid),
+                    nix::sys::signal::Signal::SIGKILL,
+                );
+            }
             std::thread::sleep(Duration::from_millis(20));
         }
         for name in self.namespaces() {

@@ -51,6 +51,11 @@ pub fn classify(status: &Status) -> ErrorClass {
     }
 }
 
+/// Whether a host has had another lease than the command named.
+pub fn is_lease_changed(status: &Status) -> bool {
+    api::errors::reason_of(status).as_deref() == Some(api::errors::reason::LEASE_CHANGED)
+}
+
 /// A host's error as a refusal: passed on, but a host that was not reached is away.
 pub fn refusal_of(host: &HostId, status: Status) -> Refusal {
     match classify(&status) {

@@ -17,6 +17,8 @@ use super::placement::{Candidate, Demand, NoRoom, choose};
 pub struct Host {
     /// What it is; default until it says.
     pub spec: HostSpec,
+    /// Lease of its record, as last seen; 0 when none has been.
+    pub lease: i64,
     pub usage: HostUsage,
     pub heartbeat_time: Option<SystemTime>,
     /// Whether it registered with this leader.
@@ -118,7 +120,8 @@ impl Hosts {
         let host = self.entry(id, now);
         host.lease_gone = None;
         let moved = host.spec.tunnel_address != spec.tunnel_address;
-        host.spec = spec;
+        host.lease = spec.lease;
+        host.spec = HostSpec { lease: 0, ..spec };
         moved
     }
 

@@ -365,6 +365,11 @@ impl Term {
         (!host.spec.grpc_address.is_empty()).then(|| host.spec.grpc_address.clone())
     }
 
+    /// The lease of a host's record, as last seen; 0 when none has been.
+    pub(crate) fn host_lease(&self, host: &HostId) -> i64 {
+        self.memory().hosts.get(host).map_or(0, |host| host.lease)
+    }
+
     /// Whether a host has stopped serving by now, wherever it is: what slept there may wake elsewhere.
     pub(crate) fn is_fenced(&self, host: &HostId, now: SystemTime) -> bool {
         self.may_give_up(&self.memory(), host, self.config().fence_grace(), now)

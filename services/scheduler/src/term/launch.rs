@@ -246,6 +246,7 @@ impl Term {
         let request = LaunchRequest {
             generation: microvm.placement.generation,
             spec: Some(codec::host_spec(microvm, self.now())),
+            lease: self.host_lease(host),
         };
         let answer = match self.context.agents.client(host, &address) {
             Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use api::host::v1::HostState;
 use api::hostagent::v1::ResumeRequest;
+use backoff::Backoff;
 use model::state::MicrovmState;
 use model::{HostId, MicrovmId};
 use tonic::Status;
@@ -14,10 +15,14 @@ use super::Term;
 use super::memory::Handle;
 use super::place::PLACES_MAX;
 use super::suspend::operable;
-use crate::adapters::agents::{ErrorClass, bounded, classify, refusal_of};
+use crate::adapters::agents::{ErrorClass, bounded, classify, is_lease_changed, refusal_of};
 use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
+
+/// How often, and after how long, a host is asked again that has a lease which its watch has not brought yet.
+const LEASE_PAUSES_MAX: u32 = 5;
+const LEASE_PAUSE: Duration = Duration::from_millis(200);
 
 /// Longest wait for the only copy of what sleeps on a draining host to come to S3. Edges hold their requests for longer.
 const UPLOAD_WAIT: Duration = Duration::from_secs(20);
@@ -101,14 +106,26 @@ impl Term {
         self.memory().hosts.get(host).map(|host| host.state())
     }
 
-    /// One attempt: the outer error is ours, the inner one the host's.
+    /// Asks the host, again when it has a lease that is not heard of here yet: the outer error is ours, the inner one the host's.
     async fn resume_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<Result<(), Status>, Refusal> {
+        let mut pauses = Backoff::new(LEASE_PAUSE, LEASE_PAUSE);
+        for _ in 0..LEASE_PAUSES_MAX {
+            match self.try_resume_on_host(microvm).await? {
+                Err(status) if is_lease_changed(&status) => pauses.pause().await,
+                answer => return Ok(answer),
+            }
+        }
+        self.try_resume_on_host(microvm).await
+    }
+
+    async fn try_resume_on_host(self: &Arc<Self>, microvm: &Microvm) -> Result<Result<(), Status>, Refusal> {
         let host = &microvm.placement.host;
         let address = self.grpc_address(host).ok_or_else(|| Refusal::away(host, "it cannot be asked"))?;
         let request = ResumeRequest {
             generation: microvm.placement.generation,
             spec: Some(codec::host_spec(microvm, self.now())),
             snapshot: microvm.snapshot.clone(),
+            lease: self.host_lease(host),
         };
         let timeout = Duration::from_secs(self.config().timeouts.resume_seconds);
         let mut client = match self.context.agents.client(host, &address) {
