@@ -48,7 +48,7 @@ impl Term {
         let (host, fingerprint) = choose(&self.memory(), &demand, key, now)?;
         let from = microvm.placement.clone();
         // A host wakes what it holds without asking anybody. When the scheduler dies after this, the record names a host that
-        // holds nothing: it wakes there from S3, or moves.
+        // holds nothing: it is placed again by the next wake, there or elsewhere.
         if slept && !self.is_fenced(&from.host, now) && !self.have_given_up(&microvm).await? {
             return Ok(microvm);
         }

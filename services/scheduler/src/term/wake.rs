@@ -61,11 +61,14 @@ impl Term {
                 Err(status) => status,
             };
             tried.push(host.clone());
-            let elsewhere = classify(&status) == ErrorClass::Full && handle.current().has_remote_copy();
-            if !elsewhere || tried.len() >= PLACES_MAX {
+            let class = classify(&status);
+            let elsewhere = matches!(class, ErrorClass::Full | ErrorClass::NotHere);
+            if !elsewhere || !handle.current().has_remote_copy() || tried.len() >= PLACES_MAX {
                 return Err(refusal_of(&host, status));
             }
-            microvm = match self.move_elsewhere(handle, &tried).await {
+            // A host that gave it up for a move that nobody recorded takes it back under a new generation only.
+            let exclude = if class == ErrorClass::NotHere { &[] } else { tried.as_slice() };
+            microvm = match self.move_elsewhere(handle, exclude).await {
                 Ok(moved) => moved,
                 // No room anywhere: the first host's answer says it best.
                 Err(Refusal::NoRoom(_)) => return Err(refusal_of(&host, status)),
