@@ -168,7 +168,8 @@ impl Writing {
 
     async fn written(&self) -> anyhow::Result<Written> {
         let answer = self.endpoint.ask("/written", ANSWER_WAIT).await.context("what the app wrote")?;
-        serde_json::from_slice(&answer).with_context(|| String::from_utf8_lossy(&answer).into_owned())
+        serde_json::from_slice(&answer.body)
+            .with_context(|| String::from_utf8_lossy(&answer.body).into_owned())
     }
 
     /// Calls it for as long as all points take.

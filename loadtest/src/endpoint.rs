@@ -11,6 +11,13 @@ use http_body_util::{BodyExt as _, Full};
 
 use crate::target::Target;
 
+/// An answer of the app's.
+pub struct Answer {
+    pub body: Bytes,
+    /// Where its time went on the way, as `Server-Timing` has it.
+    pub timing: String,
+}
+
 /// A microVM's endpoint and a token for it, which is good for ten minutes.
 pub struct Endpoint {
     target: Target,
@@ -28,13 +35,13 @@ impl Endpoint {
     }
 
     /// Asks the app and reads the whole answer, within `wait`.
-    pub async fn ask(&self, path: &str, wait: Duration) -> anyhow::Result<Bytes> {
+    pub async fn ask(&self, path: &str, wait: Duration) -> anyhow::Result<Answer> {
         tokio::time::timeout(wait, self.exchange(path))
             .await
             .with_context(|| format!("no answer in {wait:?}"))?
     }
 
-    async fn exchange(&self, path: &str) -> anyhow::Result<Bytes> {
+    async fn exchange(&self, path: &str) -> anyhow::Result<Answer> {
         let idle = self.idle().pop();
         let mut connection = match idle {
             Some(connection) if connection.is_open() => connection,
@@ -46,7 +53,8 @@ impl Endpoint {
         let body = body.collect().await.context("an answer without its end")?.to_bytes();
         self.idle().push(connection);
         ensure!(head.status.is_success(), "{}: {}", head.status, String::from_utf8_lossy(&body));
-        Ok(body)
+        let timing = head.headers.get("server-timing").and_then(|timing| timing.to_str().ok());
+        Ok(Answer { body, timing: timing.unwrap_or_default().to_owned() })
     }
 
     fn idle(&self) -> MutexGuard<'_, Vec<EndpointConnection>> {

@@ -16,8 +16,8 @@ mod watch;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::path::Path;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use api::microvm::v1::{Microvm, MicrovmState, RunMicrovmRequest};
@@ -171,6 +171,15 @@ struct Run<'a> {
     watch: Watch,
 }
 
+/// The slowest call of a series.
+#[derive(Default)]
+pub struct Slowest {
+    took: Duration,
+    /// When it began, since the series did.
+    at: Duration,
+    timing: String,
+}
+
 /// What one kind came to, as the app says it: figures by name, or an error.
 type Reached = BTreeMap<String, BTreeMap<String, Figure>>;
 
@@ -229,21 +238,33 @@ impl<'a> Run<'a> {
             let Options { disk, flows_to, .. } = self.options;
             let path = format!("/do?kinds={kinds}&seconds={seconds}&disk_mib={disk}&network={flows_to}");
             let wait = duration + 2 * MARGIN + ANSWER_WAIT;
-            let answer = hostile.ask(&path, wait).await.context("the hostile microVM")?;
+            let answer = hostile.ask(&path, wait).await.context("the hostile microVM")?.body;
             serde_json::from_slice(&answer).with_context(|| String::from_utf8_lossy(&answer).into_owned())
         };
         let called = Arc::new(Endpoint::open(&self.target, &self.called).await?);
         let plan = Plan { name: name.to_owned(), rate: self.options.rate, duration, tick: TICK };
+        let slowest: Arc<Mutex<Slowest>> = Arc::default();
         let calls = async {
             tokio::time::sleep(MARGIN).await;
+            let begun = Instant::now();
             pace::run(&plan, 1, |_| {
-                let called = called.clone();
-                async move { called.ask("/", ANSWER_WAIT).await.map(drop) }
+                let (called, slowest) = (called.clone(), slowest.clone());
+                async move {
+                    let asked = Instant::now();
+                    let timing = called.ask("/", ANSWER_WAIT).await?.timing;
+                    let one = Slowest { took: asked.elapsed(), at: asked - begun, timing };
+                    let mut slowest = slowest.lock().unwrap_or_else(PoisonError::into_inner);
+                    if one.took > slowest.took {
+                        *slowest = one;
+                    }
+                    Ok(())
+                }
             })
             .await
         };
         let (outcome, reached) = tokio::join!(calls, hostility);
-        Ok((Series::new(&outcome?), reached?))
+        let slowest = slowest.lock().unwrap_or_else(PoisonError::into_inner);
+        Ok((Series::new(&outcome?, &slowest), reached?))
     }
 
     /// Whether the microVM that was not asked for anything has run all the while, and answers. Empty if so.

@@ -4,7 +4,7 @@ use comfy_table::{Table, presets};
 use serde::Serialize;
 
 use super::watch::Seen;
-use super::{Figure, Reached};
+use super::{Figure, Reached, Slowest};
 use crate::pace::Outcome;
 use crate::report::round;
 
@@ -32,10 +32,12 @@ pub struct Series {
     pub p50_ms: f64,
     pub p99_ms: f64,
     pub max_ms: f64,
+    /// When the slowest call began in the series, and where its time went.
+    pub slowest: String,
 }
 
 impl Series {
-    pub fn new(outcome: &Outcome) -> Self {
+    pub fn new(outcome: &Outcome, slowest: &Slowest) -> Self {
         let tally = &outcome.tallies[0];
         let [p50_ms, p99_ms, max_ms] = [0.5, 0.99, 1.0].map(|quantile| round(tally.latencies.ms(quantile)));
         Self {
@@ -45,6 +47,7 @@ impl Series {
             p50_ms,
             p99_ms,
             max_ms,
+            slowest: format!("{:.1} s: {}", slowest.at.as_secs_f64(), slowest.timing),
         }
     }
 }
@@ -141,7 +144,8 @@ impl Report {
             self.rate, self.seconds, self.processors, self.factor
         );
         for kind in &self.kinds {
-            text.push_str(&format!("\n{}: {}", kind.kind, told(&kind.reached)));
+            let slowest = format!("slowest {:.1} ms at {}", kind.during.max_ms, kind.during.slowest);
+            text.push_str(&format!("\n{}: {}; {slowest}", kind.kind, told(&kind.reached)));
         }
         let bystander = if self.bystander.is_empty() { "ran on and answers" } else { &self.bystander };
         text.push_str(&format!("\nthe microVM that only ran: {bystander}"));
@@ -169,7 +173,7 @@ mod tests {
     use super::*;
 
     fn series(p99_ms: f64, failed: u64) -> Series {
-        Series { answered: 400, failed, shed: 0, p50_ms: 1.0, p99_ms, max_ms: p99_ms }
+        Series { answered: 400, failed, shed: 0, p50_ms: 1.0, p99_ms, max_ms: p99_ms, slowest: String::new() }
     }
 
     #[test]
