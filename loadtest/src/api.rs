@@ -16,21 +16,16 @@ use clap::ValueEnum;
 use client::Context;
 use futures::{StreamExt as _, TryStreamExt as _, stream};
 
+use crate::chosen;
 use crate::hosts::{self, Hosts};
 use crate::image::{self, Draft, PAGE_SIZE};
 use crate::pace::{self, Plan};
-use crate::{chosen, interrupted};
 use calls::Caller;
 pub use calls::Throttled;
 use http::Connections;
 pub use report::Report;
 use report::{Pair, Run};
 
-/// Baseline memory of the image that is launched, in MiB: the smallest class.
-const MEMORY_MIB: u32 = 512;
-/// What would be in the image, were it ever booted.
-const FILES: [(&str, &str); 2] =
-    [("Dockerfile", "FROM scratch\nCOPY app /app\nCMD [\"/app\"]\n"), ("app", "never started\n")];
 /// Calls at a time before and after the runs.
 const CONCURRENT: usize = 32;
 /// Longest wait for simulated hosts to have launched what was accepted.
@@ -149,15 +144,8 @@ async fn with_hosts(
     hosts: &Hosts,
     base: &str,
 ) -> anyhow::Result<Report> {
-    let draft = Draft::create(context, base, MEMORY_MIB, &FILES).await?;
-    let ran = tokio::select! {
-        ran = with_image(context, options, hosts, &draft) => ran,
-        interrupted = interrupted() => Err(interrupted),
-    };
-    let cleaned = draft.clean_up(context).await;
-    let report = ran?;
-    cleaned?;
-    Ok(report)
+    let draft = Draft::never_booted(context, base).await?;
+    draft.removed_after(context, with_image(context, options, hosts, &draft)).await
 }
 
 async fn with_image(
@@ -166,12 +154,7 @@ async fn with_image(
     hosts: &Hosts,
     draft: &Draft,
 ) -> anyhow::Result<Report> {
-    let image = draft.built(context).await?;
-    ensure!(
-        image.snapshot.engine == hosts::ENGINE,
-        "the bake went to a real host: {}",
-        image.snapshot.engine
-    );
+    draft.built_on_simulated_hosts(context).await?;
     let connections = Connections::new(&context.api, &context.ca, options.connections)?;
     let caller = Caller::new(context, connections, &arn(context, &draft.name).await?)?;
     caller.open().await?;

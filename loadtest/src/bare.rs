@@ -146,7 +146,10 @@ impl Bare {
         let saved = async {
             answered?;
             first.pause().await?;
-            anyhow::Ok(first.save_difference(&device, &memory).await?)
+            let saved = first.save_difference(&device, &memory).await?;
+            // As the fleet does, before anything names the files.
+            tokio::try_join!(synced(&device), synced(&memory))?;
+            anyhow::Ok(saved)
         }
         .await;
         first.stop().await?;
@@ -224,4 +227,9 @@ impl Bare {
             tokio::task::yield_now().await;
         }
     }
+}
+
+/// Makes a file durable.
+async fn synced(path: &Path) -> std::io::Result<()> {
+    tokio::fs::File::open(path).await?.sync_all().await
 }

@@ -178,7 +178,7 @@ pub async fn certificate(data_dir: &Path, number: u16) -> anyhow::Result<TlsSett
 }
 
 /// Where the fleet's etcd is: clients are not told, its scheduler is.
-fn etcd(data_dir: &Path) -> anyhow::Result<EtcdSettings> {
+pub fn etcd(data_dir: &Path) -> anyhow::Result<EtcdSettings> {
     #[derive(serde::Deserialize)]
     struct Scheduler {
         etcd: EtcdSettings,

@@ -11,6 +11,8 @@ use futures::stream::{self, StreamExt as _};
 use indicatif::ProgressBar;
 use tonic::Code;
 
+use crate::{hosts, interrupted};
+
 const BUILD_TIMEOUT: Duration = Duration::from_secs(600);
 const REMOVAL_TIMEOUT: Duration = Duration::from_secs(90);
 /// Longest wait for everything launched to be ended.
@@ -22,6 +24,15 @@ const CONCURRENT: usize = 32;
 const POLL: Duration = Duration::from_millis(250);
 const DOCKERFILE: &str = include_str!("../../deploy/walkthrough/Dockerfile");
 const APP: &str = include_str!("../../deploy/walkthrough/app.py");
+/// How an image of one Python file is built that needs nothing beside Python.
+const PYTHON_DOCKERFILE: &str = include_str!("../apps/Dockerfile");
+/// Base of the images that run.
+const BASE: &str = "debian-12";
+/// Baseline memory of an image that is never booted, in MiB: the smallest class.
+const SMALLEST_MIB: u32 = 512;
+/// What would be in it, were it ever booted.
+const NEVER_BOOTED: [(&str, &str); 2] =
+    [("Dockerfile", "FROM scratch\nCOPY app /app\nCMD [\"/app\"]\n"), ("app", "never started\n")];
 
 pub struct Image {
     pub name: String,
@@ -51,28 +62,17 @@ impl Image {
 
     async fn build(context: &Context, memory_mib: u32) -> anyhow::Result<Self> {
         let files = [("Dockerfile", DOCKERFILE), ("app.py", APP)];
-        let draft = Draft::create(context, "debian-12", memory_mib, &files).await?;
+        let draft = Draft::create(context, BASE, memory_mib, &files).await?;
         let built = draft.built(context).await;
         draft.remove_artifact(context).await?;
         built
     }
 
-    /// Deletes what [`Image::build`] made.
+    /// Removes what [`Image::build`] made, with everything that was launched of it.
     pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
-        if !self.ours {
-            return Ok(());
-        }
-        let deadline = Instant::now() + REMOVAL_TIMEOUT;
-        loop {
-            let request = DeleteImageRequest { image_identifier: self.name.clone() };
-            match context.call(request).await {
-                // The last microVM is still ending.
-                Err(status) if status.code() == Code::FailedPrecondition && Instant::now() < deadline => {
-                    tokio::time::sleep(POLL).await;
-                }
-                Err(status) => return Err(status).with_context(|| format!("delete {}", self.name)),
-                Ok(_) => return Ok(()),
-            }
+        match self.ours {
+            true => clean_up(context, &self.name).await,
+            false => Ok(()),
         }
     }
 }
@@ -123,6 +123,41 @@ impl Draft {
         Ok(draft)
     }
 
+    /// Begins to build an image whose app is one Python file that serves port 8080.
+    pub async fn python(context: &Context, memory_mib: u32, app: &str) -> anyhow::Result<Self> {
+        let files = [("Dockerfile", PYTHON_DOCKERFILE), ("app.py", app)];
+        Self::create(context, BASE, memory_mib, &files).await
+    }
+
+    /// Begins to build an image for simulated hosts, which names `base`.
+    pub async fn never_booted(context: &Context, base: &str) -> anyhow::Result<Self> {
+        Self::create(context, base, SMALLEST_MIB, &NEVER_BOOTED).await
+    }
+
+    /// Does `work` and removes the image then, with everything that was launched of it; also after Ctrl-C.
+    pub async fn removed_after<R>(
+        &self,
+        context: &Context,
+        work: impl Future<Output = anyhow::Result<R>>,
+    ) -> anyhow::Result<R> {
+        let worked = tokio::select! {
+            worked = work => worked,
+            interrupted = interrupted() => Err(interrupted),
+        };
+        let cleaned = self.clean_up(context).await;
+        let result = worked?;
+        cleaned?;
+        Ok(result)
+    }
+
+    /// As [`Draft::built`], of an image that only simulated hosts may bake.
+    pub async fn built_on_simulated_hosts(&self, context: &Context) -> anyhow::Result<Image> {
+        let image = self.built(context).await?;
+        let engine = &image.snapshot.engine;
+        ensure!(engine == hosts::ENGINE, "the bake went to a real host: {engine}");
+        Ok(image)
+    }
+
     pub async fn built(&self, context: &Context) -> anyhow::Result<Image> {
         let bar = ProgressBar::new_spinner();
         bar.set_message(format!("building {}", self.name));
@@ -140,39 +175,43 @@ impl Draft {
         Ok(())
     }
 
-    /// Deletes the image and waits until it is gone. A build that is under way ends first.
-    pub async fn remove(&self, context: &Context) -> anyhow::Result<()> {
-        let deadline = Instant::now() + REMOVAL_TIMEOUT;
-        loop {
-            let request = DeleteImageRequest { image_identifier: self.name.clone() };
-            let last = match context.call(request).await {
-                Err(status) if status.code() == Code::NotFound => break,
-                Err(status) => status.message().to_owned(),
-                Ok(_) => "it is being deleted".to_owned(),
-            };
-            ensure!(Instant::now() < deadline, "{} is left over: {last}", self.name);
-            tokio::time::sleep(POLL).await;
-        }
+    /// Ends every microVM of the image, then deletes it with what it was built of.
+    pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
+        clean_up(context, &self.name).await?;
         self.remove_artifact(context).await
     }
+}
 
-    /// Ends every microVM of the image, then deletes it. Over gRPC: no throttle is in
-    /// the way.
-    pub async fn clean_up(&self, context: &Context) -> anyhow::Result<()> {
-        let bar = ProgressBar::new_spinner();
-        bar.enable_steady_tick(Duration::from_millis(100));
-        bar.set_message("ending what was launched");
-        let deadline = Instant::now() + END_TIMEOUT;
-        while end_all(context, &self.name).await? > 0 {
-            if Instant::now() > deadline {
-                bail!("microVMs of {} are left over", self.name);
-            }
-            tokio::time::sleep(POLL).await;
+/// Ends every microVM of an image, then deletes it. Over gRPC: no throttle is in the way.
+async fn clean_up(context: &Context, name: &str) -> anyhow::Result<()> {
+    let bar = ProgressBar::new_spinner();
+    bar.enable_steady_tick(Duration::from_millis(100));
+    bar.set_message("ending what was launched");
+    let deadline = Instant::now() + END_TIMEOUT;
+    while end_all(context, name).await? > 0 {
+        if Instant::now() > deadline {
+            bail!("microVMs of {name} are left over");
         }
-        bar.set_message(format!("deleting {}", self.name));
-        let removed = self.remove(context).await;
-        bar.finish_and_clear();
-        removed
+        tokio::time::sleep(POLL).await;
+    }
+    bar.set_message(format!("deleting {name}"));
+    let removed = remove(context, name).await;
+    bar.finish_and_clear();
+    removed
+}
+
+/// Deletes an image and waits until it is gone. A build that is under way ends first.
+async fn remove(context: &Context, name: &str) -> anyhow::Result<()> {
+    let deadline = Instant::now() + REMOVAL_TIMEOUT;
+    loop {
+        let request = DeleteImageRequest { image_identifier: name.to_owned() };
+        let last = match context.call(request).await {
+            Err(status) if status.code() == Code::NotFound => return Ok(()),
+            Err(status) => status.message().to_owned(),
+            Ok(_) => "it is being deleted".to_owned(),
+        };
+        ensure!(Instant::now() < deadline, "{name} is left over: {last}");
+        tokio::time::sleep(POLL).await;
     }
 }
 

@@ -2,16 +2,21 @@
 //! fail. Open loop: work starts when its time has come, whether or not earlier
 //! work has finished, and a latency counts from the moment the work was due.
 //! `chaos` is the exception: it judges, and its sessions wait for their answers.
+//! `checkpoints`, `neighbours` and `records` measure, and say which bars were missed.
 
 mod api;
 mod bare;
 mod chance;
 mod chaos;
+mod checkpoints;
+mod endpoint;
 mod hosts;
 mod image;
 mod lifecycle;
+mod neighbours;
 mod pace;
 mod proxy;
+mod records;
 mod report;
 mod simulate;
 mod sleeps;
@@ -77,6 +82,37 @@ enum Command {
     /// Without --image, an image of a small web app is built first and deleted
     /// afterwards.
     Sleeps(sleeps::Options),
+    /// Recovery points of a microVM whose app writes all the time: pauses, uploads, and how old the newest is.
+    ///
+    /// The app writes at a fixed rate and is called at another; points are asked for at
+    /// fixed times. Then a second microVM makes points by itself, and the age of the newest
+    /// that S3 has is sampled: what would be undone, were its host lost then. An image is
+    /// made for the run; it and its microVMs are removed afterwards, also after Ctrl-C.
+    ///
+    /// Exits with 1 when the guest stands still for longer than --pause-max (p50), a point is
+    /// older than two intervals, or a call of the app fails.
+    Checkpoints(checkpoints::Options),
+    /// One microVM takes all it can get of disk, connections, ARP, log and DNS: what do its neighbours feel?
+    ///
+    /// A neighbour on the same host is called at a fixed rate before and while the
+    /// hostile one does its worst, a third one only runs. The baseline is what the neighbour
+    /// feels when the hostile one does nothing but use its processor. An image and a connector
+    /// are made for the run; they and the microVMs are removed afterwards, also after Ctrl-C.
+    ///
+    /// Exits with 1 when the neighbour's p99 rises by more than --factor, a call of it fails,
+    /// the host is not READY, or another microVM does not run on.
+    Neighbours(neighbours::Options),
+    /// MicroVMs that come and go in front of simulated hosts: do their records have a bound?
+    ///
+    /// The fleet's scheduler and etcd are real; the hosts are simulated by this program and
+    /// answer at once. MicroVMs are launched at a fixed rate, each followed by the end of
+    /// the oldest, while the number of records, etcd's size and alarms are sampled. An image
+    /// is made for the run; it, what was launched and the hosts are removed afterwards, also
+    /// after Ctrl-C. Records of what ended stay for as long as the scheduler keeps them.
+    ///
+    /// Exits with 1 when the last third of the run has more than a tenth above the middle one,
+    /// or an alarm was raised.
+    Records(records::Options),
     /// Calls of the AWS-compatible API, in front of simulated hosts.
     ///
     /// The fleet's edge, scheduler, image-builder and etcd are real, signatures
@@ -166,6 +202,8 @@ pub fn main() -> anyhow::Result<()> {
     let mut builder = match cli.command {
         Command::Lifecycle(_)
         | Command::Sleeps(_)
+        | Command::Checkpoints(_)
+        | Command::Neighbours(_)
         | Command::Chaos(_)
         | Command::ProxyApp
         | Command::ProxyHost(_) => runtime::Builder::new_multi_thread(),
@@ -176,7 +214,7 @@ pub fn main() -> anyhow::Result<()> {
         Command::Proxy(_) => runtime::Builder::new_multi_thread(),
         // One thread leaves more of the machine to the fleet that is measured:
         // nothing of ours wakes another thread.
-        Command::Api(_) | Command::Simulate(_) | Command::ChaosGuard => {
+        Command::Api(_) | Command::Records(_) | Command::Simulate(_) | Command::ChaosGuard => {
             runtime::Builder::new_current_thread()
         }
     };
@@ -193,6 +231,21 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
             let report = sleeps::run(&cli.data_dir, &options).await?;
             cli.output.print(&report, sleeps::Report::table)?;
             anyhow::ensure!(report.faults == 0, "{} faults", report.faults);
+        }
+        Command::Checkpoints(options) => {
+            let report = checkpoints::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, checkpoints::Report::table)?;
+            missed(&report.broken())?;
+        }
+        Command::Neighbours(options) => {
+            let report = neighbours::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, neighbours::Report::table)?;
+            missed(&report.broken())?;
+        }
+        Command::Records(options) => {
+            let report = records::run(&cli.data_dir, &options).await?;
+            cli.output.print(&report, records::Report::table)?;
+            missed(&report.broken())?;
         }
         Command::Api(options) => {
             let report = api::run(&cli.data_dir, &options).await?;
@@ -213,6 +266,12 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
         Command::ProxyApp => proxy::serve_app().await?,
         Command::ProxyHost(options) => proxy::serve_host(&options).await?,
     }
+    Ok(())
+}
+
+/// Fails when a measurement missed a bar.
+fn missed(bars: &[String]) -> anyhow::Result<()> {
+    anyhow::ensure!(bars.is_empty(), "missed: {}", bars.join("; "));
     Ok(())
 }
 

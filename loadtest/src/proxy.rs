@@ -27,11 +27,11 @@ use anyhow::ensure;
 use clap::ValueEnum;
 use client::Context;
 
+use crate::chosen;
 use crate::hosts::{self, Hosts};
 use crate::image::{self, Draft};
 use crate::pace::Plan;
 use crate::report::{Latencies, round};
-use crate::{chosen, interrupted};
 pub use app::serve as serve_app;
 use child::Child;
 use fleet::Endpoint;
@@ -43,10 +43,6 @@ use report::{Cell, OneConnection, Sample};
 use rivals::{Rival, Setting};
 use websocket::NotSupported;
 
-/// Baseline memory of the image that is launched, in MiB: the smallest class.
-const MEMORY_MIB: u32 = 512;
-const FILES: [(&str, &str); 2] =
-    [("Dockerfile", "FROM scratch\nCOPY app /app\nCMD [\"/app\"]\n"), ("app", "never started\n")];
 /// Requests that are due within this of each other begin together.
 const TICK: Duration = Duration::from_micros(200);
 /// Highest rate of an open loop.
@@ -203,15 +199,12 @@ pub async fn run(data_dir: &Path, options: &Options, division: Option<&Division>
     ];
     let (host, tunnels) = Child::part(&arguments).await?;
     let simulated = Hosts::start(&context, data_dir, 1, Some(&tunnels.to_string())).await?;
-    let draft = Draft::create(&context, &base, MEMORY_MIB, &FILES).await;
+    let draft = Draft::never_booted(&context, &base).await;
     let ran = match draft {
         Ok(draft) => {
-            let ran = tokio::select! {
-                ran = with_image(data_dir, &context, options, division, &draft, (app_address, host.pid())) => ran,
-                interrupted = interrupted() => Err(interrupted),
-            };
-            let cleaned = draft.clean_up(&context).await;
-            ran.and_then(|report| cleaned.map(|()| report))
+            let app = (app_address, host.pid());
+            let work = with_image(data_dir, &context, options, division, &draft, app);
+            draft.removed_after(&context, work).await
         }
         Err(error) => Err(error),
     };
@@ -230,12 +223,7 @@ async fn with_image(
     draft: &Draft,
     (app, host_pid): (std::net::SocketAddr, i32),
 ) -> anyhow::Result<Report> {
-    let image = draft.built(context).await?;
-    ensure!(
-        image.snapshot.engine == hosts::ENGINE,
-        "the bake went to a real host: {}",
-        image.snapshot.engine
-    );
+    let image = draft.built_on_simulated_hosts(context).await?;
     let endpoint = Endpoint::launch(context, &image.name).await?;
     let edge_files = fleet::edge_files(data_dir)?;
     let edge_pid = fleet::edge_pid(data_dir)?;

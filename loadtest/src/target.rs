@@ -79,10 +79,15 @@ impl Target {
     }
 
     pub async fn run(&mut self) -> anyhow::Result<Microvm> {
+        self.run_with(RunMicrovmRequest::default()).await
+    }
+
+    /// Launches the image, and else as `wanted` says.
+    pub async fn run_with(&mut self, wanted: RunMicrovmRequest) -> anyhow::Result<Microvm> {
         let request = RunMicrovmRequest {
             image_identifier: self.image.clone(),
             idle_policy: Some(never_idle()),
-            ..RunMicrovmRequest::default()
+            ..wanted
         };
         self.microvms.run_microvm(request).await?.into_inner().microvm.context("no microVM")
     }
@@ -160,9 +165,14 @@ impl Target {
         Ok(())
     }
 
-    async fn phases(&mut self, id: &str) -> anyhow::Result<Vec<Phase>> {
+    /// The scheduler's record of it.
+    pub async fn get(&mut self, id: &str) -> anyhow::Result<Microvm> {
         let request = GetMicrovmRequest { microvm_id: id.to_owned(), with_idleness: false };
-        let microvm = self.microvms.get_microvm(request).await?.into_inner().microvm.context("no microVM")?;
+        self.microvms.get_microvm(request).await?.into_inner().microvm.context("no microVM")
+    }
+
+    async fn phases(&mut self, id: &str) -> anyhow::Result<Vec<Phase>> {
+        let microvm = self.get(id).await?;
         Ok(microvm.last_transition.map(|transition| transition.phases).unwrap_or_default())
     }
 }

@@ -63,6 +63,11 @@ calls! {
         list_access_keys(ListAccessKeysRequest) -> ListAccessKeysResponse;
         delete_access_key(DeleteAccessKeyRequest) -> DeleteAccessKeyResponse;
     }
+    Scheduler connector::network_connector_service_client::NetworkConnectorServiceClient {
+        create_network_connector(CreateNetworkConnectorRequest) -> CreateNetworkConnectorResponse;
+        get_network_connector(GetNetworkConnectorRequest) -> GetNetworkConnectorResponse;
+        delete_network_connector(DeleteNetworkConnectorRequest) -> DeleteNetworkConnectorResponse;
+    }
     Scheduler domain::domain_service_client::DomainServiceClient {
         create_domain(CreateDomainRequest) -> CreateDomainResponse;
         get_domain(GetDomainRequest) -> GetDomainResponse;

@@ -125,7 +125,7 @@ pub struct DifferenceStats {
     pub pages: u64,
     /// Those among them that are all zero and take no room in the file.
     pub zero_pages: u64,
-    /// `device`, `scan`, `copy`, `sync`.
+    /// `device`, `scan`, `copy`.
     pub phases: Vec<Phase>,
 }
 
@@ -208,8 +208,9 @@ pub trait Machine: Send + Sync {
     /// Writes the device state of a paused machine, synced to disk. For the bake: memory is in its file already.
     async fn save_device_state(&self, device_state: &Path) -> Result<()>;
 
-    /// Writes device state and memory difference of a paused machine that was restored; both synced to disk, their
-    /// directory not. After a failure neither file exists and the machine is still paused, ready to `resume`.
+    /// Writes device state and memory difference of a paused machine that was restored. Neither is synced: the guest need not
+    /// stand still for that, so it is for whoever names the files, before it names them. After a failure neither file exists
+    /// and the machine is still paused, ready to `resume`.
     async fn save_difference(&self, device_state: &Path, memory_difference: &Path)
     -> Result<DifferenceStats>;
 

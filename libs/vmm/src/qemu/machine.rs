@@ -169,7 +169,7 @@ impl Machine for QemuMachine {
         let path = device_state.to_owned();
         blocking(move || {
             let _standing = standing;
-            write_device_state(state, &path)
+            write_device_state(state, &path, true)
         })
         .await
     }
@@ -193,7 +193,7 @@ impl Machine for QemuMachine {
             // Held by the work itself: it goes on when our caller gives up, and until it is done the guest stands.
             let _standing = standing;
             let saved = std::thread::scope(|scope| {
-                let state = scope.spawn(|| write_device_state(state, &state_path));
+                let state = scope.spawn(|| write_device_state(state, &state_path, false));
                 let memory = save_memory(&process, memory_bytes, &path);
                 let state = state.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
                 memory.and_then(|stats| state.map(|()| stats))
@@ -242,13 +242,12 @@ fn save_memory(process: &Process, memory_bytes: u64, path: &Path) -> Result<Diff
     let changed = memory.changed()?;
     let scan = Phase { name: "scan", start, duration: clock.elapsed() };
     let written = difference::write(path, &memory.content, memory.origin, memory_bytes, &changed)?;
-    let mut phases = vec![scan];
-    phases.extend(written.phases);
+    let phases = vec![scan, written.copy];
     Ok(DifferenceStats { bytes: written.bytes, pages: written.pages, zero_pages: written.zero_pages, phases })
 }
 
 /// If we die on the way, the file is cut short; nothing names it before both files are whole.
-fn write_device_state(mut state: File, path: &Path) -> Result<()> {
+fn write_device_state(mut state: File, path: &Path, synced: bool) -> Result<()> {
     let bytes = state.metadata().map_err(|e| Error::io("read device state", e))?.len();
     if bytes == 0 || bytes > DEVICE_STATE_BYTES_MAX {
         return Err(Error::Protocol(format!("device state of {bytes} bytes")));
@@ -257,7 +256,7 @@ fn write_device_state(mut state: File, path: &Path) -> Result<()> {
         state.rewind()?;
         let mut file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path)?;
         std::io::copy(&mut (&mut state).take(bytes), &mut file)?;
-        file.sync_all()
+        if synced { file.sync_all() } else { Ok(()) }
     };
     write().map_err(|e| {
         let _ = std::fs::remove_file(path);

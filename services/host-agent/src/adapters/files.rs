@@ -348,6 +348,12 @@ pub fn occupied_bytes(path: &Path) -> u64 {
     }
 }
 
+/// Makes several files durable at once.
+pub async fn sync_all<const N: usize>(paths: [PathBuf; N]) -> Result<(), HostError> {
+    let synced = paths.map(|path| blocking(move || sync(&path)));
+    futures::future::try_join_all(synced).await.map(drop)
+}
+
 /// Runs blocking file work off the runtime's own threads.
 pub async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, HostError> + Send + 'static,

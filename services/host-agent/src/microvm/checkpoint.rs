@@ -1,7 +1,7 @@
 //! Recovery points: snapshots of a microVM that runs on, and going back to one when its engine is gone (RFD 0013).
 //!
 //! ```text
-//! flush -> pause -> device state + memory difference | reflink of the disk -> resume -> manifest (last) -> journal -> upload
+//! flush -> pause -> device state + memory difference | reflink of the disk -> resume -> sync -> manifest (last) -> journal -> upload
 //! ```
 //!
 //! Until the manifest is there nothing has changed but a directory that nobody names. A failure leaves the point before
@@ -177,12 +177,12 @@ impl Core {
         let mut journal = self.journal.clone();
         journal.point_made(sequence, stats.bytes, manifest.created_ms, stood_still);
         manifest.journal = Some(journal);
+        // Not while the guest stands still: the files are what they are, and nobody names them yet.
+        let synced = watch
+            .phase("sync", files::sync_all([files.device_state(), files.memory_difference(), files.disk()]));
+        synced.await?;
         let (for_write, to) = (manifest.clone(), files.clone());
-        let write = files::blocking(move || {
-            files::sync(&to.disk())?;
-            for_write.write(&to)
-        });
-        watch.phase("manifest", write).await?;
+        watch.phase("manifest", files::blocking(move || for_write.write(&to))).await?;
         failpoint::hit("checkpoint-manifest");
         Ok((manifest, stood_still))
     }

@@ -1,7 +1,7 @@
 //! Putting a running microVM to sleep.
 //!
 //! ```text
-//! hook -> connections held, or ended -> pause -> device state + memory difference | disk -> manifest (last) -> engine ends -> SUSPENDED
+//! hook -> connections held, or ended -> pause -> device state + memory difference | disk -> sync -> manifest (last) -> engine ends -> SUSPENDED
 //! ```
 //!
 //! Until the manifest is there the session lives in the paused engine, and any failure lets it run on. Once
@@ -170,6 +170,8 @@ impl Core {
         let (memory, disk) = tokio::join!(memory, disk);
         let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
+        let synced = files::sync_all([files.device_state(), files.memory_difference()]);
+        watch.phase("sync", synced).await?;
         failpoint::hit("suspend-files");
         let mut manifest = self.manifest(files, sequence, stats.bytes)?;
         manifest.journal = Some(self.journal_asleep(&manifest));
