@@ -156,7 +156,13 @@ impl Core {
         files::make_directory(files.directory())?;
         Asleep::write(&files.connections(), held, frozen)?;
         let (device_state, difference) = (files.device_state(), files.memory_difference());
-        let memory = watch.phase("memory", live.machine.save_difference(&device_state, &difference));
+        let memory = async {
+            let saved = live.machine.save_difference(&device_state, &difference);
+            let stats = watch.phase("memory", saved).await.map_err(|error| engine_error(&error))?;
+            let synced = files::sync_all([device_state.clone(), difference.clone()]);
+            watch.phase("sync", synced).await?;
+            Ok::<_, HostError>(stats)
+        };
         let (live_disk, disk) = (self.files.live_disk(), files.disk());
         // A second name for the live disk: nothing writes to it any more unless this suspend fails, and then the
         // name goes with the directory.
@@ -167,11 +173,10 @@ impl Core {
                 files::sync(&disk)
             }),
         );
+        // Both to their end: a file that is still written to when the directory is given up would be made again.
         let (memory, disk) = tokio::join!(memory, disk);
-        let stats = memory.map_err(|error| engine_error(&error))?;
+        let stats = memory?;
         disk?;
-        let synced = files::sync_all([files.device_state(), files.memory_difference()]);
-        watch.phase("sync", synced).await?;
         failpoint::hit("suspend-files");
         let mut manifest = self.manifest(files, sequence, stats.bytes)?;
         manifest.journal = Some(self.journal_asleep(&manifest));
