@@ -216,7 +216,17 @@ pub async fn resume(
     generation: u64,
     snapshot: Option<SnapshotCopies>,
 ) -> Result<ObservedMicrovm, Status> {
-    let request = ResumeRequest { generation, spec: Some(spec.clone()), snapshot, lease: 0 };
+    resume_under(agent, (spec, generation), snapshot, 0).await
+}
+
+/// Wakes as if it were sent while the host's record stood under this lease; under 0 it counts in any case.
+pub async fn resume_under(
+    agent: &Agent,
+    (spec, generation): (&MicrovmSpec, u64),
+    snapshot: Option<SnapshotCopies>,
+    lease: i64,
+) -> Result<ObservedMicrovm, Status> {
+    let request = ResumeRequest { generation, spec: Some(spec.clone()), snapshot, lease };
     Ok(client(agent, Role::Scheduler).resume(request).await?.into_inner().observed.unwrap())
 }
 

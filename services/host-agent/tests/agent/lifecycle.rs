@@ -187,10 +187,23 @@ async fn the_idle_sleep_by_themselves_and_wake_on_another_host() {
     let (uploaded, _) = until(&elsewhere, id, in_s3).await;
     give_up(&elsewhere, id, 2, &first).await.unwrap_err();
     let before = stored().await;
-    give_up(&elsewhere, id, 2, &uploaded.snapshot.unwrap()).await.unwrap();
+    let uploaded = uploaded.snapshot.unwrap();
+    give_up(&elsewhere, id, 2, &uploaded).await.unwrap();
     assert!(elsewhere.names("microvms").is_empty() && elsewhere.names("ended").is_empty());
     assert_eq!(stored().await.len(), before.len());
     assert!(observed(&elsewhere).await.is_empty(), "its record lives on: nothing is said of its end");
+
+    // What was on its way meanwhile: a wake of the placement that it gave up, and anything sent under a lease of before.
+    let late = resume(&elsewhere, &one, 2, Some(uploaded.clone())).await.unwrap_err();
+    assert_eq!(reason_of(&late).as_deref(), Some("NOT_HERE"), "{late}");
+    let sent_before = resume_under(&elsewhere, (&one, 3), Some(uploaded.clone()), 1).await.unwrap_err();
+    assert_eq!(
+        (sent_before.code(), reason_of(&sent_before).as_deref()),
+        (Code::Unavailable, Some("LEASE_CHANGED"))
+    );
+    assert!(elsewhere.names("microvms").is_empty());
+    resume(&elsewhere, &one, 3, Some(uploaded)).await.unwrap();
+    assert_eq!(get(&elsewhere, id, "count").await, "5");
 }
 
 #[tokio::test(flavor = "multi_thread")]

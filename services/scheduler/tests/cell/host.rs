@@ -32,6 +32,8 @@ pub enum Step {
 pub struct Inner {
     pub held: HashMap<String, ObservedMicrovm>,
     pub launches: Vec<(String, u64)>,
+    /// The leases that launches named.
+    pub launched_under: Vec<i64>,
     pub specs: Vec<MicrovmSpec>,
     pub resumes: Vec<ResumeRequest>,
     pub terminates: Vec<TerminateRequest>,
@@ -118,8 +120,14 @@ impl FakeHost {
     }
 
     pub async fn announce(&self, world: &World) {
+        self.announce_under(world, &self.lease).await;
+    }
+
+    /// Puts the host's record there, or again under another lease.
+    pub async fn announce_under(&self, world: &World, lease: &Lease) {
         let key = format!("hosts/{}", self.spec.host_id);
-        world.store.put_leased(&key, self.spec.encode_to_vec(), &self.lease).await.unwrap();
+        let record = HostSpec { lease: lease.id(), ..self.spec.clone() };
+        world.store.put_leased(&key, record.encode_to_vec(), lease).await.unwrap();
     }
 
     /// Puts the host's record there under no lease: it stays until a test removes it.
@@ -177,6 +185,7 @@ async fn serve(identity: &Arc<TlsIdentity>, inner: &Arc<Mutex<Inner>>) -> Script
         let step = {
             let mut inner = host.lock().unwrap();
             inner.launches.push((id.clone(), request.generation));
+            inner.launched_under.push(request.lease);
             inner.specs.push(spec);
             inner.on_launch.pop_front()
         };

@@ -3,12 +3,14 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use api::errors::{reason, status};
 use api::host::v1::{
     HeartbeatRequest, HostUsage, ListHostsRequest, ObservedMicrovm, RecordedMicrovm, RegisterHostRequest,
     StaleMicrovm,
 };
 use api::microvm::v1::MicrovmState;
 use rpc::Role;
+use tonic::Code;
 
 use crate::host::{FakeHost, Step};
 use crate::world::*;
@@ -74,6 +76,53 @@ async fn a_host_is_told_what_the_record_of_each_reported_microvm_names() {
     let strange = ObservedMicrovm { microvm_id: strange, ..uploaded };
     let told = hosts.heartbeat(beat("h1", vec![strange])).await.unwrap().into_inner();
     assert_eq!((told.stale.len(), told.recorded.len()), (1, 0));
+}
+
+#[tokio::test]
+async fn launches_and_wakes_name_the_lease_of_the_hosts_record() {
+    let (world, _scheduler, host, client) = World::with_host(&[]).await;
+    let id = running(&client).await.microvm_id;
+    suspend(&client, &id).await.unwrap();
+    // The host has another lease than the leader has heard of, twice, and then the leader hears of it.
+    let changed = status(Code::Unavailable, reason::LEASE_CHANGED, "another lease", &[]);
+    host.script(|inner| inner.on_resume.extend([Step::Refuse(changed.clone()), Step::Refuse(changed)]));
+    let waking = tokio::spawn({
+        let (client, id) = (client.clone(), id.clone());
+        async move { resume(&client, &id).await }
+    });
+    eventually("the first refusal", || async {
+        host.asked(|inner| (!inner.resumes.is_empty()).then_some(()))
+    })
+    .await;
+    let next = world.store.lease(Duration::from_secs(10)).await.unwrap();
+    host.announce_under(&world, &next).await;
+    assert_eq!(waking.await.unwrap().unwrap().state(), Running);
+    let (launched, woken) = host.asked(|inner| {
+        (inner.launched_under.clone(), inner.resumes.iter().map(|request| request.lease).collect::<Vec<_>>())
+    });
+    assert_eq!(launched, [host.lease.id()]);
+    assert_eq!((woken.first(), woken.last()), (Some(&host.lease.id()), Some(&next.id())), "{woken:?}");
+}
+
+#[tokio::test]
+async fn what_its_host_gave_up_for_a_move_that_nobody_recorded_is_placed_again() {
+    let (_world, _scheduler, host, client) = World::with_host(&[]).await;
+    let (in_s3, only_there) = (running(&client).await.microvm_id, running(&client).await.microvm_id);
+    suspend(&client, &in_s3).await.unwrap();
+    host.script(|inner| inner.remote_copies = false);
+    suspend(&client, &only_there).await.unwrap();
+    let gone = status(Code::NotFound, reason::NOT_HERE, "dropped", &[]);
+    host.script(|inner| inner.on_resume.push_back(Step::Refuse(gone.clone())));
+    // It is the only host: under a new generation it may have it again.
+    let woken = resume(&client, &in_s3).await.unwrap();
+    assert_eq!((woken.state(), woken.host_id.as_str(), woken.generation), (Running, "h1", 2));
+    let told = host.asked(|inner| inner.resumes.last().cloned().unwrap());
+    assert!(told.generation == 2 && told.snapshot.unwrap().remote);
+
+    host.script(|inner| inner.on_resume.push_back(Step::Refuse(gone)));
+    assert_eq!(resume(&client, &only_there).await.unwrap_err().code(), Code::NotFound);
+    let asleep = get(&client, &only_there).await.unwrap();
+    assert_eq!((asleep.state(), asleep.generation), (Suspended, 1), "nobody else has it");
 }
 
 #[tokio::test]
