@@ -116,10 +116,13 @@ impl Checker {
         self.seen(id).ending = true;
     }
 
-    /// Its suspend was acknowledged.
-    pub fn suspended(&mut self, id: &str) {
+    /// Its suspend was acknowledged, with this record. One that was lost while its suspend was on its way, and went back, sleeps
+    /// at a count that nobody has heard.
+    pub fn suspended(&mut self, id: &str, record: &Microvm) {
         let seen = self.seen(id);
-        seen.asleep_at = Some(seen.count);
+        if recovery(record) == seen.recovery {
+            seen.asleep_at = Some(seen.count);
+        }
     }
 
     /// A request may have reached it, and its answer did not come.
@@ -301,7 +304,7 @@ mod tests {
         for count in [1, 2, 3] {
             assert_eq!(checker.answered("a", count), Count::Fine);
         }
-        checker.suspended("a");
+        checker.suspended("a", &microvm(MicrovmState::Suspended, "h1", 1, None));
         checker.unanswered("a");
         assert_eq!(checker.answered("a", 5), Count::Fine, "the one without an answer was counted");
         assert!(broken(&checker).is_empty());
@@ -315,16 +318,21 @@ mod tests {
         for count in 1..=5 {
             checker.answered("a", count);
         }
-        checker.suspended("a");
+        checker.suspended("a", &microvm(MicrovmState::Suspended, "h1", 1, None));
         checker.answered("a", 6);
         checker.answered("a", 7);
         assert_eq!(checker.answered("a", 7), Count::Lower);
         checker.lower("a", 7, &microvm(MicrovmState::Running, "h2", 2, Some(100)));
         assert!(broken(&checker).is_empty());
         assert_eq!(checker.went_back, 1);
+        // Its host is lost while its suspend is asked for, which is carried out after it has gone back to 6.
+        checker.suspended("a", &microvm(MicrovmState::Suspended, "h3", 3, Some(150)));
+        assert_eq!(checker.answered("a", 7), Count::Lower);
+        checker.lower("a", 7, &microvm(MicrovmState::Running, "h3", 3, Some(150)));
+        assert!(broken(&checker).is_empty());
         // The same recovery does not explain a second time.
         assert_eq!(checker.answered("a", 7), Count::Lower);
-        checker.lower("a", 7, &microvm(MicrovmState::Running, "h2", 2, Some(100)));
+        checker.lower("a", 7, &microvm(MicrovmState::Running, "h3", 3, Some(150)));
         assert_eq!(broken(&checker), ["one microVM runs on one host"]);
         checker.lower("a", 5, &microvm(MicrovmState::Running, "h3", 3, Some(200)));
         assert_eq!(broken(&checker), ["one microVM runs on one host", "no acknowledged suspend is lost"]);

@@ -18,8 +18,9 @@ use crate::chance::Chance;
 use crate::image::PAGE_SIZE;
 use crate::target;
 
-/// Longest wait for one attempt of a request; a wake on another host is within it.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(15);
+/// Longest wait for one attempt of a request: a second one, by another edge than one that stands still, is answered within
+/// [`ANSWER_MAX`].
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(6);
 /// The same during upkeep, when the first attempt is to be answered however long it is held.
 const HELD_MAX: Duration = Duration::from_secs(60);
 /// A request of a healthy host must have been answered within this, over all attempts.
@@ -244,8 +245,9 @@ impl Session {
 
     async fn suspend(&mut self, held: Held) -> anyhow::Result<()> {
         let asked = self.load.call(SuspendMicrovmRequest { microvm_id: held.id.clone() }).await;
-        if asked.is_ok() {
-            self.load.checker().suspended(&held.id);
+        if let Ok(answer) = &asked {
+            let record = answer.microvm.clone().unwrap_or_default();
+            self.load.checker().suspended(&held.id, &record);
             self.done.suspends += 1;
         }
         self.held = Some(held);

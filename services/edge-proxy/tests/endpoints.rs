@@ -258,7 +258,7 @@ async fn hosts_refusals_become_answers() {
     let connect_failed = Some("MICROVM_CONNECT_FAILED");
     let store_away = "The host of this MicroVM cannot reach the record store (etcd). It serves again as soon as the store is back.";
     for (status, code, error, body, retry_after) in [
-        (OpenStatus::NotHere, 502, connect_failed, "", None),
+        (OpenStatus::NotHere, 503, None, "", Some("1")),
         (OpenStatus::Fenced, 503, Some("STORE_AWAY"), store_away, Some("1")),
         (OpenStatus::Terminated, 502, connect_failed, "", None),
         (OpenStatus::Suspended, 502, None, "", None),

@@ -131,7 +131,7 @@ impl Dialer {
             }
             match attempt::for_route(&route) {
                 Move::Refuse(refusal) => return Err(refusal),
-                Move::Wait => self.wait_for_host(&mut search, &route).await?,
+                Move::Wait => self.wait_for_host(&mut search).await?,
                 Move::Resume => self.resume(&mut search, &route, &wanted.request_id).await?,
                 Move::Open => match self.open(&search, &route, wanted).await {
                     Ok(found) => return Ok(found),
@@ -150,12 +150,11 @@ impl Dialer {
         }
     }
 
-    async fn wait_for_host(&self, search: &mut Search, route: &Route) -> Result<(), Refusal> {
+    async fn wait_for_host(&self, search: &mut Search) -> Result<(), Refusal> {
         let left = search.give_up.saturating_duration_since(Instant::now());
         if left.is_zero() {
-            // A launch that takes this long is still no failure of the microVM.
-            let pending = route.state == RouteState::Pending;
-            return Err(if pending { Refusal::NotReady } else { Refusal::MicrovmConnectFailed });
+            // Neither a launch that takes this long nor a host that is away is the end of the microVM.
+            return Err(Refusal::NotReady);
         }
         let _ = tokio::time::timeout(left, search.changes.changed()).await;
         Ok(())
@@ -219,9 +218,9 @@ impl Dialer {
             return Ok(());
         }
         Err(match search.last {
-            Some(Outcome::NoRoom) => Refusal::NotReady,
             Some(Outcome::Fenced) => Refusal::StoreAway,
-            _ => Refusal::MicrovmConnectFailed,
+            // No host had the request, and the microVM has not ended: it may answer a moment later, here or elsewhere.
+            _ => Refusal::NotReady,
         })
     }
 

@@ -34,11 +34,12 @@ pub enum Refusal {
     AppConnectFailed,
     /// Something listens on the port, and HTTP cannot be spoken with it; a sentence that says why.
     NotHttp(&'static str),
-    /// The microVM has ended or cannot be reached.
+    /// The microVM has ended.
     MicrovmConnectFailed,
     /// The microVM sleeps and is not woken, or could not be.
     Asleep,
-    /// The edge does not know enough yet to answer, or the microVM is not awake within the time that a request is held.
+    /// The edge does not know enough yet to answer, or the microVM is not awake, or its host not reached, within the time that a
+    /// request is held.
     NotReady,
     /// Its host is cut off from the record store, and may not serve until that is back.
     StoreAway,

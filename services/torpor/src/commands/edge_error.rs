@@ -53,7 +53,7 @@ fn named(error: &str, said: &str, id: &str, port: u16) -> CliError {
             "name the port that the app listens on with --port, or read its log: torpor logs {id}"
         )),
         "MICROVM_CONNECT_FAILED" => {
-            CliError::new(Kind::Unavailable, format!("{error}: the microVM has ended or cannot be reached"))
+            CliError::new(Kind::Unavailable, format!("{error}: the microVM has ended"))
                 .next(format!("see its state: torpor get {id}"))
         }
         "SCOPE_DENIED" => CliError::failed(format!("{error}: {said}"))
@@ -95,7 +95,7 @@ mod tests {
     fn errors_of_the_edge_say_what_to_do() {
         for (error, said, message, next) in [
             ("APP_CONNECT_FAILED", "", "nothing answers on port 9000", "--port"),
-            ("MICROVM_CONNECT_FAILED", "", "has ended or cannot be reached", "torpor get id"),
+            ("MICROVM_CONNECT_FAILED", "", "the microVM has ended", "torpor get id"),
             ("UNAUTHORIZED", "Access to port denied", "UNAUTHORIZED: Access to port denied", "torpor token"),
         ] {
             let found = named(error, said, "id", 9000);

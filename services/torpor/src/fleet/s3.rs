@@ -15,11 +15,13 @@ use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
 use self::bucket_settings::BucketSettings;
+use self::tidied::TidiedFiles;
 use super::credentials::S3Credentials;
 use crate::error::CliError;
 use crate::output;
 
 mod bucket_settings;
+mod tidied;
 
 /// How long open requests may take to end when we are asked to stop.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
@@ -48,6 +50,8 @@ pub async fn serve(config: &Path) -> Result<(), CliError> {
     }
     let files = s3s_fs::FileSystem::new(&settings.root)
         .map_err(|error| CliError::failed(format!("cannot serve {}: {error:?}", settings.root.display())))?;
+    let files = TidiedFiles::new(&settings.root, files);
+    files.sweep()?;
     let mut builder = S3ServiceBuilder::new(files);
     let mut keys = SimpleAuth::new();
     for key in settings.keys {

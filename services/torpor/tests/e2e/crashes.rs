@@ -1,15 +1,20 @@
-//! `kill -9` of each process of the fleet, in turn, with one microVM running and one asleep. (Crashes at
-//! chosen points inside the host-agent are in that service's own tests.)
+//! `kill -9` of each process of the fleet, in turn, with one microVM running and one asleep; and a record store that answers
+//! nobody for longer than a lease. (Crashes at chosen points inside the host-agent are in that service's own tests.)
 
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use api::errors::{reason, reason_of};
 use api::microvm::v1::*;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::Value;
 
 use crate::world::{Running, World};
 
 const HEALED_WITHIN: Duration = Duration::from_secs(10);
+/// A host's lease is 10 s, and so is what a vouch lasts after it.
+const LONGER_THAN_A_LEASE: Duration = Duration::from_secs(14);
 
 #[tokio::test]
 async fn every_process_may_die_at_any_time() {
@@ -23,7 +28,7 @@ async fn every_process_may_die_at_any_time() {
     for component in ["scheduler", "image-builder", "edge-proxy", "host-agent-1", "host-agent-2", "etcd"] {
         asleep.suspend().await.unwrap();
         let engine = awake.engine_pid();
-        kill(&fleet.data_dir, component);
+        kill(pid_of(&fleet.data_dir, component), Signal::SIGKILL).unwrap();
         let began = Instant::now();
         expected += 1;
         let count = answers(&awake, component, expected).await;
@@ -54,6 +59,77 @@ async fn every_process_may_die_at_any_time() {
     asleep.terminate().await;
 }
 
+#[tokio::test]
+async fn what_runs_answers_and_what_sleeps_wakes_while_the_store_answers_nobody() {
+    let fleet = World::open();
+    let image = fleet.app_image().await;
+    let awake = fleet.run(image).await;
+    let asleep = fleet.run_idle(image, Duration::from_secs(600), Duration::from_secs(1800)).await;
+    asleep.suspend().await.unwrap();
+    let store = Stopped::stop(pid_of(&fleet.data_dir, "etcd"));
+    let began = Instant::now();
+    let mut expected = 0;
+    let mut refused = false;
+    while began.elapsed() < LONGER_THAN_A_LEASE {
+        expected += 1;
+        counts(&awake, expected).await;
+        if !refused {
+            // As soon as the leader knows, it says so.
+            let answer = fleet.get(&awake.id).await;
+            refused = answer.is_err_and(|e| reason_of(&e).as_deref() == Some(reason::STORE_UNAVAILABLE));
+        }
+        tokio::time::sleep(Duration::from_millis(250)).await;
+    }
+    assert!(refused, "the control plane has not said that the store is away");
+    counts(&asleep, 1).await;
+    drop(store);
+    // Its leases are over when it goes on: until the hosts have others, what all schedulers vouch for holds.
+    fleet
+        .until("the control plane", Duration::from_secs(30), || async {
+            expected += 1;
+            counts(&awake, expected).await;
+            fleet.get(&awake.id).await.ok()
+        })
+        .await;
+    healthy(&fleet, "etcd's pause").await;
+    for (microvm, count) in [(&awake, expected + 1), (&asleep, 2)] {
+        counts(microvm, count).await;
+        let record = fleet.get(&microvm.id).await.unwrap();
+        assert_eq!(
+            (record.state(), record.generation),
+            (MicrovmState::Running, 1),
+            "{}",
+            record.state_reason
+        );
+    }
+    awake.terminate().await;
+    asleep.terminate().await;
+}
+
+/// The one request is answered with success, and is the app's so many-th.
+async fn counts(microvm: &Running<'_>, expected: u64) {
+    let answer = microvm.try_get("/count").await.unwrap();
+    assert_eq!(answer.status, 200, "{answer:?}");
+    assert_eq!(answer.json()["count"], expected);
+}
+
+/// A process that stands still until this is dropped.
+struct Stopped(Pid);
+
+impl Stopped {
+    fn stop(process: Pid) -> Self {
+        kill(process, Signal::SIGSTOP).unwrap();
+        Self(process)
+    }
+}
+
+impl Drop for Stopped {
+    fn drop(&mut self) {
+        // It may have been ended by another.
+        let _ = kill(self.0, Signal::SIGCONT);
+    }
+}
+
 /// What the microVM says once it answers after the end of `component`: this many
 /// requests reached it, nothing lost, nothing twice.
 async fn answers(microvm: &Running<'_>, component: &str, expected: u64) -> Value {
@@ -69,14 +145,13 @@ async fn answers(microvm: &Running<'_>, component: &str, expected: u64) -> Value
     count
 }
 
-/// Ends a component by the pid in its pid file.
-fn kill(data_dir: &Path, component: &str) {
+/// The process of a component, by its pid file.
+fn pid_of(data_dir: &Path, component: &str) -> Pid {
     let file = data_dir.join(format!("run/{component}.pid"));
     let text = std::fs::read_to_string(&file).unwrap_or_else(|e| panic!("{}: {e}", file.display()));
     let digits: String =
         text.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
-    let pid = nix::unistd::Pid::from_raw(digits.parse().unwrap());
-    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    Pid::from_raw(digits.parse().unwrap())
 }
 
 /// Waits until both hosts are ready again, so that the next kill meets a whole fleet.
