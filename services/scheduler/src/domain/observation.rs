@@ -92,6 +92,12 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     if !apply_state(&mut next, seen, now) {
         return MergeOutcome::Impossible;
     }
+    if is_behind(record, seen) {
+        let point_time = seen.snapshot.as_ref().and_then(|copies| copies.time.as_ref());
+        let point_time = point_time.and_then(|time| api::system_time(time).ok()).unwrap_or(next.state_time);
+        next.state_reason = undone(host, now.duration_since(point_time).unwrap_or_default());
+        next.recovery = Some(Recovery { host: host.clone(), time: now, point_time });
+    }
     *record = next;
     let mut totals = add_up(record, seen.metering);
     if seen.last_transition.is_some() && seen.last_transition != record.last_transition {
@@ -120,6 +126,27 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     } else {
         MergeOutcome::Merged(RecordChange::None)
     }
+}
+
+/// Whether a microVM that ran sleeps in the snapshot that it had woken from, and its host does not know of that: a host writes
+/// that one has woken without waiting for its disk, so one that loses power a moment later finds it asleep.
+fn is_behind(record: &Microvm, seen: &Observation) -> bool {
+    let knows = |time| record.recovery.as_ref().is_some_and(|known| time <= known.time);
+    let is_same =
+        |known: &SnapshotCopies| seen.snapshot.as_ref().is_some_and(|one| number(one) == number(known));
+    record.intent == Intent::Live
+        && record.state == MicrovmState::Running
+        && seen.state == MicrovmState::Suspended
+        && seen.went_back.is_none_or(|(time, _)| knows(time))
+        && record.snapshot.as_ref().is_some_and(is_same)
+}
+
+/// What people are told of it; `age` is the snapshot's.
+fn undone(host: &HostId, age: Duration) -> String {
+    let seconds = age.as_secs();
+    format!(
+        "Host {host} stopped before it had written that this woke. It is again as it slept {seconds} s ago."
+    )
 }
 
 /// Brings the record's state to the observed one. False when the table has no way there.
@@ -284,6 +311,47 @@ mod tests {
             assert_eq!(merge(&mut record, host, &observation, at(99)), effect, "{name}");
             assert_eq!(record.state, state, "{name}");
         }
+    }
+
+    #[test]
+    fn one_that_sleeps_in_the_snapshot_that_it_woke_from_has_gone_back_and_says_so() {
+        let host: HostId = "h1".parse().unwrap();
+        let mut record = sample(1, at(0));
+        let copies = |sequence, made| SnapshotCopies {
+            local: true,
+            generation: 1,
+            sequence,
+            time: Some(api::timestamp(at(made))),
+            ..Default::default()
+        };
+        let with = |record: &Microvm, number, state, snapshot| Observation {
+            snapshot: Some(snapshot),
+            ..seen(record, number, state)
+        };
+        for (number, state, copies) in [
+            (1, MicrovmState::Suspended, copies(1, 1)),
+            (2, MicrovmState::Running, copies(1, 1)),
+            (3, MicrovmState::Suspended, copies(2, 3)),
+            (4, MicrovmState::Running, copies(2, 3)),
+        ] {
+            let observation = with(&record, number, state, copies);
+            merge(&mut record, &host, &observation, at(number));
+            assert_eq!((record.state, &record.recovery), (state, &None), "{number}");
+        }
+        let behind = with(&record, 50, MicrovmState::Suspended, copies(2, 3));
+        // One that its host has had go back says why by itself.
+        let told = Observation { went_back: Some((at(49), at(3))), reason: "why".into(), ..behind.clone() };
+        let mut knows = record.clone();
+        merge(&mut knows, &host, &told, at(50));
+        assert_eq!((knows.state_reason.as_str(), knows.recovery.unwrap().time), ("why", at(49)));
+
+        assert_eq!(merge(&mut record, &host, &behind, at(50)), MergeOutcome::Merged(RecordChange::Durable));
+        assert_eq!(record.state, MicrovmState::Suspended);
+        let reason =
+            "Host h1 stopped before it had written that this woke. It is again as it slept 47 s ago.";
+        assert_eq!(record.state_reason, reason);
+        let recovery = record.recovery.clone().unwrap();
+        assert_eq!((recovery.time, recovery.point_time), (at(50), at(3)));
     }
 
     #[test]
