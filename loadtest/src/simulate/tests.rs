@@ -3,7 +3,7 @@ use clap::ValueEnum as _;
 use super::*;
 
 /// Seeds that must break nothing. A world takes a sixteenth of a second of a processor as `deploy/test` compiles it.
-const SEEDS: u64 = 500;
+const SEEDS: u64 = 2_000;
 /// Seeds of which one must find a planted fault.
 const PLANTED_SEEDS: u64 = 40;
 /// Plants that few seeds find: RFD 0014 says why.
