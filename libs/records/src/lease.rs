@@ -168,15 +168,24 @@ async fn renew_while_connected(
     };
     loop {
         state.send_modify(|state| state.deadline = sent + ttl);
-        tokio::time::sleep(ttl / KEEPALIVES_PER_TTL).await;
+        // Counted from when the one before was sent: late answers must not make keepalives rarer as well.
+        tokio::time::sleep_until(sent + ttl / KEEPALIVES_PER_TTL).await;
         if state.borrow().ended {
             return Renewal::Gone;
         }
         sent = Instant::now();
         match keeper.renew().await {
             Ok(left) if left <= 0 => return Renewal::Gone,
-            Ok(_) => {}
-            Err(_) => return Renewal::Disconnected,
+            Ok(_) => {
+                let took = sent.elapsed();
+                if took > ttl / KEEPALIVES_PER_TTL {
+                    tracing::warn!(?took, ?ttl, "etcd is slow to renew a lease");
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, "keepalive not answered");
+                return Renewal::Disconnected;
+            }
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use futures::future::BoxFuture;
+use tokio::sync::Semaphore;
 
 use crate::backend::{Backend, Condition, Outcome, Pair, Step, Transaction};
 use crate::etcd::Etcd;
@@ -12,6 +13,9 @@ use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, V
 
 /// Entries per page of a listing; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
+/// Transactions under way at one time; more wait here. etcd does them one after the other, and whatever else is asked of it,
+/// keepalives of leases above all, waits behind those that it has: this many take it a fraction of a second.
+const TRANSACTIONS_MAX: usize = 128;
 /// How often a listing starts over because its revision was compacted away.
 const LIST_ATTEMPTS: usize = 3;
 
@@ -89,6 +93,8 @@ pub struct Store {
     /// Those of etcd, where it is etcd: they have users, too.
     members: Option<Members>,
     root: Arc<str>,
+    /// Held by a transaction while it is under way.
+    turns: Arc<Semaphore>,
 }
 
 impl std::fmt::Debug for Store {
@@ -117,7 +123,7 @@ impl Store {
     /// A store on something that behaves as etcd does. `root` is the prefix of every key.
     #[must_use]
     pub fn over(backend: Arc<dyn Backend>, root: &str) -> Self {
-        Self { backend, members: None, root: root.into() }
+        Self { backend, members: None, root: root.into(), turns: Arc::new(Semaphore::new(TRANSACTIONS_MAX)) }
     }
 
     /// Reads one key.
@@ -270,6 +276,8 @@ impl Store {
             if writes.len() > WRITES_MAX {
                 return Err(Error::TooLarge { what: "transaction".to_owned(), limit: WRITES_MAX });
             }
+            // Nobody closes it.
+            let _turn = self.turns.acquire().await;
             // Each write that expects something changes what it expects: once done, it is refused.
             let repeatable = twice && writes.iter().any(|write| write.expect() != Expect::Any);
             let mut transaction = Transaction { repeatable, ..Transaction::default() };
