@@ -15,7 +15,7 @@ use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, V
 const PAGE_ENTRIES: i64 = 500;
 /// Transactions under way at one time; more wait here. etcd does them one after the other, and whatever else is asked of it,
 /// keepalives of leases above all, waits behind those that it has: this many take it a fraction of a second.
-const TRANSACTIONS_MAX: usize = 128;
+const TRANSACTIONS_MAX: usize = 64;
 /// How often a listing starts over because its revision was compacted away.
 const LIST_ATTEMPTS: usize = 3;
 
@@ -124,6 +124,13 @@ impl Store {
     #[must_use]
     pub fn over(backend: Arc<dyn Backend>, root: &str) -> Self {
         Self { backend, members: None, root: root.into(), turns: Arc::new(Semaphore::new(TRANSACTIONS_MAX)) }
+    }
+
+    /// The same store for a caller that makes one transaction after the other and has to keep up with everybody's: its turn does not
+    /// come after theirs.
+    #[must_use]
+    pub fn apart(&self) -> Self {
+        Self { turns: Arc::new(Semaphore::new(1)), ..self.clone() }
     }
 
     /// Reads one key.

@@ -7,7 +7,7 @@ use std::time::Duration;
 use api::common::v1::Metering;
 use model::ImageName;
 use prost::Message as _;
-use records::{Committed, Expect, Store, WRITES_MAX, Write};
+use records::{Committed, Expect, Store, Tenure, WRITES_MAX, Write};
 
 use super::Term;
 use super::memory::Handle;
@@ -146,7 +146,9 @@ impl Term {
         }
         let (raised, new) = totals.raise(day, used);
         writes.extend(raised);
-        let committed = match self.commit(writes).await? {
+        // Records are erased as fast as others are made, however many of those wait to be written.
+        let commit = self.context.store.apart().commit(writes, Tenure::Leader(&self.leadership)).await;
+        let committed = match commit? {
             // A removal whose answer was lost: what it wrote beside is there, at a revision that is not known.
             Committed::At(0) => {
                 *totals = Totals::load(&self.context.store).await?;
