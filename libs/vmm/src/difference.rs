@@ -25,7 +25,6 @@
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
 use std::time::{Instant, SystemTime};
 
 use crate::engine::Phase;
@@ -42,8 +41,6 @@ const TABLE_OFFSET: u64 = 128;
 const ENTRY_BYTES: usize = 16;
 /// Pages copied at a time: large enough to make calls cheap, small enough to stay in the CPU's cache.
 const COPY_PAGES: u64 = 128;
-/// Buffers of as many pages between the reader and the writer of a difference.
-const COPY_BUFFERS: usize = 4;
 
 static ZEROS: [u8; (COPY_PAGES * PAGE_BYTES) as usize] = [0; (COPY_PAGES * PAGE_BYTES) as usize];
 
@@ -113,59 +110,25 @@ fn write_file(
     let pages: u64 = changed.iter().map(|range| range.count).sum();
     let data_offset = (TABLE_OFFSET + pages * ENTRY_BYTES as u64).next_multiple_of(PAGE_BYTES);
 
-    let (runs, data_pages) = copy(memory, origin, changed, (&file, data_offset, path))?;
+    let mut runs: Vec<Run> = Vec::with_capacity(changed.len());
+    let mut data_pages = 0;
+    let mut buffer = vec![0; (COPY_PAGES * PAGE_BYTES) as usize];
+    for piece in changed.iter().flat_map(pieces) {
+        let buffer = &mut buffer[..(piece.count * PAGE_BYTES) as usize];
+        memory
+            .read_exact_at(buffer, origin + piece.start * PAGE_BYTES)
+            .map_err(|e| Error::io("read guest memory", e))?;
+        let kept = compact(buffer, piece.start, &mut runs);
+        file.write_all_at(&buffer[..kept], data_offset + data_pages * PAGE_BYTES)
+            .map_err(|e| Error::writing(path, e))?;
+        data_pages += kept as u64 / PAGE_BYTES;
+    }
     let bytes = data_offset + data_pages * PAGE_BYTES;
     file.set_len(bytes).map_err(|e| Error::writing(path, e))?;
     let head = encode(memory_bytes, data_offset, data_pages, &runs);
     file.write_all_at(&head, 0).map_err(|e| Error::writing(path, e))?;
     let copy = Phase { name: "copy", start, duration: clock.elapsed() };
     Ok(Written { bytes, pages, zero_pages: pages - data_pages, copy })
-}
-
-/// Copies pages of data to the end of a file, beginning at an offset, and returns all runs and the number of pages copied. One
-/// thread reads and another writes: a guest stands still meanwhile, and either takes about half of the time.
-fn copy(
-    memory: &File,
-    origin: u64,
-    changed: &[PageRange],
-    (file, offset, path): (&File, u64, &Path),
-) -> Result<(Vec<Run>, u64)> {
-    let (filled, to_write) = mpsc::channel::<(Vec<u8>, usize, u64)>();
-    let (written, to_fill) = mpsc::channel();
-    for _ in 0..COPY_BUFFERS {
-        let _ = written.send(vec![0; (COPY_PAGES * PAGE_BYTES) as usize]);
-    }
-    let write = move || {
-        for (buffer, kept, at) in to_write {
-            file.write_all_at(&buffer[..kept], at)?;
-            // Nobody fills another.
-            let _ = written.send(buffer);
-        }
-        Ok(())
-    };
-    std::thread::scope(|scope| {
-        let writer = scope.spawn(write);
-        let mut runs = Vec::with_capacity(changed.len());
-        let mut data_pages = 0;
-        for piece in changed.iter().flat_map(pieces) {
-            // The writer has ended, and says why below.
-            let Ok(mut buffer) = to_fill.recv() else { break };
-            let pages = &mut buffer[..(piece.count * PAGE_BYTES) as usize];
-            memory
-                .read_exact_at(pages, origin + piece.start * PAGE_BYTES)
-                .map_err(|e| Error::io("read guest memory", e))?;
-            let kept = compact(pages, piece.start, &mut runs);
-            let at = offset + data_pages * PAGE_BYTES;
-            data_pages += kept as u64 / PAGE_BYTES;
-            if filled.send((buffer, kept, at)).is_err() {
-                break;
-            }
-        }
-        drop(filled);
-        let written = writer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        written.map_err(|e: std::io::Error| Error::writing(path, e))?;
-        Ok((runs, data_pages))
-    })
 }
 
 fn pieces(range: &PageRange) -> impl Iterator<Item = PageRange> + use<> {
