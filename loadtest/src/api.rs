@@ -18,7 +18,7 @@ use futures::{StreamExt as _, TryStreamExt as _, stream};
 
 use crate::chosen;
 use crate::hosts::{self, Hosts};
-use crate::image::{self, Draft, PAGE_SIZE};
+use crate::image::{Draft, PAGE_SIZE};
 use crate::pace::{self, Plan};
 use calls::Caller;
 pub use calls::Throttled;
@@ -129,23 +129,10 @@ pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
         options.hosts,
         hosts::SLOTS
     );
-    let base = image::any_base(&context).await?;
-    let hosts = Hosts::start(&context, data_dir, options.hosts, None).await?;
-    let ran = with_hosts(&context, options, &hosts, &base).await;
-    let stopped = hosts.stop().await;
-    let report = ran?;
-    stopped?;
-    Ok(report)
-}
-
-async fn with_hosts(
-    context: &Context,
-    options: &Options,
-    hosts: &Hosts,
-    base: &str,
-) -> anyhow::Result<Report> {
-    let draft = Draft::never_booted(context, base).await?;
-    draft.removed_after(context, with_image(context, options, hosts, &draft)).await
+    hosts::with_image(&context, data_dir, (options.hosts, None), async |hosts, draft| {
+        with_image(&context, options, hosts, draft).await
+    })
+    .await
 }
 
 async fn with_image(

@@ -30,6 +30,8 @@ use report::Reporter;
 use service::HostAgent;
 use table::Table;
 
+use crate::image::{self, Draft};
+
 /// Engine of the simulated hosts' snapshots.
 pub const ENGINE: &str = "sim";
 pub const SLOTS: u32 = 20_000;
@@ -60,6 +62,26 @@ pub struct Hosts {
 struct Wiring {
     identity: Arc<TlsIdentity>,
     records: records::Store,
+}
+
+/// Does `work` in front of simulated hosts with an image for them, and removes image and hosts then. Hosts and tunnels as
+/// [`Hosts::start`] has them.
+pub async fn with_image<T>(
+    context: &Context,
+    data_dir: &Path,
+    (count, tunnels): (u16, Option<&str>),
+    work: impl AsyncFnOnce(&Hosts, &Draft) -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let base = image::any_base(context).await?;
+    let hosts = Hosts::start(context, data_dir, count, tunnels).await?;
+    let worked = match Draft::never_booted(context, &base).await {
+        Ok(draft) => draft.removed_after(context, work(&hosts, &draft)).await,
+        Err(error) => Err(error),
+    };
+    let stopped = hosts.stop().await;
+    let result = worked?;
+    stopped?;
+    Ok(result)
 }
 
 impl Hosts {

@@ -28,8 +28,8 @@ use clap::ValueEnum;
 use client::Context;
 
 use crate::chosen;
-use crate::hosts::{self, Hosts};
-use crate::image::{self, Draft};
+use crate::hosts;
+use crate::image::Draft;
 use crate::pace::Plan;
 use crate::report::{Latencies, round};
 pub use app::serve as serve_app;
@@ -182,8 +182,7 @@ pub async fn run(data_dir: &Path, options: &Options, division: Option<&Division>
     let context = crate::context_of(data_dir)?;
     ensure!(options.real_path.starts_with('/'), "--real-path must start with '/'");
     rivals::ensure_installed()?;
-    let base = image::any_base(&context).await?;
-    let (app, app_address) = Child::part(&["proxy-app".as_ref()]).await?;
+    let (_app, app_address) = Child::part(&["proxy-app".as_ref()]).await?;
     let tls = hosts::certificate(data_dir, 1).await?;
     let app_text = app_address.to_string();
     let arguments: [&OsStr; 9] = [
@@ -198,21 +197,11 @@ pub async fn run(data_dir: &Path, options: &Options, division: Option<&Division>
         app_text.as_ref(),
     ];
     let (host, tunnels) = Child::part(&arguments).await?;
-    let simulated = Hosts::start(&context, data_dir, 1, Some(&tunnels.to_string())).await?;
-    let draft = Draft::never_booted(&context, &base).await;
-    let ran = match draft {
-        Ok(draft) => {
-            let app = (app_address, host.pid());
-            let work = with_image(data_dir, &context, options, division, &draft, app);
-            draft.removed_after(&context, work).await
-        }
-        Err(error) => Err(error),
-    };
-    let stopped = simulated.stop().await;
-    drop((app, host));
-    let report = ran?;
-    stopped?;
-    Ok(report)
+    let (tunnels, app) = (tunnels.to_string(), (app_address, host.pid()));
+    hosts::with_image(&context, data_dir, (1, Some(&tunnels)), async |_, draft| {
+        with_image(data_dir, &context, options, division, draft, app).await
+    })
+    .await
 }
 
 async fn with_image(

@@ -21,8 +21,8 @@ use records::Store;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Channel;
 
-use crate::hosts::{self, Hosts};
-use crate::image::{self, Draft};
+use crate::hosts;
+use crate::image::Draft;
 use crate::pace::{self, Outcome, Plan};
 use course::{Course, Sample};
 pub use report::Report;
@@ -75,23 +75,10 @@ pub struct Options {
 
 pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let context = crate::context_of(data_dir)?;
-    let base = image::any_base(&context).await?;
-    let hosts = Hosts::start(&context, data_dir, options.hosts, None).await?;
-    let ran = with_hosts(&context, data_dir, options, &base).await;
-    let stopped = hosts.stop().await;
-    let report = ran?;
-    stopped?;
-    Ok(report)
-}
-
-async fn with_hosts(
-    context: &Context,
-    data_dir: &Path,
-    options: &Options,
-    base: &str,
-) -> anyhow::Result<Report> {
-    let draft = Draft::never_booted(context, base).await?;
-    draft.removed_after(context, with_image(context, data_dir, options, &draft)).await
+    hosts::with_image(&context, data_dir, (options.hosts, None), async |_, draft| {
+        with_image(&context, data_dir, options, draft).await
+    })
+    .await
 }
 
 async fn with_image(

@@ -5,7 +5,7 @@
 //! record says TERMINATED; then nothing is needed any more, whichever host made it.
 
 use std::path::PathBuf;
-use std::sync::PoisonError;
+use std::sync::{MutexGuard, PoisonError};
 
 use api::host::v1::ObservedMicrovm;
 use api::microvm::v1::MicrovmState;
@@ -15,6 +15,7 @@ use super::Microvms;
 use crate::adapters::files;
 use crate::adapters::journal::Tombstone;
 use crate::domain::HostError;
+use crate::domain::dropped::Dropped;
 use crate::domain::fence::{Fence, fence};
 use crate::domain::metering::Meter;
 use crate::host::timestamp;
@@ -71,17 +72,18 @@ impl Microvms {
 
     /// From now on a launch or wake of this placement comes too late.
     pub(super) fn note_dropped(&self, id: &str, generation: u64) {
-        let mut dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-        dropped.note(id, generation, self.host.clock.uptime());
+        self.dropped().note(id, generation, self.host.clock.uptime());
+    }
+
+    fn dropped(&self) -> MutexGuard<'_, Dropped> {
+        self.dropped.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A microVM that ended or was dropped under this or a newer generation never starts again.
     pub(super) fn refuse_ended(&self, id: &str, generation: u64) -> Result<(), HostError> {
-        let dropped = self.dropped.lock().unwrap_or_else(PoisonError::into_inner);
-        if dropped.is_late(id, generation, self.host.clock.uptime()) {
+        if self.dropped().is_late(id, generation, self.host.clock.uptime()) {
             return Err(HostError::NotHere { id: id.to_owned() });
         }
-        drop(dropped);
         let mut ended = self.ended();
         let Some(entry) = ended.get(id) else { return Ok(()) };
         match fence(entry.tombstone.generation, generation) {

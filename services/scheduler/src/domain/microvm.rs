@@ -231,8 +231,7 @@ impl Microvm {
 
     /// What ran on a lost host becomes what it was at its recovery point, asleep until it is woken elsewhere.
     pub fn go_back(&mut self, lost: &str, now: SystemTime) -> Result<(), IllegalTransition> {
-        let point_time = self.snapshot.as_ref().and_then(|copies| copies.time.as_ref());
-        let point_time = point_time.and_then(|time| api::system_time(time).ok()).unwrap_or(now);
+        let point_time = made_at(self.snapshot.as_ref()).unwrap_or(now);
         let reason = model::recovery::went_back(lost, now.duration_since(point_time).unwrap_or_default());
         self.apply_event(MicrovmEvent::SuspendDone, &reason, now)?;
         self.recovery = Some(Recovery { host: self.placement.host.clone(), time: now, point_time });
@@ -246,6 +245,11 @@ impl Microvm {
     pub fn has_remote_copy(&self) -> bool {
         self.snapshot.as_ref().is_some_and(|copies| copies.remote)
     }
+}
+
+/// When a snapshot was made, by its host's clock.
+pub(super) fn made_at(copies: Option<&SnapshotCopies>) -> Option<SystemTime> {
+    api::system_time(copies?.time.as_ref()?).ok()
 }
 
 #[cfg(test)]

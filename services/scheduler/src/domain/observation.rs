@@ -8,7 +8,7 @@ use api::microvm::v1::{LastTransition, SnapshotCopies};
 use model::state::{MicrovmEvent, MicrovmState};
 use model::{HostId, MicrovmId, SnapshotNumber};
 
-use super::microvm::{Intent, Microvm, Recovery};
+use super::microvm::{Intent, Microvm, Recovery, made_at};
 
 /// How much earlier than now a state may have begun that a host has just told of. When it told later, because nobody led or
 /// its clock is behind, the state counts from this long ago: no window is over before anybody knew that it was open.
@@ -93,8 +93,7 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
         return MergeOutcome::Impossible;
     }
     if is_behind(record, seen) {
-        let point_time = seen.snapshot.as_ref().and_then(|copies| copies.time.as_ref());
-        let point_time = point_time.and_then(|time| api::system_time(time).ok()).unwrap_or(next.state_time);
+        let point_time = made_at(seen.snapshot.as_ref()).unwrap_or(next.state_time);
         next.state_reason = undone(host, now.duration_since(point_time).unwrap_or_default());
         next.recovery = Some(Recovery { host: host.clone(), time: now, point_time });
     }

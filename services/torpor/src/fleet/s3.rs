@@ -21,6 +21,8 @@ use crate::error::CliError;
 use crate::output;
 
 mod bucket_settings;
+#[cfg(test)]
+mod requests;
 mod tidied;
 
 /// How long open requests may take to end when we are asked to stop.

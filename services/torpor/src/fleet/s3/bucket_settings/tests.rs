@@ -1,4 +1,5 @@
 use super::*;
+use crate::fleet::s3::requests::request;
 
 const TAGS: &str = "<Tagging xmlns=\"http://s3.amazonaws.com/doc/2006-03-01/\"><TagSet><Tag><Key>team</Key>\
                     <Value>a</Value></Tag></TagSet></Tagging>";
@@ -22,17 +23,7 @@ impl World {
     async fn ask(&self, method: Method, target: &str, body: &str) -> Told {
         let uri: Uri = target.parse().unwrap();
         assert!(self.settings.is_match(&method, &uri, &HeaderMap::new(), &mut Extensions::new()), "{target}");
-        let request = S3Request {
-            input: Body::from(body.to_owned()),
-            method,
-            uri,
-            headers: HeaderMap::new(),
-            extensions: Extensions::new(),
-            credentials: None,
-            region: None,
-            service: None,
-            trailing_headers: None,
-        };
+        let request = request(method, uri, Body::from(body.to_owned()));
         let answer = self.settings.call(request).await.map_err(|error| error.code().as_str().to_owned())?;
         let body = answer.output.collect().await.unwrap().to_bytes();
         Ok((answer.status.unwrap_or_default().as_u16(), String::from_utf8(body.to_vec()).unwrap()))

@@ -1,8 +1,8 @@
-use hyper::http::Extensions;
-use hyper::{HeaderMap, Method, Uri};
+use hyper::{Method, Uri};
 use s3s::Body;
 
 use super::*;
+use crate::fleet::s3::requests;
 
 const BUCKET: &str = "one";
 
@@ -70,17 +70,7 @@ fn visit(path: &Path, below: &str, left: &mut Vec<String>) {
 }
 
 fn request<T>(input: T) -> S3Request<T> {
-    S3Request {
-        input,
-        method: Method::GET,
-        uri: Uri::from_static("/"),
-        headers: HeaderMap::new(),
-        extensions: Extensions::new(),
-        credentials: None,
-        region: None,
-        service: None,
-        trailing_headers: None,
-    }
+    requests::request(Method::GET, Uri::from_static("/"), input)
 }
 
 #[tokio::test]
