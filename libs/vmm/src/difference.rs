@@ -78,18 +78,18 @@ pub struct Written {
     pub copy: Phase,
 }
 
-/// Writes the pages `changed` of a guest's memory to a new file at `path`, which is not synced. `memory` holds guest
-/// memory from offset `origin` on. An existing file is replaced; after a failure there is none.
+/// Guest memory to read from.
+pub trait Pages {
+    /// Fills `bytes` with what guest memory has from byte `at` on.
+    fn read(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()>;
+}
+
+/// Writes the pages `changed` of a guest's memory to a new file at `path`, which is not synced. An existing file is replaced;
+/// after a failure there is none.
 ///
 /// If the process dies on the way, the file is incomplete without a header: `open` refuses it.
-pub fn write(
-    path: &Path,
-    memory: &File,
-    origin: u64,
-    memory_bytes: u64,
-    changed: &[PageRange],
-) -> Result<Written> {
-    let result = write_file(path, memory, origin, memory_bytes, changed);
+pub fn write(path: &Path, memory: &impl Pages, memory_bytes: u64, changed: &[PageRange]) -> Result<Written> {
+    let result = write_file(path, memory, memory_bytes, changed);
     if result.is_err() {
         // A partial file only takes the room that the next try may need.
         let _ = std::fs::remove_file(path);
@@ -97,13 +97,7 @@ pub fn write(
     result
 }
 
-fn write_file(
-    path: &Path,
-    memory: &File,
-    origin: u64,
-    memory_bytes: u64,
-    changed: &[PageRange],
-) -> Result<Written> {
+fn write_file(path: &Path, memory: &impl Pages, memory_bytes: u64, changed: &[PageRange]) -> Result<Written> {
     let (start, clock) = (SystemTime::now(), Instant::now());
     let file = OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(path);
     let file = file.map_err(|e| Error::writing(path, e))?;
@@ -115,9 +109,7 @@ fn write_file(
     let mut buffer = vec![0; (COPY_PAGES * PAGE_BYTES) as usize];
     for piece in changed.iter().flat_map(pieces) {
         let buffer = &mut buffer[..(piece.count * PAGE_BYTES) as usize];
-        memory
-            .read_exact_at(buffer, origin + piece.start * PAGE_BYTES)
-            .map_err(|e| Error::io("read guest memory", e))?;
+        memory.read(buffer, piece.start * PAGE_BYTES).map_err(|e| Error::io("read guest memory", e))?;
         let kept = compact(buffer, piece.start, &mut runs);
         file.write_all_at(&buffer[..kept], data_offset + data_pages * PAGE_BYTES)
             .map_err(|e| Error::writing(path, e))?;

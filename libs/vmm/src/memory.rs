@@ -1,15 +1,20 @@
 //! Guest memory as the kernel sees it: where a process maps it, which pages are its own, and access to them.
 //!
-//! Everything is read through files of one process that are opened once: an open file stays with that process, even if its id
-//! is taken by another one meanwhile.
+//! Nearly everything goes through files of one process that are opened once: an open file stays with that process, even if its id
+//! is taken by another one meanwhile. Pages alone are read by the id, which saves the kernel a copy of each; whoever reads them
+//! asks [`GuestMemory::is_there`] afterwards. They are written through the file: a write cannot be asked about afterwards.
 
 #![allow(unsafe_code)] // PAGEMAP_SCAN has no safe wrapper.
 
 use std::fs::File;
+use std::io::IoSliceMut;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use crate::difference::{PAGE_BYTES, PageRange};
+use nix::sys::uio::{RemoteIoVec, process_vm_readv};
+use nix::unistd::Pid;
+
+use crate::difference::{PAGE_BYTES, PageRange, Pages};
 use crate::error::{Error, Result};
 
 /// Regions returned by one PAGEMAP_SCAN call.
@@ -59,6 +64,7 @@ pub(crate) struct GuestMemory {
     /// `/proc/PID/mem`; guest memory starts at `origin` in it.
     pub(crate) content: File,
     pub(crate) origin: u64,
+    pid: Pid,
     bytes: u64,
     pagemap: File,
 }
@@ -82,7 +88,15 @@ impl GuestMemory {
         .map_err(|e| Error::io(format!("read /proc/{pid}/maps"), e))?;
         let origin = private_mapping(&maps, bytes)
             .ok_or_else(|| Error::Protocol("its guest memory is not mapped as a private base".into()))?;
-        Ok(Self { content, origin, bytes, pagemap })
+        let pid = Pid::from_raw(
+            i32::try_from(pid).map_err(|_| Error::Protocol("a process id of its own kind".into()))?,
+        );
+        Ok(Self { content, origin, pid, bytes, pagemap })
+    }
+
+    /// Whether the process still has its memory.
+    pub(crate) fn is_there(&self) -> bool {
+        self.content.read_exact_at(&mut [0], self.origin).is_ok()
     }
 
     /// The pages that are no longer the base file's. Its cost follows what is mapped, not the size of the guest, where
@@ -162,6 +176,23 @@ impl GuestMemory {
             page += count;
         }
         Ok(ranges)
+    }
+}
+
+impl Pages for GuestMemory {
+    fn read(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+        let mut filled = 0;
+        while filled < bytes.len() {
+            let rest = &mut bytes[filled..];
+            let base = usize::try_from(self.origin + at).map_err(std::io::Error::other)? + filled;
+            let remote = RemoteIoVec { base, len: rest.len() };
+            // It may stop early, at a page that could not be had at once.
+            match process_vm_readv(self.pid, &mut [IoSliceMut::new(rest)], &[remote])? {
+                0 => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+                read => filled += read,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -275,11 +306,18 @@ mod tests {
         }
         let memory = GuestMemory::find(std::process::id(), bytes).unwrap();
         assert_eq!(memory.read_pagemap().unwrap(), expected);
+        assert!(memory.is_there());
+        let mut page = [9; PAGE_BYTES as usize];
+        for range in expected {
+            memory.read(&mut page, range.start * PAGE_BYTES).unwrap();
+            assert!(page[0] == 1 && page[1..].iter().all(|byte| *byte == 0));
+        }
         match memory.scan() {
             Ok(ranges) => assert_eq!(ranges, expected),
             Err(e) => assert_eq!(e.raw_os_error(), Some(libc::ENOTTY), "{e}"),
         }
         // SAFETY: the whole mapping made above, used by nobody any more; the next check needs it gone.
         unsafe { libc::munmap(base, bytes as usize) };
+        assert!(!memory.is_there());
     }
 }

@@ -7,6 +7,12 @@ use super::*;
 const MEMORY_PAGES: u64 = 600;
 const MEMORY_BYTES: u64 = MEMORY_PAGES * PAGE_BYTES;
 
+impl Pages for File {
+    fn read(&self, bytes: &mut [u8], at: u64) -> std::io::Result<()> {
+        self.read_exact_at(bytes, at)
+    }
+}
+
 fn memory(fill: u8) -> File {
     let file = tempfile::tempfile().unwrap();
     file.write_all_at(&vec![fill; MEMORY_BYTES as usize], 0).unwrap();
@@ -43,7 +49,7 @@ proptest! {
         for (page, fill) in &changes {
             changed.write_all_at(&[*fill; PAGE_BYTES as usize], page * PAGE_BYTES).unwrap();
         }
-        let written = write(&path, &changed, 0, MEMORY_BYTES, &ranges(changes.keys().copied())).unwrap();
+        let written = write(&path, &changed, MEMORY_BYTES, &ranges(changes.keys().copied())).unwrap();
         prop_assert_eq!(written.pages, changes.len() as u64);
         prop_assert_eq!(written.zero_pages, changes.values().filter(|fill| **fill == 0).count() as u64);
         prop_assert_eq!(written.bytes, path.metadata().unwrap().len());
@@ -83,7 +89,7 @@ fn sample() -> (tempfile::TempDir, PathBuf) {
     let path = directory.path().join("difference");
     let changed = memory(1);
     changed.write_all_at(&[0; PAGE_BYTES as usize], 11 * PAGE_BYTES).unwrap();
-    write(&path, &changed, 0, MEMORY_BYTES, &[PageRange { start: 10, count: 3 }]).unwrap();
+    write(&path, &changed, MEMORY_BYTES, &[PageRange { start: 10, count: 3 }]).unwrap();
     (directory, path)
 }
 
@@ -149,7 +155,7 @@ fn a_cut_or_grown_file_is_refused() {
 fn no_change_at_all_is_a_valid_difference() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("difference");
-    let written = write(&path, &memory(1), 0, MEMORY_BYTES, &[]).unwrap();
+    let written = write(&path, &memory(1), MEMORY_BYTES, &[]).unwrap();
     assert_eq!((written.bytes, written.pages), (PAGE_BYTES, 0));
     Difference::open(&path, MEMORY_BYTES).unwrap().apply(&memory(1), 0).unwrap();
 }

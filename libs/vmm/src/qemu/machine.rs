@@ -241,7 +241,11 @@ fn save_memory(process: &Process, memory_bytes: u64, path: &Path) -> Result<Diff
     }
     let changed = memory.changed()?;
     let scan = Phase { name: "scan", start, duration: clock.elapsed() };
-    let written = difference::write(path, &memory.content, memory.origin, memory_bytes, &changed)?;
+    let written = difference::write(path, &memory, memory_bytes, &changed)?;
+    // Pages are read by the process's id. It is alive after that, too: the id was its own all the time.
+    if !memory.is_there() {
+        return Err(Error::Gone);
+    }
     let phases = vec![scan, written.copy];
     Ok(DifferenceStats { bytes: written.bytes, pages: written.pages, zero_pages: written.zero_pages, phases })
 }
