@@ -67,7 +67,8 @@ pub struct Options {
     sessions: u16,
 }
 
-pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
+/// Runs it; what was found, and whether everything has been undone and removed since.
+pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<(Report, anyhow::Result<()>)> {
     let fleet = Fleet::find(data_dir)?;
     let context = crate::context_of(data_dir)?;
     let schedule = Schedule::new(options.seed, &options.faults, &fleet.shape()?);
@@ -93,12 +94,10 @@ pub async fn run(data_dir: &Path, options: &Options) -> anyhow::Result<Report> {
     let ended = load.end_all().await;
     let cleaned = image.clean_up(&context).await;
     let (events, done) = ran?;
-    taken_back?;
-    ended?;
-    cleaned?;
     let checker = load.checker();
     let held: &[Held] = checker.held();
-    Ok(Report::new(options.seed, options.minutes, held, events, done, checker.went_back))
+    let report = Report::new(options.seed, options.minutes, held, events, done, checker.went_back);
+    Ok((report, taken_back.and(ended).and(cleaned)))
 }
 
 async fn under_load(

@@ -217,7 +217,7 @@ async fn remove(context: &Context, name: &str) -> anyhow::Result<()> {
 
 /// Asks every microVM of an image to end; how many have not ended yet.
 async fn end_all(context: &Context, image: &str) -> anyhow::Result<usize> {
-    let mut client = context.microvms()?;
+    let mut client = context.settled().await.context("the scheduler that leads")?.microvms()?;
     let (mut alive, mut page_token) = (Vec::new(), String::new());
     loop {
         let request = ListMicrovmsRequest {

@@ -257,8 +257,9 @@ async fn run(cli: Cli, division: Option<proxy::Division>) -> anyhow::Result<()> 
         }
         Command::Simulate(_) => {}
         Command::Chaos(options) => {
-            let report = chaos::run(&cli.data_dir, &options).await?;
+            let (report, undone) = chaos::run(&cli.data_dir, &options).await?;
             cli.output.print(&report, chaos::Report::table)?;
+            undone?;
             let broken = report.broken();
             anyhow::ensure!(broken.is_empty(), "broken: {}", broken.join(", "));
         }

@@ -92,7 +92,7 @@ impl Store {
         let found = self.get(first.key()).await?;
         let ours = match first {
             Write::Put { value, .. } => found.as_ref().is_some_and(|found| found.value == *value),
-            Write::Delete { .. } => found.is_none(),
+            Write::Delete { .. } | Write::Absent { .. } => found.is_none(),
         };
         Ok((ours, found))
     }

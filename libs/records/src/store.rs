@@ -11,8 +11,13 @@ use crate::members::{Member, Members};
 use crate::options::Options;
 use crate::{Error, KEY_BYTES_MAX, LIST_ENTRIES_MAX, Leadership, Lease, Result, VALUE_BYTES_MAX, WRITES_MAX};
 
-/// Entries per page of a listing; with values at their bound this is 50 MB.
+/// Entries of a listing's first page; with values at their bound this is 50 MB.
 const PAGE_ENTRIES: i64 = 500;
+/// Entries of a later page, at most. etcd walks over all that is left of the range for each page, so that with small ones a long
+/// listing takes time by the square of its length.
+const PAGE_ENTRIES_MAX: i64 = 10_000;
+/// What a later page aims at, in bytes, by the mean of those before.
+const PAGE_BYTES: usize = 8 << 20;
 /// Transactions under way at one time; more wait here. etcd does them one after the other, and whatever else is asked of it,
 /// keepalives of leases above all, waits behind those that it has: this many take it a fraction of a second.
 const TRANSACTIONS_MAX: usize = 64;
@@ -69,19 +74,30 @@ pub enum Write {
         key: String,
         expect: Expect,
     },
+    /// Changes nothing: the others are done while the key is not there.
+    Absent {
+        /// Key without root.
+        key: String,
+    },
 }
 
 impl Write {
     pub(crate) fn key(&self) -> &str {
         match self {
-            Self::Put { key, .. } | Self::Delete { key, .. } => key,
+            Self::Put { key, .. } | Self::Delete { key, .. } | Self::Absent { key } => key,
         }
     }
 
     fn expect(&self) -> Expect {
         match self {
             Self::Put { expect, .. } | Self::Delete { expect, .. } => *expect,
+            Self::Absent { .. } => Expect::Absent,
         }
+    }
+
+    /// Whether it would be refused a second time, since it changes what it expects.
+    fn is_once(&self) -> bool {
+        self.expect() != Expect::Any && !matches!(self, Self::Absent { .. })
     }
 }
 
@@ -164,17 +180,27 @@ impl Store {
         let end = prefix_end(&start);
         let mut next = start;
         let mut entries = Vec::new();
-        let mut revision = 0;
+        let (mut revision, mut bytes, mut page_entries) = (0, 0, PAGE_ENTRIES);
         loop {
-            let range = (next, end.clone());
-            let page = self.backend.page(range, PAGE_ENTRIES, revision).await?;
+            let range = (next.clone(), end.clone());
+            let page = match self.backend.page(range, page_entries, revision).await {
+                // What comes now may be much larger than what came before, and too large for one answer.
+                Err(_) if page_entries > PAGE_ENTRIES => {
+                    page_entries = PAGE_ENTRIES;
+                    continue;
+                }
+                page => page?,
+            };
             if revision == 0 {
                 revision = page.revision;
             }
             let more = page.more;
             for pair in page.pairs {
+                bytes += pair.key.len() + pair.value.len();
                 entries.push((self.relative(&pair.key), versioned(pair)));
             }
+            let fit = PAGE_BYTES / (bytes / entries.len().max(1)).max(1);
+            page_entries = i64::try_from(fit).unwrap_or(PAGE_ENTRIES).clamp(PAGE_ENTRIES, PAGE_ENTRIES_MAX);
             if entries.len() > LIST_ENTRIES_MAX {
                 return Err(Error::TooLarge { what: format!("list of {prefix}"), limit: LIST_ENTRIES_MAX });
             }
@@ -285,8 +311,7 @@ impl Store {
             }
             // Nobody closes it.
             let _turn = self.turns.acquire().await;
-            // Each write that expects something changes what it expects: once done, it is refused.
-            let repeatable = twice && writes.iter().any(|write| write.expect() != Expect::Any);
+            let repeatable = twice && writes.iter().any(Write::is_once);
             let mut transaction = Transaction { repeatable, ..Transaction::default() };
             for write in &writes {
                 let key = self.full(write.key())?;
@@ -300,7 +325,7 @@ impl Store {
                     Expect::Any => {}
                 }
                 transaction.reads.push(key.clone());
-                transaction.steps.push(step(write, key)?);
+                transaction.steps.extend(step(write, key)?);
             }
             if let Some(leadership) = guard {
                 if !leadership.is_leader() {
@@ -356,13 +381,14 @@ pub(crate) fn versioned(pair: Pair) -> Versioned {
     Versioned { value: pair.value, revision: pair.modified }
 }
 
-fn step(write: &Write, key: Vec<u8>) -> Result<Step> {
+fn step(write: &Write, key: Vec<u8>) -> Result<Option<Step>> {
     match write {
         Write::Put { value, .. } if value.len() > VALUE_BYTES_MAX => {
             Err(Error::TooLarge { what: format!("value of {}", write.key()), limit: VALUE_BYTES_MAX })
         }
-        Write::Put { value, lease, .. } => Ok(Step::Put { key, value: value.clone(), lease: *lease }),
-        Write::Delete { .. } => Ok(Step::Delete { key }),
+        Write::Put { value, lease, .. } => Ok(Some(Step::Put { key, value: value.clone(), lease: *lease })),
+        Write::Delete { .. } => Ok(Some(Step::Delete { key })),
+        Write::Absent { .. } => Ok(None),
     }
 }
 

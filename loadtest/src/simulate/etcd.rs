@@ -430,6 +430,10 @@ impl Changes for Watching {
                         return None;
                     }
                 }
+                if lock(&world.net).is_deaf(process.node) {
+                    tokio::time::sleep(WATCH_LOOK).await;
+                    continue;
+                }
                 let changed = world.keys.changed.notified();
                 tokio::pin!(changed);
                 changed.as_mut().enable();

@@ -33,6 +33,8 @@ pub struct Net {
     cuts: BTreeSet<(Node, Node)>,
     /// Nodes that nothing reaches.
     down: BTreeSet<Node>,
+    /// Nodes whose watches bring nothing.
+    deaf: BTreeSet<Node>,
     /// Of a thousand calls, how many are lost on their way, how many answers are, and how many come twice.
     pub lossy: u64,
     /// Longest time that a message takes, beyond the least, in milliseconds.
@@ -73,6 +75,18 @@ impl Net {
         } else {
             self.down.remove(&node)
         };
+    }
+
+    pub fn set_deaf(&mut self, node: Node, deaf: bool) {
+        if deaf {
+            self.deaf.insert(node)
+        } else {
+            self.deaf.remove(&node)
+        };
+    }
+
+    pub fn is_deaf(&self, node: Node) -> bool {
+        self.deaf.contains(&node)
     }
 
     pub fn heal(&mut self) {

@@ -57,6 +57,8 @@ pub enum Fault {
     /// The host reaches neither etcd nor a scheduler; requests reach it.
     Alone(usize, Duration),
     Down(Node, Duration),
+    /// The node's watches of etcd bring nothing, and it does not notice.
+    Deaf(Node, Duration),
     /// So many of a thousand messages are lost, and they are as late as that.
     Lossy(u64, Duration, Duration),
     /// Milliseconds, ahead or back.
@@ -142,7 +144,8 @@ fn fault(chance: &mut Chance, schedulers: usize, hosts: usize) -> Fault {
         }
         85..89 => Fault::SlowDisk(host, u32::try_from(chance.within(5..100)).unwrap_or(5), long),
         89..93 => Fault::FailingDisk(host, chance.within(100..700), long),
-        93..98 => Fault::Drain(host, long),
+        93..96 => Fault::Drain(host, long),
+        96..98 => Fault::Deaf(scheduler, long),
         _ => Fault::Compact,
     }
 }

@@ -271,6 +271,10 @@ fn inject(world: &Shared, Due { fault, .. }: Due) -> anyhow::Result<()> {
             lock(&world.net).set_down(node, true);
             later(world, time, move |world| lock(&world.net).set_down(node, false));
         }
+        Fault::Deaf(node, time) => {
+            lock(&world.net).set_deaf(node, true);
+            later(world, time, move |world| lock(&world.net).set_deaf(node, false));
+        }
         Fault::Lossy(lossy, jitter, time) => {
             set_lossy(world, lossy, jitter);
             later(world, time, |world| set_lossy(world, 0, Duration::ZERO));

@@ -146,7 +146,7 @@ impl Term {
         let connectors =
             ConnectorStore::load(&context.store.list(crate::adapters::connectors::PREFIX).await?.0);
         let domains = DomainStore::load(&context.store.list(crate::adapters::domains::PREFIX).await?.0);
-        let mut watches = ["hosts/", "images/", "versions/"].map(|prefix| context.store.watch(prefix));
+        let mut watches = [hosts::HOSTS, "images/", "versions/"].map(|prefix| context.store.watch(prefix));
         let term = Arc::new(Self {
             context,
             leadership,
@@ -166,7 +166,7 @@ impl Term {
             over: CancellationToken::new(),
             timers_changed: Notify::new(),
         });
-        for (prefix, watch) in ["hosts/", "images/", "versions/"].into_iter().zip(&mut watches) {
+        for (prefix, watch) in [hosts::HOSTS, "images/", "versions/"].into_iter().zip(&mut watches) {
             tokio::select! {
                 biased;
                 event = watch.next() => term.apply_records(prefix, event),
@@ -174,7 +174,7 @@ impl Term {
             }
         }
         let [hosts, images, versions] = watches;
-        term.clone().watch_records("hosts/", hosts);
+        term.clone().watch_records(hosts::HOSTS, hosts);
         term.clone().watch_records("images/", images);
         term.clone().watch_records("versions/", versions);
         // Before anything is launched: what ended or went while nobody led must not be found under a name by its successor.
@@ -250,7 +250,7 @@ impl Term {
     }
 
     fn apply_records(self: &Arc<Self>, prefix: &str, event: Event) {
-        if prefix == "hosts/" {
+        if prefix == hosts::HOSTS {
             return self.apply_host_records(event);
         }
         self.apply_catalog(prefix, event);

@@ -104,6 +104,14 @@ async fn a_transaction_writes_all_or_nothing() {
     let refused = store.txn(vec![put("t/new"), put("t/taken")], None).await;
     assert!(matches!(refused, Err(Error::Conflict { key }) if key == "t/taken"));
     assert_eq!(store.get("t/new").await.unwrap(), None);
+    let without = |key: &str| Write::Absent { key: key.to_owned() };
+    let refused = store.txn(vec![put("t/new"), without("t/taken")], None).await;
+    assert!(matches!(refused, Err(Error::Conflict { key }) if key == "t/taken"));
+    assert_eq!(store.get("t/new").await.unwrap(), None);
+    let done = store.txn(vec![put("t/alone"), without("t/new")], None).await.unwrap();
+    assert_eq!(store.get("t/alone").await.unwrap().unwrap().revision, done);
+    assert_eq!(store.get("t/new").await.unwrap(), None);
+    store.delete_if("t/alone", Expect::Any, None).await.unwrap();
     store.txn(vec![put("t/new"), put("t/other")], None).await.unwrap();
     let (entries, revision) = store.list("t/").await.unwrap();
     let keys: Vec<_> = entries.iter().map(|(key, _)| key.as_str()).collect();
@@ -119,11 +127,14 @@ async fn bounds_are_errors_and_long_lists_are_paged() {
     assert!(matches!(store.put_if("b", huge, Expect::Any, None).await, Err(Error::TooLarge { .. })));
     let long = "k".repeat(records::KEY_BYTES_MAX);
     assert!(matches!(store.get(&long).await, Err(Error::TooLarge { .. })));
-    for batch in 0..12 {
-        let writes = (0..100)
+    // Small ones first, so that a page of them is a large one; then some that are too much for such a page.
+    let batches = (0..12).map(|batch| (batch * 100, 100, 20));
+    let large = (0..50).map(|batch| (1200 + batch * 14, 14, records::VALUE_BYTES_MAX));
+    for (first, count, bytes) in batches.chain(large) {
+        let writes = (first..first + count)
             .map(|index| Write::Put {
-                key: format!("many/{:05}", batch * 100 + index),
-                value: vec![7; 2000],
+                key: format!("many/{index:05}"),
+                value: vec![7; bytes],
                 expect: Expect::Absent,
                 lease: None,
             })
@@ -132,7 +143,7 @@ async fn bounds_are_errors_and_long_lists_are_paged() {
     }
     store.put_if("manz", "outside", Expect::Absent, None).await.unwrap();
     let (entries, _) = store.list("many/").await.unwrap();
-    assert_eq!(entries.len(), 1200);
+    assert_eq!(entries.len(), 1900);
     assert!(entries.is_sorted_by(|a, b| a.0 < b.0));
 }
 

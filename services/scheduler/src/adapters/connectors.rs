@@ -235,6 +235,7 @@ mod tests {
             match write {
                 Write::Put { key, value, .. } => drop(entries.insert(key, Versioned { value, revision })),
                 Write::Delete { key, .. } => drop(entries.remove(&key)),
+                Write::Absent { key } => assert!(!entries.contains_key(&key)),
             }
         }
     }

@@ -11,6 +11,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use model::HostId;
 use model::state::MicrovmEvent;
 use records::{Committed, Error as StoreError, Expect, Tenure, Write};
 
@@ -26,6 +27,21 @@ impl Term {
     /// than once, on fresh copies. Returns the record and whether it changed.
     pub(crate) async fn update(
         self: &Arc<Self>,
+        handle: &Handle,
+        change: impl Fn(&mut Microvm) -> Result<RecordChange, Refusal>,
+    ) -> Result<(Arc<Microvm>, bool), Refusal> {
+        self.update_without(None, handle, change).await
+    }
+
+    /// The same, for a change that takes the microVM from `gone`, whose lease has ended: only as long as it has none in etcd, too.
+    /// What this leader knows of leases comes by a watch, which may be behind by any time, while the host has a new lease, has
+    /// told us of what it holds, and serves it.
+    ///
+    /// # Errors
+    /// [`Refusal::HostAway`] when the host has a lease again; nothing has changed.
+    pub(crate) async fn update_without(
+        self: &Arc<Self>,
+        gone: Option<&HostId>,
         handle: &Handle,
         change: impl Fn(&mut Microvm) -> Result<RecordChange, Refusal>,
     ) -> Result<(Arc<Microvm>, bool), Refusal> {
@@ -51,13 +67,22 @@ impl Term {
             // When the scheduler dies before this line, nothing has changed. When it
             // dies after it, watchers have not heard of the change, and the next
             // leader reads the new record, tells them and goes on from there.
-            match self.commit(vec![put(&next, Expect::Revision(*revision))]).await? {
+            let mut writes = vec![put(&next, Expect::Revision(*revision))];
+            writes.extend(gone.map(|host| Write::Absent { key: super::hosts::key(host) }));
+            match self.commit(writes).await? {
                 Committed::At(stored) => {
                     *revision = stored;
                     log_change(&current, &next);
                     self.memory().publish(handle, Arc::clone(&next), self.now());
                     self.timers_changed.notify_one();
                     return Ok((next, true));
+                }
+                Committed::Differs(Some(found)) if found.revision == *revision => {
+                    let host = &current.placement.host;
+                    return Err(Refusal::away(
+                        host,
+                        "its lease is back, and this leader has not heard of that yet",
+                    ));
                 }
                 Committed::Differs(Some(found)) => {
                     tracing::warn!(microvm = %handle.id, "the record was changed by somebody else; following it");

@@ -22,8 +22,10 @@ use crate::refusal::Refusal;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum EndedBy {
     Host,
-    /// It is given up, or holds another placement.
+    /// It holds another placement, or none.
     Nobody,
+    /// It is given up.
+    WithoutHost,
 }
 
 /// Longest wait for a host to drop what it should not hold.
@@ -84,10 +86,10 @@ impl Term {
                 return;
             }
             match self.end_on_host(&microvm).await {
-                Ok(by) => match self.record_asked_end(&handle).await {
+                Ok(by) => match self.record_asked_end(by, &handle).await {
                     Ok(()) => {
                         // When the scheduler dies here, the sweep finds what is left.
-                        if by == EndedBy::Nobody {
+                        if by != EndedBy::Host {
                             self.remove_snapshots_of(&microvm);
                         }
                         return;
@@ -107,7 +109,7 @@ impl Term {
         let host = &microvm.placement.host;
         if self.is_lost(host) {
             tracing::warn!(%host, "ended without its host");
-            return Ok(EndedBy::Nobody);
+            return Ok(EndedBy::WithoutHost);
         }
         let Some(address) = self.grpc_address(host) else {
             return Err(Status::unavailable("the host is away"));
@@ -132,8 +134,10 @@ impl Term {
         }
     }
 
-    async fn record_asked_end(self: &Arc<Self>, handle: &Handle) -> Result<(), Refusal> {
+    async fn record_asked_end(self: &Arc<Self>, by: EndedBy, handle: &Handle) -> Result<(), Refusal> {
         let now = self.now();
+        let host = handle.current().placement.host.clone();
+        let gone = (by == EndedBy::WithoutHost).then_some(&host);
         let change = |record: &mut Microvm| {
             if record.state == MicrovmState::Terminated {
                 return Ok(RecordChange::None);
@@ -141,15 +145,22 @@ impl Term {
             let reason = record.state_reason.clone();
             apply_event(record, MicrovmEvent::Ended, &reason, now)
         };
-        self.update(handle, change).await.map(|_| ())
+        self.update_without(gone, handle, change).await.map(|_| ())
     }
 
-    /// Records that a microVM ended without anybody asking for it. False when that is not recorded: the term is over.
-    pub(crate) async fn record_unasked_end(self: &Arc<Self>, handle: &Arc<Handle>, reason: &str) -> bool {
+    /// Records that a microVM ended without anybody asking for it; with a host that is `gone`, because of that. False when that is
+    /// not recorded: the term is over, or the host is back.
+    pub(crate) async fn record_unasked_end(
+        self: &Arc<Self>,
+        gone: Option<&HostId>,
+        handle: &Arc<Handle>,
+        reason: &str,
+    ) -> bool {
         let now = self.now();
         let change = |record: &mut Microvm| {
             // An end in progress has its own task and reason.
-            if record.intent == Intent::End {
+            let elsewhere = gone.is_some_and(|host| record.placement.host != *host);
+            if record.intent == Intent::End || elsewhere {
                 return Ok(RecordChange::None);
             }
             apply_event(record, MicrovmEvent::Ended, reason, now)
@@ -157,7 +168,7 @@ impl Term {
         let mut backoff = BACKOFF;
         let before = handle.current();
         loop {
-            match self.update(handle, change).await {
+            match self.update_without(gone, handle, change).await {
                 Ok((after, _)) => {
                     let ended = after.state == MicrovmState::Terminated;
                     // When the scheduler dies here, the sweep finds what is left.
@@ -166,8 +177,8 @@ impl Term {
                     }
                     return ended;
                 }
-                Err(refusal) if self.is_over() || matches!(refusal, Refusal::MicrovmNotFound(_)) => {
-                    tracing::debug!(microvm = %handle.id, %refusal, "an end is not recorded by this term");
+                Err(refusal) if self.is_over() || is_final(&refusal) => {
+                    tracing::debug!(microvm = %handle.id, %refusal, "an end is not recorded");
                     return false;
                 }
                 Err(refusal) => {
@@ -218,4 +229,9 @@ impl Term {
         };
         bounded(DISCARD_TIMEOUT, client.terminate(rpc::request(request))).await.map(drop)
     }
+}
+
+/// Whether an end that is refused so need not be tried again: there is no record, or its host is back.
+fn is_final(refusal: &Refusal) -> bool {
+    matches!(refusal, Refusal::MicrovmNotFound(_) | Refusal::HostAway { .. })
 }

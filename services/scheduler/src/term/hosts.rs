@@ -33,6 +33,9 @@ const SETTLED: u32 = 2;
 /// How often a merge that could not be recorded is tried again.
 const RECORD_ATTEMPTS: usize = 3;
 
+/// Prefix of the hosts' own records, each under its host's lease.
+pub(crate) const HOSTS: &str = "hosts/";
+
 const REASON_GONE: &str = "The host no longer holds this MicroVM.";
 const REASON_SNAPSHOT_GONE: &str = "The host no longer holds this MicroVM's snapshot.";
 
@@ -260,7 +263,7 @@ impl Term {
 
     pub(crate) fn apply_host_records(self: &Arc<Self>, event: Event) {
         let now = self.now();
-        let id = |key: &str| key["hosts/".len()..].parse::<HostId>().ok();
+        let id = |key: &str| key[HOSTS.len()..].parse::<HostId>().ok();
         match event {
             Event::Put(key, value) => self.lease_seen(&key, &value.value, now),
             Event::Delete(key) => {
@@ -291,7 +294,7 @@ impl Term {
         let spec = HostSpec::decode(value).ok();
         let host = spec.as_ref().and_then(|spec| spec.host_id.parse::<HostId>().ok());
         // etcd lets a host write its own key only, so the key says whose the record is.
-        let host = host.filter(|host| key.strip_prefix("hosts/") == Some(host.as_str()));
+        let host = host.filter(|host| key.strip_prefix(HOSTS) == Some(host.as_str()));
         let (Some(spec), Some(host)) = (spec, host) else {
             tracing::error!(key, "a host's record cannot be read, or is of another host, and is ignored");
             return;
@@ -380,6 +383,11 @@ impl Term {
         let (memory, grace) = (self.memory(), self.config().lost_grace());
         memory.hosts.get(host).is_none() || self.may_give_up(&memory, host, grace, self.now())
     }
+}
+
+/// Key of a host's own record.
+pub(crate) fn key(host: &HostId) -> String {
+    format!("{HOSTS}{host}")
 }
 
 /// What the record of a microVM says from now on that its host does not hold. One that sleeps and whose files are there, but

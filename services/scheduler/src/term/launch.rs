@@ -191,7 +191,7 @@ impl Term {
             Err(reason) => {
                 self.context.metrics.launch("failed", clock.instant() - began);
                 // Without a recorded end the launch is the next leader's, which goes on with this generation.
-                if self.record_unasked_end(&handle, &reason).await {
+                if self.record_unasked_end(None, &handle, &reason).await {
                     self.discard(&microvm.placement.host, &microvm).await;
                 }
             }

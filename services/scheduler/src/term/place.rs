@@ -49,14 +49,15 @@ impl Term {
         let from = microvm.placement.clone();
         // A host wakes what it holds without asking anybody. When the scheduler dies after this, the record names a host that
         // holds nothing: it is placed again by the next wake, there or elsewhere.
-        if slept && !self.is_fenced(&from.host, now) && !self.have_given_up(&microvm).await? {
+        let fenced = slept && self.is_fenced(&from.host, now);
+        if slept && !fenced && !self.have_given_up(&microvm).await? {
             return Ok(microvm);
         }
         // When the scheduler dies after this write and before it asks the new host, the record names a host
         // that has never heard of the microVM. The next launch or wake asks that host with this generation;
         // the old host is told to drop its copy when it next reports it.
         let (moved, _) = self
-            .update(handle, |record| {
+            .update_without(fenced.then_some(&from.host), handle, |record| {
                 if record.placement != from {
                     return Ok(RecordChange::None);
                 }

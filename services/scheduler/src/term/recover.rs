@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use model::HostId;
 use model::state::MicrovmState;
 
 use super::Term;
@@ -15,18 +16,17 @@ impl Term {
     ///
     /// When the scheduler dies between the two, the record says SUSPENDED with its reason: the next request wakes it, as
     /// does a caller.
-    pub(crate) async fn recover(self: &Arc<Self>, handle: &Arc<Handle>, lost: &str) {
+    pub(crate) async fn recover(self: &Arc<Self>, host: &HostId, handle: &Arc<Handle>, lost: &str) {
         let now = self.now();
-        let host = handle.current().placement.host.clone();
         let change = |record: &mut Microvm| {
             let running = matches!(record.state, MicrovmState::Running | MicrovmState::Suspending);
-            let here = record.placement.host == host && record.intent == Intent::Live;
+            let here = record.placement.host == *host && record.intent == Intent::Live;
             if !(running && here && record.has_recovery_point()) {
                 return Ok(RecordChange::None);
             }
             go_back(record, lost, now)
         };
-        match self.update(handle, change).await {
+        match self.update_without(Some(host), handle, change).await {
             Ok((_, false)) => {}
             Ok((microvm, true)) => {
                 tracing::warn!(microvm = %handle.id, reason = microvm.state_reason, "a host was lost");

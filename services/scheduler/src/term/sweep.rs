@@ -150,11 +150,13 @@ impl Term {
                 let (term, reason) = (Arc::clone(self), format!("Host {host} was lost."));
                 match record.state {
                     MicrovmState::Running | MicrovmState::Suspending if record.has_recovery_point() => {
-                        self.spawn(async move { term.recover(&handle, &reason).await });
+                        let host = host.clone();
+                        self.spawn(async move { term.recover(&host, &handle, &reason).await });
                     }
                     MicrovmState::Pending | MicrovmState::Running | MicrovmState::Suspending if lost => {
+                        let host = host.clone();
                         self.spawn(async move {
-                            term.record_unasked_end(&handle, &reason).await;
+                            term.record_unasked_end(Some(&host), &handle, &reason).await;
                         });
                     }
                     _ => {}

@@ -178,7 +178,7 @@ fn etcd(plan: &Plan, number: u16) -> Component {
     flag("election-timeout", "500".into());
     flag("auto-compaction-mode", "periodic".into());
     // Long enough for a watcher to come back to; what was overwritten takes room until then.
-    flag("auto-compaction-retention", "10m".into());
+    flag("auto-compaction-retention", "2m".into());
     flag("quota-backend-bytes", ETCD_BYTES_MAX.to_string().into());
     flag("logger", "zap".into());
     flag("log-level", "warn".into());
