@@ -19,6 +19,7 @@ mod etcd;
 mod machine;
 mod net;
 mod plan;
+mod points;
 mod recovery;
 mod run;
 mod s3;

@@ -23,6 +23,7 @@ use model::SnapshotNumber;
 use records::Store;
 use rpc::{Identity, Replicas, Role};
 use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
@@ -64,6 +65,8 @@ pub struct Held {
     pub stale: u64,
     pub removing: bool,
     pub uploading: CancellationToken,
+    /// Since when the next point is waited for.
+    pub interval: Option<Instant>,
 }
 
 pub struct Cell {
@@ -86,6 +89,7 @@ impl Cell {
             stale: 0,
             removing: false,
             uploading: CancellationToken::new(),
+            interval: None,
         };
         Arc::new(Self { id, held: Mutex::new(held) })
     }
@@ -174,6 +178,7 @@ impl Agent {
         process.spawn(Reporter::new(signals, Arc::clone(&agent), spec, schedulers).run());
         process.spawn(Arc::clone(&agent).keep_tidy());
         process.spawn(Arc::clone(&agent).fall_asleep());
+        process.spawn(Arc::clone(&agent).make_points());
         for cell in lock(&agent.live).values() {
             agent.start_upload(cell);
         }
@@ -221,6 +226,14 @@ impl Agent {
 
     pub fn get(&self, id: &str) -> Option<Arc<Cell>> {
         lock(&self.live).get(id).cloned()
+    }
+
+    /// What somebody who does not make it asks something of.
+    pub fn held(&self, id: &str) -> Result<Arc<Cell>, HostError> {
+        self.get(id).ok_or_else(|| match lock(&self.ended).get(id) {
+            Some(entry) => HostError::Ended { reason: entry.tombstone.reason.clone() },
+            None => HostError::NotHere { id: id.to_owned() },
+        })
     }
 
     /// Whether a request for a microVM would get to its guest now.

@@ -171,6 +171,13 @@ impl World {
             let given_up = after.state_reason.starts_with("Host ") && since(checker.unleased.get(&index));
             given_up || since(checker.hurt.get(&index))
         };
+        if after.intent == Intent::Live
+            && before.has_recovery_point()
+            && after.state_reason.starts_with("Host ")
+        {
+            let story = format!("{id} on {host} ended ({}), and S3 has its point", after.state_reason);
+            self.broken("what has a recovery point goes back to it", story);
+        }
         if after.intent == Intent::Live && !explained {
             let story = format!("{id}, {} on {host}, ended: {}", before.state, after.state_reason);
             self.broken("no session ends unasked", story);
@@ -195,9 +202,13 @@ impl World {
 
     /// A snapshot is whole on a disk, says its host.
     pub fn note_snapshot(&self, id: &str, number: SnapshotNumber, guest: Guest) {
-        let mut checker = lock(&self.checker);
-        checker.suspends += 1;
-        checker.snapshots.insert((id.to_owned(), number), guest);
+        lock(&self.checker).suspends += 1;
+        self.note_point(id, number, guest);
+    }
+
+    /// The same of a recovery point: the guest runs on.
+    pub fn note_point(&self, id: &str, number: SnapshotNumber, guest: Guest) {
+        lock(&self.checker).snapshots.insert((id.to_owned(), number), guest);
     }
 
     /// The engine of a microVM that sleeps has ended: what its guest did after the snapshot is lost.

@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use api::host::v1::{DrainHostRequest, UndrainHostRequest};
 use api::microvm::v1::{
-    GetMicrovmRequest, MicrovmState, ResumeMicrovmRequest, RunMicrovmRequest, SuspendMicrovmRequest,
-    TerminateMicrovmRequest,
+    CheckpointMicrovmRequest, GetMicrovmRequest, MicrovmState, ResumeMicrovmRequest, RunMicrovmRequest,
+    SuspendMicrovmRequest, TerminateMicrovmRequest,
 };
 use client::Call;
 use host_agent::simulated::{Cause, HostError, LocalState};
@@ -30,6 +30,8 @@ const CALL: CallBounds = CallBounds {
 };
 /// MicroVMs that one client launches at most.
 const LAUNCHES_MAX: usize = 5;
+/// Of a thousand launches, how many ask for checkpoints.
+const POINTS: u64 = 300;
 /// Attempts of the last request to a microVM, when all is well again.
 const PROBES_MAX: usize = 20;
 
@@ -94,7 +96,11 @@ impl Client {
                     let message = ResumeMicrovmRequest { microvm_id: id.clone() };
                     let _ = self.call(&format!("resume {id}"), message).await;
                 }
-                (92..96, Some(id)) => {
+                (92..94, Some(id)) => {
+                    let message = CheckpointMicrovmRequest { microvm_id: id.clone() };
+                    let _ = self.call(&format!("checkpoint {id}"), message).await;
+                }
+                (94..96, Some(id)) => {
                     let message = GetMicrovmRequest { microvm_id: id.clone(), with_idleness: false };
                     let _ = self.call(&format!("get {id}"), message).await;
                 }
@@ -112,10 +118,12 @@ impl Client {
         }
         self.launched += 1;
         let life = if self.chance.per_mille(150) { self.chance.within(20..60) } else { 3600 };
+        let points = self.chance.per_mille(POINTS).then(|| Duration::from_secs(self.chance.within(5..20)));
         let message = RunMicrovmRequest {
             image_identifier: "app".to_owned(),
             client_token: format!("client-{}-launch-{}", self.index, self.launched),
             maximum_duration: Some(api::duration_proto(Duration::from_secs(life))),
+            checkpoint_interval: points.map(api::duration_proto),
             ..RunMicrovmRequest::default()
         };
         let mut ids = std::collections::BTreeSet::new();

@@ -101,13 +101,7 @@ impl Agent {
     }
 
     pub async fn suspend_microvm(self: &Arc<Self>, id: &str, generation: u64, cause: Cause) -> Outcome {
-        let Some(cell) = self.get(id) else {
-            let ended = lock(&self.ended).get(id).map(|entry| entry.tombstone.reason.clone());
-            return Err(match ended {
-                Some(reason) => HostError::Ended { reason },
-                None => HostError::NotHere { id: id.to_owned() },
-            });
-        };
+        let cell = self.held(id)?;
         self.command(&cell, Order::Suspend(cause), Some(generation)).await
     }
 

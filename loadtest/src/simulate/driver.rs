@@ -25,6 +25,7 @@ use super::world::lock;
 pub enum Order {
     Launch,
     Suspend(Cause),
+    Checkpoint { asked: bool },
     Resume(Option<Box<(Spec, Option<SnapshotCopies>)>>),
     End { reason: String, discard: bool },
     GiveUp(SnapshotCopies),
@@ -35,6 +36,7 @@ impl Order {
         match self {
             Self::Launch => Ask::Launch,
             Self::Suspend(_) => Ask::Suspend,
+            Self::Checkpoint { .. } => Ask::KeepAwake,
             Self::Resume(_) => Ask::Resume,
             Self::End { .. } => Ask::Terminate,
             Self::GiveUp(_) => Ask::GiveUp,
@@ -135,6 +137,7 @@ impl Agent {
         let outcome = match order {
             Order::Launch => self.launch(&cell).await,
             Order::Suspend(cause) => self.suspend(&cell, cause).await,
+            Order::Checkpoint { asked } => self.checkpoint(&cell, asked).await,
             Order::Resume(order) => self.wake(&cell, order.map(|order| *order)).await,
             Order::End { reason, discard } => {
                 self.end(&cell, &reason, discard).await;
@@ -355,13 +358,17 @@ impl Agent {
     /// What nobody waits for.
     async fn after_suspend(self: &Arc<Self>, cell: &Arc<Cell>) {
         let _ = self.save(cell).await;
+        self.keep_latest_snapshot(cell);
+        self.start_upload(cell);
+    }
+
+    pub fn keep_latest_snapshot(&self, cell: &Cell) {
         let kept = cell.with(|held| held.journal.sequence);
         if let Some(directory) = lock(&self.machine.disk).microvms.get_mut(&cell.id)
             && !self.world.is_planted(Plant::WakesOlder)
         {
             directory.snapshots.retain(|sequence, _| *sequence == kept);
         }
-        self.start_upload(cell);
     }
 
     /// An end that was asked for meanwhile waits for this, and finds it gone: it is the one to record.

@@ -63,7 +63,8 @@ impl Agent {
         } else {
             SnapshotFound::Missing
         };
-        let decision = decide(journal.state, found, snapshot, false);
+        let goes_back = spec.checkpoint_interval.is_some() || journal.goes_back;
+        let decision = decide(journal.state, found, snapshot, goes_back);
         let line =
             format!("finds {id} {:?}, engine {found:?}, snapshot {snapshot:?}: {decision:?}", journal.state);
         self.world.tell(self.process.node, line);
@@ -83,8 +84,7 @@ impl Agent {
             Decision::Remove => {
                 lock(&self.machine.disk).microvms.remove(&cell.id);
             }
-            // No simulated microVM makes recovery points.
-            Decision::GoBack => self.bury(cell, "The engine was lost.", false),
+            Decision::GoBack => self.go_back(cell),
             Decision::ReportTerminated(cause) => {
                 let (reason, discard) = cell.with(|held| (held.journal.reason.clone(), held.journal.discard));
                 match cause {
@@ -122,7 +122,7 @@ impl Agent {
     }
 
     /// Goes on with a microVM that was found.
-    fn keep(self: &Arc<Self>, cell: &Arc<Cell>) {
+    pub fn keep(self: &Arc<Self>, cell: &Arc<Cell>) {
         self.save_now(cell);
         self.publish(cell);
         lock(&self.live).insert(cell.id.clone(), Arc::clone(cell));

@@ -78,8 +78,13 @@ impl HostAgentService for Service {
         Ok(Response::new(ResumeResponse { observed: Some(observed) }))
     }
 
-    async fn checkpoint(&self, _: Request<CheckpointRequest>) -> Answer<CheckpointResponse> {
-        Err(unused())
+    async fn checkpoint(&self, request: Request<CheckpointRequest>) -> Answer<CheckpointResponse> {
+        rpc::authorize(&request, &[Role::Scheduler])?;
+        let CheckpointRequest { microvm_id, generation } = request.into_inner();
+        let agent = Arc::clone(&self.0);
+        let work = async move { agent.checkpoint_microvm(&microvm_id, generation).await };
+        let observed = self.detached(work).await.map_err(|failure| status(&failure))?;
+        Ok(Response::new(CheckpointResponse { observed: Some(observed) }))
     }
 
     async fn get_idleness(&self, _: Request<GetIdlenessRequest>) -> Answer<GetIdlenessResponse> {

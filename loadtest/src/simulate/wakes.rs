@@ -89,6 +89,7 @@ impl Agent {
             held.journal.set_spec(&spec);
             held.spec = spec;
             let copies = copies?;
+            held.journal.goes_back |= copies.goes_back;
             let remote = copies.remote && !copies.manifest_key.is_empty();
             let offered = SnapshotNumber::new(copies.generation, copies.sequence);
             must_fetch(held.journal.number(), offered, remote).then_some(copies)

@@ -109,6 +109,12 @@ impl Host {
         self.standing.borrow().is_fenced()
     }
 
+    /// Returns when nobody else can have been given what is held here.
+    pub async fn open(&self) {
+        // Fails when the host is gone, and whoever waits with it.
+        let _ = self.standing.subscribe().wait_for(|standing| !standing.is_fenced()).await;
+    }
+
     /// Refuses a launch or wake that may be older than the lease that the host has now; 0 names none.
     pub fn check_lease(&self, sent_under: i64) -> Result<(), HostError> {
         let counts = sent_under == 0 || self.standing.borrow().counts(sent_under);

@@ -121,6 +121,10 @@ impl RemoteCopy {
     }
 }
 
+/// After going back to a point, how long a microVM must have run to go back to the same again: one that ends its engine each
+/// time would do so for ever.
+const SAME_POINT_AFTER: Duration = Duration::from_secs(60);
+
 impl Journal {
     /// The first record of a microVM.
     pub fn new(spec: &Spec, generation: u64, state: LocalState, now_ms: u64) -> Self {
@@ -224,6 +228,22 @@ impl Journal {
         self.difference_bytes = difference_bytes;
         self.snapshot_ms = made_ms;
         self.meter.snapshot_bytes_written += difference_bytes;
+    }
+
+    /// Whether it may go back to its latest snapshot when its engine is lost; `policy`: its checkpoints are made by themselves.
+    pub fn may_go_back(&self, policy: bool, now_ms: u64) -> bool {
+        let ran = |before: Recovery| Duration::from_millis(now_ms.saturating_sub(before.time_ms));
+        let again = self.recovery.filter(|before| before.sequence == self.sequence);
+        (policy || self.goes_back)
+            && self.sequence > 0
+            && again.is_none_or(|before| ran(before) >= SAME_POINT_AFTER)
+    }
+
+    /// Notes that it goes back to its latest snapshot; how old that is.
+    pub fn go_back(&mut self, now_ms: u64) -> Duration {
+        let point_ms = self.snapshot_ms;
+        self.recovery = Some(Recovery { sequence: self.sequence, time_ms: now_ms, point_ms });
+        Duration::from_millis(now_ms.saturating_sub(point_ms))
     }
 
     pub fn write(&mut self, path: &Path) -> Result<(), HostError> {

@@ -15,7 +15,6 @@ use tokio::time::Instant;
 use super::core::{Core, Live};
 use super::start::{clone_disk, engine_error};
 use crate::adapters::files::{self, SnapshotFiles};
-use crate::adapters::journal::Recovery;
 use crate::adapters::local_snapshot::LocalManifest;
 use crate::domain::local_state::Event;
 use crate::domain::transition::Cause;
@@ -25,9 +24,6 @@ use crate::stopwatch::Stopwatch;
 
 /// A microVM that has not been at a point before has its first after this long, whatever its interval.
 const FIRST_POINT: Duration = CHECKPOINT_INTERVAL_MIN;
-/// After going back to a point, how long a microVM must have run to go back to the same again: one that ends its engine each
-/// time would do so for ever.
-const SAME_POINT_AFTER: Duration = Duration::from_secs(60);
 /// An interval in which the engine used less of one CPU than this, and no byte passed, makes no point.
 const BUSY_CPU_SHARE: f64 = 0.05;
 
@@ -165,9 +161,10 @@ impl Core {
         let disk = watch.phase("disk", files::blocking(move || clone_disk(&from, &to)));
         let (memory, disk) = tokio::join!(memory, disk);
         // Whatever came of the files. A guest that does not go on has lost its engine; the driver hears of that next.
-        let resumed = watch.phase("resume", live.run_on(self.host.clock.now())).await;
-        resumed.map_err(|error| engine_error(&error))?;
+        let resumed = watch.phase("resume", live.machine.resume()).await;
         let stood_still = stands.elapsed();
+        resumed.map_err(|error| engine_error(&error))?;
+        watch.phase("clock", live.set_clock(self.host.clock.now())).await;
         let stats = memory.map_err(|error| engine_error(&error))?;
         disk?;
         failpoint::hit("checkpoint-resumed");
@@ -189,11 +186,7 @@ impl Core {
 
     /// Whether there is a recovery point here that it has not gone back to just now.
     pub fn can_go_back(&self) -> bool {
-        let ran = |before: Recovery| Duration::from_millis(self.host.now_ms().saturating_sub(before.time_ms));
-        let again = self.journal.recovery.filter(|before| before.sequence == self.journal.sequence);
-        (self.spec.checkpoint_interval.is_some() || self.journal.goes_back)
-            && self.journal.sequence > 0
-            && again.is_none_or(|before| ran(before) >= SAME_POINT_AFTER)
+        self.journal.may_go_back(self.spec.checkpoint_interval.is_some(), self.host.now_ms())
             && LocalManifest::read(&self.files.snapshot(self.journal.sequence)).is_some()
     }
 
@@ -207,14 +200,8 @@ impl Core {
         if let Some(live) = self.live.take() {
             self.release(live).await;
         }
-        let recovery = Recovery {
-            sequence: self.journal.sequence,
-            time_ms: self.host.now_ms(),
-            point_ms: self.journal.snapshot_ms,
-        };
-        let age = Duration::from_millis(recovery.time_ms.saturating_sub(recovery.point_ms));
+        let age = self.journal.go_back(self.host.now_ms());
         self.enter(Event::WentBack, &model::recovery::went_back(lost, age));
-        self.journal.recovery = Some(recovery);
         self.forget_engine();
         self.remove_other_snapshots();
         // When the agent dies before this line, its successor finds the engine dead and does the same.

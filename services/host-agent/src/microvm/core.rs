@@ -103,10 +103,15 @@ impl Live {
     /// hears the time at the next wake.
     pub async fn run_on(&self, now: SystemTime) -> Result<(), vmm::Error> {
         self.machine.resume().await?;
+        self.set_clock(now).await;
+        Ok(())
+    }
+
+    /// Puts the clock of a guest right that stood still and runs again.
+    pub async fn set_clock(&self, now: SystemTime) {
         if let Ok(link) = self.link() {
             let _ = link.set_clock(now).await;
         }
-        Ok(())
     }
 
     /// The link, when it works.

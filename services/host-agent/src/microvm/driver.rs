@@ -3,6 +3,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use api::microvm::v1::TransitionCause;
@@ -23,6 +24,7 @@ use crate::wakes::Turn;
 
 mod give_up;
 mod lost;
+mod notice;
 
 pub const NOTICES_MAX: usize = 16;
 
@@ -32,6 +34,11 @@ const DEADLINE_GRACE: Duration = Duration::from_secs(5);
 pub struct Driver {
     core: Core,
     inbox: Inbox,
+    /// It ran, has gone back to its recovery point, and is to be woken. Not before the host is open: while it is fenced the
+    /// microVM may run elsewhere, and what a guest does to the world outside is done, whether or not anybody calls it.
+    to_wake: bool,
+    /// As [`Handle::stale`].
+    stale: Arc<AtomicU64>,
 }
 
 /// A microVM that is gone from this host, and what is to be reported of its end; `None` when nothing is.
@@ -44,7 +51,7 @@ pub enum First {
     Launch(oneshot::Sender<Outcome>),
     /// A microVM that is settled already.
     Settled,
-    /// A microVM that has gone back to its recovery point: wake it, since it ran.
+    /// A microVM that has gone back to its recovery point while no agent was here.
     WentBack,
 }
 
@@ -59,6 +66,8 @@ enum Input {
     SpaceDue,
     Sample,
     Deadline,
+    /// The host is open, and this one is to be woken.
+    Open,
     Nobody,
 }
 
@@ -66,6 +75,7 @@ impl Driver {
     /// A driver and the handle to it. Nothing runs before [`Driver::drive`].
     pub fn new(core: Core, notices: mpsc::Receiver<Notice>) -> (Self, Handle) {
         let limits = &core.host.config.limits;
+        let stale = Arc::<AtomicU64>::default();
         let (sender, mailbox) = mpsc::channel(limits.mailbox);
         let handle = Handle {
             id: Arc::from(core.id.as_str()),
@@ -76,12 +86,12 @@ impl Driver {
             idle: core.spec.idle,
             log: Arc::clone(&core.log),
             waiting: Arc::new(Semaphore::new(limits.waiting_opens_per_microvm)),
-            stale: Arc::default(),
+            stale: Arc::clone(&stale),
             notices: core.notices.clone(),
             mailbox: sender,
         };
         let inbox = Inbox::new(mailbox, notices, limits.mailbox);
-        (Self { core, inbox }, handle)
+        (Self { core, inbox, to_wake: false, stale }, handle)
     }
 
     /// Drives it until it is gone or nobody holds a handle any more. Returns
@@ -93,7 +103,11 @@ impl Driver {
                 self.core.start_upload();
                 ControlFlow::Continue(())
             }
-            First::WentBack => self.wake(None, None, None).await,
+            First::WentBack => {
+                self.core.start_upload();
+                self.to_wake = true;
+                ControlFlow::Continue(())
+            }
         };
         loop {
             if let ControlFlow::Break(Ended { report }) = flow {
@@ -123,6 +137,7 @@ impl Driver {
                 Input::Deadline => {
                     self.end(&EndOrder::because("MicroVM exceeded maximum lifetime."), true, None).await
                 }
+                Input::Open => self.wake_gone_back().await,
                 Input::Nobody => return None,
             };
         }
@@ -158,6 +173,7 @@ impl Driver {
             Some(notice) = self.inbox.notices.recv() => Input::Notice(notice),
             reason = ended => Input::EngineEnded(reason),
             message = self.inbox.mailbox.recv() => message.map_or(Input::Nobody, Input::Message),
+            () = core.host.open(), if self.to_wake => Input::Open,
             () = core.space_due(), if running => Input::SpaceDue,
             () = idle, if running && !core.is_out_of_space() => Input::IdleDue,
             () = due(checkpoint), if !core.is_out_of_space() => Input::CheckpointDue,
@@ -337,6 +353,7 @@ impl Driver {
         turn: Option<Turn>,
         reply: Option<oneshot::Sender<Outcome>>,
     ) -> ControlFlow<Ended> {
+        self.to_wake = false;
         let cancel = CancellationToken::new();
         let view = self.core.view.subscribe();
         let (result, joined) =
@@ -368,37 +385,6 @@ impl Driver {
             run_transition(&mut self.inbox, &view, &cancel, self.core.end(order, call_hook)).await;
         answer(Ok(self.core.observed()), reply.into_iter().chain(joined));
         ControlFlow::Break(Ended { report })
-    }
-
-    async fn notice(&mut self, notice: Notice) -> ControlFlow<Ended> {
-        match notice {
-            Notice::Uploaded { copy, difference_bytes } => {
-                self.core.uploaded(copy, difference_bytes);
-                ControlFlow::Continue(())
-            }
-            Notice::Recorded { generation, named } => {
-                self.core.recorded(generation, named);
-                ControlFlow::Continue(())
-            }
-            Notice::Removed(copies) => {
-                self.core.removed(&copies);
-                ControlFlow::Continue(())
-            }
-            // Of a guest that has been put to sleep or has ended since: no news.
-            Notice::AppExited(_) | Notice::KeepAwake(_) if self.core.live.is_none() => {
-                ControlFlow::Continue(())
-            }
-            Notice::KeepAwake(duration) => {
-                if let Err(error) = self.core.keep_awake(duration) {
-                    tracing::warn!(microvm = %self.core.id, %error, "the app's keep-awake lease is not recorded");
-                }
-                ControlFlow::Continue(())
-            }
-            Notice::AppExited(end) => {
-                let reason = end.sentence(self.core.spec.snapshot.memory_mib);
-                self.end(&EndOrder::because(reason), false, None).await
-            }
-        }
     }
 
     /// Answers everyone who still waits for a microVM that is gone.

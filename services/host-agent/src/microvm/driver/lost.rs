@@ -1,6 +1,7 @@
 //! An engine that ended by itself: the microVM's end, or the way back to its recovery point.
 
 use std::ops::ControlFlow;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use super::{Driver, Ended};
@@ -24,8 +25,19 @@ impl Driver {
         let engines_own = matches!(reason, vmm::ExitReason::Killed(_) | vmm::ExitReason::Failed { .. });
         if engines_own && self.core.can_go_back() {
             self.core.go_back(&sentence).await;
-            return self.wake(None, None, None).await;
+            self.to_wake = true;
+            return ControlFlow::Continue(());
         }
         self.end(&EndOrder::because(sentence), false, None).await
+    }
+
+    /// Wakes what has gone back to its recovery point, unless the answer that opened the host says that it was placed elsewhere:
+    /// then its end is on its way.
+    pub(super) async fn wake_gone_back(&mut self) -> ControlFlow<Ended> {
+        self.to_wake = false;
+        if self.stale.load(Ordering::Relaxed) >= self.core.journal.generation {
+            return ControlFlow::Continue(());
+        }
+        self.wake(None, None, None).await
     }
 }
