@@ -32,6 +32,13 @@ pub struct Part {
     pub health: String,
 }
 
+impl Part {
+    /// What hits the whole machine.
+    pub fn machine() -> Self {
+        Self { name: "machine".to_owned(), process: None, health: String::new() }
+    }
+}
+
 /// A process and when the kernel started it, in ticks since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Process {

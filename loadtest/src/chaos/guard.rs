@@ -7,9 +7,12 @@ use std::os::unix::process::CommandExt as _;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use anyhow::Context as _;
 use nix::sys::signal::Signal;
+use nix::sys::time::TimeSpec;
+use nix::time::{ClockId, clock_gettime, clock_settime};
 use serde::{Deserialize, Serialize};
 
 use super::fleet::Process;
@@ -23,6 +26,8 @@ pub enum Undo {
     Remove(PathBuf),
     /// Removes a table of the firewall.
     Delete(String),
+    /// Sets the machine's wall clock to what it was ahead of the time since boot.
+    Clock { ahead: Duration },
 }
 
 impl Undo {
@@ -32,9 +37,23 @@ impl Undo {
             // It is not there when it has been removed before.
             Self::Remove(path) => drop(std::fs::remove_file(path)),
             // Adding it first makes the removal of one that is gone no error.
+            Self::Clock { ahead } => drop(set_wall_clock(*ahead)),
             Self::Delete(table) => drop(firewall(&format!("add table {table}\ndelete table {table}\n"))),
         }
     }
+}
+
+/// How far the machine's wall clock is ahead of the time since boot.
+pub fn wall_clock_ahead() -> anyhow::Result<Duration> {
+    let [wall, boot] = [ClockId::CLOCK_REALTIME, ClockId::CLOCK_BOOTTIME].map(clock_gettime);
+    Ok(Duration::from(wall?).saturating_sub(Duration::from(boot?)))
+}
+
+/// Sets the machine's wall clock to be so far ahead of the time since boot.
+pub fn set_wall_clock(ahead: Duration) -> anyhow::Result<()> {
+    let boot = Duration::from(clock_gettime(ClockId::CLOCK_BOOTTIME)?);
+    let set = clock_settime(ClockId::CLOCK_REALTIME, TimeSpec::from_duration(boot + ahead));
+    set.context("set the machine's wall clock (CAP_SYS_TIME)")
 }
 
 /// Has nftables do what is written, all or nothing.

@@ -11,7 +11,7 @@ use super::storm::Event;
 
 /// What is not part of any run, said with every result.
 const NOT_COVERED: &str = "not covered: packets lost between some parts only, partitions of hosts and image-builders (they are stopped), and \
-                           clock steps (every process of a machine has the same wall clock)";
+                           clocks that differ (every process of a machine has the same one; --faults clock steps it)";
 
 #[derive(Debug, Serialize)]
 pub struct Report {

@@ -21,6 +21,9 @@ pub enum Kind {
     FullDisk,
     /// A host-agent stands still and its engines are killed; what has a recovery point goes on elsewhere.
     Lose,
+    /// The wall clock of this machine is stepped by up to two minutes, ahead or back, and put right after a while. Every process of
+    /// the machine sees it, so it is made only when it is asked for.
+    Clock,
     /// Upkeep: `torpor certs rotate`, all its steps.
     Rotate,
     /// Upkeep: a scheduler, an edge, an image-builder or a host-agent is ended properly and started again.
@@ -30,6 +33,11 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Whether it does nothing to anybody but the fleet, which is alone in being hurt by most.
+    fn is_the_fleets(self) -> bool {
+        self != Self::Clock
+    }
+
     /// What an operator does to a fleet that is well, and nobody who uses it may notice.
     fn is_upkeep(self) -> bool {
         matches!(self, Self::Rotate | Self::Restart | Self::Upgrade)
@@ -70,6 +78,7 @@ pub enum Fault {
     SlowS3,
     FullDisk,
     Lose,
+    Clock,
     Rotate,
     Restart(Victim),
     Upgrade,
@@ -91,6 +100,7 @@ impl fmt::Display for Fault {
             Self::SlowS3 => f.write_str("slow S3"),
             Self::FullDisk => f.write_str("full disk"),
             Self::Lose => f.write_str("lose host"),
+            Self::Clock => f.write_str("step clock"),
             Self::Rotate => f.write_str("rotate certificates"),
             Self::Restart(victim) => write!(f, "restart {victim}"),
             Self::Upgrade => f.write_str("upgrade hosts"),
@@ -146,7 +156,8 @@ impl Schedule {
 
 /// A replica is stopped or cut off only where another one is left to answer: otherwise nothing is learned by it.
 fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
-    let wanted = |kind: Kind| kinds.contains(&kind) || (kinds.is_empty() && !kind.is_upkeep());
+    let by_default = |kind: Kind| kinds.is_empty() && !kind.is_upkeep() && kind.is_the_fleets();
+    let wanted = |kind: Kind| kinds.contains(&kind) || by_default(kind);
     let mut all = Vec::new();
     for (victim, count, others) in [
         (Victim::Leader, shape.schedulers, 2),
@@ -181,6 +192,7 @@ fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
     let several_hosts = shape.hosts > 1;
     for (kind, possible, fault) in [
         (Kind::Lose, several_hosts, Fault::Lose),
+        (Kind::Clock, true, Fault::Clock),
         (Kind::Rotate, true, Fault::Rotate),
         (Kind::Upgrade, several_hosts, Fault::Upgrade),
     ] {
@@ -211,6 +223,8 @@ mod tests {
         assert_eq!(faults, first(7, &[], &SHAPE, 36));
         assert_ne!(faults, first(8, &[], &SHAPE, 36));
         assert!(!faults.iter().any(|fault| fault.is_upkeep()), "{faults:?}");
+        assert!(!faults.contains(&Fault::Clock));
+        assert_eq!(first(7, &[Kind::Clock], &SHAPE, 1), [Fault::Clock]);
         for half in faults.chunks(18) {
             assert!(deck.iter().all(|fault| half.contains(fault)), "{half:?}");
         }

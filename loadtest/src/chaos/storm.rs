@@ -14,7 +14,7 @@ use serde::Serialize;
 
 use super::check::Invariant;
 use super::fleet::{BUILDER, EDGE, Fleet, HOST, MEMBER, Part, Process, S3, SCHEDULER};
-use super::guard::{Guard, Undo, Undoing, firewall};
+use super::guard::{Guard, Undo, Undoing, firewall, set_wall_clock, wall_clock_ahead};
 use super::load::{Load, ms};
 use super::schedule::{Fault, Victim};
 use super::trouble::Since;
@@ -24,6 +24,8 @@ use crate::chance::Chance;
 const STOP: Duration = Duration::from_secs(12);
 /// The same for a host: its lease, the wait after it, and the wakes elsewhere.
 const STOP_HOST: Duration = Duration::from_secs(35);
+/// Most that the wall clock is stepped by, in seconds: less than any token lives.
+const STEP_MAX_SECONDS: u64 = 120;
 const SLOW: Duration = Duration::from_secs(15);
 /// How S3 is slowed: it stands still for so long, then works for so long, over and over.
 const SLOW_STILL: Duration = Duration::from_millis(400);
@@ -73,7 +75,10 @@ pub struct Storm<'a> {
 impl Storm<'_> {
     /// Makes a fault, waits for what it took to come back, undoes it and waits until all is well.
     pub async fn fault(&self, fault: Fault, mut chance: Chance) -> anyhow::Result<Event> {
-        let part = self.victim(fault, &mut chance).await?;
+        let part = match fault {
+            Fault::Clock => Part::machine(),
+            fault => self.victim(fault, &mut chance).await?,
+        };
         let at = self.began.elapsed();
         let hosts = match fault {
             Fault::Kill(Victim::Host) | Fault::Stop(Victim::Host) | Fault::FullDisk | Fault::Lose => {
@@ -87,7 +92,10 @@ impl Storm<'_> {
             false => self.load.trouble.begin(fault.to_string(), &hosts),
         }
         eprintln!("{:>5} s  {fault}: {}", at.as_secs(), part.name);
-        let (recovery, took) = self.make(fault, &part, &hosts).await?;
+        let (recovery, took) = match fault {
+            Fault::Clock => self.step_clock(&mut chance).await?,
+            fault => self.make(fault, &part, &hosts).await?,
+        };
         let well = self.well().await;
         self.load.trouble.end();
         Ok(Event {
@@ -132,10 +140,24 @@ impl Storm<'_> {
             Fault::SlowS3 => self.slow(process).await?,
             Fault::FullDisk => self.full_disk(part).await?,
             Fault::Lose => self.lose(part, process, hosts).await?,
+            Fault::Clock => anyhow::bail!("a clock is no part"),
             Fault::Rotate => ("every service and member", self.done(self.rotate().await)),
             Fault::Restart(_) => ("the process, well", self.done(self.restart(part, process).await)),
             Fault::Upgrade => ("all hosts", self.done(self.upgrade().await)),
         })
+    }
+
+    /// Steps the machine's wall clock, for as long as a process stands still.
+    async fn step_clock(&self, chance: &mut Chance) -> anyhow::Result<(&'static str, Option<Duration>)> {
+        let ahead = wall_clock_ahead()?;
+        let (by, back) = (Duration::from_secs(chance.within(2..STEP_MAX_SECONDS)), chance.within(0..2) == 1);
+        let lasts = Instant::now() + STOP;
+        let _right = self.guard.undoing(Undo::Clock { ahead })?;
+        set_wall_clock(if back { ahead.saturating_sub(by) } else { ahead + by })?;
+        let started = Instant::now();
+        let recovered = ("a launch", self.launched().await.then(|| started.elapsed()));
+        tokio::time::sleep_until(lasts.into()).await;
+        Ok(recovered)
     }
 
     /// How long upkeep took that was done.
@@ -177,7 +199,7 @@ impl Storm<'_> {
             Fault::Kill(victim) | Fault::Stop(victim) | Fault::Cut(victim) | Fault::Restart(victim) => victim,
             Fault::SlowS3 => Victim::S3,
             Fault::FullDisk | Fault::Lose | Fault::Upgrade => Victim::Host,
-            Fault::Rotate => Victim::Member,
+            Fault::Rotate | Fault::Clock => Victim::Member,
         };
         let mut parts = self.fleet.parts(match victim {
             Victim::Leader | Victim::Standby => SCHEDULER,

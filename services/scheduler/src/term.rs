@@ -6,6 +6,7 @@
 //! Connectors and own domains have locks of their own of the same two kinds, [`ConnectorStore`] and [`DomainStore`].
 
 pub mod access_keys;
+mod answers;
 mod checkpoint;
 mod commit;
 pub mod connectors;

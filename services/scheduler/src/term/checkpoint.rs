@@ -9,7 +9,7 @@ use model::MicrovmId;
 use model::state::MicrovmState;
 
 use super::Term;
-use crate::adapters::agents::{bounded, refusal_of};
+use crate::adapters::agents::refusal_of;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 
@@ -51,7 +51,7 @@ impl Term {
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
         let mut client =
             self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
-        let answer = bounded(timeout, client.checkpoint(rpc::request(request))).await;
+        let answer = self.answer_of(host, timeout, client.checkpoint(rpc::request(request))).await;
         let observed = answer.map_err(|status| refusal_of(host, status))?.observed;
         let point = observed.as_ref().and_then(|observed| observed.snapshot.clone());
         self.observe_answer(host, observed).await?;

@@ -123,7 +123,7 @@ impl Term {
         };
         let timeout = Duration::from_secs(self.config().timeouts.terminate_seconds);
         let mut client = self.context.agents.client(host, &address)?;
-        match bounded(timeout, client.terminate(rpc::request(request))).await {
+        match self.answer_of(host, timeout, client.terminate(rpc::request(request))).await {
             Ok(answer) => {
                 // For its totals; the end itself is recorded by the caller.
                 let _ = self.observe_answer(host, answer.observed).await;

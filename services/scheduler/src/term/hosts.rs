@@ -22,7 +22,6 @@ use crate::adapters::microvms as codec;
 use crate::domain::hosts;
 use crate::domain::microvm::{Intent, Microvm};
 use crate::domain::observation::{MergeOutcome, Observation, RecordChange, merge};
-use crate::domain::placement::Demand;
 use crate::refusal::Refusal;
 
 /// Records written at a time for one report.
@@ -175,16 +174,21 @@ impl Term {
             return Ok(if unreadable { nothing } else { MergeOutcome::Stale });
         };
         let now = self.now();
-        // Most observations say nothing new: no lock, no write.
-        let outcome = merge(&mut (*handle.current()).clone(), host, seen, now);
+        // Most observations say nothing new: no lock, no write. But a write whose fate is not known yet may take the microVM from this
+        // host, which goes on by what it is answered here: then that is waited for.
+        let judge = || merge(&mut (*handle.current()).clone(), host, seen, now);
+        let is_written = handle.revision.try_lock().is_ok();
+        let outcome = judge();
         match outcome {
-            MergeOutcome::Merged(RecordChange::None) | MergeOutcome::Stale => return Ok(outcome),
+            MergeOutcome::Merged(RecordChange::None) | MergeOutcome::Stale if is_written => {
+                return Ok(outcome);
+            }
             MergeOutcome::Impossible => {
                 tracing::error!(microvm = %seen.id, %host, generation = seen.generation, state = %seen.state,
                     "a host reports what cannot be; ignored");
                 return Ok(outcome);
             }
-            MergeOutcome::Merged(_) => {}
+            MergeOutcome::Merged(_) | MergeOutcome::Stale => {}
         }
         // Again under the lock: between the look above and the lock another report
         // may have said the same, or a launch may have moved the microVM.
@@ -195,7 +199,7 @@ impl Term {
             })
         };
         self.update(&handle, change).await?;
-        Ok(outcome)
+        Ok(judge())
     }
 
     /// Merges what a host answered to a call. When the answer cannot be recorded,
@@ -341,24 +345,6 @@ impl Term {
             state_reason: reason.unwrap_or_default(),
             drain: host.draining.then(|| progress(memory, id, host.wake_elsewhere)),
         }
-    }
-
-    /// Reserves a host for a bake.
-    pub fn place_bake(
-        &self,
-        build_id: &str,
-        demand: &Demand,
-        reservation: Duration,
-    ) -> Result<HostSpec, Refusal> {
-        let mut memory = self.memory();
-        let now = self.now();
-        let host = memory.hosts.place_bake(build_id, demand, reservation, now).map_err(Refusal::NoRoom)?;
-        let placed = memory.hosts.get(&host).ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
-        Ok(HostSpec { host_id: host.to_string(), ..placed.spec.clone() })
-    }
-
-    pub fn release_bake(&self, build_id: &str) {
-        self.memory().hosts.release_bake(build_id);
     }
 
     /// Where a host's gRPC server listens; `None` while its lease is gone.

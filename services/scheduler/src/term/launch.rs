@@ -22,7 +22,7 @@ use tonic::Status;
 use super::memory::Handle;
 use super::place::{PLACES_MAX, place_new};
 use super::{BACKOFF, Term};
-use crate::adapters::agents::{ErrorClass, bounded, classify};
+use crate::adapters::agents::{ErrorClass, classify};
 use crate::adapters::microvms as codec;
 use crate::domain::idempotency::{TokenDecision, TokenUse, decide};
 use crate::domain::microvm::{IdlePolicy, Intent, Microvm, Payload};
@@ -249,7 +249,7 @@ impl Term {
             lease: self.host_lease(host),
         };
         let answer = match self.context.agents.client(host, &address) {
-            Ok(mut client) => bounded(timeout, client.launch(rpc::request(request))).await,
+            Ok(mut client) => self.answer_of(host, timeout, client.launch(rpc::request(request))).await,
             Err(status) => Err(status),
         };
         let status = match answer {

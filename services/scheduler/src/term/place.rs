@@ -1,10 +1,11 @@
-//! Which host a microVM is placed on: a new one, and one that has to move. The choice itself is
+//! Which host a microVM is placed on, a new one and one that has to move, and which one bakes. The choice itself is
 //! [`crate::domain::placement`]; here it meets records, quotas and the hosts as they are now.
 
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use api::common::v1::{Architecture, HookMode};
+use api::host::v1::HostSpec;
 use api::hostagent::v1::EgressPolicy;
 use api::image::v1::SnapshotRef;
 use model::state::MicrovmState;
@@ -70,6 +71,24 @@ impl Term {
             self.spawn(async move { term.discard(&from.host, &microvm).await });
         }
         Ok(moved)
+    }
+
+    /// Reserves a host for a bake.
+    pub fn place_bake(
+        &self,
+        build_id: &str,
+        demand: &Demand,
+        reservation: Duration,
+    ) -> Result<HostSpec, Refusal> {
+        let mut memory = self.memory();
+        let now = self.now();
+        let host = memory.hosts.place_bake(build_id, demand, reservation, now).map_err(Refusal::NoRoom)?;
+        let placed = memory.hosts.get(&host).ok_or_else(|| Refusal::HostNotFound(host.clone()))?;
+        Ok(HostSpec { host_id: host.to_string(), ..placed.spec.clone() })
+    }
+
+    pub fn release_bake(&self, build_id: &str) {
+        self.memory().hosts.release_bake(build_id);
     }
 }
 

@@ -9,7 +9,7 @@ use model::MicrovmId;
 use model::state::MicrovmState;
 
 use super::Term;
-use crate::adapters::agents::{bounded, refusal_of};
+use crate::adapters::agents::refusal_of;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
 
@@ -55,7 +55,7 @@ impl Term {
         let timeout = Duration::from_secs(self.config().timeouts.suspend_seconds);
         let mut client =
             self.context.agents.client(host, &address).map_err(|status| refusal_of(host, status))?;
-        let answer = bounded(timeout, client.suspend(rpc::request(request))).await;
+        let answer = self.answer_of(host, timeout, client.suspend(rpc::request(request))).await;
         self.observe_answer(host, answer.map_err(|status| refusal_of(host, status))?.observed).await
     }
 }

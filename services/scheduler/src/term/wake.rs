@@ -15,7 +15,7 @@ use super::Term;
 use super::memory::Handle;
 use super::place::PLACES_MAX;
 use super::suspend::operable;
-use crate::adapters::agents::{ErrorClass, bounded, classify, is_lease_changed, refusal_of};
+use crate::adapters::agents::{ErrorClass, classify, is_lease_changed, refusal_of};
 use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::refusal::Refusal;
@@ -135,7 +135,7 @@ impl Term {
             Ok(client) => client,
             Err(status) => return Ok(Err(status)),
         };
-        match bounded(timeout, client.resume(rpc::request(request))).await {
+        match self.answer_of(host, timeout, client.resume(rpc::request(request))).await {
             Ok(answer) => self.observe_answer(host, answer.observed).await.map(Ok),
             Err(status) => Ok(Err(status)),
         }

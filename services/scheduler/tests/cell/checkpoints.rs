@@ -7,7 +7,7 @@ use api::host::v1::HeartbeatRequest;
 use api::microvm::v1::{CheckpointMicrovmRequest, CheckpointMicrovmResponse, MicrovmState, SnapshotCopies};
 use tonic::Status;
 
-use crate::host::FakeHost;
+use crate::host::{FakeHost, Step};
 use crate::world::*;
 use MicrovmState::{Running, Terminated};
 
@@ -49,6 +49,12 @@ async fn a_point_that_was_asked_for_is_gone_on_from_when_the_host_is_lost() {
 
     let elsewhere = FakeHost::start(&world, "h2").await;
     world.placeable(&scheduler, 2).await;
+    // Somebody waits for the host, which does not answer any more: going on elsewhere does not wait with them.
+    host.script(|inner| inner.on_suspend.push_back(Step::Hang));
+    let (caller, waited_for) = (client.clone(), id.clone());
+    let waiting = tokio::spawn(async move { suspend(&caller, &waited_for).await });
+    eventually("the suspend", || async { host.asked(|inner| (!inner.suspends.is_empty()).then_some(())) })
+        .await;
     host.lease.revoke().await.unwrap();
     let ended = becomes(&client, &other, Terminated).await;
     assert_eq!(ended.state_reason, "Host h1 was lost.");
@@ -57,6 +63,7 @@ async fn a_point_that_was_asked_for_is_gone_on_from_when_the_host_is_lost() {
     })
     .await;
     assert!(on.recovery.is_some());
+    assert_eq!(waiting.await.unwrap().unwrap_err().code(), tonic::Code::Unavailable);
     let resumed = elsewhere.asked(|inner| inner.resumes[0].snapshot.clone().unwrap());
     assert_eq!(resumed, SnapshotCopies { local: false, ..kept });
 }
