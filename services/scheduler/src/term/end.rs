@@ -160,7 +160,9 @@ impl Term {
         let change = |record: &mut Microvm| {
             // An end in progress has its own task and reason.
             let elsewhere = gone.is_some_and(|host| record.placement.host != *host);
-            if record.intent == Intent::End || elsewhere {
+            // A launch whose time is over may have been reported as done at the last moment.
+            let launched = gone.is_none() && record.state != MicrovmState::Pending;
+            if record.intent == Intent::End || elsewhere || launched {
                 return Ok(RecordChange::None);
             }
             apply_event(record, MicrovmEvent::Ended, reason, now)
