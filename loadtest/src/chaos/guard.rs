@@ -36,8 +36,8 @@ impl Undo {
             Self::Continue(process) => process.signal(Signal::SIGCONT),
             // It is not there when it has been removed before.
             Self::Remove(path) => drop(std::fs::remove_file(path)),
-            // Adding it first makes the removal of one that is gone no error.
             Self::Clock { ahead } => drop(set_wall_clock(*ahead)),
+            // Adding it first makes the removal of one that is gone no error.
             Self::Delete(table) => drop(firewall(&format!("add table {table}\ndelete table {table}\n"))),
         }
     }

@@ -33,14 +33,10 @@ pub enum Kind {
 }
 
 impl Kind {
-    /// Whether it does nothing to anybody but the fleet, which is alone in being hurt by most.
-    fn is_the_fleets(self) -> bool {
-        self != Self::Clock
-    }
-
-    /// What an operator does to a fleet that is well, and nobody who uses it may notice.
-    fn is_upkeep(self) -> bool {
-        matches!(self, Self::Rotate | Self::Restart | Self::Upgrade)
+    /// Whether it is made only when it is asked for: upkeep, which an operator does to a fleet that is well, and what more than
+    /// the fleet would notice.
+    fn is_extra(self) -> bool {
+        matches!(self, Self::Clock | Self::Rotate | Self::Restart | Self::Upgrade)
     }
 }
 
@@ -156,8 +152,7 @@ impl Schedule {
 
 /// A replica is stopped or cut off only where another one is left to answer: otherwise nothing is learned by it.
 fn faults(kinds: &[Kind], shape: &Shape) -> Vec<Fault> {
-    let by_default = |kind: Kind| kinds.is_empty() && !kind.is_upkeep() && kind.is_the_fleets();
-    let wanted = |kind: Kind| kinds.contains(&kind) || by_default(kind);
+    let wanted = |kind: Kind| kinds.contains(&kind) || (kinds.is_empty() && !kind.is_extra());
     let mut all = Vec::new();
     for (victim, count, others) in [
         (Victim::Leader, shape.schedulers, 2),

@@ -75,10 +75,7 @@ pub struct Storm<'a> {
 impl Storm<'_> {
     /// Makes a fault, waits for what it took to come back, undoes it and waits until all is well.
     pub async fn fault(&self, fault: Fault, mut chance: Chance) -> anyhow::Result<Event> {
-        let part = match fault {
-            Fault::Clock => Part::machine(),
-            fault => self.victim(fault, &mut chance).await?,
-        };
+        let part = self.victim(fault, &mut chance).await?;
         let at = self.began.elapsed();
         let hosts = match fault {
             Fault::Kill(Victim::Host) | Fault::Stop(Victim::Host) | Fault::FullDisk | Fault::Lose => {
@@ -92,10 +89,7 @@ impl Storm<'_> {
             false => self.load.trouble.begin(fault.to_string(), &hosts),
         }
         eprintln!("{:>5} s  {fault}: {}", at.as_secs(), part.name);
-        let (recovery, took) = match fault {
-            Fault::Clock => self.step_clock(&mut chance).await?,
-            fault => self.make(fault, &part, &hosts).await?,
-        };
+        let (recovery, took) = self.make(fault, &part, &hosts, chance).await?;
         let well = self.well().await;
         self.load.trouble.end();
         Ok(Event {
@@ -114,41 +108,42 @@ impl Storm<'_> {
         fault: Fault,
         part: &Part,
         hosts: &[String],
+        chance: Chance,
     ) -> anyhow::Result<(&'static str, Option<Duration>)> {
-        let process = part.process.with_context(|| format!("{} does not run", part.name))?;
+        let process = || part.process.with_context(|| format!("{} does not run", part.name));
         Ok(match fault {
             Fault::Kill(victim) => {
                 self.wait_for(victim, hosts);
-                process.signal(Signal::SIGKILL);
+                process()?.signal(Signal::SIGKILL);
                 self.recovered(victim, part).await
             }
             Fault::Stop(victim) => {
                 let lasts = Instant::now() + if victim == Victim::Host { STOP_HOST } else { STOP };
                 self.wait_for(victim, hosts);
-                let _stopped = self.stop(process)?;
+                let _stopped = self.stop(process()?)?;
                 let recovered = self.recovered(victim, part).await;
                 tokio::time::sleep_until(lasts.into()).await;
                 recovered
             }
             Fault::Cut(victim) => {
                 let lasts = Instant::now() + STOP;
-                let _cut = self.cut(process)?;
+                let _cut = self.cut(process()?)?;
                 let recovered = self.recovered(victim, part).await;
                 tokio::time::sleep_until(lasts.into()).await;
                 recovered
             }
-            Fault::SlowS3 => self.slow(process).await?,
+            Fault::SlowS3 => self.slow(process()?).await?,
             Fault::FullDisk => self.full_disk(part).await?,
-            Fault::Lose => self.lose(part, process, hosts).await?,
-            Fault::Clock => anyhow::bail!("a clock is no part"),
+            Fault::Lose => self.lose(part, process()?, hosts).await?,
+            Fault::Clock => self.step_clock(chance).await?,
             Fault::Rotate => ("every service and member", self.done(self.rotate().await)),
-            Fault::Restart(_) => ("the process, well", self.done(self.restart(part, process).await)),
+            Fault::Restart(_) => ("the process, well", self.done(self.restart(part, process()?).await)),
             Fault::Upgrade => ("all hosts", self.done(self.upgrade().await)),
         })
     }
 
     /// Steps the machine's wall clock, for as long as a process stands still.
-    async fn step_clock(&self, chance: &mut Chance) -> anyhow::Result<(&'static str, Option<Duration>)> {
+    async fn step_clock(&self, mut chance: Chance) -> anyhow::Result<(&'static str, Option<Duration>)> {
         let ahead = wall_clock_ahead()?;
         let (by, back) = (Duration::from_secs(chance.within(2..STEP_MAX_SECONDS)), chance.within(0..2) == 1);
         let lasts = Instant::now() + STOP;
@@ -199,7 +194,8 @@ impl Storm<'_> {
             Fault::Kill(victim) | Fault::Stop(victim) | Fault::Cut(victim) | Fault::Restart(victim) => victim,
             Fault::SlowS3 => Victim::S3,
             Fault::FullDisk | Fault::Lose | Fault::Upgrade => Victim::Host,
-            Fault::Rotate | Fault::Clock => Victim::Member,
+            Fault::Rotate => Victim::Member,
+            Fault::Clock => return Ok(Part::machine()),
         };
         let mut parts = self.fleet.parts(match victim {
             Victim::Leader | Victim::Standby => SCHEDULER,
@@ -213,12 +209,15 @@ impl Storm<'_> {
             let leader = self.leader().await?;
             let mut addresses = self.context.scheduler.split(',');
             let place = addresses.position(|address| address == leader).context("an unknown leader")?;
+            anyhow::ensure!(place < parts.len(), "the leader is no part of this fleet");
+            let leader = parts.remove(place);
             if victim == Victim::Leader {
-                return parts.into_iter().nth(place).context("the leader is no part of this fleet");
+                parts = vec![leader];
             }
-            parts.remove(place);
         }
-        chance.one(&parts).cloned().with_context(|| format!("no {victim}"))
+        let part = chance.one(&parts).cloned().with_context(|| format!("no {victim}"))?;
+        anyhow::ensure!(part.process.is_some(), "{} does not run", part.name);
+        Ok(part)
     }
 
     async fn leader(&self) -> anyhow::Result<String> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use api::microvm::v1::SnapshotCopies;
 use host_agent::simulated::{
-    Admission, Ask, Cause, Event, Fence, HostError, LocalState, Process as Recorded, Sample, Spec,
+    Admission, Ask, Cause, Event, Fence, HostError, Journal, LocalState, Process as Recorded, Sample, Spec,
     Transition, admit, fence, is_spare, observed,
 };
 use model::SnapshotNumber;
@@ -251,9 +251,7 @@ impl Agent {
     pub async fn release(&self, cell: &Cell) {
         let process = cell.with(|held| {
             let process = held.process.take();
-            held.journal.meter.close_engine();
-            held.journal.process = None;
-            held.journal.slot = None;
+            held.journal.no_engine();
             process
         });
         if let Some(process) = process {
@@ -344,15 +342,20 @@ impl Agent {
             journal
         });
         self.world.note_snapshot(&cell.id, number, guest.clone());
+        // From here on the session is the snapshot, whoever dies.
+        self.write_manifest(cell, number, guest, journal).await;
+        Ok(())
+    }
+
+    /// Makes a snapshot whole, with the journal as it is then.
+    pub async fn write_manifest(&self, cell: &Cell, number: SnapshotNumber, guest: Guest, journal: Journal) {
         let snapshot = Snapshot { generation: number.generation, guest, journal: Some(journal) };
         {
             let mut disk = lock(&self.machine.disk);
             let directory = disk.microvms.entry(cell.id.clone()).or_default();
             directory.snapshots.insert(number.sequence, snapshot);
         }
-        // The manifest is there: from here on the session is the snapshot, whoever dies.
         self.world.step(&self.process).await;
-        Ok(())
     }
 
     /// What nobody waits for.

@@ -60,29 +60,26 @@ fn pair(a: Node, b: Node) -> (Node, Node) {
     if a < b { (a, b) } else { (b, a) }
 }
 
+/// Has `one` be in `all`, or not.
+fn put<T: Ord>(all: &mut BTreeSet<T>, one: T, is_in: bool) {
+    if is_in {
+        all.insert(one)
+    } else {
+        all.remove(&one)
+    };
+}
+
 impl Net {
     pub fn cut(&mut self, a: Node, b: Node, cut: bool) {
-        if cut {
-            self.cuts.insert(pair(a, b))
-        } else {
-            self.cuts.remove(&pair(a, b))
-        };
+        put(&mut self.cuts, pair(a, b), cut);
     }
 
     pub fn set_down(&mut self, node: Node, down: bool) {
-        if down {
-            self.down.insert(node)
-        } else {
-            self.down.remove(&node)
-        };
+        put(&mut self.down, node, down);
     }
 
     pub fn set_deaf(&mut self, node: Node, deaf: bool) {
-        if deaf {
-            self.deaf.insert(node)
-        } else {
-            self.deaf.remove(&node)
-        };
+        put(&mut self.deaf, node, deaf);
     }
 
     pub fn is_deaf(&self, node: Node) -> bool {

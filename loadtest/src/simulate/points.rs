@@ -9,7 +9,6 @@ use tokio::time::Instant;
 
 use super::agent::{Agent, Cell, Held, Outcome};
 use super::driver::Order;
-use super::machine::Snapshot;
 use super::world::lock;
 
 /// How often it is looked whether a point is due.
@@ -18,9 +17,7 @@ const LOOK: Duration = Duration::from_secs(1);
 const BYTES: u64 = 4096;
 
 fn is_uploading(held: &Held) -> bool {
-    let number = held.journal.number();
-    let there = held.journal.remote.as_ref().is_some_and(|remote| remote.number() == number);
-    number.sequence > 0 && !there
+    held.journal.sequence > 0 && held.journal.uploaded().is_none()
 }
 
 impl Agent {
@@ -89,14 +86,8 @@ impl Agent {
             (SnapshotNumber::new(journal.generation, journal.sequence), journal)
         });
         self.world.note_point(&cell.id, number, guest.clone());
-        let snapshot = Snapshot { generation: number.generation, guest, journal: Some(journal) };
-        {
-            let mut disk = lock(&self.machine.disk);
-            let directory = disk.microvms.entry(cell.id.clone()).or_default();
-            directory.snapshots.insert(number.sequence, snapshot);
-        }
-        // The manifest is there: a restart finds the journal's copy in it.
-        self.world.step(&self.process).await;
+        // A restart finds the journal's copy in the manifest.
+        self.write_manifest(cell, number, guest, journal).await;
         let made_ms = self.now_ms();
         cell.with(|held| held.journal.point_made(number.sequence, BYTES, made_ms, Duration::ZERO));
         Ok(())
@@ -104,18 +95,14 @@ impl Agent {
 
     /// What ran here, and whose engine is gone, sleeps as of its point, and is woken.
     pub fn go_back(self: &Arc<Self>, cell: &Arc<Cell>) {
-        let may = cell
-            .with(|held| held.journal.may_go_back(held.spec.checkpoint_interval.is_some(), self.now_ms()));
-        if !may {
+        if !cell.with(|held| held.journal.may_go_back(&held.spec, self.now_ms())) {
             return self.bury(cell, "The engine was lost.", false);
         }
         cell.with(|held| {
             let age = held.journal.go_back(self.now_ms());
             let lost = model::recovery::went_back("The engine was lost while its agent was down.", age);
             self.enter(held, Event::WentBack, &lost);
-            held.journal.meter.close_engine();
-            held.journal.process = None;
-            held.journal.slot = None;
+            held.journal.no_engine();
         });
         self.keep(cell);
         let (agent, cell) = (Arc::clone(self), Arc::clone(cell));

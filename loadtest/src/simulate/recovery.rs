@@ -63,8 +63,7 @@ impl Agent {
         } else {
             SnapshotFound::Missing
         };
-        let goes_back = spec.checkpoint_interval.is_some() || journal.goes_back;
-        let decision = decide(journal.state, found, snapshot, goes_back);
+        let decision = decide(journal.state, found, snapshot, journal.has_points(&spec));
         let line =
             format!("finds {id} {:?}, engine {found:?}, snapshot {snapshot:?}: {decision:?}", journal.state);
         self.world.tell(self.process.node, line);
@@ -98,9 +97,7 @@ impl Agent {
                     if held.journal.state == LocalState::Waking {
                         self.enter(held, Event::IsSuspended, "");
                     }
-                    held.journal.meter.close_engine();
-                    held.journal.process = None;
-                    held.journal.slot = None;
+                    held.journal.no_engine();
                 });
                 self.keep(cell);
             }

@@ -24,7 +24,7 @@ impl Agent {
             held.uploading.cancel();
             held.uploading = CancellationToken::new();
             let number = held.journal.number();
-            let has = held.journal.remote.as_ref().is_some_and(|remote| remote.number() == number);
+            let has = held.journal.uploaded().is_some();
             (number, has, held.uploading.clone())
         });
         if number.sequence == 0 || has {

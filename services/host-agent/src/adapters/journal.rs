@@ -173,6 +173,18 @@ impl Journal {
         SnapshotNumber::new(self.snapshot_generation, self.sequence)
     }
 
+    /// The latest whole snapshot's copy in S3, when there is one.
+    pub fn uploaded(&self) -> Option<&RemoteCopy> {
+        self.remote.as_ref().filter(|remote| remote.number() == self.number())
+    }
+
+    /// Notes that there is no engine any more.
+    pub fn no_engine(&mut self) {
+        self.meter.close_engine();
+        self.process = None;
+        self.slot = None;
+    }
+
     /// Notes what an agent left out that did not know of generations of snapshots: `made` is that of the latest one.
     pub fn complete(&mut self, made: u64) {
         if self.snapshot_generation == 0 {
@@ -230,11 +242,16 @@ impl Journal {
         self.meter.snapshot_bytes_written += difference_bytes;
     }
 
-    /// Whether it may go back to its latest snapshot when its engine is lost; `policy`: its checkpoints are made by themselves.
-    pub fn may_go_back(&self, policy: bool, now_ms: u64) -> bool {
+    /// Whether its snapshots are recovery points, too: its checkpoints are made by themselves, or one has been asked for.
+    pub fn has_points(&self, spec: &Spec) -> bool {
+        spec.checkpoint_interval.is_some() || self.goes_back
+    }
+
+    /// Whether it may go back to its latest snapshot when its engine is lost.
+    pub fn may_go_back(&self, spec: &Spec, now_ms: u64) -> bool {
         let ran = |before: Recovery| Duration::from_millis(now_ms.saturating_sub(before.time_ms));
         let again = self.recovery.filter(|before| before.sequence == self.sequence);
-        (policy || self.goes_back)
+        self.has_points(spec)
             && self.sequence > 0
             && again.is_none_or(|before| ran(before) >= SAME_POINT_AFTER)
     }

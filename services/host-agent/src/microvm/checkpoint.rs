@@ -95,9 +95,7 @@ impl Core {
     }
 
     fn is_uploading(&self) -> bool {
-        let number = self.journal.number();
-        let there = self.journal.remote.as_ref().is_some_and(|remote| remote.number() == number);
-        !there && self.upload.as_ref().is_some_and(|upload| !upload.is_finished())
+        self.journal.uploaded().is_none() && self.upload.as_ref().is_some_and(|upload| !upload.is_finished())
     }
 
     fn begin_interval(&mut self) {
@@ -186,7 +184,7 @@ impl Core {
 
     /// Whether there is a recovery point here that it has not gone back to just now.
     pub fn can_go_back(&self) -> bool {
-        self.journal.may_go_back(self.spec.checkpoint_interval.is_some(), self.host.now_ms())
+        self.journal.may_go_back(&self.spec, self.host.now_ms())
             && LocalManifest::read(&self.files.snapshot(self.journal.sequence)).is_some()
     }
 

@@ -287,19 +287,12 @@ impl Core {
             link.close();
         }
         live.resources.release().await;
-        self.no_engine();
-    }
-
-    /// Notes that there is no engine any more.
-    fn no_engine(&mut self) {
-        self.journal.meter.close_engine();
-        self.journal.process = None;
-        self.journal.slot = None;
+        self.journal.no_engine();
     }
 
     /// Forgets an engine that is gone, with the files that were its own.
     pub fn forget_engine(&mut self) {
-        self.no_engine();
+        self.journal.no_engine();
         files::discard(&self.files.live_disk());
         files::discard(&self.files.run());
     }

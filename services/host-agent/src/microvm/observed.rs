@@ -23,7 +23,7 @@ pub fn observed(id: &MicrovmId, journal: &Journal, endpoint_bytes: u64) -> Obser
         LocalState::Terminating => MicrovmState::Terminating,
         LocalState::Gone => MicrovmState::Terminated,
     };
-    let remote = journal.remote.as_ref().filter(|remote| remote.number() == journal.number());
+    let remote = journal.uploaded();
     let snapshot = (journal.sequence > 0).then(|| SnapshotCopies {
         local: true,
         remote: remote.is_some(),

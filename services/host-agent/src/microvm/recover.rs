@@ -149,8 +149,7 @@ async fn load_journal(
     // The agent may have died on any line. When it died between a suspend's manifest and the end of the engine, the session
     // is in both; the snapshot counts, and the engine, which stood still since, must never run again. When it died before
     // the manifest, the engine is all there is, and runs on.
-    let goes_back = spec.checkpoint_interval.is_some() || journal.goes_back;
-    let decision = decide(journal.state, found, snapshot, goes_back);
+    let decision = decide(journal.state, found, snapshot, journal.has_points(&spec));
     tracing::info!(microvm = name, state = ?journal.state, engine = ?found, ?snapshot, ?decision, "found");
     if !matches!(decision, Decision::Adopt | Decision::ResumeInPlace)
         && let Some(machine) = machine.take()

@@ -43,9 +43,7 @@ impl Core {
             upload.abort();
         }
         let number = self.journal.number();
-        if number.sequence == 0
-            || self.journal.remote.as_ref().is_some_and(|remote| remote.number() == number)
-        {
+        if number.sequence == 0 || self.journal.uploaded().is_some() {
             return;
         }
         let upload = Upload {

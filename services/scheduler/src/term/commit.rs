@@ -15,8 +15,8 @@ use model::HostId;
 use model::state::MicrovmEvent;
 use records::{Committed, Error as StoreError, Expect, Tenure, Write};
 
-use super::Term;
 use super::memory::Handle;
+use super::{Term, hosts};
 use crate::adapters::microvms as codec;
 use crate::domain::microvm::Microvm;
 use crate::domain::observation::RecordChange;
@@ -68,30 +68,29 @@ impl Term {
             // dies after it, watchers have not heard of the change, and the next
             // leader reads the new record, tells them and goes on from there.
             let mut writes = vec![put(&next, Expect::Revision(*revision))];
-            writes.extend(gone.map(|host| Write::Absent { key: super::hosts::key(host) }));
-            match self.commit(writes).await? {
-                Committed::At(stored) => {
+            writes.extend(gone.map(|host| Write::Absent { key: hosts::key(host) }));
+            match (self.commit(writes).await?, gone) {
+                (Committed::At(stored), _) => {
                     *revision = stored;
                     log_change(&current, &next);
                     self.memory().publish(handle, Arc::clone(&next), self.now());
                     self.timers_changed.notify_one();
                     return Ok((next, true));
                 }
-                Committed::Differs(Some(found)) if found.revision == *revision => {
-                    let host = &current.placement.host;
+                (Committed::Differs(Some(found)), Some(host)) if found.revision == *revision => {
                     return Err(Refusal::away(
                         host,
                         "its lease is back, and this leader has not heard of that yet",
                     ));
                 }
-                Committed::Differs(Some(found)) => {
+                (Committed::Differs(Some(found)), _) => {
                     tracing::warn!(microvm = %handle.id, "the record was changed by somebody else; following it");
                     let theirs = codec::decode(&found.value);
                     let theirs = theirs.map_err(|error| Refusal::Internal(error.to_string()))?;
                     *revision = found.revision;
                     self.memory().publish(handle, Arc::new(theirs), self.now());
                 }
-                Committed::Differs(None) => {
+                (Committed::Differs(None), _) => {
                     tracing::warn!(microvm = %handle.id, "the record was deleted by somebody else");
                     self.memory().forget(&handle.id, self.now());
                     return Err(Refusal::MicrovmNotFound(handle.id.clone()));

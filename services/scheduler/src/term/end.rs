@@ -28,6 +28,13 @@ enum EndedBy {
     WithoutHost,
 }
 
+impl EndedBy {
+    /// The host that must not be back for the end to be recorded.
+    fn gone(self, microvm: &Microvm) -> Option<&HostId> {
+        (self == Self::WithoutHost).then_some(&microvm.placement.host)
+    }
+}
+
 /// Longest wait for a host to drop what it should not hold.
 const DISCARD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -86,7 +93,7 @@ impl Term {
                 return;
             }
             match self.end_on_host(&microvm).await {
-                Ok(by) => match self.record_asked_end(by, &handle).await {
+                Ok(by) => match self.record_asked_end(by.gone(&microvm), &handle).await {
                     Ok(()) => {
                         // When the scheduler dies here, the sweep finds what is left.
                         if by != EndedBy::Host {
@@ -134,10 +141,12 @@ impl Term {
         }
     }
 
-    async fn record_asked_end(self: &Arc<Self>, by: EndedBy, handle: &Handle) -> Result<(), Refusal> {
+    async fn record_asked_end(
+        self: &Arc<Self>,
+        gone: Option<&HostId>,
+        handle: &Handle,
+    ) -> Result<(), Refusal> {
         let now = self.now();
-        let host = handle.current().placement.host.clone();
-        let gone = (by == EndedBy::WithoutHost).then_some(&host);
         let change = |record: &mut Microvm| {
             if record.state == MicrovmState::Terminated {
                 return Ok(RecordChange::None);
@@ -148,8 +157,8 @@ impl Term {
         self.update_without(gone, handle, change).await.map(|_| ())
     }
 
-    /// Records that a microVM ended without anybody asking for it; with a host that is `gone`, because of that. False when that is
-    /// not recorded: the term is over, or the host is back.
+    /// Records that a microVM ended without anybody asking for it: because its host is `gone`, or else because its launch failed.
+    /// False when that is not recorded: the term is over, the host is back, or the launch was reported as done at the last moment.
     pub(crate) async fn record_unasked_end(
         self: &Arc<Self>,
         gone: Option<&HostId>,
@@ -158,11 +167,12 @@ impl Term {
     ) -> bool {
         let now = self.now();
         let change = |record: &mut Microvm| {
+            let holds = match gone {
+                Some(host) => record.placement.host == *host,
+                None => record.state == MicrovmState::Pending,
+            };
             // An end in progress has its own task and reason.
-            let elsewhere = gone.is_some_and(|host| record.placement.host != *host);
-            // A launch whose time is over may have been reported as done at the last moment.
-            let launched = gone.is_none() && record.state != MicrovmState::Pending;
-            if record.intent == Intent::End || elsewhere || launched {
+            if record.intent == Intent::End || !holds {
                 return Ok(RecordChange::None);
             }
             apply_event(record, MicrovmEvent::Ended, reason, now)
