@@ -184,7 +184,7 @@ pub struct ArchiveSettings {
 
 impl Default for ArchiveSettings {
     fn default() -> Self {
-        Self { bytes_max: 512 * MIB, entries_max: 10_000, unpacked_bytes_max: 2 * GIB, ratio_max: 100 }
+        Self { bytes_max: 512 * MIB, entries_max: 100_000, unpacked_bytes_max: 2 * GIB, ratio_max: 100 }
     }
 }
 

@@ -1,6 +1,14 @@
-//! What may stand in an artifact. Names, kinds and links are checked here, before anything is written; sizes
-//! are checked again while unpacking, by the bytes that really come out.
+//! What may stand in an artifact, and what an entry of it means. Names, kinds and methods are checked here, before
+//! anything is written; sizes are checked again while unpacking, by the bytes that really come out.
+//!
+//! Zips come from many tools. What is only another spelling is read as it was meant: names that begin with `./`,
+//! Windows' backslashes, names in UTF-8 without the flag that says so, entries without Unix modes. Only names that
+//! lead outside are refused.
+//!
+//! A symbolic link is kept as it is, wherever it leads: it is a text until somebody in the image follows it.
+//! Nothing is written through one ([`Checker::finish`]), and who reads the context resolves links within it.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::config::ArchiveSettings;
@@ -9,8 +17,10 @@ use crate::config::ArchiveSettings;
 pub const PATH_BYTES_MAX: usize = 1024;
 /// Longest component of a path, in bytes.
 const COMPONENT_BYTES_MAX: usize = 255;
-/// Longest target of a symbolic link, in bytes.
-pub const LINK_BYTES_MAX: u64 = 4096;
+/// Longest target of a symbolic link, in bytes: what the kernel takes.
+pub const LINK_BYTES_MAX: usize = 4095;
+/// Where macOS keeps what only it has of files, beside them.
+const APPLE_DOUBLE: &str = "__MACOSX/";
 /// Below this many unpacked bytes no compression ratio is suspicious.
 const RATIO_FREE_BYTES: u64 = 1 << 20;
 /// The file every artifact must have at its root.
@@ -39,8 +49,8 @@ pub enum Kind {
 const TYPE_MASK: u32 = 0o170_000;
 
 impl Kind {
-    /// Reads a Unix mode; archives from other systems have none.
-    pub fn of(path: &str, mode: Option<u32>) -> Result<Self, Refusal> {
+    /// Reads a Unix mode; archives from other systems have none, and a directory is known by its name.
+    fn of(path: &str, mode: Option<u32>) -> Result<Self, Refusal> {
         let by_name = if path.ends_with('/') { Self::Directory } else { Self::File };
         match mode.unwrap_or(0) & TYPE_MASK {
             0 => Ok(by_name),
@@ -52,40 +62,71 @@ impl Kind {
     }
 }
 
+/// What the names of an archive have in common.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Spelling {
+    /// A tool of Windows separated its components with backslashes.
+    backslashes: bool,
+}
+
+impl Spelling {
+    /// Backslashes separate when no name has a slash: elsewhere they are characters like others.
+    pub fn of<'a>(names: impl IntoIterator<Item = &'a str>) -> Self {
+        let mut backslashes = false;
+        for name in names {
+            if name.contains('/') {
+                return Self { backslashes: false };
+            }
+            backslashes |= name.contains('\\');
+        }
+        Self { backslashes }
+    }
+
+    /// A name with slashes.
+    fn slashed<'a>(&self, name: &'a str) -> Cow<'a, str> {
+        if self.backslashes { Cow::Owned(name.replace('\\', "/")) } else { Cow::Borrowed(name) }
+    }
+}
+
 /// Checks the entries of one archive, in order.
 #[derive(Debug)]
 pub struct Checker<'a> {
     limits: &'a ArchiveSettings,
+    spelling: Spelling,
     seen: BTreeMap<String, Kind>,
     parents: BTreeSet<String>,
     misplaced: Option<String>,
 }
 
 impl<'a> Checker<'a> {
-    /// A checker for an archive of `entries` entries.
-    pub fn new(limits: &'a ArchiveSettings, entries: usize) -> Result<Self, Refusal> {
-        if entries > limits.entries_max {
-            return Err(Refusal::TooLarge(format!("it has more than {} entries", limits.entries_max)));
-        }
-        Ok(Self { limits, seen: BTreeMap::new(), parents: BTreeSet::new(), misplaced: None })
+    /// A checker for an archive whose names are spelled so.
+    pub fn new(limits: &'a ArchiveSettings, spelling: Spelling) -> Self {
+        Self { limits, spelling, seen: BTreeMap::new(), parents: BTreeSet::new(), misplaced: None }
     }
 
-    /// Checks one entry's name and kind. Returns its path relative to the root, without a trailing slash.
-    pub fn entry(&mut self, name: &str, mode: Option<u32>) -> Result<(String, Kind), Refusal> {
-        let kind = Kind::of(name, mode)?;
-        let path = name.strip_suffix('/').unwrap_or(name);
-        check_path(path)?;
-        if self.seen.insert(path.to_owned(), kind).is_some() {
-            return Err(Refusal::Invalid(format!("'{}' is in it twice", shown(path))));
+    /// Checks one entry's name and Unix mode. Returns its path relative to the root, without a trailing slash; `None` for
+    /// the root itself and for what macOS adds for itself.
+    pub fn entry(&mut self, name: &str, mode: Option<u32>) -> Result<Option<(String, Kind)>, Refusal> {
+        let name = self.spelling.slashed(name);
+        let kind = Kind::of(&name, mode)?;
+        let path = plain_path(&name)?;
+        if path.is_empty() && kind == Kind::Directory || format!("{path}/").starts_with(APPLE_DOUBLE) {
+            return Ok(None);
+        }
+        if path.is_empty() {
+            return Err(Refusal::Invalid("an entry has no name".to_owned()));
+        }
+        if self.seen.insert(path.clone(), kind).is_some() {
+            return Err(Refusal::Invalid(format!("'{}' is in it twice", shown(&path))));
         }
         if path.ends_with("/Dockerfile") && self.misplaced.is_none() {
-            self.misplaced = Some(path.to_owned());
+            self.misplaced = Some(path.clone());
         }
-        self.parents.extend(ancestors(path).map(str::to_owned));
+        self.parents.extend(ancestors(&path).map(str::to_owned));
         if self.seen.len() + self.parents.len() > self.limits.entries_max.saturating_mul(2) {
-            return Err(Refusal::TooLarge(format!("it has more than {} entries", self.limits.entries_max)));
+            return Err(too_many(self.limits));
         }
-        Ok((path.to_owned(), kind))
+        Ok(Some((path, kind)))
     }
 
     /// Checks the archive as a whole, after its last entry.
@@ -129,50 +170,62 @@ pub fn check_unpacked(
     Ok(())
 }
 
-/// Checks where a link at `path` leads. Only targets below the root pass: any "..", all of them in front, may
-/// climb at most to the root, and what follows can only meet other links that were judged the same way.
-pub fn check_link(path: &str, target: &str) -> Result<(), Refusal> {
+/// Checks how many entries an archive says it has.
+pub fn check_count(limits: &ArchiveSettings, entries: u64) -> Result<(), Refusal> {
+    if entries > limits.entries_max as u64 { Err(too_many(limits)) } else { Ok(()) }
+}
+
+fn too_many(limits: &ArchiveSettings) -> Refusal {
+    Refusal::TooLarge(format!("it has more than {} entries", limits.entries_max))
+}
+
+/// Checks the target of the link at `path`.
+pub fn check_link(path: &str, target: &[u8]) -> Result<(), Refusal> {
     let refuse = |why: &str| Err(Refusal::Invalid(format!("the link '{}' {why}", shown(path))));
-    if target.is_empty() || target.contains('\0') {
+    if target.is_empty() || target.contains(&0) {
         return refuse("has no usable target");
     }
-    if target.starts_with('/') {
-        return refuse("has an absolute target");
-    }
-    let depth = path.split('/').count() - 1;
-    let mut climbed = 0;
-    let mut descended = false;
-    for component in target.split('/').filter(|component| !component.is_empty() && *component != ".") {
-        if component != ".." {
-            descended = true;
-            continue;
-        }
-        climbed += 1;
-        if descended || climbed > depth {
-            return refuse("leads outside");
-        }
+    if target.len() > LINK_BYTES_MAX {
+        return refuse("has a target of more than 4095 bytes");
     }
     Ok(())
 }
 
-fn check_path(path: &str) -> Result<(), Refusal> {
-    let refuse = |why: &str| Err(Refusal::Invalid(format!("the path '{}' {why}", shown(path))));
-    if path.len() > PATH_BYTES_MAX {
+/// The refusal of an entry that is compressed in a way that is not read here.
+pub fn unsupported(name: &str, method: &str) -> Refusal {
+    let name = shown(name);
+    Refusal::Invalid(format!("the entry '{name}' uses {method}; make the zip with store or deflate"))
+}
+
+/// The refusal of an entry that takes a password.
+pub fn encrypted(name: &str) -> Refusal {
+    Refusal::Invalid(format!("the entry '{}' is encrypted; make the zip without a password", shown(name)))
+}
+
+/// A name without what says nothing in it: ".", repeated and trailing slashes.
+fn plain_path(name: &str) -> Result<String, Refusal> {
+    let refuse = |why: &str| Err(Refusal::Invalid(format!("the path '{}' {why}", shown(name))));
+    if name.len() > PATH_BYTES_MAX {
         return refuse("is too long");
     }
-    if path.starts_with('/') {
+    if name.starts_with('/') {
         return refuse("is absolute");
     }
-    for component in path.split('/') {
+    let mut path = String::with_capacity(name.len());
+    for component in name.split('/') {
         match component {
-            "" => return refuse("has an empty component"),
-            "." | ".." => return refuse("leads outside"),
+            "" | "." => continue,
+            ".." => return refuse("leads outside"),
             long if long.len() > COMPONENT_BYTES_MAX => return refuse("has a component that is too long"),
             odd if odd.chars().any(char::is_control) => return refuse("has control characters"),
             _ => {}
         }
+        if !path.is_empty() {
+            path.push('/');
+        }
+        path.push_str(component);
     }
-    Ok(())
+    Ok(path)
 }
 
 fn ancestors(path: &str) -> impl Iterator<Item = &str> {
@@ -195,7 +248,8 @@ mod tests {
 
     fn check(entries: &[(&str, Option<u32>)]) -> Result<(), Refusal> {
         let limits = ArchiveSettings { entries_max: 5, ..ArchiveSettings::default() };
-        let mut checker = Checker::new(&limits, entries.len())?;
+        check_count(&limits, entries.len() as u64)?;
+        let mut checker = Checker::new(&limits, Spelling::of(entries.iter().map(|(name, _)| *name)));
         for (name, mode) in entries {
             checker.entry(name, *mode)?;
         }
@@ -211,8 +265,14 @@ mod tests {
             (vec![("Dockerfile", FILE), ("../evil", FILE)], "leads outside"),
             (vec![("a/../../evil", FILE)], "leads outside"),
             (vec![("/etc/passwd", FILE)], "is absolute"),
-            (vec![("a//b", FILE)], "empty component"),
-            (vec![("", FILE)], "empty component"),
+            (vec![("..\\..\\etc\\x", FILE)], "leads outside"),
+            (vec![("", FILE)], "no name"),
+            (vec![(".", FILE)], "no name"),
+            (vec![("./", None), ("./Dockerfile", FILE), ("a/./b//c", FILE)], ""),
+            (vec![("Dockerfile", FILE), ("./a", FILE), ("a", FILE)], "twice"),
+            (vec![(".\\Dockerfile", FILE)], ""),
+            (vec![("Dockerfile", FILE), ("__MACOSX/._Dockerfile", FILE), ("__MACOSX/", None)], ""),
+            (vec![("Dockerfile", FILE), ("a.txt", FILE), ("A.txt", FILE)], ""),
             (vec![(&long, FILE)], "too long"),
             (vec![("a\nb", FILE)], "control characters"),
             (vec![("dev", Some(0o060_644))], "special file"),
@@ -245,18 +305,34 @@ mod tests {
     }
 
     #[test]
-    fn links_stay_inside() {
-        for (path, target, good) in [
-            ("l", "a", true),
-            ("l", "./a/b", true),
-            ("a/b/l", "../../c", true),
-            ("a/b/l", "../../../c", false),
-            ("l", "..", false),
-            ("l", "/etc/passwd", false),
-            ("a/l", "b/..", false),
-            ("l", "", false),
+    fn names_are_read_as_their_tools_meant_them() {
+        let read = |names: &[&str]| -> Vec<String> {
+            let limits = ArchiveSettings::default();
+            let mut checker = Checker::new(&limits, Spelling::of(names.iter().copied()));
+            let entries = names.iter().filter_map(|name| checker.entry(name, None).unwrap());
+            entries.map(|(path, kind)| format!("{path} {kind:?}")).collect()
+        };
+        assert_eq!(
+            read(&["Dockerfile", "app\\", "app\\main.py"]),
+            ["Dockerfile File", "app Directory", "app/main.py File"]
+        );
+        assert_eq!(read(&["a/b\\c"]), ["a/b\\c File"], "a character like others beside slashes");
+        assert_eq!(read(&["./", "./a/", "./a/./b", "a//c"]), ["a Directory", "a/b File", "a/c File"]);
+        assert_eq!(read(&["__MACOSX/", "__MACOSX/a/._b", "__MACOSX", "x/__MACOSX/y"]), ["x/__MACOSX/y File"]);
+    }
+
+    #[test]
+    fn links_are_texts_and_bounded() {
+        for (target, good) in [
+            ("a", true),
+            ("../../../c", true),
+            ("/usr/bin/python3", true),
+            ("", false),
+            ("a\0b", false),
+            (&"x".repeat(LINK_BYTES_MAX), true),
+            (&"x".repeat(LINK_BYTES_MAX + 1), false),
         ] {
-            assert_eq!(check_link(path, target).is_ok(), good, "{path} -> {target}");
+            assert_eq!(check_link("l", target.as_bytes()).is_ok(), good, "{target}");
         }
     }
 
@@ -273,10 +349,13 @@ mod tests {
     proptest! {
         #[test]
         fn accepted_paths_stay_below_the_root(name in "[a./\\\\]{1,20}") {
-            if check_path(&name).is_ok() {
-                let joined = std::path::Path::new("/root").join(&name);
-                prop_assert!(joined.components().all(|c| c != std::path::Component::ParentDir));
-                prop_assert!(joined.starts_with("/root"));
+            for spelling in [Spelling { backslashes: true }, Spelling { backslashes: false }] {
+                let limits = ArchiveSettings::default();
+                if let Ok(Some((path, _))) = Checker::new(&limits, spelling).entry(&name, None) {
+                    let joined = std::path::Path::new("/root").join(&path);
+                    prop_assert!(joined.components().all(|c| c != std::path::Component::ParentDir));
+                    prop_assert!(joined.starts_with("/root") && joined != std::path::Path::new("/root"));
+                }
             }
         }
     }

@@ -50,7 +50,14 @@ impl Job {
             .map_err(|error| BuildError::internal(step, error))?;
         match unpacked {
             Ok(unpacked) => {
-                self.note(format!("Unpacked {} entries, {} bytes.", unpacked.entries, unpacked.bytes));
+                let left_out = match unpacked.left_out {
+                    0 => String::new(),
+                    count => format!("; {count} entries that say nothing of it are left out"),
+                };
+                self.note(format!(
+                    "Unpacked {} entries, {} bytes{left_out}.",
+                    unpacked.entries, unpacked.bytes
+                ));
                 Ok(())
             }
             Err(UnpackError::Io(error)) => {
