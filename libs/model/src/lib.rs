@@ -6,6 +6,7 @@ pub mod connectors;
 pub mod domains;
 pub mod ids;
 pub mod limits;
+pub mod networks;
 pub mod recovery;
 mod snapshot_number;
 pub mod state;
@@ -18,5 +19,6 @@ pub use ids::{
     PLATFORM_ACCOUNT, RoleArn, VersionNumber,
 };
 pub use limits::MemoryClass;
+pub use networks::Subnet;
 pub use snapshot_number::SnapshotNumber;
 pub use validate::Violations;

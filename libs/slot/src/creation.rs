@@ -9,12 +9,14 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use model::Subnet;
+
 use crate::command::{self, CommandError};
 use crate::error::Error;
 use crate::firewall::{self, Closed, UPLINK};
 use crate::forget::forget;
 use crate::inside::{Inside, Namespace};
-use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::settings::{Egress, PoolSettings};
 use crate::{GATEWAY_ADDRESS, GATEWAY_MAC, GUEST_ADDRESS, GUEST_MAC, TAP};
 
 const NAMESPACES: &str = "/run/netns";

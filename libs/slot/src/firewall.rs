@@ -7,9 +7,11 @@
 
 use std::net::Ipv4Addr;
 
+use model::Subnet;
+use model::networks::{CLOSED, CLOSED_ALWAYS};
 use serde_json::{Value, json};
 
-use crate::settings::{Egress, PoolSettings, Subnet};
+use crate::settings::{Egress, PoolSettings};
 use crate::{DNS_PORT, GATEWAY_ADDRESS, GUEST_ADDRESS, TAP};
 
 /// Start of every pool's table name in the root namespace.
@@ -26,24 +28,6 @@ pub(crate) const CLOSED_SECONDS: u32 = 5;
 /// Most slots that the root namespace's table counts connections of: all that there can be.
 const SLOTS_COUNTED: u32 = crate::settings::TOTAL_MAX;
 
-/// Networks no guest may reach: private, shared, documentation, benchmarking.
-const CLOSED: &[(u32, u8)] = &[
-    (0x0a00_0000, 8),
-    (0x6440_0000, 10),
-    (0xac10_0000, 12),
-    (0xc000_0000, 24),
-    (0xc000_0200, 24),
-    (0xc058_6300, 24),
-    (0xc0a8_0000, 16),
-    (0xc612_0000, 15),
-    (0xc633_6400, 24),
-    (0xcb00_7100, 24),
-];
-/// And those that no setting opens: this network, loopback, link-local (the
-/// cloud's metadata service among them), multicast, reserved.
-const CLOSED_ALWAYS: &[(u32, u8)] =
-    &[(0x0000_0000, 8), (0x7f00_0000, 8), (0xa9fe_0000, 16), (0xe000_0000, 3)];
-
 /// Networks closed to the guests of a pool; each list without networks that lie in another of it.
 #[derive(Debug)]
 pub(crate) struct Closed {
@@ -58,14 +42,10 @@ pub(crate) struct Closed {
 impl Closed {
     /// `own`: this machine's addresses, with the length of the network each is on.
     pub(crate) fn new(settings: &PoolSettings, own: &[(Ipv4Addr, u8)]) -> Self {
-        let built_in = |list: &[(u32, u8)]| -> Vec<Subnet> {
-            let network = |(bits, length): &(u32, u8)| Subnet::new(Ipv4Addr::from_bits(*bits), *length);
-            list.iter().map(network).collect()
-        };
-        let mut always = built_in(CLOSED_ALWAYS);
+        let mut always = CLOSED_ALWAYS.to_vec();
         always.extend(settings.blocked.iter().chain([&settings.outer_subnet]));
         always.extend(own.iter().map(|(address, _)| Subnet::new(*address, 32)));
-        let mut all = built_in(CLOSED);
+        let mut all = CLOSED.to_vec();
         all.extend(&always);
         all.extend(own.iter().map(|(address, length)| Subnet::new(*address, *length)));
         Self {

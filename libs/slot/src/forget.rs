@@ -13,7 +13,7 @@ use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
 };
 
-use crate::settings::Subnet;
+use model::Subnet;
 
 /// The kernel answers before the message has been sent; this is for a kernel in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -39,9 +39,10 @@ pub use command::CommandError;
 pub use dialer::Dialer;
 pub use error::Error;
 pub use frozen::{Frozen, FrozenTcp, freeze};
+pub use model::Subnet;
 pub use policy::{POLICY_NETWORKS_MAX, Policy, PolicyError};
 pub use pool::{Pool, Reserved};
-pub use settings::{Egress, PoolSettings, SettingsError, Subnet, TapOwner};
+pub use settings::{Egress, PoolSettings, SettingsError, TapOwner};
 pub use taken::Slot;
 
 use std::net::Ipv4Addr;

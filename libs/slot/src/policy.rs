@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use crate::settings::Subnet;
+use model::Subnet;
 
 /// Most networks of one list of a [`Policy`]: more than fit into the tags of all
 /// the connectors a microVM may have.

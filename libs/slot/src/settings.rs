@@ -1,12 +1,11 @@
 //! What a pool is made from, checked once.
 
 use std::collections::BTreeSet;
-use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::str::FromStr;
 use std::time::Duration;
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use model::Subnet;
+use serde::{Deserialize, Serialize};
 
 use crate::policy::Policy;
 
@@ -42,80 +41,6 @@ pub enum Egress {
 pub struct TapOwner {
     pub uid: u32,
     pub gid: u32,
-}
-
-/// An IPv4 network, written "10.201.0.0/16".
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Subnet {
-    /// First address.
-    pub address: Ipv4Addr,
-    /// Prefix length, 0 to 32.
-    pub length: u8,
-}
-
-impl Subnet {
-    /// Network of `length` bits that holds `address`.
-    #[must_use]
-    pub const fn new(address: Ipv4Addr, length: u8) -> Self {
-        let mask = if length == 0 { 0 } else { u32::MAX << (32 - length as u32) };
-        Self { address: Ipv4Addr::from_bits(address.to_bits() & mask), length }
-    }
-
-    /// True when every address of `other` lies in this network.
-    #[must_use]
-    pub fn contains(&self, other: &Self) -> bool {
-        self.length <= other.length && Self::new(other.address, self.length) == *self
-    }
-
-    /// The same addresses without networks that lie in another, by address.
-    pub(crate) fn disjoint(mut networks: Vec<Self>) -> Vec<Self> {
-        networks.sort_by_key(|network| (network.length, network.address));
-        let mut kept: Vec<Self> = Vec::new();
-        for network in networks {
-            if !kept.iter().any(|wider| wider.contains(&network)) {
-                kept.push(network);
-            }
-        }
-        kept.sort_by_key(|network| network.address);
-        kept
-    }
-}
-
-impl fmt::Display for Subnet {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.length)
-    }
-}
-
-impl FromStr for Subnet {
-    type Err = SettingsError;
-
-    fn from_str(text: &str) -> Result<Self, SettingsError> {
-        let parsed = text.split_once('/').and_then(|(address, length)| {
-            let (address, length) =
-                (address.parse().ok()?, length.parse().ok().filter(|length| *length <= 32)?);
-            Some((address, length))
-        });
-        let (address, length) = parsed.ok_or(SettingsError("a network is written ADDRESS/LENGTH"))?;
-        let network = Self::new(address, length);
-        if network.address == address {
-            Ok(network)
-        } else {
-            Err(SettingsError("a network's host bits are zero"))
-        }
-    }
-}
-
-impl Serialize for Subnet {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for Subnet {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
-    }
 }
 
 /// A pool's settings.

@@ -17,7 +17,7 @@ use tonic::service::Routes;
 use crate::adapters::buildah::Buildah;
 use crate::adapters::catalog::Catalog;
 use crate::adapters::layout::Layout;
-use crate::adapters::network::Networks;
+use crate::adapters::network::{self, Networks, Reach};
 use crate::adapters::peers::Peers;
 use crate::adapters::sandbox::{self, Sandbox};
 use crate::bases::BaseImages;
@@ -82,7 +82,13 @@ impl App {
         let layout = Layout::new(config.data_dir.clone(), config.build.uid_base);
         let prepared = layout.clone();
         tokio::task::spawn_blocking(move || prepared.prepare()).await?.context("data_dir")?;
-        let networks = Networks::new(layout.networks(), config.build.denied_networks.clone());
+        let reach = Reach {
+            closed: config.build.closed_networks.clone(),
+            open: config.build.open_networks.clone(),
+            resolvers: config.build.resolvers.clone(),
+            sources: tokio::task::spawn_blocking(network::machine_sources).await?,
+        };
+        let networks = Networks::new(layout.networks(), reach);
         networks.reconcile().await.context("data_dir")?;
         let sandbox = Sandbox::new(config.build.sandbox_program.clone()).context("build.sandbox_program")?;
         let buildah = Buildah::new(sandbox, layout.clone(), config.build.clone());

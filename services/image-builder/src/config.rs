@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use model::Subnet;
 use serde::{Deserialize, Serialize};
 use settings::{EtcdSettings, S3Settings, TelemetrySettings, TlsSettings};
 
@@ -111,8 +112,11 @@ pub struct BuildSettings {
     pub environment: BTreeMap<String, String>,
     /// Name servers for builds; empty means the machine's own that are not on loopback.
     pub resolvers: Vec<String>,
-    /// Networks builds must not reach, besides the build machine itself.
-    pub denied_networks: Vec<String>,
+    /// Networks closed to builds besides those that are closed to every guest and those that this machine is on.
+    pub closed_networks: Vec<Subnet>,
+    /// Networks among the closed ones that builds reach, for private services such as a registry. Name servers, and the package
+    /// sources and proxies that this machine is set up with, are open without that. Loopback and link-local stay closed.
+    pub open_networks: Vec<Subnet>,
     /// First of the 65,536 user ids a build's processes get on this machine.
     pub uid_base: u32,
     /// Memory of all processes of one build, where the kernel can bound it.
@@ -139,13 +143,11 @@ impl Default for BuildSettings {
             default_base_image: "debian-12".to_owned(),
             base_image_aliases: BTreeMap::from([("al2023-1".to_owned(), "debian-12".to_owned())]),
             ca_bundle: None,
-            files: vec![BuildFile {
-                path: PathBuf::from("/etc/pip.conf"),
-                variables: vec!["PIP_CONFIG_FILE".to_owned()],
-            }],
+            files: Vec::new(),
             environment: BTreeMap::new(),
             resolvers: Vec::new(),
-            denied_networks: vec!["169.254.0.0/16".to_owned()],
+            closed_networks: Vec::new(),
+            open_networks: Vec::new(),
             uid_base: 2_000_000_000,
             memory_bytes_max: 8 * GIB,
             processes_max: 4096,

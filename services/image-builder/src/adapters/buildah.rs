@@ -35,17 +35,6 @@ const CA_VARIABLES: [&str; 6] = [
     "REQUESTS_CA_BUNDLE",
     "SSL_CERT_FILE",
 ];
-/// Passed from the builder's environment to builds, as every container tool does.
-const PROXY_VARIABLES: [&str; 8] = [
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "FTP_PROXY",
-    "NO_PROXY",
-    "http_proxy",
-    "https_proxy",
-    "ftp_proxy",
-    "no_proxy",
-];
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// Docker's default capabilities less these: device nodes, raw sockets and a
 /// second chroot are of no use to an image's build.
@@ -156,11 +145,7 @@ impl Buildah {
             ("HOME".to_owned(), "/root".to_owned()),
             ("TMPDIR".to_owned(), "/build/shared".to_owned()),
         ]);
-        for name in PROXY_VARIABLES {
-            if let Ok(value) = std::env::var(name) {
-                environment.insert(name.to_owned(), value);
-            }
-        }
+        environment.extend(network::proxies());
         if let Some(bundle) = self.settings.effective_ca_bundle() {
             let place = format!("{FILES}/{CA_NAME}");
             binds.push(Bind::read_only(bundle, &place));

@@ -4,6 +4,7 @@
 
 mod failing;
 mod machine;
+mod neighbour;
 #[path = "../support/peers.rs"]
 mod peers;
 mod updating;
@@ -253,4 +254,34 @@ async fn build_steps_reach_nothing_of_the_machine() {
         find(text);
     }
     builder.stop().await;
+}
+
+/// What is private to the machine's owner is closed to builds as it is to guests, and open where a setting says so.
+#[tokio::test]
+async fn networks_that_are_closed_to_guests_are_closed_to_builds() {
+    let world = World::start().await;
+    world.tiny_base().await;
+    let neighbour = neighbour::Neighbour::start();
+    let server = neighbour.server();
+    let (address, port) = (server.ip(), server.port());
+    let steps = format!(
+        "FROM debian-12\nRUN timeout 2 bash -c 'cat < /dev/tcp/{address}/{port}' || echo nothing\nCMD [\"/x\"]\n"
+    );
+    let closed = world.settings("closed");
+    let mut open = world.settings("open");
+    open.build.open_networks = vec![neighbour.network()];
+    for (settings, expected) in [(closed, "nothing"), (open, neighbour::GREETING)] {
+        let builder = world.builder(settings).await;
+        let mut client = builder.client.clone();
+        let order = world.order(&format!("probe-{expected}"), &[("Dockerfile", &steps)]).await;
+        let ended = build(&mut client, order).await;
+        let (lines, _) = log(&mut client, &ended.build_id, false).await;
+        assert_eq!(ended.state(), BuildState::Successful, "{}: {lines:#?}", ended.state_reason);
+        let heard: Vec<&str> = ["nothing", neighbour::GREETING]
+            .into_iter()
+            .filter(|text| lines.iter().any(|line| line == text))
+            .collect();
+        assert_eq!(heard, [expected], "{lines:#?}");
+        builder.stop().await;
+    }
 }
