@@ -72,10 +72,10 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     if *host != placement.host {
         return MergeOutcome::Stale;
     }
-    // Placed here anew, and the host has not heard of it yet: the command that
-    // is on its way replaces what it holds, and must not find it dropped.
+    // Placed here anew, and the host has not heard of it yet.
     if seen.generation < placement.generation {
-        return MergeOutcome::Merged(RecordChange::None);
+        let may_go = seen.state != MicrovmState::Terminated && !is_needed(record, seen);
+        return if may_go { MergeOutcome::Stale } else { MergeOutcome::Merged(RecordChange::None) };
     }
     if record.state == MicrovmState::Terminated {
         let gone = seen.state == MicrovmState::Terminated;
@@ -125,6 +125,19 @@ pub fn merge(record: &mut Microvm, host: &HostId, seen: &Observation, now: Syste
     } else {
         MergeOutcome::Merged(RecordChange::None)
     }
+}
+
+/// Whether what a host holds of an older placement is of use to the newer one on the same host: it may be the only copy of
+/// the snapshot that the record names, and the command that is on its way must not find it dropped. What is not of use
+/// goes: an edge that has not heard of the placements since would wake it, with a memory of before them.
+fn is_needed(record: &Microvm, seen: &Observation) -> bool {
+    if record.state == MicrovmState::Terminated {
+        return false;
+    }
+    record.snapshot.as_ref().is_none_or(|named| {
+        let is_named = seen.snapshot.as_ref().is_some_and(|held| number(held) == number(named));
+        is_named || !named.remote
+    })
 }
 
 /// Whether a microVM that ran sleeps in the snapshot that it had woken from, and its host does not know of that: a host writes
@@ -309,6 +322,43 @@ mod tests {
             let mut record = record.clone();
             assert_eq!(merge(&mut record, host, &observation, at(99)), effect, "{name}");
             assert_eq!(record.state, state, "{name}");
+        }
+    }
+
+    #[test]
+    fn what_an_older_placement_has_left_on_the_same_host_goes_unless_it_is_needed() {
+        let host: HostId = "h1".parse().unwrap();
+        let copies = |generation, remote: bool| SnapshotCopies {
+            local: !remote,
+            remote,
+            generation,
+            sequence: 2,
+            ..Default::default()
+        };
+        let older = |record: &Microvm, state| Observation {
+            generation: 1,
+            snapshot: Some(copies(1, true)),
+            ..seen(record, 9, state)
+        };
+        let mut record = sample(1, at(0));
+        record.state = MicrovmState::Suspended;
+        record.placement.generation = 3;
+        let mut ended = record.clone();
+        ended.apply_event(MicrovmEvent::Ended, "x", at(6)).unwrap();
+        let (kept, goes) = (MergeOutcome::Merged(RecordChange::None), MergeOutcome::Stale);
+        for (name, record, named, state, expected) in [
+            ("the copy that is named", &record, copies(1, true), MicrovmState::Suspended, kept),
+            ("one whose successor is nowhere else", &record, copies(2, false), MicrovmState::Suspended, kept),
+            ("one whose successor is in S3", &record, copies(2, true), MicrovmState::Suspended, goes),
+            ("one that runs", &record, copies(2, true), MicrovmState::Running, goes),
+            ("one that has gone", &record, copies(2, true), MicrovmState::Terminated, kept),
+            ("one that has ended since", &ended, copies(1, true), MicrovmState::Suspended, goes),
+        ] {
+            let mut record = Microvm { snapshot: Some(named), ..record.clone() };
+            let before = record.clone();
+            let observation = older(&record, state);
+            assert_eq!(merge(&mut record, &host, &observation, at(99)), expected, "{name}");
+            assert_eq!((record.state, record.snapshot), (before.state, before.snapshot), "{name}");
         }
     }
 
