@@ -1,6 +1,6 @@
-//! What an image-builder touches: the kernel, files, buildah, etcd, S3 and its neighbours.
+//! What an image-builder touches: the kernel, files, BuildKit, etcd, S3 and its neighbours.
 
-pub mod buildah;
+pub mod buildkit;
 pub mod catalog;
 pub mod debootstrap;
 pub mod groups;

@@ -14,7 +14,7 @@ use rpc::{BoundServer, ServerBuilder, TlsIdentity};
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::adapters::buildah::Buildah;
+use crate::adapters::buildkit::BuildKit;
 use crate::adapters::catalog::Catalog;
 use crate::adapters::layout::Layout;
 use crate::adapters::network::{self, Networks, Reach};
@@ -26,7 +26,7 @@ use crate::deletion::{self, Requests};
 use crate::images::Images;
 use crate::log::{BuildLogs, Logs};
 use crate::metrics::Metrics;
-use crate::pipeline::{self, Context};
+use crate::pipeline::Context;
 use crate::queue;
 use crate::server::Service;
 
@@ -91,8 +91,8 @@ impl App {
         let networks = Networks::new(layout.networks(), reach);
         networks.reconcile().await.context("data_dir")?;
         let sandbox = Sandbox::new(config.build.sandbox_program.clone()).context("build.sandbox_program")?;
-        let buildah = Buildah::new(sandbox, layout.clone(), config.build.clone());
-        buildah.reconcile().await;
+        let buildkit = BuildKit::new(sandbox, layout.clone(), config.build.clone());
+        buildkit.reconcile().await;
         let instance = match config.instance.as_str() {
             "" => uuid::Uuid::new_v4().to_string(),
             given => given.to_owned(),
@@ -104,7 +104,6 @@ impl App {
         let bases = BaseImages {
             catalog: catalog.clone(),
             objects: objects.clone(),
-            buildah: buildah.clone(),
             layout: layout.clone(),
             config: Arc::clone(&config),
             clock: clock.clone(),
@@ -136,7 +135,7 @@ impl App {
             peers,
             layout,
             networks,
-            buildah,
+            buildkit,
             bases,
             logs,
             metrics,
@@ -161,8 +160,6 @@ impl App {
             .max_decoding_message_size(MESSAGE_BYTES_MAX)
             .max_encoding_message_size(MESSAGE_BYTES_MAX);
         let work = async {
-            // Containers that an earlier process left in the storage.
-            pipeline::prune(&context).await;
             // A process that is told to stop does not wait for S3.
             tokio::select! {
                 () = shutdown.cancelled() => return,

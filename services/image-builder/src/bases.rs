@@ -9,7 +9,6 @@ use api::image::v1::{BaseImage, BaseImageVersion};
 use clock::Clock;
 use object_store::Store as Objects;
 
-use crate::adapters::buildah::Buildah;
 use crate::adapters::catalog::{Catalog, Error as CatalogError};
 use crate::adapters::debootstrap;
 use crate::adapters::layout::Layout;
@@ -26,7 +25,6 @@ const BASE_BYTES_MAX: u64 = 8 << 30;
 pub struct BaseImages {
     pub catalog: Catalog,
     pub objects: Objects,
-    pub buildah: Buildah,
     pub layout: Layout,
     pub config: Arc<Config>,
     pub clock: Clock,
@@ -80,13 +78,9 @@ impl BaseImages {
         Ok(entries.filter_map(|record| record.value.base).collect())
     }
 
-    /// The compressed tar of a base image on this machine, fetched from S3 when
-    /// another replica made it. Its digest is checked when it arrives.
-    pub async fn local_tar(&self, name: &str, version: &str) -> io::Result<PathBuf> {
-        let path = self.layout.base(name, version);
-        if path.exists() {
-            return Ok(path);
-        }
+    /// The compressed tar of a base image on this machine and its digest; fetched from S3 when
+    /// another replica made it. The digest is checked when it arrives.
+    pub async fn local_tar(&self, name: &str, version: &str) -> io::Result<(PathBuf, String)> {
         let bases = self.catalog.bases().await.map_err(io::Error::other)?;
         let is_wanted = |base: &BaseImage| base.name == name && base.version == version;
         let entry = bases
@@ -94,6 +88,10 @@ impl BaseImages {
             .map(|record| record.value)
             .find(|entry| entry.base.as_ref().is_some_and(is_wanted))
             .ok_or_else(|| io::Error::other("there is no such base image any more"))?;
+        let path = self.layout.base(name, version);
+        if path.exists() {
+            return Ok((path, entry.digest));
+        }
         let arriving = path.with_extension(format!("{}.part", uuid::Uuid::new_v4()));
         let bucket = &self.config.snapshot_bucket;
         let fetched = self
@@ -111,7 +109,7 @@ impl BaseImages {
         }
         // Dying before this line leaves a file that is never read.
         tokio::fs::rename(&arriving, &path).await?;
-        Ok(path)
+        Ok((path, entry.digest))
     }
 }
 

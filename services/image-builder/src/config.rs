@@ -117,6 +117,8 @@ pub struct BuildSettings {
     /// Networks among the closed ones that builds reach, for private services such as a registry. Name servers, and the package
     /// sources and proxies that this machine is set up with, are open without that. Loopback and link-local stay closed.
     pub open_networks: Vec<Subnet>,
+    /// Root file system that builds run in, made by `deploy/toolbox`.
+    pub toolbox: PathBuf,
     /// First of the 65,536 user ids a build's processes get on this machine.
     pub uid_base: u32,
     /// Memory of all processes of one build, where the kernel can bound it.
@@ -148,6 +150,7 @@ impl Default for BuildSettings {
             resolvers: Vec::new(),
             closed_networks: Vec::new(),
             open_networks: Vec::new(),
+            toolbox: PathBuf::from("/usr/lib/torpor/toolbox"),
             uid_base: 2_000_000_000,
             memory_bytes_max: 8 * GIB,
             processes_max: 4096,
@@ -248,7 +251,9 @@ impl Config {
                 "build.base_image_aliases must be names of 1 to 64 characters of [a-zA-Z0-9-_]",
             ),
             (self.build.lease_seconds > 0, "build.lease_seconds must be at least 1"),
+            (self.build.toolbox.is_absolute(), "build.toolbox must be an absolute path"),
             (self.build.uid_base >= 65_536, "build.uid_base must leave the machine's own users alone"),
+            (self.build.uid_base <= (1 << 31) - 65_536, "build.uid_base must be at most 2147418112"),
             (self.bake.attempts_max > 0, "bake.attempts_max must be at least 1"),
             (self.bake.memory_peak_factor > 0, "bake.memory_peak_factor must be at least 1"),
             (

@@ -10,5 +10,6 @@ pub mod configuration;
 pub mod dockerfile;
 pub mod lifecycle;
 pub mod object_keys;
+pub mod progress;
 pub mod reference;
 pub mod transcript;

@@ -1,6 +1,6 @@
 //! The image-builder: turns artifacts into versions of images.
 //!
-//! A build goes from an S3 zip over buildah and an ext4 disk to a bake on a host, whose snapshot becomes a
+//! A build goes from an S3 zip over BuildKit and an ext4 disk to a bake on a host, whose snapshot becomes a
 //! version. See [`pipeline`] for the steps, [`queue`] for the choice of a builder, [`adapters::sandbox`] for
 //! the place where a user's build steps run.
 //!

@@ -22,7 +22,7 @@ use object_store::Store as Objects;
 use records::Lease;
 use tokio_util::sync::CancellationToken;
 
-use crate::adapters::buildah::Buildah;
+use crate::adapters::buildkit::BuildKit;
 use crate::adapters::catalog::{Catalog, QueueEntry, Record};
 use crate::adapters::layout::{Layout, Work};
 use crate::adapters::network::Networks;
@@ -56,7 +56,7 @@ pub struct Context {
     pub peers: Peers,
     pub layout: Layout,
     pub networks: Networks,
-    pub buildah: Buildah,
+    pub buildkit: BuildKit,
     pub bases: BaseImages,
     pub logs: Arc<Logs>,
     pub metrics: Metrics,
@@ -138,15 +138,18 @@ struct Target {
     version: Record<ImageVersion>,
 }
 
-/// Cleans buildah's storage up; only while no build runs here.
-pub async fn prune(context: &Context) {
-    let layout = context.layout.clone();
-    let made = tokio::task::spawn_blocking(move || layout.work("prune")).await;
-    let Ok(Ok(work)) = made else { return };
-    let session = context.buildah.session(None, "prune").await;
-    if let Err(error) = context.buildah.prune(&session, &work).await {
-        tracing::warn!(%error, "the layer cache could not be pruned");
+/// Empties the layer cache when it is over its bound; only while no build runs here.
+pub async fn bound_cache(context: &Context) {
+    let (layout, bytes_max) = (context.layout.clone(), context.config.build.layer_cache_bytes_max);
+    // Dying in the middle leaves layers that their daemon finds broken and makes again.
+    let bounded = tokio::task::spawn_blocking(move || {
+        if layout.cache_bytes()? <= bytes_max {
+            return Ok(());
+        }
+        std::fs::remove_dir_all(layout.cache())?;
+        std::fs::create_dir(layout.cache())
+    });
+    if let Ok(Err(error)) = bounded.await {
+        tracing::warn!(%error, "the layer cache could not be bounded");
     }
-    session.close().await;
-    remove_work(work, "prune").await;
 }

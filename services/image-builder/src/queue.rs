@@ -206,7 +206,7 @@ async fn prune_when_idle(context: &Context, permits: &Semaphore) {
         return;
     };
     let limit = context.config.build.layer_cache_bytes_max;
-    if context.buildah.cache_may_exceed(limit).await {
-        pipeline::prune(context).await;
+    if context.buildkit.cache_may_exceed(limit).await {
+        pipeline::bound_cache(context).await;
     }
 }

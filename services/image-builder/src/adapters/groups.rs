@@ -68,6 +68,23 @@ impl Groups {
         self.directories.iter().map(|directory| directory.join("cgroup.procs")).collect()
     }
 
+    /// Whether the kernel has ended one of its processes because they took too much memory together.
+    pub async fn ran_out_of_memory(&self) -> bool {
+        for (directory, file) in self
+            .directories
+            .iter()
+            .flat_map(|directory| [(directory, "memory.events"), (directory, "memory.oom_control")])
+        {
+            let text = tokio::fs::read_to_string(directory.join(file)).await.unwrap_or_default();
+            let kills =
+                text.lines().find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse::<u64>().ok());
+            if kills.is_some_and(|kills| kills > 0) {
+                return true;
+            }
+        }
+        false
+    }
+
     /// Waits until the groups are empty and removes them.
     pub async fn remove(self) {
         for directory in self.directories {

@@ -1,7 +1,7 @@
 //! Where things are in the data directory of one replica.
 //!
 //! ```text
-//! storage/            buildah's layers, owned by the sandbox's root
+//! cache/<owner>/<n>/  layers of an owner's builds, owned by the sandbox's root; one build at a time uses one
 //! bases/              base images as compressed tars, as they are in S3
 //! networks/           one file per build network
 //! logs/<build>.log    logs of builds that are running
@@ -11,7 +11,7 @@
 //! ```
 
 use std::io;
-use std::os::unix::fs::{PermissionsExt as _, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _, chown};
 use std::path::{Path, PathBuf};
 
 #[derive(Debug, Clone)]
@@ -38,10 +38,9 @@ impl Layout {
         // Layers are users' files with their own modes; no other user looks at them.
         std::fs::create_dir_all(&self.root)?;
         std::fs::set_permissions(&self.root, std::fs::Permissions::from_mode(0o700))?;
-        for name in ["bases", "networks", "logs", "work"] {
+        for name in ["bases", "cache", "networks", "logs", "work"] {
             std::fs::create_dir_all(self.root.join(name))?;
         }
-        self.make_owned(&self.storage())?;
         for left in std::fs::read_dir(self.root.join("work"))? {
             std::fs::remove_dir_all(left?.path())?;
         }
@@ -52,8 +51,31 @@ impl Layout {
         Ok(())
     }
 
-    pub fn storage(&self) -> PathBuf {
-        self.root.join("storage")
+    /// All layers.
+    pub fn cache(&self) -> PathBuf {
+        self.root.join("cache")
+    }
+
+    /// Bytes that all layers take on the disk. Blocking, for as long as looking at every file takes.
+    pub fn cache_bytes(&self) -> io::Result<u64> {
+        let mut bytes = 0;
+        let mut open = vec![self.cache()];
+        while let Some(directory) = open.pop() {
+            for entry in std::fs::read_dir(directory)? {
+                let entry = entry?;
+                let found = entry.metadata()?;
+                bytes += found.blocks() * 512;
+                if found.is_dir() {
+                    open.push(entry.path());
+                }
+            }
+        }
+        Ok(bytes)
+    }
+
+    /// The layers of one of an owner's builds at a time.
+    pub fn lane(&self, owner: &str, number: u32) -> PathBuf {
+        self.cache().join(owner).join(number.to_string())
     }
 
     pub fn base(&self, name: &str, version: &str) -> PathBuf {
@@ -86,7 +108,8 @@ impl Layout {
         Ok(work)
     }
 
-    fn make_owned(&self, directory: &Path) -> io::Result<()> {
+    /// Makes a directory that is the sandbox's.
+    pub fn make_owned(&self, directory: &Path) -> io::Result<()> {
         std::fs::create_dir_all(directory)?;
         chown(directory, Some(self.owner), Some(self.owner))
     }

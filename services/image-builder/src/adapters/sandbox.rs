@@ -1,8 +1,8 @@
 //! Where a user's build steps run.
 //!
-//! A Dockerfile's RUN steps are the user's programs, run as root inside a chroot that buildah makes. A chroot
-//! is no boundary, so everything of buildah runs inside one: a user namespace (its root is an unused user id
-//! of this machine and owns nothing here), a root file system made of the machine's `/usr` read-only, six
+//! A Dockerfile's RUN steps are the user's programs, run as root inside containers that BuildKit makes. Those are
+//! not the boundary: everything of BuildKit runs inside one, too. It is a user namespace (its root is an unused user id
+//! of this machine and owns nothing here), a root file system made of the toolbox's `/usr` read-only, six
 //! harmless devices and the directories the build needs, and its own processes, mounts, host name and
 //! network. Killing the first process kills all of it, and its mounts go with it.
 //!
@@ -36,7 +36,11 @@ mod inner;
 mod outer;
 mod root;
 
+/// User ids of a sandbox that are its own on this machine.
 pub const IDS: u32 = 65_536;
+/// Ids above them, up to 2^31, lie from here on, the same for all sandboxes: files of an image may have any owner. What they
+/// own is in directories that one sandbox alone can enter.
+const HIGH_IDS: u32 = 1 << 31;
 /// Longest wait for a killed sandbox to be gone.
 const REAP_TIMEOUT: Duration = Duration::from_secs(10);
 /// Longest wait for output that was already written when the command ended.
@@ -70,12 +74,16 @@ impl Bind {
 pub struct Spec {
     /// Network namespace to join, a path under `/run/netns`; absent means one with nothing in it.
     pub network: Option<PathBuf>,
+    /// Root file system that the programs come from.
+    pub toolbox: PathBuf,
     /// An empty directory for the root to be mounted on.
     pub root: PathBuf,
     /// First of the sandbox's user ids on the machine.
     pub uid_base: u32,
     /// What is visible besides the system's programs.
     pub binds: Vec<Bind>,
+    /// Small files, by their paths: their text, and whether they are programs.
+    pub files: BTreeMap<PathBuf, (String, bool)>,
     pub resolvers: Vec<String>,
     pub environment: BTreeMap<String, String>,
     pub command: Vec<String>,

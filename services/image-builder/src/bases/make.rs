@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use super::BaseImages;
 use crate::adapters::catalog::{BaseEntry, Change, Error as CatalogError};
-use crate::adapters::debootstrap::{self, RECIPES, Recipe, Tar};
+use crate::adapters::debootstrap::{self, RECIPES, Recipe};
 use crate::adapters::layout::Work;
 use crate::domain::object_keys;
 use crate::refusal::Refusal;
@@ -98,9 +98,8 @@ impl BaseImages {
             .put_file(&self.config.snapshot_bucket, &key, &tar.path, &|_, _| {})
             .await
             .map_err(|error| Refusal::Unavailable(error.to_string()))?;
-        self.import(work, recipe.name, &number, &tar, |text| line(LogSource::Stdout, text))
-            .await
-            .map_err(failed)?;
+        // Kept here, so that the first build need not fetch it.
+        tokio::fs::rename(&tar.path, self.layout.base(recipe.name, &number)).await.map_err(failed)?;
         let base = BaseImage {
             name: recipe.name.to_owned(),
             version: number,
@@ -112,23 +111,6 @@ impl BaseImages {
         self.catalog.apply(Change::new().new_base(&entry)).await?;
         tracing::info!(base = base.name, version = base.version, "base image made");
         Ok(())
-    }
-
-    /// Keeps the tar here and makes it known to buildah, so that the first build need not.
-    async fn import(
-        &self,
-        work: &Work,
-        name: &str,
-        version: &str,
-        tar: &Tar,
-        line: impl FnMut(String),
-    ) -> io::Result<()> {
-        let kept = self.layout.base(name, version);
-        tokio::fs::rename(&tar.path, &kept).await?;
-        let session = self.buildah.session(None, &format!("base-{name}")).await;
-        let imported = self.buildah.import(&session, work, &kept, (name, version), line).await;
-        session.close().await;
-        imported.map_err(io::Error::other)
     }
 
     async fn find(&self, name: &str) -> Result<BaseImage, Refusal> {

@@ -11,7 +11,7 @@ const PORTS_MAX: usize = 100;
 /// Why an image cannot be started, as a sentence.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Refusal {
-    /// Not what buildah writes.
+    /// Not what BuildKit writes.
     #[error("The image's configuration cannot be read: {0}.")]
     Unreadable(String),
     #[error("The image has neither ENTRYPOINT nor CMD, so there is nothing to run.")]

@@ -1,18 +1,13 @@
-//! What a Dockerfile needs from us before buildah sees it: its FROM lines name full image references, and RUN
-//! steps see variables (CA bundle, package index) that the image must not keep.
+//! What has to be known of a Dockerfile before BuildKit sees it: which of our base images it uses, and what it asks
+//! for that is not here, so that it is refused at once, by the number of its line.
 //!
-//! Such variables are declared with ARG right after each FROM: by Dockerfile semantics an ARG is visible to
-//! RUN steps, loses against ENV, and is never part of an image. The line that this adds is taken out of
-//! buildah's step count again by [`Plan::translate`], so that logs speak of the user's steps.
-//!
-//! This is no Dockerfile parser: instructions other than ARG and FROM pass
-//! through byte for byte, and buildah checks them.
+//! This is no parser of everything: it cuts a file into instructions as BuildKit does (continuation lines, comments between
+//! them, heredocs) and reads those that name images. What they mean is BuildKit's to say.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 
 use crate::domain::base_images::{Aliases, Bases, stored_name};
-use crate::domain::reference::{Reference, local_name, parse as parse_reference};
+use crate::domain::reference::{Reference, parse as parse_reference, repository_and_tag};
 
 /// Largest Dockerfile, in bytes.
 pub const DOCKERFILE_BYTES_MAX: usize = 1 << 20;
@@ -32,6 +27,17 @@ pub enum Refusal {
     /// A FROM line names one of our bases that does not exist here.
     #[error("The Dockerfile's line {line} names the base image '{name}', which does not exist here. {bases}")]
     UnknownBase { line: usize, name: String, bases: String },
+    /// The first lines name a program that is to read the file, which is not the one that is here.
+    #[error(
+        "The Dockerfile's line {line} asks for the frontend '{frontend}', which a registry would have to send and which would run \
+         here: leave the line out. Dockerfiles are read as docker/dockerfile reads them."
+    )]
+    OtherFrontend { line: usize, frontend: String },
+    /// A flag that this BuildKit does not know.
+    #[error(
+        "The Dockerfile's line {line} has {instruction} {flag}, which builds here do not know. {instead}"
+    )]
+    UnknownFlag { line: usize, instruction: String, flag: String, instead: &'static str },
     /// A FROM line asks for the images of another CPU.
     #[error(
         "The Dockerfile's line {line} asks for images for {asked}, but the hosts of this fleet run linux/{own} and emulate no \
@@ -51,68 +57,73 @@ pub struct Offered<'a> {
     pub cpu: &'static str,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
-    pub text: String,
-    /// Our base images it uses, as name and version.
-    pub local_bases: Vec<(String, u64)>,
-    pub remote_images: Vec<String>,
-    argument_line: Option<String>,
-    shown: HashMap<String, String>,
+/// A use of one of our base images.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct BaseUse {
+    /// The base, by its own name.
+    pub name: String,
+    pub version: u64,
+    /// What the Dockerfile calls it, as a container tool reads that.
+    pub repository: String,
+    pub tag: String,
 }
 
-/// Prepares a Dockerfile: resolves its FROM lines against what is `offered` and declares `variables` for RUN steps.
-pub fn prepare(
-    source: &[u8],
-    offered: Offered<'_>,
-    variables: &BTreeMap<String, String>,
-) -> Result<Plan, Refusal> {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// What BuildKit is given. Its lines are the file's.
+    pub text: String,
+    pub bases: Vec<BaseUse>,
+    pub remote_images: Vec<String>,
+}
+
+/// Names of the frontend that is here, as `# syntax=` gives them, without version and registry.
+const FRONTENDS: [&str; 2] = ["docker/dockerfile", "docker/dockerfile-upstream"];
+/// Flags of instructions that only newer frontends know, and what does the same.
+const UNKNOWN_FLAGS: [(&str, &str); 3] = [
+    ("--parents", "Copy each directory to where it belongs, with a COPY of its own."),
+    ("--exclude", "List in .dockerignore what is not to be copied."),
+    ("--unpack", "ADD unpacks a local archive, and a RUN with tar any other."),
+];
+
+/// Reads a Dockerfile and resolves the images that it names against what is `offered`.
+pub fn prepare(source: &[u8], offered: Offered<'_>) -> Result<Plan, Refusal> {
     if source.len() > DOCKERFILE_BYTES_MAX {
         return Err(Refusal::Unreadable("is larger than 1 MiB"));
     }
     let source = std::str::from_utf8(source).map_err(|_| Refusal::Unreadable("is not UTF-8 text"))?;
-    let argument_line = (!variables.is_empty()).then(|| argument_line(variables));
-    let mut plan = Plan {
-        text: String::with_capacity(source.len() + 512),
-        local_bases: Vec::new(),
-        remote_images: Vec::new(),
-        argument_line,
-        shown: HashMap::new(),
-    };
-    let mut arguments: HashMap<String, String> = HashMap::new();
+    let text = own_frontend(source)?;
+    let mut plan = Plan { text, bases: Vec::new(), remote_images: Vec::new() };
+    let mut arguments = platform(offered.cpu);
     let mut stages: HashSet<String> = HashSet::new();
     let mut stage_count = 0;
     for instruction in instructions(source) {
-        let keyword = instruction.keyword.to_ascii_uppercase();
-        if keyword == "ARG" && stage_count == 0 {
-            declare(&instruction.rest, &mut arguments);
-        }
-        if keyword != "FROM" {
-            plan.text.push_str(instruction.raw);
-            continue;
-        }
-        stage_count += 1;
-        if stage_count > STAGES_MAX {
-            return Err(Refusal::Unreadable("has more than 100 stages"));
-        }
-        let from = From::read(&instruction, &arguments)?;
-        if let Some(asked) = from.other_platform(&arguments, offered.cpu) {
-            return Err(Refusal::OtherPlatform { line: instruction.line, asked, own: offered.cpu });
-        }
-        let resolved = match stages.contains(&from.image.to_ascii_lowercase()) {
-            true => from.image.clone(),
-            false => plan.resolve(&from, &instruction, offered)?,
-        };
-        stages.extend(from.stage.as_deref().map(str::to_ascii_lowercase));
-        let line = from.line(&resolved);
-        plan.shown.insert(line.clone(), instruction.text());
-        // The `escape` directive is a comment in front of an instruction.
-        plan.text.push_str(instruction.comments());
-        plan.text.push_str(&line);
-        plan.text.push('\n');
-        if let Some(arguments) = &plan.argument_line {
-            plan.text.push_str(arguments);
-            plan.text.push('\n');
+        match instruction.keyword.to_ascii_uppercase().as_str() {
+            "ARG" if stage_count == 0 => declare(&instruction.rest, &mut arguments),
+            "FROM" => {
+                stage_count += 1;
+                if stage_count > STAGES_MAX {
+                    return Err(Refusal::Unreadable("has more than 100 stages"));
+                }
+                let from = From::read(&instruction, &arguments)?;
+                if let Some(asked) = from.other_platform(&arguments, offered.cpu) {
+                    return Err(Refusal::OtherPlatform { line: instruction.line, asked, own: offered.cpu });
+                }
+                if !stages.contains(&from.image.to_ascii_lowercase()) {
+                    plan.resolve(&from.image, instruction.line, offered)?;
+                }
+                stages.extend(from.stage.as_deref().map(str::to_ascii_lowercase));
+            }
+            keyword @ ("COPY" | "ADD" | "RUN") => {
+                instruction.check_flags(keyword)?;
+                for image in instruction.copied_from(&arguments) {
+                    let is_stage =
+                        stages.contains(&image.to_ascii_lowercase()) || image.parse::<usize>().is_ok();
+                    if !is_stage {
+                        plan.resolve(&image, instruction.line, offered)?;
+                    }
+                }
+            }
+            _ => {}
         }
     }
     if stage_count == 0 {
@@ -121,113 +132,137 @@ pub fn prepare(
     Ok(plan)
 }
 
+/// The file without the line that has BuildKit fetch the frontend that it has: the directive is given another name, under which it is
+/// one of those that say nothing.
+fn own_frontend(source: &str) -> Result<String, Refusal> {
+    for (index, line) in source.lines().enumerate() {
+        let Some((name, value)) = directive(line) else { break };
+        if !name.eq_ignore_ascii_case("syntax") {
+            continue;
+        }
+        let image = value.split_whitespace().next().unwrap_or_default();
+        let image = image.split('@').next().unwrap_or(image);
+        let known = image.strip_prefix("docker.io/").unwrap_or(image).split(':').next().unwrap_or_default();
+        if !FRONTENDS.contains(&known) {
+            return Err(Refusal::OtherFrontend { line: index + 1, frontend: value.to_owned() });
+        }
+        let at = source.find(name).unwrap_or_default();
+        return Ok(format!("{}frontend{}", &source[..at], &source[at + name.len()..]));
+    }
+    Ok(source.to_owned())
+}
+
+/// Name and value of a line like "# name=value".
+fn directive(line: &str) -> Option<(&str, &str)> {
+    let (name, value) = line.trim_start_matches('\u{feff}').trim().strip_prefix('#')?.split_once('=')?;
+    let name = name.trim();
+    let is_name = !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric());
+    is_name.then_some((name, value.trim()))
+}
+
+/// The arguments that every Dockerfile has.
+fn platform(cpu: &str) -> HashMap<String, String> {
+    let mut arguments = HashMap::new();
+    for side in ["BUILD", "TARGET"] {
+        for (name, value) in
+            [("PLATFORM", format!("linux/{cpu}")), ("OS", "linux".to_owned()), ("ARCH", cpu.to_owned())]
+        {
+            arguments.insert(format!("{side}{name}"), value);
+        }
+    }
+    arguments
+}
+
 impl Plan {
+    /// Takes note of an image that a line names.
     fn resolve(
         &mut self,
-        from: &From,
-        instruction: &Instruction<'_>,
+        image: &str,
+        line: usize,
         Offered { bases, aliases, pinned, .. }: Offered<'_>,
-    ) -> Result<String, Refusal> {
-        match parse_reference(&from.image, |name| bases.0.contains_key(stored_name(name, aliases))) {
-            Reference::Scratch => Ok("scratch".to_owned()),
-            Reference::Remote(name) => {
-                self.remote_images.push(name.clone());
-                Ok(name)
+    ) -> Result<(), Refusal> {
+        let Reference::Local { name, version } =
+            parse_reference(image, |name| bases.0.contains_key(stored_name(name, aliases)))
+        else {
+            if image != "scratch" {
+                self.remote_images.push(image.to_owned());
             }
-            Reference::Local { name, version } => {
-                let name = stored_name(&name, aliases).to_owned();
-                let chosen = pinned.filter(|(base, _)| version.is_none() && *base == name);
-                let found =
-                    chosen.map(|(_, number)| number).or_else(|| bases.resolve(&name, version.as_deref()));
-                let number = found.ok_or_else(|| Refusal::UnknownBase {
-                    line: instruction.line,
-                    name: from.image.clone(),
-                    bases: bases.sentence(),
-                })?;
-                let full = local_name(&name, &number.to_string());
-                self.local_bases.push((name, number));
-                Ok(full)
-            }
-        }
-    }
-
-    /// A line of buildah's output as the user should see it; `None` for one that is about our own addition.
-    pub fn translate<'a>(&self, line: &'a str) -> Option<Cow<'a, str>> {
-        let Some(step) = Step::parse(line) else {
-            return Some(Cow::Borrowed(line));
+            return Ok(());
         };
-        let added = usize::from(self.argument_line.is_some());
-        if added == 1 && step.number == 2 && self.argument_line.as_deref() == Some(step.text) {
-            return None;
+        let name = stored_name(&name, aliases).to_owned();
+        let chosen = pinned.filter(|(base, _)| version.is_none() && *base == name);
+        let found = chosen.map(|(_, number)| number).or_else(|| bases.resolve(&name, version.as_deref()));
+        let version = found.ok_or_else(|| Refusal::UnknownBase {
+            line,
+            name: image.to_owned(),
+            bases: bases.sentence(),
+        })?;
+        let (repository, tag) = repository_and_tag(image);
+        let found = BaseUse { name, version, repository: repository.to_owned(), tag: tag.to_owned() };
+        if !self.bases.contains(&found) {
+            self.bases.push(found);
         }
-        let number = if step.number > 1 { step.number - added } else { step.number };
-        let text = self.shown.get(step.text).map_or(step.text, String::as_str);
-        Some(Cow::Owned(format!("{}STEP {number}/{}: {text}", step.prefix, step.total - added)))
+        Ok(())
     }
 }
 
-/// One "STEP 3/7: RUN true" line of buildah.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Step<'a> {
-    /// "[1/2] " in builds of several stages, else empty.
-    pub prefix: &'a str,
-    pub number: usize,
-    pub total: usize,
-    pub text: &'a str,
-}
-
-impl<'a> Step<'a> {
-    pub fn parse(line: &'a str) -> Option<Self> {
-        let at = line.find("STEP ")?;
-        let prefix = &line[..at];
-        if !(prefix.is_empty() || prefix.starts_with('[') && prefix.ends_with("] ")) {
-            return None;
-        }
-        let (count, text) = line[at + 5..].split_once(": ")?;
-        let (number, total) = count.split_once('/')?;
-        let (number, total) = (number.parse().ok()?, total.parse().ok()?);
-        (1 <= number && number <= total).then_some(Self { prefix, number, total, text })
-    }
-}
-
-struct Instruction<'a> {
-    /// The lines as they stand, with comments and blank lines before them.
-    raw: &'a str,
+struct Instruction {
     keyword: String,
-    /// What follows the keyword, continuation lines joined.
+    /// What follows the keyword, continuation lines joined; without heredocs.
     rest: String,
     line: usize,
 }
 
-impl Instruction<'_> {
+impl Instruction {
     fn text(&self) -> String {
         format!("{} {}", self.keyword, self.rest)
     }
 
-    /// The comments and blank lines before the instruction.
-    fn comments(&self) -> &str {
-        let blank = |line: &&str| line.trim().is_empty() || line.trim().starts_with('#');
-        let length = self.raw.split_inclusive('\n').take_while(blank).map(str::len).sum();
-        &self.raw[..length]
+    /// The flags in front of what it does.
+    fn flags(&self) -> impl Iterator<Item = &str> {
+        self.rest.split_whitespace().take_while(|word| word.starts_with("--"))
+    }
+
+    fn check_flags(&self, keyword: &str) -> Result<(), Refusal> {
+        let named = |flag: &str, name: &str| flag == name || flag.starts_with(&format!("{name}="));
+        for flag in self.flags() {
+            if let Some((name, instead)) = UNKNOWN_FLAGS.into_iter().find(|(name, _)| named(flag, name)) {
+                let (instruction, flag) = (keyword.to_owned(), name.to_owned());
+                return Err(Refusal::UnknownFlag { line: self.line, instruction, flag, instead });
+            }
+        }
+        Ok(())
+    }
+
+    /// Images and stages that files are taken from.
+    fn copied_from(&self, arguments: &HashMap<String, String>) -> Vec<String> {
+        let named = |flag: &str| match flag.strip_prefix("--mount=") {
+            Some(mount) => {
+                mount.split(',').find_map(|option| option.strip_prefix("from=")).map(str::to_owned)
+            }
+            None => flag.strip_prefix("--from=").map(str::to_owned),
+        };
+        let names = self.flags().filter_map(named).map(|name| expand(unquoted(&name), arguments));
+        // One whose variables are not known here is BuildKit's to judge.
+        names.filter(|name| !name.is_empty()).collect()
     }
 }
 
-/// Cuts a Dockerfile into instructions. Concatenating `raw` gives the source.
-fn instructions(source: &str) -> Vec<Instruction<'_>> {
+/// Cuts a Dockerfile into instructions.
+fn instructions(source: &str) -> Vec<Instruction> {
     let escape = escape_character(source);
     let mut found = Vec::new();
-    let (mut start, mut position, mut line_number, mut first_line) = (0, 0, 0, 0);
+    let mut first_line = 0;
     let mut joined = String::new();
-    for line in source.split_inclusive('\n') {
-        position += line.len();
-        line_number += 1;
+    let mut lines = source.trim_start_matches('\u{feff}').lines().enumerate();
+    while let Some((index, line)) = lines.next() {
         let text = line.trim();
         // Comments and blank lines may stand between continuation lines.
         if text.starts_with('#') || text.is_empty() {
             continue;
         }
         if joined.is_empty() {
-            first_line = line_number;
+            first_line = index + 1;
         }
         if let Some(more) = text.strip_suffix(escape) {
             joined.push_str(more);
@@ -235,31 +270,65 @@ fn instructions(source: &str) -> Vec<Instruction<'_>> {
             continue;
         }
         joined.push_str(text);
-        found.push(instruction(&source[start..position], &joined, first_line));
+        let instruction = instruction(&joined, first_line);
         joined.clear();
-        start = position;
+        for heredoc in heredocs(&instruction) {
+            lines.by_ref().find(|(_, line)| heredoc.ends_at(line));
+        }
+        found.push(instruction);
     }
-    if start < position {
-        found.push(instruction(&source[start..position], &joined, first_line));
+    if !joined.trim().is_empty() {
+        found.push(instruction(&joined, first_line));
     }
     found
 }
 
-fn instruction<'a>(raw: &'a str, joined: &str, line: usize) -> Instruction<'a> {
+fn instruction(joined: &str, line: usize) -> Instruction {
     let (keyword, rest) = joined.trim().split_once(char::is_whitespace).unwrap_or((joined.trim(), ""));
-    Instruction { raw, keyword: keyword.to_owned(), rest: rest.trim().to_owned(), line }
+    Instruction { keyword: keyword.to_owned(), rest: rest.trim().to_owned(), line }
+}
+
+/// A text that follows its instruction, up to a line with a word of its own.
+#[derive(Debug, PartialEq, Eq)]
+struct Heredoc {
+    word: String,
+    /// Tabs in front of its lines are not part of them.
+    chomp: bool,
+}
+
+impl Heredoc {
+    fn ends_at(&self, line: &str) -> bool {
+        let line = if self.chomp { line.trim_start_matches('\t') } else { line };
+        line == self.word
+    }
+}
+
+/// Those of an instruction, in the order of their texts.
+fn heredocs(instruction: &Instruction) -> Vec<Heredoc> {
+    let keyword = instruction.keyword.to_ascii_uppercase();
+    let inner = match keyword.as_str() {
+        // An instruction for later has its own keyword.
+        "ONBUILD" => instruction.rest.split_whitespace().next().unwrap_or_default().to_ascii_uppercase(),
+        _ => keyword,
+    };
+    if !["RUN", "COPY", "ADD"].contains(&inner.as_str()) {
+        return Vec::new();
+    }
+    let words = instruction.rest.split_whitespace();
+    let read = |word: &str| {
+        let rest = word.trim_start_matches(|c: char| c.is_ascii_digit()).strip_prefix("<<")?;
+        let (chomp, name) = rest.strip_prefix('-').map_or((false, rest), |name| (true, name));
+        let word = unquoted(name).to_owned();
+        (!word.is_empty() && !word.contains('<')).then_some(Heredoc { word, chomp })
+    };
+    words.filter_map(read).collect()
 }
 
 fn escape_character(source: &str) -> char {
     for line in source.lines() {
-        let Some(directive) = line.trim().strip_prefix('#') else {
-            break;
-        };
-        let Some((name, value)) = directive.split_once('=') else {
-            break;
-        };
-        if name.trim().eq_ignore_ascii_case("escape") {
-            return if value.trim() == "`" { '`' } else { '\\' };
+        let Some((name, value)) = directive(line) else { break };
+        if name.eq_ignore_ascii_case("escape") {
+            return if value == "`" { '`' } else { '\\' };
         }
     }
     '\\'
@@ -272,7 +341,7 @@ struct From {
 }
 
 impl From {
-    fn read(instruction: &Instruction<'_>, arguments: &HashMap<String, String>) -> Result<Self, Refusal> {
+    fn read(instruction: &Instruction, arguments: &HashMap<String, String>) -> Result<Self, Refusal> {
         let words: Vec<&str> = instruction.rest.split_whitespace().collect();
         let flags: Vec<String> =
             words.iter().take_while(|word| word.starts_with("--")).map(|word| (*word).to_owned()).collect();
@@ -298,16 +367,6 @@ impl From {
             cpu => cpu,
         };
         (!cpu.is_empty() && cpu != own).then_some(asked)
-    }
-
-    fn line(&self, resolved: &str) -> String {
-        let mut words = vec!["FROM".to_owned()];
-        words.extend(self.flags.iter().cloned());
-        words.push(resolved.to_owned());
-        if let Some(stage) = &self.stage {
-            words.extend(["AS".to_owned(), stage.clone()]);
-        }
-        words.join(" ")
     }
 }
 
@@ -353,18 +412,6 @@ fn expand(text: &str, arguments: &HashMap<String, String>) -> String {
     }
     out.push_str(rest);
     out
-}
-
-fn argument_line(variables: &BTreeMap<String, String>) -> String {
-    let words = variables.iter().map(|(name, value)| {
-        let plain = |c: char| c.is_ascii_alphanumeric() || "/._-:,@+%=".contains(c);
-        if value.chars().all(plain) {
-            return format!("{name}={value}");
-        }
-        let escaped = value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
-        format!("{name}=\"{escaped}\"")
-    });
-    format!("ARG {}", words.collect::<Vec<_>>().join(" "))
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! CONTAINER and DISK: the Dockerfile becomes an image, the image an ext4 disk in S3.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use api::common::v1::{Architecture, LogSource};
@@ -11,13 +12,16 @@ use snapshot::{FileKind, FileSource, ManifestHead, SnapshotKind};
 
 use super::StepError;
 use super::job::Job;
-use crate::adapters::buildah::Error as BuildahError;
+use crate::adapters::buildkit::Error as BuildKitError;
 use crate::domain::app;
 use crate::domain::archive::DOCKERFILE;
 use crate::domain::base_images::{Bases, base_name, base_version, stored_name};
 use crate::domain::build_error::{BuildError, Reason};
-use crate::domain::dockerfile::{DOCKERFILE_BYTES_MAX, Offered, Plan, Refusal as DockerfileRefusal, prepare};
+use crate::domain::dockerfile::{
+    BaseUse, DOCKERFILE_BYTES_MAX, Offered, Plan, Refusal as DockerfileRefusal, prepare,
+};
 use crate::domain::object_keys;
+use crate::domain::progress::Progress;
 use crate::domain::transcript::Transcript;
 
 /// A disk in S3 and how its app is started.
@@ -27,27 +31,40 @@ pub(super) struct Prepared {
 }
 
 impl Job {
-    /// Builds the Dockerfile; returns the image's id.
-    pub(super) async fn container(&mut self) -> Result<String, StepError> {
+    /// Builds the Dockerfile.
+    pub(super) async fn container(&mut self) -> Result<(), StepError> {
         let step = BuildStep::Container;
         let broken = |error: std::io::Error| BuildError::io(step, "cannot build", &error);
         let plan = self.plan().await?;
+        let bases = self.local_bases(&plan).await?;
         self.open_session().await.map_err(broken)?;
-        for (base, version) in &plan.local_bases {
-            self.note(format!("Base image {base} version {version}."));
-            self.import(base, &version.to_string()).await?;
-        }
-        let mut transcript = Transcript::default();
+        let (mut progress, mut transcript) = (Progress::default(), Transcript::default());
         let session = self.session.as_ref().expect("made above");
         let log = Arc::clone(&self.log);
         let line = |text: String| {
-            if let Some(shown) = plan.translate(&text) {
-                transcript.add(&shown);
+            let event = progress.read(&text);
+            transcript.add(&event);
+            if let Some(shown) = event.line() {
                 log.append(LogSource::Stdout, shown);
             }
         };
-        let built = self.context.buildah.build(session, &self.work, &plan.text, line).await;
+        let built = self.context.buildkit.build(session, &self.work, &plan.text, &bases, line).await;
         Ok(built.map_err(|error| self.container_failure(error, &transcript, &plan))?)
+    }
+
+    /// The base images of ours that the Dockerfile uses, with their tars and digests, from S3 if need be.
+    async fn local_bases(&self, plan: &Plan) -> Result<Vec<(BaseUse, PathBuf, String)>, StepError> {
+        let mut bases = Vec::new();
+        for base in &plan.bases {
+            self.note(format!("Base image {} version {}.", base.name, base.version));
+            let found = self.context.bases.local_tar(&base.name, &base.version.to_string()).await;
+            let (tar, digest) = found.map_err(|error| {
+                let detail = format!("base image {} {}: {error}", base.name, base.version);
+                BuildError::internal(BuildStep::Container, detail)
+            })?;
+            bases.push((base.clone(), tar, digest));
+        }
+        Ok(bases)
     }
 
     async fn plan(&self) -> Result<Plan, StepError> {
@@ -67,13 +84,12 @@ impl Job {
             let name = stored_name(base_name(configuration), aliases);
             Some((name, base_version(configuration)?))
         });
-        let variables = self.context.buildah.run_variables();
         let cpu = match self.build.value.architecture() {
             Architecture::Arm64 => "arm64",
             Architecture::X8664 | Architecture::Unspecified => "amd64",
         };
         let offered = Offered { bases: &known, aliases, pinned, cpu };
-        prepare(&source, offered, &variables).map_err(|refusal| {
+        prepare(&source, offered).map_err(|refusal| {
             let reason = match refusal {
                 DockerfileRefusal::UnknownBase { .. } => Reason::BaseImageNotFound,
                 _ => Reason::ContainerBuildFailed,
@@ -89,26 +105,13 @@ impl Job {
         })
     }
 
-    /// Makes sure that buildah has a base image, from S3 if need be.
-    async fn import(&self, name: &str, version: &str) -> Result<(), StepError> {
-        let step = BuildStep::Container;
-        let tar =
-            self.context.bases.local_tar(name, version).await.map_err(|error| {
-                BuildError::internal(step, format!("base image {name} {version}: {error}"))
-            })?;
-        let session = self.session.as_ref().expect("a container build has a session");
-        let log = |text: String| self.log.append(LogSource::Stdout, text);
-        let imported = self.context.buildah.import(session, &self.work, &tar, (name, version), log).await;
-        Ok(imported.map_err(|error| own_failure(step, error, false))?)
-    }
-
-    fn container_failure(&self, error: BuildahError, transcript: &Transcript, plan: &Plan) -> BuildError {
+    fn container_failure(&self, error: BuildKitError, transcript: &Transcript, plan: &Plan) -> BuildError {
         let step = BuildStep::Container;
         match error {
-            BuildahError::Failed(_) if transcript.disk_was_full() => BuildError::disk_full(step),
-            BuildahError::Failed(_) if transcript.stopped_at_from() && !plan.remote_images.is_empty() => {
+            BuildKitError::Failed(_) if transcript.disk_was_full() => BuildError::disk_full(step),
+            BuildKitError::Failed(_) if transcript.stopped_at_from() && !plan.remote_images.is_empty() => {
                 let bases: BTreeMap<String, Vec<u64>> =
-                    plan.local_bases.iter().map(|(name, version)| (name.clone(), vec![*version])).collect();
+                    plan.bases.iter().map(|base| (base.name.clone(), vec![base.version])).collect();
                 let local = if bases.is_empty() { self.bases_hint() } else { Bases(bases).sentence() };
                 let sentence = format!(
                     "The image '{}' of a FROM line could not be pulled from its registry ({}). {local}",
@@ -117,11 +120,19 @@ impl Job {
                 );
                 BuildError::new(step, Reason::BaseImageNotFound, sentence)
             }
-            BuildahError::Failed(_) => {
+            BuildKitError::Failed(_) => {
                 BuildError::new(step, Reason::ContainerBuildFailed, transcript.sentence())
             }
-            BuildahError::Timeout(limit) => Self::timed_out(step, limit),
-            other => own_failure(step, other, false),
+            BuildKitError::OutOfMemory(bytes) => {
+                let why = format!(
+                    "{} It ran out of the {} MiB of memory that a build has.",
+                    transcript.sentence(),
+                    bytes >> 20
+                );
+                BuildError::new(step, Reason::ContainerBuildFailed, why)
+            }
+            BuildKitError::Timeout(limit) => Self::timed_out(step, limit),
+            other => own_failure(step, other),
         }
     }
 
@@ -134,27 +145,27 @@ impl Job {
     }
 
     /// Makes the disk, reads how the app starts, and uploads the disk.
-    pub(super) async fn disk(&mut self, image: &str) -> Result<Prepared, StepError> {
+    pub(super) async fn disk(&mut self) -> Result<Prepared, StepError> {
         let step = BuildStep::Disk;
         let memory = self.version.configuration.as_ref().and_then(|c| c.resources).unwrap_or_default();
         let class = MemoryClass::of(memory.minimum_memory_mib)
             .ok_or_else(|| BuildError::internal(step, "the version has no memory class"))?;
         let mut full = false;
         let line = |text: String| {
-            if text.contains("Could not allocate block") {
-                full = true;
-            }
+            full |= ["Could not allocate block", "Could not allocate inode", "too many inodes"]
+                .iter()
+                .any(|what| text.contains(what));
             self.log.append(LogSource::Stdout, text);
         };
         let session = self.session.as_ref().expect("a container build has a session");
-        let made = self.context.buildah.disk(session, &self.work, image, class.disk_bytes, line).await;
+        let made = self.context.buildkit.disk(session, &self.work, class.disk_bytes, line).await;
         let disk = made.map_err(|error| {
             if full {
                 let gib = class.disk_bytes >> 30;
                 let text = format!("The image needs more than the {gib} GiB disk of its memory class.");
                 return BuildError::new(step, Reason::DiskStorageFull, text);
             }
-            own_failure(step, error, true)
+            own_failure(step, error)
         })?;
         let app = app::read(&disk.configuration).map_err(|error| {
             let reason = match error {
@@ -207,14 +218,14 @@ impl Job {
 }
 
 /// A failure of a step that is ours, not the user's.
-fn own_failure(step: BuildStep, error: BuildahError, in_disk: bool) -> BuildError {
+fn own_failure(step: BuildStep, error: BuildKitError) -> BuildError {
     match error {
-        BuildahError::DiskFull => BuildError::disk_full(step),
-        BuildahError::Io(error) => BuildError::io(step, "cannot run buildah", &error),
-        BuildahError::Timeout(limit) => Job::timed_out(step, limit),
-        BuildahError::Failed(status) => {
-            let what = if in_disk { "making the disk" } else { "importing the base image" };
-            BuildError::internal(step, format!("{what} ended with {status}"))
+        BuildKitError::DiskFull => BuildError::disk_full(step),
+        BuildKitError::Io(error) => BuildError::io(step, "cannot build", &error),
+        BuildKitError::Timeout(limit) => Job::timed_out(step, limit),
+        BuildKitError::OutOfMemory(_) => BuildError::internal(step, "making the disk ran out of memory"),
+        BuildKitError::Failed(status) => {
+            BuildError::internal(step, format!("making the disk ended with {status}"))
         }
     }
 }

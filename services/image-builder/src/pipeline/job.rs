@@ -11,7 +11,7 @@ use records::{Committed, Lease};
 use tokio::task::JoinHandle;
 
 use super::{BuildLease, Context, StepError, remove_work};
-use crate::adapters::buildah::Session;
+use crate::adapters::buildkit::Session;
 use crate::adapters::catalog::{Change, QueueEntry, Record};
 use crate::adapters::layout::Work;
 use crate::domain::build_error::{BuildError, Reason};
@@ -92,9 +92,9 @@ impl Job {
         self.enter(BuildStep::Unpack).await?;
         self.unpack().await?;
         self.enter(BuildStep::Container).await?;
-        let image = self.container().await?;
+        self.container().await?;
         self.enter(BuildStep::Disk).await?;
-        let disk = self.disk(&image).await?;
+        let disk = self.disk().await?;
         self.enter(BuildStep::Bake).await?;
         let baked = self.bake(&disk).await?;
         self.enter(BuildStep::Publish).await?;
@@ -176,7 +176,7 @@ impl Job {
         let (context, name) = (Arc::clone(&self.context), self.entry.build_id.clone());
         let opening = self.opening.insert(tokio::spawn(async move {
             let network = context.networks.create().await?;
-            Ok(context.buildah.session(Some(network), &name).await)
+            context.buildkit.session(network, &name, &context.config.account).await
         }));
         let opened = opening.await;
         self.opening = None;
@@ -191,10 +191,8 @@ impl Job {
         {
             self.session = Some(session);
         }
-        if let Some(session) = self.session.take()
-            && let Some(network) = session.close().await
-        {
-            self.context.networks.remove(network).await;
+        if let Some(session) = self.session.take() {
+            self.context.networks.remove(session.close().await).await;
         }
         remove_work(self.work.clone(), &self.entry.build_id).await;
     }

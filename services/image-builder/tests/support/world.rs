@@ -72,6 +72,9 @@ impl World {
         settings.s3.access_key_id = s3.access_key_id;
         settings.s3.secret_access_key = s3.secret_access_key.map(settings::Secret::new);
         settings.build.sandbox_program = Some(env!("CARGO_BIN_EXE_torpor-image-builder").into());
+        if let Some(toolbox) = std::env::var_os("TORPOR_TEST_TOOLBOX") {
+            settings.build.toolbox = toolbox.into();
+        }
         settings.build.lease_seconds = 2;
         settings.bake.placement_seconds = 5;
         settings

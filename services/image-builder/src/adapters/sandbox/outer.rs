@@ -10,7 +10,7 @@ use std::process::{Command, ExitStatus, Stdio};
 
 use nix::sched::{CloneFlags, setns, unshare};
 
-use super::{EXIT_BROKEN, IDS, INNER, Spec, root};
+use super::{EXIT_BROKEN, HIGH_IDS, IDS, INNER, Spec, root};
 
 pub(super) fn run() -> io::Result<i32> {
     let mut input = io::stdin().lock();
@@ -41,7 +41,7 @@ fn start_inner(spec: &Spec, text: &str) -> io::Result<std::process::Child> {
     let child =
         Command::new("/proc/self/exe").arg(INNER).stdin(Stdio::from(OwnedFd::from(theirs))).spawn()?;
     expect(&mut ours, b'u')?;
-    let map = format!("0 {} {IDS}\n", spec.uid_base);
+    let map = format!("0 {} {IDS}\n{IDS} {} {}\n", spec.uid_base, HIGH_IDS + IDS, u32::MAX - HIGH_IDS - IDS);
     std::fs::write(format!("/proc/{}/uid_map", child.id()), &map)?;
     std::fs::write(format!("/proc/{}/gid_map", child.id()), &map)?;
     ours.write_all(b"m")?;

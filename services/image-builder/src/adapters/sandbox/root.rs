@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{PermissionsExt as _, symlink};
 use std::path::Path;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
@@ -10,27 +10,24 @@ use nix::unistd::{chdir, pivot_root};
 
 use super::{Bind, IDS, Spec};
 
-/// Parts of `/etc` that programs need and that hold no secrets.
-const ETC: [&str; 14] = [
+/// Parts of the toolbox's `/etc` that programs need.
+const ETC: [&str; 10] = [
     "alternatives",
     "ca-certificates",
-    "containers",
-    "gai.conf",
     "group",
-    "host.conf",
     "ld.so.cache",
-    "localtime",
-    "mime.types",
     "mke2fs.conf",
     "nsswitch.conf",
     "passwd",
+    "protocols",
     "services",
     "ssl",
 ];
 /// What else of the system is needed, as links or directories.
 const SYSTEM: [&str; 6] = ["bin", "sbin", "lib", "lib32", "lib64", "libx32"];
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
-const DIRECTORIES: [&str; 9] = ["etc", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "root"];
+const DIRECTORIES: [&str; 11] =
+    ["etc", "mnt", "opt", "proc", "sys", "dev", "run", "tmp", "var", "var/tmp", "root"];
 /// The root holds little: what is large is bound into it.
 const ROOT_OPTIONS: &str = "mode=755,size=256m,nr_inodes=100k";
 
@@ -46,19 +43,26 @@ pub(super) fn enter(spec: &Spec) -> io::Result<()> {
         make_directory(&root.join(directory), spec.uid_base)?;
     }
     for name in SYSTEM {
-        let place = Path::new("/").join(name);
-        match fs::read_link(&place) {
+        let (source, place) = (spec.toolbox.join(name), Path::new("/").join(name));
+        match fs::read_link(&source) {
             Ok(target) => symlink(target, root.join(name))?,
-            Err(_) if place.is_dir() => bind(root, &Bind::read_only(&place, &place), spec.uid_base)?,
+            Err(_) if source.is_dir() => bind(root, &Bind::read_only(source, place), spec.uid_base)?,
             Err(_) => {}
         }
     }
-    bind(root, &Bind::read_only("/usr", "/usr"), spec.uid_base)?;
+    bind(root, &Bind::read_only(spec.toolbox.join("usr"), "/usr"), spec.uid_base)?;
     for name in ETC {
-        let place = Path::new("/etc").join(name);
-        if place.exists() {
-            bind(root, &Bind::read_only(&place, &place), spec.uid_base)?;
+        let (source, place) = (spec.toolbox.join("etc").join(name), Path::new("/etc").join(name));
+        if source.exists() {
+            bind(root, &Bind::read_only(source, place), spec.uid_base)?;
         }
+    }
+    symlink("/run", root.join("var/run"))?;
+    for (path, (text, is_program)) in &spec.files {
+        let place = root.join(path.strip_prefix("/").unwrap_or(path));
+        make_directory(place.parent().unwrap_or(root), spec.uid_base)?;
+        fs::write(&place, text)?;
+        fs::set_permissions(&place, fs::Permissions::from_mode(if *is_program { 0o755 } else { 0o644 }))?;
     }
     let resolvers: String = spec.resolvers.iter().map(|address| format!("nameserver {address}\n")).collect();
     fs::write(root.join("etc/resolv.conf"), resolvers)?;
@@ -71,6 +75,8 @@ pub(super) fn enter(spec: &Spec) -> io::Result<()> {
     // A full view of proc and sys is what lets the next stages mount their own.
     plain("proc", &root.join("proc"), "proc", locked_down, None)?;
     plain("sysfs", &root.join("sys"), "sysfs", locked_down | MsFlags::MS_RDONLY, None)?;
+    // Steps are bounded by the build's control groups, from outside: nobody makes groups in here.
+    plain("tmpfs", &root.join("sys/fs/cgroup"), "tmpfs", locked_down | MsFlags::MS_RDONLY, Some("size=4k"))?;
     for wanted in &spec.binds {
         bind(root, wanted, spec.uid_base)?;
     }
