@@ -1,7 +1,7 @@
 //! Makes base images from Debian's packages with mmdebstrap.
 //!
 //! The packages come from where the build machine's own apt takes them, so a mirror configured there is used
-//! here too. The result is a tar of a minimal system; RUN steps that use apt find the same sources in it.
+//! here too, for its own release as well as for others. The result is a tar of a minimal system; RUN steps that use apt find the same sources in it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -21,8 +21,10 @@ pub struct Recipe {
     packages: &'static str,
 }
 
-pub const RECIPES: [Recipe; 1] =
-    [Recipe { name: "debian-12", suite: "bookworm", packages: "ca-certificates" }];
+pub const RECIPES: [Recipe; 2] = [
+    Recipe { name: "debian-12", suite: "bookworm", packages: "ca-certificates" },
+    Recipe { name: "debian-13", suite: "trixie", packages: "ca-certificates" },
+];
 
 const TIMEOUT: Duration = Duration::from_secs(600);
 /// Compression of the stored tar: bases are read rarely and kept long.
@@ -52,11 +54,14 @@ pub async fn make(recipe: Recipe, directory: &Path, line: impl FnMut(String)) ->
         .arg("--dpkgopt=path-exclude=/usr/share/locale/*")
         .arg("--dpkgopt=path-exclude=/usr/share/doc/*")
         .arg("--dpkgopt=path-include=/usr/share/doc/*/copyright")
+        // Packages put links where manual pages would be, which are left out.
+        .arg("--customize-hook=for section in 1 2 3 4 5 6 7 8; do mkdir -p \"$1/usr/share/man/man$section\"; done")
         // These name the build machine; a guest gets its own.
         .arg("--customize-hook=rm -f \"$1\"/etc/resolv.conf \"$1\"/etc/hostname")
         .arg(recipe.suite)
         .arg(&tar)
         .args(sources(Path::new(APT_DIRECTORY), recipe.suite))
+        .args(mirrors(Path::new(APT_DIRECTORY), &own_suite(), recipe.suite))
         .env("TMPDIR", directory);
     match tokio::time::timeout(TIMEOUT, stream(command, line)).await {
         Ok(result) => result?,
@@ -105,6 +110,35 @@ pub fn digest(path: &Path) -> io::Result<String> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
+/// Name of this machine's own release.
+fn own_suite() -> String {
+    let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+    let name = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
+    name.unwrap_or_default().trim_matches('"').to_owned()
+}
+
+/// Sources of `suite` from the mirrors that the machine has its own release from, where no list has `suite` itself; none
+/// means mmdebstrap's default.
+fn mirrors(apt: &Path, own: &str, suite: &str) -> Vec<String> {
+    if own.is_empty() || !sources(apt, suite).is_empty() {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for part in ["", "-security"] {
+        let own = format!("{own}{part}");
+        for list in sources(apt, &own) {
+            let text = std::fs::read_to_string(list).unwrap_or_default();
+            let lines = text.lines().filter(|line| one_line_has(line, &own));
+            let stanzas = text.split("\n\n").filter(|stanza| stanza_has(stanza, &own));
+            let mut words = lines.chain(stanzas).flat_map(str::split_whitespace);
+            let uri = words.find(|word| word.starts_with("http://") || word.starts_with("https://"));
+            found.extend(uri.map(|uri| format!("deb {uri} {suite}{part} main")));
+        }
+    }
+    found.dedup();
+    found
+}
+
 /// The machine's own source lists that have `suite`; none means mmdebstrap's default.
 fn sources(apt: &Path, suite: &str) -> Vec<PathBuf> {
     let mut candidates = vec![apt.join("sources.list")];
@@ -142,6 +176,24 @@ fn stanza_has(stanza: &str, suite: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn other_releases_come_from_the_mirrors_of_the_machines_own() {
+        let apt = tempfile::tempdir().unwrap();
+        let parts = apt.path().join("sources.list.d");
+        std::fs::create_dir(&parts).unwrap();
+        let stanzas = "# http://old/debian\nTypes: deb\nURIs: http://a/debian\nSuites: bookworm bookworm-updates\nComponents: main\n\n\
+                       Types: deb\nURIs: https://a/security http://b\nSuites: bookworm-security\nComponents: main\n";
+        std::fs::write(parts.join("d.sources"), stanzas).unwrap();
+        std::fs::write(parts.join("other.list"), "deb https://c bookworm other\n").unwrap();
+        let found = |suite: &str| mirrors(apt.path(), "bookworm", suite);
+        assert_eq!(
+            found("trixie"),
+            ["deb http://a/debian trixie main", "deb https://a/security trixie-security main"]
+        );
+        assert!(found("bookworm").is_empty(), "its own lists are used");
+        assert!(mirrors(apt.path(), "", "trixie").is_empty());
+    }
 
     #[test]
     fn only_lists_with_the_suite_are_used() {

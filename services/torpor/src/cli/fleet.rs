@@ -19,9 +19,9 @@ Examples:
   torpor up --set scheduler.limits.idle_min_seconds=5
                                                a setting of one service
 
-What it needs: root, Debian's packages (deploy/packages installs them) and the
-guest bundle (deploy/guest-bundle makes it). Everything it keeps is in the data
-directory; torpor down leaves it there, and the next up wakes what slept.")]
+What it needs: root, Debian's packages (deploy/packages installs them), the guest
+bundle (deploy/guest-bundle makes it) and the toolbox that images are built in
+(deploy/toolbox makes it). Everything it keeps is in the data directory; torpor down leaves it there, and the next up wakes what slept.")]
 pub struct Up {
     /// Number of host-agents, each with its own data directory; 0 for a fleet whose
     /// hosts are elsewhere or simulated (loadtest api).
@@ -67,6 +67,9 @@ pub struct Up {
     /// Guest bundle (kernel and initramfs); default: bundle in the data directory.
     #[arg(long, value_name = "DIR", env = "TORPOR_GUEST_BUNDLE")]
     pub bundle: Option<PathBuf>,
+    /// Toolbox (the root file system that images are built in); default: toolbox in the data directory.
+    #[arg(long, value_name = "DIR", env = "TORPOR_TOOLBOX")]
+    pub toolbox: Option<PathBuf>,
     /// Largest size of each host's disk where one has to be made, in GiB.
     #[arg(long, value_name = "GIB", default_value_t = 48, value_parser = clap::value_parser!(u64).range(2..=65_536))]
     pub host_disk: u64,

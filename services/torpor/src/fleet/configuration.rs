@@ -160,6 +160,7 @@ fn image_builder(plan: &Plan, keys: &S3Credentials, number: u16) -> Table {
         "artifact_bucket" = client::ARTIFACT_BUCKET,
         "account" = ACCOUNT,
         "schedulers" = plan.schedulers(),
+        "build" = table! { "toolbox" = text(&plan.toolbox) },
         "s3" = s3(plan, keys),
     };
     service(plan, Role::ImageBuilder, number, own)

@@ -55,12 +55,18 @@ pub struct Plan {
     pub port_offset: u16,
     pub domain: String,
     pub bundle: PathBuf,
+    pub toolbox: PathBuf,
     pub binaries: PathBuf,
     pub host_disk_bytes: u64,
     /// Settings of services: (service, "key=value").
     pub settings: Vec<(String, String)>,
     /// Only these components; empty means all.
     pub only: Vec<String>,
+}
+
+/// The directory that was given, or the one of this name in the data directory.
+fn given(directory: Option<&Path>, data_dir: &Path, name: &str) -> std::io::Result<PathBuf> {
+    directory.map_or_else(|| Ok(data_dir.join(name)), std::path::absolute)
 }
 
 impl Plan {
@@ -91,10 +97,8 @@ impl Plan {
             region: arguments.region.clone(),
             port_offset: offset,
             domain: arguments.domain.clone(),
-            bundle: match &arguments.bundle {
-                Some(path) => std::path::absolute(path)?,
-                None => data_dir.join("bundle"),
-            },
+            bundle: given(arguments.bundle.as_deref(), data_dir, "bundle")?,
+            toolbox: given(arguments.toolbox.as_deref(), data_dir, "toolbox")?,
             binaries,
             host_disk_bytes: arguments.host_disk << 30,
             settings,

@@ -10,7 +10,7 @@ use super::plan::Plan;
 use crate::error::{CliError, Kind};
 
 /// Programs of Debian's that the fleet runs: (component, program, package).
-const PROGRAMS: [(&str, &str, &str); 10] = [
+const PROGRAMS: [(&str, &str, &str); 8] = [
     ("etcd", "etcd", "etcd-server"),
     ("host-agent-1", "qemu-system-x86_64", "qemu-system-x86"),
     ("host-agent-1", "nft", "nftables"),
@@ -18,13 +18,13 @@ const PROGRAMS: [(&str, &str, &str); 10] = [
     ("host-agent-1", "mkfs.xfs", "xfsprogs"),
     ("host-agent-1", "mount", "mount"),
     ("host-agent-1", "losetup", "mount"),
-    ("image-builder", "buildah", "buildah"),
     ("image-builder", "mmdebstrap", "mmdebstrap"),
-    ("image-builder", "mke2fs", "e2fsprogs"),
 ];
 
 /// Files a guest bundle must have.
 const BUNDLE_MANIFEST: &str = "manifest.json";
+/// And a toolbox.
+const TOOLBOX_VERSION: &str = "version";
 
 /// Finds a program on the path, or where Debian keeps those for root.
 pub fn find(program: &str) -> Option<PathBuf> {
@@ -46,6 +46,10 @@ pub fn check(plan: &Plan) -> Result<(), CliError> {
     if plan.wants("host-agent-1") && !plan.bundle.join(BUNDLE_MANIFEST).is_file() {
         return Err(CliError::failed(format!("no guest bundle in {}", plan.bundle.display()))
             .next(format!("make it: deploy/guest-bundle {}", plan.bundle.display())));
+    }
+    if plan.wants("image-builder") && !plan.toolbox.join(TOOLBOX_VERSION).is_file() {
+        return Err(CliError::failed(format!("no toolbox in {}", plan.toolbox.display()))
+            .next(format!("make it: deploy/toolbox {}", plan.toolbox.display())));
     }
     check_reachable(&plan.data_dir)
 }

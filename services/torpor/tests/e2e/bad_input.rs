@@ -102,13 +102,15 @@ async fn dockerfiles_that_fail_say_where() {
     let fleet = World::open();
     let failing =
         "FROM debian-12\nRUN echo before the failure\nRUN echo broken >&2 && false\nCMD [\"true\"]\n";
-    let built = refused(&fleet, "e2e-failing", zip_with(failing), "CONTAINER_BUILD_FAILED", "step 3/4").await;
+    let built =
+        refused(&fleet, "e2e-failing", zip_with(failing), "CONTAINER_BUILD_FAILED", "line 3, step 3/3").await;
     assert!(built.log.contains("before the failure") && built.log.contains("broken"), "{}", built.log);
     let unknown = "FROM no-such-base\nCMD [\"true\"]\n";
     let built = refused(&fleet, "e2e-base", zip_with(unknown), "BASE_IMAGE_NOT_FOUND", "no-such-base").await;
     assert!(built.log.contains("debian-12"), "the log lists the bases there are:\n{}", built.log);
     let flood = "FROM debian-12\nRUN timeout 3 yes 0123456789012345678901234567890123456789012345678901234567890 ; false\nCMD [\"true\"]\n";
-    let built = refused(&fleet, "e2e-flood", zip_with(flood), "CONTAINER_BUILD_FAILED", "step 2/3").await;
+    let built =
+        refused(&fleet, "e2e-flood", zip_with(flood), "CONTAINER_BUILD_FAILED", "line 2, step 2/2").await;
     assert!(built.log.len() < 80 << 20, "{} bytes of log", built.log.len());
     // The base's own command is a shell, which has nothing to read.
     let no_command = "FROM debian-12\n";
