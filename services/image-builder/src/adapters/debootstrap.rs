@@ -130,7 +130,9 @@ fn mirrors(apt: &Path, own: &str, suite: &str) -> Vec<String> {
             let text = std::fs::read_to_string(list).unwrap_or_default();
             let lines = text.lines().filter(|line| one_line_has(line, &own));
             let stanzas = text.split("\n\n").filter(|stanza| stanza_has(stanza, &own));
-            let mut words = lines.chain(stanzas).flat_map(str::split_whitespace);
+            let said =
+                lines.chain(stanzas).flat_map(str::lines).filter(|line| !line.trim_start().starts_with('#'));
+            let mut words = said.flat_map(str::split_whitespace);
             let uri = words.find(|word| word.starts_with("http://") || word.starts_with("https://"));
             found.extend(uri.map(|uri| format!("deb {uri} {suite}{part} main")));
         }
