@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used)] // a test that cannot go on ends
 
+mod dockerfiles;
 mod failing;
 mod machine;
 mod neighbour;

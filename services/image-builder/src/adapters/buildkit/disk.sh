@@ -1,7 +1,8 @@
 # Makes /build/shared/disk.ext4 from the image that build.sh has left. Arguments: KiB of the disk.
 #
-# The layers are mounted as one tree, with a layer of ours on top, by the short names that the daemon keeps for that: what mount
-# takes is bounded by a page.
+# The layers are mounted as one tree, with a layer of ours on top, by the short names that the daemon keeps for that: what the
+# kernel takes is bounded by a page, in one call (in calls for each option, by 256 bytes).
+export LIBMOUNT_FORCE_MOUNT2=always
 out=/build/shared
 layers=$(jq -r '.GraphDriver.Data | .UpperDir, ((.LowerDir // "") | split(":")[]) | select(. != "")' $out/image.json)
 cd /cache/docker/overlay2
