@@ -25,6 +25,7 @@ pub mod enter;
 mod environment;
 pub mod init;
 pub mod logs;
+mod program;
 mod user;
 mod view;
 

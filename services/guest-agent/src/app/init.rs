@@ -11,6 +11,7 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::{FromRawFd as _, OwnedFd};
 use std::os::unix::fs::fchown;
+use std::path::Path;
 use std::process::ExitCode;
 
 use api::guest::v1::StartAppRequest;
@@ -22,7 +23,7 @@ use nix::sys::stat::{Mode, umask};
 use nix::unistd::{Gid, Uid, chdir, dup2_stdin, execve, setgid, setgroups, setsid, setuid};
 use prost::Message as _;
 
-use super::{capabilities, environment, user, view};
+use super::{capabilities, environment, program, user, view};
 use crate::boot::mounts::APP_CGROUP;
 
 /// Open files of the app, soft and hard: Docker's default.
@@ -124,17 +125,22 @@ fn run(request: &StartAppRequest, user: &user::User) -> Result<Infallible, Strin
     let environment = environment::complete(&request.environment, &user.home);
     let argv = strings(&request.argv)?;
     let envp = strings(&environment)?;
-    let program = request.argv.first().ok_or("argv names no program")?;
+    let asked = request.argv.first().ok_or("argv names no program")?;
     let mut last = Errno::ENOENT;
-    for candidate in environment::candidates(program, &environment) {
-        let path = CString::new(candidate).map_err(reason("program"))?;
-        match execve(&path, &argv, &envp) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+    let mut explained = None;
+    for candidate in environment::candidates(asked, &environment) {
+        let path = CString::new(candidate.as_str()).map_err(reason("program"))?;
+        let Err(error) = execve(&path, &argv, &envp);
+        explained = explained.or_else(|| program::explain(Path::new(&candidate), error));
+        match error {
+            Errno::ENOENT | Errno::ENOTDIR => {}
             // Keep looking, but say so if nothing else is found.
-            Err(Errno::EACCES) => last = Errno::EACCES,
-            Err(error) => return Err(format!("run {program:?}: {error}")),
-            Ok(never) => return Ok(never),
+            Errno::EACCES => last = Errno::EACCES,
+            other => {
+                last = other;
+                break;
+            }
         }
     }
-    Err(format!("run {program:?}: {last}"))
+    Err(format!("run {asked:?}: {}", explained.unwrap_or_else(|| last.to_string())))
 }
