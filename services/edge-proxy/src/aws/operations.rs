@@ -83,10 +83,10 @@ macro_rules! table {
 
 // Operation: what it is about, [what it hands on], rate, translation.
 table! {
-    CreateMicrovmImage: NewImage, [BuildRole Egress], changes, unary!(images.create_image, images::create => images::created);
+    CreateMicrovmImage: NewImage, [BuildRole Artifact Egress], changes, unary!(images.create_image, images::create => images::created);
     GetMicrovmImage: Image, [], other, unary!(images.get_image, images::get => images::found, image);
     ListMicrovmImages: Everything, [], other, unary!(images.list_images, images::list => images::listed);
-    UpdateMicrovmImage: Image, [BuildRole Egress], changes, unary!(images.update_image, images::update => images::updated);
+    UpdateMicrovmImage: Image, [BuildRole Artifact Egress], changes, unary!(images.update_image, images::update => images::updated);
     DeleteMicrovmImage: Image, [], changes, unary!(images.delete_image, images::delete => images::deleted, image);
     GetMicrovmImageVersion: Image, [], other, unary!(images.get_image_version, versions::get => versions::found, version);
     ListMicrovmImageVersions: Image, [], other, unary!(images.list_image_versions, versions::list => versions::listed);

@@ -1,5 +1,6 @@
-//! What a request needs to be allowed: its own action on its resource, and the right to hand on each role and connector
-//! that it names. Which these are is in the operations' table.
+//! What a request needs to be allowed: its own action on its resource, the right to hand on each role and connector
+//! that it names, and the right to read the artifact, which is fetched for it with credentials that are not its caller's. Which
+//! these are is in the operations' table.
 
 pub(crate) mod aliases;
 pub(crate) mod policy;
@@ -13,6 +14,7 @@ use crate::aws::account::{Account, Kind, clip};
 
 const PASS_ROLE: &str = "iam:PassRole";
 const PASS_CONNECTOR: &str = "lambda:PassNetworkConnector";
+const GET_OBJECT: &str = "s3:GetObject";
 const UPDATE_CONNECTOR: &str = "lambda:UpdateNetworkConnector";
 /// Tags of a connector that begin so decide what its microVMs reach: to change them is to change the connector.
 const RULE_TAG_PREFIX: &str = "torpor:";
@@ -66,6 +68,8 @@ pub(crate) enum Pass {
     BuildRole,
     ExecutionRole,
     OperatorRole,
+    /// The object in S3 that an image is built from.
+    Artifact,
     /// The ingress connectors, or the default.
     Ingress,
     /// The egress connectors, or the default.
@@ -80,7 +84,9 @@ impl Pass {
         match self {
             Self::Ingress => Some(("ingressNetworkConnectors", ManagedConnector::HttpIngress)),
             Self::Egress => Some(("egressNetworkConnectors", ManagedConnector::InternetEgress)),
-            Self::BuildRole | Self::ExecutionRole | Self::OperatorRole | Self::RuleTags => None,
+            Self::BuildRole | Self::ExecutionRole | Self::OperatorRole | Self::Artifact | Self::RuleTags => {
+                None
+            }
         }
     }
 
@@ -97,6 +103,12 @@ impl Pass {
             Self::BuildRole => role("buildRoleArn"),
             Self::ExecutionRole => role("executionRoleArn"),
             Self::OperatorRole => role("OperatorRole"),
+            Self::Artifact => {
+                let uri = members.structure("codeArtifact").and_then(|artifact| artifact.text("uri"));
+                // One of another form is refused as such.
+                let object = uri.and_then(|uri| uri.strip_prefix("s3://"));
+                object.map_or(Ok(()), |object| ask(GET_OBJECT, &format!("arn:aws:s3:::{object}")))
+            }
             Self::RuleTags if changes_rules(members, resource) => ask(UPDATE_CONNECTOR, resource),
             Self::RuleTags => Ok(()),
             Self::Ingress | Self::Egress => {
@@ -296,6 +308,28 @@ mod tests {
         let long = json!({"name": "x".repeat(1 << 20)});
         let told = refused(CreateMicrovmImage, long, everything).unwrap();
         assert!(told.len() < 2 * ECHO_BYTES_MAX);
+    }
+
+    #[test]
+    fn an_image_is_built_from_what_its_caller_may_read() {
+        let own = [("lambda:*", "*"), ("s3:GetObject", "arn:aws:s3:::artifacts/team-a/*")];
+        for operation in [CreateMicrovmImage, UpdateMicrovmImage] {
+            let request =
+                |uri: &str| json!({"name": "app", "imageIdentifier": "app", "codeArtifact": {"uri": uri}});
+            assert_eq!(refused(operation, request("s3://artifacts/team-a/app.zip"), Some(&own)), None);
+            let told = refused(operation, request("s3://artifacts/team-b/app.zip"), Some(&own));
+            assert_eq!(
+                told.as_deref(),
+                Some("s3:GetObject on resource: arn:aws:s3:::artifacts/team-b/app.zip")
+            );
+            assert_eq!(
+                refused(operation, request("s3://artifacts/team-b/app.zip"), None),
+                None,
+                "no policy, no limit"
+            );
+            // What is no address in S3 is for the validation to refuse.
+            assert_eq!(refused(operation, request("https://elsewhere"), Some(&own)), None);
+        }
     }
 
     #[test]

@@ -34,6 +34,8 @@ pub struct Offer<'a> {
     pub architectures: &'a [Architecture],
     /// Memory of a request that names none, in MiB.
     pub memory_default_mib: u32,
+    /// Buckets of the fleet's own, from which nothing is built: what they hold is others'.
+    pub own_buckets: [&'a str; 2],
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +65,16 @@ pub fn complete(
 ) -> ImageConfiguration {
     let mut given = configuration.unwrap_or_default();
     let uri = given.code_artifact.as_ref().map_or("", |artifact| artifact.uri.as_str());
-    violations.check(S3Uri::parse(uri).is_some(), "codeArtifact.uri", "must have the form 's3://bucket/key'");
+    let place = S3Uri::parse(uri);
+    violations.check(place.is_some(), "codeArtifact.uri", "must have the form 's3://bucket/key'");
+    if let Some(S3Uri { bucket, .. }) = place {
+        let is_own = offer.own_buckets.contains(&bucket.as_str());
+        violations.check(
+            !is_own,
+            "codeArtifact.uri",
+            format!("must not name the fleet's own bucket '{bucket}'"),
+        );
+    }
     base::complete(&mut given, offer, violations);
     sizes(&mut given, offer, violations);
     environment::check(&given.environment_variables, violations);

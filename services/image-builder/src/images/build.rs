@@ -84,6 +84,7 @@ impl Images {
             default_base: &self.config.build.default_base_image,
             architectures: &architectures,
             memory_default_mib: self.config.bake.memory_default_mib,
+            own_buckets: [&self.config.snapshot_bucket, &self.config.log_bucket],
         };
         let complete = configuration::complete(request.configuration.clone(), &offer, &mut violations);
         configuration::check_tags(&request.tags, &mut violations);

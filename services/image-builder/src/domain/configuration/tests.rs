@@ -22,6 +22,7 @@ fn completed(configuration: ImageConfiguration) -> (ImageConfiguration, Vec<(Str
         default_base: "debian-12",
         architectures: &[Architecture::X8664],
         memory_default_mib: 512,
+        own_buckets: ["torpor-snapshots", "torpor-logs"],
     };
     let mut violations = Violations::default();
     let complete = complete(Some(configuration), &offer, &mut violations);
@@ -92,6 +93,9 @@ fn both_sides_of_every_rule() {
         );
     }
     check(|c| c.code_artifact = None, &[("codeArtifact.uri", "")]);
+    let own = "s3://torpor-snapshots/microvms/other/memory";
+    let named = "must not name the fleet's own bucket 'torpor-snapshots'";
+    check(|c| c.code_artifact = Some(CodeArtifact { uri: own.to_owned() }), &[("codeArtifact.uri", named)]);
     let base = "baseImageArn";
     let unknown = "No managed MicroVM Image with arn debian-12 and version 999 is available";
     check(|c| c.base_image_version = "999".to_owned(), &[(base, unknown)]);
