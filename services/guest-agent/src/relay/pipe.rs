@@ -20,9 +20,9 @@ pub struct Pipe {
 /// What it means when the output fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refusal {
-    /// The connection is over.
+    /// The host's end: the connection is over.
     Ends,
-    /// The other end reads no more and may still have something to say: what comes is thrown away until it has.
+    /// The app's end: it reads no more and may still have something to say. What comes is thrown away until it has.
     Discards,
 }
 
@@ -57,7 +57,8 @@ impl Pipe {
                     self.shut = true;
                     return Ok(());
                 }
-                match not_blocked(from.read(&mut self.buffer))? {
+                let read = from.read(&mut self.buffer);
+                match not_blocked(self.end_of(read))? {
                     None => return Ok(()),
                     Some(count) => {
                         (self.start, self.end) = (0, count);
@@ -74,6 +75,17 @@ impl Pipe {
             }
         }
         Ok(())
+    }
+
+    /// An app that closes without having read everything resets its connection, behind its answer. Whether that is met here or by
+    /// the direction that writes to it is a matter of moments, and both mean the end of what it says.
+    fn end_of(&self, read: io::Result<usize>) -> io::Result<usize> {
+        match read {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.refusal == Refusal::Ends => {
+                Ok(0)
+            }
+            other => other,
+        }
     }
 
     /// What the output says; `None` when it takes no more and that is no reason to end.

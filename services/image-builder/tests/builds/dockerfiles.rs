@@ -159,11 +159,11 @@ fn bad() -> Vec<Bad> {
             (
                 "in-a-stage",
                 one(
-                    "FROM debian-12 AS tests\nRUN echo first\nRUN echo 3 of 4 passed; echo >&2 one failed; exit 7\nFROM debian-12\n\
+                    "FROM debian-12 AS tests\nRUN echo first\nRUN echo 3 of 4 passed; echo one failed; exit 7\nFROM debian-12\n\
                  COPY --from=tests /x /x\n",
                 ),
             ),
-            "line 3, step 3/3 of stage tests: RUN echo 3 of 4 passed; echo >&2 one failed; exit 7 (exit code 7). It said last: 3 of 4 \
+            "line 3, step 3/3 of stage tests: RUN echo 3 of 4 passed; echo one failed; exit 7 (exit code 7). It said last: 3 of 4 \
              passed / one failed",
         ),
     ]
