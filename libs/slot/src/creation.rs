@@ -7,9 +7,8 @@ use std::net::Ipv4Addr;
 use std::path::Path;
 use std::sync::Arc;
 
-use serde_json::Value;
-
 use model::Subnet;
+use serde_json::Value;
 
 use crate::command::{self, CommandError};
 use crate::error::Error;

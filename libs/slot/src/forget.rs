@@ -9,11 +9,10 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
+use model::Subnet;
 use rustix::net::{
     AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with, sockopt,
 };
-
-use model::Subnet;
 
 /// The kernel answers before the message has been sent; this is for a kernel in trouble.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);

@@ -1,7 +1,8 @@
 //! Makes base images from Debian's packages with mmdebstrap.
 //!
 //! The packages come from where the build machine's own apt takes them, so a mirror configured there is used
-//! here too, for its own release as well as for others. The result is a tar of a minimal system; RUN steps that use apt find the same sources in it.
+//! here too, for its own release as well as for others. The result is a tar of a minimal system; RUN steps that
+//! use apt find the same sources in it.
 
 use std::io;
 use std::path::{Path, PathBuf};

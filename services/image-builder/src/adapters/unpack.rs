@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _, PermissionsExt as _, fchown, lchown, symlink};
 use std::path::Path;
 
-use zip::read::ZipFile;
+use zip::read::ZipFileEntry;
 use zip::result::ZipError;
 use zip::{CompressionMethod, System, ZipArchive};
 
@@ -87,7 +87,7 @@ pub fn unpack(
     if zip.has_overlapping_files().map_err(broken)? {
         return Err(Refusal::Invalid("its entries overlap".to_owned()).into());
     }
-    let entries = plan(&mut zip, limits)?;
+    let entries = plan(&zip, limits)?;
     let mut bytes = 0;
     for Planned { index, path, kind, mode } in &entries {
         let mut entry = zip.by_index(*index).map_err(broken)?;
@@ -125,15 +125,15 @@ pub fn unpack(
     Ok(Unpacked { entries: entries.len(), bytes, left_out: zip.len() - entries.len() })
 }
 
-fn plan(zip: &mut ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<Planned>, Error> {
+fn plan(zip: &ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<Planned>, Error> {
     let mut names = Vec::with_capacity(zip.len());
     for index in 0..zip.len() {
-        names.push(name(&zip.by_index_raw(index).map_err(broken)?)?);
+        names.push(name(&zip.by_index_data(index).map_err(broken)?)?);
     }
     let mut checker = Checker::new(limits, Spelling::of(names.iter().map(String::as_str)));
     let mut entries = Vec::with_capacity(zip.len());
     for (index, name) in names.iter().enumerate() {
-        let entry = zip.by_index_raw(index).map_err(broken)?;
+        let entry = zip.by_index_data(index).map_err(broken)?;
         if entry.encrypted() {
             return Err(encrypted(name).into());
         }
@@ -156,7 +156,7 @@ fn plan(zip: &mut ZipArchive<File>, limits: &ArchiveSettings) -> Result<Vec<Plan
 }
 
 /// A name as its tool meant it: many write UTF-8 without the flag that says so.
-fn name(entry: &ZipFile<'_, File>) -> Result<String, Error> {
+fn name(entry: &ZipFileEntry<'_>) -> Result<String, Error> {
     match std::str::from_utf8(entry.name_raw()) {
         Ok(name) => Ok(name.to_owned()),
         Err(_) => Ok(entry.name().map_err(broken)?.into_owned()),
@@ -164,7 +164,7 @@ fn name(entry: &ZipFile<'_, File>) -> Result<String, Error> {
 }
 
 /// The Unix mode of an entry; none from a system that has none.
-fn unix_mode(entry: &ZipFile<'_, File>) -> Option<u32> {
+fn unix_mode(entry: &ZipFileEntry<'_>) -> Option<u32> {
     matches!(entry.system(), System::Unix | System::OsDarwin).then(|| entry.external_attributes() >> 16)
 }
 

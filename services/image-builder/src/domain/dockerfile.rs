@@ -342,14 +342,13 @@ struct From {
 
 impl From {
     fn read(instruction: &Instruction, arguments: &HashMap<String, String>) -> Result<Self, Refusal> {
-        let words: Vec<&str> = instruction.rest.split_whitespace().collect();
-        let flags: Vec<String> =
-            words.iter().take_while(|word| word.starts_with("--")).map(|word| (*word).to_owned()).collect();
-        let image = words.get(flags.len()).map(|word| expand(unquoted(word), arguments)).unwrap_or_default();
+        let flags: Vec<String> = instruction.flags().map(str::to_owned).collect();
+        let words: Vec<&str> = instruction.rest.split_whitespace().skip(flags.len()).collect();
+        let image = words.first().map(|word| expand(unquoted(word), arguments)).unwrap_or_default();
         if image.is_empty() {
             return Err(Refusal::EmptyFrom { line: instruction.line, text: instruction.text() });
         }
-        let stage = match words.get(flags.len() + 1..) {
+        let stage = match words.get(1..) {
             Some([keyword, name]) if keyword.eq_ignore_ascii_case("as") => Some((*name).to_owned()),
             _ => None,
         };
@@ -357,7 +356,7 @@ impl From {
     }
 
     /// The platform that the line asks for, when it is Linux on another CPU. One whose variables are not known here is
-    /// buildah's to judge.
+    /// BuildKit's to judge.
     fn other_platform(&self, arguments: &HashMap<String, String>, own: &str) -> Option<String> {
         let asked = self.flags.iter().find_map(|flag| flag.strip_prefix("--platform="))?;
         let asked = expand(unquoted(asked), arguments);

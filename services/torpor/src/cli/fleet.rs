@@ -21,7 +21,8 @@ Examples:
 
 What it needs: root, Debian's packages (deploy/packages installs them), the guest
 bundle (deploy/guest-bundle makes it) and the toolbox that images are built in
-(deploy/toolbox makes it). Everything it keeps is in the data directory; torpor down leaves it there, and the next up wakes what slept.")]
+(deploy/toolbox makes it). Everything it keeps is in the data directory; torpor
+down leaves it there, and the next up wakes what slept.")]
 pub struct Up {
     /// Number of host-agents, each with its own data directory; 0 for a fleet whose
     /// hosts are elsewhere or simulated (loadtest api).

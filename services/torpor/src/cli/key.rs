@@ -36,8 +36,8 @@ IAM's form, for example:
 Actions are those of the API (lambda:RunMicrovm, lambda:CreateMicrovmImage, ...),
 iam:PassRole for roles that a call hands over, lambda:PassNetworkConnector for
 connectors, which a launch without any hands over too, and s3:GetObject for the
-artifact (arn:aws:s3:::BUCKET/KEY) that an image is built from. What is said of an image
-counts for its microVMs. \"*\" stands for any text, \"?\" for one character.
+artifact (arn:aws:s3:::BUCKET/KEY) that an image is built from. What is said of
+an image counts for its microVMs. \"*\" stands for any text, \"?\" for one character.
 Conditions, principals, NotAction and NotResource are not known and refused.")]
     Create(Create),
     /// List access keys, without their secrets.
