@@ -29,7 +29,7 @@ use crate::loopback::Addresses;
 
 mod pipe;
 
-use pipe::{Pipe, Refusal};
+use pipe::{Pipe, Toward};
 
 /// Most connections at a time; more are answered Busy.
 const CONNECTIONS_MAX: usize = 256;
@@ -287,9 +287,9 @@ impl Connection {
                         }
                         let inner = inner.try_clone()?;
                         // An app may answer and close without reading to the end; its answer counts.
-                        let inward = Pipe::new(Refusal::Discards);
+                        let inward = Pipe::new(Toward::App);
                         self.phase =
-                            ConnectionState::Open { inner, inward, outward: Pipe::new(Refusal::Ends) };
+                            ConnectionState::Open { inner, inward, outward: Pipe::new(Toward::Host) };
                     }
                 },
                 ConnectionState::Open { inner, inward, outward } => {

@@ -14,23 +14,23 @@ pub struct Pipe {
     end: usize,
     ended: bool,
     shut: bool,
-    refusal: Refusal,
+    toward: Toward,
 }
 
-/// What it means when the output fails.
+/// The end that a direction leads to, which decides what it means when one of its ends fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refusal {
-    /// The host's end: the connection is over.
-    Ends,
-    /// The app's end: it reads no more and may still have something to say. What comes is thrown away until it has.
-    Discards,
+pub enum Toward {
+    /// Where the output fails the connection is over.
+    Host,
+    /// An app that reads no more may still have something to say: what comes is thrown away until it has.
+    App,
 }
 
 impl Pipe {
     /// An empty, open direction.
-    pub fn new(refusal: Refusal) -> Self {
+    pub fn new(toward: Toward) -> Self {
         let buffer = vec![0; BUFFER_BYTES].into();
-        Self { buffer, start: 0, end: 0, ended: false, shut: false, refusal }
+        Self { buffer, start: 0, end: 0, ended: false, shut: false, toward }
     }
 
     /// True while it makes sense to wait for input.
@@ -81,7 +81,7 @@ impl Pipe {
     /// the direction that writes to it is a matter of moments, and both mean the end of what it says.
     fn end_of(&self, read: io::Result<usize>) -> io::Result<usize> {
         match read {
-            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.refusal == Refusal::Ends => {
+            Err(error) if error.kind() == io::ErrorKind::ConnectionReset && self.toward == Toward::Host => {
                 Ok(0)
             }
             other => other,
@@ -92,7 +92,7 @@ impl Pipe {
     fn accept<T>(&self, result: io::Result<T>) -> io::Result<Option<T>> {
         match result {
             Ok(value) => Ok(Some(value)),
-            Err(_) if self.refusal == Refusal::Discards => Ok(None),
+            Err(_) if self.toward == Toward::App => Ok(None),
             Err(error) => Err(error),
         }
     }

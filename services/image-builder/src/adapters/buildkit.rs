@@ -89,7 +89,6 @@ pub struct BuildKit {
 pub struct Session {
     network: Network,
     groups: Groups,
-    resolvers: Vec<String>,
     lane: Lane,
 }
 
@@ -162,8 +161,7 @@ impl BuildKit {
         let lane = self.take_lane(owner);
         self.layout.make_owned(&lane.directory)?;
         let groups = Groups::create(&name, self.settings.memory_bytes_max, self.settings.processes_max).await;
-        let resolvers = network::resolvers(&self.settings.resolvers).await;
-        Ok(Session { network, groups, resolvers, lane })
+        Ok(Session { network, groups, lane })
     }
 
     /// The first of the owner's lanes that no build is in.
@@ -175,9 +173,12 @@ impl BuildKit {
         Lane { directory, taken: Arc::clone(&self.lanes) }
     }
 
-    fn spec(&self, session: &Session, work: &Work, mut binds: Vec<Bind>, command: Vec<String>) -> Spec {
-        binds.push(Bind::writable(&session.lane.directory, "/cache"));
-        binds.push(Bind::writable(work.shared(), "/build/shared"));
+    /// `inputs` are what the command sees besides. They are mounted last, since some lie in what others are mounted on.
+    fn spec(&self, session: &Session, work: &Work, inputs: Vec<Bind>, command: Vec<String>) -> Spec {
+        let mut binds = vec![
+            Bind::writable(&session.lane.directory, "/cache"),
+            Bind::writable(work.shared(), "/build/shared"),
+        ];
         let mut environment = BTreeMap::from([
             ("CHANGES".to_owned(), BASE_CHANGES.to_owned()),
             ("PATH".to_owned(), PATH.to_owned()),
@@ -189,6 +190,7 @@ impl BuildKit {
         for (path, name, _) in self.files() {
             binds.push(Bind::read_only(path, format!("{FILES}/{name}")));
         }
+        binds.extend(inputs);
         if self.settings.effective_ca_bundle().is_some() {
             environment.insert("SSL_CERT_FILE".to_owned(), format!("{FILES}/{CA_NAME}"));
         }
@@ -209,7 +211,7 @@ impl BuildKit {
             files: files
                 .map(|(name, text, is_program)| (Path::new(FILES).join(name), (text, is_program)))
                 .into(),
-            resolvers: session.resolvers.clone(),
+            resolvers: session.network.resolvers.clone(),
             environment,
             command,
             processes_max: self.settings.processes_max,
@@ -272,16 +274,17 @@ impl BuildKit {
         let mut names = String::new();
         for (base, tar, digest) in bases {
             let tag = format!("{}-{}", base.version, digest.get(..12).unwrap_or(digest));
-            binds.push(Bind::read_only(tar, format!("/build/bases/{}@{tag}.tar.zst", base.name)));
+            let bind = Bind::read_only(tar, format!("/build/bases/{}@{tag}.tar.zst", base.name));
+            // A base may have several names.
+            if !binds.contains(&bind) {
+                binds.push(bind);
+            }
             names += &format!("{}:{tag} {} {}\n", base.name, base.repository, base.tag);
         }
         tokio::fs::write(shared.join("names"), names).await?;
         let command = script(BUILD, &[&self.settings.processes_max.to_string()]);
-        // Mounts of one place are made in order: what lies in another comes after it.
-        let mut spec = self.spec(session, work, binds, command);
-        spec.binds.sort_by(|one, other| one.target.cmp(&other.target));
-        spec.binds.dedup_by(|one, other| one.target == other.target);
-        self.run(session, spec, Duration::from_secs(self.settings.timeout_seconds), line).await
+        let limit = Duration::from_secs(self.settings.timeout_seconds);
+        self.run(session, self.spec(session, work, binds, command), limit, line).await
     }
 
     /// Makes an ext4 disk of `size` bytes from the image that was built.

@@ -93,6 +93,8 @@ pub struct Networks {
 #[derive(Debug)]
 pub struct Network {
     number: u32,
+    /// The name servers that it lets through; none of one that is only to be removed.
+    pub resolvers: Vec<String>,
 }
 
 impl Network {
@@ -126,15 +128,17 @@ impl Networks {
         let mut records = tokio::fs::read_dir(&self.records).await?;
         while let Some(record) = records.next_entry().await? {
             if let Some(number) = record.file_name().to_str().and_then(|name| name.parse().ok()) {
-                self.remove(Network { number }).await;
+                self.remove(Network { number, resolvers: Vec::new() }).await;
             }
         }
         Ok(())
     }
 
     pub async fn create(&self) -> io::Result<Network> {
+        let resolvers = resolvers(&self.reach.resolvers).await;
+        let addresses = self.reach.look_up(&resolvers).await?;
         for number in 0..NETWORKS_MAX {
-            let network = Network { number };
+            let network = Network { number, resolvers: resolvers.clone() };
             if network.path().exists() {
                 continue;
             }
@@ -145,7 +149,7 @@ impl Networks {
                 tokio::fs::remove_file(self.records.join(number.to_string())).await?;
                 continue;
             }
-            if let Err(error) = self.connect(&network).await {
+            if let Err(error) = self.connect(&network, &addresses).await {
                 self.remove(network).await;
                 return Err(error);
             }
@@ -154,7 +158,7 @@ impl Networks {
         Err(io::Error::other("too many build networks on this machine"))
     }
 
-    async fn connect(&self, network: &Network) -> io::Result<()> {
+    async fn connect(&self, network: &Network, addresses: &Addresses) -> io::Result<()> {
         let (name, link) = (network.name(), network.link());
         let (ours, theirs) = (network.address(1), network.address(2));
         // A link of that name can only be what a crash left of an older network.
@@ -174,8 +178,7 @@ impl Networks {
              neigh replace {ours} lladdr {OUR_MAC} dev eth0 nud permanent\nroute add default via {ours}\n"
         );
         run("ip", &["-n", &name, "-batch", "-"], &inside).await?;
-        let addresses = self.reach.look_up().await?;
-        run("nft", &["-f", "-"], &firewall(&link, theirs, &self.reach, &addresses)).await?;
+        run("nft", &["-f", "-"], &firewall(&link, theirs, &self.reach, addresses)).await?;
         // Needed while anything forwards on this machine; left on, like every container runtime does.
         if tokio::fs::read_to_string(FORWARDING).await?.trim() != "1" {
             tokio::fs::write(FORWARDING, "1").await?;
@@ -212,8 +215,7 @@ fn delete_table(link: &str) -> String {
 }
 
 impl Reach {
-    async fn look_up(&self) -> io::Result<Addresses> {
-        let resolvers = resolvers(&self.resolvers).await;
+    async fn look_up(&self, resolvers: &[String]) -> io::Result<Addresses> {
         let look_up = |(name, port): &(String, u16)| tokio::net::lookup_host((name.clone(), *port));
         // A source that has no address now is one that the build cannot use either.
         let found = tokio::time::timeout(
@@ -327,7 +329,7 @@ fn firewall(link: &str, inside: Ipv4Addr, reach: &Reach, addresses: &Addresses) 
 }
 
 /// Name servers a build can reach: the given ones, else the machine's that are not on its loopback.
-pub async fn resolvers(given: &[String]) -> Vec<String> {
+async fn resolvers(given: &[String]) -> Vec<String> {
     if !given.is_empty() {
         return given.iter().take(RESOLVERS_MAX).cloned().collect();
     }
